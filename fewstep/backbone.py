@@ -1,0 +1,130 @@
+"""Backbones predict velocity; a teacher is a frozen backbone with guidance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.batch import Condition
+from fewstep.config import Strict
+from fewstep.layout import Layout
+from fewstep.path import Path
+
+if TYPE_CHECKING:
+    from fewstep.dataset import Dataset
+    from fewstep.suite import Suite
+
+
+class Field(Protocol):
+    """Anything with a velocity: a student, a guided teacher, a closed form. ``t_B`` [B] in [0, 1]."""
+
+    def __call__(
+        self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None
+    ) -> Tensor: ...
+
+
+class Backbone(nn.Module):
+    """A network that predicts velocity, with what it can do declared.
+
+    A subclass sets ``Config``, ``provides`` (of "dense", "packed", "jvp", "two_time", "features", "shard") and
+    ``path``, and implements ``forward``, ``teacher``, ``save`` and ``load``.
+    """
+
+    Config: ClassVar[type[Strict]]
+    provides: ClassVar[frozenset[str]] = frozenset()
+    dataset: ClassVar[str]  # name of the registered data set that a run uses unless told otherwise
+    path: Path = Path()
+
+    def forward(
+        self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None
+    ) -> Tensor:
+        """Velocity at x [B, ...] or [T, C] and times t_B [B]; ``s_B`` is the target time of a two-time student."""
+        raise TypeError(f"{type(self).__name__} does not implement forward")
+
+    @classmethod
+    def teacher(cls, config: Any) -> Teacher:
+        """The frozen teacher that ``config`` (an instance of ``Config``) names."""
+        raise TypeError(f"{cls.__name__} does not implement teacher")
+
+    def save(self, folder: FilePath, *, half: bool = False) -> None:
+        """Write the weights as ``model.safetensors`` and ``model.json`` into ``folder``, in the model's own format."""
+        raise TypeError(f"{type(self).__name__} does not implement save")
+
+    @classmethod
+    def load(cls, folder: FilePath) -> Backbone:
+        """The inverse of ``save``."""
+        raise TypeError(f"{cls.__name__} does not implement load")
+
+    @classmethod
+    def suite(cls, config: Any, dataset: Dataset) -> Suite:
+        """The held-out evaluation that ``fewstep bench`` runs for this backbone."""
+        raise TypeError(f"{cls.__name__} offers no suite for fewstep bench")
+
+    def shard_units(self) -> list[nn.Module]:
+        """The modules that sharding and activation checkpointing treat as one piece each."""
+        return [self]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance u + g (c - u); g = 1 is the plain conditional prediction, one evaluation.
+
+    Outside ``interval`` (both ends included) the conditional prediction is used alone.
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    @classmethod
+    def strength(cls, w: float, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
+        """TRELLIS's and MDT-dist's count: (1 + w) c - w u, so w = 0 is no guidance."""
+        return cls(1.0 + w, interval)
+
+    def active(self, t: float) -> bool:
+        """Whether the unconditional pass is needed at time t."""
+        return self.scale != 1.0 and self.interval[0] <= t <= self.interval[1]
+
+
+class Teacher(nn.Module):
+    """A frozen backbone with guidance, itself a ``Field``.
+
+    Args:
+        backbone: the pretrained network; its parameters are frozen here.
+        guidance: used unless a call passes its own.
+    """
+
+    def __init__(self, backbone: Backbone, guidance: Guidance = Guidance()) -> None:
+        super().__init__()
+        self.backbone = backbone.eval().requires_grad_(False)
+        self.guidance = guidance
+
+    @property
+    def path(self) -> Path:
+        return self.backbone.path
+
+    def forward(
+        self,
+        x: Tensor,
+        t_B: Tensor,
+        cond: Condition,
+        layout: Layout,
+        *,
+        s_B: Tensor | None = None,
+        guidance: Guidance | None = None,
+    ) -> Tensor:
+        """The guided velocity. Where the interval covers only some of the times, the scale falls to 1 for the rest."""
+        guidance = guidance or self.guidance
+        positive: Tensor = self.backbone(x, t_B, cond, layout)
+        if guidance.scale == 1.0 or cond.tokens is None:
+            return positive
+        low, high = guidance.interval
+        inside_B = (t_B >= low) & (t_B <= high)
+        if not bool(inside_B.any()):
+            return positive
+        negative: Tensor = self.backbone(x, t_B, cond.negative(), layout)
+        extra_B = torch.where(inside_B, guidance.scale - 1.0, 0.0)
+        return positive + layout.expand(extra_B, x) * (positive - negative)

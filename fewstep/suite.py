@@ -1,0 +1,44 @@
+"""What a backbone offers to ``fewstep bench``: held-out conditions, a decoder, measures and pictures."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fewstep.batch import Batch
+from fewstep.layout import Layout
+
+
+class Suite(ABC):
+    """An evaluation on held-out samples. A backbone returns one from ``Backbone.suite(config, dataset)``.
+
+    ``headline`` is the measure that the chart and the summary use; ``lower_is_better`` names the measures that fall.
+    """
+
+    headline: str
+    lower_is_better: frozenset[str]
+
+    @abstractmethod
+    def prompts(self, limit: int | None = None) -> Batch:
+        """The held-out batch, in a fixed order: true latents, layout, conditions."""
+
+    def condition(self, limit: int | None = None) -> None:
+        """Run the condition encoder once for these prompts, for the time by stage. Nothing where there is none."""
+        del limit
+
+    @abstractmethod
+    def decode(self, x: Tensor, layout: Layout) -> Any:
+        """Samples (latents) to objects."""
+
+    @abstractmethod
+    def measure(self, objects: Any, teacher_objects: Any) -> dict[str, float]:
+        """Every quality measure of generated objects against the truth and against the teacher's own result from the
+        same noise (``teacher_objects``)."""
+
+    @abstractmethod
+    def sheet(self, rows: Sequence[tuple[str, Any]], path: Path, count: int) -> None:
+        """A contact sheet: ``count`` objects as columns beside condition and truth, a row for each (label, objects)."""
