@@ -17,7 +17,7 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     dtype = torch.promote_types(q.dtype, torch.float32)
     qh, kh, vh = (x.transpose(1, 2).to(dtype) for x in (q, k, v))
     # Scaling q, the smaller operand, saves a pass over the score matrix.
-    scores = (qh * q.shape[-1] ** -0.5) @ kh.transpose(-1, -2)
+    scores: Tensor = (qh * q.shape[-1] ** -0.5) @ kh.transpose(-1, -2)
     return (scores.softmax(-1) @ vh).transpose(1, 2).to(v.dtype)
 
 

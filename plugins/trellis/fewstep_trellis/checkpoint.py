@@ -1,0 +1,152 @@
+"""The official file pair of a model: ``<name>.json`` (class and arguments) and ``<name>.safetensors``."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fewstep.errors import FewstepError, invalid, unknown
+from fewstep_trellis.models import MODELS, Rebuildable
+from fewstep_trellis.weights import check_file, fit, read_tensors
+
+_SUFFIXES = (".json", ".safetensors", ".pt")
+
+
+def _stem(path: str | os.PathLike[str]) -> str:
+    """The path without one of the known suffixes. Other dots are part of the name (``step.1000``)."""
+    text = os.fspath(path)
+    return next((text.removesuffix(s) for s in _SUFFIXES if text.endswith(s)), text)
+
+
+def _tensor_path(path: str | os.PathLike[str]) -> Path:
+    stem = _stem(path)
+    pt = Path(stem + ".pt")
+    named = Path(path).suffix == ".pt"
+    return pt if named or (pt.is_file() and not Path(stem + ".safetensors").exists()) else Path(stem + ".safetensors")
+
+
+def _write(path: Path, write: Callable[[str], object]) -> None:
+    """Write beside the target, then rename: a reader sees the old file or the new one, never a part."""
+    handle, temp = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    try:
+        write(temp)
+        os.chmod(temp, 0o644)
+        os.replace(temp, path)
+    except BaseException:
+        Path(temp).unlink(missing_ok=True)
+        raise
+
+
+def _tensors(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    def cast(x: Tensor) -> Tensor:
+        return x.detach().to("cpu", dtype if x.is_floating_point() else None).contiguous()
+
+    return {k: cast(v) for k, v in model.state_dict().items()}
+
+
+def save_model(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Path:
+    """Write a model as the official pair of files.
+
+    Args:
+        model: one of :data:`fewstep_trellis.models.MODELS`; its ``args`` go into the json file.
+        path: without suffix, or ending in ``.safetensors`` or ``.json``. Missing folders are made.
+        dtype: type of the stored floating-point tensors; by default each as it is.
+
+    Returns:
+        The path of the ``.safetensors`` file.
+
+    Raises:
+        FewstepError: a model of another class, or a place that cannot be written.
+    """
+    name = type(model).__name__
+    if not isinstance(model, Rebuildable) or name not in MODELS:
+        raise unknown("model class", name, MODELS)
+    stem = _stem(path)
+    target, config = Path(stem + ".safetensors"), Path(stem + ".json")
+    text = json.dumps({"name": name, "args": model.args}, indent=4) + "\n"
+    tensors = _tensors(model, dtype)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write(target, lambda temp: save_file(tensors, temp, metadata={"format": "pt"}))
+        _write(config, lambda temp: Path(temp).write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise invalid("checkpoint", str(target), f"a place that can be written ({error})") from error
+    return target
+
+
+def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
+    check_file(path)
+    wanted = 'a json file with "name" (class) and "args" (its constructor\'s arguments)'
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise invalid("checkpoint", str(path), f"{wanted}; it is not json ({error})") from error
+    if not isinstance(config, dict):
+        raise invalid("checkpoint", str(path), wanted)
+    name, args = config.get("name"), config.get("args")
+    if not isinstance(name, str) or not isinstance(args, dict):
+        raise invalid("checkpoint", str(path), wanted)
+    return name, args
+
+
+def build_model(name: str, args: Mapping[str, Any], device: str | None = None) -> Rebuildable:
+    """Build a model from its official class name and arguments.
+
+    Args:
+        name: a key of :data:`fewstep_trellis.models.MODELS`.
+        args: arguments of its constructor.
+        device: where its tensors are made, for example ``"meta"``; by default the current device.
+
+    Raises:
+        FewstepError: an unknown class or argument (with the nearest valid name), a missing or an unusable one.
+    """
+    if name not in MODELS:
+        raise unknown("model class", name, MODELS)
+    parameters = inspect.signature(MODELS[name]).parameters
+    for key in args:
+        if key not in parameters:
+            raise unknown(f"argument of {name}", key, parameters)
+    required = [k for k, p in parameters.items() if p.default is p.empty and k not in args]
+    if required:
+        raise FewstepError(f"{name}: arguments are missing: {', '.join(required)}")
+    try:
+        with torch.device(device or torch.get_default_device()):
+            return MODELS[name](**args)
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError, AttributeError) as error:
+        raise FewstepError(f"{name}: cannot be built from {dict(args)}: {error}") from error
+
+
+def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
+    """Read a model from the official pair of files.
+
+    Half-precision tensors are cast to the types of the module: float32, unless its arguments say ``use_fp16``.
+
+    Args:
+        path: the common stem, or one of the two files (a ``.pt`` file of plain tensors also serves as weights).
+        device: where the model shall be.
+
+    Returns:
+        The model, in training mode as any new module, with its arguments in ``args``.
+
+    Raises:
+        FewstepError: a missing, empty, truncated or foreign file; an unknown class or argument; tensors that do not
+            fit (all of them in one message).
+    """
+    config, tensors = Path(_stem(path) + ".json"), _tensor_path(path)
+    name, args = _read_config(config)
+    try:
+        model = build_model(name, args, "meta")
+    except FewstepError as error:
+        raise FewstepError(f"{config}: {error}") from error
+    fit(model, read_tensors(tensors), str(tensors))
+    return model.to(device)

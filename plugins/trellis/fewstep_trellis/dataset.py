@@ -1,0 +1,80 @@
+"""Prepared objects as a data set: structure latents with image tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fewstep.backbone import Backbone
+from fewstep.batch import Batch, Condition
+from fewstep.config import Strict
+from fewstep.dataset import Dataset
+from fewstep.errors import FewstepError
+from fewstep.layout import Dense
+from fewstep_trellis.shipped import NANO, SWEETHOME3D, existing
+from fewstep_trellis.checkpoint import load_model
+from fewstep_trellis.data.prepared import PreparedSet
+from fewstep_trellis.models import SparseStructureEncoder
+
+
+class PreparedConfig(Strict):
+    """Which prepared set, and the encoder that makes its latents."""
+
+    root: Path = Field(SWEETHOME3D, description="folder made by `fewstep data prepare`")
+    encoder: Path = Field(NANO / "ss_encoder", description="structure-encoder checkpoint")
+    mirror: bool = Field(True, description="train on mirror images of objects and pictures too")
+
+
+class PreparedObjects(Dataset):
+    """Latents [C, r, r, r] of the set's objects and tokens [L, Cc] of their views.
+
+    Training sample i is object i // 2 for an even i, its mirror image for an odd one (with ``mirror``).
+    """
+
+    Config = PreparedConfig
+
+    def __init__(self, config: PreparedConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.set = PreparedSet.load(config.root)
+        self.encoder = load_encoder(config.encoder)
+        flips = (False, True) if config.mirror else (False,)
+        self.latents = torch.stack([self._encode(self.set.train, flip) for flip in flips], 1)
+
+    def __len__(self) -> int:
+        return int(self.latents.shape[0] * self.latents.shape[1])
+
+    def batch(self, indices: list[int], generator: torch.Generator) -> Batch:
+        """Latents of these samples, each under a random one of its views."""
+        objects, flips = zip(*(divmod(i, self.latents.shape[1]) for i in indices), strict=True)
+        views = torch.randint(self.set.views, (len(indices),), generator=generator).tolist()
+        rows = [int(self.set.train[i]) for i in objects]
+        tokens = torch.cat([self.set.tokens([r], v, bool(f)) for r, v, f in zip(rows, views, flips, strict=True)])
+        return Batch(self.latents[list(objects), list(flips)], Dense(len(indices)), Condition(tokens))
+
+    def held_out(self) -> Batch:
+        """Every held-out object in its first view."""
+        rows = self.set.test
+        return Batch(self._encode(rows, False), Dense(len(rows)), Condition(self.set.tokens(rows, 0, False)))
+
+    @torch.no_grad()
+    def _encode(self, rows: Any, flip: bool) -> Tensor:
+        """Posterior means [N, C, r, r, r]; the mirror image flips x."""
+        grids = self.set.occupancy(rows)
+        grids = grids.flip(2) if flip else grids
+        return torch.cat([self.encoder.encode(chunk)[0] for chunk in grids.split(16)])
+
+
+def load_encoder(path: Path) -> SparseStructureEncoder:
+    """The encoder from occupancy to latents, frozen.
+
+    Raises:
+        FewstepError: for a missing checkpoint or one of another class.
+    """
+    model = load_model(existing("data.encoder", path))
+    if not isinstance(model, SparseStructureEncoder):
+        raise FewstepError(f"{path}: holds a {type(model).__name__}; accepted: a SparseStructureEncoder")
+    return model.eval().requires_grad_(False)

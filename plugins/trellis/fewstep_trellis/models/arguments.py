@@ -1,0 +1,49 @@
+"""Models that remember how they were built, and the checks that their constructors share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.errors import invalid
+
+
+class Rebuildable(nn.Module):
+    """A module that keeps its constructor arguments in ``args``, so that a checkpoint can name them."""
+
+    args: dict[str, Any]
+
+    def remember(self, scope: Mapping[str, Any]) -> None:
+        """Keep the constructor's arguments. ``scope`` is ``locals()`` at its first line."""
+        hidden = {"self", "__class__"}
+        self.args = {k: copy.deepcopy(v) for k, v in scope.items() if k not in hidden}
+
+
+def check_positive(**numbers: int | None) -> None:
+    """Raise FewstepError for the first number that is below 1 (None passes)."""
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise invalid(name, number, "a whole number from 1 up")
+
+
+def check_divides(name: str, number: int, by: int, by_name: str) -> None:
+    """Raise FewstepError unless ``number`` is a multiple of ``by``."""
+    if number % by:
+        raise invalid(name, number, f"a multiple of {by_name} ({by})")
+
+
+def check_shape(name: str, x: Tensor, expected: tuple[int | None, ...], legend: str) -> None:
+    """Raise FewstepError unless ``x`` has the expected shape; None stands for any size."""
+    fits = x.ndim == len(expected) and all(e is None or e == s for e, s in zip(expected, x.shape, strict=True))
+    if not fits:
+        shape = ", ".join("any" if e is None else str(e) for e in expected)
+        raise invalid(f"shape of {name}", tuple(x.shape), f"{legend} = [{shape}]")
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision up to float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,78 @@
+"""Multi-head self and cross attention with optional query and key norms."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fewstep.ops import attention
+from fewstep_trellis.models.arguments import check_divides
+from fewstep_trellis.models.norms import HeadRMSNorm
+
+
+class _Heads(nn.Module):
+    """What both kinds share. Subclasses make their projections first: the order is that of the checkpoints."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        check_divides("model_channels", channels, heads, "num_heads")
+        self.heads, self.width = heads, channels // heads
+
+    def _finish(self, channels: int, qk_rms_norm: bool) -> None:
+        self.qk_rms_norm = qk_rms_norm
+        if qk_rms_norm:
+            self.q_rms_norm = HeadRMSNorm(self.width, self.heads)
+            self.k_rms_norm = HeadRMSNorm(self.width, self.heads)
+        self.to_out = nn.Linear(channels, channels)
+
+    def split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """``[B, L, parts * C]`` to ``parts`` tensors ``[B, L, H, D]``."""
+        return x.reshape(*x.shape[:-1], parts, self.heads, self.width).unbind(-3)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.qk_rms_norm:
+            q, k = self.q_rms_norm(q), self.k_rms_norm(k)
+        out: Tensor = self.to_out(attention(q, k, v).flatten(-2))
+        return out
+
+
+class SelfAttention(_Heads):
+    """Attention among the tokens ``[B, L, C]``, to the same shape.
+
+    Args:
+        channels: C.
+        heads: number of heads; must divide C, else FewstepError.
+        qk_rms_norm: normalise queries and keys, see :class:`HeadRMSNorm`.
+        qkv_bias: bias of the input projection.
+    """
+
+    def __init__(self, channels: int, heads: int, qk_rms_norm: bool = False, qkv_bias: bool = True) -> None:
+        super().__init__(channels, heads)
+        self.to_qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
+        self._finish(channels, qk_rms_norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attend(*self.split(self.to_qkv(x), 3))
+
+
+class CrossAttention(_Heads):
+    """Attention of the tokens ``[B, L, C]`` to a condition ``[B, M, Cc]``, to ``[B, L, C]``.
+
+    Args:
+        channels: C.
+        cond_channels: Cc.
+        heads: number of heads; must divide C, else FewstepError.
+        qk_rms_norm: normalise queries and keys, see :class:`HeadRMSNorm`.
+        qkv_bias: bias of the input projections.
+    """
+
+    def __init__(
+        self, channels: int, cond_channels: int, heads: int, qk_rms_norm: bool = False, qkv_bias: bool = True
+    ) -> None:
+        super().__init__(channels, heads)
+        self.to_q = nn.Linear(channels, channels, bias=qkv_bias)
+        self.to_kv = nn.Linear(cond_channels, 2 * channels, bias=qkv_bias)
+        self._finish(channels, qk_rms_norm)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        (q,) = self.split(self.to_q(x), 1)
+        return self.attend(q, *self.split(self.to_kv(cond), 2))

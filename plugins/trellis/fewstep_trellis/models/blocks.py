@@ -1,0 +1,69 @@
+"""The transformer block of the flow models: modulated self attention and network, plain cross attention between."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fewstep_trellis.models.attention import CrossAttention, SelfAttention
+from fewstep_trellis.models.norms import WideLayerNorm
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU (tanh form), Linear: ``[..., C]`` to ``[..., C]`` through ``mlp_ratio * C``."""
+
+    def __init__(self, channels: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        hidden = int(channels * mlp_ratio)
+        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.GELU("tanh"), nn.Linear(hidden, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.mlp(x)
+        return out
+
+
+def modulation(channels: int) -> nn.Sequential:
+    """``[B, C]`` to ``[B, 6C]``: shift, scale, gate of the attention, then those of the network."""
+    return nn.Sequential(nn.SiLU(), nn.Linear(channels, 6 * channels))
+
+
+class ModulatedCrossBlock(nn.Module):
+    """Tokens ``[B, L, C]``, modulation input and condition ``[B, M, Cc]`` to ``[B, L, C]``.
+
+    Args:
+        channels: C.
+        cond_channels: Cc.
+        heads: number of attention heads.
+        mlp_ratio: width of the feed-forward network in units of C.
+        qk_rms_norm: norm of queries and keys in self attention.
+        qk_rms_norm_cross: the same in cross attention.
+        share_mod: the modulation ``[B, 6C]`` comes from outside, in place of a time embedding ``[B, C]``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        cond_channels: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        qk_rms_norm: bool = False,
+        qk_rms_norm_cross: bool = False,
+        share_mod: bool = False,
+    ) -> None:
+        super().__init__()
+        self.share_mod = share_mod
+        self.norm1 = WideLayerNorm(channels, eps=1e-6, elementwise_affine=False)
+        self.norm2 = WideLayerNorm(channels, eps=1e-6)
+        self.norm3 = WideLayerNorm(channels, eps=1e-6, elementwise_affine=False)
+        self.self_attn = SelfAttention(channels, heads, qk_rms_norm)
+        self.cross_attn = CrossAttention(channels, cond_channels, heads, qk_rms_norm_cross)
+        self.mlp = FeedForward(channels, mlp_ratio)
+        if not share_mod:
+            self.adaLN_modulation = modulation(channels)
+
+    def forward(self, x: Tensor, mod: Tensor, cond: Tensor) -> Tensor:
+        six = mod if self.share_mod else self.adaLN_modulation(mod)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = six[:, None].chunk(6, -1)
+        x = x + gate_a * self.self_attn(self.norm1(x) * (1 + scale_a) + shift_a)
+        x = x + self.cross_attn(self.norm2(x), cond)
+        out: Tensor = x + gate_m * self.mlp(self.norm3(x) * (1 + scale_m) + shift_m)
+        return out

@@ -1,0 +1,152 @@
+"""The flow transformer of the first stage: a coarse dense grid of structure latents."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fewstep.errors import FewstepError, unknown
+from fewstep.ops import carries_tangent, in_transform
+from fewstep_trellis.models.arguments import Rebuildable, check_divides, check_positive, check_shape
+from fewstep_trellis.models.blocks import ModulatedCrossBlock, modulation
+from fewstep_trellis.models.embeddings import TimestepEmbedder, grid_coords, position_embedding
+from fewstep_trellis.models.initialise import initialise
+from fewstep_trellis.models.patches import patchify, unpatchify
+from fewstep_trellis.models.precision import cast_matrices
+
+
+def check_pe_mode(pe_mode: str) -> None:
+    """Raise FewstepError for anything but ``"ape"``."""
+    if pe_mode == "rope":
+        raise FewstepError(
+            "pe_mode: got 'rope'; accepted: 'ape'. The published rotary mode runs in none of its models "
+            "and no published checkpoint uses it"
+        )
+    if pe_mode != "ape":
+        raise unknown("pe_mode", pe_mode, ["ape"])
+
+
+class SparseStructureFlowModel(Rebuildable):
+    """Velocity of structure latents, with the constructor and the state dict of the official class.
+
+    Args:
+        resolution: R, edge of the cubic grid; a multiple of ``patch_size``.
+        in_channels: C of the input.
+        model_channels: width of the transformer; a multiple of the number of heads.
+        cond_channels: Cc, width of the condition tokens.
+        out_channels: C of the output.
+        num_blocks: number of blocks.
+        num_heads: attention heads; by default ``model_channels // num_head_channels``.
+        num_head_channels: width of a head, used without ``num_heads``.
+        mlp_ratio: width of the feed-forward networks in units of ``model_channels``.
+        patch_size: edge of the cube of cells that makes a token.
+        pe_mode: ``"ape"``, sines and cosines of the position.
+        use_fp16: the blocks compute in half precision; embedders, norms and output stay in float32.
+        use_checkpoint: recompute the blocks in the backward pass; without effect under ``torch.func`` transforms,
+            which activation checkpointing does not support.
+        share_mod: one modulation layer for all blocks.
+        qk_rms_norm: norm of queries and keys in self attention.
+        qk_rms_norm_cross: the same in cross attention.
+
+    Raises:
+        FewstepError: arguments that do not fit together, or ``pe_mode="rope"``.
+    """
+
+    pos_emb: Tensor
+
+    def __init__(
+        self,
+        resolution: int,
+        in_channels: int,
+        model_channels: int,
+        cond_channels: int,
+        out_channels: int,
+        num_blocks: int,
+        num_heads: int | None = None,
+        num_head_channels: int | None = 64,
+        mlp_ratio: float = 4,
+        patch_size: int = 2,
+        pe_mode: str = "ape",
+        use_fp16: bool = False,
+        use_checkpoint: bool = False,
+        share_mod: bool = False,
+        qk_rms_norm: bool = False,
+        qk_rms_norm_cross: bool = False,
+    ) -> None:
+        arguments = locals()
+        super().__init__()
+        self.remember(arguments)
+        check_positive(resolution=resolution, patch_size=patch_size, num_heads=num_heads, num_blocks=num_blocks)
+        check_pe_mode(pe_mode)
+        check_divides("resolution", resolution, patch_size, "patch_size")
+        self.resolution, self.patch_size, self.grid = resolution, patch_size, resolution // patch_size
+        self.in_channels, self.out_channels, self.cond_channels = in_channels, out_channels, cond_channels
+        self.use_checkpoint, self.half_torso = use_checkpoint, False
+        heads = num_heads or max(1, model_channels // (num_head_channels or 64))
+
+        self.t_embedder = TimestepEmbedder(model_channels)
+        self.adaLN_modulation = modulation(model_channels) if share_mod else None
+        self.register_buffer("pos_emb", position_embedding(grid_coords(self.grid), model_channels))
+        self.input_layer = nn.Linear(in_channels * patch_size**3, model_channels)
+        self.blocks = nn.ModuleList(
+            ModulatedCrossBlock(
+                model_channels, cond_channels, heads, mlp_ratio, qk_rms_norm, qk_rms_norm_cross, share_mod
+            )
+            for _ in range(num_blocks)
+        )
+        self.out_layer = nn.Linear(model_channels, out_channels * patch_size**3)
+        initialise(self, self.out_layer, self.adaLN_modulation)
+        if use_fp16:
+            self.convert_to_fp16()
+
+    def convert_to_fp16(self) -> None:
+        """Compute the blocks in half precision from now on."""
+        self.half_torso = True
+        cast_matrices([self.blocks], torch.float16)
+
+    def convert_to_fp32(self) -> None:
+        """Undo :meth:`convert_to_fp16`."""
+        self.half_torso = False
+        cast_matrices([self.blocks], torch.float32)
+
+    def _check(self, x: Tensor, t: Tensor, cond: Tensor) -> None:
+        size, batch = self.resolution, x.shape[0]
+        check_shape("x", x, (None, self.in_channels, size, size, size), "[B, C, R, R, R]")
+        check_shape("t", t, (batch,), "[B]")
+        check_shape("cond", cond, (batch, None, self.cond_channels), "[B, L, Cc]")
+
+    def _run_blocks(self, h: Tensor, mod: Tensor, cond: Tensor) -> Tensor:
+        recompute = self.use_checkpoint and torch.is_grad_enabled()
+        recompute = recompute and not (in_transform() or carries_tangent(h, mod, cond))
+        for block in self.blocks:
+            h = cast(Tensor, checkpoint(block, h, mod, cond, use_reentrant=False)) if recompute else block(h, mod, cond)
+        return h
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """The velocity at ``x``.
+
+        Args:
+            x: ``[B, C, R, R, R]`` noisy latents.
+            t: ``[B]`` times, 0 (data) to 1000 (noise).
+            cond: ``[B, L, Cc]`` condition tokens.
+
+        Returns:
+            ``[B, out_channels, R, R, R]`` in the type of ``x``.
+
+        Raises:
+            FewstepError: a shape that does not fit.
+        """
+        self._check(x, t, cond)
+        h = self.input_layer(patchify(x, self.patch_size)) + self.pos_emb
+        mod = self.t_embedder(t)
+        if self.adaLN_modulation is not None:
+            mod = self.adaLN_modulation(mod)
+        torso = torch.float16 if self.half_torso else h.dtype
+        h = self._run_blocks(h.to(torso), mod.to(torso), cond.to(torso)).to(x.dtype)
+        # This last norm has torch's default eps 1e-5, unlike those of the blocks.
+        out: Tensor = self.out_layer(F.layer_norm(h, h.shape[-1:]))
+        return unpatchify(out, self.patch_size, self.grid)

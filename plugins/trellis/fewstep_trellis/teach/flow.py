@@ -1,0 +1,38 @@
+"""Flow matching: how the teacher itself is trained, as an objective of the same engine."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fewstep.batch import Batch
+from fewstep.config import Strict
+from fewstep.layout import reduce_mean
+from fewstep.objective import NetSpec, Nets, Objective, Step
+from fewstep.times import TimeSampler
+
+
+class FlowMatchingConfig(Strict):
+    """Recipe of the teacher's loss."""
+
+    p_uncond: float = Field(0.1, ge=0, le=1, description="share of samples trained without their condition")
+    t: TimeSampler = Field(default_factory=TimeSampler, description="distribution of the training time")
+
+
+class FlowMatching(Objective[FlowMatchingConfig]):
+    """|| v(x_t, t) - ((1 - sigma_min) eps - x0) ||^2 (Lipman et al. 2023; TRELLIS's own training loss)."""
+
+    Config = FlowMatchingConfig
+
+    def networks(self) -> dict[str, NetSpec]:
+        return {"student": NetSpec()}
+
+    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
+        t_B = step.times(batch.layout, self.config.t)
+        noise = step.randn_like(batch.x0, "noise")
+        x_t = step.path.interpolate(batch.x0, noise, t_B, batch.layout)
+        drop_B = torch.rand(batch.layout.batch_size, generator=step.stream("drop"), device=t_B.device)
+        cond = batch.cond.dropped(drop_B < self.config.p_uncond)
+        error = nets.student(x_t, t_B, cond, batch.layout) - step.path.velocity(batch.x0, noise)
+        return {"flow": reduce_mean(error.square(), batch.layout, "element")}

@@ -1,0 +1,134 @@
+"""The structure VAE: occupancy [B, 1, R, R, R] to latents and back."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from fewstep.config import Strict
+from fewstep_trellis.checkpoint import save_model
+from fewstep_trellis.data.prepared import PreparedSet
+from fewstep_trellis.models import SparseStructureDecoder, SparseStructureEncoder
+
+Log = Callable[[dict[str, float]], None]
+
+
+class VaeConfig(Strict):
+    """Recipe of the structure VAE."""
+
+    channels: tuple[int, ...] = Field((16, 32, 48), description="width of the encoder's stages, finest first")
+    latent_channels: int = Field(8, gt=0, description="channels of the latents")
+    steps: int = Field(1600, gt=0, description="optimiser steps")
+    batch_size: int = Field(6, gt=0, description="grids a step")
+    lr: float = Field(2e-3, gt=0, description="peak learning rate (one-cycle)")
+    kl: float = Field(2e-3, ge=0, description="weight of the mean KL divergence a latent element")
+    seed: int = Field(0, description="seed of weights, order and augmentation")
+
+
+def build(config: VaeConfig) -> tuple[SparseStructureEncoder, SparseStructureDecoder]:
+    """Fresh encoder and decoder of this recipe."""
+    torch.manual_seed(config.seed)
+    shape = {"latent_channels": config.latent_channels, "num_res_blocks": 1, "num_res_blocks_middle": 1}
+    channels = list(config.channels)
+    encoder = SparseStructureEncoder(in_channels=1, channels=channels, **shape)
+    return encoder, SparseStructureDecoder(out_channels=1, channels=channels[::-1], **shape)
+
+
+def symmetric(grid: Tensor, generator: torch.Generator) -> Tensor:
+    """A random one of the 48 symmetries of the cube: the VAE is local and knows no up."""
+    order = torch.randperm(3, generator=generator).tolist()
+    flips = [2 + axis for axis in range(3) if torch.rand(1, generator=generator) < 0.5]
+    return grid.permute(0, 1, *[2 + axis for axis in order]).flip(flips)
+
+
+def terms(encoder: SparseStructureEncoder, decoder: SparseStructureDecoder, grid: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    """Cross-entropy a voxel, Dice loss and mean KL divergence."""
+    mean, logvar = encoder.encode(grid)
+    logits = decoder(mean + (0.5 * logvar).exp() * noise)
+    inside = logits.sigmoid()
+    dice = 1 - (2 * (inside * grid).sum((1, 2, 3, 4)) + 1) / (inside.sum((1, 2, 3, 4)) + grid.sum((1, 2, 3, 4)) + 1)
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    return {"bce": F.binary_cross_entropy_with_logits(logits, grid), "dice": dice.mean(), "kl": kl}
+
+
+def train(config: VaeConfig, data: PreparedSet, log: Log) -> tuple[SparseStructureEncoder, SparseStructureDecoder]:
+    """Train on the set's training objects."""
+    encoder, decoder = build(config)
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=config.steps, pct_start=0.1)
+    generator, started = torch.Generator().manual_seed(config.seed), time.monotonic()
+    for step in range(config.steps):
+        rows = data.train[torch.randint(len(data.train), (config.batch_size,), generator=generator).numpy()]
+        grid = symmetric(data.occupancy(rows), generator)
+        edge = grid.shape[-1] >> (len(config.channels) - 1)
+        noise = torch.randn(len(grid), config.latent_channels, edge, edge, edge, generator=generator)
+        losses = terms(encoder, decoder, grid, noise)
+        (10 * losses["bce"] + losses["dice"] + config.kl * losses["kl"]).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+        log({"step": step, **{k: float(v.detach()) for k, v in losses.items()}, "seconds": time.monotonic() - started})
+    return encoder.eval(), decoder.eval()
+
+
+@torch.no_grad()
+def unit_scale(encoder: SparseStructureEncoder, decoder: SparseStructureDecoder, data: PreparedSet) -> Tensor:
+    """Give the latents of occupied cells' surroundings unit scale, in the weights of the two layers that meet there.
+
+    The flow wants unit variance and TRELLIS's structure stage carries no normalisation. Returns the scales [C].
+    """
+    rows = data.train[:: max(1, len(data.train) // 128)]
+    latents = torch.cat([encoder.encode(data.occupancy(chunk))[0] for chunk in torch.as_tensor(rows).split(8)])
+    scale = latents.square().mean((0, 2, 3, 4)).sqrt()
+    last, first = encoder.out_layer[2], decoder.input_layer
+    channels = len(scale)
+    last.weight[:channels] /= scale[:, None, None, None, None]
+    last.bias[:channels] /= scale
+    last.bias[channels:] -= 2 * scale.log()
+    first.weight *= scale[None, :, None, None, None]
+    return scale
+
+
+@torch.no_grad()
+def quality(encoder: SparseStructureEncoder, decoder: SparseStructureDecoder, data: PreparedSet) -> dict[str, float]:
+    """Mean volume IoU of the reconstruction on held-out and on training objects."""
+
+    def mean_iou(rows: Tensor) -> float:
+        total = 0.0
+        for chunk in rows.split(8):
+            grid = data.occupancy(chunk.numpy()) > 0
+            found = decoder(encoder.encode(grid.float())[0]) > 0
+            both, either = (grid & found).flatten(1).sum(1), (grid | found).flatten(1).sum(1)
+            total += float((both / either.clamp(min=1)).sum())
+        return total / len(rows)
+
+    train_rows = torch.as_tensor(data.train[:: max(1, len(data.train) // 96)])
+    return {"test_iou": mean_iou(torch.as_tensor(data.test)), "train_iou": mean_iou(train_rows)}
+
+
+def teach_vae(config: VaeConfig, root: Path, out: Path, log: Log) -> dict[str, float]:
+    """Train, scale, measure and save ``ss_encoder`` and ``ss_decoder`` (half precision) into ``out``."""
+    data = PreparedSet.load(root)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "vae.jsonl").open("w") as curve:
+
+        def both(row: dict[str, float]) -> None:
+            log(row)
+            if row["step"] % 20 == 0:
+                curve.write(json.dumps({k: round(v, 6) for k, v in row.items()}) + "\n")
+                curve.flush()
+
+        encoder, decoder = train(config, data, both)
+    unit_scale(encoder, decoder, data)
+    save_model(encoder, out / "ss_encoder", dtype=torch.float16)
+    save_model(decoder, out / "ss_decoder", dtype=torch.float16)
+    return quality(encoder, decoder, data)

@@ -1,0 +1,1 @@
+"""The golden-number runner: `python tests/golden/run.py DIR`."""
