@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.batch import Condition
 from fewstep.config import Strict
+from fewstep.errors import FewstepError
 from fewstep.layout import Layout
 from fewstep.path import Path
 
@@ -62,7 +63,7 @@ class Backbone(nn.Module):
     @classmethod
     def suite(cls, config: Any, dataset: Dataset) -> Suite:
         """The held-out evaluation that ``fewstep bench`` runs for this backbone."""
-        raise TypeError(f"{cls.__name__} offers no suite for fewstep bench")
+        raise FewstepError(f"backbone {cls.__name__} offers no suite: fewstep bench and fewstep sample need one")
 
     def shard_units(self) -> list[nn.Module]:
         """The modules that sharding and activation checkpointing treat as one piece each."""

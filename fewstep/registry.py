@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import importlib
 from collections import defaultdict
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from importlib import metadata
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import pluggy
@@ -25,6 +24,10 @@ BUILTIN = {
     "consistency": "jump to the data, put fresh noise on it",
     "jump": "two-time jump F(x, t, s)",
 }
+TRACKERS = {
+    "tensorboard": ("fewstep.trackers:TensorBoard", "TensorBoard event files in the run's folder"),
+    "wandb": ("fewstep.trackers:WandB", "Weights & Biases"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,12 @@ class Entry:
     config: str | None = None
     summary: str = ""
     aliases: tuple[str, ...] = ()
+    distribution: str = ""
+
+    @property
+    def owner(self) -> str:
+        """The plugin and the distribution that brought it."""
+        return f"{self.plugin!r}" + (f" (distribution {self.distribution!r})" if self.distribution else "")
 
     def load(self) -> Any:
         """The target.
@@ -55,21 +64,27 @@ class Entry:
         module, _, attribute = path.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise FewstepError(
-                f"{self.kind} {self.name!r} of plugin {self.plugin!r} cannot be loaded from {path!r}: "
+                f"{_word(self.kind)} {self.name!r} of plugin {self.owner} cannot be loaded from {path!r}: "
                 f"{type(error).__name__}: {error}"
             ) from error
 
 
 @dataclass(frozen=True)
 class Installed:
-    """A plugin as found: its entry-point name, its distribution, and why it is broken if it is."""
+    """A plugin as found: its entry-point name, its distribution, its commands, and why it is broken if it is."""
 
     name: str
     distribution: str
     version: str
     error: str | None = None
+    commands: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The name under which pluggy knows it."""
+        return f"{self.distribution}:{self.name}"
 
 
 @dataclass
@@ -77,25 +92,39 @@ class Registry:
     """All entries of all plugins."""
 
     plugins: list[Installed] = field(default_factory=list)
+    command_clashes: list[str] = field(default_factory=list)
     manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager(hookspecs.GROUP))
     _entries: dict[tuple[str, str], list[Entry]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, entry: Entry) -> None:
         """File an entry under its name and aliases."""
-        for name in (entry.name, *entry.aliases):
+        for name in dict.fromkeys((entry.name, *entry.aliases)):
             self._entries[entry.kind, name].append(entry)
+
+    def remove(self, plugin: Installed) -> None:
+        """Forget the entries of a plugin: one that broke half-way leaves nothing behind."""
+        gone = (plugin.name, plugin.distribution)
+        for key, found in list(self._entries.items()):
+            self._entries[key] = [e for e in found if (e.plugin, e.distribution) != gone]
+            if not self._entries[key]:
+                del self._entries[key]
+
+    def update(self, plugin: Installed, **changes: Any) -> None:
+        """Change what is known of a plugin."""
+        self.plugins = [replace(p, **changes) if p.key == plugin.key else p for p in self.plugins]
 
     def entries(self, kind: str) -> list[Entry]:
         """Entries of a kind by their main names, clashing ones included."""
         return [e for (k, name), found in sorted(self._entries.items()) if k == kind for e in found if e.name == name]
 
     def names(self, kind: str) -> list[str]:
-        """Every usable name of a kind, aliases included."""
-        return sorted(name for k, name in self._entries if k == kind)
+        """Every usable name of a kind, aliases included, clashing ones left out."""
+        return sorted(name for (k, name), found in self._entries.items() if k == kind and len(found) == 1)
 
     def clashes(self) -> list[str]:
         """One line for each name that more than one plugin claims."""
-        return [_clash(kind, name, found) for (kind, name), found in sorted(self._entries.items()) if len(found) > 1]
+        names = [_clash(kind, name, found) for (kind, name), found in sorted(self._entries.items()) if len(found) > 1]
+        return names + self.command_clashes
 
     def get(self, kind: str, name: str) -> Entry:
         """The entry of that name or alias.
@@ -108,60 +137,31 @@ class Registry:
             raise FewstepError(_clash(kind, name, found))
         if found:
             return found[0]
-        error = unknown("method" if kind == "objective" else kind, name, self.names(kind))
+        other = [_word(k) for k in KINDS if (k, name) in self._entries]
+        also = f"; {name!r} is the name of a {other[0]}" if other else ""
         broken = "".join(f"\nplugin {p.name!r} did not load: {p.error}" for p in self.plugins if p.error)
-        raise FewstepError(f"{error}{broken}")
+        raise FewstepError(f"{unknown(_word(kind), name, self.names(kind))}{also}{broken}")
 
-    def load(self, point: metadata.EntryPoint) -> None:
-        """Import one plugin and collect what it registers; whatever it raises is kept as its error."""
-        distribution = point.dist.name if point.dist else "unknown"
-        version = point.dist.version if point.dist else "unknown"
-        before = {key: list(found) for key, found in self._entries.items()}
-        try:
-            plugin = point.load()
-            self.manager.register(plugin, name=f"{distribution}:{point.name}")
-            for kind in KINDS:
-                self._collect(plugin, kind, point.name)
-            error = None
-        except BaseException as problem:
-            if isinstance(problem, KeyboardInterrupt):
-                raise
-            self._entries = defaultdict(list, before)
-            self.manager.unregister(name=f"{distribution}:{point.name}")
-            error = f"{type(problem).__name__}: {problem}"
-        self.plugins.append(Installed(point.name, distribution, version, error))
 
-    def _collect(self, plugin: Any, kind: str, name: str) -> None:
-        hook = getattr(plugin, f"register_{kind}s", None)
-        if hook is not None:
-            hook(register=partial(self._register, kind, name))
-
-    def _register(
-        self,
-        kind: str,
-        plugin: str,
-        name: str,
-        *,
-        target: str,
-        config: str | None = None,
-        summary: str = "",
-        aliases: tuple[str, ...] = (),
-    ) -> None:
-        self.add(Entry(kind, name, plugin, target, config, summary, tuple(aliases)))
+def _word(kind: str) -> str:
+    return "method" if kind == "objective" else kind
 
 
 def _clash(kind: str, name: str, found: list[Entry]) -> str:
-    owners = " and ".join(repr(entry.plugin) for entry in found)
-    return f"{kind} {name!r} is claimed by the plugins {owners}: uninstall one of them or rename its entry"
+    owners = " and ".join(entry.owner for entry in found)
+    return f"{_word(kind)} {name!r} is claimed by the plugins {owners}: uninstall one of them or rename its entry"
 
 
 @lru_cache(maxsize=1)
 def registry() -> Registry:
     """The registry of this process, filled from the entry points on the first call."""
+    from fewstep.discovery import discover
+
     found = Registry()
     found.manager.add_hookspecs(hookspecs)
     for name, summary in BUILTIN.items():
         found.add(Entry("sampler", name, "fewstep", f"fewstep.sampler:{name}", None, summary))
-    for point in sorted(metadata.entry_points(group=hookspecs.GROUP), key=lambda p: p.name):
-        found.load(point)
+    for name, (target, summary) in TRACKERS.items():
+        found.add(Entry("tracker", name, "fewstep", target, None, summary))
+    discover(found)
     return found

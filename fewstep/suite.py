@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.batch import Batch
+from fewstep.errors import FewstepError
 from fewstep.layout import Layout
 
 
@@ -42,3 +43,18 @@ class Suite(ABC):
     @abstractmethod
     def sheet(self, rows: Sequence[tuple[str, Any]], path: Path, count: int) -> None:
         """A contact sheet: ``count`` objects as columns beside condition and truth, a row for each (label, objects)."""
+
+    def prompt_from(self, image: Path) -> Batch:
+        """One sample to make from a picture: its condition, its layout and an ``x0`` of the right shape.
+
+        Raises:
+            FewstepError: a backbone without pictures, or a file that is none.
+        """
+        raise FewstepError(f"--image {str(image)!r}: this backbone takes no image; leave --image out")
+
+    def write(self, objects: Any, path: Path) -> list[Path]:
+        """Write what ``fewstep sample`` made, under ``path`` or as that very file; the files written."""
+        file = path if path.suffix else path / "samples.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.sheet([("samples", objects)], file, 8)
+        return [file]

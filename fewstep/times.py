@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from fewstep.config import Strict
+
+N = TypeVar("N", float, Tensor)
 
 
 class TimeSampler(Strict):
@@ -29,11 +32,15 @@ class TimeSampler(Strict):
         return raw if self.kind == "uniform" else torch.sigmoid(raw * self.std + self.mean)
 
 
-def rescale(t: Tensor, factor: float) -> Tensor:
+def rescale(t: N, factor: float) -> N:
     """TRELLIS's ``rescale_t``: r t / (1 + (r - 1) t), more steps near the noise end for r > 1."""
     return factor * t / (1 + (factor - 1) * t)
 
 
 def step_grid(steps: int, rescale_t: float = 1.0) -> list[float]:
-    """Times from 1 to 0 in ``steps`` steps, [steps + 1] Python floats (float64)."""
-    return [float(t) for t in rescale(torch.linspace(1, 0, steps + 1, dtype=torch.float64), rescale_t)]
+    """Times from 1 to 0 in ``steps`` steps, [steps + 1] Python floats.
+
+    numpy's linspace, as upstream: torch's differs in the last bit, which at an inclusive guidance bound is a whole
+    guided step more.
+    """
+    return [rescale(float(t), rescale_t) for t in np.linspace(1, 0, steps + 1)]

@@ -34,7 +34,8 @@ def load_picture(path: Path | str) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGBA")
+            rgba: Image.Image = image.convert("RGBA")
+            return rgba
     except FileNotFoundError as error:
         raise invalid("image", str(path), "a picture file; it does not exist") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

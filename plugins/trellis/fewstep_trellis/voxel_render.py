@@ -18,7 +18,7 @@ from fewstep.errors import invalid
 
 AZIMUTHS, ELEVATION = (30.0, 120.0, 210.0, 300.0), 25.0
 SAMPLES = 2  # a side and pixel: what smooths the outlines
-_PAD, _FAR, _DEPTHS = 2, 2**31 - 1, 2**20
+_PAD, _FAR, _DEPTHS, _POINTS = 2, 2**31 - 1, 2**20, 2**20
 Faces = dict[tuple[int, int], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
@@ -89,15 +89,18 @@ def _view(faces: Faces, solid: Tensor, azimuth: float, elevation: float, size: i
     for (axis, sign), (sample, position, normal, openness) in faces.items():
         if float(away[axis]) * sign <= 1e-6 or not len(sample):
             continue
-        shade = (0.2 + 0.72 * (normal @ light).clamp(min=0)) * openness.clamp(0.35, 1)
+        shade = (255 * (0.2 + 0.72 * (normal @ light).clamp(min=0)) * openness.clamp(0.35, 1)).int()
         centre = (position - _PAD + 0.5 - resolution / 2) @ axes
         # Spacing below 1/sqrt(2) pixel: no pixel inside a face can fall between the points.
-        points = centre[:, None] + _patch(axis, math.ceil(pixel / 0.7), device) @ axes
-        column, row = ((points[..., i] * pixel + fine / 2).long().clamp(0, fine - 1) for i in (0, 1))
-        depth = ((points[..., 2] / (2 * resolution) + 0.5) * _DEPTHS).int()
-        key = depth * 256 + (shade * 255).int()[:, None]
-        target = (sample[:, None] * fine + row) * fine + column
-        nearest.scatter_reduce_(0, target.flatten(), key.flatten(), "amin")
+        patch = _patch(axis, math.ceil(pixel / 0.7), device) @ axes
+        step = max(1, _POINTS // len(patch))  # noise has ten times the faces of an object: bounds the memory
+        for at in range(0, len(sample), step):
+            part = slice(at, at + step)
+            points = centre[part, None] + patch
+            column, row = ((points[..., i] * pixel + fine / 2).long().clamp(0, fine - 1) for i in (0, 1))
+            key = ((points[..., 2] / (2 * resolution) + 0.5) * _DEPTHS).int() * 256 + shade[part, None]
+            target = (sample[part, None] * fine + row) * fine + column
+            nearest.scatter_reduce_(0, target.flatten(), key.flatten(), "amin")
     grey = torch.where(nearest == _FAR, 1.0, (nearest % 256).float() / 255).view(batch, 1, fine, fine)
     return F.avg_pool2d(grey, SAMPLES)[:, 0]
 

@@ -1,0 +1,1 @@
+"""Real objects: reading catalogues, voxels, pictures, the split, and the prepared set they become."""

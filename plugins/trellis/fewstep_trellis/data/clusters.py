@@ -16,16 +16,27 @@ Ints = npt.NDArray[np.int64]
 
 
 def overlap(a: Grid, b: Grid) -> npt.NDArray[np.float32]:
-    """Intersection over union of every grid of a [N,R,R,R] with every one of b [M,R,R,R]: [N,M]; 1 for two empty ones."""
+    """Intersection over union of all grids a [N,R,R,R] with all grids b [M,R,R,R]: [N,M]; 1 for two empty ones."""
     flat_a, flat_b = (grid.reshape(len(grid), -1).astype(np.float32) for grid in (a, b))
     common = flat_a @ flat_b.T
     union = flat_a.sum(1)[:, None] + flat_b.sum(1)[None] - common
-    return np.where(union > 0, common / np.maximum(union, 1), np.float32(1)).astype(np.float32)
+    iou: npt.NDArray[np.float32] = np.where(union > 0, common / np.maximum(union, 1), 1).astype(np.float32)
+    return iou
 
 
 def mirror(grid: Grid) -> Grid:
     """The mirror images [..., R,R,R]: x turned round. Their pictures are the flipped pictures."""
     return np.flip(grid, -3)
+
+
+def coarsen(grids: Grid, resolution: int = 32) -> Grid:
+    """Grids [N,R,R,R] at ``resolution`` where R is a multiple of it, else as they are; any voxel fills its cell."""
+    count, size = grids.shape[:2]
+    if size <= resolution or size % resolution:
+        return grids
+    block = size // resolution
+    coarse: Grid = np.logical_or.reduce(grids.reshape(count, *(resolution, block) * 3), axis=(2, 4, 6))
+    return coarse
 
 
 def cluster(grids: Grid, threshold: float = THRESHOLD) -> Ints:

@@ -6,6 +6,7 @@ import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,7 +43,7 @@ def make_object(entry: Entry, resolution: int, views: int, seed: int) -> Made | 
         grid = voxelise(mesh, resolution)
         cameras, renderer = draw_cameras(entry.key, views, seed), Renderer(mesh)
         pictures = np.stack([renderer.render(camera) for camera in cameras])
-    except FewstepError as error:
+    except (FewstepError, RuntimeError, ValueError) as error:  # open3d and numpy on a mesh they cannot take
         return Skipped(f"{entry.archive.name}: {entry.name} ({entry.model})", str(error))
     if not grid.any() or not (pictures[..., 3] > 0.8 * 255).any((1, 2)).all():
         return Skipped(f"{entry.archive.name}: {entry.name} ({entry.model})", "nothing of it can be seen")
@@ -59,8 +60,13 @@ def make_all(
         yield from _told(results, entries, progress)
         return
     # Spawned, not forked: torch and open3d keep threads, which a fork would lose.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from _told(pool.map(job, entries, chunksize=4), entries, progress)
+    try:
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield from _told(pool.map(job, entries, chunksize=4), entries, progress)
+    except BrokenProcessPool as error:
+        raise FewstepError(
+            "preparing data: a worker process died, of too little memory perhaps; try one worker"
+        ) from error
 
 
 def _told(results: Iterator[Made | Skipped], entries: Sequence[Entry], progress: Progress) -> Iterator[Made | Skipped]:

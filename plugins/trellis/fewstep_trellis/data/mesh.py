@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from fewstep.errors import FewstepError
 
+from .extras import need
+
 Floats = npt.NDArray[np.float64]
 Y_UP_TO_Z_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
 
@@ -46,17 +48,16 @@ def load_mesh(path: Path, rotation: Sequence[float] | None = None) -> Mesh:
     Raises:
         FewstepError: the file cannot be parsed, holds no face, or has coordinates that are not finite.
     """
-    import trimesh
-
+    trimesh = need("trimesh")
     logging.getLogger("trimesh").setLevel(logging.ERROR)  # missing textures are common and harmless here
     try:
         scene = trimesh.load_scene(path, process=False)
         parts = [part for part in scene.dump() if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+        mesh = _join(parts) if parts else None
     except Exception as error:  # the parsers behind it raise anything at all on damaged files
         raise FewstepError(f"the model {path.name} cannot be read: {error or type(error).__name__}") from error
-    if not parts:
+    if mesh is None:
         raise FewstepError(f"the model {path.name} has no faces")
-    mesh = _join(parts)
     turn = np.eye(3) if rotation is None else np.asarray(rotation, dtype=np.float64).reshape(3, 3)
     mesh.vertices = mesh.vertices @ (Y_UP_TO_Z_UP @ turn).T
     if not np.isfinite(mesh.vertices[mesh.faces]).all():
@@ -99,6 +100,9 @@ def _material(visual: Any, has_uv: bool) -> Material:
         colour[:3] = np.asarray(diffuse, dtype=np.float64)[:3] / 255
     opacity = (getattr(source, "kwargs", None) or {}).get("d")
     if opacity is not None:
-        colour[3] = float(np.clip(float(np.ravel(np.asarray(opacity, dtype=object))[0]), 0, 1))
+        colour[3] = float(np.clip(float(np.ravel(np.asarray(opacity, dtype=object))[-1]), 0, 1))
     image = getattr(source, "image", None) if has_uv else None
-    return Material(colour, None if image is None else np.asarray(image.convert("RGBA")))
+    try:
+        return Material(colour, None if image is None else np.asarray(image.convert("RGBA")))
+    except (OSError, SyntaxError):  # a damaged texture costs the texture, not the object
+        return Material(colour)

@@ -17,6 +17,7 @@ from fewstep.errors import FewstepError, invalid
 
 from .. import features
 from . import clusters, setfiles
+from .extras import PACKAGES, need
 from .jobs import Made, Progress, make_all
 from .sh3f import Skipped, find_catalogues, read_catalogues
 from .voxels import unpack
@@ -47,7 +48,7 @@ def prepare_sweethome3d(
         test_clusters: clusters kept for testing; with ``limit`` at most a quarter of the clusters.
         limit: read this many models only, spread over the catalogues: for trying out.
         workers: processes.
-        progress: called as ``progress(done, total, name)`` after each model.
+        progress: called as ``progress(done, total, name)`` after each model, then anew as its pictures are encoded.
 
     Returns:
         The manifest, as written to ``manifest.json``.
@@ -63,23 +64,28 @@ def prepare_sweethome3d(
     if limit is not None and limit < len(entries):
         entries = [entries[at] for at in np.linspace(0, len(entries) - 1, limit).round().astype(int)]
     made: list[Made] = []
-    for result in make_all(entries, resolution, views, seed, workers, progress or (lambda done, total, name: None)):
+    tell = progress or (lambda done, total, name: None)
+    for result in make_all(entries, resolution, views, seed, workers, tell):
         (made if isinstance(result, Made) else skipped).append(result)  # type: ignore[arg-type]
     for bad in skipped:
         print(f"skipped {bad.what}: {bad.reason}")
     if len(made) < 2:
         raise FewstepError(f"{len(made)} usable models in {', '.join(path.name for path in files)}: nothing to split")
     grids = unpack(np.stack([item.bits for item in made]), resolution)
-    labels = clusters.cluster(grids)
+    labels = clusters.cluster(clusters.coarsen(grids))
     if limit is not None:
         test_clusters = min(test_clusters, max(1, int(labels.max() + 1) // 4))
     codes = clusters.split(labels, grids.sum((1, 2, 3)), test_clusters, resolution, seed)
-    arrays = {"occupancy": np.stack([item.bits for item in made]), "split": codes} | _tokens(made, codes, channels)
+    arrays = {"occupancy": np.stack([item.bits for item in made]), "split": codes} | _tokens(
+        made, codes, channels, tell
+    )
     settings = {"resolution": resolution, "views": views, "channels": channels, "seed": seed}
     return _write(target, files, made, skipped, labels, codes, arrays, settings)
 
 
 def _check(target: Path, resolution: int, views: int, limit: int | None) -> None:
+    for package in PACKAGES:
+        need(package)  # once, here: later it would be a reason to skip each object
     if target.exists():
         raise invalid("data.out", str(target), "a folder that does not exist yet; nothing is overwritten")
     if resolution < 2 or resolution % 2:
@@ -90,11 +96,17 @@ def _check(target: Path, resolution: int, views: int, limit: int | None) -> None
         raise invalid("limit", limit, "2 or more models")
 
 
-def _tokens(made: list[Made], codes: npt.NDArray[np.uint8], channels: int) -> dict[str, npt.NDArray[Any]]:
+def _tokens(
+    made: list[Made], codes: npt.NDArray[np.uint8], channels: int, tell: Progress
+) -> dict[str, npt.NDArray[Any]]:
     """int8 tokens [N,views,2,49,C] with their scale, and the basis, fitted on the training objects only."""
     encoder, views = features.ImageEncoder(), len(made[0].pictures)
     train, test = np.flatnonzero(codes == clusters.TRAIN), np.flatnonzero(codes == clusters.TEST)
-    raw = torch.stack([_encode(encoder, made[at].pictures) for at in train])
+    parts = []
+    for done, at in enumerate(train, 1):
+        parts.append(_encode(encoder, made[at].pictures))
+        tell(done, len(train), f"picture tokens of {made[at].entry.name}")
+    raw = torch.stack(parts)
     basis = features.fit_basis(raw, channels)
     tokens = torch.zeros(len(made), views, 2, features.TOKENS, channels)
     tokens[torch.from_numpy(train)] = basis(raw.float())
@@ -115,7 +127,7 @@ def _encode(
     """Raw tokens [views,flips,49,1280] in half precision of RGBA pictures [views,H,W,4]."""
     shown = [np.ascontiguousarray(p[:, ::-1]) if flip else p for p in pictures for flip in flips]
     tokens = encoder.encode([features.preprocess(Image.fromarray(p)) for p in shown])
-    return tokens.half().unflatten(0, (len(pictures), len(flips)))
+    return tokens.half().view(len(pictures), len(flips), *tokens.shape[1:])
 
 
 def _write(
@@ -134,7 +146,7 @@ def _write(
         manifest = setfiles.manifest(files, skipped, labels, codes, settings)
         setfiles.write_table(part / setfiles.TABLE, made, labels, codes)
         setfiles.write_pictures(part / setfiles.PICTURES, [made[at] for at in np.flatnonzero(codes == clusters.TEST)])
-        setfiles.write_credits(part / setfiles.CREDITS, made)
+        setfiles.write_credits(part / setfiles.CREDITS, made, files)
         np.savez_compressed(part / setfiles.ARRAYS, **arrays)  # type: ignore[arg-type]
         setfiles.write_manifest(part, manifest)
         part.chmod(0o755)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +15,13 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError, invalid
 
-from ..features import TOKENS, WIDTH, TokenBasis
+from ..features import TokenBasis
+from ..shipped import SWEETHOME3D
 from .clusters import TEST, TRAIN
-from .setfiles import ACROSS, ARRAYS, FORMAT, MANIFEST, PICTURE, PICTURES, TABLE, VERSION
+from .reading import HOW, Arrays, broken, check, read_arrays, read_manifest, read_table
+from .setfiles import ACROSS, PICTURE, PICTURES
 from .voxels import unpack
 
-SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "sweethome3d"
-HOW = "make one with: fewstep data prepare sweethome3d --source DIR --out DIR"
 Indices = Sequence[int] | npt.NDArray[np.int64] | Tensor
 
 
@@ -39,11 +35,11 @@ class PreparedSet:
     folder: Path
     manifest: dict[str, Any]
     table: list[dict[str, str]]
-    arrays: dict[str, npt.NDArray[Any]]
+    arrays: Arrays
 
     @classmethod
-    def load(cls, folder: Path | str = SHIPPED) -> PreparedSet:
-        """Loads and checks a set; without an argument the shipped one (784 training and 96 test objects or so).
+    def load(cls, folder: Path | str = SWEETHOME3D) -> PreparedSet:
+        """Loads and checks a set; without an argument the shipped one (710 training and 96 test objects).
 
         Raises:
             FewstepError: the folder is missing, empty, no prepared set, of another version, or damaged.
@@ -51,10 +47,9 @@ class PreparedSet:
         folder = Path(folder)
         if not folder.is_dir():
             raise FewstepError(f"prepared set: there is no folder {folder}; {HOW}")
-        manifest = _manifest(folder)
-        arrays = _arrays(folder)
-        _check(folder, manifest, arrays)
-        return cls(folder, manifest, _table(folder, len(arrays["split"])), arrays)
+        manifest, arrays = read_manifest(folder), read_arrays(folder)
+        check(folder, manifest, arrays)
+        return cls(folder, manifest, read_table(folder, len(arrays["split"])), arrays)
 
     def __len__(self) -> int:
         return len(self.arrays["split"])
@@ -86,7 +81,9 @@ class PreparedSet:
 
     def occupancy(self, indices: Indices, flip: bool = False) -> Tensor:
         """Float [B,1,R,R,R], 1 where the surface passes; axes x, y, z with z up; mirrored in x with ``flip``."""
-        grid = torch.from_numpy(unpack(self.arrays["occupancy"][np.asarray(indices)], self.resolution)).float()
+        grid = torch.from_numpy(
+            unpack(self.arrays["occupancy"][np.asarray(indices, dtype=np.int64)], self.resolution)
+        ).float()
         return (grid.flip(1) if flip else grid)[:, None]
 
     def tokens(self, indices: Indices, view: int = 0, flip: bool = False) -> Tensor:
@@ -97,7 +94,7 @@ class PreparedSet:
         """
         if not 0 <= view < self.views:
             raise invalid("view", view, f"0 to {self.views - 1}")
-        at = np.asarray(indices)
+        at = np.asarray(indices, dtype=np.int64)
         stored = self.arrays["tokens"][at, view, int(flip)]
         if not stored.any((-1, -2)).all():
             raise invalid("indices", at.tolist(), f"objects that have view {view}{' flipped' * flip} in the set")
@@ -124,59 +121,4 @@ class PreparedSet:
                     raise OSError(f"{atlas.width}x{atlas.height} pixels are too few")
                 return np.asarray(atlas.convert("RGB").crop((column, row, column + PICTURE, row + PICTURE)))
         except (OSError, SyntaxError) as error:
-            raise _broken(self.folder / PICTURES, error) from error
-
-
-def _broken(path: Path, why: object) -> FewstepError:
-    return FewstepError(f"prepared set: {path} cannot be used: {why}; {HOW}")
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise FewstepError(f"prepared set: {folder} is none, it has no {MANIFEST}; {HOW}")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _broken(path, error) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise _broken(path, f"it does not describe a {FORMAT}")
-    if manifest.get("version") != VERSION:
-        raise _broken(path, f"it has version {manifest.get('version')!r}, this fewstep reads {VERSION}")
-    return manifest
-
-
-def _arrays(folder: Path) -> dict[str, npt.NDArray[Any]]:
-    path = folder / ARRAYS
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except FileNotFoundError as error:
-        raise _broken(path, "it is missing") from error
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise _broken(path, f"damaged or cut short ({error})") from error
-
-
-def _check(folder: Path, manifest: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> None:
-    try:
-        n, r, v, c = manifest["counts"]["objects"], manifest["resolution"], manifest["views"], manifest["channels"]
-    except (KeyError, TypeError) as error:
-        raise _broken(folder / MANIFEST, f"it gives no {error}") from error
-    shapes = {"occupancy": (n, -(-(r**3) // 8)), "tokens": (n, v, 2, TOKENS, c), "token_scale": (c,), "split": (n,)}
-    shapes |= {"pca_mean": (WIDTH,), "pca_basis": (WIDTH, c)}
-    for key, shape in shapes.items():
-        if key not in arrays or arrays[key].shape != shape:
-            got = arrays[key].shape if key in arrays else "nothing"
-            raise _broken(folder / ARRAYS, f"{key} should have shape {shape} by the {MANIFEST}, found {got}")
-
-
-def _table(folder: Path, count: int) -> list[dict[str, str]]:
-    path = folder / TABLE
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, ValueError, csv.Error) as error:
-        raise _broken(path, error) from error
-    if len(rows) != count:
-        raise _broken(path, f"it has {len(rows)} rows for {count} objects")
-    return rows
+            raise broken(self.folder / PICTURES, error) from error

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from .. import features
-from .clusters import SPLITS, TEST, TRAIN, Ints
+from .clusters import SPLITS, Ints
 from .jobs import Made
-from .sh3f import Skipped
+from .sh3f import Skipped, licence_text
 
 FORMAT = "fewstep-prepared-set"
 VERSION = 1
@@ -29,7 +29,11 @@ PICTURE, ACROSS = 112, 12
 
 
 def manifest(
-    files: Sequence[Path], skipped: Sequence[Skipped], labels: Ints, codes: npt.NDArray[np.uint8], settings: dict[str, int]
+    files: Sequence[Path],
+    skipped: Sequence[Skipped],
+    labels: Ints,
+    codes: npt.NDArray[np.uint8],
+    settings: dict[str, int],
 ) -> dict[str, Any]:
     """What made the set, and how many objects it has."""
     counts = {"objects": len(codes), "clusters": len(np.unique(labels)), "skipped": len(skipped)}
@@ -79,8 +83,11 @@ def write_pictures(path: Path, made: Sequence[Made]) -> None:
     atlas.save(path, optimize=True)
 
 
-def write_credits(path: Path, made: Sequence[Made]) -> None:
-    """Every creator with the licence and the names of the objects: what CC-BY asks of whoever passes the set on."""
+def write_credits(path: Path, made: Sequence[Made], files: Sequence[Path]) -> None:
+    """Every creator with the licence and the names of the objects, and the catalogues' own words.
+
+    This is what CC-BY asks of whoever passes the set on.
+    """
     owned: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for item in made:
         owned[(item.entry.archive.name, item.entry.licence, item.entry.creator)].append(item.entry.name)
@@ -98,6 +105,9 @@ def write_credits(path: Path, made: Sequence[Made]) -> None:
             heading = (file, licence)
             lines += ["", f"## {file}: {licence}", ""]
         lines.append(f"- **{creator}**: {', '.join(sorted(names))}")
+    for source in files:
+        text = [line.strip() for line in licence_text(source).splitlines()]
+        lines += ["", f"## {source.name}: its LICENSE.TXT", "", "```", *text, "```"] if text else []
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

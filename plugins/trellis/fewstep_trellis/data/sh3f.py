@@ -100,6 +100,15 @@ def extract_model(entry: Entry, folder: Path) -> Path:
     return folder / entry.model
 
 
+def licence_text(path: Path) -> str:
+    """What the catalogue's own ``LICENSE.TXT`` says, or nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read("LICENSE.TXT").decode("latin-1").replace("\r\n", "\n").strip()
+    except ZIP_ERRORS:
+        return ""
+
+
 def short_licence(text: str) -> str:
     """``CC0 1.0``, ``CC-BY 3.0`` or ``CC-BY 3.0 US`` where the catalogue's wording says so, else its wording."""
     low = text.lower()
@@ -151,4 +160,5 @@ def _entry(path: Path, number: int, row: dict[str, str], shared: dict[str, str],
             return Skipped(what, f"modelRotation {row['modelRotation']!r} is not nine numbers")
     licence = short_licence(row.get("license") or shared.get("license", ""))
     creator = row.get("creator") or shared.get("provider") or "not stated"
-    return Entry(row.get("id") or what, row["name"], row.get("category", "Miscellaneous"), creator, licence, path, model, rotation)
+    key, category = row.get("id") or what, row.get("category") or "Miscellaneous"
+    return Entry(key, row["name"], category, creator, licence, path, model, rotation)

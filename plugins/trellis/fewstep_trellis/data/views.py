@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .extras import need
 from .mesh import Floats, Material, Mesh
 
 Picture = npt.NDArray[np.uint8]
@@ -39,15 +39,16 @@ class Renderer:
     """Renders one mesh from several cameras; the ray-casting structure is built once."""
 
     def __init__(self, mesh: Mesh) -> None:
-        import open3d as o3d
-
-        self.mesh, self.o3d = mesh, o3d
-        self.scene: Any = o3d.t.geometry.RaycastingScene(nthreads=1)
+        self.mesh, self.o3d = mesh, need("open3d")
+        self.scene = self.o3d.t.geometry.RaycastingScene(nthreads=1)
         self.scene.add_triangles(mesh.vertices.astype(np.float32), mesh.faces.astype(np.uint32))
         self.points = mesh.vertices[np.unique(mesh.faces)]
 
     def render(self, camera: Camera, size: int = SIZE, samples: int = 2) -> Picture:
-        """RGBA uint8 [size,size,4], not premultiplied, the object as large as it fits; ``samples`` squared rays a pixel."""
+        """RGBA uint8 [size,size,4], not premultiplied, the object as large as it fits.
+
+        A pixel is the mean over ``samples`` x ``samples`` rays.
+        """
         rays = self._rays(camera, size * samples)
         rgba = self._trace(rays).reshape(size, samples, size, samples, 4).mean((1, 3))
         colour = rgba[..., :3] / np.maximum(rgba[..., 3:], 1e-6)
@@ -99,10 +100,10 @@ class Renderer:
 
 
 def _look_up(material: Material, uv: Floats) -> Floats:
-    rgba = np.broadcast_to(material.colour, (len(uv), 4)).copy()
+    rgba: Floats = np.tile(material.colour, (len(uv), 1))
     if material.texture is not None:
         height, width = material.texture.shape[:2]
         u, v = np.nan_to_num(uv).T % 1
         texel = material.texture[((1 - v) * height).astype(int) % height, (u * width).astype(int) % width] / 255
-        rgba = np.concatenate([texel[:, :3], texel[:, 3:] * material.colour[3]], 1)
+        rgba[:, :3], rgba[:, 3] = texel[:, :3], texel[:, 3] * material.colour[3]
     return rgba

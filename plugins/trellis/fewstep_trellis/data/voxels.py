@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from .extras import need
 from .mesh import Mesh
 
 Grid = npt.NDArray[np.bool_]
@@ -17,8 +18,7 @@ def voxelise(mesh: Mesh, resolution: int = 32) -> Grid:
     Voxel i covers [i/R, (i+1)/R) - 0.5 on its axis. Points on the far faces of the cube are pulled in by 1e-6,
     as TRELLIS does: they would fall into a voxel outside the grid.
     """
-    import open3d as o3d
-
+    o3d = need("open3d")
     vertices = np.clip(mesh.vertices, -0.5 + _EDGE, 0.5 - _EDGE)
     triangles = o3d.geometry.TriangleMesh(
         o3d.utility.Vector3dVector(vertices), o3d.utility.Vector3iVector(mesh.faces.astype(np.int32))

@@ -117,7 +117,6 @@ class SparseStructureEncoder(_HalfTorso):
         Returns:
             ``z`` ``[B, latent_channels, r, r, r]``, or ``(z, mean, logvar)``.
         """
-        z = mean = logvar = None
         mean, logvar = self.encode(x)
         z = mean
         if sample_posterior:

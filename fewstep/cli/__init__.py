@@ -1,0 +1,46 @@
+"""The command line. Everything a user can get wrong is one message on stderr and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from fewstep.errors import FewstepError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 2 bad input, 130 interrupted."""
+    from fewstep.cli.app import build
+
+    try:
+        code = build().main(args=arguments, prog_name="fewstep", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except FewstepError as error:
+        return _say(f"error: {error}", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("interrupted", 130)
+    except BrokenPipeError:  # `fewstep plugins | head`
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not a usage error of the parser: a bug, with its traceback
+            raise
+        return _say(_usage(error), 2)
+
+
+def _usage(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "fewstep"
+    text = error.format_message()
+    option = str(getattr(error, "option_name", "")).lstrip("-")
+    if "." in option:
+        text += f"; a config key is given as KEY=VALUE, here {option.partition('=')[0]}=..."
+    return f"error: {text}\nhelp: {path} --help"
+
+
+def _say(text: str, code: int) -> int:
+    print(text, file=sys.stderr)
+    return code

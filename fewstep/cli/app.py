@@ -1,0 +1,84 @@
+"""The app: our own commands first, then those of plugins, each built apart so that none can break the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.main import get_group
+
+from fewstep.cli.bench import bench
+from fewstep.cli.distill import distill
+from fewstep.cli.plugins import plugins
+from fewstep.cli.sample import sample
+from fewstep.discovery import call, guarded
+from fewstep.errors import FewstepError
+from fewstep.registry import Installed, Registry, registry
+
+IGNORE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def new_app(help: str | None = None) -> typer.Typer:
+    """An app with the settings that all of ours share."""
+    return typer.Typer(
+        help=help, no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False
+    )
+
+
+def build() -> Any:
+    """The whole command group. A plugin whose commands fail is reported by ``fewstep plugins``."""
+    app = new_app("Few-step distillation of flow models: a slow teacher in, a one-step student out.")
+    app.callback()(_root)
+    for command in (distill, bench, sample, plugins):
+        app.command(no_args_is_help=command is not plugins)(command)
+    group = get_group(app)
+    add_plugin_commands(registry(), group)
+    return group
+
+
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and leave.", is_eager=True),
+) -> None:
+    if version:
+        import fewstep
+
+        print(f"fewstep {fewstep.__version__}")
+        raise typer.Exit
+
+
+def add_plugin_commands(found: Registry, group: Any) -> None:
+    """Add what ``register_commands`` of each plugin offers; a name that is taken is a clash."""
+    owners = {name: "fewstep" for name in group.commands}
+    for installed in [p for p in found.plugins if p.error is None]:
+        theirs: dict[str, Any] = {}
+        if guarded(found, installed, lambda p=installed, t=theirs: t.update(_commands(found, p))):  # type: ignore[misc]
+            found.update(installed, commands=tuple(sorted(theirs)))
+            for name, command in theirs.items():
+                _add(found, group, owners, installed, name, command)
+
+
+def _commands(found: Registry, installed: Installed) -> dict[str, Any]:
+    app = new_app()
+    call(found, installed, "register_commands", app=app)
+    return dict(get_group(app).commands) if app.registered_commands or app.registered_groups else {}
+
+
+def _add(found: Registry, group: Any, owners: dict[str, str], installed: Installed, name: str, command: Any) -> None:
+    owner = owners.setdefault(name, installed.name)
+    if owner == installed.name:
+        group.add_command(command, name)
+        return
+    text = f"command {name!r} is claimed by {owner!r} and {installed.name!r}: uninstall one of them or rename it"
+    found.command_clashes.append(text)
+    if owner != "fewstep":  # our own names cannot be taken
+        group.add_command(_clash(name, text), name)
+
+
+def _clash(name: str, text: str) -> Any:
+    app = typer.Typer(add_completion=False)
+
+    @app.command(name, hidden=True, context_settings=IGNORE)
+    def clash() -> None:
+        raise FewstepError(text)
+
+    return get_group(app).commands[name]

@@ -1,0 +1,77 @@
+"""What a run costs, counted in network evaluations by forward hooks: samples, not calls.
+
+``forward``: plain forward passes. ``tangent``: forward passes that carry a derivative (about two forwards each).
+``backward``: backward passes through an evaluation. A guided teacher evaluates its network twice and counts twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from fewstep.layout import Layout
+
+Counts = dict[str, dict[str, int]]
+
+
+class Budget:
+    """Evaluations by network name and kind."""
+
+    def __init__(self) -> None:
+        self.counts: Counts = {}
+        self._pending: list[tuple[str, int]] = []
+
+    def watch(self, name: str, module: nn.Module) -> None:
+        """Count this module's evaluations under ``name``; averages share the name of their network."""
+        self.counts.setdefault(name, {"forward": 0, "tangent": 0, "backward": 0})
+        module.register_forward_hook(partial(self._seen, name), with_kwargs=True)
+
+    def _seen(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        values = [*args, *kwargs.values()]
+        samples = _samples(values)
+        if any(isinstance(v, Tensor) and _is_dual(v) for v in values):
+            self._add(name, "tangent", samples)
+            self._pending.append((name, samples))
+            return
+        self._add(name, "forward", samples)
+        if isinstance(out, Tensor) and out.requires_grad:
+            out.register_hook(partial(self._passed, [(name, samples)]))  # type: ignore[no-untyped-call]
+
+    def attach(self, value: Tensor, carries_graph: bool) -> None:
+        """Count a backward pass through a value that ``torch.func.jvp`` gave: inside it no hook can be set."""
+        pending, self._pending = self._pending, []
+        if carries_graph and value.requires_grad:
+            value.register_hook(partial(self._passed, pending))  # type: ignore[no-untyped-call]
+
+    def _passed(self, evaluations: list[tuple[str, int]], gradient: Tensor) -> None:
+        for name, samples in evaluations:
+            self._add(name, "backward", samples)
+
+    def _add(self, name: str, kind: str, samples: int) -> None:
+        self.counts[name][kind] += samples
+
+    def reset(self, counts: Mapping[str, Mapping[str, int]] | None = None) -> None:
+        """Start from 0, or from a checkpoint's counts."""
+        self._pending = []
+        for name, kinds in self.counts.items():
+            kinds.update({kind: int((counts or {}).get(name, {}).get(kind, 0)) for kind in kinds})
+
+    def snapshot(self) -> Counts:
+        """A copy of the counts."""
+        return {name: dict(kinds) for name, kinds in self.counts.items()}
+
+
+def _samples(values: list[Any]) -> int:
+    """A backbone is told its layout; another network's first tensor has a row a sample."""
+    for value in values:
+        if isinstance(value, Layout):
+            return value.batch_size
+    return next((len(v) for v in values if isinstance(v, Tensor) and v.dim()), 1)
+
+
+def _is_dual(x: Tensor) -> bool:
+    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]

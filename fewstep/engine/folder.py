@@ -1,0 +1,123 @@
+"""A run's folder: who may write into it, what it was started with, and what may change on resume."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fewstep.engine.atomic import TEMP, clean
+from fewstep.errors import FewstepError
+
+CONFIG = "config.json"
+FREE = ("train.checkpoint_every", "train.export", "train.keep", "train.log_every")
+RUN_KEYS = ("method", "backbone", "dataset")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested tables."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def occupied(folder: Path) -> bool:
+    """Whether something lies there that a new run must not overwrite."""
+    if not folder.exists():
+        return False
+    return not folder.is_dir() or any(not path.name.startswith(TEMP) for path in folder.iterdir())
+
+
+def check(folder: Path, resume: bool) -> None:
+    """Refuse to overwrite, and to resume nothing.
+
+    Raises:
+        FewstepError: saying which of ``--resume`` and ``--out`` helps.
+    """
+    if resume and not folder.is_dir():
+        raise FewstepError(f"--resume: there is no run {str(folder)!r}; leave --resume out to start it")
+    if resume and occupied(folder) and not (folder / CONFIG).is_file():
+        raise FewstepError(f"--resume: {str(folder)!r} is no run's folder (it has no {CONFIG}); give another --out")
+    if not resume and occupied(folder):
+        raise FewstepError(f"{str(folder)!r} exists; pass --resume to continue it or another --out")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make the folder, and hold it against a second process. A killed process lets go by itself.
+
+    Raises:
+        FewstepError: when another process trains there, or the disk refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
+    except OSError as error:
+        raise FewstepError(f"--out: got {str(folder)!r}; accepted: a folder to write to ({error.strerror})") from None
+    try:
+        if handle is not None:
+            _lock(handle, folder)
+        clean(folder)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise FewstepError(f"{str(folder)!r}: another process trains there; accepted: another --out") from None
+
+
+def started_with(folder: Path) -> dict[str, Any]:
+    """``config.json`` of the run: config, sources, versions, command.
+
+    Raises:
+        FewstepError: for a file that is not one.
+    """
+    file = folder / CONFIG
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return {**values, "config": dict(values["config"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise FewstepError(f"{str(file)!r}: damaged, or not written by fewstep; give another --out") from None
+
+
+def check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any], done: int, *, reads_total: bool) -> None:
+    """Hold the config of a run against the one given on resume. Only what leaves the run's course alone may change.
+
+    The number of steps is among it where neither a schedule nor the objective has looked at it so far.
+
+    Args:
+        old, new: config tables, with the names of method, backbone and dataset beside them.
+        done: iterations done.
+
+    Raises:
+        FewstepError: listing every key that differs with both values, or for fewer steps than are done.
+    """
+    before, now = dict(flatten(old)), dict(flatten(new))
+    open_end = now.get("train.lr_schedule") == "constant" and not reads_total
+    free = (*FREE, "train.steps") if open_end else FREE
+    keys = [key for key in {**before, **now} if key not in free and before.get(key) != now.get(key)]
+    if keys:
+        lines = [f"  {key}: the run has {_shown(before, key)}, given now is {_shown(now, key)}" for key in keys]
+        why = "" if open_end else " (not train.steps: a schedule of this run depends on it)"
+        raise FewstepError(
+            "--resume with a changed config:\n" + "\n".join(lines) + f"\naccepted: the run's own values; only "
+            f"{', '.join(free)} may change{why}. For other values start a new run with another --out"
+        )
+    if now["train.steps"] < done:
+        raise FewstepError(f"train.steps: got {now['train.steps']}; accepted: at least {done}, which are done")
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "nothing"

@@ -1,0 +1,121 @@
+"""AdamW for one network, its learning rate as a function of the step alone, and gradient clipping."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewstep.engine.config import TrainConfig
+from fewstep.errors import FewstepError
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def lr_factor(step: int, config: TrainConfig) -> float:
+    """The schedule's factor at iteration ``step`` (from 0): a linear rise, then the chosen fall to 0."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    if config.lr_schedule == "linear":
+        return 1 - done
+    if config.lr_schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 1.0
+
+
+class Clipper:
+    """The largest gradient norm of the next update, and the norms it depends on.
+
+    "adaptive" follows TRELLIS: ``clip_norm`` alone until ``clip_buffer`` norms were seen, from then on the smaller of
+    it and a percentile of the last so many (unclipped, finite) norms.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.norms: deque[float] = deque(maxlen=config.clip_buffer)
+
+    @property
+    def limit(self) -> float:
+        """The norm above which the gradient is scaled down; infinity for none."""
+        if self.config.clip == "none":
+            return math.inf
+        if self.config.clip == "norm" or len(self.norms) < self.config.clip_buffer:
+            return self.config.clip_norm
+        return min(self.config.clip_norm, float(np.percentile(list(self.norms), self.config.clip_percentile)))
+
+    def record(self, norm: float) -> None:
+        """Remember the norm of an update, where it matters."""
+        if self.config.clip == "adaptive" and math.isfinite(norm):
+            self.norms.append(norm)
+
+
+class NetOptimizer:
+    """AdamW over all parameters of one network.
+
+    Args:
+        name: the network's name, for errors and the checkpoint.
+        scale: the network's factor on ``train.lr``.
+    """
+
+    def __init__(self, name: str, module: nn.Module, scale: float, config: TrainConfig) -> None:
+        self.name, self.scale, self.config = name, scale, config
+        self.named = dict(module.named_parameters())
+        self.adam = torch.optim.AdamW(
+            self.named.values(), lr=config.lr * scale, betas=config.betas, weight_decay=config.weight_decay
+        )
+        self.clipper = Clipper(config)
+
+    def lr(self, step: int) -> float:
+        """The learning rate of iteration ``step``."""
+        return self.config.lr * self.scale * lr_factor(step, self.config)
+
+    def clip(self) -> float:
+        """Scale the gradients down to the limit; their norm before that."""
+        norm = float(nn.utils.clip_grad_norm_(self.named.values(), self.clipper.limit))
+        self.clipper.record(norm)
+        return norm
+
+    def set_lr(self, step: int) -> float:
+        """Set and return the learning rate of iteration ``step``."""
+        for group in self.adam.param_groups:
+            group["lr"] = self.lr(step)
+        return self.lr(step)
+
+    def state(self) -> dict[str, Tensor]:
+        """The moments by ``<parameter>/<moment>`` and the clip buffer, oldest norm first."""
+        out = {"clip": torch.tensor(list(self.clipper.norms), dtype=torch.float64)}
+        for name, parameter in self.named.items():
+            moments = self.adam.state.get(parameter, {})
+            out.update({f"moments/{name}/{key}": moments[key] for key in MOMENTS if key in moments})
+        return out
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of ``state``.
+
+        Raises:
+            FewstepError: for moments of another shape or of an unknown parameter.
+        """
+        known = {f"moments/{name}/{key}" for name in self.named for key in MOMENTS} | {"clip"}
+        if stray := sorted(set(state) - known):
+            raise FewstepError(f"optimiser of {self.name!r} has no {stray[0]!r}")
+        self.clipper.norms.clear()
+        self.clipper.norms.extend(state["clip"].tolist() if "clip" in state else [])
+        for name, parameter in self.named.items():
+            found = {key: state[f"moments/{name}/{key}"] for key in MOMENTS if f"moments/{name}/{key}" in state}
+            if found:
+                self.adam.state[parameter] = self._placed(name, parameter, found)
+
+    def _placed(self, name: str, parameter: Tensor, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        for key in MOMENTS:
+            shape = torch.Size() if key == "step" else parameter.shape
+            if key not in found or found[key].shape != shape:
+                got = list(found[key].shape) if key in found else "nothing"
+                raise FewstepError(f"optimiser of {self.name!r}, {name!r}, {key}: got {got}, accepted {list(shape)}")
+        # AdamW keeps its counter on the CPU unless it is fused or capturable.
+        moments = {key: found[key].to(parameter.device, parameter.dtype) for key in MOMENTS[1:]}
+        return {"step": found["step"].clone(), **moments}

@@ -1,0 +1,81 @@
+"""Presets: TOML files in ``presets/`` beside a plugin's module. Imports no torch.
+
+For method M and preset P: ``presets/M/P.toml`` and ``presets/P.toml``, first of the method's plugin, then of the
+backbone's, merged in that order.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.config import read_toml
+from fewstep.errors import unknown
+from fewstep.registry import Entry, registry
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One file of a preset; ``source`` is what a row of the run's config names: ``preset paper (fewstep_mdt)``."""
+
+    name: str
+    package: str
+    path: Path
+
+    @property
+    def source(self) -> str:
+        return f"preset {self.name} ({self.package})"
+
+    def read(self) -> dict[str, Any]:
+        """Its tables."""
+        return read_toml(self.path)
+
+
+def find(method: Entry, backbone: Entry, name: str | None) -> list[Preset]:
+    """The files of a preset, later ones winning. Without a name "default" is meant, and may be missing.
+
+    Raises:
+        FewstepError: for a preset that neither plugin ships, with all that they do.
+    """
+    wanted = name or DEFAULT
+    found = [
+        Preset(wanted, package, path)
+        for package, folder in _folders(method, backbone)
+        for path in (folder / method.name / f"{wanted}.toml", folder / f"{wanted}.toml")
+        if path.is_file()
+    ]
+    if not found and name not in (None, DEFAULT):
+        raise unknown("preset", wanted, available(method, backbone))
+    return found
+
+
+def available(method: Entry, backbone: Entry) -> list[str]:
+    """Names that ``find`` takes for this pair; those under another method's name are left out."""
+    others = {entry.name for entry in registry().entries("objective")} - {method.name}
+    names = {
+        path.relative_to(folder).with_suffix("").as_posix().removeprefix(f"{method.name}/")
+        for _, folder in _folders(method, backbone)
+        for path in folder.rglob("*.toml")
+    }
+    return sorted(name for name in names if name.partition("/")[0] not in others or "/" not in name)
+
+
+def _folders(method: Entry, backbone: Entry) -> list[tuple[str, Path]]:
+    """(package, its presets folder) of the method's plugin and then the backbone's, each once."""
+    homes = [_home(plugin) for plugin in dict.fromkeys((method.plugin, backbone.plugin))]
+    return [(package, folder / "presets") for package, folder in homes if folder is not None]
+
+
+def _home(plugin: str) -> tuple[str, Path | None]:
+    for installed in registry().plugins:
+        found = registry().manager.get_plugin(installed.key) if installed.name == plugin else None
+        if found is not None:
+            module = found if hasattr(found, "__file__") else sys.modules.get(type(found).__module__)
+            file = getattr(module, "__file__", None)
+            package = str(getattr(module, "__package__", "") or getattr(module, "__name__", plugin))
+            return package, Path(file).parent if file else None
+    return plugin, None

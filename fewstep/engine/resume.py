@@ -1,0 +1,139 @@
+"""Resume state: a folder a checkpoint, tensors in safetensors, the rest in JSON, a checksum over both. No pickle.
+
+One process writes it. A sharded run would write one tensor file a rank and list their checksums in ``state.json``
+in place of ``sha256``: ``Store`` alone knows the files, the trainer only hands over named tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fewstep.engine.atomic import clean, digest, discard, new_folder, sha256
+from fewstep.errors import FewstepError
+
+FORMAT = "fewstep-resume-1"
+TENSORS, STATE = "state.safetensors", "state.json"
+KEYS = {"format", "step", "config", "config_sha256", "scalars", "sha256"}
+
+
+@dataclass(frozen=True)
+class Header:
+    """A checkpoint without its tensors. ``config`` is the run's, as resolved."""
+
+    folder: Path
+    step: int
+    config: dict[str, Any]
+    scalars: dict[str, Any]
+    sha256: str
+
+
+class Store:
+    """The checkpoints of a run, the last ``keep`` of them.
+
+    Args:
+        folder: holds one folder a checkpoint; made when the first is written.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def steps(self) -> list[int]:
+        """The steps with a checkpoint, oldest first. What a killed run left half-written does not count."""
+        names = [p.name for p in self.folder.glob("step-*") if p.is_dir()]
+        return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+
+    def path(self, step: int) -> Path:
+        """The folder of a step's checkpoint."""
+        return self.folder / f"step-{step:08d}"
+
+    def clean(self) -> None:
+        """Remove what a killed run left half-written."""
+        clean(self.folder)
+
+    def save(
+        self, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], scalars: Mapping[str, Any]
+    ) -> None:
+        """Write a checkpoint, then drop the oldest beyond ``keep``. Killed at any point, the newest is whole.
+
+        Raises:
+            FewstepError: when the disk refuses; older checkpoints stay.
+        """
+        with new_folder(self.path(step)) as temp:
+            try:
+                save_file(_separate(tensors), temp / TENSORS)
+            except SafetensorError as error:
+                raise FewstepError(f"{self.path(step)}: cannot be written: {error}") from error
+            state = {"format": FORMAT, "step": step, "config": dict(config), "config_sha256": digest(config)}
+            state |= {"scalars": dict(scalars), "sha256": sha256(temp / TENSORS)}
+            (temp / STATE).write_text(json.dumps({**state, "digest": digest(state)}, indent=1), encoding="utf-8")
+        for old in self.steps()[: -self.keep]:
+            discard(self.path(old))
+
+    def newest(self) -> Header | None:
+        """The newest checkpoint, checked but for its tensors; None where there is none.
+
+        Raises:
+            FewstepError: for a damaged or foreign ``state.json``, naming it.
+        """
+        steps = self.steps()
+        if not steps:
+            return None
+        file = self.path(steps[-1]) / STATE
+        try:
+            state = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise self._damaged(file, str(error.strerror or error)) from None
+        except ValueError:
+            raise self._damaged(file, "truncated or no JSON") from None
+        if not isinstance(state, dict) or state.get("format") != FORMAT or not set(state) >= KEYS:
+            raise self._damaged(file, f"no resume state of this version ({FORMAT})")
+        if state.pop("digest", None) != digest(state) or state["step"] != steps[-1]:
+            raise self._damaged(file, "changed since it was written (its checksum does not match)")
+        return Header(file.parent, state["step"], state["config"], state["scalars"], state["sha256"])
+
+    def tensors(self, header: Header) -> dict[str, Tensor]:
+        """The tensors of a checkpoint, on the CPU.
+
+        Raises:
+            FewstepError: for a missing, truncated or changed file, naming it.
+        """
+        file = header.folder / TENSORS
+        try:
+            if sha256(file) != header.sha256:
+                raise self._damaged(file, "truncated or changed since it was written (its checksum does not match)")
+            return load_file(file)
+        except OSError as error:
+            raise self._damaged(file, str(error.strerror or error)) from None
+        except SafetensorError as error:
+            raise self._damaged(file, f"no safetensors: {error}") from None
+
+    def _damaged(self, file: Path, why: str) -> FewstepError:
+        text = f"checkpoint {str(file)!r} cannot be resumed from: {why}"
+        older = self.steps()[:-1]
+        if not older:
+            return FewstepError(f"{text}; there is no older one: start a new run with another --out")
+        return FewstepError(f"{text}; delete {str(file.parent)!r} to resume from the older one of step {older[-1]}")
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, and no two in one storage (safetensors refuses tied weights)."""
+    seen: set[int] = set()
+    out: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        storage = value.untyped_storage()
+        whole = storage.nbytes() == value.numel() * value.element_size()
+        if not whole or storage.data_ptr() in seen:
+            value = value.clone(memory_format=torch.contiguous_format)
+        seen.add(value.untyped_storage().data_ptr())
+        out[name] = value
+    return out

@@ -1,0 +1,62 @@
+"""Configs of the MDT objectives. Imports torch only through ``TimeSampler``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fewstep.config import Strict
+from fewstep.times import TimeSampler
+
+Strength = Annotated[float, Field(ge=0)]
+Strengths = Strength | Annotated[tuple[Strength, ...], Field(min_length=1)]
+
+
+class VMConfig(Strict):
+    """Velocity matching. The defaults suit a small model; ``--preset paper`` has the published values."""
+
+    kind: Literal["discrete", "continuous", "cm"] = Field(
+        "discrete",
+        description="dF/dt by a finite difference, by jvp, or the published trainer's consistency loss on states",
+    )
+    interval: float = Field(0.02, gt=0, lt=1, description="D of the finite difference (discrete and cm)")
+    d_norm: Literal["none", "sample", "element"] = Field(
+        "element", description="size taken from dF/dt: none, norm over the sample (published), root mean square; not cm"
+    )
+    d_norm_constant: float = Field(0.1, gt=0, description="c in dv / (size + c)")
+    velocity: Literal["teacher", "data"] = Field(
+        "teacher", description="velocity to match: the guided teacher's, or eps - x0 of the data (no teacher)"
+    )
+    guidance_vm: Strengths = Field(
+        2.0, description="teacher's strength w in (1 + w) c - w u for VM (scale 1 + w); of a list one value each step"
+    )
+    lambda_vm: float = Field(1.0, ge=0, description="weight of VM; 0 leaves it out")
+    t: TimeSampler = Field(default_factory=lambda: TimeSampler(), description="distribution of the training time")
+    rescale_t: float = Field(1.0, gt=0, description="warp of the student's time grid, and of its phase ends")
+    multiphase: int = Field(1, ge=1, description="phases; the student jumps to the end of its phase")
+    p_uncond: float = Field(0.0, ge=0, le=1, description="share of samples whose student sees no condition")
+    reduction: Literal["element", "sample"] = Field(
+        "element", description="loss as mean over all elements (published), or over samples of each one's own mean"
+    )
+    sampler: Literal["euler", "consistency"] = Field("euler", description="how the student is to be sampled")
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> VMConfig:
+        if self.lambda_vm == 0 and getattr(self, "lambda_vd", 0.0) == 0:
+            raise ValueError("every weight (lambda) is 0: nothing is left to minimise")
+        if self.multiphase > 1 and self.sampler == "consistency":
+            raise ValueError("sampler 'consistency' jumps to the data; with multiphase > 1 use 'euler'")
+        return self
+
+
+class MDTConfig(VMConfig):
+    """Velocity matching and velocity distillation."""
+
+    guidance_vd: Strengths = Field(
+        2.0, description="teacher's strength w for VD (scale 1 + w); of a list one value each step"
+    )
+    lambda_vd: float = Field(0.5, ge=0, description="weight of VD; 0 leaves it out")
+    vd_factor: bool = Field(
+        False, description="weigh VD's gradient by (1 - t), as in the paper's equation 17; the published code does not"
+    )

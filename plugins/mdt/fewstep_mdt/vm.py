@@ -1,0 +1,41 @@
+"""Velocity matching: the student's average velocity, regressed on the teacher's velocity along its path."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from fewstep.batch import Batch
+from fewstep.contract import Contract
+from fewstep.layout import reduce_mean
+from fewstep.objective import Nets, Objective, Step
+from fewstep_mdt.config import VMConfig
+from fewstep_mdt.match import Targets, match
+
+
+def contract(config: VMConfig) -> Contract:
+    """How an MDT student is sampled: guidance is baked in; with phases, one step a phase."""
+    steps = (config.multiphase,) if config.multiphase > 1 else (1, 2, 4)
+    return Contract(sampler=config.sampler, steps=steps, rescale_t=config.rescale_t)
+
+
+class VelocityMatching(Objective[VMConfig]):
+    """lambda || F(x_t, t) + t sg(dF/dt) - vT(x_t, t) ||^2 (MDT-dist, arXiv 2509.04406, velocity matching)."""
+
+    Config = VMConfig
+    needs: ClassVar[frozenset[str]] = frozenset({"jvp"})
+
+    def contract(self) -> Contract:
+        return contract(self.config)
+
+    def targets(self, batch: Batch, nets: Nets, step: Step) -> Targets:
+        """Prediction, with graph, and target."""
+        return match(self.config, batch, nets, step, "vm")
+
+    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
+        if self.config.lambda_vm == 0:
+            return {}
+        found = self.targets(batch, nets, step)
+        error = (found.v_pred - found.v_tgt).square()
+        return {"vm": self.config.lambda_vm * reduce_mean(error, batch.layout, self.config.reduction)}

@@ -1,0 +1,124 @@
+"""Image preparation, the token basis and both encoders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fewstep_trellis.features import ImageEncoder, MetricEncoder, fit_basis, load_picture, preprocess
+from PIL import Image
+
+from fewstep.errors import FewstepError
+
+GOLDEN = Path(os.environ.get("FEWSTEP_GOLDEN", Path(__file__).parent / "golden" / "data")) / "pipeline"
+
+
+def disc(size: int = 100, centre: tuple[int, int] = (30, 60), radius: int = 20) -> Image.Image:
+    rows, columns = np.mgrid[:size, :size]
+    inside = (columns - centre[0]) ** 2 + (rows - centre[1]) ** 2 <= radius**2
+    pixels = np.zeros((size, size, 4), np.uint8)
+    pixels[..., 0], pixels[..., 3] = 200, inside * 255
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="no golden data here (FEWSTEP_GOLDEN)")
+def test_preparation_equals_the_reference_bit_for_bit() -> None:
+    with Image.open(GOLDEN / "preprocess_a_out.png") as out:
+        expected = np.asarray(out.convert("RGB"))
+    assert (preprocess(load_picture(GOLDEN / "preprocess_a_in.png"), size=expected.shape[0]) == expected).all()
+
+
+def test_the_object_is_centred_with_a_margin() -> None:
+    picture = preprocess(disc(), size=240)
+    rows, columns = np.nonzero(picture[..., 0] > 100)
+    assert (rows.min() + rows.max()) / 2 == pytest.approx(119.5, abs=3)
+    assert (columns.min() + columns.max()) / 2 == pytest.approx(119.5, abs=3)
+    assert np.ptp(columns) == pytest.approx(240 / 1.2, abs=6)
+    assert not picture[..., 1:].any()
+    assert not picture[0, 0].any(), "black around the object"
+
+
+def test_a_picture_without_alpha_is_used_whole() -> None:
+    wide = Image.new("RGB", (100, 50), (10, 200, 30))
+    picture = preprocess(wide, size=100)
+    assert (picture[30:70] == (10, 200, 30)).all()
+    assert not picture[:20].any(), "padded to a square with black"
+    assert not picture[80:].any()
+
+
+def test_flipping_commutes_with_preparation() -> None:
+    image = disc(101, (30, 60), 20)
+    flipped = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    difference = preprocess(image).astype(int) - preprocess(flipped)[:, ::-1]
+    assert np.abs(difference).mean() < 3
+
+
+def test_a_transparent_picture_is_refused() -> None:
+    with pytest.raises(FewstepError, match=r"ghost\.png.*transparent everywhere"):
+        preprocess(Image.new("RGBA", (20, 20)), "ghost.png")
+
+
+def test_files_that_are_no_pictures_are_named(tmp_path: Path) -> None:
+    text, torn = tmp_path / "notes.png", tmp_path / "torn.png"
+    text.write_text("no picture")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(torn)
+    torn.write_bytes(torn.read_bytes()[:600])
+    for path in (text, torn, tmp_path, tmp_path / "missing.png"):
+        with pytest.raises(FewstepError, match=f"image: got '{path}'"):
+            load_picture(path)
+
+
+def test_the_basis_is_orthogonal_centred_and_of_unit_size() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2000, 6, generator=generator) * torch.tensor([5.0, 3, 2, 1, 1, 1])
+    tokens = hidden @ torch.randn(6, 40, generator=generator) + 3 + 0.01 * torch.randn(2000, 40, generator=generator)
+    basis = fit_basis(tokens, 6)
+    coded = basis(tokens)
+    assert coded.square().mean().sqrt() == pytest.approx(1, abs=0.01)
+    assert coded.mean(0).abs().max() < 0.01
+    covariance = coded.T @ coded / len(coded)
+    assert (covariance - covariance.diag().diag()).abs().max() < 0.01
+    assert covariance.diag().diff().max() <= 1e-3, "largest first"
+    whole = fit_basis(tokens, 40)(tokens)
+    assert (whole[:, 6:].square().sum() / whole.square().sum()) < 1e-3, "six directions hold everything"
+    with pytest.raises(FewstepError, match="channels: got 41"):
+        fit_basis(tokens, 41)
+
+
+def test_tokens_and_metric_features_differ_between_objects(tmp_path: Path) -> None:
+    disc().save(tmp_path / "a.png")
+    Image.new("RGB", (64, 64), (90, 20, 160)).save(tmp_path / "b.jpg")
+    encoder = ImageEncoder()
+    tokens = encoder.encode_files([tmp_path / "a.png", tmp_path / "b.jpg"])
+    assert tokens.shape == (2, 49, 1280)
+    assert (tokens[0] - tokens[1]).abs().mean() > 0.05
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    based = ImageEncoder(fit_basis(tokens, 4)).encode_files([tmp_path / "a.png"])
+    assert torch.allclose(based[0], fit_basis(tokens, 4)(tokens[0]), atol=1e-3)
+
+
+def test_metric_features_take_grey_and_colour() -> None:
+    encoder = MetricEncoder()
+    grey = torch.rand(2, 50, 50, generator=torch.Generator().manual_seed(0))
+    features = encoder(grey)
+    assert features.shape == (2, 1280)
+    assert torch.allclose(features, encoder(grey[:, None].repeat(1, 3, 1, 1)), atol=1e-5)
+    with pytest.raises(FewstepError, match=r"images.*\[N,H,W\]"):
+        encoder(torch.zeros(50, 50))
+
+
+def test_stored_tokens_are_what_the_encoder_makes_of_the_picture() -> None:
+    """The shipped atlas holds small copies of the condition pictures: their tokens stay close to the stored ones."""
+    from fewstep_trellis.data.prepared import PreparedSet
+
+    data = PreparedSet.load()
+    index = data.test[:6]
+    small = [Image.fromarray(data.picture(int(i))).resize((224, 224), Image.Resampling.BICUBIC) for i in index]
+    again = ImageEncoder(data.basis()).encode([np.asarray(picture) for picture in small]).flatten(1)
+    stored = data.tokens(index).flatten(1)
+    likeness = torch.nn.functional.normalize(again, dim=1) @ torch.nn.functional.normalize(stored, dim=1).T
+    assert (likeness.argmax(1) == torch.arange(6)).all()
+    assert likeness.diag().min() > 0.4
