@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -40,9 +41,7 @@ class Backbone(nn.Module):
     dataset: ClassVar[str]  # name of the registered data set that a run uses unless told otherwise
     path: Path = Path()
 
-    def forward(
-        self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
         """Velocity at x [B, ...] or [T, C] and times t_B [B]; ``s_B`` is the target time of a two-time student."""
         raise TypeError(f"{type(self).__name__} does not implement forward")
 
@@ -50,6 +49,10 @@ class Backbone(nn.Module):
     def teacher(cls, config: Any) -> Teacher:
         """The frozen teacher that ``config`` (an instance of ``Config``) names."""
         raise TypeError(f"{cls.__name__} does not implement teacher")
+
+    def student(self) -> Backbone:
+        """The network that distillation starts from: a copy of this one, unless the teacher cannot be trained."""
+        return copy.deepcopy(self)
 
     def save(self, folder: FilePath, *, half: bool = False) -> None:
         """Write the weights as ``model.safetensors`` and ``model.json`` into ``folder``, in the model's own format."""
@@ -64,6 +67,11 @@ class Backbone(nn.Module):
     def suite(cls, config: Any, dataset: Dataset) -> Suite:
         """The held-out evaluation that ``fewstep bench`` runs for this backbone."""
         raise FewstepError(f"backbone {cls.__name__} offers no suite: fewstep bench and fewstep sample need one")
+
+    @classmethod
+    def students(cls) -> dict[str, FilePath]:
+        """Folders of the students that ship with the plugin, by method; ``fewstep bench --methods`` takes them."""
+        return {}
 
     def shard_units(self) -> list[nn.Module]:
         """The modules that sharding and activation checkpointing treat as one piece each."""

@@ -37,10 +37,11 @@ class Condition:
 
     def dropped(self, drop_B: Tensor) -> Condition:
         """The negative condition where ``drop_B`` (bool [B]) says so."""
-        if self.tokens is None:
+        empty = self.negative().tokens
+        if self.tokens is None or empty is None:
             return self
         mask = drop_B.reshape(-1, *[1] * (self.tokens.dim() - 1))
-        return replace(self, tokens=torch.where(mask, self.negative().tokens, self.tokens))
+        return replace(self, tokens=torch.where(mask, empty, self.tokens))
 
     def to(self, device: torch.device | str) -> Condition:
         """The same condition on another device."""

@@ -6,6 +6,7 @@ Everything is made from the annotations, so an error and ``--help-config`` say t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
@@ -103,7 +104,8 @@ def toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, str | Path):
         text = str(value)
-        return text if text and text.isprintable() and text[0] not in "[{\"'" else json.dumps(text)
+        bare = text.isprintable() and re.match(r"[A-Za-z_/~]", text) and text not in ("true", "false", "inf", "nan")
+        return text if bare and text == text.strip() else json.dumps(text)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(json.dumps(str(v)) if isinstance(v, str | Path) else toml(v) for v in value) + "]"
     return repr(value)

@@ -30,22 +30,23 @@ def load(found: Registry, point: metadata.EntryPoint) -> None:
         for kind in KINDS:
             call(found, installed, f"register_{kind}s", register=_registrar(found, kind, installed))
 
-    guarded(found, installed, register_all)
-
-
-def guarded(found: Registry, installed: Installed, work: Callable[[], None]) -> bool:
-    """Run a plugin's code; False when it raised, and then the plugin is out, with its reason on record."""
-    try:
-        work()
-        return True
-    except KeyboardInterrupt:
-        raise
-    except BaseException as problem:  # SystemExit too: a plugin does not end the program
+    error = problem(register_all)
+    if error:
         found.remove(installed)
         found.manager.unregister(name=installed.key)
-        text = " ".join(str(problem).split())
-        found.update(installed, error=f"{type(problem).__name__}: {text}"[:300], commands=())
-        return False
+        found.update(installed, error=error)
+
+
+def problem(work: Callable[[], object]) -> str | None:
+    """Run a plugin's code; what it raised as one line, or None."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: a plugin does not end the program
+        text = " ".join(str(error).split())
+        return f"{type(error).__name__}: {text}"[:300]
+    return None
 
 
 def call(found: Registry, installed: Installed, hook: str, **arguments: Any) -> None:

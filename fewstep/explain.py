@@ -23,7 +23,9 @@ def explain(model: type[BaseModel], values: Mapping[str, Any], error: Validation
             lines.setdefault(".".join(map(str, item["loc"])), _unknown(model, owner, item))
         elif info is None or item["type"] in ("value_error", "assertion_error"):
             text = item["msg"].partition(", ")[2] or item["msg"]
-            lines.setdefault(key, f"{key}: got {_show(item['input'])}; accepted: {text}" if info else text)
+            table = isinstance(item["input"], Mapping)  # keys that do not fit together, not one value
+            got = "" if table else f"got {_show(item['input'])}; accepted: "
+            lines.setdefault(key, f"{key}: {got}{text}" if key else text)
         else:
             lines.setdefault(key, _refused(key, info, values, item))
     return "\n".join(lines.values())

@@ -36,8 +36,8 @@ class Tangents:
     def __call__(self, f: Function, primals: Tensors, tangents: Tensors) -> tuple[Tensor, Tensor]:
         """(f(*primals) with its graph, detached tangent of f along ``tangents``)."""
         if self.mode == "one-pass":
-            value, tangent = torch.func.jvp(f, primals, tangents)
-            return value, tangent.detach()
+            found = torch.func.jvp(f, primals, tangents)
+            return found[0], found[1].detach()
         with torch.no_grad():
             if self.mode == "two-pass":
                 tangent = torch.func.jvp(f, primals, tangents)[1]

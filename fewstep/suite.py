@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -17,11 +18,14 @@ from fewstep.layout import Layout
 class Suite(ABC):
     """An evaluation on held-out samples. A backbone returns one from ``Backbone.suite(config, dataset)``.
 
-    ``headline`` is the measure that the chart and the summary use; ``lower_is_better`` names the measures that fall.
+    ``headline`` is the measure that the chart and the summary use; ``lower_is_better`` names the measures that fall;
+    ``charts`` are further measures with a panel of their own; ``legend`` says what a measure is, in a line.
     """
 
     headline: str
     lower_is_better: frozenset[str]
+    charts: tuple[str, ...] = ()
+    legend: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def prompts(self, limit: int | None = None) -> Batch:

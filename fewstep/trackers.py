@@ -52,11 +52,13 @@ class JsonLines:
         self.file = self.path.open("a", encoding="utf-8")
 
     def log(self, row: Row) -> None:
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise FewstepError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
     def flush(self) -> None:
-        self.file.flush()
         sync(self.path)
 
     def close(self) -> None:

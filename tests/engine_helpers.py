@@ -39,10 +39,9 @@ class Tiny(Backbone):
         self.width, self.dropout = width, dropout
         self.layers = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, 2))
 
-    def forward(
-        self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None
-    ) -> Tensor:
-        out: Tensor = self.layers(torch.cat([x, t_B.to(x.dtype)[:, None]], 1))
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        both = torch.cat([x, t_B.to(x.dtype)[:, None]], 1)
+        out: Tensor = self.layers(both.to(self.layers[0].weight.dtype)).to(x.dtype)
         return out
 
     @classmethod
@@ -87,9 +86,7 @@ class Opaque(torch.autograd.Function):
 class Fused(Tiny):
     """Declares "jvp" and does not have it."""
 
-    def forward(
-        self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
         return Opaque.apply(super().forward(x, t_B, cond, layout))
 
 
@@ -203,7 +200,9 @@ def install() -> None:
             registry().add(Entry(kind, name, "engine-tests", f"engine_helpers:{cls.__name__}"))
 
 
-def trainer(objective: str = "tiny-regress", backbone: str = "tiny", said: list[str] | None = None, **keys: Any) -> Trainer:
+def trainer(
+    objective: str = "tiny-regress", backbone: str = "tiny", said: list[str] | None = None, **keys: Any
+) -> Trainer:
     """A trainer outside any folder; ``keys`` are of the ``train`` table, ``seed`` apart."""
     seed, dtype = keys.pop("seed", 0), keys.pop("dtype", None)
     config = TrainConfig(**{"steps": 10, "batch_size": 4, "device": "cpu", **keys})

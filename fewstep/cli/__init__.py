@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not hasattr(error, "format_message"):  # not a usage error of the parser: a bug, with its traceback
             raise
-        return _say(_usage(error), 2)
+        return _say(_usage(error), 2) if error.format_message() else 2  # no message: the help was asked for
 
 
 def _usage(error: Any) -> str:

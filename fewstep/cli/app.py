@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.main import get_group
 
+import fewstep
 from fewstep.cli.bench import bench
 from fewstep.cli.distill import distill
 from fewstep.cli.plugins import plugins
 from fewstep.cli.sample import sample
-from fewstep.discovery import call, guarded
+from fewstep.discovery import call, problem
 from fewstep.errors import FewstepError
 from fewstep.registry import Installed, Registry, registry
 
@@ -36,25 +37,32 @@ def build() -> Any:
     return group
 
 
-def _root(
-    version: bool = typer.Option(False, "--version", help="Print the version and leave.", is_eager=True),
-) -> None:
-    if version:
-        import fewstep
-
+def _version(asked: bool) -> None:
+    if asked:
         print(f"fewstep {fewstep.__version__}")
         raise typer.Exit
 
 
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    del version
+
+
 def add_plugin_commands(found: Registry, group: Any) -> None:
     """Add what ``register_commands`` of each plugin offers; a name that is taken is a clash."""
-    owners = {name: "fewstep" for name in group.commands}
+    owners = dict.fromkeys(group.commands, "fewstep")
     for installed in [p for p in found.plugins if p.error is None]:
         theirs: dict[str, Any] = {}
-        if guarded(found, installed, lambda p=installed, t=theirs: t.update(_commands(found, p))):  # type: ignore[misc]
-            found.update(installed, commands=tuple(sorted(theirs)))
-            for name, command in theirs.items():
-                _add(found, group, owners, installed, name, command)
+        error = problem(lambda p=installed, t=theirs: t.update(_commands(found, p)))  # type: ignore[misc]
+        if error:  # what else the plugin registered stays usable
+            found.update(installed, error=f"its commands are left out: {error}")
+            continue
+        found.update(installed, commands=tuple(sorted(theirs)))
+        for name, command in theirs.items():
+            _add(found, group, owners, installed, name, command)
 
 
 def _commands(found: Registry, installed: Installed) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
+from typer import Argument, Option
 
 from fewstep.describe import describe, toml
 from fewstep.errors import FewstepError
@@ -21,17 +22,19 @@ if TYPE_CHECKING:
 
 
 def distill(
-    overrides: list[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Config keys, e.g. train.steps=400."),
-    method: str = typer.Option(None, "--method", "-m", help="Distillation method (fewstep plugins lists them)."),
-    backbone: str = typer.Option(None, "--backbone", "-b", help="The network whose teacher is distilled."),
-    dataset: str = typer.Option(None, "--dataset", "-d", help="Data set; the backbone names its own by default."),
-    preset: str = typer.Option(None, "--preset", "-p", help="Named settings that a plugin ships."),
-    config: Path = typer.Option(None, "--config", "-c", help="TOML file of config keys."),
-    out: Path = typer.Option(None, "--out", "-o", help="Folder of the run; must not exist unless --resume."),
-    resume: bool = typer.Option(False, "--resume", help="Go on with the run in --out from its newest checkpoint."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Print the resolved config and start nothing."),
-    help_config: bool = typer.Option(False, "--help-config", help="List every config key of this method and backbone."),
-    tracker: list[str] = typer.Option(None, "--tracker", help="Where numbers go beside metrics.jsonl; repeatable."),
+    overrides: Annotated[
+        list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Config, e.g. train.steps=400.")
+    ] = None,
+    method: Annotated[str | None, Option("--method", "-m", help="Distillation method; see fewstep plugins.")] = None,
+    backbone: Annotated[str | None, Option("--backbone", "-b", help="Whose teacher is distilled.")] = None,
+    dataset: Annotated[str | None, Option("--dataset", "-d", help="Data set; by default the backbone's own.")] = None,
+    preset: Annotated[str | None, Option("--preset", "-p", help="Named settings that a plugin ships.")] = None,
+    config: Annotated[Path | None, Option("--config", "-c", help="TOML file of config keys.")] = None,
+    out: Annotated[Path | None, Option("--out", "-o", help="Folder of the run; new, unless --resume.")] = None,
+    resume: Annotated[bool, Option("--resume", help="Go on with the run in --out from its checkpoint.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the resolved config and start nothing.")] = False,
+    help_config: Annotated[bool, Option("--help-config", help="List every config key of this choice.")] = False,
+    tracker: Annotated[list[str] | None, Option(help="Where numbers go beside metrics.jsonl; repeatable.")] = None,
 ) -> None:
     """Distill a teacher into a few-step student.
 
@@ -40,10 +43,10 @@ def distill(
     from fewstep import run
 
     console = Console()
-    needed("--method", "objective", method)
-    needed("--backbone", "backbone", backbone)
+    method, backbone = needed("--method", "objective", method), needed("--backbone", "backbone", backbone)
     if help_config:
-        return show_keys(console, method, backbone, dataset)
+        show_keys(console, method, backbone, dataset)
+        return
     resolved = run.resolve(method, backbone, preset, config, overrides or [], dataset)
     if dry_run:
         show_config(console, resolved)
@@ -51,12 +54,12 @@ def distill(
         _start(resolved, out, resume, tracker or [], console)
 
 
-def needed(option: str, kind: str, value: str | None) -> None:
-    """Raises FewstepError, with the registered names, where an option that has no default is missing."""
+def needed(option: str, kind: str, value: str | None) -> str:
+    """The value. Raises FewstepError, with the registered names, where it is missing."""
     if value is None:
-        raise FewstepError(
-            f"{option}: missing; accepted: {', '.join(registry().names(kind)) or 'nothing is registered'}"
-        )
+        names = ", ".join(registry().names(kind)) or "nothing is registered"
+        raise FewstepError(f"{option}: missing; accepted: {names}")
+    return value
 
 
 def show_keys(console: Console, method: str, backbone: str, dataset: str | None) -> None:
@@ -72,7 +75,12 @@ def show_keys(console: Console, method: str, backbone: str, dataset: str | None)
 
 def show_config(console: Console, resolved: Resolved) -> None:
     """The resolved config with sources, and the versions."""
-    table = Table("key", "value", "from", title="resolved config (nothing was started)", title_justify="left")
+    from fewstep.engine.needs import check_needs
+
+    check_needs(
+        resolved.method.load(), resolved.backbone.load(), method=resolved.method.name, backbone=resolved.backbone.name
+    )
+    table = Table("key", Column("value", overflow="fold"), "from", title="resolved config (nothing was started)")
     chosen = {"method": resolved.method, "backbone": resolved.backbone, "dataset": resolved.dataset}
     for key, entry in chosen.items():
         table.add_row(key, Text(entry.name), Text(f"plugin {entry.plugin}"))

@@ -16,9 +16,8 @@ def plugins() -> None:
     found, console = registry(), Console()
     table = Table("plugin", "distribution", "version", "registers", title="plugins", title_justify="left")
     for installed in found.plugins:
-        table.add_row(
-            *(Text(t) for t in (installed.name, installed.distribution, installed.version)), _offer(found, installed)
-        )
+        origin = (installed.name, installed.distribution, installed.version)
+        table.add_row(*(Text(text) for text in origin), _offer(found, installed))
     console.print(table)
     for installed in (p for p in found.plugins if p.error):
         console.print(Text(f"broken: plugin {installed.name!r}: {installed.error}", style="red"), soft_wrap=True)
@@ -27,15 +26,13 @@ def plugins() -> None:
 
 
 def _offer(found: Registry, installed: Installed) -> Text:
-    if installed.error:
-        return Text("nothing: broken, see below", style="red")
-    lines = []
+    mine, lines = (installed.name, installed.distribution), []
     for kind in KINDS:
-        mine = [
-            e for e in found.entries(kind) if (e.plugin, e.distribution) == (installed.name, installed.distribution)
-        ]
-        if mine:
-            lines.append(f"{WORDS.get(kind, kind + 's')}: {', '.join(entry.name for entry in mine)}")
+        names = [e.name for e in found.entries(kind) if (e.plugin, e.distribution) == mine]
+        if names:
+            lines.append(f"{WORDS.get(kind, kind + 's')}: {', '.join(names)}")
     if installed.commands:
         lines.append(f"commands: {', '.join(installed.commands)}")
-    return Text("\n".join(lines) or "nothing")
+    if installed.error:
+        lines.append("broken, see below")
+    return Text("\n".join(lines) or "nothing", style="red" if installed.error else "")

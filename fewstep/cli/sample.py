@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.text import Text
+from typer import Argument, Option
 
 from fewstep.config import validate
 from fewstep.errors import FewstepError, invalid
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 def sample(
-    path: Path = typer.Argument(..., help="Folder of a student, or of the run that made it."),
-    steps: int = typer.Option(
-        None, "--steps", min=1, max=1000, help="Sampling steps; its contract's first by default."
-    ),
-    sampler: str = typer.Option(None, "--sampler", help="Sampler; its contract's by default."),
-    count: int = typer.Option(8, "--count", "-n", min=1, max=4096, help="How many samples."),
-    seed: int = typer.Option(0, "--seed", min=0, max=2**31 - 1, help="Seed of the noise."),
-    out: Path = typer.Option(Path("samples.png"), "--out", "-o", help="File or folder to write; must not exist."),
-    image: Path = typer.Option(None, "--image", help="Condition on this picture, not on the held-out prompts."),
+    path: Annotated[Path, Argument(help="Folder of a student, or of the run that made it.")],
+    steps: Annotated[
+        int | None, Option(min=1, max=1000, help="Sampling steps; by default its contract's first.")
+    ] = None,
+    sampler: Annotated[str | None, Option(help="Sampler; by default its contract's.")] = None,
+    count: Annotated[int, Option("--count", "-n", min=1, max=4096, help="How many samples.")] = 8,
+    seed: Annotated[int, Option(min=0, max=2**31 - 1, help="Seed of the noise.")] = 0,
+    out: Annotated[Path, Option("--out", "-o", help="File or folder to write; must not exist.")] = Path("samples.png"),
+    image: Annotated[Path | None, Option(help="Condition on this picture, not on held-out prompts.")] = None,
 ) -> None:
     """Sample from a student."""
     if out.exists():

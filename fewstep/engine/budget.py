@@ -39,13 +39,13 @@ class Budget:
             return
         self._add(name, "forward", samples)
         if isinstance(out, Tensor) and out.requires_grad:
-            out.register_hook(partial(self._passed, [(name, samples)]))  # type: ignore[no-untyped-call]
+            out.register_hook(partial(self._passed, [(name, samples)]))
 
     def attach(self, value: Tensor, carries_graph: bool) -> None:
         """Count a backward pass through a value that ``torch.func.jvp`` gave: inside it no hook can be set."""
         pending, self._pending = self._pending, []
         if carries_graph and value.requires_grad:
-            value.register_hook(partial(self._passed, pending))  # type: ignore[no-untyped-call]
+            value.register_hook(partial(self._passed, pending))
 
     def _passed(self, evaluations: list[tuple[str, int]], gradient: Tensor) -> None:
         for name, samples in evaluations:
@@ -74,4 +74,4 @@ def _samples(values: list[Any]) -> int:
 
 
 def _is_dual(x: Tensor) -> bool:
-    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+    return forward_ad.unpack_dual(x).tangent is not None

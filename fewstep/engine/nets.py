@@ -62,7 +62,7 @@ class Networks:
         if spec.build is not None:
             module = spec.build(self.teacher.backbone)
         elif spec.init == "teacher":
-            module = copy.deepcopy(self.teacher.backbone)
+            module = self.teacher.backbone.student()
         elif spec.init in self.trained:
             module = copy.deepcopy(self.trained[spec.init])
         else:

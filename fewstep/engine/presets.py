@@ -66,16 +66,14 @@ def available(method: Entry, backbone: Entry) -> list[str]:
 
 def _folders(method: Entry, backbone: Entry) -> list[tuple[str, Path]]:
     """(package, its presets folder) of the method's plugin and then the backbone's, each once."""
-    homes = [_home(plugin) for plugin in dict.fromkeys((method.plugin, backbone.plugin))]
+    homes = [_home(*owner) for owner in dict.fromkeys((e.distribution, e.plugin) for e in (method, backbone))]
     return [(package, folder / "presets") for package, folder in homes if folder is not None]
 
 
-def _home(plugin: str) -> tuple[str, Path | None]:
-    for installed in registry().plugins:
-        found = registry().manager.get_plugin(installed.key) if installed.name == plugin else None
-        if found is not None:
-            module = found if hasattr(found, "__file__") else sys.modules.get(type(found).__module__)
-            file = getattr(module, "__file__", None)
-            package = str(getattr(module, "__package__", "") or getattr(module, "__name__", plugin))
-            return package, Path(file).parent if file else None
-    return plugin, None
+def _home(distribution: str, plugin: str) -> tuple[str, Path | None]:
+    """(package, folder) of a plugin's module; a plugin that is an object lies where its class does."""
+    found = registry().manager.get_plugin(f"{distribution}:{plugin}")
+    module = found if hasattr(found, "__file__") else sys.modules.get(type(found).__module__)
+    file = None if found is None else getattr(module, "__file__", None)
+    package = str(getattr(module, "__package__", "") or getattr(module, "__name__", plugin))
+    return package, Path(file).parent if file else None

@@ -35,7 +35,7 @@ def tangents_for(trainer: Trainer, say: Callable[[str], None]) -> Tangents:
         except torch.OutOfMemoryError as error:
             raise FewstepError(f"out of memory with {SAMPLES} samples on {trainer.device}: {error}") from None
 
-    chosen = choose_tangents(trainer.teacher.backbone.provides, probe)
+    chosen = choose_tangents(trainer.nets.exported("student").provides, probe)
     if chosen.mode == "finite-difference":
         probe(chosen)  # an error that has nothing to do with forward mode shows itself here
     trainer.budget.reset()

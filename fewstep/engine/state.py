@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fewstep.engine.resume import TENSORS, Header
@@ -32,8 +33,7 @@ def scalars(trainer: Trainer) -> dict[str, Any]:
         "scaler": trainer.scaler.state_dict(),
         "evaluations": trainer.budget.snapshot(),
         "reads_total": trainer.notes.reads_total,
-        "tangents": trainer.tangents.mode,
-        "device": trainer.device.type,
+        **_surroundings(trainer),
     }
 
 
@@ -59,10 +59,20 @@ def restore(trainer: Trainer, header: Header, state: Mapping[str, Tensor]) -> li
     return _changed(trainer, saved)
 
 
+def _surroundings(trainer: Trainer) -> dict[str, Any]:
+    """What is no key of the config and yet decides over the last bits."""
+    threads = torch.get_num_threads() if trainer.device.type == "cpu" else None
+    return {
+        "derivatives": trainer.tangents.mode,
+        "device": trainer.device.type,
+        "threads": threads,
+        "torch": torch.__version__,
+    }
+
+
 def _changed(trainer: Trainer, saved: Mapping[str, Any]) -> list[str]:
-    now = {"device": trainer.device.type, "tangents": trainer.tangents.mode}
     return [
-        f"warning: the run goes on with {key} {value}, it was {saved[key]}: no longer bit for bit"
-        for key, value in now.items()
-        if saved[key] != value
+        f"warning: the run goes on with {key} {value}, it was {saved.get(key)}: no longer bit for bit"
+        for key, value in _surroundings(trainer).items()
+        if saved.get(key) != value
     ]

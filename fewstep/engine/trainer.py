@@ -117,6 +117,10 @@ class Trainer:
         seed_torch(self.seed, step.index, step.rank)
         with self.autocast:
             terms: dict[str, Tensor] = getattr(self.objective, phase.loss)(batch, self.nets.view, step)
+        if not terms:
+            raise FewstepError(
+                f"{type(self.objective).__name__} has no loss term under this config: are all weights 0?"
+            )
         return terms
 
     def _backward(self, phase: Phase, step: int, micro: int) -> Terms:
@@ -126,7 +130,7 @@ class Trainer:
             if not math.isfinite(value):
                 raise NonFinite(f"step {step + 1}: loss term {name!r} is {value}")
         total = torch.stack(list(losses.values())).sum() / self.config.accumulate
-        self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(total).backward()
         return dict(zip(losses, values, strict=True))
 
     def _update(self, name: str, step: int) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.errors import FewstepError, unknown
+from fewstep.ops.plugins import load_kernels
 from fewstep.ops.tangents import carries_tangent, needs_backward
 
 ENV = "FEWSTEP_OPS"
@@ -85,6 +86,7 @@ def kernels(op: str) -> list[Kernel]:
     FEWSTEP_OPS=reference leaves only the oracle; another backend is tried before the oracle and excludes the rest.
     Raises FewstepError for an op without kernels.
     """
+    load_kernels()
     if op not in _TABLE:
         raise unknown("op", op, _TABLE)
     backend = forced()

@@ -147,7 +147,9 @@ def _sample_t(rows: list[Record]) -> list[Check]:
     for i, row in enumerate(rows):
         u = sampler_of(row["t_schedule"]).squash(torch.tensor(row["raw_draw"]))
         knobs = derivative(MDTConfig(kind=row["distill_type"], interval=row["interval"]))
-        checks.append(compare(f"sample_t.{i}", knobs.times(u, row["sigma_min"]), torch.tensor(row["t"]), TIME_TOLERANCE))
+        checks.append(
+            compare(f"sample_t.{i}", knobs.times(u, row["sigma_min"]), torch.tensor(row["t"]), TIME_TOLERANCE)
+        )
     return checks
 
 

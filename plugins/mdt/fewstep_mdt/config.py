@@ -1,19 +1,15 @@
-"""Configs of the MDT objectives. Imports torch only through ``TimeSampler``."""
+"""Configs of the MDT objectives."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fewstep.config import Strict
-from fewstep.times import TimeSampler
-
-Strength = Annotated[float, Field(ge=0)]
-Strengths = Strength | Annotated[tuple[Strength, ...], Field(min_length=1)]
+from fewstep.point import PointConfig, Strengths
 
 
-class VMConfig(Strict):
+class VMConfig(PointConfig):
     """Velocity matching. The defaults suit a small model; ``--preset paper`` has the published values."""
 
     kind: Literal["discrete", "continuous", "cm"] = Field(
@@ -25,20 +21,11 @@ class VMConfig(Strict):
         "element", description="size taken from dF/dt: none, norm over the sample (published), root mean square; not cm"
     )
     d_norm_constant: float = Field(0.1, gt=0, description="c in dv / (size + c)")
-    velocity: Literal["teacher", "data"] = Field(
-        "teacher", description="velocity to match: the guided teacher's, or eps - x0 of the data (no teacher)"
-    )
     guidance_vm: Strengths = Field(
         2.0, description="teacher's strength w in (1 + w) c - w u for VM (scale 1 + w); of a list one value each step"
     )
     lambda_vm: float = Field(1.0, ge=0, description="weight of VM; 0 leaves it out")
-    t: TimeSampler = Field(default_factory=lambda: TimeSampler(), description="distribution of the training time")
-    rescale_t: float = Field(1.0, gt=0, description="warp of the student's time grid, and of its phase ends")
     multiphase: int = Field(1, ge=1, description="phases; the student jumps to the end of its phase")
-    p_uncond: float = Field(0.0, ge=0, le=1, description="share of samples whose student sees no condition")
-    reduction: Literal["element", "sample"] = Field(
-        "element", description="loss as mean over all elements (published), or over samples of each one's own mean"
-    )
     sampler: Literal["euler", "consistency"] = Field("euler", description="how the student is to be sampled")
 
     @model_validator(mode="after")

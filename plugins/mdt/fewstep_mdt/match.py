@@ -1,17 +1,16 @@
-"""What both MDT terms do at a point of a path: evaluate student and teacher there, and make prediction and target."""
+"""What both MDT terms do at a point of a path: make prediction and target."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
-import torch
 from torch import Tensor
 
-from fewstep.backbone import Guidance
-from fewstep.batch import Batch, Condition
+from fewstep.batch import Batch
+from fewstep.contract import Contract
 from fewstep.objective import Nets, Step
-from fewstep.residual import Derivative, phase_end
+from fewstep.point import Look
+from fewstep.residual import Derivative
 from fewstep_mdt.config import VMConfig
 
 
@@ -42,52 +41,19 @@ def derivative(config: VMConfig) -> Derivative:
     return Derivative(config.kind, config.interval, config.d_norm, config.d_norm_constant)
 
 
-def times(config: VMConfig, batch: Batch, step: Step) -> Tensor:
-    """[B] times of the draw "t": s + D + (1 - D - s) u for discrete and cm, s + (1 - s) u for continuous."""
-    return derivative(config).times(step.times(batch.layout, config.t), step.path.sigma_min)
-
-
-def guided(config: VMConfig, term: str, step: Step) -> Guidance:
-    """The teacher's guidance of a term ("vm" or "vd") in this step."""
-    strengths = getattr(config, f"guidance_{term}")
-    values = strengths if isinstance(strengths, tuple) else (strengths,)
-    return Guidance.strength(step.choice(values, f"guidance/{term}"))
-
-
-def student_condition(config: VMConfig, batch: Batch, step: Step, name: str) -> Condition:
-    """The condition with a share dropped, drawn anew for each place ``name``. The teacher's is never dropped."""
-    if config.p_uncond == 0:
-        return batch.cond
-    draw = torch.rand(batch.layout.batch_size, generator=step.stream(f"drop/{name}"), device=batch.x0.device)
-    return batch.cond.dropped(draw < config.p_uncond)
-
-
-@torch.no_grad()
-def path_velocity(config: VMConfig, batch: Batch, noise: Tensor, t_B: Tensor, nets: Nets, guidance: Guidance) -> Tensor:
-    """vT at the point of the path between ``batch.x0`` and ``noise``."""
-    path = nets.teacher.path
-    if config.velocity == "data":
-        return cast(Tensor, path.velocity(batch.x0, noise))
-    x_t = path.interpolate(batch.x0, noise, t_B, batch.layout)
-    return cast(Tensor, nets.teacher(x_t, t_B, batch.cond, batch.layout, guidance=guidance))
-
-
 def match(config: VMConfig, batch: Batch, nets: Nets, step: Step, term: str) -> Targets:
-    """Prediction and target of a term on the clean samples ``batch.x0``, real (VM) or the student's own (VD).
+    """Prediction and target of a term ("vm" or "vd") on the clean samples ``batch.x0``, real or the student's own.
 
-    Draws "t" and "noise", so terms of one step look at the same times and noise, as published.
+    Terms of one step look at the same times and noise, as published.
     """
-    layout, t_B, noise = batch.layout, times(config, batch, step), step.randn_like(batch.x0, "noise")
-    x_t = step.path.interpolate(batch.x0, noise, t_B, layout)
-    velocity = path_velocity(config, batch, noise, t_B, nets, guided(config, term, step))
-    cond, knobs = student_condition(config, batch, step, term), derivative(config)
-
-    def student(x: Tensor, t: Tensor) -> Tensor:
-        return cast(Tensor, nets.student(x, t, cond, layout))
-
-    residual = knobs.residual(student, x_t, t_B, velocity, layout, step)
-    end_B = phase_end(knobs.before(t_B), config.multiphase, config.rescale_t)
-    span = layout.expand(t_B - end_B, x_t)
+    look = Look(config, derivative(config), getattr(config, f"guidance_{term}"), config.multiphase, term)
+    at = look.at(batch, nets, step)
     if config.kind == "cm":
-        return Targets(*residual.states(x_t, span, knobs.interval), t_B, end_B)
-    return Targets(residual.value, residual.target(span).detach(), t_B, end_B)
+        return Targets(*at.residual.states(at.x_t, at.span, config.interval), at.t_B, at.end_B)
+    return Targets(at.residual.value, at.residual.target(at.span).detach(), at.t_B, at.end_B)
+
+
+def contract(config: VMConfig) -> Contract:
+    """How an MDT student is sampled: guidance is baked in; with phases, one step a phase."""
+    steps = (config.multiphase,) if config.multiphase > 1 else (1, 2, 4)
+    return Contract(sampler=config.sampler, steps=steps, rescale_t=config.rescale_t)

@@ -12,9 +12,10 @@ from fewstep.batch import Batch
 from fewstep.contract import Contract
 from fewstep.layout import reduce_mean
 from fewstep.objective import Nets, Objective, Step, Sum
+from fewstep.point import dropped
 from fewstep_mdt.config import MDTConfig
-from fewstep_mdt.match import Targets, match, student_condition
-from fewstep_mdt.vm import VelocityMatching, contract
+from fewstep_mdt.match import Targets, contract, match
+from fewstep_mdt.vm import VelocityMatching
 
 
 class VelocityDistillation(Objective[MDTConfig]):
@@ -35,7 +36,7 @@ class VelocityDistillation(Objective[MDTConfig]):
         """Prediction and target on the student's own samples, without graph; the samples with it."""
         noise = step.randn_like(batch.x0, "noise_fake")
         ones = torch.ones(batch.layout.batch_size, device=noise.device, dtype=noise.dtype)
-        cond = student_condition(self.config, batch, step, "fake")
+        cond = dropped(batch, step, self.config.p_uncond, "drop/fake")
         v_fake = cast(Tensor, nets.student(noise, ones, cond, batch.layout)).to(noise.dtype)
         x_fake = noise - v_fake
         with torch.no_grad():

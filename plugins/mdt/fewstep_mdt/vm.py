@@ -11,13 +11,7 @@ from fewstep.contract import Contract
 from fewstep.layout import reduce_mean
 from fewstep.objective import Nets, Objective, Step
 from fewstep_mdt.config import VMConfig
-from fewstep_mdt.match import Targets, match
-
-
-def contract(config: VMConfig) -> Contract:
-    """How an MDT student is sampled: guidance is baked in; with phases, one step a phase."""
-    steps = (config.multiphase,) if config.multiphase > 1 else (1, 2, 4)
-    return Contract(sampler=config.sampler, steps=steps, rescale_t=config.rescale_t)
+from fewstep_mdt.match import Targets, contract, match
 
 
 class VelocityMatching(Objective[VMConfig]):

@@ -15,9 +15,9 @@ from fewstep.config import Strict
 from fewstep.errors import FewstepError
 from fewstep.layout import Layout
 from fewstep.path import Path
-from fewstep_trellis.shipped import NANO, existing
 from fewstep_trellis.checkpoint import load_model, save_model
 from fewstep_trellis.models import SparseStructureDecoder, SparseStructureFlowModel
+from fewstep_trellis.shipped import NANO, existing
 
 if TYPE_CHECKING:
     from fewstep.dataset import Dataset
@@ -52,9 +52,7 @@ class StructureFlow(Backbone):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
         if s_B is not None:
             raise FewstepError("backbone 'trellis' takes one time: it does not provide 'two_time'")
         if cond.tokens is None:

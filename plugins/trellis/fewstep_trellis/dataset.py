@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -15,10 +15,11 @@ from fewstep.config import Strict
 from fewstep.dataset import Dataset
 from fewstep.errors import FewstepError
 from fewstep.layout import Dense
-from fewstep_trellis.shipped import NANO, SWEETHOME3D, existing
 from fewstep_trellis.checkpoint import load_model
 from fewstep_trellis.data.prepared import PreparedSet
+from fewstep_trellis.latents import encode, training_latents
 from fewstep_trellis.models import SparseStructureEncoder
+from fewstep_trellis.shipped import NANO, SWEETHOME3D, existing
 
 
 class PreparedConfig(Strict):
@@ -41,11 +42,14 @@ class PreparedObjects(Dataset):
         super().__init__(config, backbone)
         self.set = PreparedSet.load(config.root)
         self.encoder = load_encoder(config.encoder)
-        flips = (False, True) if config.mirror else (False,)
-        self.latents = torch.stack([self._encode(self.set.train, flip) for flip in flips], 1)
+
+    @cached_property
+    def latents(self) -> Tensor:
+        """[objects, 1 or 2, C, r, r, r]; made on first use, since a bench never asks for them."""
+        return training_latents(self.set, self.encoder, mirror=self.config.mirror)
 
     def __len__(self) -> int:
-        return int(self.latents.shape[0] * self.latents.shape[1])
+        return len(self.set.train) * (2 if self.config.mirror else 1)
 
     def batch(self, indices: list[int], generator: torch.Generator) -> Batch:
         """Latents of these samples, each under a random one of its views."""
@@ -58,14 +62,9 @@ class PreparedObjects(Dataset):
     def held_out(self) -> Batch:
         """Every held-out object in its first view."""
         rows = self.set.test
-        return Batch(self._encode(rows, False), Dense(len(rows)), Condition(self.set.tokens(rows, 0, False)))
-
-    @torch.no_grad()
-    def _encode(self, rows: Any, flip: bool) -> Tensor:
-        """Posterior means [N, C, r, r, r]; the mirror image flips x."""
-        grids = self.set.occupancy(rows)
-        grids = grids.flip(2) if flip else grids
-        return torch.cat([self.encoder.encode(chunk)[0] for chunk in grids.split(16)])
+        return Batch(
+            encode(self.encoder, self.set.occupancy(rows)), Dense(len(rows)), Condition(self.set.tokens(rows, 0, False))
+        )
 
 
 def load_encoder(path: Path) -> SparseStructureEncoder:

@@ -9,7 +9,7 @@ from torch import Tensor
 from fewstep.batch import Batch
 from fewstep.config import Strict
 from fewstep.layout import reduce_mean
-from fewstep.objective import NetSpec, Nets, Objective, Step
+from fewstep.objective import Nets, NetSpec, Objective, Step
 from fewstep.times import TimeSampler
 
 

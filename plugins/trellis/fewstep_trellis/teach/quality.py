@@ -8,9 +8,9 @@ from torch import Tensor
 
 from fewstep.backbone import Guidance, Teacher
 from fewstep.batch import Condition
+from fewstep.objective import Step
 from fewstep.path import Path
 from fewstep.sampler import euler
-from fewstep.objective import Step
 from fewstep.times import step_grid
 from fewstep_trellis.dataset import PreparedObjects
 from fewstep_trellis.models import SparseStructureDecoder

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +36,11 @@ class VaeConfig(Strict):
 def build(config: VaeConfig) -> tuple[SparseStructureEncoder, SparseStructureDecoder]:
     """Fresh encoder and decoder of this recipe."""
     torch.manual_seed(config.seed)
-    shape = {"latent_channels": config.latent_channels, "num_res_blocks": 1, "num_res_blocks_middle": 1}
-    channels = list(config.channels)
-    encoder = SparseStructureEncoder(in_channels=1, channels=channels, **shape)
-    return encoder, SparseStructureDecoder(out_channels=1, channels=channels[::-1], **shape)
+    latent, channels = config.latent_channels, list(config.channels)
+    return (
+        SparseStructureEncoder(1, latent, num_res_blocks=1, channels=channels, num_res_blocks_middle=1),
+        SparseStructureDecoder(1, latent, num_res_blocks=1, channels=channels[::-1], num_res_blocks_middle=1),
+    )
 
 
 def symmetric(grid: Tensor, generator: torch.Generator) -> Tensor:
@@ -48,7 +50,9 @@ def symmetric(grid: Tensor, generator: torch.Generator) -> Tensor:
     return grid.permute(0, 1, *[2 + axis for axis in order]).flip(flips)
 
 
-def terms(encoder: SparseStructureEncoder, decoder: SparseStructureDecoder, grid: Tensor, noise: Tensor) -> dict[str, Tensor]:
+def terms(
+    encoder: SparseStructureEncoder, decoder: SparseStructureDecoder, grid: Tensor, noise: Tensor
+) -> dict[str, Tensor]:
     """Cross-entropy a voxel, Dice loss and mean KL divergence."""
     # bfloat16 convolutions: two thirds of the time on a CPU that has them; weights and losses stay in float32.
     with torch.autocast(grid.device.type, dtype=torch.bfloat16):
@@ -91,7 +95,8 @@ def unit_scale(encoder: SparseStructureEncoder, decoder: SparseStructureDecoder,
     rows = data.train[:: max(1, len(data.train) // 128)]
     latents = torch.cat([encoder.encode(data.occupancy(chunk))[0] for chunk in torch.as_tensor(rows).split(8)])
     scale = latents.square().mean((0, 2, 3, 4)).sqrt()
-    last, first = encoder.out_layer[2], decoder.input_layer
+    last, first = cast(nn.Conv3d, encoder.out_layer[2]), decoder.input_layer
+    assert last.bias is not None
     channels = len(scale)
     last.weight[:channels] /= scale[:, None, None, None, None]
     last.bias[:channels] /= scale

@@ -1,0 +1,66 @@
+"""Quality against steps, one line a method, the teacher as a band."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fewstep.bench.entrants import OTHER_NOISE, TEACHER, TRUTH, UNDISTILLED
+from fewstep.bench.summary import Line
+
+MARKERS = "osD^vP*X"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#000000")
+GREY = "#777777"
+
+
+def chart(lines: Sequence[Line], names: Sequence[str], lower_is_better: frozenset[str], path: Path, title: str) -> None:
+    """One panel a measure in ``names``; bars are 95 % intervals over seeds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(names) + 1.6, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        _panel(axes, [line for line in lines if line.metric == name])
+        better = "lower" if name in lower_is_better else "higher"
+        axes.set(xlabel="steps", ylabel=f"{name} ({better} is better)")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=130)
+
+
+def _panel(axes: Any, lines: Sequence[Line]) -> None:
+    labels = list(dict.fromkeys(line.label for line in lines))
+    students = [label for label in labels if label not in (TEACHER, OTHER_NOISE, TRUTH, UNDISTILLED)]
+    for label in labels:
+        found = sorted((line for line in lines if line.label == label), key=lambda line: line.steps)
+        if label in (TEACHER, OTHER_NOISE, TRUTH):
+            _level(axes, label, found[0])
+        elif label == UNDISTILLED:
+            _line(axes, label, found, GREY, "o", "--")
+        else:
+            index = students.index(label)
+            _line(axes, label, found, COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], "-")
+    axes.set_xscale("log", base=2)
+    ticks = sorted({line.steps for line in lines if line.label not in (TEACHER, OTHER_NOISE, TRUTH)})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _level(axes: Any, label: str, line: Line) -> None:
+    style = {TEACHER: "-", OTHER_NOISE: "-.", TRUTH: ":"}[label]
+    text = f"{label} ({line.steps} steps)" if label == TEACHER else label
+    axes.axhline(line.value, color="black", lw=1.2, ls=style, label=text)
+    if line.half is not None:
+        axes.axhspan(line.value - line.half, line.value + line.half, color="black", alpha=0.08, lw=0)
+
+
+def _line(axes: Any, label: str, lines: Sequence[Line], colour: str, marker: str, style: str) -> None:
+    axes.errorbar(
+        [line.steps for line in lines], [line.value for line in lines], [line.half or 0.0 for line in lines],
+        label=label, color=colour, marker=marker, ls=style, capsize=3, lw=1.6, ms=5,
+    )  # fmt: skip

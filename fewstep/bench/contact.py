@@ -1,0 +1,60 @@
+"""Contact sheets: labelled rows of pictures, for suites whose objects can be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+Picture = npt.NDArray[Any]  # [H, W] or [H, W, 3], floats in [0, 1] or uint8
+
+GAP, SIZE_OF_TEXT, LINE = 4, 18, 22
+
+
+def contact_sheet(rows: Sequence[tuple[str, Sequence[Picture]]], path: Path, tile: int = 160) -> None:
+    """A picture with one row for each (label, pictures), tiles of ``tile`` pixels, labels at the left.
+
+    A label's words go on lines of their own where it is too long for its column.
+    """
+    font, wide = _font(SIZE_OF_TEXT), 0
+    texts = [_wrapped(label, font, 1.4 * tile) for label, _ in rows]
+    wide = max((int(font.getlength(line)) for lines in texts for line in lines), default=0) + 3 * GAP
+    columns = max((len(pictures) for _, pictures in rows), default=0)
+    sheet = Image.new("RGB", (wide + columns * (tile + GAP), len(rows) * (tile + GAP) + GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (lines, (_, pictures)) in enumerate(zip(texts, rows, strict=True)):
+        top = GAP + row * (tile + GAP)
+        for number, line in enumerate(lines):
+            y = top + tile // 2 - LINE * len(lines) // 2 + number * LINE
+            pen.text((GAP, y), line, fill="black", font=font)
+        for column, picture in enumerate(pictures):
+            sheet.paste(_tile(picture, tile), (wide + column * (tile + GAP), top))
+    sheet.save(path)
+
+
+def _tile(picture: Picture, tile: int) -> Image.Image:
+    pixels = picture if picture.dtype == np.uint8 else (picture.clip(0, 1) * 255).round().astype(np.uint8)
+    image = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+    return image.resize((tile, tile), Image.Resampling.LANCZOS) if image.size != (tile, tile) else image
+
+
+def _wrapped(label: str, font: Any, wide: float) -> list[str]:
+    lines: list[str] = []
+    for word in label.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= wide:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def _font(size: int) -> Any:
+    """Matplotlib's own sans serif: there on every machine, and with accents and arrows."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)

@@ -1,0 +1,95 @@
+"""Drawing samples in chunks, with their evaluations counted and their time taken."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.batch import Batch
+from fewstep.bench.entrants import Entrant
+from fewstep.engine.device import to_device
+from fewstep.layout import Layout
+from fewstep.objective import Step
+from fewstep.path import Path
+
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples like the prompts' ``x0``, on the CPU; NFE a sample; seconds a sample; the share that is not finite."""
+
+    x: Tensor
+    nfe: float
+    seconds: float
+    broken: float
+
+
+@dataclass
+class Counter:
+    """Evaluations of one network, counted in samples."""
+
+    samples: int = 0
+
+
+@contextmanager
+def counting(network: nn.Module) -> Iterator[Counter]:
+    """Count what ``network`` is asked while the block runs; guidance in two calls or in one large batch is the same."""
+    counter = Counter()
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        layout: Layout = kwargs["layout"] if "layout" in kwargs else args[3]
+        counter.samples += layout.batch_size
+
+    handle = network.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield counter
+    finally:
+        handle.remove()
+
+
+def noise_of(seed: int, prompts: Batch) -> Tensor:
+    """The noise that every method starts from under this seed, like ``prompts.x0``."""
+    return Step(index=0, path=Path(), seed=seed).randn_like(prompts.x0, "noise")
+
+
+def draw(entrant: Entrant, prompts: Batch, noise: Tensor, steps: int, seed: int, device: torch.device) -> Drawn:
+    """Samples of all prompts, 64 at a time. Noise that a sampler adds on its way is one stream a (seed, chunk)."""
+    layout, parts, seconds = prompts.layout, [], 0.0
+    with counting(entrant.network) as counter, torch.inference_mode():
+        for index, rows in enumerate(torch.arange(layout.batch_size).split(CHUNK)):
+            batch = to_device(prompts.select(rows), device)
+            start = layout.select(noise, rows)[0].to(device)
+            step = Step(index=index, path=entrant.network.path, seed=seed, device=device)
+            began = clock(device)
+            grid = entrant.contract.grid(steps)
+            x = entrant.sampler(entrant.field, start, batch.cond, batch.layout, grid, step)
+            seconds += clock(device) - began
+            parts.append(x.cpu())
+    x, count = torch.cat(parts), layout.batch_size
+    finite = x.isfinite()
+    broken = float((layout.sum((~finite).float()) > 0).float().mean())
+    return Drawn(torch.where(finite, x, 0.0), counter.samples / count, seconds / count, broken)
+
+
+def warm_up(entrant: Entrant, prompts: Batch, device: torch.device) -> None:
+    """One evaluation of two samples, so that the first time taken is not that of allocating and choosing kernels."""
+    rows = torch.arange(min(2, prompts.layout.batch_size))
+    batch = to_device(prompts.select(rows), device)
+    with torch.inference_mode():
+        t_B = torch.ones(len(rows), dtype=torch.float64, device=device)
+        two_time = {"s_B": torch.zeros_like(t_B)} if entrant.contract.two_time else {}
+        entrant.network(batch.x0, t_B, batch.cond, batch.layout, **two_time)
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, with the device's queue empty."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

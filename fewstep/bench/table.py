@@ -1,0 +1,109 @@
+"""The result as two tables: quality, and time by stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from fewstep.bench.entrants import RESERVED, TEACHER
+from fewstep.bench.grid import Cell, Grid
+from fewstep.bench.rows import GAP, NON_FINITE, STAGES
+from fewstep.bench.summary import Line
+
+LEFT = frozenset({"method"})
+Cells = dict[tuple[str, int], dict[str, Line]]
+
+
+def by_cell(lines: Iterable[Line]) -> Cells:
+    """Lines by (label, steps), then by measure."""
+    found: Cells = {}
+    for line in lines:
+        found.setdefault(line.cell, {})[line.metric] = line
+    return found
+
+
+def measures(lines: Iterable[Line]) -> list[str]:
+    """The quality measures, in the order of the suite."""
+    names = dict.fromkeys(line.metric for line in lines)
+    return [n for n in names if not n.startswith(("seconds_", "speedup_", GAP)) and n != NON_FINITE]
+
+
+def sections(cells: Cells) -> list[list[tuple[str, int]]]:
+    """The rows that every result is read against first, then one section a step count."""
+    fixed = [key for key in cells if key[0] in RESERVED and key[0] != "undistilled"]
+    fixed.sort(key=lambda key: key[0] != TEACHER)
+    steps = sorted({key[1] for key in cells if key not in fixed})
+    return [fixed, *([key for key in cells if key[1] == n and key not in fixed] for n in steps)]
+
+
+def quality_table(lines: Sequence[Line], headline: str, lower_is_better: frozenset[str]) -> Grid:
+    """Every measure as mean and half its 95 % interval, the best of each step count bold; headline first."""
+    cells, names = by_cell(lines), measures(lines)
+    names.sort(key=lambda name: name != headline)
+    arrows = [f"{name} {'↓' if name in lower_is_better else '↑'}" for name in names]
+    grid = Grid("quality", ["method", "steps", "NFE", "guidance", *arrows, "gap closed"], LEFT)
+    places = {name: _places(found[name] for found in cells.values() if name in found) for name in names}
+    for index, section in enumerate(sections(cells)):
+        best = {name: _best(section, cells, name, lower_is_better) for name in names} if index else {}
+        grid.sections.append([])
+        for key in section:
+            row = [Cell(text) for text in _head(key, cells[key])]
+            for name in names:
+                line = cells[key].get(name)
+                row.append(Cell(_value(line, places[name]), key == best.get(name)))
+            grid.sections[-1].append([*row, Cell(_share(cells[key].get(GAP + headline)))])
+    return grid
+
+
+def time_table(lines: Sequence[Line]) -> Grid:
+    """Milliseconds a sample by stage, and how much faster than the teacher."""
+    cells = by_cell(lines)
+    header = ["method", "steps", "NFE", *(f"{name} ms" for name in STAGES), "faster (flow)", "faster (whole)"]
+    grid = Grid("time a sample", header, LEFT)
+    for section in sections(cells):
+        timed = [key for key in section if "seconds_flow" in cells[key]]
+        rows = [[Cell(text) for text in (*_head(key, cells[key])[:3], *_times(cells[key]))] for key in timed]
+        if rows:
+            grid.sections.append(rows)
+    return grid
+
+
+def _head(key: tuple[str, int], found: dict[str, Line]) -> list[str]:
+    line = next(iter(found.values()))
+    if not key[1]:
+        return [key[0], "", "", ""]
+    broken = "!" if NON_FINITE in found else ""
+    return [key[0] + broken, f"{key[1]}{'' if line.made_for else '*'}", f"{line.nfe:g}", f"{line.guidance:g}"]
+
+
+def _times(found: dict[str, Line]) -> list[str]:
+    stages = [f"{1000 * found[f'seconds_{name}'].value:.3g}" for name in STAGES]
+    return [*stages, *(f"{found[n].value:.3g}x" if n in found else "" for n in ("speedup_flow", "speedup_total"))]
+
+
+def _places(lines: Iterable[Line]) -> int:
+    """Decimals that leave the largest value of a column four digits."""
+    largest = max((abs(line.value) for line in lines if math.isfinite(line.value)), default=0.0)
+    return min(max(3 - math.floor(math.log10(largest)), 0), 6) if largest > 0 else 1
+
+
+def _value(line: Line | None, places: int) -> str:
+    if line is None:
+        return ""
+    spread = "n/a" if line.half is None else f"{line.half:.{places}f}"
+    return f"{line.value:.{places}f} ±{spread}"
+
+
+def _share(line: Line | None) -> str:
+    if line is None:
+        return ""
+    return f"{100 * line.value:.0f} % ±{'n/a' if line.half is None else f'{100 * line.half:.0f}'}"
+
+
+def _best(
+    section: Sequence[tuple[str, int]], cells: Cells, name: str, lower_is_better: frozenset[str]
+) -> tuple[str, int] | None:
+    sign = 1 if name in lower_is_better else -1
+    values = {key: sign * cells[key][name].value for key in section if name in cells[key]}
+    finite = {key: value for key, value in values.items() if math.isfinite(value)}
+    return min(finite, key=lambda key: finite[key]) if len(finite) > 1 else None

@@ -1,0 +1,76 @@
+"""Measures of occupancy grids, one value an object."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.spatial import cKDTree  # type: ignore[import-untyped,unused-ignore]
+from torch import Tensor
+
+from fewstep.errors import invalid
+from fewstep.layout import Layout
+from fewstep.metrics.base import PerSample
+
+
+def volume_iou(generated: Tensor, reference: Tensor) -> Tensor:
+    """Intersection over union [B] of boolean grids [B, ...]; 1 where both are empty.
+
+    Raises:
+        FewstepError: for grids of two shapes, or that are not boolean.
+    """
+    a, b = _grids(generated, reference)
+    both, either = (a & b).flatten(1).sum(1), (a | b).flatten(1).sum(1)
+    return torch.where(either == 0, 1.0, both.double() / either.clamp(min=1))
+
+
+def chamfer(generated: Tensor, reference: Tensor) -> Tensor:
+    """Chamfer distance [B] between the occupied cells' centres of boolean grids [B, R, R, R].
+
+    Half the sum of the two mean distances (not squared) to the nearest cell of the other grid, in units of the
+    grid's side: 1 / R is one voxel. Two empty grids have distance 0; an empty and an occupied one the cube's
+    diagonal, sqrt(3), which no other pair reaches.
+
+    Raises:
+        FewstepError: for grids of two shapes, or that are not boolean [B, R, R, R].
+    """
+    a, b = _grids(generated, reference)
+    if a.dim() != 4:
+        raise invalid("generated", tuple(a.shape), "grids [B, R, R, R]")
+    return torch.tensor([_pair(x.numpy(), y.numpy()) for x, y in zip(a.cpu(), b.cpu(), strict=True)]).double()
+
+
+def _pair(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
+    first, second = np.argwhere(a) / a.shape[0], np.argwhere(b) / b.shape[0]
+    if not len(first) or not len(second):
+        return 0.0 if len(first) == len(second) else math.sqrt(3.0)
+    forth, _ = cKDTree(second).query(first)
+    back, _ = cKDTree(first).query(second)
+    return float(0.5 * (forth.mean() + back.mean()))
+
+
+def _grids(generated: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    for key, x in (("generated", generated), ("reference", reference)):
+        if x.dtype != torch.bool or x.shape != reference.shape:
+            raise invalid(key, (str(x.dtype), tuple(x.shape)), f"boolean grids {tuple(reference.shape)}")
+    return generated, reference
+
+
+class VolumeIou(PerSample):
+    """Mean volume IoU of boolean grids."""
+
+    name, higher_is_better = "iou", True
+
+    def values(self, generated: Tensor, reference: Tensor, layout: Layout) -> Tensor:
+        return volume_iou(generated, reference)
+
+
+class Chamfer(PerSample):
+    """Mean Chamfer distance of boolean grids, in units of the grid's side."""
+
+    name, higher_is_better = "chamfer", False
+
+    def values(self, generated: Tensor, reference: Tensor, layout: Layout) -> Tensor:
+        return chamfer(generated, reference)

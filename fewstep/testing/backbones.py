@@ -1,0 +1,152 @@
+"""``check_backbone``: velocities of the right shape, honest capabilities, files that load again."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fewstep.backbone import Backbone
+from fewstep.batch import Batch
+from fewstep.errors import FewstepError
+from fewstep.jvp import central_difference
+from fewstep.layout import Dense, Packed
+
+CAPABILITIES = frozenset({"dense", "packed", "jvp", "two_time", "features", "shard"})
+ALONE, DIFFERENCE, HALF = 1e-9, 1e-4, 3e-2  # relative
+WIDTHS = (1e-7, 1e-5, 1e-3)  # narrow for features of 1000 t, wide for networks that are float32 inside
+
+
+def check_backbone(backbone: Backbone, batch: Batch) -> None:
+    """Hold a backbone against what samplers, objectives and the engine rely on.
+
+    Checked: a finite velocity like ``x`` and of its type, also for float64 times; each sample alone gives what it gives
+    in the batch; exact tangents, if provided, agree with finite differences; a target time is taken, or refused;
+    gradients reach the parameters; ``save`` and ``load`` give the same network, whole and in half precision.
+
+    Args:
+        batch: a few samples that it takes; run in float64.
+
+    Raises:
+        AssertionError: with a sentence that names the backbone and what is wrong.
+    """
+    network = Probe(copy.deepcopy(backbone).double().eval(), _double(batch))
+    network.claims_are_known()
+    network.gives_velocity()
+    network.keeps_samples_apart()
+    network.refuses_or_takes_two_times()
+    if "jvp" in backbone.provides:
+        network.differentiates()
+    network.learns()
+    network.survives_a_file()
+    network.shards()
+
+
+class Probe:
+    """A backbone in float64 with a batch; each method is one check."""
+
+    def __init__(self, backbone: Backbone, batch: Batch) -> None:
+        self.backbone, self.batch, self.name = backbone, batch, type(backbone).__name__
+        self.t_B = torch.linspace(0.3, 0.9, batch.layout.batch_size, dtype=torch.float64)
+
+    def claim(self, holds: bool, sentence: str) -> None:
+        if not holds:
+            raise AssertionError(f"{self.name}: {sentence}")
+
+    def velocity(self, backbone: Backbone | None = None) -> Tensor:
+        with torch.no_grad():
+            found: Tensor = (backbone or self.backbone)(self.batch.x0, self.t_B, self.batch.cond, self.batch.layout)
+        return found
+
+    def claims_are_known(self) -> None:
+        odd = sorted(self.backbone.provides - CAPABILITIES)
+        self.claim(not odd, f"provides {', '.join(odd)}; known are {', '.join(sorted(CAPABILITIES))}")
+        kind = {Dense: "dense", Packed: "packed"}.get(type(self.batch.layout), "")
+        self.claim(
+            not kind or kind in self.backbone.provides, f"was given a {kind} batch but does not provide {kind!r}"
+        )
+
+    def gives_velocity(self) -> None:
+        v, x = self.velocity(), self.batch.x0
+        self.claim(v.shape == x.shape, f"gives {list(v.shape)} for x {list(x.shape)}; a velocity has the shape of x")
+        self.claim(v.dtype == x.dtype, f"gives {v.dtype} for x in {x.dtype}; a velocity has the type of x")
+        self.claim(bool(v.isfinite().all()), "gives values that are not finite")
+        self.claim(torch.equal(v, self.velocity()), "gives another velocity on a second call in evaluation mode")
+        later, self.t_B = self.t_B, 0.5 * self.t_B
+        self.claim(not torch.equal(v, self.velocity()), "does not depend on the time")
+        self.t_B = later
+
+    def keeps_samples_apart(self) -> None:
+        whole, layout = self.velocity(), self.batch.layout
+        for i in range(layout.batch_size):
+            row = torch.tensor([i])
+            one = self.batch.select(row)
+            with torch.no_grad():
+                alone = self.backbone(one.x0, self.t_B[row], one.cond, one.layout)
+            together = layout.select(whole, row)[0]
+            self.claim(_near(alone, together, ALONE), f"sample {i} alone differs from sample {i} in the batch")
+
+    def refuses_or_takes_two_times(self) -> None:
+        provided = "two_time" in self.backbone.provides
+        try:
+            v = self.backbone(self.batch.x0, self.t_B, self.batch.cond, self.batch.layout, s_B=0.5 * self.t_B)
+        except (FewstepError, TypeError) as error:
+            self.claim(not provided, f"provides 'two_time' and refuses s_B: {error}")
+            return
+        self.claim(provided, "does not provide 'two_time' and yet takes s_B silently; raise a FewstepError")
+        self.claim(v.shape == self.batch.x0.shape, "gives another shape with s_B")
+
+    def differentiates(self) -> None:
+        x, generator = self.batch.x0, torch.Generator().manual_seed(0)
+        direction = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        primals, tangents = (x, self.t_B), (direction, torch.ones_like(self.t_B))
+
+        def f(x: Tensor, t_B: Tensor) -> Tensor:
+            found: Tensor = self.backbone(x, t_B, self.batch.cond, self.batch.layout)
+            return found
+
+        try:
+            exact = torch.func.jvp(f, primals, tangents)[1]
+        except (RuntimeError, NotImplementedError) as error:
+            raise AssertionError(f"{self.name}: provides 'jvp', but forward mode fails: {error}") from error
+        with torch.no_grad():
+            rough = [central_difference(f, primals, tangents, width) for width in WIDTHS]
+        agrees = any(_near(exact, one, DIFFERENCE) for one in rough)
+        self.claim(agrees, "provides 'jvp', but its tangent is not its finite difference")
+
+    def learns(self) -> None:
+        network = copy.deepcopy(self.backbone).train().requires_grad_(True)
+        network(self.batch.x0, self.t_B, self.batch.cond, self.batch.layout).square().sum().backward()
+        grads = [p.grad for p in network.parameters()]
+        self.claim(any(g is not None and bool(g.any()) for g in grads), "no gradient reaches any parameter")
+        self.claim(all(bool(g.isfinite().all()) for g in grads if g is not None), "a gradient is not finite")
+
+    def survives_a_file(self) -> None:
+        for half, tolerance in ((False, 0.0), (True, HALF)):
+            with tempfile.TemporaryDirectory() as folder:
+                source = copy.deepcopy(self.backbone).float()
+                source.save(Path(folder), half=half)
+                self.claim(any(Path(folder).iterdir()), "save() writes nothing")
+                again = type(self.backbone).load(Path(folder))
+            self.claim(type(again) is type(self.backbone), f"load() gives a {type(again).__name__}")
+            text = f"save(half={half}) and load() give another network"
+            expected = self.velocity(source.double())
+            self.claim(_near(self.velocity(again.double().eval()), expected, tolerance), text)
+
+    def shards(self) -> None:
+        own = {id(module) for module in self.backbone.modules()}
+        strange = [type(unit).__name__ for unit in self.backbone.shard_units() if id(unit) not in own]
+        self.claim(not strange, f"shard_units() has modules that are not its own: {', '.join(strange)}")
+
+
+def _near(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    return a.shape == b.shape and bool((a - b).norm() <= tolerance * (b.norm() + 1e-12))
+
+
+def _double(batch: Batch) -> Batch:
+    cond = batch.cond
+    tokens, negative = (None if v is None else v.double() for v in (cond.tokens, cond.negative_tokens))
+    return Batch(batch.x0.double(), batch.layout, type(cond)(tokens, negative))

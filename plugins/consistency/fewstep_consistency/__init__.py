@@ -1,0 +1,1 @@
+"""Consistency models and phased consistency models, distilled or trained, from the core's one residual."""

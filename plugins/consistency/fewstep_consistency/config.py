@@ -1,0 +1,60 @@
+"""Configs of the consistency objectives."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from fewstep.point import PointConfig, Strengths
+from fewstep.times import TimeSampler
+
+
+class BaseConfig(PointConfig):
+    """What both consistency objectives can be told."""
+
+    interval: float = Field(0.02, gt=0, lt=1, description="D between the two neighbouring times")
+    target: Literal["student", "ema"] = Field(
+        "student", description="network of the target: the student itself, stopped, or its moving average"
+    )
+    target_ema: float = Field(0.95, ge=0, lt=1, description="rate of that average (target = ema)")
+    guidance: Strengths = Field(
+        2.0, description="teacher's strength w in (1 + w) c - w u (scale 1 + w); of a list one value each step"
+    )
+    loss: Literal["l2", "pseudo-huber"] = Field("pseudo-huber", description="distance of the two jumps")
+    huber: float = Field(0.03, gt=0, description="c of the pseudo-Huber distance, in units of an element")
+    weight: Literal["none", "interval", "velocity"] = Field(
+        "none",
+        description="weight of the squared distance: 1, 1/D (iCT), or 1/(span D), velocity matching's own gradient",
+    )
+    t: TimeSampler = Field(
+        default_factory=lambda: TimeSampler(kind="uniform"), description="distribution of the training time"
+    )
+    reduction: Literal["element", "sample"] = Field(
+        "sample", description="loss as mean over samples, or over all elements (a longer sample weighs more)"
+    )
+
+
+class ConsistencyConfig(BaseConfig):
+    """Consistency distillation to the data."""
+
+    kind: Literal["discrete", "continuous"] = Field(
+        "discrete", description="two neighbouring jumps, or the limit D to 0 by jvp (weighted as by 1/D)"
+    )
+    sampler: Literal["consistency", "euler"] = Field(
+        "consistency", description="sampling in several steps: fresh noise on the predicted data, or its own direction"
+    )
+
+    @model_validator(mode="after")
+    def _limit(self) -> ConsistencyConfig:
+        if self.kind == "continuous" and self.target == "ema":
+            raise ValueError("kind 'continuous' has no second network: target must be 'student'")
+        if self.kind == "continuous" and self.loss != "l2":
+            raise ValueError("kind 'continuous' knows loss 'l2' alone")
+        return self
+
+
+class PhasedConfig(BaseConfig):
+    """Phased consistency distillation."""
+
+    phases: int = Field(4, ge=1, description="phases, and the number of sampling steps")

@@ -1,0 +1,1 @@
+"""A sample fewstep plugin: see README.md."""

@@ -1,0 +1,83 @@
+"""Exact backbones: the velocity of a mixture, and the flow map of a single Gaussian."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.backbone import Backbone
+from fewstep.batch import Condition
+from fewstep.errors import FewstepError
+from fewstep.layout import Layout
+from fewstep.path import Path
+from fewstep_toy.config import ToyConfig
+from fewstep_toy.mixture import TARGETS, Mixture, exact_velocity, expand_rows
+
+
+class AnalyticFlow(Backbone):
+    """The exact velocity of the configured mixture, for points [B, 2], [B, P, 2] or packed [T, 2].
+
+    The means are a parameter only so that the flow has a device and a dtype as networks do.
+    """
+
+    Config = ToyConfig
+    provides: ClassVar[frozenset[str]] = frozenset({"dense", "packed", "jvp", "two_time"})
+    dataset = "toy"
+
+    def __init__(self, config: ToyConfig) -> None:
+        super().__init__()
+        self.config, self.path = config, Path(config.sigma_min)
+        target = TARGETS[config.target]()
+        self.std = target.std
+        self.means = nn.Parameter(target.means, requires_grad=False)
+        self.classes: Tensor
+        self.register_buffer("classes", target.classes)
+
+    @property
+    def mixture(self) -> Mixture:
+        return Mixture(self.means.detach(), self.std, self.classes)
+
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        wanted = None if cond.tokens is None else expand_rows(cond.tokens, x, layout)
+        return exact_velocity(self.mixture, self.path, x, layout.expand(t_B, x), wanted)
+
+    def student(self) -> Backbone:
+        """A closed form cannot be trained: the student is an MLP that was fitted to it."""
+        from fewstep_toy.network import fitted
+
+        return fitted(self.config).to(self.means)
+
+
+class GaussianMap(Backbone):
+    """The exact average velocity F(x, t, s) = (x_t - x_s) / (t - s) of a single Gaussian, s = 0 unless given.
+
+    The marginals are N(a m, sigma^2) with sigma^2 = a^2 std^2 + b^2, and the flow keeps (x - a m) / sigma.
+
+    Raises:
+        FewstepError: for a target of several components, whose flow map has no closed form.
+    """
+
+    Config = ToyConfig
+    provides: ClassVar[frozenset[str]] = AnalyticFlow.provides
+    dataset = "toy"
+
+    def __init__(self, config: ToyConfig) -> None:
+        super().__init__()
+        target = TARGETS[config.target]()
+        if len(target.means) > 1:
+            raise FewstepError(f"target {config.target!r} has no flow map in closed form; accepted: 'gaussian'")
+        self.std, self.path = target.std, Path(config.sigma_min)
+        self.mean = nn.Parameter(target.means[0])
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """The standard deviation of x_t."""
+        b = self.path.sigma_min + (1 - self.path.sigma_min) * t
+        return (((1 - t) * self.std).square() + b.square()).sqrt()
+
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        t = layout.expand(t_B, x)
+        s = torch.zeros_like(t) if s_B is None else layout.expand(s_B, x)
+        moved = (1 - s) * self.mean + self.sigma(s) / self.sigma(t) * (x - (1 - t) * self.mean)
+        return (x - moved) / (t - s)

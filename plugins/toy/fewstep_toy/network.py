@@ -1,0 +1,162 @@
+"""The toy student: an MLP on points, with one or two times, fitted beforehand to the exact velocity."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from functools import lru_cache
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fewstep.backbone import Backbone, Guidance, Teacher
+from fewstep.batch import Condition
+from fewstep.config import validate
+from fewstep.errors import FewstepError
+from fewstep.layout import Dense, Layout
+from fewstep.path import Path
+from fewstep_toy.analytic import AnalyticFlow
+from fewstep_toy.config import ToyConfig
+from fewstep_toy.mixture import TARGETS, Mixture, expand_rows
+
+if TYPE_CHECKING:
+    from fewstep.dataset import Dataset
+    from fewstep.suite import Suite
+
+FREQUENCIES = 4
+FIT_BATCH, FIT_LR, FIT_UNCOND = 512, 3e-3, 0.2
+
+
+class ToyFlow(Backbone):
+    """Velocity of points [B, 2], [B, P, 2] or packed [T, 2], each point on its own, by an MLP.
+
+    The second time enters as t - s through features that vanish at 0: without ``s_B`` the network is that of s = t.
+    """
+
+    Config = ToyConfig
+    provides: ClassVar[frozenset[str]] = frozenset({"dense", "packed", "jvp", "two_time"})
+    dataset = "toy"
+
+    def __init__(self, config: ToyConfig) -> None:
+        super().__init__()
+        self.config, self.path = config, Path(config.sigma_min)
+        target = TARGETS[config.target]()
+        self.condition_width = target.class_count if config.conditional else 0
+        times = 1 + 2 * FREQUENCIES
+        self.first = nn.Linear(2 + times + self.condition_width, config.width)
+        self.jump = nn.Linear(1 + FREQUENCIES, config.width, bias=False)
+        nn.init.zeros_(self.jump.weight)
+        hidden = [m for _ in range(config.depth - 1) for m in (nn.Linear(config.width, config.width), nn.SiLU())]
+        self.rest = nn.Sequential(nn.SiLU(), *hidden, nn.Linear(config.width, 2))
+
+    @property
+    def mixture(self) -> Mixture:
+        return TARGETS[self.config.target]()
+
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        parts = [x, expand_rows(time_features(t_B), x, layout)]
+        if self.condition_width:
+            parts.append(expand_rows(self._tokens(cond, layout, x), x, layout))
+        h = self.first(torch.cat(parts, -1))
+        if s_B is not None:
+            h = h + self.jump(expand_rows(span_features(t_B - s_B), x, layout))
+        return cast(Tensor, self.rest(h))
+
+    def _tokens(self, cond: Condition, layout: Layout, x: Tensor) -> Tensor:
+        if cond.tokens is None:
+            return x.new_zeros(layout.batch_size, self.condition_width)
+        if cond.tokens.shape != (layout.batch_size, self.condition_width):
+            wanted = [layout.batch_size, self.condition_width]
+            raise FewstepError(f"backbone 'toy' takes condition tokens {wanted}, got {list(cond.tokens.shape)}")
+        return cond.tokens
+
+    @classmethod
+    def teacher(cls, config: ToyConfig) -> Teacher:
+        backbone = AnalyticFlow(config) if config.teacher == "analytic" else fitted(config)
+        return Teacher(backbone, Guidance(config.guidance))
+
+    def save(self, folder: FilePath, *, half: bool = False) -> None:
+        dtype = torch.float16 if half else torch.float32
+        save_file({k: v.detach().to(dtype).contiguous() for k, v in self.state_dict().items()}, weights(folder))
+        text = json.dumps({"class": "ToyFlow", "config": self.config.model_dump(mode="json")}, indent=1)
+        (folder / "model.json").write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: FilePath) -> ToyFlow:
+        """The inverse of ``save``.
+
+        Raises:
+            FewstepError: when the files are missing or do not fit each other.
+        """
+        try:
+            record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+            model = cls(validate(ToyConfig, record["config"]))
+            model.load_state_dict({k: v.float() for k, v in load_file(weights(folder)).items()})
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise FewstepError(f"{folder}: no toy student can be read here: {error}") from None
+        return model
+
+    @classmethod
+    def suite(cls, config: Any, dataset: Dataset) -> Suite:
+        from fewstep_toy.dataset import ToyPoints
+        from fewstep_toy.suite import ToySuite
+
+        if not isinstance(dataset, ToyPoints):
+            raise FewstepError(f"fewstep bench --backbone toy needs the data set 'toy', got {type(dataset).__name__}")
+        return ToySuite(dataset)
+
+
+def weights(folder: FilePath) -> FilePath:
+    """The tensor file of an exported student."""
+    return folder / "model.safetensors"
+
+
+def time_features(t_B: Tensor) -> Tensor:
+    """[B] -> [B, 9]: t and its first sines and cosines over [0, 2)."""
+    angles = math.pi * t_B[:, None] * torch.arange(1, FREQUENCIES + 1, device=t_B.device)
+    return torch.cat([t_B[:, None], angles.sin(), angles.cos()], 1)
+
+
+def span_features(span_B: Tensor) -> Tensor:
+    """[B] -> [B, 5]: features of t - s that are 0 at s = t."""
+    angles = math.pi * span_B[:, None] * torch.arange(1, FREQUENCIES + 1, device=span_B.device)
+    return torch.cat([span_B[:, None], angles.sin()], 1)
+
+
+def fitted(config: ToyConfig) -> ToyFlow:
+    """A student that already predicts the target's velocity about right; made once a process for each config."""
+    keys = {"target", "conditional", "sigma_min", "width", "depth", "pretrain", "seed"}
+    return copy.deepcopy(_fit(ToyConfig(**config.model_dump(include=keys))))
+
+
+@lru_cache(maxsize=16)
+def _fit(config: ToyConfig) -> ToyFlow:
+    """Regression on the exact velocity: flow matching without the noise of its target."""
+    with torch.random.fork_rng(), torch.enable_grad():
+        torch.manual_seed(config.seed)
+        model, generator = ToyFlow(config), torch.Generator().manual_seed(config.seed)
+        adam = torch.optim.Adam(model.parameters(), FIT_LR)
+        for i in range(config.pretrain):
+            adam.param_groups[0]["lr"] = FIT_LR * 0.5 * (1 + math.cos(math.pi * i / config.pretrain))
+            adam.zero_grad()
+            _fit_loss(model, AnalyticFlow(config), generator).backward()  # type: ignore[no-untyped-call]
+            adam.step()
+    return model
+
+
+def _fit_loss(model: ToyFlow, exact: AnalyticFlow, generator: torch.Generator) -> Tensor:
+    mixture, layout = exact.mixture, Dense(FIT_BATCH)
+    labels = mixture.draw_labels(FIT_BATCH, generator)
+    x0 = mixture.sample(labels, generator)
+    t_B = torch.rand(FIT_BATCH, generator=generator)
+    x_t = exact.path.interpolate(x0, torch.randn(x0.shape, generator=generator), t_B, layout)
+    cond = Condition()
+    if model.condition_width:
+        one_hot = torch.nn.functional.one_hot(labels, model.condition_width).to(x0.dtype)
+        cond = Condition(one_hot).dropped(torch.rand(FIT_BATCH, generator=generator) < FIT_UNCOND)
+    error: Tensor = model(x_t, t_B, cond, layout) - exact(x_t, t_B, cond, layout)
+    return error.square().mean()

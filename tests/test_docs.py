@@ -1,0 +1,79 @@
+"""docs/plugins.md is true: its files are put together into a plugin, installed, tested and used."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Cli, fake_plugin
+
+PAGE = Path(__file__).parent.parent / "docs" / "plugins.md"
+FILE = re.compile(r"^`(fewstep_demo/[\w./-]+)`\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def files() -> dict[str, str]:
+    found = dict(FILE.findall(PAGE.read_text(encoding="utf-8")))
+    assert next(iter(found)) == "fewstep_demo/plugin.py"
+    return {**found, "fewstep_demo/__init__.py": ""}
+
+
+@pytest.fixture
+def demo(cli: Cli, site: Path) -> Cli:
+    cli.paths.append(fake_plugin(site, "fewstep-demo", files()))
+    return cli
+
+
+def test_no_python_block_is_left_out() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert text.count("```python") == sum(name.endswith(".py") for name in files()) - 1
+
+
+def test_what_the_page_registers_is_listed(demo: Cli) -> None:
+    out = demo.works("plugins")
+    for name in ("demo-l1", "demo-points", "demo-midpoint", "demo-mean", "demo-attention", "demo-print"):
+        assert name in out
+    assert "commands: demo" in out
+    assert "broken" not in out
+    assert demo.works("demo", "--name", "Ada") == "hello, Ada\n"
+
+
+def test_the_pages_own_tests_pass(site: Path, demo: Cli) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:dash", str(site)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=site, timeout=300, check=False)
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_pages_commands_run(demo: Cli) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    lines = [line.split()[1:] for line in text.splitlines() if re.match(r"fewstep (distill|bench|sample) ", line)]
+    assert [words[0] for words in lines] == ["distill", "bench", "sample"]
+    for words in lines:
+        extra = {"distill": ["--tracker", "demo-print"], "bench": ["--limit", "8", "--seeds", "0"]}.get(words[0], [])
+        out = demo.works(*words, *extra)
+        if words[0] == "distill":
+            assert "tracking run" in out
+    assert (demo.folder / "samples.txt").read_text().startswith("samples: [")
+
+
+def test_the_metric_and_the_kernel_of_the_page(site: Path, demo: Cli) -> None:
+    code = """
+import torch
+from fewstep.ops import attention, explain
+from fewstep.registry import registry
+metric = registry().get("metric", "demo-mean").load()()
+metric.update(torch.ones(2, 2), torch.zeros(2, 2), None)
+assert metric.compute() == {"mean_error": 1.0}
+q = torch.randn(2, 3, 8, 4)
+assert explain("attention", q, q, q)["demo-attention"] == "8 heads, made for at most 4"
+kernel = registry().get("kernel", "demo-attention").load()
+q = q[:, :, :2]
+assert kernel.supports(q, q, q) is None
+assert torch.allclose(kernel.run(q, q, q), attention(q, q, q), atol=1e-6)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=site, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,151 @@
+"""Schedules, clipping, averages and accumulation against their formulas."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from engine_helpers import Tiny, trainer
+from pydantic import ValidationError
+
+from fewstep.config import validate
+from fewstep.engine.config import TrainConfig
+from fewstep.engine.nets import warmed
+from fewstep.engine.optim import Clipper, NetOptimizer, lr_factor
+from fewstep.errors import FewstepError
+
+
+def config(**keys: object) -> TrainConfig:
+    return TrainConfig(**keys)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        ("cosine", [0.25, 0.5, 0.75, 1.0, 1.0, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4]),
+    ],
+)
+def test_schedule_values(schedule: str, expected: list[float]) -> None:
+    keys = config(steps=8, warmup=4, lr_schedule=schedule)
+    assert [lr_factor(step, keys) for step in range(8)] == pytest.approx(expected, abs=1e-12)
+
+
+def test_schedule_without_warmup_starts_at_the_full_rate_and_all_warmup_ends_there() -> None:
+    assert lr_factor(0, config(steps=5, lr_schedule="cosine")) == 1.0
+    assert lr_factor(4, config(steps=5, warmup=5, lr_schedule="linear")) == 1.0
+
+
+def test_network_scale_multiplies_the_rate() -> None:
+    optimizer = NetOptimizer("critic", Tiny(), 0.5, config(lr=1e-2, steps=4, warmup=2))
+    assert optimizer.set_lr(0) == pytest.approx(2.5e-3)
+    assert optimizer.adam.param_groups[0]["lr"] == pytest.approx(2.5e-3)
+
+
+@pytest.mark.parametrize("percentile", [50.0, 90.0, 95.0])
+def test_adaptive_limit_is_numpys_percentile_of_the_last_norms(percentile: float) -> None:
+    clipper = Clipper(config(clip="adaptive", clip_norm=1.5, clip_percentile=percentile, clip_buffer=7))
+    norms = np.random.default_rng(0).uniform(0.5, 2.5, 40)
+    for seen, norm in enumerate(norms):
+        expected = 1.5 if seen < 7 else min(1.5, np.percentile(norms[seen - 7 : seen], percentile))
+        assert clipper.limit == pytest.approx(expected, abs=1e-12)
+        clipper.record(float(norm))
+
+
+def test_adaptive_buffer_skips_overflows_and_other_kinds_keep_none() -> None:
+    clipper = Clipper(config(clip="adaptive", clip_buffer=2))
+    for norm in (1.0, math.inf, math.nan, 3.0):
+        clipper.record(norm)
+    assert list(clipper.norms) == [1.0, 3.0]
+    plain = Clipper(config(clip="norm", clip_norm=0.3))
+    plain.record(1.0)
+    assert (plain.limit, list(plain.norms), Clipper(config(clip="none")).limit) == (0.3, [], math.inf)
+
+
+@pytest.mark.parametrize(("clip", "after"), [("none", 5.0), ("norm", 1.0)])
+def test_clipping_scales_the_gradient_and_reports_its_norm_before(clip: str, after: float) -> None:
+    net = torch.nn.Linear(2, 1, bias=False)
+    net.weight.grad = torch.tensor([[3.0, 4.0]])
+    assert NetOptimizer("student", net, 1.0, config(clip=clip, clip_norm=1.0)).clip() == pytest.approx(5.0)
+    assert float(net.weight.grad.norm()) == pytest.approx(after, rel=1e-4)
+
+
+def test_average_follows_its_formula() -> None:
+    run = trainer(ema=(0.8, 0.3), lr=0.05, steps=12)
+    kept = {rate: [p.detach().double().clone() for p in run.nets.view.student.parameters()] for rate in (0.8, 0.3)}
+
+    def log(row: dict[str, object]) -> None:
+        updates = int(str(row["step"]))
+        for rate, values in kept.items():
+            decay = min(rate, (1 + updates) / (10 + updates))
+            for value, new in zip(values, run.nets.view.student.parameters(), strict=True):
+                value.mul_(decay).add_((1 - decay) * new.detach().double())
+
+    run.train(log, lambda: None)
+    for rate, values in kept.items():
+        for value, average in zip(values, run.nets.view.average("student", rate).parameters(), strict=True):
+            torch.testing.assert_close(average.double(), value, rtol=0, atol=1e-6)
+    assert (warmed(0.999, 1), warmed(0.999, 10_000), warmed(0.1, 1)) == (2 / 11, 0.999, 0.1)
+
+
+def gradients(run: object, batch: object) -> list[torch.Tensor]:
+    losses = run.losses(run.objective.phase(0), batch, run.at(0))  # type: ignore[attr-defined]
+    return list(torch.autograd.grad(sum(losses.values()), list(run.nets.view.student.parameters())))  # type: ignore[attr-defined]
+
+
+def test_accumulated_gradient_is_the_mean_of_the_micro_batches() -> None:
+    run = trainer(batch_size=4, accumulate=3, clip="none")
+    expected = [torch.zeros_like(p) for p in run.nets.view.student.parameters()]
+    for micro in range(3):
+        losses = run.losses(run.objective.phase(0), run.batch(0, micro), run.at(0, micro))
+        parts = torch.autograd.grad(sum(losses.values()), list(run.nets.view.student.parameters()))
+        expected = [total + part / 3 for total, part in zip(expected, parts, strict=True)]
+    for micro in range(3):
+        run._backward(run.objective.phase(0), 0, micro)
+    for parameter, value in zip(run.nets.view.student.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, value, rtol=1e-5, atol=1e-8)
+
+
+def test_micro_batches_cover_what_one_large_batch_covers_with_draws_of_their_own() -> None:
+    small, large = trainer(batch_size=4, accumulate=2), trainer(batch_size=8)
+    seen: list[list[int]] = []
+    for run in (small, large):
+        run.dataset.batch = lambda indices, generator: seen.append(indices)  # type: ignore[assignment, method-assign]
+    for step in (0, 3):
+        seen.clear()
+        for micro in range(2):
+            small.dataset.training_batch(step, 4, 0, rank=micro, ranks=2)
+        large.dataset.training_batch(step, 8, 0)
+        assert seen[0] + seen[1] == seen[2]
+    noise = [small.at(0, micro).randn_like(torch.zeros(4), "noise") for micro in range(2)]
+    assert not torch.equal(*noise)
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"lr": 0.0}, "lr"),
+        ({"lr": math.nan}, "lr"),
+        ({"betas": (0.9, 1.0)}, "betas"),
+        ({"ema": (1.0,)}, "ema"),
+        ({"clip": "percentile"}, "clip"),
+        ({"steps": 5, "warmup": 6}, "warmup: got 6; accepted: at most train.steps, 5"),
+        ({"export": "ema"}, "export: got 'ema'; accepted: 'student' or the rate of an average"),
+        ({"export": 1.5}, "export: got 1.5; accepted: 'student' or the rate of an average"),
+        ({"keep": 0}, "keep"),
+    ],
+)
+def test_keys_out_of_bounds_are_refused(keys: dict[str, object], text: str) -> None:
+    with pytest.raises(FewstepError) as caught:
+        validate(TrainConfig, keys)
+    assert text in str(caught.value)
+
+
+def test_config_is_frozen_and_every_key_has_a_description() -> None:
+    with pytest.raises(ValidationError):
+        config().steps = 3  # type: ignore[misc]
+    assert all(info.description for info in TrainConfig.model_fields.values())

@@ -1,0 +1,146 @@
+"""The three ways to differentiate agree, and the choice between them is made once, with its reason said aloud."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import engine_helpers
+import pytest
+import torch
+from engine_helpers import BACKBONES, Critic, Tiny, Transport, trainer
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fewstep.batch import Condition
+from fewstep.engine.probe import choose_tangents
+from fewstep.errors import FewstepError
+from fewstep.jvp import Tangents
+from fewstep.layout import Layout
+
+
+def field(x: Tensor, t: Tensor) -> Tensor:
+    """A velocity with a derivative known in closed form."""
+    return torch.sin(x) * (1 + t[:, None].square())
+
+
+@pytest.mark.parametrize("mode", ["one-pass", "two-pass", "finite-difference"])
+def test_modes_agree_with_the_closed_form_in_float64(mode: Any) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, d = (torch.randn(5, 3, generator=draw, dtype=torch.float64) for _ in range(2))
+    t, dt = (torch.rand(5, generator=draw, dtype=torch.float64) for _ in range(2))
+    value, tangent = Tangents(mode, step=1e-4)(field, (x, t), (d, dt))
+    exact = x.cos() * d * (1 + t[:, None].square()) + x.sin() * (2 * t * dt)[:, None]
+    torch.testing.assert_close(value, field(x, t), rtol=0, atol=1e-12)
+    torch.testing.assert_close(tangent, exact, rtol=0, atol=1e-6)
+    assert not tangent.requires_grad
+
+
+def test_modes_give_the_same_training_step_in_float64() -> None:
+    """Loss and parameter gradients through the engine's own probe path, on a network with weights."""
+    grads = {}
+    for mode in ("one-pass", "two-pass", "finite-difference"):
+        run = trainer("tiny-transport", dtype=torch.float64)
+        step = run.at(0, tangents=Tangents(mode, step=1e-4))
+        batch = run.batch(0)
+        batch = type(batch)(batch.x0.double(), batch.layout, batch.cond)
+        losses = run.losses(run.objective.phase(0), batch, step)
+        parts = torch.autograd.grad(losses["vm"], list(run.nets.view.student.parameters()))
+        grads[mode] = torch.cat([losses["vm"].detach()[None], *(g.flatten() for g in parts)])
+    torch.testing.assert_close(grads["two-pass"], grads["one-pass"], rtol=0, atol=1e-12)
+    torch.testing.assert_close(grads["finite-difference"], grads["one-pass"], rtol=0, atol=1e-6)
+
+
+def test_exact_mode_is_announced() -> None:
+    said: list[str] = []
+    assert trainer("tiny-transport", said=said).tangents.mode == "one-pass"
+    assert said == ["derivatives: one-pass (the backbone provides 'jvp')"]
+
+
+def test_op_without_forward_mode_falls_back_and_the_warning_names_the_reason() -> None:
+    said: list[str] = []
+    run = trainer("tiny-transport", "tiny-fused", said=said)
+    assert run.tangents.mode == "finite-difference"
+    (line,) = said
+    assert line.startswith("warning: derivatives by finite differences")
+    assert "You must implement the jvp function" in line
+
+
+def test_backbone_without_jvp_gets_finite_differences_and_says_so() -> None:
+    said: list[str] = []
+    assert trainer("tiny-transport", "tiny-nojvp", said=said).tangents.mode == "finite-difference"
+    assert said == [
+        "warning: derivatives by finite differences, which are not exact: the backbone does not provide 'jvp'"
+    ]
+
+
+@pytest.mark.parametrize("backbone", ["tiny", "tiny-nojvp", "tiny-fused"])
+def test_method_without_derivatives_says_nothing(backbone: str) -> None:
+    said: list[str] = []
+    trainer("tiny-regress", backbone, said=said)
+    assert said == []
+
+
+class Recomputed(Tiny):
+    """Activation checkpointing, which has a forward-mode derivative only without a graph."""
+
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        run = super().forward
+        if not torch.is_grad_enabled():
+            return run(x, t_B, cond, layout)
+        out: Tensor = checkpoint(lambda a, b: run(a, b, cond, layout), x, t_B, use_reentrant=False)
+        return out
+
+
+def test_two_passes_are_tried_before_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKBONES, "tiny-recomputed", Recomputed)
+    said: list[str] = []
+    run = trainer("tiny-transport", "tiny-recomputed", said=said)
+    assert run.tangents.mode == "two-pass"
+    assert said[0].startswith("derivatives: two-pass (forward mode with a graph failed: ")
+
+
+def test_choice_tries_every_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The derivative is in the second phase only; a trial of the first iteration alone would miss it."""
+
+    class Late(Critic):
+        def critic_loss(self, batch: Any, nets: Any, step: Any) -> dict[str, Tensor]:
+            return Transport.loss(self, batch, nets, step) | super().critic_loss(batch, nets, step)  # type: ignore[arg-type]
+
+    monkeypatch.setitem(engine_helpers.OBJECTIVES, "tiny-late", Late)
+    said: list[str] = []
+    assert trainer("tiny-late", "tiny-fused", said=said).tangents.mode == "finite-difference"
+    assert len(said) == 1
+
+
+def test_trial_leaves_no_trace() -> None:
+    run = trainer("tiny-transport")
+    assert run.budget.snapshot()["student"] == {"forward": 0, "tangent": 0, "backward": 0}
+    assert all(p.grad is None for p in run.nets.view.student.parameters())
+
+
+def test_error_of_the_objective_itself_is_not_taken_for_a_missing_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Transport):
+        def loss(self, batch: Any, nets: Any, step: Any) -> dict[str, Tensor]:
+            return {"vm": torch.ones(2) @ torch.ones(3)}
+
+    monkeypatch.setitem(engine_helpers.OBJECTIVES, "tiny-broken", Broken)
+    with pytest.raises(RuntimeError, match="size"):
+        trainer("tiny-broken")
+
+
+def test_no_memory_is_not_taken_for_a_missing_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Large(Transport):
+        def loss(self, batch: Any, nets: Any, step: Any) -> dict[str, Tensor]:
+            raise torch.OutOfMemoryError("tried to allocate")
+
+    monkeypatch.setitem(engine_helpers.OBJECTIVES, "tiny-large", Large)
+    with pytest.raises(FewstepError, match="out of memory with 2 samples"):
+        trainer("tiny-large")
+
+
+def test_reason_of_the_first_failure_is_kept() -> None:
+    def probe(tangents: Tangents) -> None:
+        raise RuntimeError(f"no derivative in {tangents.mode}\nmore")
+
+    chosen = choose_tangents(frozenset({"jvp"}), probe)
+    assert (chosen.mode, chosen.reason) == ("finite-difference", "forward mode failed: no derivative in one-pass")

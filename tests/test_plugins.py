@@ -1,0 +1,228 @@
+"""A third party's plugin works as ours do; a broken or clashing one is reported and hurts nobody else."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Cli, fake_plugin
+
+from fewstep.cli.app import build
+from fewstep.registry import Registry, registry
+
+EXAMPLE = Path(__file__).parent.parent / "plugins" / "example-huber"
+OBJECTIVE = "from fewstep import hookimpl\n@hookimpl\ndef register_objectives(register):\n    "
+COMMAND = "from fewstep import hookimpl\n@hookimpl\ndef register_commands(app):\n    "
+
+
+# One that works: the sample distribution, installed by pip.
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sample distribution, built and installed without a network."""
+    folder = tmp_path_factory.mktemp("installed")
+    source = shutil.copytree(EXAMPLE, folder / "source", ignore=shutil.ignore_patterns("*.egg-info", "build"))
+    flags = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "install", *flags, "--target", str(folder / "site"), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "site"
+
+
+def code_lines(path: Path) -> int:
+    """Lines of code, without blank ones, comments and docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    kept = {line for node in ast.walk(tree) for line in _span(node)}
+    return len(kept)
+
+
+def _span(node: ast.AST) -> range:
+    return range(getattr(node, "lineno", 0), getattr(node, "end_lineno", -1) + 1)
+
+
+def test_the_sample_is_short() -> None:
+    files = list(EXAMPLE.rglob("fewstep_huber/*.py"))
+    assert len(files) == 3
+    assert sum(code_lines(path) for path in files) <= 40
+
+
+def test_the_sample_is_a_method_like_any_other(installed: Path, cli: Cli) -> None:
+    assert "huber" not in cli.works("plugins")
+    cli.paths.append(installed)
+    out = cli.works("plugins")
+    (line,) = [line for line in out.splitlines() if "fewstep-huber" in line]
+    assert line.split("│")[1:5] == [cell for cell in line.split("│")[1:5]]
+    assert "0.1.0" in line
+    assert "methods: huber" in line
+
+    keys = cli.works("distill", "--method", "huber", "--backbone", "toy", "--help-config")
+    assert "errors below c count as squares" in keys
+    assert "a number > 0" in keys
+
+    quick = ("train.steps=12", "train.batch_size=32", "backbone.pretrain=20", "backbone.width=16")
+    distill = ("distill", "--method", "huber", "--backbone", "toy", "--out", "run", *quick)
+    assert "objective.c: got -1; accepted: a number > 0" in cli.refuses(*distill, "objective.c=-1")
+    assert not (cli.folder / "run").exists()
+    assert "student: run/student" in cli.works(*distill, "objective.c=0.2")
+
+    bench = ("--limit", "64", "--seeds", "0", "--steps", "1", "backbone.pretrain=20", "backbone.width=16")
+    table = cli.works("bench", "--backbone", "toy", "--student", "mine=run", "--out", "report", *bench)
+    assert "mine" in table
+    assert "undistilled" in table
+    assert (cli.folder / "report" / "chart.png").stat().st_size > 0
+
+    assert "8 samples, 1 steps, euler: " in cli.works("sample", "run", "--out", "samples.png")
+    assert (cli.folder / "samples.png").stat().st_size > 0
+
+
+def test_a_students_method_need_not_be_installed_to_sample(installed: Path, cli: Cli) -> None:
+    quick = ("train.steps=2", "train.batch_size=8", "backbone.pretrain=2", "backbone.width=8")
+    cli.paths.append(installed)
+    cli.works("distill", "--method", "huber", "--backbone", "toy", "--out", "run", *quick)
+    cli.paths.clear()
+    assert "8 samples" in cli.works("sample", "run", "--out", "samples.png")
+
+
+# Those that do not.
+
+
+BROKEN = {
+    "raises": ("raise RuntimeError('no licence key')", "RuntimeError: no licence key"),
+    "exits": ("import sys\nsys.exit(3)", "SystemExit: 3"),
+    "syntax": ("def f(:\n", "SyntaxError: "),
+    "imports": ("import a_package_that_is_not_there", "ModuleNotFoundError: No module named 'a_package_that_is_not_there'"),
+    "misspelt": (OBJECTIVE.replace("objectives", "objective") + "pass", "unknown hook 'register_objective'"),
+    "unmarked": ("def register_objectives(register):\n    pass", "register_objectives is not marked: write @fewstep.hookimpl"),
+    "argument": (OBJECTIVE.replace("(register)", "(registry)") + "pass", "Argument(s) {'registry'} are declared in the hookimpl"),
+    "no-target": (OBJECTIVE + "register('lone')", "TypeError: "),
+    "bad-target": (OBJECTIVE + "register('lone', target='lone.py')", "got 'lone.py'; accepted: 'package.module:Name'"),
+    "half-way": (OBJECTIVE + "register('lone', target='lone:X')\n    1 / 0", "ZeroDivisionError"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_plugin_is_reported_and_left_out(name: str, cli: Cli, site: Path) -> None:
+    text, reason = BROKEN[name]
+    cli.paths += [fake_plugin(site, f"fewstep-{name}", {f"plugin_{name.replace('-', '_')}.py": text})]
+    out = cli.works("plugins")
+    assert f"broken: plugin '{name}': " in out
+    assert reason in out
+    assert "methods: mdt-vd, mdt-vm" in out
+    assert "lone" not in "".join(line for line in out.splitlines() if "methods:" in line)
+
+
+def test_help_works_beside_all_broken_plugins_and_a_wrong_name_mentions_them(cli: Cli, site: Path) -> None:
+    for name, (text, _) in BROKEN.items():
+        fake_plugin(site, f"fewstep-{name}", {f"plugin_{name.replace('-', '_')}.py": text})
+    cli.paths.append(site)
+    done = cli("--help")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "distill" in done.stdout
+    message = cli.refuses("distill", "--method", "lone", "--backbone", "toy")
+    assert message.startswith("unknown method 'lone': accepted are ")
+    assert "plugin 'raises' did not load: RuntimeError: no licence key" in message
+    assert "resolved config" in cli.works("distill", "--method", "mdt-vm", "--backbone", "toy", "--dry-run")
+
+
+COMMANDS = {
+    "raises": (COMMAND + "app.command('first')(lambda: None)\n    raise RuntimeError('late')", "RuntimeError: late"),
+    "exits": (COMMAND + "raise SystemExit(1)", "SystemExit: 1"),
+    "signature": (COMMAND + "@app.command()\n    def first(x: dict[str, complex]): pass", "RuntimeError: "),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_broken_commands_take_nothing_else_with_them(name: str, cli: Cli, site: Path) -> None:
+    text, reason = COMMANDS[name]
+    good = OBJECTIVE + "register('kept', target='kept:X')\n"
+    cli.paths.append(fake_plugin(site, f"fewstep-{name}", {f"plugin_{name}.py": good + text}))
+    out = cli.works("plugins")
+    assert f"broken: plugin '{name}': its commands are left out: {reason}" in out
+    assert "methods: kept" in out
+    assert "first" not in cli.works("--help")
+
+
+def test_a_name_that_two_plugins_claim_is_an_error_for_who_asks(cli: Cli, site: Path) -> None:
+    for who in ("one", "two"):
+        text = OBJECTIVE + "register('same', target='nowhere:X', aliases=('mdt-vm',))\n"
+        text += OBJECTIVE.replace("objectives", "datasets") + f"register('data-{who}', target='nowhere:X')\n"
+        text += COMMAND + "app.command('greet')(lambda: print('hi'))\n"
+        text += "    app.command('plugins')(lambda: print('taken over'))\n"
+        fake_plugin(site, f"fewstep-{who}", {f"plugin_{who}.py": text})
+    cli.paths.append(site)
+    owners = "is claimed by the plugins 'one' (distribution 'fewstep-one') and 'two' (distribution 'fewstep-two')"
+    out = cli.works("plugins")
+    assert f"clash: method 'same' {owners}" in out
+    assert "clash: method 'mdt-vm' is claimed by the plugins 'mdt' (distribution 'fewstep') and 'one'" in out
+    assert "clash: command 'greet' is claimed by 'one' and 'two'" in out
+    assert "clash: command 'plugins' is claimed by 'fewstep' and 'one'" in out
+    assert "taken over" not in out
+
+    choice = ("--backbone", "toy", "--dry-run")
+    assert f"method 'same' {owners}: uninstall one of them" in cli.refuses("distill", "--method", "same", *choice)
+    assert "command 'greet' is claimed by 'one' and 'two'" in cli.refuses("greet", "--loud", "x")
+    assert "resolved config" in cli.works("distill", "--method", "mdt-vd", *choice)
+    assert cli("--help").returncode == 0
+
+
+def test_what_a_backbone_lacks_is_named_on_both_sides(cli: Cli, site: Path) -> None:
+    method = (
+        "from fewstep.config import Strict\nfrom fewstep.objective import Objective\n"
+        "class Much(Objective):\n    Config = Strict\n    needs = frozenset({'features', 'jvp'})\n"
+        "    def loss(self, batch, nets, step): return {}\n"
+    )
+    text = OBJECTIVE + "register('much', target='much.method:Much')\n"
+    cli.paths.append(fake_plugin(site, "fewstep-much", {"much/plugin.py": text, "much/method.py": method}))
+    for dry in ([], ["--dry-run"]):
+        message = cli.refuses("distill", "--method", "much", "--backbone", "toy", "--out", "run", *dry)
+        assert "method 'much' needs 'features', which backbone 'toy' does not provide" in message
+        assert "it provides dense, jvp, packed, two_time" in message
+    assert not (cli.folder / "run").exists()
+
+
+def test_a_target_that_cannot_be_loaded_names_its_plugin(cli: Cli, site: Path) -> None:
+    for name, module in {"gone": "", "rotten": "raise SystemExit(0)"}.items():
+        text = OBJECTIVE + f"register('{name}', target='{name}.method:X')\n"
+        fake_plugin(site, f"fewstep-{name}", {f"{name}/plugin.py": text, f"{name}/method.py": module})
+    cli.paths.append(site)
+    for name, reason in {"gone": "AttributeError: module", "rotten": "SystemExit: 0"}.items():
+        message = cli.refuses("distill", "--method", name, "--backbone", "toy", "--dry-run")
+        start = f"method '{name}' of plugin '{name}' (distribution 'fewstep-{name}') cannot be loaded from '{name}.method:X': "
+        assert message.startswith(start + reason)
+
+
+def test_a_distribution_without_metadata_is_no_obstacle(cli: Cli, site: Path) -> None:
+    fake_plugin(site, "fewstep-bare", {"bare_plugin.py": OBJECTIVE + "register('bare', target='bare:X')\n"})
+    (site / "fewstep_bare-1.0.dist-info" / "METADATA").write_text("")
+    cli.paths.append(site)
+    assert "methods: bare" in cli.works("plugins")
+
+
+def test_an_interrupt_while_loading_is_no_broken_plugin(cli: Cli, site: Path) -> None:
+    cli.paths.append(fake_plugin(site, "fewstep-stop", {"plugin_stop.py": "raise KeyboardInterrupt\n"}))
+    assert cli("plugins").returncode == 130
+
+
+def test_names_that_clash_are_not_offered() -> None:
+    from fewstep.registry import Entry
+
+    found = Registry()
+    for plugin in ("a", "b"):
+        found.add(Entry("sampler", "twice", plugin, "x:y"))
+    found.add(Entry("sampler", "once", "a", "x:y", aliases=("once", "uno")))
+    assert found.names("sampler") == ["once", "uno"]
+    assert [entry.name for entry in found.entries("sampler")] == ["once", "twice", "twice"]
+
+
+def test_our_own_commands_come_first_in_the_help() -> None:
+    assert list(build().commands)[:4] == ["distill", "bench", "sample", "plugins"]
+    assert registry().command_clashes == []
