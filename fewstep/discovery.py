@@ -80,6 +80,7 @@ def _check(plugin: Any) -> None:
 
 def _origin(point: metadata.EntryPoint) -> tuple[str, str]:
     try:
-        return (point.dist.name, point.dist.version) if point.dist else ("unknown", "unknown")
+        name, version = (point.dist.name, point.dist.version) if point.dist else (None, None)
     except Exception:  # damaged metadata
-        return "unknown", "unknown"
+        name, version = None, None
+    return str(name or "unknown"), str(version or "unknown")

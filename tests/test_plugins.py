@@ -59,7 +59,7 @@ def test_the_sample_is_a_method_like_any_other(installed: Path, cli: Cli) -> Non
     cli.paths.append(installed)
     out = cli.works("plugins")
     (line,) = [line for line in out.splitlines() if "fewstep-huber" in line]
-    assert line.split("│")[1:5] == [cell for cell in line.split("│")[1:5]]
+    assert line.strip("│ ").split("│")[0].strip() == "huber"
     assert "0.1.0" in line
     assert "methods: huber" in line
 
@@ -98,14 +98,14 @@ BROKEN = {
     "raises": ("raise RuntimeError('no licence key')", "RuntimeError: no licence key"),
     "exits": ("import sys\nsys.exit(3)", "SystemExit: 3"),
     "syntax": ("def f(:\n", "SyntaxError: "),
-    "imports": ("import a_package_that_is_not_there", "ModuleNotFoundError: No module named 'a_package_that_is_not_there'"),
+    "imports": ("import a_package_that_is_not_there", "No module named 'a_package_that_is_not_there'"),
     "misspelt": (OBJECTIVE.replace("objectives", "objective") + "pass", "unknown hook 'register_objective'"),
-    "unmarked": ("def register_objectives(register):\n    pass", "register_objectives is not marked: write @fewstep.hookimpl"),
-    "argument": (OBJECTIVE.replace("(register)", "(registry)") + "pass", "Argument(s) {'registry'} are declared in the hookimpl"),
+    "unmarked": ("def register_objectives(register):\n    pass", "is not marked: write @fewstep.hookimpl"),
+    "argument": (OBJECTIVE.replace("(register)", "(registry)") + "pass", "Argument(s) {'registry'} are declared"),
     "no-target": (OBJECTIVE + "register('lone')", "TypeError: "),
     "bad-target": (OBJECTIVE + "register('lone', target='lone.py')", "got 'lone.py'; accepted: 'package.module:Name'"),
     "half-way": (OBJECTIVE + "register('lone', target='lone:X')\n    1 / 0", "ZeroDivisionError"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -136,7 +136,7 @@ def test_help_works_beside_all_broken_plugins_and_a_wrong_name_mentions_them(cli
 COMMANDS = {
     "raises": (COMMAND + "app.command('first')(lambda: None)\n    raise RuntimeError('late')", "RuntimeError: late"),
     "exits": (COMMAND + "raise SystemExit(1)", "SystemExit: 1"),
-    "signature": (COMMAND + "@app.command()\n    def first(x: dict[str, complex]): pass", "RuntimeError: "),
+    "signature": (COMMAND + "@app.command()\n    def first(x: 'NoSuchType'): pass", "NameError: "),
 }
 
 
@@ -196,8 +196,8 @@ def test_a_target_that_cannot_be_loaded_names_its_plugin(cli: Cli, site: Path) -
     cli.paths.append(site)
     for name, reason in {"gone": "AttributeError: module", "rotten": "SystemExit: 0"}.items():
         message = cli.refuses("distill", "--method", name, "--backbone", "toy", "--dry-run")
-        start = f"method '{name}' of plugin '{name}' (distribution 'fewstep-{name}') cannot be loaded from '{name}.method:X': "
-        assert message.startswith(start + reason)
+        assert message.startswith(f"method '{name}' of plugin '{name}' (distribution 'fewstep-{name}') cannot be ")
+        assert f"loaded from '{name}.method:X': {reason}" in message
 
 
 def test_a_distribution_without_metadata_is_no_obstacle(cli: Cli, site: Path) -> None:

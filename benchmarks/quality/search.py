@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--only", nargs="*", help="names of the variants to run")
+    parser.add_argument("--train-only", action="store_true", help="no bench at the end")
     parser.add_argument("--bench", nargs="*", default=["--steps", "1,2,4", "--seeds", "0,1"], help="bench arguments")
     chosen = parser.parse_args()
     plan = tomllib.loads(chosen.variants.read_text())
@@ -73,6 +74,8 @@ def main() -> None:
     chosen.out.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(chosen.jobs) as pool:
         runs = list(pool.map(lambda v: train(v, plan.get("set", []), plan["budget"], chosen.out), variants))
+    if chosen.train_only:
+        return
     students = [part for v, run in zip(variants, runs, strict=True) for part in ("--student", f"{v['name']}={run}")]
     fewstep(
         "bench", "--backbone", "trellis", "--methods", "", *students, "--out", str(chosen.out / "bench"), *chosen.bench

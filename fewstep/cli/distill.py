@@ -75,11 +75,6 @@ def show_keys(console: Console, method: str, backbone: str, dataset: str | None)
 
 def show_config(console: Console, resolved: Resolved) -> None:
     """The resolved config with sources, and the versions."""
-    from fewstep.engine.needs import check_needs
-
-    check_needs(
-        resolved.method.load(), resolved.backbone.load(), method=resolved.method.name, backbone=resolved.backbone.name
-    )
     table = Table("key", Column("value", overflow="fold"), "from", title="resolved config (nothing was started)")
     chosen = {"method": resolved.method, "backbone": resolved.backbone, "dataset": resolved.dataset}
     for key, entry in chosen.items():

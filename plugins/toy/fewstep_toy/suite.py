@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,28 @@ from torch import Tensor
 
 from fewstep.batch import Batch
 from fewstep.layout import Layout
+from fewstep.metrics import mmd_rbf, sliced_wasserstein
 from fewstep.suite import Suite
 from fewstep_toy.dataset import ToyPoints
-from fewstep_toy.measures import mmd, sliced_w2
 from fewstep_toy.mixture import most_probable
 
-MMD_POINTS = 2000
-COLUMNS = 4
+COLUMNS, SPAN = 4, 3.2
+DIRECTIONS = 64
+MMD_ROWS, MMD_BANDWIDTH = 2000, 0.3  # the width of the narrow parts: the median distance would see only the whole
 
 
 class ToySuite(Suite):
-    """Points are their own objects. Truth is a fresh sample of the density, ten times the held-out points.
-
-    Measures: ``sliced_w2`` and ``mmd`` to the truth; ``teacher_rms``, the distance to the point that the teacher makes
-    from the same noise; with a condition ``wrong_class``, the share of points that most probably have another class.
-    """
+    """Points are their own objects. Truth is a fresh sample of the density, ten times the held-out points."""
 
     headline = "sliced_w2"
     lower_is_better = frozenset({"sliced_w2", "mmd", "teacher_rms", "wrong_class"})
+    charts = ("teacher_rms",)
+    legend: Mapping[str, str] = {
+        "sliced_w2": "sliced 2-Wasserstein distance to fresh points of the exact density",
+        "mmd": f"squared maximum mean discrepancy to them, Gaussian kernel of width {MMD_BANDWIDTH}",
+        "teacher_rms": "root mean square distance to the teacher's own point from the same noise",
+        "wrong_class": "share of points that most probably belong to another class than asked for",
+    }
 
     def __init__(self, dataset: ToyPoints) -> None:
         self.dataset = dataset
@@ -47,8 +51,8 @@ class ToySuite(Suite):
 
     def measure(self, objects: Any, teacher_objects: Any) -> dict[str, float]:
         found = {
-            "sliced_w2": sliced_w2(objects, self.truth),
-            "mmd": mmd(objects[:MMD_POINTS], self.truth[:MMD_POINTS]),
+            "sliced_w2": sliced_wasserstein(objects, self.truth, DIRECTIONS),
+            "mmd": mmd_rbf(objects[:MMD_ROWS], self.truth[:MMD_ROWS], MMD_BANDWIDTH),
             "teacher_rms": float((objects - teacher_objects).square().sum(-1).mean().sqrt()),
         }
         if self.dataset.toy.conditional:
@@ -67,7 +71,7 @@ class ToySuite(Suite):
         for axes, (label, points) in zip(figure.subplots(lines, columns, squeeze=False).flat, panels, strict=False):
             colours = most_probable(self.dataset.mixture, points).numpy()
             axes.scatter(points[:, 0], points[:, 1], s=1, c=colours, cmap="tab10", vmin=0, vmax=9)
-            axes.set(title=label, xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), aspect="equal", xticks=[], yticks=[])
+            axes.set(title=label, xlim=(-SPAN, SPAN), ylim=(-SPAN, SPAN), aspect="equal", xticks=[], yticks=[])
         for axes in figure.axes[len(panels) :]:
             axes.set_axis_off()
         figure.savefig(path, dpi=120)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,7 +18,7 @@ from fewstep.layout import Layout
 from fewstep.path import Path
 from fewstep_trellis.checkpoint import load_model, save_model
 from fewstep_trellis.models import SparseStructureDecoder, SparseStructureFlowModel
-from fewstep_trellis.shipped import NANO, existing
+from fewstep_trellis.shipped import NANO, existing, shipped_students
 
 if TYPE_CHECKING:
     from fewstep.dataset import Dataset
@@ -70,6 +71,16 @@ class StructureFlow(Backbone):
         """
         backbone = cls.load_file(existing("backbone.teacher", config.teacher))
         return Teacher(backbone, Guidance(config.guidance, config.interval))
+
+    def student(self) -> StructureFlow:
+        """A float32 copy: a half-precision torso is for sampling, its updates would round to nothing."""
+        copied = copy.deepcopy(self)
+        copied.model.convert_to_fp32()
+        return copied
+
+    @classmethod
+    def students(cls) -> dict[str, FilePath]:
+        return shipped_students()
 
     @classmethod
     def load_file(cls, path: FilePath) -> StructureFlow:

@@ -1,4 +1,4 @@
-"""The commands that the TRELLIS plugin adds: ``fewstep data prepare``. Imports no torch."""
+"""The commands that the TRELLIS plugin adds: ``fewstep data prepare`` and ``fewstep teach``. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def add_commands(app: typer.Typer) -> None:
     data.callback()(_group)  # keeps `prepare` a subcommand while it is the only one
     data.command(no_args_is_help=True)(prepare)
     app.add_typer(data, name="data")
+    app.command()(teach)
 
 
 def _group() -> None: ...
@@ -61,6 +62,20 @@ def prepare(
             progress=progress,
         )
     Console().print(Text(f"{out}: {summary(manifest)}"), soft_wrap=True)
+
+
+def teach(
+    overrides: Annotated[
+        list[str] | None, Argument(metavar="[KEY=VALUE]...", help="root, vae.*, flow.*, guidances, train.*, objective.*")
+    ] = None,
+    stage: Annotated[str, Option(help="vae, flow, measure or all.")] = "all",
+    out: Annotated[Path, Option("--out", "-o", help="Folder of the models.")] = Path("runs/teach"),
+    resume: Annotated[bool, Option("--resume", help="Go on where a killed run stopped.")] = False,
+) -> None:
+    """Train a structure VAE and a flow teacher on a prepared set, at a size for a CPU by default."""
+    from fewstep_trellis.teach.command import teach as run
+
+    run(stage, out, overrides or [], resume=resume, console=Console())
 
 
 @contextmanager

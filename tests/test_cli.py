@@ -1,0 +1,205 @@
+"""The command line: what works, what a user sees of it, and how a run is interrupted and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Cli
+
+import fewstep
+from fewstep.cli import main
+from fewstep.config import describe
+from fewstep.run import model_of, pick
+
+QUICK = ("train.steps=4", "train.batch_size=8", "backbone.pretrain=2", "backbone.width=8", "train.threads=1")
+RUN = ("distill", "--method", "mdt-vm", "--backbone", "toy")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+def works(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    code = main(list(arguments))
+    out, err = capsys.readouterr()
+    assert code == 0, out + err
+    return out + err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert works(capsys, "--version") == f"fewstep {fewstep.__version__}\n"
+
+
+def test_help_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ((), ("distill",), ("bench",), ("sample",), ("plugins",), ("data",), ("data", "prepare")):
+        assert "Usage: fewstep" in works(capsys, *command, "--help")
+
+
+def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) in (0, 2)
+    out, err = capsys.readouterr()
+    assert "Usage: fewstep" in out
+    assert err == ""
+
+
+def test_help_is_quick() -> None:
+    command = [sys.executable, "-m", "fewstep", "--help"]
+    subprocess.run(command, check=True, capture_output=True)
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    assert time.perf_counter() - started < 2.5
+
+
+def test_a_dry_run_prints_the_config_and_starts_nothing(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "my.toml").write_text("seed = 5\n[train]\nlr = 0.01\nsteps = 3\n")
+    out = works(capsys, *RUN, "--config", "my.toml", "--dry-run", "train.steps=7", "objective.t.kind=uniform")
+    rows = {
+        cells[0]: cells[1:] for line in out.splitlines() if len(cells := re.split(r"\s*│\s*", line.strip("│ "))) == 3
+    }
+    assert rows["method"] == ["mdt-vm", "plugin mdt"]
+    assert rows["dataset"] == ["toy", "plugin toy"]
+    assert rows["seed"] == ["5", "my.toml"]
+    assert rows["train.lr"] == ["0.01", "my.toml"]
+    assert rows["train.steps"] == ["7", "command line"]
+    assert rows["objective.t.kind"] == ["uniform", "command line"]
+    assert rows["train.batch_size"][1] == "default"
+    assert f"fewstep {fewstep.__version__}" in out
+    assert "torch " in out
+    assert [path.name for path in folder.iterdir()] == ["my.toml"]
+
+
+def test_a_preset_is_a_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "preset paper (fewstep_mdt)" in works(capsys, *RUN, "--preset", "paper", "--dry-run")
+
+
+def test_help_config_lists_every_key(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    out = works(capsys, *RUN, "--help-config")
+    for row in describe(model_of(*pick("mdt-vm", "toy"))):
+        (line,) = [line for line in out.splitlines() if re.match(rf"│ {re.escape(row.key)} ", line)]
+        assert row.accepted in line
+        assert row.default in line
+        assert row.meaning, f"{row.key} has no description"
+        assert row.meaning in line
+
+
+def test_every_key_of_every_method_and_backbone_has_a_meaning() -> None:
+    from fewstep.registry import registry
+
+    for method in registry().entries("objective"):
+        for backbone in registry().entries("backbone"):
+            rows = list(describe(model_of(*pick(method.name, backbone.name))))
+            assert [row.key for row in rows if not row.meaning] == []
+
+
+def test_distill_sample_and_bench(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    assert "student: run/student" in works(capsys, *RUN, "--out", "run", *QUICK)
+    record = json.loads((folder / "run" / "config.json").read_text())
+    assert record["config"]["train"]["steps"] == 4
+    assert record["sources"]["train.steps"] == "command line"
+
+    out = works(capsys, "sample", "run", "--out", "a.png")
+    assert "8 samples, 1 steps, euler: a.png" in out
+    assert "warning" not in out
+    out = works(
+        capsys, "sample", "run/student", "--steps", "3", "--sampler", "heun", "--count", "5", "--out", "new/b.png"
+    )
+    assert "warning: the student was made for sampler 'euler', got 'heun'" in out
+    assert "warning: the student was made for 1, 2, 4 steps, got 3" in out
+    assert (folder / "new" / "b.png").stat().st_size > 0
+    assert "samples.png" in works(capsys, "sample", "run", "--out", "folder")
+    assert (folder / "folder" / "samples.png").exists()
+
+    bench = ("bench", "--backbone", "toy", "--steps", "1,2", "--seeds", "0", "--limit", "32")
+    out = works(capsys, *bench, "--student", "run", "--student", "again=run", "--out", "report", "teacher_steps=5")
+    assert "mdt-vm" in out
+    assert "again" in out
+    assert json.loads((folder / "report" / "environment.json").read_text())["teacher"]["steps"] == 5
+    out = works(
+        capsys, *bench, "--student", "run", "--out", "second", "--compare", "report/rows.csv", "teacher_steps=5"
+    )
+    assert (folder / "second" / "compare.csv").exists()
+
+
+def test_the_same_seed_gives_the_same_samples(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    works(capsys, *RUN, "--out", "run", *QUICK)
+    for name, seed in {"a": "0", "b": "0", "c": "1"}.items():
+        works(capsys, "sample", "run", "--seed", seed, "--count", "200", "--out", f"{name}.png")
+    a, b, c = ((folder / f"{name}.png").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_the_default_folder_is_named_after_the_choice(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    assert "next: fewstep sample runs/mdt-vm-toy" in works(capsys, *RUN, *QUICK)
+    assert (folder / "runs" / "mdt-vm-toy" / "student" / "model.safetensors").exists()
+
+
+def test_a_student_from_another_machine_finds_its_defaults(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fewstep.cli import sample
+    from fewstep.registry import registry
+
+    entry = registry().get("backbone", "trellis")
+    values = {"teacher": "/nowhere/at/all/ss_flow", "guidance": 2.5}
+    config = sample._config(entry, values)
+    assert config.guidance == 2.5
+    assert config.teacher == type(config)().teacher
+    assert "warning: trellis.teacher = /nowhere/at/all/ss_flow is not on this machine" in capsys.readouterr().err
+
+
+def interrupted(cli: Cli, *arguments: str) -> tuple[int, str]:
+    """Start a run, press Ctrl-C once rows are written."""
+    command = [sys.executable, "-m", "fewstep", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=cli.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    rows = cli.folder / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while (not rows.exists() or not rows.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_does(cli: Cli) -> None:
+    arguments = (*RUN, "--out", "run", *QUICK, "train.log_every=1", "train.checkpoint_every=50")
+    code, err = interrupted(cli, *arguments, "train.steps=100000")
+    assert code == 130
+    assert "Traceback" not in err
+    (line,) = [line for line in err.splitlines() if line.startswith("interrupted; to go on: fewstep distill ")]
+    resume = line.partition("fewstep ")[2].split()
+    assert resume[-1] == "--resume"
+    done = sum(1 for _ in (cli.folder / "run" / "metrics.jsonl").open())
+    assert "student: run/student" in cli.works(*resume, f"train.steps={done + 50}")
+
+
+def test_the_module_and_the_script_are_the_same() -> None:
+    script = Path(sys.executable).parent / "fewstep"
+    out = subprocess.run([str(script), "--version"], capture_output=True, text=True, check=True).stdout
+    assert out == f"fewstep {fewstep.__version__}\n"
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fewstep.run
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(fewstep.run, "resolve", broken)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        main([*RUN, "--dry-run"])
