@@ -15,9 +15,11 @@ class FewstepError(Exception):
 
 
 def nearest(got: str, accepted: Iterable[str]) -> str | None:
-    """The accepted spelling closest to ``got``, or None when nothing is near."""
-    found = difflib.get_close_matches(got, list(accepted), n=1, cutoff=0.5)
-    return found[0] if found else None
+    """The accepted spelling closest to ``got``, or None when nothing is near; of equals the one of the same letters."""
+    names = {name.lower(): name for name in accepted}
+    found = difflib.get_close_matches(got.lower(), list(names), n=3, cutoff=0.5)
+    found.sort(key=lambda name: sorted(name) != sorted(got.lower()))
+    return names[found[0]] if found else None
 
 
 def unknown(key: str, got: object, accepted: Iterable[str]) -> FewstepError:

@@ -100,7 +100,7 @@ class Packed:
 
     def sum(self, x: Tensor) -> Tensor:
         """[T, ...] -> [B]; ``index_add`` because ``segment_reduce`` has no forward-mode derivative."""
-        rows = x.reshape(len(x), -1).sum(1)
+        rows = x.flatten(1).sum(1) if x.dim() > 1 else x
         return torch.zeros(self.batch_size, dtype=x.dtype, device=x.device).index_add(0, self.index, rows)
 
     def mean(self, x: Tensor) -> Tensor:

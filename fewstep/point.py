@@ -16,8 +16,8 @@ from fewstep.objective import Nets, Step
 from fewstep.residual import Derivative, Residual, phase_end
 from fewstep.times import TimeSampler
 
-Strength = Annotated[float, Field(ge=0)]
-Strengths = Strength | Annotated[tuple[Strength, ...], Field(min_length=1)]
+Strength = Annotated[float, Field(ge=0, strict=True)]  # strict: true and false are no numbers
+Strengths = Strength | Annotated[tuple[Strength, ...], Field(min_length=1)] | None
 
 
 class PointConfig(Strict):
@@ -52,14 +52,14 @@ class Look:
     Args:
         config: the shared keys.
         knobs: how the derivative is taken; its interval bounds the times.
-        strengths: the teacher's guidance strength w, of a list one value each step.
+        strengths: the teacher's guidance strength w, of a list one value each step; None is the teacher's own.
         phases: number of equal phases; the student jumps to the end of the one that holds t - D.
         name: of the term, for its draws of guidance and of dropped conditions.
     """
 
     config: PointConfig
     knobs: Derivative
-    strengths: float | tuple[float, ...]
+    strengths: float | tuple[float, ...] | None
     phases: int = 1
     name: str = "main"
 
@@ -95,9 +95,14 @@ class Look:
         """vT at x_t. The teacher never sees a dropped condition."""
         if self.config.velocity == "data":
             return step.path.velocity(batch.x0, noise)
+        return cast(Tensor, nets.teacher(x_t, t_B, batch.cond, batch.layout, guidance=self.guidance(step)))
+
+    def guidance(self, step: Step) -> Guidance | None:
+        """This step's guidance; None is the teacher's own."""
+        if self.strengths is None:
+            return None
         values = self.strengths if isinstance(self.strengths, tuple) else (self.strengths,)
-        guidance = Guidance.strength(step.choice(values, f"guidance/{self.name}"))
-        return cast(Tensor, nets.teacher(x_t, t_B, batch.cond, batch.layout, guidance=guidance))
+        return Guidance.strength(step.choice(values, f"guidance/{self.name}"))
 
 
 def dropped(batch: Batch, step: Step, share: float, name: str) -> Condition:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fewstep.batch import Batch
@@ -26,6 +27,10 @@ class Suite(ABC):
     lower_is_better: frozenset[str]
     charts: tuple[str, ...] = ()
     legend: Mapping[str, str] = MappingProxyType({})
+
+    def to(self, device: torch.device) -> None:
+        """Decode and encode on this device from now on; prompts and objects stay on the CPU."""
+        del device
 
     @abstractmethod
     def prompts(self, limit: int | None = None) -> Batch:

@@ -133,6 +133,24 @@ def test_distill_sample_and_bench(capsys: pytest.CaptureFixture[str], folder: Pa
     assert (folder / "second" / "compare.csv").exists()
 
 
+def test_a_bench_takes_its_settings_from_a_preset_too(site: Path, cli: Cli) -> None:
+    from conftest import fake_plugin
+
+    plugin = (
+        "from fewstep import hookimpl\n@hookimpl\ndef register_backbones(register):\n"
+        "    register('mine', target='fewstep_toy.network:ToyFlow')\n"
+    )
+    quick = "steps = [1, 2]\nseeds = [0]\nlimit = 16\nteacher_steps = 3\n[backbone]\npretrain = 2\nwidth = 8\n"
+    files = {"mine/plugin.py": plugin, "mine/presets/bench/quick.toml": quick}
+    cli.paths.append(fake_plugin(site, "fewstep-mine", files))
+    bench = ("bench", "--backbone", "mine")
+    cli.works(*bench, "--preset", "quick", "--steps", "4", "--out", "report", "teacher_steps=6")
+    record = json.loads((cli.folder / "report" / "environment.json").read_text())
+    assert (record["steps"], record["seeds"], record["samples"], record["teacher"]["steps"]) == ([4], [0], 16, 6)
+    assert "did you mean 'quick'?" in cli.refuses(*bench, "--preset", "quik", "--out", "new")
+    assert "quick" not in cli.refuses("distill", "-m", "cm", "-b", "mine", "--preset", "zzz")
+
+
 def test_the_same_seed_gives_the_same_samples(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     works(capsys, *RUN, "--out", "run", *QUICK)
     for name, seed in {"a": "0", "b": "0", "c": "1"}.items():

@@ -25,6 +25,7 @@ from fewstep.residual import Derivative, normalise, phase_end
 from fewstep.times import TimeSampler, step_grid
 
 L2: dict[str, Any] = {"loss": "l2", "reduction": "element", "interval": 0.03}
+PLAIN: dict[str, Any] = {**L2, "weight": "none"}
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_the_difference_is_minus_D_times_the_velocity_residual(batch: Batch, giv
 def test_the_gradient_carries_the_weight_t_D(batch: Batch, given: Given) -> None:
     """Sample by sample, CD's gradient is t D that of || F - target ||^2 with the span t - D."""
     student = random_student(RING)
-    nets, objective = exact_nets(student, RING), Consistency(ConsistencyConfig(**L2))
+    nets, objective = exact_nets(student, RING), Consistency(ConsistencyConfig(**PLAIN))
     for i in range(6):
         sample, step = one_sample(i, batch, given)
         at = objective.point(sample, nets, step)
@@ -125,7 +126,7 @@ def test_continuous_is_the_limit_of_discrete(batch: Batch, given: Given, weight:
 
 def test_target_of_an_average(batch: Batch, given: Given) -> None:
     student, average = random_student(RING), random_student(RING, seed=5)
-    config = ConsistencyConfig(target="ema", target_ema=0.9, **L2)
+    config = ConsistencyConfig(target="ema", target_ema=0.9, guidance=2.0, **L2)
     assert Consistency(config).networks()["student"].ema == (0.9,)
     assert Consistency(ConsistencyConfig()).networks()["student"].ema == ()
     modules = {"student": student, "teacher": Teacher(AnalyticFlow(RING).double())}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
@@ -12,9 +12,8 @@ from torch import Tensor
 
 from fewstep.batch import Batch
 from fewstep.bench.drawing import clock, draw, noise_of, warm_up
-from fewstep.bench.entrants import OTHER_NOISE, TEACHER, TRUTH, UNDISTILLED, Entrant
-from fewstep.bench.rows import GAP, NON_FINITE, Row
-from fewstep.bench.summary import gap_closed
+from fewstep.bench.entrants import OTHER_NOISE, TEACHER, TRUTH, Entrant
+from fewstep.bench.rows import NON_FINITE, Row
 from fewstep.suite import Suite
 
 CONDITION_PROMPTS, CONDITION_REPEATS = 16, 3
@@ -38,11 +37,12 @@ class Cells:
     def __post_init__(self) -> None:
         self.prompts: Batch = self.suite.prompts(self.limit)
         self._teacher: dict[int, Any] = {}
-        self._undistilled: dict[tuple[int, int], Mapping[str, float]] = {}
-        self._measured: dict[int, Mapping[str, float]] = {}
 
     def run(self, took: Took) -> Iterator[Row]:
-        """Measure cell after cell."""
+        """Measure cell after cell, all networks on the device."""
+        self.suite.to(self.device)
+        for entrant in self.entrants:
+            entrant.field.to(self.device)
         condition = self._condition()
         for entrant in self.entrants:
             warm_up(entrant, self.prompts, self.device)
@@ -73,35 +73,15 @@ class Cells:
         if entrant.label == TEACHER:
             self._teacher[seed], self._nfe = objects, drawn.nfe
         values = dict(self.suite.measure(objects, self._teacher[seed]))
-        self._remember(entrant, steps, seed, objects, values)
-        found = {**values, **self._gaps(entrant, steps, seed, values)}
-        found.update(seconds_condition=condition, seconds_flow=drawn.seconds, seconds_decode=decode)
-        if drawn.broken:
-            found[NON_FINITE] = drawn.broken
-        return [_row(entrant, steps, seed, drawn.nfe, name, value) for name, value in found.items()]
-
-    def _remember(self, entrant: Entrant, steps: int, seed: int, objects: Any, values: Mapping[str, float]) -> None:
         if seed == self.seeds[0]:
             self.shown[entrant.label, steps] = objects
-        if entrant.label == TEACHER:
-            self._measured[seed] = values
-        elif entrant.label == UNDISTILLED:
-            self._undistilled[seed, steps] = values
-
-    def _gaps(self, entrant: Entrant, steps: int, seed: int, values: Mapping[str, float]) -> dict[str, float]:
-        base = self._undistilled.get((seed, steps))
-        if base is None or entrant.label == UNDISTILLED:
-            return {}
-        found = {}
-        for name, value in values.items():
-            lower = name in self.suite.lower_is_better
-            closed = gap_closed(base[name], value, self._measured[seed][name], lower)
-            if closed is not None:
-                found[GAP + name] = closed
-        return found
+        values.update(seconds_condition=condition, seconds_flow=drawn.seconds, seconds_decode=decode)
+        if drawn.broken:
+            values[NON_FINITE] = drawn.broken
+        return [_row(entrant, steps, seed, drawn.nfe, name, value) for name, value in values.items()]
 
     def _floors(self) -> Iterator[Row]:
-        """What no student can beat: the decoded truth, and (from 2 seeds on) the teacher against its own other noise."""
+        """What no student can beat: the decoded truth, and (from 2 seeds on) the teacher against its other noise."""
         teacher, seeds = self.entrants[0], self.seeds
         truth = self.suite.decode(self.prompts.x0, self.prompts.layout)
         for name, value in self.suite.measure(truth, self._teacher[seeds[0]]).items():

@@ -20,6 +20,7 @@ def chart(lines: Sequence[Line], names: Sequence[str], lower_is_better: frozense
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2 * len(names) + 1.6, 4.2), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.06, w_pad=0.1)  # type: ignore[call-arg,union-attr,unused-ignore]
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         _panel(axes, [line for line in lines if line.metric == name])

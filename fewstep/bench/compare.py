@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from fewstep.bench.entrants import OTHER_NOISE, TRUTH
 from fewstep.bench.grid import Cell, Grid
 from fewstep.bench.rows import Row
-from fewstep.bench.summary import interval
+from fewstep.bench.summary import interval, is_quality
 
-COMPARE = "compare.csv"
 Key = tuple[str, int, str]  # label, steps, metric
 
 
@@ -44,6 +44,8 @@ def compare(old: Sequence[Mapping[str, str]], new: Iterable[Row]) -> list[Moved]
 
 def _moved(key: Key, old: Sequence[float], new: Sequence[float]) -> Moved:
     (a, a_half), (b, b_half) = interval(old), interval(new)
+    if not is_quality(key[2]):  # a machine's load moves times more than seeds do: their interval would prove nothing
+        a_half = b_half = None
     known = a_half is not None and b_half is not None
     outside = abs(b - a) > max(a_half or 0.0, b_half or 0.0) if known else None
     return Moved(*key, a, a_half, b, b_half, b - a, outside)
@@ -71,11 +73,16 @@ def write_moved(moved: Iterable[Moved], path: Path) -> None:
 
 
 def moved_table(moved: Sequence[Moved], every: bool = False) -> Grid:
-    """What moved beyond both intervals (and what cannot be told); ``every`` keeps the rest too."""
-    grid = Grid("what moved", ["method", "steps", "measure", "old", "new", "difference", "outside both"], _LEFT)
-    shown = [one for one in moved if every or (one.outside is not False and one.difference != 0)]
+    """Qualities that moved beyond both intervals, and methods' that cannot be told; ``every`` keeps all."""
+    grid = Grid("what moved", ["method", "steps", "measure", "old", "new", "difference", "outside both"], _LEFT, 3)
+    shown = [one for one in moved if every or _worth_showing(one)]
     grid.sections.append([[Cell(text) for text in _texts(one)] for one in shown])
     return grid
+
+
+def _worth_showing(one: Moved) -> bool:
+    untold = one.outside is None and one.difference != 0 and one.label not in (OTHER_NOISE, TRUTH)
+    return is_quality(one.metric) and (one.outside is True or untold)
 
 
 _LEFT = frozenset({"method", "measure"})

@@ -82,6 +82,11 @@ def entrants(
     return found
 
 
+def students_of(found: Sequence[Entrant]) -> list[Entrant]:
+    """Those that are neither the teacher nor undistilled."""
+    return [one for one in found if one.label not in RESERVED]
+
+
 def _student(label: str, network: Backbone, made: Made, steps: tuple[int, ...]) -> Entrant:
     contract = made.contract
     guided = contract.guidance != 1.0

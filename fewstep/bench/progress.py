@@ -49,7 +49,7 @@ class BenchProgress:
         """A cell is done."""
         self.done += 1
         values = {row.metric: row.value for row in rows}
-        text = f"[{self.done}/{self.cells}] seed {seed}  {entrant.label}  {steps} steps"
+        text = f"[{self.done}/{self.cells}] seed {seed}  {entrant.label}  {steps} step{'s' * (steps > 1)}"
         if self.headline in values:
             text += f"  {self.headline} {values[self.headline]:.4g}"
         if self.bar is not None:

@@ -20,10 +20,9 @@ from fewstep.bench.table import quality_table, time_table
 from fewstep.suite import Suite
 
 
-def write(
-    out: Path, suite: Suite, cells: Cells, lines: Sequence[Line], record: Mapping[str, Any], columns: int
-) -> None:
+def write(out: Path, cells: Cells, lines: Sequence[Line], record: Mapping[str, Any], columns: int) -> None:
     """All files but ``rows.csv`` and ``environment.json``."""
+    suite = cells.suite
     write_summary(out / "summary.csv", lines)
     quality = quality_table(lines, suite.headline, suite.lower_is_better)
     tables = [f"## {grid.title}\n\n{grid.markdown()}\n" for grid in (quality, time_table(lines))]
@@ -45,20 +44,19 @@ def write_summary(path: Path, lines: Iterable[Line]) -> None:
         writer = csv.DictWriter(file, [*(f.name for f in fields(Line)), "low", "high"], lineterminator="\n")
         writer.writeheader()
         for line in lines:
-            bounds = ("", "") if line.half is None else (line.value - line.half, line.value + line.half)
-            values = {
-                **asdict(line),
-                "low": bounds[0],
-                "high": bounds[1],
-                "half": "n/a" if line.half is None else line.half,
-            }
-            writer.writerow({**values, "made_for": "yes" if line.made_for else "no"})
+            values = {**asdict(line), "made_for": "yes" if line.made_for else "no"}
+            if line.half is None:
+                values["half"] = "n/a"
+            else:
+                values.update(low=line.value - line.half, high=line.value + line.half)
+            writer.writerow(values)
 
 
 def show(console: Console, suite: Suite, lines: Sequence[Line], record: Mapping[str, Any]) -> None:
     """Both tables and their notes."""
-    console.print(quality_table(lines, suite.headline, suite.lower_is_better).rich())
-    console.print(time_table(lines).rich())
+    for grid in (quality_table(lines, suite.headline, suite.lower_is_better), time_table(lines)):
+        for table in grid.rich(console.width):
+            console.print(table)
     for note in notes(suite, lines, record):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
 
@@ -71,13 +69,14 @@ def title(record: Mapping[str, Any]) -> str:
 
 def notes(suite: Suite, lines: Iterable[Line], record: Mapping[str, Any]) -> list[str]:
     """How the columns are to be read."""
-    teacher = record["teacher"]["steps"]
+    teacher = record["teacher"]["contract"]["steps"][0]
     found = [
         f"{record['machine']}; the same noise for all methods under a seed; ± is half the 95 % interval over "
         f"{len(record['seeds'])} seeds (Student's t; n/a with one seed).",
-        f"gap closed: (U - S) / (U - T) of {suite.headline}, U undistilled at the same steps, T the teacher at "
-        f"{teacher}; mean over seeds.",
-        f"time: seconds a sample in batches of up to 64, median over seeds; faster: the teacher at {teacher} over it.",
+        f"gap closed: (U - S) / (U - T) of the means of {suite.headline}, S the student, U undistilled at the same "
+        f"steps, T the teacher at {teacher}.",
+        f"time: seconds a sample in batches of up to 64, median over seeds; x flow and x whole: how "
+        f"many times faster than the teacher at {teacher}, sampling alone and all stages.",
     ]
     found += [f"{name}: {text}" for name, text in suite.legend.items()]
     if any(not line.made_for for line in lines):
@@ -101,6 +100,8 @@ def compared(
     if not moved:
         console.print("nothing in common with the earlier bench: no method, steps and measure is in both")
     elif grid.sections[0]:
-        console.print(grid.rich())
-    still = len(moved) - len(grid.sections[0])
-    console.print(f"{still} of {len(moved)} measurements in both stayed within an interval (compare.csv has them all)")
+        for table in grid.rich(console.width):
+            console.print(table)
+    outside = sum(one.outside is True for one in moved)
+    line = f"{outside} of {len(moved)} measures that both have moved beyond both intervals; all are in compare.csv"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)

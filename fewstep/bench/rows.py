@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ class RowFile:
     def __init__(self, folder: Path, extra: dict[str, Any]) -> None:
         self.rows: list[Row] = []
         self._extra = extra
-        self._file = (folder / ROWS).open("w", newline="", encoding="utf-8")
+        self._path = folder / ROWS
+        self._file = self._path.open("w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, (*KEYS, *EXTRA), lineterminator="\n")
         self._writer.writeheader()
 
@@ -62,7 +64,12 @@ class RowFile:
             self._file.flush()
 
     def close(self) -> None:
+        """Close it; a bench that measured nothing leaves no file, nor its folder."""
         self._file.close()
+        if not self.rows:
+            self._path.unlink()
+            with suppress(OSError):
+                self._path.parent.rmdir()
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

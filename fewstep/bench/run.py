@@ -16,10 +16,10 @@ from rich.console import Console
 from fewstep.backbone import Backbone, Teacher
 from fewstep.bench import report
 from fewstep.bench.cells import Cells
-from fewstep.bench.entrants import Entrant, Made, entrants
+from fewstep.bench.entrants import Entrant, Made, entrants, students_of
 from fewstep.bench.environment import machine, versions
 from fewstep.bench.progress import BenchProgress
-from fewstep.bench.rows import Row, RowFile, read_rows
+from fewstep.bench.rows import ROWS, Row, RowFile, read_rows
 from fewstep.bench.summary import Line, summarise
 from fewstep.engine.folder import occupied
 from fewstep.errors import FewstepError, invalid
@@ -78,41 +78,42 @@ def run_bench(
     """
     _check_numbers(steps, seeds, limit, teacher_steps)
     runners = entrants(teacher, students, steps, teacher_steps, rescale_t)
-    for one in runners:
-        one.field.to(device)
     old = read_rows(compare) if compare is not None else None
     _claim(out)
     console, began = console or Console(), time.monotonic()
     cells = Cells(suite, runners, seeds, limit, torch.device(device))
-    extra = _extra(backbone, cells)
-    file = RowFile(out, {**extra, "versions": "; ".join(f"{k} {v}" for k, v in versions().items())})
-    try:
-        with BenchProgress(console, runners, len(seeds), suite.headline) as progress:
-            file.add(cells.run(progress.took))
-    finally:
-        file.close()
-    lines = summarise(file.rows)
+    extra = {"backbone": backbone, "samples": cells.prompts.layout.batch_size, "machine": machine(cells.device)}
+    rows = _measure(out, cells, extra, console)
+    lines = summarise(rows, suite.lower_is_better)
     record = {
         **extra,
         "versions": versions(),
         "seeds": list(seeds),
         "steps": list(steps),
-        "teacher": {"steps": teacher_steps, "guidance": teacher.guidance.scale, "rescale_t": rescale_t},
-        "students": [_known(one, made) for one, (_, _, made) in zip(runners[-len(students) :], students, strict=False)],
+        "teacher": _known(runners[0], None),
+        "students": [_known(one, made) for one, (_, _, made) in zip(students_of(runners), students, strict=True)],
         "seconds": round(time.monotonic() - began, 1),
         "command": list(command or sys.argv),
     }
     (out / "environment.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    report.write(out, suite, cells, lines, record, columns)
+    report.write(out, cells, lines, record, columns)
     report.show(console, suite, lines, record)
     if old is not None:
-        report.compared(out, old, file.rows, extra, console)
+        report.compared(out, old, rows, extra, console)
     console.print(f"written: {out}", highlight=False, markup=False, soft_wrap=True)
-    return Report(out, file.rows, lines)
+    return Report(out, rows, lines)
 
 
-def _extra(backbone: str, cells: Cells) -> dict[str, Any]:
-    return {"backbone": backbone, "samples": cells.prompts.layout.batch_size, "machine": machine(cells.device)}
+def _measure(out: Path, cells: Cells, extra: dict[str, Any], console: Console) -> list[Row]:
+    """Run all cells; their rows are on the disk as they are made."""
+    packages = "; ".join(f"{name} {version}" for name, version in versions().items())
+    file = RowFile(out, {**extra, "versions": packages})
+    try:
+        with BenchProgress(console, cells.entrants, len(cells.seeds), cells.suite.headline) as progress:
+            file.add(cells.run(progress.took))
+    finally:
+        file.close()
+    return file.rows
 
 
 def _check_numbers(steps: Sequence[int], seeds: Sequence[int], limit: int | None, teacher_steps: int) -> None:
@@ -129,13 +130,13 @@ def _claim(out: Path) -> None:
         raise FewstepError(f"--out: {str(out)!r} exists; accepted: a folder that does not, nothing is overwritten")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "rows.csv").touch()
+        (out / ROWS).touch()
     except OSError as error:
         raise FewstepError(f"--out: got {str(out)!r}; accepted: a folder to write to ({error.strerror})") from None
 
 
-def _known(entrant: Entrant, made: Made) -> dict[str, Any]:
-    """A student for the record: label, method, contract and, where its file says so, its budget and steps trained."""
+def _known(entrant: Entrant, made: Made | None) -> dict[str, Any]:
+    """An entrant for the record: label, method, contract and, where a student's file says so, what it was made with."""
     known = {"label": entrant.label, "method": entrant.method, "contract": entrant.contract.model_dump(mode="json")}
     others = {name: getattr(made, name, None) for name in ("step", "seconds", "budget", "weights")}
     return {**known, **{name: value for name, value in others.items() if value is not None}}

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median, stdev
 
 from scipy.stats import t as student_t  # type: ignore[import-untyped,unused-ignore]
 
-from fewstep.bench.entrants import TEACHER
-from fewstep.bench.rows import STAGES, Row
+from fewstep.bench.entrants import RESERVED, TEACHER, UNDISTILLED
+from fewstep.bench.rows import GAP, NON_FINITE, STAGES, Row
 
 CONFIDENCE = 0.95
+Groups = dict[tuple[str, int, str], list[Row]]  # rows by label, steps and metric, in the order of the seeds
 
 
 @dataclass(frozen=True)
@@ -49,23 +50,49 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     return fmean(values), scale * stdev(values) / math.sqrt(len(values))
 
 
-def gap_closed(undistilled: float, student: float, teacher: float, lower_is_better: bool) -> float | None:
-    """(U - S) / (U - T): 0 is no better than undistilled at the same steps, 1 is the teacher at its many steps.
+def gap_closed(
+    undistilled: Sequence[float], student: Sequence[float], teacher: Sequence[float], lower_is_better: bool
+) -> tuple[float, float | None] | None:
+    """The share (U - S) / (U - T) of means over seeds, and half its 95 % interval.
 
-    None where undistilled is no worse than the teacher: there is no gap then.
+    0 is no better than undistilled at the same steps, 1 is the teacher at its many steps. The interval is that of a
+    ratio of means over paired seeds (linearised, Student's t). None where undistilled is no worse than the teacher:
+    there is no gap then.
     """
-    gap = undistilled - teacher if lower_is_better else teacher - undistilled
-    closed = undistilled - student if lower_is_better else student - undistilled
-    return closed / gap if gap > 0 and math.isfinite(closed) else None
+    sign = 1 if lower_is_better else -1
+    gaps = [sign * (u - t) for u, t in zip(undistilled, teacher, strict=True)]
+    closed = [sign * (u - s) for u, s in zip(undistilled, student, strict=True)]
+    if not all(map(math.isfinite, (*gaps, *closed))) or fmean(gaps) <= 0:
+        return None
+    share = fmean(closed) / fmean(gaps)
+    _, half = interval([c - share * g for c, g in zip(closed, gaps, strict=True)])
+    return share, None if half is None else half / fmean(gaps)
 
 
-def summarise(rows: Iterable[Row]) -> list[Line]:
-    """Lines in the order of the rows, then a ``speedup_flow`` and a ``speedup_total`` for each cell."""
-    groups: dict[tuple[str, int, str], list[Row]] = {}
+def summarise(rows: Iterable[Row], lower_is_better: frozenset[str]) -> list[Line]:
+    """Lines in the order of the rows; then ``gap_closed/<measure>`` and the two speed-ups of each cell."""
+    groups: Groups = {}
     for row in rows:
         groups.setdefault((row.label, row.steps, row.metric), []).append(row)
     lines = [_line(group) for group in groups.values()]
-    return lines + _speedups(lines)
+    gaps = (_gap(groups, line, line.metric in lower_is_better) for line in lines if line.label not in RESERVED)
+    return [*lines, *(line for line in gaps if line is not None), *_speedups(lines)]
+
+
+def _gap(groups: Groups, line: Line, lower_is_better: bool) -> Line | None:
+    teacher = next((key for key in groups if key[0] == TEACHER and key[2] == line.metric), None)
+    base = groups.get((UNDISTILLED, line.steps, line.metric))
+    if teacher is None or base is None or not is_quality(line.metric):
+        return None
+    own = groups[line.label, line.steps, line.metric]
+    u, s, t = ([row.value for row in part] for part in (base, own, groups[teacher]))
+    found = gap_closed(u, s, t, lower_is_better)
+    return found and replace(line, metric=GAP + line.metric, value=found[0], half=found[1])
+
+
+def is_quality(metric: str) -> bool:
+    """Whether a measure is one of the suite's own."""
+    return not metric.startswith(("seconds_", "speedup_", GAP)) and metric != NON_FINITE
 
 
 def _line(group: list[Row]) -> Line:
@@ -93,8 +120,7 @@ def _speedups(lines: Sequence[Line]) -> list[Line]:
         for name, wanted in (("speedup_flow", STAGES[1:2]), ("speedup_total", STAGES)):
             base, own = _seconds(teacher, wanted), _seconds(stages, wanted)
             if flow is not None and base and own:
-                values = {**vars(flow), "metric": name, "value": base / own, "half": None}
-                found.append(Line(**values))
+                found.append(replace(flow, metric=name, value=base / own, half=None))
     return found
 
 

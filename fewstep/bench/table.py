@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from fewstep.bench.entrants import RESERVED, TEACHER
+from fewstep.bench.entrants import RESERVED, TEACHER, UNDISTILLED
 from fewstep.bench.grid import Cell, Grid
 from fewstep.bench.rows import GAP, NON_FINITE, STAGES
-from fewstep.bench.summary import Line
+from fewstep.bench.summary import Line, is_quality
 
 LEFT = frozenset({"method"})
 Cells = dict[tuple[str, int], dict[str, Line]]
@@ -22,15 +22,15 @@ def by_cell(lines: Iterable[Line]) -> Cells:
     return found
 
 
-def measures(lines: Iterable[Line]) -> list[str]:
-    """The quality measures, in the order of the suite."""
-    names = dict.fromkeys(line.metric for line in lines)
-    return [n for n in names if not n.startswith(("seconds_", "speedup_", GAP)) and n != NON_FINITE]
+def measures(lines: Iterable[Line], headline: str) -> list[str]:
+    """The quality measures: the headline, then the others in the order of the suite."""
+    names = dict.fromkeys(line.metric for line in lines if is_quality(line.metric))
+    return sorted(names, key=lambda name: name != headline)
 
 
 def sections(cells: Cells) -> list[list[tuple[str, int]]]:
     """The rows that every result is read against first, then one section a step count."""
-    fixed = [key for key in cells if key[0] in RESERVED and key[0] != "undistilled"]
+    fixed = [key for key in cells if key[0] in RESERVED and key[0] != UNDISTILLED]
     fixed.sort(key=lambda key: key[0] != TEACHER)
     steps = sorted({key[1] for key in cells if key not in fixed})
     return [fixed, *([key for key in cells if key[1] == n and key not in fixed] for n in steps)]
@@ -38,27 +38,25 @@ def sections(cells: Cells) -> list[list[tuple[str, int]]]:
 
 def quality_table(lines: Sequence[Line], headline: str, lower_is_better: frozenset[str]) -> Grid:
     """Every measure as mean and half its 95 % interval, the best of each step count bold; headline first."""
-    cells, names = by_cell(lines), measures(lines)
-    names.sort(key=lambda name: name != headline)
+    cells, names = by_cell(lines), measures(lines, headline)
     arrows = [f"{name} {'↓' if name in lower_is_better else '↑'}" for name in names]
-    grid = Grid("quality", ["method", "steps", "NFE", "guidance", *arrows, "gap closed"], LEFT)
+    header = ["method", "steps", "NFE", "guidance", arrows[0], "gap closed", *arrows[1:]]
+    grid = Grid("quality", header, LEFT)
     places = {name: _places(found[name] for found in cells.values() if name in found) for name in names}
     for index, section in enumerate(sections(cells)):
         best = {name: _best(section, cells, name, lower_is_better) for name in names} if index else {}
         grid.sections.append([])
         for key in section:
-            row = [Cell(text) for text in _head(key, cells[key])]
-            for name in names:
-                line = cells[key].get(name)
-                row.append(Cell(_value(line, places[name]), key == best.get(name)))
-            grid.sections[-1].append([*row, Cell(_share(cells[key].get(GAP + headline)))])
+            values = [Cell(_value(cells[key].get(n), places[n]), key == best.get(n)) for n in names]
+            gap = Cell(_share(cells[key].get(GAP + headline)))
+            grid.sections[-1].append([*map(Cell, _head(key, cells[key])), values[0], gap, *values[1:]])
     return grid
 
 
 def time_table(lines: Sequence[Line]) -> Grid:
     """Milliseconds a sample by stage, and how much faster than the teacher."""
     cells = by_cell(lines)
-    header = ["method", "steps", "NFE", *(f"{name} ms" for name in STAGES), "faster (flow)", "faster (whole)"]
+    header = ["method", "steps", "NFE", *(f"{name} ms" for name in STAGES), "x flow", "x whole"]
     grid = Grid("time a sample", header, LEFT)
     for section in sections(cells):
         timed = [key for key in section if "seconds_flow" in cells[key]]
@@ -78,7 +76,7 @@ def _head(key: tuple[str, int], found: dict[str, Line]) -> list[str]:
 
 def _times(found: dict[str, Line]) -> list[str]:
     stages = [f"{1000 * found[f'seconds_{name}'].value:.3g}" for name in STAGES]
-    return [*stages, *(f"{found[n].value:.3g}x" if n in found else "" for n in ("speedup_flow", "speedup_total"))]
+    return [*stages, *(f"{found[n].value:.3g}" if n in found else "" for n in ("speedup_flow", "speedup_total"))]
 
 
 def _places(lines: Iterable[Line]) -> int:

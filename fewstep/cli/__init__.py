@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import typer
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, nearest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,10 +36,18 @@ def _usage(error: Any) -> str:
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "fewstep"
     text = error.format_message()
+    text += _nearest_command(text, context)
     option = str(getattr(error, "option_name", "")).lstrip("-")
     if "." in option:
         text += f"; a config key is given as KEY=VALUE, here {option.partition('=')[0]}=..."
     return f"error: {text}\nhelp: {path} --help"
+
+
+def _nearest_command(text: str, context: Any) -> str:
+    """A hint for an unknown command, where typer (before 0.20) gives none."""
+    known, got = getattr(getattr(context, "command", None), "commands", {}), re.search(r"No such command '(.+)'", text)
+    hint = nearest(got[1], known) if got and "Did you mean" not in text else None
+    return f" Did you mean {hint!r}?" if hint else ""
 
 
 def _say(text: str, code: int) -> int:

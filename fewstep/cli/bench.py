@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, create_model
 from typer import Argument, Option
 
 from fewstep.cli.distill import needed
-from fewstep.cli.lists import integers, names
+from fewstep.cli.lists import integers, names, whole
 from fewstep.config import Strict, merge, parse_override, validate
+from fewstep.engine import presets
 from fewstep.errors import FewstepError
 from fewstep.registry import Entry, registry
 
@@ -19,13 +23,16 @@ if TYPE_CHECKING:
     from fewstep.backbone import Backbone
     from fewstep.checkpoint import StudentInfo
 
-KEYS = "Config: backbone.*, data.*, teacher_steps, device, threads, columns."
+KEYS = "Config: backbone.*, data.*, steps, seeds, limit, teacher_steps, device, threads, columns."
 Chosen = tuple[str | None, Path]  # label, folder
 
 
 class BenchConfig(Strict):
     """Keys of a bench; ``backbone`` and ``data`` get the classes of what is measured."""
 
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4), description="step counts")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), description="seeds of the noise")
+    limit: int | None = Field(None, ge=2, description="only so many held-out samples")
     teacher_steps: int = Field(25, ge=1, description="steps of the teacher that all is measured against")
     device: str = Field("auto", description="torch device; auto: CUDA where there is one, else the CPU")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; none: torch's own choice")
@@ -40,9 +47,10 @@ def bench(
     dataset: Annotated[str | None, Option("--dataset", "-d", help="Data set; by default the backbone's own.")] = None,
     methods: Annotated[str | None, Option(help="Students of these methods that ship with the backbone: a,b.")] = None,
     student: Annotated[list[str] | None, Option(metavar="[LABEL=]PATH", help="A student's folder; repeatable.")] = None,
-    steps: Annotated[str, Option(help="Step counts.")] = "1,2,4",
-    seeds: Annotated[str, Option(help="Seeds of the noise; intervals are over them.")] = "0,1,2",
-    limit: Annotated[int | None, Option(min=2, help="Only so many held-out samples.")] = None,
+    preset: Annotated[str | None, Option("--preset", "-p", help="Named settings that a plugin ships.")] = None,
+    steps: Annotated[str | None, Option(help="Step counts; by default 1,2,4.")] = None,
+    seeds: Annotated[str | None, Option(help="Seeds of the noise, for the intervals; by default 0,1,2.")] = None,
+    limit: Annotated[int | None, whole("--limit", "Only so many held-out samples.", 2)] = None,
     out: Annotated[Path | None, Option("--out", "-o", help="Folder of the report; must not exist.")] = None,
     compare: Annotated[Path | None, Option(help="rows.csv of an earlier bench: what moved.")] = None,
 ) -> None:
@@ -51,11 +59,14 @@ def bench(
     The teacher and the undistilled network are always measured beside them.
     """
     backbone = needed("--backbone", "backbone", backbone)
-    counts, seeds_ = integers("--steps", steps, 1), integers("--seeds", seeds, 0)
-    network = registry().get("backbone", backbone)
-    wanted = names("--methods", methods)
+    flags: dict[str, Any] = {
+        "steps": integers("--steps", steps, 1),
+        "seeds": integers("--seeds", seeds, 0),
+        "limit": limit,
+    }
+    network, wanted = registry().get("backbone", backbone), names("--methods", methods)
     data = data_of(network, dataset)
-    config = configure(network, data, overrides or [])
+    config = configure(network, data, preset, overrides or [], flags)
 
     import torch
 
@@ -73,9 +84,9 @@ def bench(
         suite,
         students,
         out=out or Path("runs") / f"bench-{network.name}",
-        steps=counts,
-        seeds=seeds_,
-        limit=limit,
+        steps=config.steps,
+        seeds=config.seeds,
+        limit=config.limit,
         compare=compare,
         teacher_steps=config.teacher_steps,
         rescale_t=getattr(config.backbone, "rescale_t", 1.0),
@@ -93,12 +104,21 @@ def data_of(network: Entry, dataset: str | None) -> Entry:
     return registry().get("dataset", name)
 
 
-def configure(network: Entry, data: Entry, overrides: list[str]) -> Any:
-    """A ``BenchConfig`` with its tables typed."""
+def configure(
+    network: Entry,
+    data: Entry,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+    flags: Any = MappingProxyType({}),
+) -> Any:
+    """A ``BenchConfig`` with its tables typed. Later wins: defaults, preset, KEY=VALUE, the command line's ``flags``."""
     tables = {"backbone": network.load_config(), "data": data.load_config()}
     fields: dict[str, Any] = {table: (config, Field(default_factory=config)) for table, config in tables.items()}
     model = create_model("Bench", __base__=BenchConfig, **fields)
-    return validate(model, merge(*(parse_override(text) for text in overrides)))
+    place = replace(network, name="bench", aliases=())  # presets/bench/NAME.toml of the backbone's plugin
+    layers = [found.read() for found in presets.find(place, network, preset)]
+    layers += [parse_override(text) for text in overrides]
+    return validate(model, merge(*layers, {name: value for name, value in flags.items() if value is not None}))
 
 
 def choose(network: Entry, methods: list[str], students: list[str]) -> list[Chosen]:

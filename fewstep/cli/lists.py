@@ -1,8 +1,34 @@
-"""Lists on the command line: ``--steps 1,2,4``, ``--methods a,b``."""
+"""Numbers and lists on the command line: ``--count 8``, ``--steps 1,2,4``, ``--methods a,b``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
 from fewstep.errors import FewstepError, invalid
+
+
+def whole(name: str, help: str, least: int, most: int | None = None, *more: str) -> Any:
+    """A typer option that takes an integer from ``least`` to ``most``, with our message for anything else."""
+    shown = f"{least}..{most}" if most is not None else f"{least}.."
+    return typer.Option(name, *more, parser=_within(name, least, most), metavar=shown, help=help)
+
+
+def _within(option: str, least: int, most: int | None) -> Callable[[str], int]:
+    accepted = f"an integer from {least}" + (f" to {most}" if most is not None else " on")
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise invalid(option, text, accepted) from None
+        if value < least or (most is not None and value > most):
+            raise invalid(option, text, accepted)
+        return value
+
+    return parse
 
 
 def names(option: str, text: str | None) -> list[str]:
@@ -19,12 +45,14 @@ def names(option: str, text: str | None) -> list[str]:
     return _once(option, found)
 
 
-def integers(option: str, text: str, least: int) -> list[int]:
-    """The integers of a comma-separated list, in order.
+def integers(option: str, text: str | None, least: int) -> list[int] | None:
+    """The integers of a comma-separated list, in order; None where the option was not given.
 
     Raises:
         FewstepError: something that is no integer, lies below ``least``, or comes twice.
     """
+    if text is None:
+        return None
     accepted = f"integers from {least} on, separated by commas, for example 1,2,4"
     try:
         found = [int(part) for part in text.split(",")]

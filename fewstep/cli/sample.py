@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 from typer import Argument, Option
 
+from fewstep.cli.lists import whole
 from fewstep.config import validate
 from fewstep.errors import FewstepError, invalid
 from fewstep.registry import Entry, registry
@@ -22,20 +23,16 @@ if TYPE_CHECKING:
 
 def sample(
     path: Annotated[Path, Argument(help="Folder of a student, or of the run that made it.")],
-    steps: Annotated[
-        int | None, Option(min=1, max=1000, help="Sampling steps; by default its contract's first.")
-    ] = None,
+    steps: Annotated[int | None, whole("--steps", "Sampling steps; by default its contract's first.", 1, 1000)] = None,
     sampler: Annotated[str | None, Option(help="Sampler; by default its contract's.")] = None,
-    count: Annotated[int, Option("--count", "-n", min=1, max=4096, help="How many samples.")] = 8,
-    seed: Annotated[int, Option(min=0, max=2**31 - 1, help="Seed of the noise.")] = 0,
+    count: Annotated[int, whole("--count", "How many samples.", 1, 4096, "-n")] = 8,
+    seed: Annotated[int, whole("--seed", "Seed of the noise.", 0, 2**31 - 1)] = 0,
     out: Annotated[Path, Option("--out", "-o", help="File or folder to write; must not exist.")] = Path("samples.png"),
     image: Annotated[Path | None, Option(help="Condition on this picture, not on held-out prompts.")] = None,
 ) -> None:
     """Sample from a student."""
-    if out.exists():
-        raise FewstepError(f"--out: {str(out)!r} exists; accepted: a path that does not, nothing is overwritten")
-    if image is not None and not image.is_file():
-        raise invalid("--image", str(image), "a picture file")
+    _check_out(out)
+    _check_image(image)
     draw = registry().get("sampler", sampler) if sampler is not None else None
 
     from fewstep.checkpoint import load_student
@@ -48,9 +45,36 @@ def sample(
         print(f"warning: {line}", file=sys.stderr)
     suite = _suite(info, student)
     x, batch = generate(student, contract, draw.load(), prompts(suite, image, count), steps, seed)
-    files = suite.write(suite.decode(x, batch.layout), out)
+    try:
+        files = suite.write(suite.decode(x, batch.layout), out)
+    except OSError as error:
+        raise FewstepError(f"--out: got {str(out)!r}; accepted: a path to write to ({error.strerror})") from None
     text = f"{count} samples, {steps} steps, {draw.name}: {', '.join(map(str, files))}"
     Console().print(Text(text), soft_wrap=True)
+
+
+def _check_out(out: Path) -> None:
+    """Before any work: nothing is overwritten, and what lies above ``out`` is a folder."""
+    if out.exists():
+        raise FewstepError(f"--out: {str(out)!r} exists; accepted: a path that does not, nothing is overwritten")
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise FewstepError(f"--out: got {str(out)!r}; accepted: a path to write to ({above} is no folder)")
+
+
+def _check_image(image: Path | None) -> None:
+    """Before the networks are loaded: a picture that can be decoded to its end."""
+    if image is None:
+        return
+    from PIL import Image
+
+    if not image.is_file():
+        raise invalid("--image", str(image), "a picture file; there is none of this name")
+    try:
+        with Image.open(image) as picture:
+            picture.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise invalid("--image", str(image), f"a picture (PNG, JPEG, WebP); {error}") from None
 
 
 def departures(contract: Contract, sampler: str, steps: int) -> list[str]:

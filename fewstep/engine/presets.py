@@ -55,7 +55,7 @@ def find(method: Entry, backbone: Entry, name: str | None) -> list[Preset]:
 
 def available(method: Entry, backbone: Entry) -> list[str]:
     """Names that ``find`` takes for this pair; those under another method's name are left out."""
-    others = {entry.name for entry in registry().entries("objective")} - {method.name}
+    others = {*registry().names("objective"), "bench"} - {method.name}
     names = {
         path.relative_to(folder).with_suffix("").as_posix().removeprefix(f"{method.name}/")
         for _, folder in _folders(method, backbone)

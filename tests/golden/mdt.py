@@ -119,7 +119,7 @@ def run_scenario(root: Path, path: Path, record: Record, name: str, tensors: Ten
             terms[key] = (weight, term.targets(batch, nets, step))  # type: ignore[attr-defined]
             checks += _targets(terms[key][1], part(theirs, f"{key}."), key)
     losses = objective.loss(batch, nets, step)
-    torch.stack([*losses.values()]).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack([*losses.values()]).sum().backward()
     checks += _losses(losses, one["terms"])
     for key, value in _bins(terms, tensors["input.t"]).items():
         checks.append(compare(f"terms.{key}", value["loss"], one["terms"][key]["loss"], TOLERANCE))

@@ -19,13 +19,13 @@ class BaseConfig(PointConfig):
     )
     target_ema: float = Field(0.95, ge=0, lt=1, description="rate of that average (target = ema)")
     guidance: Strengths = Field(
-        2.0, description="teacher's strength w in (1 + w) c - w u (scale 1 + w); of a list one value each step"
+        None, description="teacher's w in (1 + w) c - w u, of a list one value a step; none: the teacher's own"
     )
     loss: Literal["l2", "pseudo-huber"] = Field("pseudo-huber", description="distance of the two jumps")
     huber: float = Field(0.03, gt=0, description="c of the pseudo-Huber distance, in units of an element")
     weight: Literal["none", "interval", "velocity"] = Field(
-        "none",
-        description="weight of the squared distance: 1, 1/D (iCT), or 1/(span D), velocity matching's own gradient",
+        "velocity",
+        description="factor of the distance: 1, 1/D (iCT), or 1/(span D), which gives velocity matching's own gradient",
     )
     t: TimeSampler = Field(
         default_factory=lambda: TimeSampler(kind="uniform"), description="distribution of the training time"

@@ -22,7 +22,7 @@ class VMConfig(PointConfig):
     )
     d_norm_constant: float = Field(0.1, gt=0, description="c in dv / (size + c)")
     guidance_vm: Strengths = Field(
-        2.0, description="teacher's strength w in (1 + w) c - w u for VM (scale 1 + w); of a list one value each step"
+        None, description="VM: teacher's w in (1 + w) c - w u, of a list one value a step; none: the teacher's own"
     )
     lambda_vm: float = Field(1.0, ge=0, description="weight of VM; 0 leaves it out")
     multiphase: int = Field(1, ge=1, description="phases; the student jumps to the end of its phase")
@@ -41,7 +41,7 @@ class MDTConfig(VMConfig):
     """Velocity matching and velocity distillation."""
 
     guidance_vd: Strengths = Field(
-        2.0, description="teacher's strength w for VD (scale 1 + w); of a list one value each step"
+        None, description="VD: teacher's w in (1 + w) c - w u, of a list one value a step; none: the teacher's own"
     )
     lambda_vd: float = Field(0.5, ge=0, description="weight of VD; 0 leaves it out")
     vd_factor: bool = Field(

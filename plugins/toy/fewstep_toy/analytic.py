@@ -54,6 +54,7 @@ class GaussianMap(Backbone):
     """The exact average velocity F(x, t, s) = (x_t - x_s) / (t - s) of a single Gaussian, s = 0 unless given.
 
     The marginals are N(a m, sigma^2) with sigma^2 = a^2 std^2 + b^2, and the flow keeps (x - a m) / sigma.
+    At s = t this is the velocity itself.
 
     Raises:
         FewstepError: for a target of several components, whose flow map has no closed form.
@@ -79,5 +80,8 @@ class GaussianMap(Backbone):
     def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
         t = layout.expand(t_B, x)
         s = torch.zeros_like(t) if s_B is None else layout.expand(s_B, x)
-        moved = (1 - s) * self.mean + self.sigma(s) / self.sigma(t) * (x - (1 - t) * self.mean)
-        return (x - moved) / (t - s)
+        # (sigma_t - sigma_s) / (t - s), from the difference of squares: no 0 / 0 at t = s.
+        k = 1 - self.path.sigma_min
+        squares = k * (2 * self.path.sigma_min + k * (t + s)) - self.std**2 * (2 - t - s)
+        slope = squares / (self.sigma(t) + self.sigma(s))
+        return (x - (1 - t) * self.mean) / self.sigma(t) * slope - self.mean

@@ -143,7 +143,7 @@ def _fit(config: ToyConfig) -> ToyFlow:
         for i in range(config.pretrain):
             adam.param_groups[0]["lr"] = FIT_LR * 0.5 * (1 + math.cos(math.pi * i / config.pretrain))
             adam.zero_grad()
-            _fit_loss(model, AnalyticFlow(config), generator).backward()  # type: ignore[no-untyped-call]
+            _fit_loss(model, AnalyticFlow(config), generator).backward()
             adam.step()
     return model
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from typer import Argument, Option
 
+from fewstep.cli.lists import whole
 from fewstep.errors import unknown
 
 CATALOGUES = ("sweethome3d",)
@@ -34,13 +35,13 @@ def prepare(
     name: Annotated[str, Argument(help="Kind of catalogue: sweethome3d.")],
     source: Annotated[list[Path], Option("--source", "-s", help="Folder of .sh3f files, or one file; repeatable.")],
     out: Annotated[Path, Option("--out", "-o", help="Folder to make; must not exist.")],
-    resolution: Annotated[int, Option(min=2, max=256, help="Voxels on a side, an even number.")] = 32,
-    views: Annotated[int, Option(min=1, max=64, help="Pictures of each object.")] = 2,
-    channels: Annotated[int, Option(min=1, max=1280, help="Width of the picture tokens.")] = 48,
-    seed: Annotated[int, Option(min=0, max=2**31 - 1, help="Seed of cameras and split.")] = 0,
-    test_clusters: Annotated[int, Option(min=1, help="Clusters of near-duplicates kept for testing.")] = 96,
-    limit: Annotated[int | None, Option(min=2, help="Read so many models only, to try it out.")] = None,
-    workers: Annotated[int, Option(min=1, max=256, help="Processes.")] = 2,
+    resolution: Annotated[int, whole("--resolution", "Voxels on a side, an even number.", 2, 256)] = 32,
+    views: Annotated[int, whole("--views", "Pictures of each object.", 1, 64)] = 2,
+    channels: Annotated[int, whole("--channels", "Width of the picture tokens.", 1, 1280)] = 48,
+    seed: Annotated[int, whole("--seed", "Seed of cameras and split.", 0, 2**31 - 1)] = 0,
+    test_clusters: Annotated[int, whole("--test-clusters", "Clusters of near-duplicates kept for testing.", 1)] = 96,
+    limit: Annotated[int | None, whole("--limit", "Read so many models only, to try it out.", 2)] = None,
+    workers: Annotated[int, whole("--workers", "Processes.", 1, 256)] = 2,
 ) -> None:
     """Read furniture catalogues, voxelise, render, encode and split them into a prepared set."""
     if name not in CATALOGUES:
@@ -66,7 +67,8 @@ def prepare(
 
 def teach(
     overrides: Annotated[
-        list[str] | None, Argument(metavar="[KEY=VALUE]...", help="root, vae.*, flow.*, guidances, train.*, objective.*")
+        list[str] | None,
+        Argument(metavar="[KEY=VALUE]...", help="root, vae.*, flow.*, guidances, train.*, objective.*"),
     ] = None,
     stage: Annotated[str, Option(help="vae, flow, measure or all.")] = "all",
     out: Annotated[Path, Option("--out", "-o", help="Folder of the models.")] = Path("runs/teach"),

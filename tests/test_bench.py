@@ -1,0 +1,549 @@
+"""``run_bench`` on a closed form: conditional Gaussians, whose teacher, transport and measures are known exactly."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from scipy import stats
+from torch import Tensor, nn
+
+from fewstep.backbone import Backbone, Guidance, Teacher
+from fewstep.batch import Batch, Condition
+from fewstep.bench import Report, run_bench
+from fewstep.bench.contact import contact_sheet
+from fewstep.bench.drawing import CHUNK, noise_of
+from fewstep.bench.entrants import OTHER_NOISE, TRUTH
+from fewstep.bench.summary import gap_closed, interval
+from fewstep.config import Strict
+from fewstep.contract import Contract
+from fewstep.errors import FewstepError
+from fewstep.layout import Dense, Layout, Packed
+from fewstep.metrics import agreement, sliced_wasserstein
+from fewstep.sampler import euler, sampling_path
+from fewstep.suite import Suite
+
+COUNT, SPREAD, GUIDANCE = 70, 0.5, 2.0  # more samples than one chunk of 64
+
+
+class Gaussian(Backbone):
+    """The exact velocity towards N(c, SPREAD^2), c the condition; guided by g, towards N(g c, SPREAD^2).
+
+    With ``student_off_by`` a student of the teacher guided by 2: exact at 0, too wide by that much otherwise.
+    """
+
+    Config = Strict
+
+    def __init__(self, student_off_by: float | None = None, broken: bool = False) -> None:
+        super().__init__()
+        self.off, self.broken = student_off_by, broken
+        self.calls: list[tuple[int, float]] = []
+        self.starts: list[Tensor] = []
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        assert cond.tokens is not None
+        self.calls.append((layout.batch_size, float(t_B[0])))
+        if float(t_B[0]) == 1.0 and layout.batch_size > 2:  # not the warm-up
+            self.starts.append(x.clone())
+        t, mean = layout.expand(t_B, x), cond.tokens * (1.0 if self.off is None else GUIDANCE)
+        if self.broken:
+            return torch.full_like(x, math.nan)
+        if self.off is not None:  # the average velocity to the data, from x_t = (1-t) mean + sd(t) z
+            z = (x - (1 - t) * mean) / ((1 - t) ** 2 * SPREAD**2 + t**2).sqrt()
+            return (x - (mean + (SPREAD + self.off) * z)) / t
+        variance = (1 - t) ** 2 * SPREAD**2 + t**2
+        return (t - (1 - t) * SPREAD**2) / variance * (x - (1 - t) * mean) - mean
+
+
+class Points(Suite):
+    """Points are their own objects; one measure that falls, one that rises."""
+
+    headline = "w2"
+    lower_is_better = frozenset({"w2"})
+    charts = ("agree",)
+    legend: ClassVar = {"w2": "sliced Wasserstein distance to the truth"}
+
+    def __init__(self, layout: Layout | None = None) -> None:
+        generator = torch.Generator().manual_seed(5)
+        self.mean = torch.randn(COUNT, 3, generator=generator)
+        self.x0 = GUIDANCE * self.mean + SPREAD * torch.randn(COUNT, 3, generator=generator)
+        self.sheets: list[list[str]] = []
+        self.conditions: list[int | None] = []
+
+    def prompts(self, limit: int | None = None) -> Batch:
+        x0 = self.x0[:limit]
+        return Batch(x0, Dense(len(x0)), Condition(self.mean[:limit]))
+
+    def condition(self, limit: int | None = None) -> None:
+        self.conditions.append(limit)
+
+    def decode(self, x: Tensor, layout: Layout) -> Tensor:
+        return x
+
+    def measure(self, objects: Any, teacher_objects: Any) -> dict[str, float]:
+        return {
+            "agree": agreement(objects, teacher_objects),
+            "w2": sliced_wasserstein(objects, self.x0[: len(objects)]),
+        }
+
+    def sheet(self, rows: Sequence[tuple[str, Any]], path: Path, count: int) -> None:
+        self.sheets.append([label for label, _ in rows])
+        contact_sheet([(label, [np.full((4, 4), 0.5)] * count) for label, _ in rows], path)
+
+
+@dataclass
+class Info:
+    method: str = "perfect"
+    contract: Contract = field(default_factory=lambda: Contract(steps=(1,)))
+    step: int = 250
+
+
+@dataclass
+class Bench:
+    """A finished bench and what went into it."""
+
+    report: Report
+    text: str
+    suite: Points
+    teacher: Gaussian
+    students: list[Gaussian]
+
+    def rows(self, **wanted: Any) -> list[dict[str, str]]:
+        with (self.report.folder / "rows.csv").open() as file:
+            found = list(csv.DictReader(file))
+        return [row for row in found if all(row[key] == str(value) for key, value in wanted.items())]
+
+
+def bench(out: Path, guidance: float = GUIDANCE, students: Any = None, width: int = 200, **options: Any) -> Bench:
+    teacher, suite, text = Gaussian(), Points(), io.StringIO()
+    if students is None:
+        students = [(None, Gaussian(0.0), Info()), ("worse", Gaussian(0.2), Info("perfect", Contract(steps=(1, 2))))]
+    options = {"steps": (1, 2), "seeds": (0, 1, 2), **options}
+    console = Console(file=text, width=width)
+    report = run_bench(
+        "gauss", Teacher(teacher, Guidance(guidance)), suite, students, out=out, console=console, **options
+    )
+    return Bench(report, text.getvalue(), suite, teacher, [student for _, student, _ in students])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return bench(tmp_path_factory.mktemp("bench") / "out")
+
+
+# Numbers --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("label", "steps"), [("teacher", 25), ("undistilled", 1), ("undistilled", 2)])
+def test_values_in_the_csv_are_those_of_direct_sampling(done: Bench, label: str, steps: int) -> None:
+    batch = done.suite.prompts()
+    teacher = Teacher(Gaussian(), Guidance(GUIDANCE))
+    for seed in (0, 1, 2):
+        x = euler(teacher, noise_of(seed, batch), batch.cond, batch.layout, Contract().grid(steps), sampling_path())
+        (row,) = done.rows(label=label, steps=steps, seed=seed, metric="w2")
+        assert float(row["value"]) == pytest.approx(sliced_wasserstein(x, batch.x0), rel=1e-5)
+
+
+def test_a_perfect_student_is_the_exact_transport(done: Bench) -> None:
+    batch = done.suite.prompts()
+    for seed in (0, 1, 2):
+        exact = GUIDANCE * done.suite.mean + SPREAD * noise_of(seed, batch)
+        (row,) = done.rows(label="perfect", steps=1, seed=seed, metric="w2")
+        assert float(row["value"]) == pytest.approx(sliced_wasserstein(exact, batch.x0), rel=1e-4)
+
+
+def test_every_row_says_what_it_is_of(done: Bench) -> None:
+    for row in done.rows():
+        assert row["backbone"] == "gauss"
+        assert row["samples"] == str(COUNT)
+        assert "torch" in row["versions"]
+        assert "cores" in row["machine"]
+    metrics = {row["metric"] for row in done.rows(label="perfect")}
+    assert metrics == {"w2", "agree", "seconds_condition", "seconds_flow", "seconds_decode"}
+    assert len(done.rows(label="worse", metric="w2")) == 6
+
+
+def test_evaluations_are_counted_and_guidance_counts_twice(done: Bench) -> None:
+    nfe = {(row["label"], row["steps"]): float(row["nfe"]) for row in done.rows(metric="w2")}
+    assert nfe["teacher", "25"] == 50
+    assert nfe["undistilled", "1"] == 2
+    assert nfe["undistilled", "2"] == 4
+    assert nfe["perfect", "1"] == 1
+    assert nfe["worse", "2"] == 2
+    warm_up = 1  # a batch of two for each entrant: the teacher's network has two
+    assert sum(size for size, _ in done.teacher.calls) == 3 * COUNT * (50 + 2 + 4) + 2 * 2
+    assert len(done.teacher.calls) == 3 * 2 * (50 + 2 + 4) + 2 * warm_up
+    assert sum(size for size, _ in done.students[0].calls) == 3 * COUNT * 3 + 2
+
+
+def test_an_unguided_teacher_and_a_second_order_student(tmp_path: Path) -> None:
+    heun = Info("heun-like", Contract(sampler="heun", guidance=3.0, steps=(2,)))
+    found = bench(tmp_path / "b", guidance=1.0, students=[(None, Gaussian(), heun)], steps=(2,), seeds=(0,))
+    nfe = {row["label"]: (row["nfe"], row["guidance"], row["sampler"]) for row in found.rows(metric="w2")}
+    assert nfe["teacher"] == ("25.0", "1.0", "euler")
+    assert nfe["undistilled"] == ("2.0", "1.0", "euler")
+    assert nfe["heun-like"] == ("8.0", "3.0", "heun")
+
+
+def test_guidance_on_an_interval_costs_only_there(tmp_path: Path) -> None:
+    suite, teacher = Points(), Teacher(Gaussian(), Guidance(2.0, (0.5, 1.0)))
+    report = run_bench("g", teacher, suite, [], out=tmp_path / "b", steps=(2,), seeds=(0,), console=Console(quiet=True))
+    assert {(row.label, row.steps): row.nfe for row in report.rows if row.seed == 0}["teacher", 25] == 25 + 13
+
+
+def test_the_noise_of_a_seed_is_the_same_for_all(done: Bench) -> None:
+    def starts(network: Gaussian, each: int) -> list[Tensor]:
+        chunks = network.starts[::each]
+        return [torch.cat(pair) for pair in zip(chunks[::2], chunks[1::2], strict=True)]
+
+    expected = [noise_of(seed, done.suite.prompts()) for seed in (0, 1, 2)]
+    teacher = starts(done.teacher, 2)  # guided: each start is seen twice; 25 steps, 1 step, 2 steps a seed
+    for seed, noise in enumerate(expected):
+        assert all(torch.equal(x, noise) for x in teacher[3 * seed : 3 * seed + 3])
+    for student in done.students:
+        found = starts(student, 1)
+        assert len(found) == 6
+        assert all(torch.equal(x, expected[i // 2]) for i, x in enumerate(found))
+    assert not torch.equal(expected[0], expected[1])
+    assert COUNT > CHUNK
+
+
+# Summary --------------------------------------------------------------------------------------------------------------
+
+
+def summary(found: Bench) -> dict[tuple[str, int, str], dict[str, str]]:
+    with (found.report.folder / "summary.csv").open() as file:
+        return {(row["label"], int(row["steps"]), row["metric"]): row for row in csv.DictReader(file)}
+
+
+def test_intervals_are_those_of_scipy(done: Bench) -> None:
+    values = [float(row["value"]) for row in done.rows(label="worse", steps=2, metric="w2")]
+    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    row = summary(done)["worse", 2, "w2"]
+    assert float(row["value"]) == pytest.approx(np.mean(values))
+    assert (float(row["low"]), float(row["high"])) == pytest.approx((low, high))
+    assert row["count"] == "3"
+
+
+def test_one_seed_has_no_interval(tmp_path: Path) -> None:
+    found = bench(tmp_path / "b", seeds=(4,))
+    assert interval([3.0]) == (3.0, None)
+    row = summary(found)["perfect", 1, "w2"]
+    assert (row["half"], row["low"], row["high"]) == ("n/a", "", "")
+    assert "±n/a" in found.text
+    assert "±0" not in found.text
+    assert not found.rows(label=OTHER_NOISE)
+
+
+def test_times_are_medians_and_speed_is_relative_to_the_teacher(done: Bench) -> None:
+    def median(label: str, steps: int, stage: str) -> float:
+        rows = done.rows(label=label, steps=steps, metric=f"seconds_{stage}")
+        return float(np.median([float(row["value"]) for row in rows]))
+
+    flow = median("teacher", 25, "flow") / median("perfect", 1, "flow")
+    row = summary(done)["perfect", 1, "speedup_flow"]
+    assert float(row["value"]) == pytest.approx(flow)
+    stages = ("condition", "flow", "decode")
+    whole = sum(median("teacher", 25, s) for s in stages) / sum(median("perfect", 1, s) for s in stages)
+    assert float(summary(done)["perfect", 1, "speedup_total"]["value"]) == pytest.approx(whole)
+    assert float(summary(done)["teacher", 25, "speedup_flow"]["value"]) == 1.0
+    assert done.suite.conditions == [16] * 3
+
+
+def test_the_share_of_the_gap_is_the_ratio_of_means(done: Bench) -> None:
+    def values(label: str, steps: int) -> list[float]:
+        return [float(row["value"]) for row in done.rows(label=label, steps=steps, metric="w2")]
+
+    u, s, t = np.mean(values("undistilled", 1)), np.mean(values("worse", 1)), np.mean(values("teacher", 25))
+    row = summary(done)["worse", 1, "gap_closed/w2"]
+    assert float(row["value"]) == pytest.approx((u - s) / (u - t))
+    assert ("undistilled", 1, "gap_closed/w2") not in summary(done)
+    assert ("teacher", 25, "gap_closed/w2") not in summary(done)
+
+
+def test_gap_closed() -> None:
+    u, t = [10.0, 12.0, 11.0], [1.0, 3.0, 2.0]
+    assert gap_closed(u, t, t, lower_is_better=True) == (1.0, pytest.approx(0))
+    assert gap_closed(u, u, t, lower_is_better=True) == (0.0, pytest.approx(0))
+    assert gap_closed([1.0], [2.0], [3.0], lower_is_better=False) == (0.5, None)
+    assert gap_closed(t, u, u, lower_is_better=True) is None  # undistilled is the better one: no gap
+    assert gap_closed([10.0], [math.nan], [1.0], lower_is_better=True) is None
+
+
+def test_the_interval_of_the_gap_covers_the_truth() -> None:
+    """A ratio of means over noisy seeds: its 95 % interval must hold the true share in about 95 % of all benches."""
+    draw, hits = np.random.default_rng(0), 0
+    for _ in range(1000):
+        u, s, t = (centre + draw.normal(0, 4, 5) for centre in (200.0, 120.0, 100.0))
+        found = gap_closed(list(u), list(s), list(t), lower_is_better=True)
+        assert found is not None
+        assert found[1] is not None
+        hits += abs(found[0] - 0.8) <= found[1]
+    assert 920 <= hits <= 980
+
+
+# What is written ------------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_are_always_there(done: Bench) -> None:
+    labels = {row["label"] for row in done.rows()}
+    assert {"teacher", "undistilled", TRUTH, OTHER_NOISE} <= labels
+    assert float(done.rows(label=TRUTH, metric="w2")[0]["value"]) == 0.0
+    assert len(done.rows(label=OTHER_NOISE, metric="agree")) == 3
+    assert float(summary(done)["teacher", 25, "agree"]["value"]) == 1.0
+    assert float(summary(done)[OTHER_NOISE, 25, "agree"]["value"]) < 0.95
+
+
+def test_the_teacher_s_own_step_count_is_run_once(tmp_path: Path) -> None:
+    found = bench(tmp_path / "b", students=[], steps=(1, 25), seeds=(0, 1))
+    assert {row["steps"] for row in found.rows(label="undistilled")} == {"1"}
+    assert len(found.rows(label=OTHER_NOISE, metric="w2")) == 1
+
+
+def test_markdown_and_console_show_the_tables(done: Bench) -> None:
+    text = (done.report.folder / "table.md").read_text()
+    for part in ("| perfect |", "w2 ↓", "agree ↑", "gap closed", "x flow", "70 held-out samples, 3 seeds"):
+        assert part in text
+    for part in ("perfect", "undistilled", "w2 ↓", "gap closed", "x flow", "[21/21]"):
+        assert part in done.text
+
+
+def test_step_counts_that_a_contract_does_not_name_are_marked(done: Bench) -> None:
+    assert "| perfect | 2\\* |" in (done.report.folder / "table.md").read_text()
+    assert "| worse | 2 |" in (done.report.folder / "table.md").read_text()
+    assert "does not name" in done.text
+    assert {row["made_for"] for row in done.rows(label="perfect", steps=2)} == {"no"}
+
+
+def test_a_narrow_console_splits_the_table_and_cuts_nothing(tmp_path: Path) -> None:
+    found = bench(tmp_path / "b", width=60, seeds=(0, 1))
+    assert "…" not in found.text
+    assert found.text.count("quality") == 2
+    assert max(len(line.rstrip()) for line in found.text.splitlines() if " ±" in line and "Student" not in line) <= 60
+
+
+def test_pictures_and_environment(done: Bench) -> None:
+    with Image.open(done.report.folder / "chart.png") as chart:
+        assert chart.width > 800
+    assert done.suite.sheets[0][:3] == ["teacher, 25 steps", "undistilled, 1 step", "perfect, 1 step"]
+    record = json.loads((done.report.folder / "environment.json").read_text())
+    assert record["seeds"] == [0, 1, 2]
+    assert record["samples"] == COUNT
+    assert record["teacher"]["contract"]["guidance"] == 2.0
+    assert record["students"][0]["step"] == 250
+    assert record["students"][1]["label"] == "worse"
+    assert {"python", "torch", "fewstep"} <= set(record["versions"])
+    assert record["command"]
+
+
+def test_limit(tmp_path: Path) -> None:
+    found = bench(tmp_path / "b", limit=10, seeds=(0,))
+    assert {row["samples"] for row in found.rows()} == {"10"}
+    assert max(size for size, _ in found.teacher.calls) == 10
+
+
+def test_a_student_that_diverged_is_shown_as_such(tmp_path: Path) -> None:
+    found = bench(tmp_path / "b", students=[(None, Gaussian(broken=True), Info())], seeds=(0,), steps=(1,))
+    assert found.rows(label="perfect", metric="non_finite")[0]["value"] == "1.0"
+    assert "perfect!" in found.text
+    assert "100 % of the samples were not finite" in found.text
+
+
+class Ragged(Points):
+    """The same points as samples of 1, 2, 3, ... rows."""
+
+    def prompts(self, limit: int | None = None) -> Batch:
+        lengths = list(range(1, 11))
+        rows = sum(lengths)
+        return Batch(self.x0[:rows], Packed.of_lengths(lengths), Condition(torch.zeros(10, 1)))
+
+
+class Linear(Gaussian):
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        self.calls.append((layout.batch_size, float(t_B[0])))
+        return layout.expand(t_B, x) * x
+
+
+def test_packed_samples(tmp_path: Path) -> None:
+    report = run_bench(
+        "ragged",
+        Teacher(Linear()),
+        Ragged(),
+        [],
+        out=tmp_path / "b",
+        steps=(1,),
+        seeds=(0,),
+        console=Console(quiet=True),
+    )
+    assert {row.nfe for row in report.rows if row.label == "teacher"} == {25.0}
+
+
+def test_consistency_students_differ_by_seed_and_chunk_in_their_fresh_noise(tmp_path: Path) -> None:
+    info = Info("cm", Contract(sampler="consistency", steps=(2,)))
+    once = bench(tmp_path / "a", students=[(None, Gaussian(0.0), info)], steps=(2,), seeds=(0, 1))
+    again = bench(tmp_path / "b", students=[(None, Gaussian(0.0), info)], steps=(2,), seeds=(0, 1))
+    wanted = {"label": "cm", "metric": "w2"}
+    assert [row["value"] for row in once.rows(**wanted)] == [row["value"] for row in again.rows(**wanted)]
+    assert len({row["value"] for row in once.rows(**wanted)}) == 2
+
+
+# Compare --------------------------------------------------------------------------------------------------------------
+
+
+def changed(path: Path, out: Path, change: Any) -> Path:
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows([{**row, **change(row)} for row in rows])
+    return out
+
+
+def test_compare_shows_what_moved_and_only_that(done: Bench, tmp_path: Path) -> None:
+    def was_worse(row: dict[str, str]) -> dict[str, str]:
+        hit = row["label"] == "worse" and row["metric"] == "w2" and row["steps"] == "1"
+        return {"value": str(float(row["value"]) + 5)} if hit else {}
+
+    old = changed(done.report.folder / "rows.csv", tmp_path / "old.csv", was_worse)
+    found = bench(tmp_path / "b", compare=old)
+    with (tmp_path / "b" / "compare.csv").open() as file:
+        rows = {(row["label"], row["steps"], row["metric"]): row for row in csv.DictReader(file)}
+    moved = rows["worse", "1", "w2"]
+    assert float(moved["difference"]) == pytest.approx(-5)
+    assert float(moved["new"]) == pytest.approx(float(moved["old"]) - 5)
+    assert moved["outside"] == "yes"
+    assert rows["perfect", "1", "w2"]["outside"] == "no"
+    assert rows["perfect", "1", "seconds_flow"]["outside"] == "n/a"
+    table = found.text[found.text.index("what moved") :]
+    assert "worse" in table
+    assert "perfect" not in table
+    assert "1 of" in table
+
+
+def test_compare_with_one_seed_cannot_tell(done: Bench, tmp_path: Path) -> None:
+    found = bench(tmp_path / "b", compare=done.report.folder / "rows.csv", seeds=(7,))
+    table = found.text[found.text.index("what moved") :]
+    assert "n/a" in table
+    assert "0 of" in table
+
+
+def test_compare_says_what_was_different(done: Bench, tmp_path: Path) -> None:
+    found = bench(tmp_path / "b", compare=done.report.folder / "rows.csv", limit=20, seeds=(0, 1))
+    assert "not the same in both: samples: 70 then, 20 now" in found.text
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("label,step,seed,metric,value\na,1,0,w2,3\n", "columns steps are missing.*'step' instead of 'steps'"),
+        ("a,b\n1,2\n", "columns label, steps, seed, metric, value are missing \\(it has: a, b\\)"),
+        ("", "the file is empty"),
+        ("label,steps,seed,metric,value\n", "holds no rows"),
+        ("label,steps,seed,metric,value\na,1,0,w2,much\n", "line 2: value is 'much'"),
+        ("label,steps,seed,metric,value\na\n", "line 2: steps is None"),
+    ],
+)
+def test_a_foreign_csv_is_refused_before_anything_runs(tmp_path: Path, content: str, expected: str) -> None:
+    (tmp_path / "old.csv").write_text(content)
+    with pytest.raises(FewstepError, match=expected):
+        bench(tmp_path / "b", compare=tmp_path / "old.csv")
+    assert not (tmp_path / "b").exists()
+
+
+def test_compare_with_no_file_or_no_text(tmp_path: Path) -> None:
+    with pytest.raises(FewstepError, match=r"--compare: .*none.csv.*No such file.*accepted"):
+        bench(tmp_path / "b", compare=tmp_path / "none.csv")
+    (tmp_path / "picture.csv").write_bytes(b"\xff\xfe\x00\x89PNG")
+    with pytest.raises(FewstepError, match="is no CSV"):
+        bench(tmp_path / "b", compare=tmp_path / "picture.csv")
+
+
+# Errors ---------------------------------------------------------------------------------------------------------------
+
+
+def test_an_occupied_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(FewstepError, match=r"--out: .*exists.*nothing is overwritten"):
+        bench(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_unwritable_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FewstepError, match="--out"):
+        bench(tmp_path / "file" / "b")
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"steps": ()}, "--steps"),
+        ({"steps": (0,)}, "--steps"),
+        ({"seeds": (1, 1)}, "--seeds"),
+        ({"limit": 1}, "--limit"),
+    ],
+)
+def test_unusable_numbers(tmp_path: Path, options: dict[str, Any], key: str) -> None:
+    with pytest.raises(FewstepError, match=key):
+        bench(tmp_path / "b", **options)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("labels", [(None, None), ("a", "a"), (None, "teacher"), (None, "undistilled")])
+def test_labels_must_differ(tmp_path: Path, labels: tuple[str | None, str | None]) -> None:
+    students = [(label, Gaussian(0.0), Info()) for label in labels]
+    with pytest.raises(FewstepError, match=r"--student: label .* is taken"):
+        bench(tmp_path / "b", students=students)
+
+
+def test_a_contract_with_an_unknown_sampler(tmp_path: Path) -> None:
+    with pytest.raises(FewstepError, match=r"unknown sampler 'eulr'.*did you mean 'euler'"):
+        bench(tmp_path / "b", students=[(None, Gaussian(), Info("m", Contract(sampler="eulr")))])
+
+
+def test_a_bench_that_breaks_keeps_its_rows_and_without_rows_no_folder(tmp_path: Path) -> None:
+    class Breaks(Gaussian):
+        def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+            if len(self.calls) >= self.after:
+                raise RuntimeError("out of memory")
+            return super().forward(*args, **kwargs)
+
+        after = 0
+
+    for after, kept in ((0, False), (1, True)):
+        student = Breaks(0.0)
+        student.after = after
+        with pytest.raises(RuntimeError, match="out of memory"):
+            bench(tmp_path / f"b{after}", students=[(None, student, Info())])
+        assert (tmp_path / f"b{after}" / "rows.csv").exists() == kept
+        assert (tmp_path / f"b{after}").exists() == kept
+
+
+# Contact sheet --------------------------------------------------------------------------------------------------------
+
+
+def test_contact_sheet(tmp_path: Path) -> None:
+    black, red = np.zeros((20, 20)), np.zeros((30, 30, 3), np.uint8)
+    red[..., 0] = 255
+    label = "a label of many words that cannot stay on one line"
+    contact_sheet([("first", [black, red]), (label, [red, black])], tmp_path / "s.png", tile=60)
+    with Image.open(tmp_path / "s.png") as sheet:
+        left = sheet.width - 2 * 64
+        assert sheet.height == 2 * 64 + 4
+        assert 60 < left < 200
+        assert sheet.getpixel((left + 30, 34)) == (0, 0, 0)
+        assert sheet.getpixel((left + 94, 34)) == (255, 0, 0)
+        assert min(sheet.crop((0, 0, left - 8, sheet.height)).convert("L").tobytes()) < 100  # there is text

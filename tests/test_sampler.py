@@ -1,0 +1,172 @@
+"""Samplers on flows whose solution is known."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from closed_forms import GAUSSIAN, PhasedMap, largest
+from fewstep_toy.analytic import AnalyticFlow, GaussianMap
+from torch import Tensor
+
+from fewstep.backbone import Field
+from fewstep.batch import Condition
+from fewstep.layout import Dense, Layout, Packed
+from fewstep.path import Path
+from fewstep.residual import phase_end
+from fewstep.sampler import Sampler, consistency, euler, heun, jump, sampling_path
+from fewstep.times import step_grid
+
+COUNT = 200
+SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun, "consistency": consistency, "jump": jump}
+
+
+@pytest.fixture
+def noise() -> Tensor:
+    return torch.randn(COUNT, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.fixture
+def exact() -> GaussianMap:
+    return GaussianMap(GAUSSIAN).double()
+
+
+def run(sampler: Sampler, field: Field, noise: Tensor, steps: int, **more: Any) -> Tensor:
+    grid = step_grid(steps, more.pop("rescale_t", 1.0))
+    return sampler(field, noise, Condition(), Dense(len(noise)), grid, more.pop("step", sampling_path()), **more)
+
+
+def transported(noise: Tensor) -> Tensor:
+    """The Gaussian's flow map from t = 1 to 0."""
+    flow = AnalyticFlow(GAUSSIAN)
+    return flow.means[0].double() + flow.std * noise
+
+
+@pytest.mark.parametrize("rescale_t", [1.0, 3.0])
+@pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("heun", 2)])
+def test_order_of_convergence(sampler: str, order: int, rescale_t: float, noise: Tensor) -> None:
+    flow = AnalyticFlow(GAUSSIAN).double()
+    truth = transported(noise)
+    errors = [largest(run(SAMPLERS[sampler], flow, noise, n, rescale_t=rescale_t), truth) for n in (160, 320, 640)]
+    for rough, fine in pairwise(errors):
+        assert 0.85 * 2**order < rough / fine < 1.15 * 2**order
+    assert errors[-1] < (0.01 if order == 1 else 2e-5)
+
+
+def test_the_flow_carries_noise_to_the_targets_density() -> None:
+    mixture = AnalyticFlow(GAUSSIAN.model_copy(update={"target": "moons"})).double()
+    noise = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = run(heun, mixture, noise, 60)
+    assert largest(x.mean(0), mixture.means.mean(0)) < 0.05
+    cov = torch.cov(mixture.means.T, correction=0) + mixture.std**2 * torch.eye(2)
+    assert largest(torch.cov(x.T), cov) < 0.08
+
+
+def test_one_jump_of_the_exact_average_velocity_is_the_flow_map(noise: Tensor, exact: GaussianMap) -> None:
+    for sampler in (euler, consistency, jump):
+        assert largest(run(sampler, exact, noise, 1), transported(noise)) < 1e-12
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7])
+def test_jumps_are_exact_for_any_number_of_steps(steps: int, noise: Tensor, exact: GaussianMap) -> None:
+    """The semigroup: jumps of the two-time map compose to the whole one, on any grid."""
+    for rescale_t in (1.0, 3.0):
+        assert largest(run(jump, exact, noise, steps, rescale_t=rescale_t), transported(noise)) < 1e-12
+
+
+def test_consistency_is_exact_after_its_last_noise(noise: Tensor, exact: GaussianMap) -> None:
+    """Each jump of the exact map lands on data; noise put on data and taken back gives the target's density."""
+    seen: list[Tensor] = []
+    x = run(consistency, exact, noise, 2, on_step=lambda i, x, data: seen.append(x.clone()))
+    t_B = torch.full((COUNT,), 0.5, dtype=torch.float64)
+    assert largest(seen[0] - 0.5 * exact(seen[0], t_B, Condition(), Dense(COUNT)), x) < 1e-12
+    fresh = sampling_path().randn_like(noise, "renoise/0")
+    assert largest(seen[0], 0.5 * transported(noise) + 0.5 * fresh) < 1e-12
+    many = torch.randn(20000, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for steps in (1, 2, 4):
+        out = run(consistency, exact, many, steps)
+        assert largest(out.mean(0), exact.mean) < 0.02
+        assert largest(out.std(0), torch.full((2,), exact.std)) < 0.02
+
+
+def test_euler_steps_of_a_one_step_student_are_not_the_flow(noise: Tensor, exact: GaussianMap) -> None:
+    """Why a student names its sampler: an average velocity down to 0 is none to stop half-way with."""
+    errors = [largest(run(euler, exact, noise, n), transported(noise)) for n in (1, 2, 4)]
+    assert errors[0] < 1e-12 < 0.1 < errors[1] < errors[2]
+
+
+@pytest.mark.parametrize("rescale_t", [1.0, 3.0])
+def test_euler_between_phase_ends_is_exact_for_a_phased_student(rescale_t: float, noise: Tensor) -> None:
+    student = PhasedMap()
+
+    class Phased:
+        def __call__(
+            self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None
+        ) -> Tensor:
+            student.end_B = phase_end(t_B - 1e-3, 4, rescale_t)
+            found: Tensor = student(x, t_B, cond, layout)
+            return found
+
+    assert largest(run(euler, Phased(), noise, 4, rescale_t=rescale_t), transported(noise)) < 1e-12
+    assert largest(run(euler, Phased(), noise, 3, rescale_t=rescale_t), transported(noise)) > 0.01
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_reports_every_step_and_the_last_state_is_the_result(name: str, noise: Tensor, exact: GaussianMap) -> None:
+    seen: list[tuple[int, Tensor]] = []
+    x = run(SAMPLERS[name], exact, noise, 3, on_step=lambda i, state, data: seen.append((i, state)))
+    assert [i for i, _ in seen] == [0, 1, 2]
+    assert torch.equal(seen[-1][1], x)
+    assert not x.requires_grad
+
+
+@pytest.mark.parametrize("name", ["euler", "consistency", "jump"])
+def test_reported_data_are_the_students_jumps(name: str, noise: Tensor, exact: GaussianMap) -> None:
+    seen: list[Tensor] = []
+    run(SAMPLERS[name], exact, noise, 1, on_step=lambda i, state, data: seen.append(data))
+    assert largest(seen[0], transported(noise)) < 1e-12
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_packed_is_dense(name: str, noise: Tensor, exact: GaussianMap) -> None:
+    dense = run(SAMPLERS[name], exact, noise, 3)
+    layout = Packed.of_lengths([1] * COUNT)
+    packed = SAMPLERS[name](exact, noise, Condition(), layout, step_grid(3), sampling_path())
+    assert torch.equal(dense, packed)
+
+
+def test_noise_of_the_consistency_sampler_comes_from_the_seed_alone(noise: Tensor, exact: GaussianMap) -> None:
+    one, same, other = (run(consistency, exact, noise, 2, step=sampling_path(seed=s)) for s in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert largest(one, other) > 0.1
+
+
+def test_sigma_min_is_kept_by_the_renoising(noise: Tensor) -> None:
+    config = GAUSSIAN.model_copy(update={"sigma_min": 0.2})
+    exact = GaussianMap(config).double()
+    seen: list[Tensor] = []
+    run(consistency, exact, noise, 2, step=sampling_path(0.2), on_step=lambda i, x, data: seen.append(x))
+    data = noise - exact(noise, torch.ones(COUNT, dtype=torch.float64), Condition(), Dense(COUNT))
+    fresh = sampling_path(0.2).randn_like(noise, "renoise/0")
+    half = torch.full((COUNT,), 0.5, dtype=torch.float64)
+    assert largest(seen[0], Path(0.2).interpolate(data, fresh, half, Dense(COUNT))) < 1e-12
+
+
+def test_the_exact_map_at_one_time_is_the_velocity(noise: Tensor) -> None:
+    """And between two times it is what an accurate solver finds."""
+    for sigma_min in (0.0, 0.2):
+        config = GAUSSIAN.model_copy(update={"sigma_min": sigma_min})
+        exact, flow, layout = GaussianMap(config).double(), AnalyticFlow(config).double(), Dense(COUNT)
+        for t in (0.0, 0.4, 1.0):
+            t_B = torch.full((COUNT,), t, dtype=torch.float64)
+            assert (
+                largest(exact(noise, t_B, Condition(), layout, s_B=t_B), flow(noise, t_B, Condition(), layout)) < 1e-12
+            )
+        solved = heun(
+            flow, noise, Condition(), layout, [1 - 0.7 * i / 300 for i in range(301)], sampling_path(sigma_min)
+        )
+        ends = (torch.full((COUNT,), t, dtype=torch.float64) for t in (1.0, 0.3))
+        average = exact(noise, next(ends), Condition(), layout, s_B=next(ends))
+        assert largest(noise - 0.7 * average, solved) < 1e-4
