@@ -10,7 +10,8 @@ setup:
 demo: setup
 	@rm -rf $(DEMO)
 	$(RUN) distill --method mdt-vd --backbone trellis --preset demo --out $(DEMO)/mdt-vd
-	$(RUN) bench --backbone trellis --student "mdt-vd (live)=$(DEMO)/mdt-vd" --preset demo --out $(DEMO)/bench
+	$(RUN) bench --backbone trellis --methods mdt-vd,mdt-vm,cm,pcm --student "mdt-vd (live, short)=$(DEMO)/mdt-vd" \
+		--steps 1,2,4 --seeds 0,1 --limit 48 --out $(DEMO)/bench
 
 test: setup
 	.venv/bin/python -m pytest -m "not slow and not gpu"

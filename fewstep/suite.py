@@ -20,7 +20,8 @@ class Suite(ABC):
     """An evaluation on held-out samples. A backbone returns one from ``Backbone.suite(config, dataset)``.
 
     ``headline`` is the measure that the chart and the summary use; ``lower_is_better`` names the measures that fall;
-    ``charts`` are further measures with a panel of their own; ``legend`` says what a measure is, in a line.
+    ``charts`` are further measures with a panel of their own; ``legend`` says in a line what a
+    measure (or several: "a, b") is.
     """
 
     headline: str

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from fewstep.backbone import Backbone, Guidance, Teacher
 from fewstep.batch import Batch, Condition
-from fewstep.bench import Report, run_bench
+from fewstep.bench import Report, drawing, run_bench
 from fewstep.bench.contact import contact_sheet
-from fewstep.bench.drawing import CHUNK, noise_of
+from fewstep.bench.drawing import CHUNK, chunk_of, noise_of
 from fewstep.bench.entrants import OTHER_NOISE, TRUTH
 from fewstep.bench.summary import gap_closed, interval
 from fewstep.config import Strict
@@ -77,7 +77,7 @@ class Points(Suite):
 
     def __init__(self, layout: Layout | None = None) -> None:
         generator = torch.Generator().manual_seed(5)
-        self.mean = torch.randn(COUNT, 3, generator=generator)
+        self.mean = 0.1 * torch.randn(COUNT, 3, generator=generator)
         self.x0 = GUIDANCE * self.mean + SPREAD * torch.randn(COUNT, 3, generator=generator)
         self.sheets: list[list[str]] = []
         self.conditions: list[int | None] = []
@@ -140,7 +140,9 @@ def bench(out: Path, guidance: float = GUIDANCE, students: Any = None, width: in
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return bench(tmp_path_factory.mktemp("bench") / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "ELEMENTS", 0)  # two chunks
+        return bench(tmp_path_factory.mktemp("bench") / "out")
 
 
 # Numbers --------------------------------------------------------------------------------------------------------------
@@ -217,7 +219,7 @@ def test_the_noise_of_a_seed_is_the_same_for_all(done: Bench) -> None:
         assert len(found) == 6
         assert all(torch.equal(x, expected[i // 2]) for i, x in enumerate(found))
     assert not torch.equal(expected[0], expected[1])
-    assert COUNT > CHUNK
+    assert CHUNK < COUNT < chunk_of(done.suite.prompts())
 
 
 # Summary --------------------------------------------------------------------------------------------------------------
@@ -330,7 +332,7 @@ def test_step_counts_that_a_contract_does_not_name_are_marked(done: Bench) -> No
 def test_a_narrow_console_splits_the_table_and_cuts_nothing(tmp_path: Path) -> None:
     found = bench(tmp_path / "b", width=60, seeds=(0, 1))
     assert "…" not in found.text
-    assert found.text.count("quality") == 2
+    assert found.text.count("quality") > 1
     assert max(len(line.rstrip()) for line in found.text.splitlines() if " ±" in line and "Student" not in line) <= 60
 
 

@@ -74,7 +74,7 @@ def test_a_dry_run_prints_the_config_and_starts_nothing(capsys: pytest.CaptureFi
     assert rows["train.lr"] == ["0.01", "my.toml"]
     assert rows["train.steps"] == ["7", "command line"]
     assert rows["objective.t.kind"] == ["uniform", "command line"]
-    assert rows["train.batch_size"][1] == "default"
+    assert rows["train.keep"][1] == "default"
     assert f"fewstep {fewstep.__version__}" in out
     assert "torch " in out
     assert [path.name for path in folder.iterdir()] == ["my.toml"]
@@ -126,7 +126,7 @@ def test_distill_sample_and_bench(capsys: pytest.CaptureFixture[str], folder: Pa
     out = works(capsys, *bench, "--student", "run", "--student", "again=run", "--out", "report", "teacher_steps=5")
     assert "mdt-vm" in out
     assert "again" in out
-    assert json.loads((folder / "report" / "environment.json").read_text())["teacher"]["steps"] == 5
+    assert json.loads((folder / "report" / "environment.json").read_text())["teacher"]["contract"]["steps"][0] == 5
     out = works(
         capsys, *bench, "--student", "run", "--out", "second", "--compare", "report/rows.csv", "teacher_steps=5"
     )
@@ -146,7 +146,8 @@ def test_a_bench_takes_its_settings_from_a_preset_too(site: Path, cli: Cli) -> N
     bench = ("bench", "--backbone", "mine")
     cli.works(*bench, "--preset", "quick", "--steps", "4", "--out", "report", "teacher_steps=6")
     record = json.loads((cli.folder / "report" / "environment.json").read_text())
-    assert (record["steps"], record["seeds"], record["samples"], record["teacher"]["steps"]) == ([4], [0], 16, 6)
+    assert (record["steps"], record["seeds"], record["samples"]) == ([4], [0], 16)
+    assert record["teacher"]["contract"]["steps"][0] == 6
     assert "did you mean 'quick'?" in cli.refuses(*bench, "--preset", "quik", "--out", "new")
     assert "quick" not in cli.refuses("distill", "-m", "cm", "-b", "mine", "--preset", "zzz")
 
@@ -195,7 +196,7 @@ def interrupted(cli: Cli, *arguments: str) -> tuple[int, str]:
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(cli: Cli) -> None:
-    arguments = (*RUN, "--out", "run", *QUICK, "train.log_every=1", "train.checkpoint_every=50")
+    arguments = (*RUN, "--out", "run", *QUICK, "train.log_every=1", "train.lr_schedule=constant")
     code, err = interrupted(cli, *arguments, "train.steps=100000")
     assert code == 130
     assert "Traceback" not in err
@@ -203,7 +204,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(cli: Cli) -> None:
     resume = line.partition("fewstep ")[2].split()
     assert resume[-1] == "--resume"
     done = sum(1 for _ in (cli.folder / "run" / "metrics.jsonl").open())
-    assert "student: run/student" in cli.works(*resume, f"train.steps={done + 50}")
+    assert "student: run/student" in cli.works(*resume, f"train.steps={done + 1000}")
 
 
 def test_the_module_and_the_script_are_the_same() -> None:

@@ -93,7 +93,7 @@ CASES = {
     "out-in-file": (("distill", *CHOICE, "--out", "file/run", *QUICK), "--out: got 'file/run'; accepted: a folder to write to"),
     "resume-nothing": ((*RUN, "--resume", *QUICK), "--resume: there is no run 'new'"),
     "resume-foreign": (("distill", *CHOICE, "--out", "foreign", "--resume", *QUICK), "'foreign' is no run's folder"),
-    "resume-changed": (("distill", *CHOICE, "--out", "run", "--resume", *QUICK, "train.lr=0.5"), "--resume with a changed config:", "train.lr: the run has 0.0001, given now is 0.5"),
+    "resume-changed": (("distill", *CHOICE, "--out", "run", "--resume", *QUICK, "train.lr=0.5"), "--resume with a changed config:", "train.lr: the run has ", ", given now is 0.5"),
     "sample-missing": (("sample", "nowhere", "--out", "new"), "student 'nowhere': no such folder"),
     "sample-file": (("sample", "file", "--out", "new"), "student 'file': no such folder; accepted: a folder"),
     "sample-empty": (("sample", "empty", "--out", "new"), "student 'empty': the folder is empty"),

@@ -97,8 +97,8 @@ def test_reductions_have_forward_and_reverse_derivatives(layout: Layout, name: s
     if name == "norm" and isinstance(layout, Packed):
         layout = Packed.of_lengths([3, 1, 7])  # the norm of nothing has no derivative
     reduce, direction = getattr(layout, name), torch.ones_like(x)
-    _, forward = torch.func.jvp(reduce, (x,), (direction,))
-    _, back = torch.func.vjp(reduce, x)
+    forward = torch.func.jvp(reduce, (x,), (direction,))[1]
+    back = torch.func.vjp(reduce, x)[1]
     rows = torch.eye(layout.batch_size, dtype=x.dtype)
     reverse = torch.stack([(back(row)[0] * direction).sum() for row in rows])
     assert torch.allclose(forward, reverse, atol=1e-12)

@@ -21,11 +21,12 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fewstep.backbone import Guidance, Teacher
 from fewstep.batch import Batch, Condition
 from fewstep.config import read_toml
 from fewstep.engine.config import TrainConfig
 from fewstep.layout import Dense
-from fewstep.objective import Step
+from fewstep.objective import Nets, Step
 from fewstep.path import Path as FlowPath
 from fewstep.times import step_grid
 
@@ -206,6 +207,18 @@ def test_guidance_is_counted_as_strength(batch: Batch) -> None:
     assert largest(target(2.0), 3 * c - 2 * u) < 1e-9
 
 
+def test_without_a_strength_the_teacher_guides_as_it_is_sampled(batch: Batch) -> None:
+    field = exact_nets(random_student(RING), RING).teacher.backbone
+    nets = Nets({"student": random_student(RING), "teacher": Teacher(field, Guidance(3.0, (0.6, 1.0)))}, {})
+    config = VMConfig(interval=0.01, d_norm="sample", d_norm_constant=1e12)
+    found = VelocityMatching(config).targets(batch, nets, given(batch))
+    x_t = FlowPath().interpolate(batch.x0, given(batch).draws["noise"], found.t_B, batch.layout)
+    c, u = (field(x_t, found.t_B, cond, batch.layout) for cond in (batch.cond, batch.cond.negative()))
+    inside = (found.t_B >= 0.6)[:, None]
+    assert 0 < inside.sum() < 6
+    assert largest(found.v_tgt, torch.where(inside, 3 * c - 2 * u, c)) < 1e-9
+
+
 def test_a_list_of_guidance_is_drawn_from_each_step(batch: Batch) -> None:
     objective = MDT(MDTConfig(guidance_vm=(0.0, 5.0), guidance_vd=(0.0, 5.0), d_norm="sample"))
     fixed = {w: MDT(MDTConfig(guidance_vm=w, guidance_vd=w, d_norm="sample")) for w in (0.0, 5.0)}
@@ -234,7 +247,8 @@ class Watch(torch.nn.Module):
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()
-        self.network, self.seen = network, []
+        self.network = network
+        self.seen: list[Any] = []
 
     def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Dense, **more: Any) -> Any:
         self.seen.append(cond.tokens)

@@ -92,7 +92,7 @@ def test_packed_is_dense_sample_by_sample(name: str, reduction: str) -> None:
     packed = objective.loss(batch, nets, Given(given))
     for key, value in expected.items():
         assert abs(float((packed[key] - value).detach())) < 1e-12 * max(1.0, abs(float(packed[key].detach())))
-    ours, theirs = gradients(packed, student), gradients(expected, student)  # type: ignore[arg-type]
+    ours, theirs = gradients(packed, student), gradients(expected, student)
     scale = max(float(g.abs().max()) for g in theirs)
     assert scale > 1e-6
     assert largest(ours, theirs) < 1e-12 * max(1.0, scale)

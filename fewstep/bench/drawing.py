@@ -18,7 +18,7 @@ from fewstep.layout import Layout
 from fewstep.objective import Step
 from fewstep.path import Path
 
-CHUNK = 64
+CHUNK, ELEMENTS = 64, 2**18  # samples at a time: at least 64, more where they are small
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,16 @@ def noise_of(seed: int, prompts: Batch) -> Tensor:
     return Step(index=0, path=Path(), seed=seed).randn_like(prompts.x0, "noise")
 
 
+def chunk_of(prompts: Batch) -> int:
+    """Samples of a chunk, a function of the prompts alone so that all methods have the same chunks."""
+    return max(CHUNK, ELEMENTS * prompts.layout.batch_size // prompts.x0.numel())
+
+
 def draw(entrant: Entrant, prompts: Batch, noise: Tensor, steps: int, seed: int, device: torch.device) -> Drawn:
-    """Samples of all prompts, 64 at a time. Noise that a sampler adds on its way is one stream a (seed, chunk)."""
+    """Samples of all prompts, chunk by chunk. Noise that a sampler adds on its way is one stream a (seed, chunk)."""
     layout, parts, seconds = prompts.layout, [], 0.0
     with counting(entrant.network) as counter, torch.inference_mode():
-        for index, rows in enumerate(torch.arange(layout.batch_size).split(CHUNK)):
+        for index, rows in enumerate(torch.arange(layout.batch_size).split(chunk_of(prompts))):
             batch = to_device(prompts.select(rows), device)
             start = layout.select(noise, rows)[0].to(device)
             step = Step(index=index, path=entrant.network.path, seed=seed, device=device)

@@ -34,9 +34,9 @@ class Grid:
         return [self._table(columns) for columns in self._parts(width)]
 
     def _parts(self, width: int) -> list[list[int]]:
-        """Columns of each table."""
+        """Columns of each table; a column takes its text, a blank and a divider, the table two edges."""
         rows = [[Cell(name) for name in self.header], *(row for section in self.sections for row in section)]
-        needs = [1 + max(len(row[column].text) for row in rows) for column in range(len(self.header))]
+        needs = [2 + max(len(row[column].text) for row in rows) for column in range(len(self.header))]
         parts, used = [list(range(self.keys))], sum(needs[: self.keys])
         for column in range(self.keys, len(self.header)):
             if used + needs[column] > width - 2 and len(parts[-1]) > self.keys:

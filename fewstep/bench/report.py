@@ -67,7 +67,7 @@ def title(record: Mapping[str, Any]) -> str:
     return f"{record['backbone']}: {record['samples']} held-out samples, {seeds} seed{'s' if seeds > 1 else ''}"
 
 
-def notes(suite: Suite, lines: Iterable[Line], record: Mapping[str, Any]) -> list[str]:
+def notes(suite: Suite, lines: Sequence[Line], record: Mapping[str, Any]) -> list[str]:
     """How the columns are to be read."""
     teacher = record["teacher"]["contract"]["steps"][0]
     found = [
@@ -75,10 +75,11 @@ def notes(suite: Suite, lines: Iterable[Line], record: Mapping[str, Any]) -> lis
         f"{len(record['seeds'])} seeds (Student's t; n/a with one seed).",
         f"gap closed: (U - S) / (U - T) of the means of {suite.headline}, S the student, U undistilled at the same "
         f"steps, T the teacher at {teacher}.",
-        f"time: seconds a sample in batches of up to 64, median over seeds; x flow and x whole: how "
-        f"many times faster than the teacher at {teacher}, sampling alone and all stages.",
+        f"time: a sample's share of its batch, median over seeds; x flow and x whole: how many times faster than the "
+        f"teacher at {teacher}, sampling alone and all stages.",
     ]
-    found += [f"{name}: {text}" for name, text in suite.legend.items()]
+    measured = {line.metric for line in lines}
+    found += [f"{names}: {text}" for names, text in suite.legend.items() if measured & set(names.split(", "))]
     if any(not line.made_for for line in lines):
         found.append("steps*: the student's contract does not name this step count.")
     broken = {line.label: line.value for line in lines if line.metric == NON_FINITE}

@@ -75,8 +75,12 @@ def _head(key: tuple[str, int], found: dict[str, Line]) -> list[str]:
 
 
 def _times(found: dict[str, Line]) -> list[str]:
-    stages = [f"{1000 * found[f'seconds_{name}'].value:.3g}" for name in STAGES]
+    stages = [_milliseconds(found[f"seconds_{name}"].value) for name in STAGES]
     return [*stages, *(f"{found[n].value:.3g}" if n in found else "" for n in ("speedup_flow", "speedup_total"))]
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.3g}" if seconds >= 1e-6 or not seconds else "<0.001"
 
 
 def _places(lines: Iterable[Line]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,12 +110,11 @@ def configure(
     overrides: Sequence[str] = (),
     flags: Any = MappingProxyType({}),
 ) -> Any:
-    """A ``BenchConfig`` with its tables typed. Later wins: defaults, preset, KEY=VALUE, the command line's ``flags``."""
+    """A ``BenchConfig`` with its tables typed. Later wins: defaults, preset, KEY=VALUE, options (``flags``)."""
     tables = {"backbone": network.load_config(), "data": data.load_config()}
     fields: dict[str, Any] = {table: (config, Field(default_factory=config)) for table, config in tables.items()}
     model = create_model("Bench", __base__=BenchConfig, **fields)
-    place = replace(network, name="bench", aliases=())  # presets/bench/NAME.toml of the backbone's plugin
-    layers = [found.read() for found in presets.find(place, network, preset)]
+    layers = [found.read() for found in presets.find_for("bench", network, preset)]
     layers += [parse_override(text) for text in overrides]
     return validate(model, merge(*layers, {name: value for name, value in flags.items() if value is not None}))
 

@@ -53,6 +53,21 @@ def find(method: Entry, backbone: Entry, name: str | None) -> list[Preset]:
     return found
 
 
+def find_for(place: str, backbone: Entry, name: str | None) -> list[Preset]:
+    """The file ``presets/<place>/<name>.toml`` of the backbone's plugin, for what is no run (``fewstep bench``).
+
+    Raises:
+        FewstepError: for a preset that the plugin does not ship, with all that it does.
+    """
+    homes = [(package, folder / place) for package, folder in _folders(backbone, backbone)]
+    wanted = name or DEFAULT
+    found = [Preset(wanted, package, folder / f"{wanted}.toml") for package, folder in homes]
+    found = [preset for preset in found if preset.path.is_file()]
+    if not found and name not in (None, DEFAULT):
+        raise unknown("preset", wanted, [file.stem for _, folder in homes for file in folder.glob("*.toml")])
+    return found
+
+
 def available(method: Entry, backbone: Entry) -> list[str]:
     """Names that ``find`` takes for this pair; those under another method's name are left out."""
     others = {*registry().names("objective"), "bench"} - {method.name}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def cases(root: Path, path: Path, record: Record) -> list[Case]:
     tables = {"sample_t": _sample_t, "target_t": _target_t}
     if "scenarios" not in record:
         return [
-            Case(label(root, path, key), lambda key=key: tables[key](record[key])) for key in tables if key in record
+            Case(label(root, path, key), partial(table, record[key])) for key, table in tables.items() if key in record
         ]
     if record["model"] != "SparseStructureFlowModel":
         return [Case(label(root, path, name), missing=f"class {record['model']}") for name in record["scenarios"]]
@@ -182,6 +183,6 @@ def cases(root: Path, path: Path, record: Record) -> list[Case]:
     return [
         Case(label(root, path, name), missing=lack)
         if (lack := _lacks(record["defaults"] | one["settings"]))
-        else Case(label(root, path, name), lambda name=name: run(name))
+        else Case(label(root, path, name), partial(run, name))
         for name, one in record["scenarios"].items()
     ]
