@@ -18,6 +18,7 @@ from fewstep.times import TimeSampler
 
 Strength = Annotated[float, Field(ge=0, strict=True)]  # strict: true and false are no numbers
 Strengths = Strength | Annotated[tuple[Strength, ...], Field(min_length=1)] | None
+UNIFORM = TimeSampler(kind="uniform")
 
 
 class PointConfig(Strict):
@@ -109,5 +110,4 @@ def dropped(batch: Batch, step: Step, share: float, name: str) -> Condition:
     """The batch's condition with a share of it replaced by the negative one; ``name`` is that of the draw."""
     if share == 0:
         return batch.cond
-    draw = torch.rand(batch.layout.batch_size, generator=step.stream(name), device=batch.x0.device)
-    return batch.cond.dropped(draw < share)
+    return batch.cond.dropped(step.times(batch.layout, UNIFORM, name) < share)

@@ -41,7 +41,7 @@ class Residual:
         return self.value + span * self.derivative
 
     def target(self, span: Tensor) -> Tensor:
-        """vT - span dF/dt, what F is regressed on: F - target = r."""
+        """vT - span dF/dt, what F is regressed on, detached as its parts are: F - target = r."""
         return self.velocity - span * self.derivative
 
     def states(self, x_t: Tensor, span: Tensor, interval: float) -> tuple[Tensor, Tensor]:

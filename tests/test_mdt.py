@@ -326,3 +326,11 @@ def test_published_preset(name: str) -> None:
     assert (config.guidance_vm, config.lambda_vm, config.p_uncond) == (40.0, 1.0, 0.0)
     if isinstance(config, MDTConfig):
         assert (config.guidance_vd, config.lambda_vd, config.vd_factor) == (100.0, 1.0, False)
+
+
+def test_dropped_conditions_are_a_function_of_the_step(batch: Batch) -> None:
+    objective, nets = MDT(MDTConfig(p_uncond=0.5)), exact_nets(random_student(RING), RING)
+    step = Step(0, FlowPath())
+    once, again, later = (objective.loss(batch, nets, s) for s in (step, step, Step(1, FlowPath())))
+    assert once == again
+    assert once["vm"] != later["vm"]

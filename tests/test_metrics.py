@@ -68,6 +68,16 @@ def test_chamfer_against_all_pairs() -> None:
         assert got.item() == pytest.approx(0.5 * float(apart.min(1).values.mean() + apart.min(0).values.mean()))
 
 
+def test_chamfer_with_denormals_flushed_to_zero() -> None:
+    """SciPy's tree overflows the stack on coordinates of 0 then."""
+    full = torch.ones(1, 16, 16, 16, dtype=torch.bool)
+    try:
+        torch.set_flush_denormal(True)
+        assert chamfer(full, full).item() == 0.0
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_chamfer_of_empty_grids() -> None:
     far = chamfer(grid((0, 0, 0)), grid((7, 7, 7))).item()
     assert chamfer(grid(), grid()).item() == 0.0

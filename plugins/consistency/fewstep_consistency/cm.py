@@ -76,7 +76,7 @@ class Consistency(Jumping[ConsistencyConfig]):
         if self.config.kind == "discrete":
             return {"cm": self.compared(batch, nets, step)}
         at = self.point(batch, nets, step)
-        error = at.residual.value - at.residual.target(at.span).detach()
+        error = at.residual.value - at.residual.target(at.span)
         # The squared distance D^2 r^2 has its graph through span F: the gradient of its 1/D is 2 span r dF.
         weight = 1.0 if self.config.weight == "velocity" else at.span
         return {"cm": reduce_mean(weight * error.square(), batch.layout, self.config.reduction)}

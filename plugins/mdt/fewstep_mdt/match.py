@@ -50,7 +50,7 @@ def match(config: VMConfig, batch: Batch, nets: Nets, step: Step, term: str) -> 
     at = look.at(batch, nets, step)
     if config.kind == "cm":
         return Targets(*at.residual.states(at.x_t, at.span, config.interval), at.t_B, at.end_B)
-    return Targets(at.residual.value, at.residual.target(at.span).detach(), at.t_B, at.end_B)
+    return Targets(at.residual.value, at.residual.target(at.span), at.t_B, at.end_B)
 
 
 def contract(config: VMConfig) -> Contract:
