@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Protocol
 
@@ -54,7 +55,7 @@ def euler(
 ) -> Tensor:
     """x_s = x_t - (t - s) v(x_t, t): for a teacher its ODE, for a one-time student its average velocity."""
     x = noise
-    for i, (t, s) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+    for i, (t, s) in enumerate(itertools.pairwise(grid)):
         t_B, before = times(t, layout, x), x
         v = field(x, t_B, cond, layout)
         x = x - (t - s) * v
@@ -74,7 +75,7 @@ def heun(
 ) -> Tensor:
     """Second order: the mean of the velocities at both ends of a step (the last step to 0 included)."""
     x = noise
-    for i, (t, s) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+    for i, (t, s) in enumerate(itertools.pairwise(grid)):
         t_B, s_B = times(t, layout, x), times(s, layout, x)
         v = field(x, t_B, cond, layout)
         v_next = field(x - (t - s) * v, s_B, cond, layout)
@@ -95,7 +96,7 @@ def consistency(
 ) -> Tensor:
     """Jump to the data with the average velocity, put fresh noise on it, jump again (consistency models, Alg. 1)."""
     x = noise
-    for i, (t, s) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+    for i, (t, s) in enumerate(itertools.pairwise(grid)):
         data = x - t * field(x, times(t, layout, x), cond, layout)
         fresh = step.randn_like(x, f"renoise/{i}")
         x = step.path.interpolate(data, fresh, times(s, layout, x), layout) if s > 0 else data
@@ -115,7 +116,7 @@ def jump(
 ) -> Tensor:
     """x_s = x_t - (t - s) F(x_t, t, s): a two-time student (MeanFlow, shortcut models)."""
     x = noise
-    for i, (t, s) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+    for i, (t, s) in enumerate(itertools.pairwise(grid)):
         average = field(x, times(t, layout, x), cond, layout, s_B=times(s, layout, x))
         data = x - t * average
         x = x - (t - s) * average

@@ -14,10 +14,11 @@ import argparse
 import json
 import subprocess
 import sys
-import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from fewstep.config import read_toml
 
 PROBE_STEPS = 2
 
@@ -69,17 +70,17 @@ def main() -> None:
     parser.add_argument("--train-only", action="store_true", help="no bench at the end")
     parser.add_argument("--bench", nargs="*", default=["--steps", "1,2,4", "--seeds", "0,1"], help="bench arguments")
     chosen = parser.parse_args()
-    plan = tomllib.loads(chosen.variants.read_text())
+    plan = read_toml(chosen.variants)
     variants = [v for v in plan["variant"] if not chosen.only or v["name"] in chosen.only]
     chosen.out.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(chosen.jobs) as pool:
-        runs = list(pool.map(lambda v: train(v, plan.get("set", []), plan["budget"], chosen.out), variants))
+        runs = list(
+            pool.map(lambda v: train(v, plan.get("set", []), v.get("budget", plan["budget"]), chosen.out), variants)
+        )
     if chosen.train_only:
         return
     students = [part for v, run in zip(variants, runs, strict=True) for part in ("--student", f"{v['name']}={run}")]
-    fewstep(
-        "bench", "--backbone", "trellis", "--methods", "", *students, "--out", str(chosen.out / "bench"), *chosen.bench
-    )
+    fewstep("bench", "--backbone", "trellis", *students, "--out", str(chosen.out / "bench"), *chosen.bench)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def chamfer(generated: Tensor, reference: Tensor) -> Tensor:
 
 def _pair(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
     # Centres, so never 0: with denormals flushed (torch.set_flush_denormal) cKDTree never ends splitting at 0.
-    first, second = ((np.argwhere(grid) + 0.0) / grid.shape[0] for grid in (a, b))
+    first, second = ((np.argwhere(grid) + 0.5) / grid.shape[0] for grid in (a, b))
     if not len(first) or not len(second):
         return 0.0 if len(first) == len(second) else math.sqrt(3.0)
     forth, _ = cKDTree(second).query(first)

@@ -19,7 +19,7 @@ def in_transform() -> bool:
 
 def _has_dual(x: Tensor) -> bool:
     """A tangent at the level that is on top of the stack now."""
-    return forward_ad.unpack_dual(x, level=0).tangent is not None  # type: ignore[no-untyped-call]
+    return forward_ad.unpack_dual(x, level=0).tangent is not None
 
 
 def _carries(x: Tensor) -> bool:
