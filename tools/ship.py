@@ -1,0 +1,45 @@
+"""Put a trained student among the shipped ones: half precision, without paths of the machine that trained it.
+
+    python tools/ship.py RUN [--name NAME]
+
+The contract's sampler may be replaced with ``--sampler``: how a student is sampled is no part of its training.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fewstep.checkpoint import load_student, save_student
+from fewstep_trellis.shipped import NANO
+
+
+def portable(config: dict[str, Any]) -> dict[str, Any]:
+    """The run's config without absolute paths: what they named are the defaults of the package."""
+    return {key: portable(value) if isinstance(value, dict) else value for key, value in config.items() if _kept(value)}
+
+
+def _kept(value: object) -> bool:
+    return not (isinstance(value, str) and Path(value).is_absolute())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--name", help="folder below students/; by default the method")
+    parser.add_argument("--sampler")
+    chosen = parser.parse_args()
+    student, info = load_student(chosen.run)
+    config, contract = portable(info.config), info.contract
+    if chosen.sampler:
+        contract = contract.model_copy(update={"sampler": chosen.sampler})
+        config["objective"]["sampler"] = chosen.sampler
+    folder = NANO / "students" / (chosen.name or info.method)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    save_student(folder, student, info.model_copy(update={"config": config, "contract": contract}), half=True)
+    print(folder)
+
+
+if __name__ == "__main__":
+    main()
