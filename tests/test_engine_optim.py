@@ -37,6 +37,7 @@ def test_schedule_values(schedule: str, expected: list[float]) -> None:
 def test_schedule_without_warmup_starts_at_the_full_rate_and_all_warmup_ends_there() -> None:
     assert lr_factor(0, config(steps=5, lr_schedule="cosine")) == 1.0
     assert lr_factor(4, config(steps=5, warmup=5, lr_schedule="linear")) == 1.0
+    assert lr_factor(1, config(steps=2, warmup=10, lr_schedule="cosine")) == 0.2
 
 
 def test_network_scale_multiplies_the_rate() -> None:
@@ -133,7 +134,6 @@ def test_micro_batches_cover_what_one_large_batch_covers_with_draws_of_their_own
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"ema": (1.0,)}, "ema"),
         ({"clip": "percentile"}, "clip"),
-        ({"steps": 5, "warmup": 6}, "warmup: got 6; accepted: at most train.steps, 5"),
         ({"export": "ema"}, "export: got 'ema'; accepted: 'student' or the rate of an average"),
         ({"export": 1.5}, "export: got 1.5; accepted: 'student' or the rate of an average"),
         ({"keep": 0}, "keep"),

@@ -12,6 +12,7 @@ from fewstep.bench.summary import Line
 MARKERS = "osD^vP*X"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#000000")
 GREY = "#777777"
+BESIDE = 0.035
 
 
 def chart(lines: Sequence[Line], names: Sequence[str], lower_is_better: frozenset[str], path: Path, title: str) -> None:
@@ -40,10 +41,18 @@ def _panel(axes: Any, lines: Sequence[Line]) -> None:
         if label in (TEACHER, OTHER_NOISE, TRUTH):
             _level(axes, label, found[0])
         elif label == UNDISTILLED:
-            _line(axes, label, found, GREY, "o", "--")
+            _line(axes, label, found, GREY, "o", "--", 0.0)
         else:
             index = students.index(label)
-            _line(axes, label, found, COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], "-")
+            _line(
+                axes,
+                label,
+                found,
+                COLOURS[index % len(COLOURS)],
+                MARKERS[index % len(MARKERS)],
+                "-",
+                BESIDE * (index + 1),
+            )
     axes.set_xscale("log", base=2)
     ticks = sorted({line.steps for line in lines if line.label not in (TEACHER, OTHER_NOISE, TRUTH)})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -60,8 +69,10 @@ def _level(axes: Any, label: str, line: Line) -> None:
         axes.axhspan(line.value - line.half, line.value + line.half, color="black", alpha=0.08, lw=0)
 
 
-def _line(axes: Any, label: str, lines: Sequence[Line], colour: str, marker: str, style: str) -> None:
+def _line(axes: Any, label: str, lines: Sequence[Line], colour: str, marker: str, style: str, beside: float) -> None:
+    """``beside``: how far right of its step count, in doublings, so that bars do not cover each other."""
+    at, values = [line.steps * 2**beside for line in lines], [line.value for line in lines]
     axes.errorbar(
-        [line.steps for line in lines], [line.value for line in lines], [line.half or 0.0 for line in lines],
+        at, values, [line.half or 0.0 for line in lines],
         label=label, color=colour, marker=marker, ls=style, capsize=3, lw=1.6, ms=5,
     )  # fmt: skip

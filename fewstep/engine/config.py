@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 
 from fewstep.config import Strict
 
@@ -23,7 +23,11 @@ class TrainConfig(Strict):
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="learning rate after the warm-up: kept, or to 0 at the last step"
     )
-    warmup: int = Field(default=0, ge=0, description="iterations over which the learning rate rises from 0")
+    warmup: int = Field(
+        default=0,
+        ge=0,
+        description="iterations over which the learning rate rises from 0; a shorter run ends while it still rises",
+    )
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="AdamW weight decay")
     betas: tuple[Rate, Rate] = Field(default=(0.9, 0.999), description="AdamW moment decays")
     clip: Literal["none", "norm", "adaptive"] = Field(
@@ -50,13 +54,6 @@ class TrainConfig(Strict):
     log_every: int = Field(default=10, ge=1, description="iterations between rows of metrics.jsonl")
     device: str = Field(default="auto", description="torch device; auto: CUDA where there is one, else the CPU")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; unset: torch's own choice")
-
-    @field_validator("warmup")
-    @classmethod
-    def _within_run(cls, value: int, info: ValidationInfo) -> int:
-        if value > info.data.get("steps", value):
-            raise ValueError(f"at most train.steps, {info.data['steps']}")
-        return value
 
     @field_validator("export", mode="before")
     @classmethod
