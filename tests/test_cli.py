@@ -111,12 +111,12 @@ def test_distill_sample_and_bench(capsys: pytest.CaptureFixture[str], folder: Pa
     assert record["sources"]["train.steps"] == "command line"
 
     out = works(capsys, "sample", "run", "--out", "a.png")
-    assert "8 samples, 1 steps, euler: a.png" in out
+    assert "8 samples, 1 steps, consistency: a.png" in out
     assert "warning" not in out
     out = works(
         capsys, "sample", "run/student", "--steps", "3", "--sampler", "heun", "--count", "5", "--out", "new/b.png"
     )
-    assert "warning: the student was made for sampler 'euler', got 'heun'" in out
+    assert "warning: the student was made for sampler 'consistency', got 'heun'" in out
     assert "warning: the student was made for 1, 2, 4 steps, got 3" in out
     assert (folder / "new" / "b.png").stat().st_size > 0
     assert "samples.png" in works(capsys, "sample", "run", "--out", "folder")
