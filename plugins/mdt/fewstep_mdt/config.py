@@ -44,6 +44,9 @@ class MDTConfig(VMConfig):
         None, description="VD: teacher's w in (1 + w) c - w u, of a list one value a step; none: the teacher's own"
     )
     lambda_vd: float = Field(0.5, ge=0, description="weight of VD; 0 leaves it out")
+    vd_after: int = Field(
+        0, ge=0, description="iterations of VM alone first: VD reads the student's own velocity, which VM has to make"
+    )
     vd_factor: bool = Field(
         False, description="weigh VD's gradient by (1 - t), as in the paper's equation 17; the published code does not"
     )
