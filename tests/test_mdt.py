@@ -162,6 +162,13 @@ def test_weights_scale_their_terms_and_0_leaves_one_out(batch: Batch) -> None:
         VMConfig(lambda_vm=0.0)
 
 
+def test_distillation_waits_for_matching(batch: Batch) -> None:
+    nets = exact_nets(random_student(RING), RING)
+    for index, terms in ((2, ["vm"]), (3, ["vm", "vd"])):
+        step = Step(index, FlowPath())
+        assert list(MDT(MDTConfig(vd_after=3)).loss(batch, nets, step)) == terms
+
+
 def test_distillation_gradient_is_the_written_one(batch: Batch) -> None:
     """2 lambda (v_pred - v_tgt) . dF(z', 1) / elements, with (1 - t) where the paper has it."""
     for factor in (False, True):
