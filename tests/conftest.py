@@ -6,7 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,3 +88,15 @@ def site(tmp_path: Path) -> Path:
     """An empty folder for distributions, to be put on ``cli.paths``."""
     (tmp_path / "site").mkdir()
     return tmp_path / "site"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registry_as_installed() -> Iterator[None]:
+    """What a test file registers for itself is gone before the next one."""
+    from fewstep.registry import registry
+
+    known = registry()
+    before = {key: list(found) for key, found in known._entries.items()}
+    yield
+    known._entries.clear()
+    known._entries.update(before)
