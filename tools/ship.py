@@ -11,8 +11,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fewstep.checkpoint import load_student, save_student
 from fewstep_trellis.shipped import NANO
+
+from fewstep.checkpoint import load_student, save_student
 
 
 def portable(config: dict[str, Any]) -> dict[str, Any]:
