@@ -1,4 +1,4 @@
-# make demo: distil a real image-to-3D flow and compare it, about 6 minutes on two cores. make test: the tests.
+# make demo: distil a real image-to-3D flow and compare it, about 6 minutes on two cores (not timed). make test: the tests.
 .PHONY: demo test test-all lint setup clean
 export OMP_NUM_THREADS ?= 2
 RUN := .venv/bin/fewstep
