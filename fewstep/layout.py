@@ -6,13 +6,16 @@ a ragged [T, C] one with the same lines.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, invalid
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -55,35 +58,89 @@ class Dense:
         return x[rows_B], Dense(len(rows_B))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Packed:
     """Ragged samples one behind the other: x is [T, C], sample i owns rows cu_seqlens[i] to cu_seqlens[i + 1].
 
+    What is derived from a layout (neighbour maps, windows, coarser layouts) is computed once, kept on it by
+    :meth:`once`, and so reused by every layer, sampler step and pass that is handed the same layout.
+
     Args:
         cu_seqlens: int64 [B + 1], non-decreasing, from 0 to T. A sample of length 0 is allowed.
-        coords: optional integer coordinates [T, 3] or [T, 4], carried for backbones that need positions.
+        coords: optional integer coordinates [T, A] along A axes, carried for backbones that need positions.
 
     Raises:
-        FewstepError: for boundaries that are not a non-decreasing vector from 0.
+        FewstepError: for boundaries that are not a non-decreasing vector from 0, or coords of another length.
     """
 
     cu_seqlens: Tensor
     coords: Tensor | None = None
     index: Tensor = field(init=False)
+    lengths_list: list[int] = field(init=False, repr=False)
+    _memo: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         bounds = self.cu_seqlens
-        if bounds.dim() != 1 or len(bounds) < 2 or int(bounds[0]) != 0 or bool((bounds.diff() < 0).any()):
+        # The one look at the values from the host: everything later works from this list.
+        listed = bounds.tolist() if bounds.dim() == 1 else []
+        if len(listed) < 2 or listed[0] != 0 or any(b < a for a, b in zip(listed, listed[1:], strict=False)):
             raise FewstepError(
                 f"layout.cu_seqlens: got {bounds.tolist()}; accepted: a non-decreasing vector that starts at 0"
             )
+        if self.coords is not None and len(self.coords) != listed[-1]:
+            raise invalid("layout.coords", tuple(self.coords.shape), f"one row for each of the {listed[-1]} rows")
         rows = torch.arange(len(bounds) - 1, device=bounds.device)
-        object.__setattr__(self, "index", rows.repeat_interleave(bounds.diff()))
+        index = rows.repeat_interleave(bounds.diff(), output_size=listed[-1])
+        object.__setattr__(self, "index", index)
+        object.__setattr__(self, "lengths_list", [b - a for a, b in zip(listed, listed[1:], strict=False)])
 
     @classmethod
-    def of_lengths(cls, lengths: list[int], coords: Tensor | None = None) -> Packed:
+    def of_lengths(
+        cls, lengths: list[int], coords: Tensor | None = None, device: torch.device | str | None = None
+    ) -> Packed:
         """The layout of samples with these numbers of rows."""
-        return cls(torch.tensor([0, *lengths]).cumsum(0), coords)
+        return cls(torch.tensor([0, *lengths], device=device).cumsum(0), coords)
+
+    @classmethod
+    def of_index(cls, index_T: Tensor, coords: Tensor | None = None, batch_size: int | None = None) -> Packed:
+        """The layout of rows that name their sample.
+
+        Args:
+            index_T: [T] sample of each row, ascending: the rows of a sample lie together.
+            coords: [T, A], see the class.
+            batch_size: number of samples; by default the largest index + 1. Samples without rows are empty.
+
+        Raises:
+            FewstepError: for rows out of order, or an index outside the batch.
+        """
+        index = index_T.to(torch.int64)
+        if bool((index.diff() < 0).any()):
+            raise invalid("layout.index", "rows whose sample falls", "ascending samples: sort the rows by sample first")
+        last = int(index[-1]) + 1 if len(index) else 0
+        size = max(last, 1) if batch_size is None else batch_size
+        if last > size or (len(index) and int(index[0]) < 0):
+            raise invalid("layout.index", f"samples {int(index[0])} to {last - 1}", f"0 to {size - 1}")
+        counts = torch.bincount(index, minlength=size)
+        return cls(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), coords)
+
+    def once(self, key: Hashable, build: Callable[[], T]) -> T:
+        """What ``build`` returns, built at the first call with this key and kept for as long as the layout lives."""
+        if key not in self._memo:
+            self._memo[key] = build()
+        found: T = self._memo[key]
+        return found
+
+    def to(self, device: torch.device | str) -> Packed:
+        """The same layout on another device; itself where it already is there."""
+        if self.cu_seqlens.device == torch.device(device):
+            return self
+        coords = None if self.coords is None else self.coords.to(device)
+        return Packed(self.cu_seqlens.to(device), coords)
+
+    @property
+    def rows(self) -> int:
+        """T, without asking the device."""
+        return len(self.index)
 
     @property
     def batch_size(self) -> int:
@@ -114,11 +171,12 @@ class Packed:
 
     def select(self, x: Tensor, rows_B: Tensor) -> tuple[Tensor, Packed]:
         """The samples ``rows_B`` in that order, and their layout."""
-        bounds = self.cu_seqlens.tolist()
-        spans = [torch.arange(bounds[i], bounds[i + 1], device=x.device) for i in rows_B.tolist()]
+        starts, lengths = [0, *self.lengths_list], self.lengths_list
+        starts = torch.tensor(starts).cumsum(0).tolist()
+        spans = [torch.arange(starts[i], starts[i] + lengths[i], device=x.device) for i in rows_B.tolist()]
         rows = torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64, device=x.device)
         coords = None if self.coords is None else self.coords[rows]
-        return x[rows], Packed.of_lengths([len(span) for span in spans], coords)
+        return x[rows], Packed.of_lengths([len(span) for span in spans], coords, x.device)
 
 
 def reduce_mean(x: Tensor, layout: Layout, how: str) -> Tensor:

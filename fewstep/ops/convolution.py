@@ -1,0 +1,152 @@
+"""Submanifold convolution: each voxel looks at those of its neighbours that exist, and no voxel is added."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import FewstepError, invalid
+from fewstep.layout import Packed
+from fewstep.ops.table import Kernel, dispatch, register
+from fewstep.sparse import Neighbours, neighbours
+
+ALL = frozenset({"forward", "backward", "jvp"})
+
+
+def _matrices(weight: Tensor) -> Tensor:
+    """[Co, k, k, k, Ci] to one [Ci, Co] matrix for each offset: [k^3, Ci, Co].
+
+    A kernel of size 1 is *read* as a [Ci, Co] matrix, not transposed into one: so does the library that the official
+    checkpoints were trained with.
+    """
+    out, inner = weight.shape[0], weight.shape[-1]
+    if weight.shape[1] == 1:
+        return weight.reshape(1, inner, out)
+    return weight.flatten(1, 3).permute(1, 2, 0)
+
+
+def reference_convolution(x: Tensor, weight: Tensor, layout: Packed) -> Tensor:
+    """Gather, multiply, add, offset by offset, in plain differentiable torch: the oracle."""
+    matrices = _matrices(weight)
+    out = x.new_zeros(len(x), weight.shape[0])
+    for matrix, (rows, others) in zip(matrices, neighbours(layout, weight.shape[1]).pairs, strict=True):
+        out = out.index_add(0, rows, x[others] @ matrix)
+    return out
+
+
+def _apply(x: Tensor, matrices: Tensor, near: Neighbours) -> Tensor:
+    """[T, Ci] by [K, Ci, Co] to [T, Co]; the centre, where nothing is gathered, starts the sum."""
+    centre = len(matrices) // 2
+    out = x @ matrices[centre]
+    for k, (rows, others) in enumerate(near.pairs):
+        if k != centre and len(rows):
+            out.index_add_(0, rows, x[others] @ matrices[k])
+    return out
+
+
+def _weight_gradient(x: Tensor, grad: Tensor, near: Neighbours) -> Tensor:
+    """[K, Ci, Co]: the products of the inputs with the gradients of the outputs that they reached."""
+    centre = len(near.pairs) // 2
+    found = [
+        x.T @ grad if k == centre else x[others].T @ grad[rows] for k, (rows, others) in enumerate(near.pairs)
+    ]
+    return torch.stack(found)
+
+
+class _Convolution(torch.autograd.Function):
+    """Saves its inputs and no gathered copy of them (27 of those would be kept by plain autograd)."""
+
+    @staticmethod
+    def forward(x: Tensor, matrices: Tensor, near: Neighbours) -> Tensor:
+        return _apply(x, matrices, near)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, matrices, ctx.near = inputs
+        ctx.save_for_backward(x, matrices)
+        ctx.save_for_forward(x, matrices)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, matrices = ctx.saved_tensors
+        gx = gw = None
+        if ctx.needs_input_grad[0]:
+            # Offset k reversed is offset K-1-k: the same map serves the transposed convolution.
+            gx = _Convolution.apply(grad, matrices.flip(0).mT, ctx.near)
+        if ctx.needs_input_grad[1]:
+            gw = _WeightGradient.apply(x, grad, ctx.near)
+        return gx, gw, None
+
+    @staticmethod
+    def jvp(ctx: Any, tx: Tensor | None, tm: Tensor | None, _: None) -> Tensor:
+        x, matrices = ctx.saved_tensors
+        parts = [] if tx is None else [_apply(tx, matrices, ctx.near)]
+        parts += [] if tm is None else [_apply(x, tm, ctx.near)]
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+class _WeightGradient(torch.autograd.Function):
+    """Bilinear as well, so that a gradient of the gradient exists."""
+
+    @staticmethod
+    def forward(x: Tensor, grad: Tensor, near: Neighbours) -> Tensor:
+        return _weight_gradient(x, grad, near)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, grad, ctx.near = inputs
+        ctx.save_for_backward(x, grad)
+        ctx.save_for_forward(x, grad)
+
+    @staticmethod
+    def backward(ctx: Any, gw: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, grad = ctx.saved_tensors
+        gx = _Convolution.apply(grad, gw.flip(0).mT, ctx.near)
+        return gx, _Convolution.apply(x, gw, ctx.near), None
+
+    @staticmethod
+    def jvp(ctx: Any, tx: Tensor | None, tg: Tensor | None, _: None) -> Tensor:
+        x, grad = ctx.saved_tensors
+        parts = [] if tx is None else [_weight_gradient(tx, grad, ctx.near)]
+        parts += [] if tg is None else [_weight_gradient(x, tg, ctx.near)]
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+def offset_convolution(x: Tensor, weight: Tensor, layout: Packed) -> Tensor:
+    """A gather, a matrix product and an addition for each offset that any voxel has, with a backward of the same."""
+    out: Tensor = _Convolution.apply(x, _matrices(weight).contiguous(), neighbours(layout, weight.shape[1]))
+    return out
+
+
+register(Kernel("reference", "submanifold_conv", reference_convolution, ALL, priority=0, backend="reference"))
+register(Kernel("by-offset", "submanifold_conv", offset_convolution, ALL, priority=10, backend="torch"))
+
+
+def submanifold_conv(x: Tensor, weight: Tensor, bias: Tensor | None, layout: Packed) -> Tensor:
+    """out[p] = bias + sum over offsets of W[:, i, j, k, :] x[p + (i, j, k) - k//2], over existing neighbours.
+
+    Args:
+        x: [T, Ci], packed as ``layout``, which has coords.
+        weight: [Co, k, k, k, Ci], first kernel axis along x; k odd. With k = 1 the memory is read as [Ci, Co].
+        bias: [Co], added once, or None.
+
+    Returns:
+        [T, Co].
+
+    Raises:
+        FewstepError: for shapes or types that do not fit, or a layout without coords.
+    """
+    _check(x, weight, layout)
+    out: Tensor = dispatch("submanifold_conv", x, weight, layout).run(x, weight, layout)
+    return out if bias is None else out + bias
+
+
+def _check(x: Tensor, weight: Tensor, layout: Packed) -> None:
+    if weight.dim() != 5 or len(set(weight.shape[1:4])) != 1:
+        raise invalid("shape of weight", tuple(weight.shape), "[Co, k, k, k, Ci]")
+    if x.dim() != 2 or x.shape != (layout.rows, weight.shape[-1]):
+        raise invalid("shape of x", tuple(x.shape), f"[T, Ci] = [{layout.rows}, {weight.shape[-1]}]")
+    if x.dtype != weight.dtype:
+        raise FewstepError(f"x is {x.dtype} and weight {weight.dtype}; accepted: one type")
