@@ -9,15 +9,16 @@ from fewstep_trellis.models.arguments import check_divides
 from fewstep_trellis.models.norms import HeadRMSNorm
 
 
-class _Heads(nn.Module):
-    """What both kinds share. Subclasses make their projections first: the order is that of the checkpoints."""
+class Heads(nn.Module):
+    """What all kinds share. Subclasses make their projections first: the order is that of the checkpoints."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         check_divides("model_channels", channels, heads, "num_heads")
         self.heads, self.width = heads, channels // heads
 
-    def _finish(self, channels: int, qk_rms_norm: bool) -> None:
+    def finish(self, channels: int, qk_rms_norm: bool) -> None:
+        """Make the norms and the output projection, after the input projections."""
         self.qk_rms_norm = qk_rms_norm
         if qk_rms_norm:
             self.q_rms_norm = HeadRMSNorm(self.width, self.heads)
@@ -28,14 +29,17 @@ class _Heads(nn.Module):
         """``[B, L, parts * C]`` to ``parts`` tensors ``[B, L, H, D]``."""
         return x.reshape(*x.shape[:-1], parts, self.heads, self.width).unbind(-3)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.qk_rms_norm:
-            q, k = self.q_rms_norm(q), self.k_rms_norm(k)
-        out: Tensor = self.to_out(attention(q, k, v).flatten(-2))
+    def normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys, normalised where this module does so."""
+        return (self.q_rms_norm(q), self.k_rms_norm(k)) if self.qk_rms_norm else (q, k)
+
+    def joined(self, heads: Tensor) -> Tensor:
+        """``[..., H, D]`` to the output ``[..., C]``."""
+        out: Tensor = self.to_out(heads.flatten(-2))
         return out
 
 
-class SelfAttention(_Heads):
+class SelfAttention(Heads):
     """Attention among the tokens ``[B, L, C]``, to the same shape.
 
     Args:
@@ -48,13 +52,14 @@ class SelfAttention(_Heads):
     def __init__(self, channels: int, heads: int, qk_rms_norm: bool = False, qkv_bias: bool = True) -> None:
         super().__init__(channels, heads)
         self.to_qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
-        self._finish(channels, qk_rms_norm)
+        self.finish(channels, qk_rms_norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.attend(*self.split(self.to_qkv(x), 3))
+        q, k, v = self.split(self.to_qkv(x), 3)
+        return self.joined(attention(*self.normed(q, k), v))
 
 
-class CrossAttention(_Heads):
+class CrossAttention(Heads):
     """Attention of the tokens ``[B, L, C]`` to a condition ``[B, M, Cc]``, to ``[B, L, C]``.
 
     Args:
@@ -71,8 +76,9 @@ class CrossAttention(_Heads):
         super().__init__(channels, heads)
         self.to_q = nn.Linear(channels, channels, bias=qkv_bias)
         self.to_kv = nn.Linear(cond_channels, 2 * channels, bias=qkv_bias)
-        self._finish(channels, qk_rms_norm)
+        self.finish(channels, qk_rms_norm)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         (q,) = self.split(self.to_q(x), 1)
-        return self.attend(q, *self.split(self.to_kv(cond), 2))
+        k, v = self.split(self.to_kv(cond), 2)
+        return self.joined(attention(*self.normed(q, k), v))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from torch import Tensor, nn
 
+from fewstep.layout import Packed
 from fewstep_trellis.models.attention import CrossAttention, SelfAttention
 from fewstep_trellis.models.norms import WideLayerNorm
 
@@ -39,6 +42,9 @@ class ModulatedCrossBlock(nn.Module):
         share_mod: the modulation ``[B, 6C]`` comes from outside, in place of a time embedding ``[B, C]``.
     """
 
+    self_attention: ClassVar[Any] = SelfAttention
+    cross_attention: ClassVar[Any] = CrossAttention
+
     def __init__(
         self,
         channels: int,
@@ -54,16 +60,24 @@ class ModulatedCrossBlock(nn.Module):
         self.norm1 = WideLayerNorm(channels, eps=1e-6, elementwise_affine=False)
         self.norm2 = WideLayerNorm(channels, eps=1e-6)
         self.norm3 = WideLayerNorm(channels, eps=1e-6, elementwise_affine=False)
-        self.self_attn = SelfAttention(channels, heads, qk_rms_norm)
-        self.cross_attn = CrossAttention(channels, cond_channels, heads, qk_rms_norm_cross)
+        self.self_attn = self.self_attention(channels, heads, qk_rms_norm)
+        self.cross_attn = self.cross_attention(channels, cond_channels, heads, qk_rms_norm_cross)
         self.mlp = FeedForward(channels, mlp_ratio)
         if not share_mod:
             self.adaLN_modulation = modulation(channels)
 
     def forward(self, x: Tensor, mod: Tensor, cond: Tensor) -> Tensor:
-        six = mod if self.share_mod else self.adaLN_modulation(mod)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = six[:, None].chunk(6, -1)
-        x = x + gate_a * self.self_attn(self.norm1(x) * (1 + scale_a) + shift_a)
-        x = x + self.cross_attn(self.norm2(x), cond)
+        return self.mix(x, self.six(mod)[:, None], cond)
+
+    def six(self, mod: Tensor) -> Tensor:
+        """``[B, 6C]``, whether it comes from outside or is made here."""
+        out: Tensor = mod if self.share_mod else self.adaLN_modulation(mod)
+        return out
+
+    def mix(self, x: Tensor, six: Tensor, cond: Tensor, *layout: Packed) -> Tensor:
+        """The block itself; ``six`` is broadcastable against ``x``, and the attentions are given the layout, if any."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = six.chunk(6, -1)
+        x = x + gate_a * self.self_attn(self.norm1(x) * (1 + scale_a) + shift_a, *layout)
+        x = x + self.cross_attn(self.norm2(x), cond, *layout)
         out: Tensor = x + gate_m * self.mlp(self.norm3(x) * (1 + scale_m) + shift_m)
         return out

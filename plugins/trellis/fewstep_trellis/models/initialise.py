@@ -14,16 +14,21 @@ def zero(layer: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
-def initialise(model: nn.Module, out_layer: nn.Linear, shared_mod: nn.Sequential | None = None) -> None:
-    """Xavier for linear layers, 0.02 for the time embedder, zero for modulation and output.
-
-    With zero gates every block starts as the identity (but for cross attention), and the model predicts zero.
-    """
+def xavier(model: nn.Module) -> None:
+    """Xavier's uniform weights and zero biases for all linear layers."""
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def initialise(model: nn.Module, out_layer: nn.Linear, shared_mod: nn.Sequential | None = None) -> None:
+    """Xavier for linear layers, 0.02 for the time embedder, zero for modulation and output.
+
+    With zero gates every block starts as the identity (but for cross attention), and the model predicts zero.
+    """
+    xavier(model)
     for layer in model.modules():
         if isinstance(layer, TimestepEmbedder):
             for weight in (p for p in layer.parameters() if p.ndim == 2):

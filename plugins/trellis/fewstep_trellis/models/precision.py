@@ -7,7 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-_MATRIX_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from fewstep_trellis.models.sparse_layers import SparseConv3d
+
+_MATRIX_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, SparseConv3d)
 
 
 def cast_matrices(modules: Iterable[nn.Module], dtype: torch.dtype) -> None:

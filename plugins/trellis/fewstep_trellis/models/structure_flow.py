@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fewstep.errors import FewstepError, unknown
-from fewstep.ops import carries_tangent, in_transform
 from fewstep_trellis.models.arguments import Rebuildable, check_divides, check_positive, check_shape
 from fewstep_trellis.models.blocks import ModulatedCrossBlock, modulation
 from fewstep_trellis.models.embeddings import TimestepEmbedder, grid_coords, position_embedding
 from fewstep_trellis.models.initialise import initialise
 from fewstep_trellis.models.patches import patchify, unpatchify
 from fewstep_trellis.models.precision import cast_matrices
+from fewstep_trellis.models.recompute import run_block
 
 
 def check_pe_mode(pe_mode: str) -> None:
@@ -119,13 +116,6 @@ class SparseStructureFlowModel(Rebuildable):
         check_shape("t", t, (batch,), "[B]")
         check_shape("cond", cond, (batch, None, self.cond_channels), "[B, L, Cc]")
 
-    def _run_blocks(self, h: Tensor, mod: Tensor, cond: Tensor) -> Tensor:
-        recompute = self.use_checkpoint and torch.is_grad_enabled()
-        recompute = recompute and not (in_transform() or carries_tangent(h, mod, cond))
-        for block in self.blocks:
-            h = cast(Tensor, checkpoint(block, h, mod, cond, use_reentrant=False)) if recompute else block(h, mod, cond)
-        return h
-
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """The velocity at ``x``.
 
@@ -146,7 +136,9 @@ class SparseStructureFlowModel(Rebuildable):
         if self.adaLN_modulation is not None:
             mod = self.adaLN_modulation(mod)
         torso = torch.float16 if self.half_torso else h.dtype
-        h = self._run_blocks(h.to(torso), mod.to(torso), cond.to(torso)).to(x.dtype)
+        h, mod, cond = h.to(torso), mod.to(torso), cond.to(torso)
+        for block in self.blocks:
+            h = run_block(block, h, mod, cond, recompute=self.use_checkpoint)
         # This last norm has torch's default eps 1e-5, unlike those of the blocks.
-        out: Tensor = self.out_layer(F.layer_norm(h, h.shape[-1:]))
+        out: Tensor = self.out_layer(F.layer_norm(h.to(x.dtype), h.shape[-1:]))
         return unpatchify(out, self.patch_size, self.grid)

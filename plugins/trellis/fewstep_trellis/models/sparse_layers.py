@@ -1,0 +1,125 @@
+"""Layers on packed voxels ``[T, C]``: attention, submanifold convolution, group norm by sample."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.errors import FewstepError, unknown
+from fewstep.layout import Packed
+from fewstep.ops import sample_group_norm, submanifold_conv, varlen_attention, windowed_attention
+from fewstep.sparse import coords_of
+from fewstep_trellis.models.attention import Heads
+from fewstep_trellis.models.embeddings import position_embedding
+
+ATTENTION_MODES = ("full", "swin")
+UNPUBLISHED_MODES = ("shift_window", "shift_sequence", "shift_order")
+
+
+def check_attention_mode(mode: str) -> None:
+    """Raise FewstepError for anything but ``"full"`` and ``"swin"``."""
+    if mode in UNPUBLISHED_MODES:
+        raise FewstepError(
+            f"attn_mode: got {mode!r}; accepted: full, swin. No published checkpoint uses a serialised or single-block "
+            "mode"
+        )
+    if mode not in ATTENTION_MODES:
+        raise unknown("attn_mode", mode, ATTENTION_MODES)
+
+
+def position_embedding_of(layout: Packed, channels: int) -> Tensor:
+    """``[T, C]`` float32 sines and cosines of the coordinates, computed once for each layout and width."""
+    return layout.once(("position embedding", channels), lambda: position_embedding(coords_of(layout), channels))
+
+
+class SparseSelfAttention(Heads):
+    """Attention among the voxels of a sample, or of a window, ``[T, C]`` to the same shape.
+
+    Args:
+        channels: C.
+        heads: number of heads; must divide C, else FewstepError.
+        qk_rms_norm: normalise queries and keys.
+        qkv_bias: bias of the input projection.
+        window: edge of the cubic windows in voxels; None for whole samples.
+        shift: added to the coordinates before they are cut into windows.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        qk_rms_norm: bool = False,
+        qkv_bias: bool = True,
+        window: int | None = None,
+        shift: int = 0,
+    ) -> None:
+        super().__init__(channels, heads)
+        self.window, self.shift = window, shift
+        self.to_qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
+        self.finish(channels, qk_rms_norm)
+
+    def forward(self, x: Tensor, layout: Packed) -> Tensor:
+        q, k, v = self.split(self.to_qkv(x), 3)
+        q, k = self.normed(q, k)
+        if self.window is None:
+            return self.joined(varlen_attention(q, k, v, layout, layout))
+        return self.joined(windowed_attention(q, k, v, layout, self.window, self.shift))
+
+
+class SparseCrossAttention(Heads):
+    """Attention of the voxels ``[T, C]`` to their sample's condition ``[B, M, Cc]``, to ``[T, C]``.
+
+    Args: as of ``CrossAttention``.
+    """
+
+    def __init__(
+        self, channels: int, cond_channels: int, heads: int, qk_rms_norm: bool = False, qkv_bias: bool = True
+    ) -> None:
+        super().__init__(channels, heads)
+        self.to_q = nn.Linear(channels, channels, bias=qkv_bias)
+        self.to_kv = nn.Linear(cond_channels, 2 * channels, bias=qkv_bias)
+        self.finish(channels, qk_rms_norm)
+
+    def forward(self, x: Tensor, cond: Tensor, layout: Packed) -> Tensor:
+        (q,) = self.split(self.to_q(x), 1)
+        k, v = self.split(self.to_kv(cond.flatten(0, 1)), 2)
+        q, k = self.normed(q, k)
+        return self.joined(varlen_attention(q, k, v, layout, _layout_of(cond, layout)))
+
+
+def _layout_of(cond: Tensor, layout: Packed) -> Packed:
+    """The packed layout of a dense condition, kept on the layout of the voxels that look at it."""
+    batch, tokens = cond.shape[:2]
+    return layout.once(("condition", tokens), lambda: Packed.of_lengths([tokens] * batch, device=cond.device))
+
+
+class _Kernel(nn.Module):
+    """The parameters alone: ``weight`` ``[Co, k, k, k, Ci]`` and ``bias`` ``[Co]``."""
+
+    def __init__(self, channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, *[kernel_size] * 3, channels))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+        bound = 1 / math.sqrt(channels * kernel_size**3)  # as torch's own convolutions start
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+
+class SparseConv3d(nn.Module):
+    """Submanifold convolution ``[T, Ci]`` to ``[T, Co]``; the parameters sit in ``conv``, as in the checkpoints."""
+
+    def __init__(self, channels: int, out_channels: int, kernel_size: int = 3) -> None:
+        super().__init__()
+        self.conv = _Kernel(channels, out_channels, kernel_size)
+
+    def forward(self, x: Tensor, layout: Packed) -> Tensor:
+        return submanifold_conv(x, self.conv.weight, self.conv.bias, layout)
+
+
+class SampleGroupNorm(nn.GroupNorm):
+    """Group norm with each sample's own statistics, ``[T, C]`` to ``[T, C]``."""
+
+    def forward(self, x: Tensor, layout: Packed) -> Tensor:  # type: ignore[override]
+        return sample_group_norm(x, layout, self.num_groups, self.weight, self.bias, self.eps)
