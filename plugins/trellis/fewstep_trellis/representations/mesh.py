@@ -17,14 +17,18 @@ class Mesh:
         faces: int64 [F, 3], counter-clockwise seen from outside.
         vertex_attrs: [V, 6], colour in [0, 1] and normal, or None.
         vertex_cube: int64 [V, 2], each dual vertex's cube (C order) and its place there; None where unknown.
-        regulariser: the extraction's own loss terms in training, else None.
+        regulariser: in training the extraction's own loss terms, weighted as published; their sum is its loss.
+        corner_positions: in training [K, 3], the deformed corners of the grid, and
+        corner_sdf: [K], their signed distances.
     """
 
     vertices: Tensor
     faces: Tensor
     vertex_attrs: Tensor | None = None
     vertex_cube: Tensor | None = None
-    regulariser: Tensor | None = None
+    regulariser: dict[str, Tensor] | None = None
+    corner_positions: Tensor | None = None
+    corner_sdf: Tensor | None = None
 
     @property
     def success(self) -> bool:
