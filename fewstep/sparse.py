@@ -6,6 +6,7 @@ network with any number of layers, steps and passes works each of them out once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -111,7 +112,7 @@ def _cells(layout: Packed, margin: int) -> tuple[Tensor, Tensor, int]:
     return layout.index * cells + ((coords - low) * strides).sum(1), strides, cells * layout.batch_size
 
 
-def _lookup(keys: Tensor, cells: int):  # type: ignore[no-untyped-def]
+def _lookup(keys: Tensor, cells: int) -> Callable[[Tensor], Tensor]:
     """A function from cells to rows, -1 where there is none."""
     if cells <= TABLE_LIMIT:
         table = torch.full((cells,), -1, dtype=torch.int32, device=keys.device)
@@ -150,7 +151,9 @@ def _windows(layout: Packed, size: int, shift: int) -> Windows:
     order = groups.argsort(stable=True)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order), device=order.device)
-    return Windows(order, inverse, Packed(torch.cat([counts.new_zeros(1), counts.cumsum(0)]) if len(counts) else _none(order)))
+    return Windows(
+        order, inverse, Packed(torch.cat([counts.new_zeros(1), counts.cumsum(0)]) if len(counts) else _none(order))
+    )
 
 
 def _none(like: Tensor) -> Tensor:
@@ -162,7 +165,8 @@ def _grouped(layout: Packed, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows = torch.cat([layout.index[:, None], cell], 1)
     if not len(rows):
         return rows, layout.index, layout.index
-    return torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
+    cells, group, count = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
+    return cells, group, count
 
 
 def pooling(layout: Packed, factor: int = 2) -> Pooling:

@@ -49,10 +49,14 @@ def _apply(x: Tensor, matrices: Tensor, near: Neighbours) -> Tensor:
 def _weight_gradient(x: Tensor, grad: Tensor, near: Neighbours) -> Tensor:
     """[K, Ci, Co]: the products of the inputs with the gradients of the outputs that they reached."""
     centre = len(near.pairs) // 2
-    found = [
-        x.T @ grad if k == centre else x[others].T @ grad[rows] for k, (rows, others) in enumerate(near.pairs)
-    ]
+    found = [x.T @ grad if k == centre else x[others].T @ grad[rows] for k, (rows, others) in enumerate(near.pairs)]
     return torch.stack(found)
+
+
+def _call(function: Any, *args: Any) -> Tensor:
+    """``Function.apply``, which torch leaves untyped."""
+    out: Tensor = function.apply(*args)
+    return out
 
 
 class _Convolution(torch.autograd.Function):
@@ -74,9 +78,9 @@ class _Convolution(torch.autograd.Function):
         gx = gw = None
         if ctx.needs_input_grad[0]:
             # Offset k reversed is offset K-1-k: the same map serves the transposed convolution.
-            gx = _Convolution.apply(grad, matrices.flip(0).mT, ctx.near)
+            gx = _call(_Convolution, grad, matrices.flip(0).mT, ctx.near)
         if ctx.needs_input_grad[1]:
-            gw = _WeightGradient.apply(x, grad, ctx.near)
+            gw = _call(_WeightGradient, x, grad, ctx.near)
         return gx, gw, None
 
     @staticmethod
@@ -103,8 +107,8 @@ class _WeightGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gw: Tensor) -> tuple[Tensor, Tensor, None]:
         x, grad = ctx.saved_tensors
-        gx = _Convolution.apply(grad, gw.flip(0).mT, ctx.near)
-        return gx, _Convolution.apply(x, gw, ctx.near), None
+        gx = _call(_Convolution, grad, gw.flip(0).mT, ctx.near)
+        return gx, _call(_Convolution, x, gw, ctx.near), None
 
     @staticmethod
     def jvp(ctx: Any, tx: Tensor | None, tg: Tensor | None, _: None) -> Tensor:
@@ -116,8 +120,7 @@ class _WeightGradient(torch.autograd.Function):
 
 def offset_convolution(x: Tensor, weight: Tensor, layout: Packed) -> Tensor:
     """A gather, a matrix product and an addition for each offset that any voxel has, with a backward of the same."""
-    out: Tensor = _Convolution.apply(x, _matrices(weight).contiguous(), neighbours(layout, weight.shape[1]))
-    return out
+    return _call(_Convolution, x, _matrices(weight).contiguous(), neighbours(layout, weight.shape[1]))
 
 
 register(Kernel("reference", "submanifold_conv", reference_convolution, ALL, priority=0, backend="reference"))

@@ -35,12 +35,14 @@ def _group_norm(
     def mean(values: Tensor) -> Tensor:
         """[T, G] to each row's own sample's mean [T, G, 1]."""
         total = values.new_zeros(layout.batch_size, groups).index_add(0, layout.index, values)
-        return (total / count)[layout.index][..., None]
+        own: Tensor = (total / count)[layout.index][..., None]
+        return own
 
     centred = wide - mean(wide.sum(2))
     out = (centred * (mean(centred.square().sum(2)) + eps).rsqrt()).flatten(1)
     out = out if weight is None else out * weight
-    return (out if bias is None else out + bias).to(x.dtype)
+    shifted: Tensor = out if bias is None else out + bias
+    return shifted.to(x.dtype)
 
 
 for _name, _run in (

@@ -32,9 +32,7 @@ def write_glb(mesh: Mesh, path: Path) -> Path:
     check_suffix(Path(path), ".glb")
     if not mesh.success:
         raise FewstepError(f"{path}: the mesh has no faces, so there is nothing to write")
-    data: bytes = _trimesh(mesh).export(
-        file_type="glb", include_normals=True, tree_postprocessor=_with_material
-    )
+    data: bytes = _trimesh(mesh).export(file_type="glb", include_normals=True, tree_postprocessor=_with_material)
     return write_whole(Path(path), lambda temp: temp.write_bytes(data))
 
 

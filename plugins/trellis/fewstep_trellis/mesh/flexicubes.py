@@ -184,9 +184,7 @@ def _quads(found: Surface, owner: Owners, resolution: int) -> Tensor:
     ends = tables(found.cubes.device).edges
     cube, edge = (owner.of_edge >= 0).nonzero(as_tuple=True)
     first, second = (found.corner_keys[cube, ends[edge, i]] for i in range(2))
-    unique, group, count = torch.unique(
-        first * (resolution + 1) ** 3 + second, return_inverse=True, return_counts=True
-    )
+    _, group, count = torch.unique(first * (resolution + 1) ** 3 + second, return_inverse=True, return_counts=True)
     shared = count[group] == 4
     order = torch.argsort(group[shared], stable=True)
     cube, edge = (part[shared][order].view(-1, 4) for part in (cube, edge))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.errors import unknown
+from fewstep_trellis.representations.moving import moved
 
 ACTIVATIONS = ("softplus", "exp")
 AABB = (-0.5, -0.5, -0.5, 1.0, 1.0, 1.0)  # origin and size of the cube that raw places in [0, 1] are mapped to
@@ -56,7 +57,11 @@ class Gaussians:
     def of_config(cls, fields: Mapping[str, Tensor], config: Mapping[str, Any]) -> Gaussians:
         """From fields under the official names (``_xyz``, ``_features_dc``, ...) and a ``representation_config``."""
         return cls(
-            *(fields[name] for name in ("_xyz", "_features_dc", "_scaling", "_rotation", "_opacity")),
+            fields["_xyz"],
+            fields["_features_dc"],
+            fields["_scaling"],
+            fields["_rotation"],
+            fields["_opacity"],
             minimum_kernel_size=float(config.get("3d_filter_kernel_size", 0.0)),
             scaling_bias=float(config.get("scaling_bias", 0.01)),
             opacity_bias=float(config.get("opacity_bias", 0.1)),
@@ -70,7 +75,8 @@ class Gaussians:
     def xyz(self) -> Tensor:
         """[N, 3] centres in the scene."""
         origin, size = self.raw_xyz.new_tensor(self.aabb).split(3)
-        return self.raw_xyz * size + origin
+        scene: Tensor = self.raw_xyz * size + origin
+        return scene
 
     @property
     def scaling(self) -> Tensor:
@@ -80,7 +86,8 @@ class Gaussians:
         else:
             # The inverse of softplus: log(e^b - 1).
             grown = F.softplus(self.raw_scaling + math.log(math.expm1(self.scaling_bias)))
-        return (grown.square() + self.minimum_kernel_size**2).sqrt()
+        floored: Tensor = (grown.square() + self.minimum_kernel_size**2).sqrt()
+        return floored
 
     @property
     def rotation(self) -> Tensor:
@@ -104,5 +111,4 @@ class Gaussians:
 
     def to(self, device: torch.device | str) -> Gaussians:
         """The same Gaussians on another device."""
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return Gaussians(**moved)
+        return moved(self, device)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewstep_trellis.representations.moving import moved
+
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
@@ -49,4 +51,4 @@ class Mesh:
 
     def to(self, device: torch.device | str) -> Mesh:
         """The same mesh on another device."""
-        return Mesh(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
+        return moved(self, device)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from fewstep_trellis.representations.moving import moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,10 @@ class RadianceField:
 
     @property
     def depth(self) -> Tensor:
-        """[N, 1] level of the octree that these voxels are leaves of."""
-        level = math.ceil(math.log2(self.resolution)) if self.resolution > 1 else 0
+        """uint8 [N, 1] level of the octree that these voxels are leaves of: log2 of the resolution, rounded down."""
+        level = self.resolution.bit_length() - 1
         return torch.full((len(self), 1), level, dtype=torch.uint8, device=self.position.device)
+
+    def to(self, device: torch.device | str) -> RadianceField:
+        """The same fields on another device."""
+        return moved(self, device)
