@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fewstep_trellis.features import ImageEncoder, MetricEncoder, fit_basis, load_picture, preprocess
+from fewstep_trellis.conditioning.pictures import load_picture
+from fewstep_trellis.features import ImageEncoder, MetricEncoder, fit_basis, preprocess
 from PIL import Image
 
 from fewstep.errors import FewstepError
@@ -59,16 +60,6 @@ def test_flipping_commutes_with_preparation() -> None:
 def test_a_transparent_picture_is_refused() -> None:
     with pytest.raises(FewstepError, match=r"ghost\.png.*transparent everywhere"):
         preprocess(Image.new("RGBA", (20, 20)), "ghost.png")
-
-
-def test_files_that_are_no_pictures_are_named(tmp_path: Path) -> None:
-    text, torn = tmp_path / "notes.png", tmp_path / "torn.png"
-    text.write_text("no picture")
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(torn)
-    torn.write_bytes(torn.read_bytes()[:600])
-    for path in (text, torn, tmp_path, tmp_path / "missing.png"):
-        with pytest.raises(FewstepError, match=f"image: got '{path}'"):
-            load_picture(path)
 
 
 def test_the_basis_is_orthogonal_centred_and_of_unit_size() -> None:

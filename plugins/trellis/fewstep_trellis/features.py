@@ -20,51 +20,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.errors import FewstepError, invalid
+from fewstep_trellis.conditioning.pictures import load_picture
+from fewstep_trellis.conditioning.preprocess import prepare
 
 TOKENS, WIDTH, SIZE = 49, 1280, 224
 ENCODER = "efficientnet-lite0/7x7x1280"
 Rgb = npt.NDArray[np.uint8]
 
 
-def load_picture(path: Path | str) -> Image.Image:
-    """Opens a picture file as RGBA.
-
-    Raises:
-        FewstepError: there is no such file, or it is no picture that Pillow can decode.
-    """
-    try:
-        with Image.open(path) as image:
-            rgba: Image.Image = image.convert("RGBA")
-            return rgba
-    except FileNotFoundError as error:
-        raise invalid("image", str(path), "a picture file; it does not exist") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise invalid("image", str(path), f"a picture (PNG, JPEG, WebP); {error}") from error
-
-
 def preprocess(image: Image.Image, name: str = "the picture", size: int = SIZE) -> Rgb:
-    """The object on black as TRELLIS's pipeline prepares it: RGB uint8 [size,size,3].
-
-    Crop to the square around the box of alpha > 0.8, times 1.2; Lanczos on RGBA; RGB times alpha. A picture
-    without transparency is used whole: padded to a square with black, no margin, no background removal.
+    """RGB uint8 [size,size,3] as TRELLIS's pipeline prepares it; a picture without transparency is used whole.
 
     Raises:
         FewstepError: no pixel is opaque enough to see the object.
     """
-    rgba = image.convert("RGBA")
-    alpha = np.asarray(rgba)[..., 3]
-    if alpha.min() == 255:
-        width, height = rgba.size
-        x, y, half = width / 2, height / 2, max(width, height) / 2
-    else:
-        rows, columns = np.nonzero(alpha > 0.8 * 255)
-        if not len(rows):
-            raise invalid("image", name, "a picture of an object; it is transparent everywhere")
-        x, y = (columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2
-        half = int(max(columns.max() - columns.min(), rows.max() - rows.min(), 1) * 1.2) // 2 or 1
-    square = rgba.crop(tuple(round(float(edge)) for edge in (x - half, y - half, x + half, y + half)))  # type: ignore[arg-type]
-    pixels = np.asarray(square.resize((size, size), Image.Resampling.LANCZOS)).astype(np.float32) / 255
-    return (pixels[..., :3] * pixels[..., 3:] * 255).astype(np.uint8)
+    return np.asarray(prepare(image, name, size, background="keep"))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,72 @@
+"""The nano models' image encoder as a conditioner: EfficientNet-Lite0 and the basis of the set they were trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor, nn
+
+from fewstep_trellis.data.prepared import PreparedSet
+from fewstep_trellis.features import SIZE, ImageEncoder, TokenBasis
+from fewstep_trellis.shipped import SWEETHOME3D
+
+from .pictures import as_rgba, needs_background_removal
+from .preprocess import Background, prepare
+
+NAME = "efficientnet-lite0"
+DARK = 8  # of 255: what a compressed picture still has where black was
+
+
+class EfficientNetConditioner(nn.Module):
+    """Pictures to tokens [B, 49, C] on a basis of C channels.
+
+    Args:
+        basis: of the prepared set that the models were trained on; their channels are its.
+        name: for records.
+    """
+
+    size = SIZE
+
+    def __init__(self, basis: TokenBasis, name: str = NAME) -> None:
+        super().__init__()
+        self.encoder, self.name, self.channels = ImageEncoder(basis), name, int(basis.basis.shape[1])
+
+    @classmethod
+    def of(cls, data: Path | str = SWEETHOME3D) -> EfficientNetConditioner:
+        """With the basis of a prepared set, the shipped one unless told otherwise. Raises FewstepError: no such set."""
+        return cls(PreparedSet.load(data).basis())
+
+    def prepare(self, image: Image.Image, name: str = "the picture", background: Background = "remove") -> Image.Image:
+        """The object on black, RGB. An opaque picture with a black border is taken as prepared and used whole.
+
+        Raises:
+            FewstepError: it shows no object, or has a background that cannot be removed.
+        """
+        rgba = as_rgba(image, name)
+        if needs_background_removal(rgba) and black_border(rgba):
+            background = "keep"
+        return prepare(rgba, name, self.size, background)
+
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+        """Tokens [B, 49, C] of prepared pictures; each is resized to 224 pixels if it has another size."""
+        sized = [image.convert("RGB").resize((self.size, self.size), Image.Resampling.LANCZOS) for image in images]
+        return self.encoder.encode([np.asarray(image) for image in sized])
+
+    def negative(self, batch: int) -> Tensor | None:
+        """The negative condition; None: zeros."""
+        return None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pictures [B, 3, 224, 224] in [0, 1], on black, to tokens [B, 49, C]."""
+        tokens: Tensor = self.encoder(images)
+        return tokens
+
+
+def black_border(image: Image.Image) -> bool:
+    """Whether the outermost pixels are all black, as in a picture that was prepared before."""
+    pixels = np.asarray(image.convert("RGB"))
+    sides = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
+    return max(int(side.max()) for side in sides) <= DARK
