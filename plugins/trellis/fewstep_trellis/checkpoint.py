@@ -68,12 +68,11 @@ def save_model(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtyp
     Raises:
         FewstepError: a model of another class, or a place that cannot be written.
     """
-    name = type(model).__name__
-    if not isinstance(model, Rebuildable) or name not in MODELS:
-        raise unknown("model class", name, MODELS)
+    if not isinstance(model, Rebuildable) or model.official_name not in MODELS:
+        raise unknown("model class", type(model).__name__, MODELS)
     stem = _stem(path)
     target, config = Path(stem + ".safetensors"), Path(stem + ".json")
-    text = json.dumps({"name": name, "args": model.args}, indent=4) + "\n"
+    text = json.dumps({"name": model.official_name, "args": model.args}, indent=4) + "\n"
     tensors = _tensors(model, dtype)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +83,8 @@ def save_model(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtyp
     return target
 
 
-def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
+def read_config(path: Path) -> tuple[str, dict[str, Any]]:
+    """Class name and constructor arguments of a model's json file. Raises FewstepError for any other file."""
     check_file(path)
     wanted = 'a json file with "name" (class) and "args" (its constructor\'s arguments)'
     try:
@@ -103,7 +103,7 @@ def build_model(name: str, args: Mapping[str, Any], device: str | None = None) -
     """Build a model from its official class name and arguments.
 
     Args:
-        name: a key of :data:`fewstep_trellis.models.MODELS`.
+        name: a key of :data:`fewstep_trellis.models.MODELS`; saving the model writes it again.
         args: arguments of its constructor.
         device: where its tensors are made, for example ``"meta"``; by default the current device.
 
@@ -121,9 +121,12 @@ def build_model(name: str, args: Mapping[str, Any], device: str | None = None) -
         raise FewstepError(f"{name}: arguments are missing: {', '.join(required)}")
     try:
         with torch.device(device or torch.get_default_device()):
-            return MODELS[name](**args)
+            model = MODELS[name](**args)
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError, AttributeError) as error:
         raise FewstepError(f"{name}: cannot be built from {dict(args)}: {error}") from error
+    if name != type(model).__name__:
+        model.alias = name
+    return model
 
 
 def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
@@ -143,7 +146,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
             fit (all of them in one message).
     """
     config, tensors = Path(_stem(path) + ".json"), _tensor_path(path)
-    name, args = _read_config(config)
+    name, args = read_config(config)
     try:
         model = build_model(name, args, "meta")
     except FewstepError as error:

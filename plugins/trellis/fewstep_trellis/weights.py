@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,16 @@ def _read_pt(path: Path) -> Any:
 
 
 def read_tensors(path: Path) -> State:
-    """The tensors of a ``.safetensors`` file, or of a ``.pt`` file that holds tensors only.
+    """The tensors of a ``.safetensors`` file, or of a ``.pt`` or ``.pth`` file that holds tensors only.
 
     Raises:
         FewstepError: the file is missing, empty, truncated, or of another format.
     """
     check_file(path)
-    kind = "a .pt file of plain tensors" if path.suffix == ".pt" else "a complete safetensors file"
+    pickled = path.suffix in (".pt", ".pth")
+    kind = f"a {path.suffix} file of plain tensors" if pickled else "a complete safetensors file"
     try:
-        state = _read_pt(path) if path.suffix == ".pt" else load_file(path)
+        state = _read_pt(path) if pickled else load_file(path)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise invalid("checkpoint", str(path), f"{kind}; reading it failed ({reason})") from error
@@ -82,7 +83,8 @@ def _some(items: Iterable[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+def misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """What of ``state`` does not fit ``own``, in words: keys missing, not known, of another shape."""
     missing = [k for k in own if k not in state]
     extra = [k for k in state if k not in own]
     shapes = [
@@ -90,6 +92,11 @@ def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str
         for k in own
         if k in state and state[k].shape != own[k].shape
     ]
+    return listing(missing, extra, shapes)
+
+
+def listing(missing: Sequence[str], extra: Sequence[str], shapes: Sequence[str]) -> list[str]:
+    """The keys that do not fit, as clauses of a message; none for keys that all do."""
     found = {"missing": missing, "not known": extra, "wrong shape": shapes}
     return [f"{len(names)} {what}: {_some(names)}" for what, names in found.items() if names]
 
@@ -107,7 +114,7 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """
     own = model.state_dict()
     left = strip_prefixes(state, own, source)
-    if found := _misfits(own, left):
+    if found := misfits(own, left):
         raise FewstepError(f"{source} does not fit {type(model).__name__}: {'; '.join(found)}")
     # Copies: tensors read from a file may be a view of it, and the file may change later.
     model.load_state_dict({k: v.to(own[k].dtype, copy=True) for k, v in left.items()}, assign=True)

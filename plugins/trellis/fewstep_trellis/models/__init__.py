@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from fewstep_trellis.models.arguments import Rebuildable
-from fewstep_trellis.models.slat_decoders import SLatGaussianDecoder, SLatMeshDecoder, SLatRadianceFieldDecoder
+from fewstep_trellis.models.slat_decoders import SLatRadianceFieldDecoder
+from fewstep_trellis.models.slat_encoder import SLatEncoder
 from fewstep_trellis.models.slat_flow import SLatFlowModel
-from fewstep_trellis.models.slat_vae import SLatEncoder
+from fewstep_trellis.models.slat_gaussians import SLatGaussianDecoder
+from fewstep_trellis.models.slat_mesh import SLatMeshDecoder
 from fewstep_trellis.models.structure_flow import SparseStructureFlowModel
 from fewstep_trellis.models.structure_vae import SparseStructureDecoder, SparseStructureEncoder, occupied_coords
 

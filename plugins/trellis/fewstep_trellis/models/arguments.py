@@ -13,9 +13,18 @@ from fewstep.errors import invalid
 
 
 class Rebuildable(nn.Module):
-    """A module that keeps its constructor arguments in ``args``, so that a checkpoint can name them."""
+    """A module that keeps its constructor arguments in ``args``, so that a checkpoint can name them.
+
+    ``alias`` is another name of its class that it was built by, and that a checkpoint shall go on to have.
+    """
 
     args: dict[str, Any]
+    alias: str = ""
+
+    @property
+    def official_name(self) -> str:
+        """The class name for a checkpoint."""
+        return self.alias or type(self).__name__
 
     def remember(self, scope: Mapping[str, Any]) -> None:
         """Keep the constructor's arguments. ``scope`` is ``locals()`` at its first line."""

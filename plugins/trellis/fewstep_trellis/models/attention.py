@@ -9,6 +9,11 @@ from fewstep_trellis.models.arguments import check_divides
 from fewstep_trellis.models.norms import HeadRMSNorm
 
 
+def number_of_heads(channels: int, heads: int | None, head_channels: int | None) -> int:
+    """As given, else as many as heads of this width (by default 64) make the channels, at least one."""
+    return heads or max(1, channels // (head_channels or 64))
+
+
 class Heads(nn.Module):
     """What all kinds share. Subclasses make their projections first: the order is that of the checkpoints."""
 

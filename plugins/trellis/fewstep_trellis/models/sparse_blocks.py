@@ -18,6 +18,7 @@ from fewstep_trellis.models.sparse_layers import (
     SparseConv3d,
     SparseCrossAttention,
     SparseSelfAttention,
+    spread,
 )
 
 GROUPS = 32
@@ -30,7 +31,7 @@ class SparseModulatedCrossBlock(ModulatedCrossBlock):
     cross_attention = SparseCrossAttention
 
     def forward(self, x: Tensor, mod: Tensor, cond: Tensor, layout: Packed) -> Tensor:  # type: ignore[override]
-        return self.mix(x, self.six(mod)[layout.index], cond, layout)
+        return self.mix(x, spread(self.six(mod), layout), cond, layout)
 
 
 class SparseTransformerBlock(nn.Module):
@@ -94,7 +95,7 @@ class SparseResBlock(nn.Module):
         if pooling is not None:
             x = pool_mean(x, pooling) if self.resample == "down" else unpool(x, pooling)
         # Unlike the transformer's modulation, scale comes before shift.
-        scale, shift = self.emb_layers(embedding)[layout.index].chunk(2, -1)
+        scale, shift = spread(self.emb_layers(embedding), layout).chunk(2, -1)
         h = self.conv1(F.silu(self.norm1(x)), layout)
         h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift), layout)
         out: Tensor = h + self.skip_connection(x)

@@ -29,9 +29,22 @@ def check_attention_mode(mode: str) -> None:
         raise unknown("attn_mode", mode, ATTENTION_MODES)
 
 
+def check_packed(layout: Packed) -> None:
+    """Raise FewstepError for anything but a packed layout with coordinates."""
+    if not isinstance(layout, Packed):
+        raise FewstepError(f"layout: got {type(layout).__name__}; accepted: Packed with coords [T, 3]")
+    coords_of(layout)
+
+
 def position_embedding_of(layout: Packed, channels: int) -> Tensor:
     """``[T, C]`` float32 sines and cosines of the coordinates, computed once for each layout and width."""
     return layout.once(("position embedding", channels), lambda: position_embedding(coords_of(layout), channels))
+
+
+def spread(v: Tensor, layout: Packed) -> Tensor:
+    """``[B, C]`` to what broadcasts against ``[T, C]``: each row gets its sample's values."""
+    # index_select, whose backward is an index_add; that of v[index] is slower.
+    return v if layout.batch_size == 1 else v.index_select(0, layout.index)
 
 
 class SparseSelfAttention(Heads):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError, unknown
-from fewstep_trellis.models.arguments import Rebuildable, check_divides, check_positive, check_shape
+from fewstep_trellis.models.arguments import check_divides, check_positive, check_shape
+from fewstep_trellis.models.attention import number_of_heads
 from fewstep_trellis.models.blocks import ModulatedCrossBlock, modulation
 from fewstep_trellis.models.embeddings import TimestepEmbedder, grid_coords, position_embedding
 from fewstep_trellis.models.initialise import initialise
 from fewstep_trellis.models.patches import patchify, unpatchify
-from fewstep_trellis.models.precision import cast_matrices
+from fewstep_trellis.models.precision import HalfTorso
 from fewstep_trellis.models.recompute import run_block
 
 
@@ -27,7 +27,7 @@ def check_pe_mode(pe_mode: str) -> None:
         raise unknown("pe_mode", pe_mode, ["ape"])
 
 
-class SparseStructureFlowModel(Rebuildable):
+class SparseStructureFlowModel(HalfTorso):
     """Velocity of structure latents, with the constructor and the state dict of the official class.
 
     Args:
@@ -82,8 +82,8 @@ class SparseStructureFlowModel(Rebuildable):
         check_divides("resolution", resolution, patch_size, "patch_size")
         self.resolution, self.patch_size, self.grid = resolution, patch_size, resolution // patch_size
         self.in_channels, self.out_channels, self.cond_channels = in_channels, out_channels, cond_channels
-        self.use_checkpoint, self.half_torso = use_checkpoint, False
-        heads = num_heads or max(1, model_channels // (num_head_channels or 64))
+        self.use_checkpoint = use_checkpoint
+        heads = number_of_heads(model_channels, num_heads, num_head_channels)
 
         self.t_embedder = TimestepEmbedder(model_channels)
         self.adaLN_modulation = modulation(model_channels) if share_mod else None
@@ -100,15 +100,8 @@ class SparseStructureFlowModel(Rebuildable):
         if use_fp16:
             self.convert_to_fp16()
 
-    def convert_to_fp16(self) -> None:
-        """Compute the blocks in half precision from now on."""
-        self.half_torso = True
-        cast_matrices([self.blocks], torch.float16)
-
-    def convert_to_fp32(self) -> None:
-        """Undo :meth:`convert_to_fp16`."""
-        self.half_torso = False
-        cast_matrices([self.blocks], torch.float32)
+    def torso(self) -> list[nn.Module]:
+        return [self.blocks]
 
     def _check(self, x: Tensor, t: Tensor, cond: Tensor) -> None:
         size, batch = self.resolution, x.shape[0]
@@ -135,7 +128,7 @@ class SparseStructureFlowModel(Rebuildable):
         mod = self.t_embedder(t)
         if self.adaLN_modulation is not None:
             mod = self.adaLN_modulation(mod)
-        torso = torch.float16 if self.half_torso else h.dtype
+        torso = self.torso_type(h)
         h, mod, cond = h.to(torso), mod.to(torso), cond.to(torso)
         for block in self.blocks:
             h = run_block(block, h, mod, cond, recompute=self.use_checkpoint)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import invalid
-from fewstep_trellis.models.arguments import Rebuildable, check_positive, check_shape
+from fewstep_trellis.models.arguments import check_positive, check_shape
 from fewstep_trellis.models.convolutions import Downsample3d, Upsample3d, norm_layer, res_blocks
-from fewstep_trellis.models.precision import cast_matrices
+from fewstep_trellis.models.precision import HalfTorso
 
 
 def _stages(channels: list[int], count: int, resample: type[Downsample3d] | type[Upsample3d]) -> nn.ModuleList:
@@ -30,28 +30,17 @@ def _output(norm_type: str, channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(norm_layer(norm_type, channels), nn.SiLU(), conv)
 
 
-class _HalfTorso(Rebuildable):
+class _ResidualBlocks(HalfTorso):
     """Half precision for ``blocks`` and ``middle_block`` only."""
 
     blocks: nn.ModuleList
     middle_block: nn.Sequential
-    half_torso: bool = False
 
-    def convert_to_fp16(self) -> None:
-        """Compute the blocks in half precision from now on."""
-        self.half_torso = True
-        cast_matrices([self.blocks, self.middle_block], torch.float16)
-
-    def convert_to_fp32(self) -> None:
-        """Undo :meth:`convert_to_fp16`."""
-        self.half_torso = False
-        cast_matrices([self.blocks, self.middle_block], torch.float32)
-
-    def torso(self, h: Tensor) -> Tensor:
-        return h.half() if self.half_torso else h
+    def torso(self) -> list[nn.Module]:
+        return [self.blocks, self.middle_block]
 
 
-class SparseStructureEncoder(_HalfTorso):
+class SparseStructureEncoder(_ResidualBlocks):
     """Occupancy to structure latents, with the constructor and the state dict of the official class.
 
     Args:
@@ -93,7 +82,8 @@ class SparseStructureEncoder(_HalfTorso):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance, each ``[B, latent_channels, r, r, r]``, of occupancy ``[B, C, R, R, R]``."""
         check_shape("x", x, (None, self.in_channels, None, None, None), "[B, C, R, R, R]")
-        h = self.torso(self.input_layer(x))
+        h = self.input_layer(x)
+        h = h.to(self.torso_type(h))
         for block in self.blocks:
             h = block(h)
         mean, logvar = self.out_layer(self.middle_block(h).to(x.dtype)).chunk(2, 1)
@@ -124,7 +114,7 @@ class SparseStructureEncoder(_HalfTorso):
         return (z, mean, logvar) if return_raw else z
 
 
-class SparseStructureDecoder(_HalfTorso):
+class SparseStructureDecoder(_ResidualBlocks):
     """Structure latents to occupancy logits, with the constructor and the state dict of the official class.
 
     Args:
@@ -166,7 +156,8 @@ class SparseStructureDecoder(_HalfTorso):
     def forward(self, z: Tensor) -> Tensor:
         """Logits ``[B, out_channels, R, R, R]`` of latents ``[B, latent_channels, r, r, r]``; above 0 is occupied."""
         check_shape("z", z, (None, self.latent_channels, None, None, None), "[B, C, r, r, r]")
-        h = self.middle_block(self.torso(self.input_layer(z)))
+        h = self.input_layer(z)
+        h = self.middle_block(h.to(self.torso_type(h)))
         for block in self.blocks:
             h = block(h)
         out: Tensor = self.out_layer(h.to(z.dtype))

@@ -1,0 +1,141 @@
+"""Full-size flows on a CPU: ``python benchmarks/fullsize/fullsize.py ss|slat``. README.md says what is measured.
+
+Writes a file pair in the official format with random weights, loads it as any checkpoint and does one Euler step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from fewstep_trellis.backbone import StructureFlow
+from fewstep_trellis.checkpoint import build_model, load_model
+from fewstep_trellis.flow import Flow
+from fewstep_trellis.slat import StructuredLatentFlow
+from memory import Phase, measured
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fewstep.batch import Condition
+from fewstep.bench.environment import machine, versions
+from fewstep.layout import Dense, Layout, Packed
+from fewstep.objective import Step
+from fewstep.sampler import euler
+from fewstep.times import step_grid
+
+RESULTS = Path(__file__).parent / "results"
+COMMON = {"model_channels": 1024, "cond_channels": 1024, "num_blocks": 24, "num_heads": 16, "mlp_ratio": 4}
+COMMON |= {"in_channels": 8, "out_channels": 8, "pe_mode": "ape", "qk_rms_norm": True, "use_fp16": True}
+STRUCTURE = {"resolution": 16, "patch_size": 1}
+LATENTS = {"resolution": 64, "patch_size": 2, "num_io_res_blocks": 2, "io_block_channels": [128]}
+CONFIGS: dict[str, tuple[type[Flow], str, dict[str, Any]]] = {
+    "ss": (StructureFlow, "SparseStructureFlowModel", COMMON | STRUCTURE),
+    "slat": (StructuredLatentFlow, "ElasticSLatFlowModel", COMMON | LATENTS),
+}
+TOKENS = 1374  # of a picture of 518 x 518: 37 x 37 patches, the class and 4 registers
+VOXELS = 8192
+
+
+@dataclass
+class Result:
+    """What one run measured."""
+
+    stage: str
+    model: str
+    parameters: int
+    file_mib: float
+    rows: int
+    steps: int
+    machine: str
+    versions: dict[str, str]
+    date: str
+    phases: list[Phase] = field(default_factory=list)
+
+
+def random_tensors(name: str, args: dict[str, Any], seed: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """The model's tensors in the types of the official files, one at a time: the model itself never exists."""
+    generator = torch.Generator().manual_seed(seed)
+    for key, like in build_model(name, args, "meta").state_dict().items():
+        x = torch.randn(like.shape, generator=generator)
+        x = 1 + 0.1 * x if key.endswith("gamma") else x * (x[0].numel() ** -0.5 if x.ndim > 1 else 0.1)
+        yield key, x.to(like.dtype)
+
+
+def write(name: str, args: dict[str, Any], stem: Path) -> int:
+    """An official pair of files; returns the number of parameters."""
+    state = dict(random_tensors(name, args))
+    save_file(state, stem.with_suffix(".safetensors"), metadata={"format": "pt"})
+    stem.with_suffix(".json").write_text(json.dumps({"name": name, "args": args}, indent=4), encoding="utf-8")
+    return sum(x.numel() for key, x in state.items() if key != "pos_emb")
+
+
+def shell(count: int, size: int = 64) -> Tensor:
+    """``[count, 3]`` distinct voxels on a sphere-like surface, as sparse as those of an object."""
+    places = torch.cartesian_prod(*[torch.arange(size)] * 3)
+    distance = (places.float() - (size - 1) / 2).norm(dim=1)
+    return places[(distance - 0.4 * size).abs().argsort()[:count]].int()
+
+
+def sample(stage: str) -> tuple[Tensor, Layout]:
+    """Noise of one object and its layout."""
+    generator = torch.Generator().manual_seed(1)
+    if stage == "ss":
+        return torch.randn(1, 8, 16, 16, 16, generator=generator), Dense(1)
+    return torch.randn(VOXELS, 8, generator=generator), Packed.of_lengths([VOXELS], shell(VOXELS))
+
+
+def load(flow: type[Flow], stem: Path) -> Flow:
+    """As the pipeline does on a CPU: half-precision blocks go to float32."""
+    model: Any = load_model(stem).eval().requires_grad_(False)
+    model.convert_to_fp32()
+    return flow(model)
+
+
+def measure(stage: str, steps: int) -> Result:
+    """Write, load, step; time and peak memory of each."""
+    flow_class, name, args = CONFIGS[stage]
+    now, (noise, layout) = datetime.now(timezone.utc).isoformat(timespec="seconds"), sample(stage)
+    rows = len(noise) if isinstance(layout, Packed) else 16**3
+    with tempfile.TemporaryDirectory() as folder:
+        stem = Path(folder) / "model"
+        with measured("write the file") as written:
+            parameters = write(name, args, stem)
+        size = stem.with_suffix(".safetensors").stat().st_size / 2**20
+        with measured("load it, blocks to float32") as loaded:
+            flow = load(flow_class, stem)
+        cond = Condition(torch.randn(1, TOKENS, 1024, generator=torch.Generator().manual_seed(2)))
+        step = Step(0, flow.path)
+        with measured(f"{steps} Euler step" + "s" * (steps > 1)) as stepped:
+            out = euler(flow, noise, cond, layout, step_grid(steps), step)
+    assert out.shape == noise.shape
+    assert bool(out.isfinite().all())
+    phases = [written, loaded, stepped]
+    return Result(
+        stage, name, parameters, round(size, 1), rows, steps, machine(torch.device("cpu")), versions(), now, phases
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time and peak memory of a full-size flow on a CPU.")
+    parser.add_argument("stage", choices=CONFIGS)
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    result = measure(given.stage, given.steps)
+    given.out.mkdir(parents=True, exist_ok=True)
+    target = given.out / f"{given.stage}.json"
+    target.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+    for phase in result.phases:
+        print(f"{phase.name}: {phase.seconds:.1f} s, peak {phase.peak_mib / 1024:.2f} GiB")
+    print(target)
+
+
+if __name__ == "__main__":
+    main()

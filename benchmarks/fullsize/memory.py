@@ -1,0 +1,35 @@
+"""Wall time and peak resident memory of a block of code."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass
+class Phase:
+    """``peak_mib`` is the most that was resident at any time in the block, what was there before it included."""
+
+    name: str
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+
+
+@contextmanager
+def measured(name: str) -> Iterator[Phase]:
+    """Measure a block; the kernel's high-water mark (VmHWM) is reset first (proc(5), clear_refs)."""
+    phase, start = Phase(name), time.perf_counter()
+    CLEAR.write_text("5")
+    yield phase
+    phase.seconds, phase.peak_mib = round(time.perf_counter() - start, 2), round(_high_water() / 1024, 1)
+
+
+def _high_water() -> int:
+    """VmHWM in KiB."""
+    lines = STATUS.read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
