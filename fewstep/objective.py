@@ -136,6 +136,11 @@ class Objective(ABC, Generic[C]):
         """How the student is to be sampled; stored with it."""
         return Contract(sampler=self.sampler, two_time="two_time" in self.needs)
 
+    @property
+    def reduction(self) -> str:
+        """What its losses are means over, "element" or "sample": the engine weighs passes of unequal size by that."""
+        return str(getattr(self.config, "reduction", "sample"))
+
     def phase(self, step: int) -> Phase:
         """What iteration ``step`` trains."""
         return Phase()

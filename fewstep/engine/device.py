@@ -44,7 +44,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on ``device``, its layout included."""
+    """The batch on ``device``, its layout included; the layout itself, with all that it keeps, where it is there."""
     return Batch(batch.x0.to(device), _moved(batch.layout, device), batch.cond.to(device))
 
 
@@ -54,7 +54,8 @@ def _moved(layout: Layout, device: torch.device) -> Layout:
         return layout
     values = {f.name: getattr(layout, f.name) for f in dataclasses.fields(layout) if f.init}
     tensors = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
-    return dataclasses.replace(layout, **tensors) if tensors else layout
+    moved = any(tensor is not values[name] for name, tensor in tensors.items())
+    return dataclasses.replace(layout, **tensors) if moved else layout
 
 
 def _first(error: Exception) -> str:

@@ -74,6 +74,13 @@ class NetOptimizer:
         """The learning rate of iteration ``step``."""
         return self.config.lr * self.scale * lr_factor(step, self.config)
 
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply the gradients; 1 leaves every bit as it is."""
+        if factor != 1:
+            for parameter in self.named.values():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+
     def clip(self) -> float:
         """Scale the gradients down to the limit; their norm before that."""
         norm = float(nn.utils.clip_grad_norm_(self.named.values(), self.clipper.limit))

@@ -7,15 +7,17 @@ backbone's, merged in that order.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fewstep.config import read_toml
-from fewstep.errors import unknown
+from fewstep.errors import invalid, unknown
 from fewstep.registry import Entry, registry
 
 DEFAULT = "default"
+DATASET = "dataset"  # top-level key of a preset or config file: the data set that its ``data`` table is meant for
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,18 @@ def find_for(place: str, backbone: Entry, name: str | None) -> list[Preset]:
     if not found and name not in (None, DEFAULT):
         raise unknown("preset", wanted, [file.stem for _, folder in homes for file in folder.glob("*.toml")])
     return found
+
+
+def data_set(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str | None:
+    """The registered data set that the last of these (source, values) names, if any does.
+
+    Raises:
+        FewstepError: for a name that is no text.
+    """
+    names = [(source, values[DATASET]) for source, values in layers if DATASET in values]
+    if names and not isinstance(names[-1][1], str):
+        raise invalid(f"{DATASET} (from {names[-1][0]})", names[-1][1], "the name of a registered data set")
+    return names[-1][1] if names else None
 
 
 def available(method: Entry, backbone: Entry) -> list[str]:

@@ -57,9 +57,10 @@ def run(
 
 def build(resolved: Resolved, objective: Objective[Any], backbone_cls: Any, say: Say) -> Trainer:
     """A trainer at step 0: the teacher, its data and the networks."""
-    config = resolved.config
+    config, dataset_cls = resolved.config, resolved.dataset.load()
+    dataset_cls.check_config(config.data)
     teacher = backbone_cls.teacher(config.backbone)
-    dataset = resolved.dataset.load()(config.data, teacher.backbone)
+    dataset = dataset_cls(config.data, teacher.backbone)
     return Trainer(objective, teacher, dataset, config.train, config.seed, say)
 
 

@@ -18,6 +18,7 @@ from fewstep.engine.config import TrainConfig
 from fewstep.engine.device import autocast, pick_device, to_device
 from fewstep.engine.nets import Networks
 from fewstep.engine.optim import NetOptimizer
+from fewstep.engine.passes import Pass, Terms, common_factor, mean_terms, size_of
 from fewstep.engine.probe import tangents_for
 from fewstep.engine.step import Notes, TrainStep, seed_torch
 from fewstep.errors import FewstepError
@@ -25,7 +26,6 @@ from fewstep.jvp import Tangents
 from fewstep.objective import Objective, Phase
 
 Row = dict[str, Any]
-Terms = dict[str, float]
 
 
 class NonFinite(FewstepError):
@@ -58,7 +58,7 @@ class Trainer:
     ) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.objective, self.dataset, self.config, self.seed = objective, dataset, config, seed
+        self.objective, self.dataset, self.config, self.seed, self.say = objective, dataset, config, seed, say
         self.device = pick_device(config.device)
         self.teacher = teacher.to(self.device)
         self.autocast = autocast(config.precision, self.device)
@@ -82,12 +82,14 @@ class Trainer:
             started = time.perf_counter()
             phase = self.objective.phase(step)
             self.nets.select(phase.trains)
-            terms = [self._backward(phase, step, micro) for micro in range(self.config.accumulate)]
-            norms = {name: self._update(name, step) for name in phase.trains}
+            passes: list[Pass] = []
+            for micro in range(self.config.accumulate):
+                passes.append(self._backward(phase, step, micro, passes[0].size if passes else None))
+            norms = {name: self._update(name, step, common_factor(passes)) for name in phase.trains}
             self.scaler.update()
             self.nets.average(phase.trains)
             self.step, self.seconds = step + 1, self.seconds + time.perf_counter() - started
-            log(self._row(phase, terms, norms, step))
+            log(self._row(phase, passes, norms, step))
             if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
                 save()
 
@@ -96,6 +98,8 @@ class Trainer:
         batch = self.dataset.training_batch(
             step, self.config.batch_size, self.seed, rank=micro, ranks=self.config.accumulate
         )
+        for note in self.dataset.notes():
+            self.say(note)
         return to_device(batch, self.device)
 
     def at(self, step: int, micro: int = 0, tangents: Tangents | None = None) -> TrainStep:
@@ -123,21 +127,25 @@ class Trainer:
             )
         return terms
 
-    def _backward(self, phase: Phase, step: int, micro: int) -> Terms:
-        losses = self.losses(phase, self.batch(step, micro), self.at(step, micro))
+    def _backward(self, phase: Phase, step: int, micro: int, first: int | None = None) -> Pass:
+        """The gradient of one pass, weighed against the iteration's first, whose size is ``first``."""
+        batch = self.batch(step, micro)
+        size = size_of(batch, self.objective)
+        losses = self.losses(phase, batch, self.at(step, micro))
         values = torch.stack([loss.detach().double() for loss in losses.values()]).tolist()
         for name, value in zip(losses, values, strict=True):
             if not math.isfinite(value):
                 raise NonFinite(f"step {step + 1}: loss term {name!r} is {value}")
         total = torch.stack(list(losses.values())).sum() / self.config.accumulate
-        self.scaler.scale(total).backward()
-        return dict(zip(losses, values, strict=True))
+        self.scaler.scale(total * (size / (first or size))).backward()
+        return Pass(dict(zip(losses, values, strict=True)), size)
 
-    def _update(self, name: str, step: int) -> float:
-        """Clip and apply one network's gradients; their norm before clipping."""
+    def _update(self, name: str, step: int, factor: float = 1.0) -> float:
+        """Clip and apply one network's gradients times ``factor``; their norm before clipping."""
         optimizer = self.optimizers[name]
         optimizer.set_lr(step)
         self.scaler.unscale_(optimizer.adam)
+        optimizer.scale_gradients(factor)
         norm = optimizer.clip()
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             raise NonFinite(f"step {step + 1}: the gradient of network {name!r} has norm {norm}")
@@ -145,8 +153,8 @@ class Trainer:
         optimizer.adam.zero_grad(set_to_none=True)
         return norm
 
-    def _row(self, phase: Phase, terms: list[Terms], norms: Terms, step: int) -> Row:
-        loss = {name: sum(t[name] for t in terms) / len(terms) for name in terms[0]}
+    def _row(self, phase: Phase, passes: list[Pass], norms: Terms, step: int) -> Row:
+        loss = mean_terms(passes)
         return {
             "step": step + 1,
             "loss": loss,

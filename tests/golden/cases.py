@@ -16,6 +16,7 @@ from torch import Tensor
 from fewstep.errors import invalid
 
 Record = dict[str, Any]
+CAMERAS = "transforms.json"  # in the data roots of data set cases: no record
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def tensors_of(record: Path) -> dict[str, Tensor]:
 
 def records(root: Path) -> Iterator[tuple[Path, Record]]:
     """Every json object below a folder. Raises FewstepError for one that is not json."""
-    for path in sorted(root.rglob("*.json")):
+    for path in sorted(path for path in root.rglob("*.json") if path.name != CAMERAS):
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

@@ -1,0 +1,1 @@
+"""TRELLIS's own dataset layout: ``metadata.csv``, latents by object, condition pictures."""

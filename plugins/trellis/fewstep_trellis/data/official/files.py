@@ -1,0 +1,85 @@
+"""The files of one object in a data root, and how they are read.
+
+Whatever is wrong with a file is one ``ItemError``; what to do about it is for the data set to decide.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fewstep.errors import FewstepError
+
+STRUCTURE, LATENTS, FEATURES = "ss_latents", "latents", "features"
+VIEWS, CONDITION_VIEWS, VOXELS = "renders", "renders_cond", "voxels"
+TRANSFORMS = "transforms.json"
+Array = npt.NDArray[Any]
+
+
+class ItemError(FewstepError):
+    """A file of one object that is missing, damaged or of the wrong shape."""
+
+
+def read_arrays(path: Path, **shapes: tuple[int | None, ...]) -> list[Array]:
+    """Arrays of an npz file by name, of these shapes (None: any size).
+
+    Raises:
+        ItemError: naming the file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = [np.asarray(archive[name]) for name in shapes]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ItemError(f"{path}: {_why(error)}") from None
+    for (name, shape), array in zip(shapes.items(), found, strict=True):
+        same = len(shape) == array.ndim and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
+        if not same or not array.size:
+            wanted = ", ".join("any" if n is None else str(n) for n in shape)
+            raise ItemError(f"{path}: {name} has shape {list(array.shape)}; accepted: [{wanted}]")
+        if array.dtype.kind not in "iuf" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
+            raise ItemError(f"{path}: {name} holds values that are no finite numbers")
+    return found
+
+
+def read_frames(folder: Path) -> list[dict[str, Any]]:
+    """The frames of a folder of pictures, each with a ``file_path``.
+
+    Raises:
+        ItemError: naming the file.
+    """
+    path = folder / TRANSFORMS
+    try:
+        frames = json.loads(path.read_text(encoding="utf-8"))["frames"]
+        if not frames or not all(isinstance(frame["file_path"], str) for frame in frames):
+            raise ValueError("no frames")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ItemError(f"{path}: {_why(error)}; accepted: frames, each with a file_path") from None
+    return list(frames)
+
+
+def read_picture(path: Path) -> Image.Image:
+    """An RGBA picture.
+
+    Raises:
+        ItemError: for a file that Pillow cannot read, or of another mode.
+    """
+    try:
+        with Image.open(path) as opened:
+            image: Image.Image = opened.copy()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ItemError(f"{path}: {_why(error)}") from None
+    if image.mode != "RGBA":
+        raise ItemError(f"{path}: a picture of mode {image.mode}; accepted: RGBA")
+    return image
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    return f"{type(error).__name__}: {error}"

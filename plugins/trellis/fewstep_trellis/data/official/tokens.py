@@ -1,0 +1,70 @@
+"""Picture tokens kept on disk, in half precision, by picture and by what made them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+KEY = "tokens"
+
+
+class TokenCache:
+    """Tokens by picture file below a folder.
+
+    Whoever uses it rounds new tokens to half precision too (``rounded``), so that a run does not depend on what was
+    cached before it.
+
+    Args:
+        folder: made when the first tokens are written.
+        made_by: an encoder's weights and settings, as text.
+    """
+
+    def __init__(self, folder: Path, made_by: str) -> None:
+        self.folder = folder / hashlib.sha256(made_by.encode()).hexdigest()[:16]
+
+    def read(self, picture: Path) -> Tensor | None:
+        """Float32 [L, C], or None where there is nothing (a damaged file counts as nothing and is written again)."""
+        try:
+            return load_file(self._path(picture))[KEY].float()
+        except (OSError, SafetensorError, KeyError):
+            return None
+
+    def write(self, picture: Path, tokens: Tensor) -> None:
+        """Keep tokens [L, C]. Best effort: without a writable folder they are encoded again."""
+        try:
+            path = self._path(picture)
+        except OSError:
+            return
+        temp = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({KEY: tokens.half().cpu().contiguous()}, temp)
+            os.replace(temp, path)
+        except OSError:
+            temp.unlink(missing_ok=True)
+
+    def _path(self, picture: Path) -> Path:
+        name, found = picture.parent.name, picture.stat()  # the folder of an object is called by its identifier
+        state = f"{picture.resolve()}/{found.st_size}/{found.st_mtime_ns}"  # rendered anew, or of another root
+        digest = hashlib.sha256(state.encode()).hexdigest()[:8]
+        return self.folder / name[:2] / f"{name}-{picture.stem}-{digest}.safetensors"
+
+
+def rounded(tokens: Tensor) -> Tensor:
+    """Tokens as they come back from the cache."""
+    return tokens.half().float()
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A digest of a module's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
