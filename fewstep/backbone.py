@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -33,13 +35,16 @@ class Backbone(nn.Module):
     """A network that predicts velocity, with what it can do declared.
 
     A subclass sets ``Config``, ``provides`` (of "dense", "packed", "jvp", "two_time", "features", "shard") and
-    ``path``, and implements ``forward``, ``teacher``, ``save`` and ``load``.
+    ``path``, and implements ``forward``, ``teacher``, ``save`` and ``load``. Where a model is several networks one
+    after another, each is a backbone with its ``stage``, and the one that users name lists all of them in ``stages``.
     """
 
     Config: ClassVar[type[Strict]]
     provides: ClassVar[frozenset[str]] = frozenset()
     dataset: ClassVar[str]  # name of the registered data set that a run uses unless told otherwise
     path: Path = Path()
+    stage: ClassVar[str] = ""  # this network's own name among the stages of its model
+    stages: ClassVar[Mapping[str, str]] = MappingProxyType({})  # stage: registered backbone, in order
 
     def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
         """Velocity at x [B, ...] or [T, C] and times t_B [B]; ``s_B`` is the target time of a two-time student."""

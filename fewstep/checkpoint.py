@@ -99,7 +99,9 @@ def read_info(folder: Path) -> StudentInfo:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError:
-        raise FewstepError(f"{name}: holds no {INFO}; accepted: a folder that `fewstep distill` wrote") from None
+        inside = sorted(path.name for path in folder.iterdir() if (_inner(path) / INFO).is_file())
+        accepted = f"one of its students {', '.join(inside)}" if inside else "a folder that `fewstep distill` wrote"
+        raise FewstepError(f"{name}: holds no {INFO}; accepted: {accepted}") from None
     except ValueError:
         raise FewstepError(f"student {str(file)!r}: truncated or no JSON") from None
     return _parsed(values, file)

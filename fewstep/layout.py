@@ -126,7 +126,9 @@ class Packed:
     def once(self, key: Hashable, build: Callable[[], T]) -> T:
         """What ``build`` returns, built at the first call with this key and kept for as long as the layout lives."""
         if key not in self._memo:
-            self._memo[key] = build()
+            # What a sampler's pass makes in inference mode must serve a later pass that needs gradients.
+            with torch.inference_mode(False):
+                self._memo[key] = build()
         found: T = self._memo[key]
         return found
 

@@ -45,6 +45,14 @@ class Suite(ABC):
     def decode(self, x: Tensor, layout: Layout) -> Any:
         """Samples (latents) to objects."""
 
+    def following(self, objects: Any) -> Layout:
+        """The layout of the next stage's samples on these objects: a structure's occupied voxels.
+
+        Raises:
+            FewstepError: where no stage follows.
+        """
+        raise FewstepError(f"{type(self).__name__} is of a last stage: nothing is sampled on its objects")
+
     @abstractmethod
     def measure(self, objects: Any, teacher_objects: Any) -> dict[str, float]:
         """Every quality measure of generated objects against the truth and against the teacher's own result from the

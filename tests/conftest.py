@@ -100,3 +100,11 @@ def _registry_as_installed() -> Iterator[None]:
     yield
     known._entries.clear()
     known._entries.update(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole random pipeline in the official layout (``pipeline_helpers``). Do not write into it."""
+    from pipeline_helpers import write_pipeline
+
+    return write_pipeline(tmp_path_factory.mktemp("tiny") / "pipeline")

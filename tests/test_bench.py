@@ -23,8 +23,9 @@ from fewstep.backbone import Backbone, Guidance, Teacher
 from fewstep.batch import Batch, Condition
 from fewstep.bench import Report, drawing, run_bench
 from fewstep.bench.contact import contact_sheet
-from fewstep.bench.drawing import CHUNK, chunk_of, noise_of
+from fewstep.bench.drawing import CHUNK, chunk_of
 from fewstep.bench.entrants import OTHER_NOISE, TRUTH
+from fewstep.bench.noise import noise_of
 from fewstep.bench.summary import gap_closed, interval
 from fewstep.config import Strict
 from fewstep.contract import Contract

@@ -216,9 +216,9 @@ def test_the_module_and_the_script_are_the_same() -> None:
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     import fewstep.run
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(fewstep.run, "resolve", broken)
+    monkeypatch.setattr(fewstep.run, "resolve_stages", broken)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         main([*RUN, "--dry-run"])

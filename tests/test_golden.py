@@ -92,12 +92,12 @@ def test_other_names_and_unknown_classes(tmp_path: Path, capsys: pytest.CaptureF
     root = copy(tmp_path, "models/ss_flow_a2")
     for path in (root / "models").iterdir():
         path.rename(path.with_stem("another"))
-    record: dict[str, Any] = {"class": "SLatFlowModel", "args": {}, "outputs": {}}
+    record: dict[str, Any] = {"class": "SLatPointDecoder", "args": {}, "outputs": {}}
     (root / "models" / "sparse.json").write_text(json.dumps(record))
     assert main([str(root)]) == 0
     out = capsys.readouterr().out
     assert "models/another" in out
-    assert "models/sparse: not supported yet: class SLatFlowModel" in out
+    assert "models/sparse: not supported yet: class SLatPointDecoder" in out
 
 
 def test_a_case_that_cannot_run_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,12 +8,12 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fewstep.batch import Batch
-from fewstep.bench.drawing import clock, draw, noise_of, warm_up
-from fewstep.bench.entrants import OTHER_NOISE, TEACHER, TRUTH, Entrant
+from fewstep.bench.drawing import clock, warm_up
+from fewstep.bench.entrants import OTHER_NOISE, TEACHER, TRUTH, Entrant, Stage
 from fewstep.bench.rows import NON_FINITE, Row
+from fewstep.bench.through import check_alike, through
 from fewstep.suite import Suite
 
 CONDITION_PROMPTS, CONDITION_REPEATS = 16, 3
@@ -24,10 +24,11 @@ Took = Callable[[Entrant, int, int, list[Row]], None]  # (entrant, steps, seed, 
 class Cells:
     """All measurements of one bench.
 
+    Objects of the last stage are measured; the prompts and their conditions are those of the first.
     ``shown`` keeps the objects of the first seed by (label, steps) for the contact sheet.
     """
 
-    suite: Suite
+    stages: Sequence[Stage]
     entrants: Sequence[Entrant]
     seeds: Sequence[int]
     limit: int | None
@@ -35,22 +36,30 @@ class Cells:
     shown: dict[tuple[str, int], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.prompts: Batch = self.suite.prompts(self.limit)
+        batches = [stage.suite.prompts(self.limit) for stage in self.stages]
+        check_alike(batches)
+        self.prompts, self._true = batches[0], batches[-1]
+        self._batches: list[Batch] = batches
         self._teacher: dict[int, Any] = {}
+
+    @property
+    def suite(self) -> Suite:
+        """The one that measures."""
+        return self.stages[-1].suite
 
     def run(self, took: Took) -> Iterator[Row]:
         """Measure cell after cell, all networks on the device."""
-        self.suite.to(self.device)
+        for stage in self.stages:
+            stage.suite.to(self.device)
         for entrant in self.entrants:
-            entrant.field.to(self.device)
+            for one, batch in zip(entrant.chain, self._batches, strict=True):
+                one.field.to(self.device)
+                warm_up(one, batch, self.device)
         condition = self._condition()
-        for entrant in self.entrants:
-            warm_up(entrant, self.prompts, self.device)
         for seed in self.seeds:
-            noise = noise_of(seed, self.prompts)
             for entrant in self.entrants:
                 for steps in entrant.steps:
-                    rows = self._cell(entrant, steps, seed, noise, condition)
+                    rows = self._cell(entrant, steps, seed, condition)
                     took(entrant, steps, seed, rows)
                     yield from rows
         yield from self._floors()
@@ -61,29 +70,26 @@ class Cells:
         times = []
         for _ in range(CONDITION_REPEATS):
             began = clock(self.device)
-            self.suite.condition(count)
+            self.stages[0].suite.condition(count)
             times.append(clock(self.device) - began)
         return median(times) / count
 
-    def _cell(self, entrant: Entrant, steps: int, seed: int, noise: Tensor, condition: float) -> list[Row]:
-        drawn = draw(entrant, self.prompts, noise, steps, seed, self.device)
-        began = clock(self.device)
-        objects = self.suite.decode(drawn.x, self.prompts.layout)
-        decode = (clock(self.device) - began) / self.prompts.layout.batch_size
+    def _cell(self, entrant: Entrant, steps: int, seed: int, condition: float) -> list[Row]:
+        made = through(self.stages, entrant, self.prompts, steps, seed, self.device)
         if entrant.label == TEACHER:
-            self._teacher[seed], self._nfe = objects, drawn.nfe
-        values = dict(self.suite.measure(objects, self._teacher[seed]))
+            self._teacher[seed], self._nfe = made.objects, made.nfe
+        values = dict(self.suite.measure(made.objects, self._teacher[seed]))
         if seed == self.seeds[0]:
-            self.shown[entrant.label, steps] = objects
-        values.update(seconds_condition=condition, seconds_flow=drawn.seconds, seconds_decode=decode)
-        if drawn.broken:
-            values[NON_FINITE] = drawn.broken
-        return [_row(entrant, steps, seed, drawn.nfe, name, value) for name, value in values.items()]
+            self.shown[entrant.label, steps] = made.objects
+        values.update(seconds_condition=condition, **made.seconds)
+        if made.broken:
+            values[NON_FINITE] = made.broken
+        return [_row(entrant, steps, seed, made.nfe, name, value) for name, value in values.items()]
 
     def _floors(self) -> Iterator[Row]:
         """What no student can beat: the decoded truth, and (from 2 seeds on) the teacher against its other noise."""
         teacher, seeds = self.entrants[0], self.seeds
-        truth = self.suite.decode(self.prompts.x0, self.prompts.layout)
+        truth = self.suite.decode(self._true.x0, self._true.layout)
         for name, value in self.suite.measure(truth, self._teacher[seeds[0]]).items():
             yield Row(TRUTH, TRUTH, 0, None, 0.0, 1.0, "", True, name, value)
         for one, other in zip(seeds, [*seeds[1:], seeds[0]], strict=True):
@@ -95,5 +101,7 @@ class Cells:
 
 
 def _row(entrant: Entrant, steps: int, seed: int, nfe: float, metric: str, value: float) -> Row:
-    how, made_for = entrant.contract, entrant.made_for(steps)
-    return Row(entrant.label, entrant.method, steps, seed, nfe, how.guidance, how.sampler, made_for, metric, value)
+    made_for = entrant.made_for(steps)
+    return Row(
+        entrant.label, entrant.method, steps, seed, nfe, entrant.guidance, entrant.samplers, made_for, metric, value
+    )

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from fewstep.batch import Batch
 from fewstep.bench.entrants import Entrant
 from fewstep.engine.device import to_device
-from fewstep.layout import Layout
+from fewstep.layout import Layout, Packed
 from fewstep.objective import Step
-from fewstep.path import Path
 
 CHUNK, ELEMENTS = 64, 2**18  # samples at a time: at least 64, more where they are small
+ROWS = 2**15  # of samples of unequal length at a time, at least one sample
 
 
 @dataclass(frozen=True)
@@ -54,29 +54,41 @@ def counting(network: nn.Module) -> Iterator[Counter]:
         handle.remove()
 
 
-def noise_of(seed: int, prompts: Batch) -> Tensor:
-    """The noise that every method starts from under this seed, like ``prompts.x0``."""
-    return Step(index=0, path=Path(), seed=seed).randn_like(prompts.x0, "noise")
-
-
 def chunk_of(prompts: Batch) -> int:
     """Samples of a chunk, a function of the prompts alone so that all methods have the same chunks."""
     return max(CHUNK, ELEMENTS * prompts.layout.batch_size // prompts.x0.numel())
+
+
+def chunks(prompts: Batch) -> list[Tensor]:
+    """Indices of each chunk's samples; samples of unequal length share a chunk while their rows fit into ``ROWS``."""
+    layout = prompts.layout
+    if not isinstance(layout, Packed):
+        return list(torch.arange(layout.batch_size).split(chunk_of(prompts)))
+    found: list[list[int]] = []
+    room = 0
+    for sample, length in enumerate(layout.lengths_list):
+        if not found or length > room:
+            found.append([])
+            room = ROWS
+        found[-1].append(sample)
+        room -= length
+    return [torch.tensor(chunk) for chunk in found]
 
 
 def draw(entrant: Entrant, prompts: Batch, noise: Tensor, steps: int, seed: int, device: torch.device) -> Drawn:
     """Samples of all prompts, chunk by chunk. Noise that a sampler adds on its way is one stream a (seed, chunk)."""
     layout, parts, seconds = prompts.layout, [], 0.0
     with counting(entrant.network) as counter, torch.inference_mode():
-        for index, rows in enumerate(torch.arange(layout.batch_size).split(chunk_of(prompts))):
+        for index, rows in enumerate(chunks(prompts)):
             batch = to_device(prompts.select(rows), device)
             start = layout.select(noise, rows)[0].to(device)
             step = Step(index=index, path=entrant.network.path, seed=seed, device=device)
             began = clock(device)
             grid = entrant.contract.grid(steps)
-            x = entrant.sampler(entrant.field, start, batch.cond, batch.layout, grid, step)
+            if start.numel():  # structures may have come out empty
+                start = entrant.sampler(entrant.field, start, batch.cond, batch.layout, grid, step)
             seconds += clock(device) - began
-            parts.append(x.cpu())
+            parts.append(start.cpu())
     x, count = torch.cat(parts), layout.batch_size
     finite = x.isfinite()
     broken = float((layout.sum((~finite).float()) > 0).float().mean())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import nn
@@ -13,6 +13,7 @@ from fewstep.contract import Contract
 from fewstep.errors import FewstepError
 from fewstep.registry import registry
 from fewstep.sampler import Sampler
+from fewstep.suite import Suite
 
 TEACHER, UNDISTILLED = "teacher", "undistilled"
 OTHER_NOISE, TRUTH = "teacher, other noise", "truth, decoded"
@@ -29,10 +30,29 @@ class Made(Protocol):
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One stage of what is measured: its networks, and the suite that decodes its samples.
+
+    Args:
+        name: for the columns of times; "" where there is one stage.
+        teacher: sampled by Euler at its own guidance.
+        students: (label, network, what is known of it); a label of None is the method's name.
+        rescale_t: warp of the teacher's time grid.
+    """
+
+    name: str
+    teacher: Teacher
+    suite: Suite
+    students: Sequence[tuple[str | None, Backbone, Made]]
+    rescale_t: float = 1.0
+
+
+@dataclass(frozen=True)
 class Entrant:
     """One line of the chart: a field, and how it is sampled.
 
-    ``network`` is the module inside ``field`` whose evaluations count; ``steps`` are the step counts to run.
+    ``network`` is the module inside ``field`` whose evaluations count; ``steps`` are the step counts to run; ``made``
+    is what is known of a student; ``then`` samples the next stage, in as many steps.
     """
 
     label: str
@@ -42,31 +62,58 @@ class Entrant:
     contract: Contract
     steps: tuple[int, ...]
     sampler: Sampler = field(repr=False)
+    made: Made | None = field(default=None, repr=False)
+    then: Entrant | None = None
+
+    @property
+    def chain(self) -> list[Entrant]:
+        """This one and those that sample the stages after it."""
+        return [self, *(self.then.chain if self.then is not None else ())]
+
+    @property
+    def guidance(self) -> float:
+        """The scale at sampling, the largest of all stages."""
+        return max(one.contract.guidance for one in self.chain)
+
+    @property
+    def samplers(self) -> str:
+        """The samplers of all stages, each once."""
+        return "+".join(dict.fromkeys(one.contract.sampler for one in self.chain))
 
     @property
     def cost(self) -> int:
         """About how many evaluations all its step counts take, for the progress display."""
-        return sum(self.steps) * (1 if self.contract.guidance == 1.0 else 2)
+        return sum(sum(one.steps) * (1 if one.contract.guidance == 1.0 else 2) for one in self.chain)
 
     def made_for(self, steps: int) -> bool:
-        """Whether the contract names this step count."""
-        return steps in self.contract.steps
+        """Whether the contracts of all stages name this step count."""
+        return all(steps in one.contract.steps for one in self.chain)
 
 
-def entrants(
-    teacher: Teacher,
-    students: Sequence[tuple[str | None, Backbone, Made]],
-    steps: Sequence[int],
-    teacher_steps: int,
-    rescale_t: float,
-) -> list[Entrant]:
+def line_up(stages: Sequence[Stage], steps: Sequence[int], teacher_steps: int) -> list[Entrant]:
+    """The entrants of all stages, those of one label chained.
+
+    Raises:
+        FewstepError: for stages with other students, and whatever ``entrants`` raises.
+    """
+    *earlier, found = [entrants(stage, steps, teacher_steps) for stage in stages]
+    for before in reversed(earlier):
+        labels = [[one.label for one in part] for part in (before, found)]
+        if labels[0] != labels[1]:
+            raise FewstepError(f"stages: got the students {labels[0]} and {labels[1]}; accepted: the same in each")
+        found = [replace(one, then=later) for one, later in zip(before, found, strict=True)]
+    return found
+
+
+def entrants(stage: Stage, steps: Sequence[int], teacher_steps: int) -> list[Entrant]:
     """The teacher at ``teacher_steps``, undistilled at ``steps`` (without ``teacher_steps``), then the students.
 
     Raises:
         FewstepError: for a label twice or reserved, or a contract whose sampler is not registered.
     """
+    teacher, students = stage.teacher, stage.students
     few = tuple(n for n in steps if n != teacher_steps)
-    contract = Contract(steps=(teacher_steps, *few), rescale_t=rescale_t, guidance=teacher.guidance.scale)
+    contract = Contract(steps=(teacher_steps, *few), rescale_t=stage.rescale_t, guidance=teacher.guidance.scale)
     euler = _sampler("euler")
     found = [Entrant(TEACHER, TEACHER, teacher, teacher.backbone, contract, (teacher_steps,), euler)]
     if few:
@@ -91,7 +138,7 @@ def _student(label: str, network: Backbone, made: Made, steps: tuple[int, ...]) 
     contract = made.contract
     guided = contract.guidance != 1.0
     module: nn.Module = Teacher(network, Guidance(contract.guidance)) if guided else network.eval()
-    return Entrant(label, made.method, module, network, contract, steps, _sampler(contract.sampler))
+    return Entrant(label, made.method, module, network, contract, steps, _sampler(contract.sampler), made)
 
 
 def _sampler(name: str) -> Sampler:

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fewstep.bench.entrants import Entrant
-from fewstep.bench.rows import Row
+from fewstep.bench.rows import FLOW, Row
+from fewstep.bench.summary import seconds
 
 CELL = 12  # what decoding and measuring cost, in evaluations: only the time left depends on it
 
@@ -56,7 +57,7 @@ class BenchProgress:
             cost = steps * entrant.cost / sum(entrant.steps) + CELL
             self.bar.update(self.task, advance=cost, description=text)
         else:
-            self.say(f"{text}  flow {1000 * values['seconds_flow']:.3g} ms")
+            self.say(f"{text}  flow {1000 * seconds(rows, FLOW):.3g} ms")
 
     def say(self, line: str) -> None:
         """A line above the bar, or a plain one."""

@@ -12,7 +12,7 @@ from typing import Any
 from fewstep.errors import FewstepError, nearest
 
 ROWS = "rows.csv"
-STAGES = ("condition", "flow", "decode")
+SECONDS, FLOW = "seconds_", "seconds_flow"  # of a part of the work, and of sampling: of a stage, seconds_flow_NAME
 GAP = "gap_closed/"
 NON_FINITE = "non_finite"
 

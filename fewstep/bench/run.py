@@ -16,7 +16,7 @@ from rich.console import Console
 from fewstep.backbone import Backbone, Teacher
 from fewstep.bench import report
 from fewstep.bench.cells import Cells
-from fewstep.bench.entrants import Entrant, Made, entrants, students_of
+from fewstep.bench.entrants import Entrant, Made, Stage, line_up, students_of
 from fewstep.bench.environment import machine, versions
 from fewstep.bench.progress import BenchProgress
 from fewstep.bench.rows import ROWS, Row, RowFile, read_rows
@@ -54,6 +54,8 @@ def run_bench(
     device: torch.device | str = "cpu",
     columns: int = 8,
     command: Sequence[str] = (),
+    stage: str = "",
+    then: Sequence[Stage] = (),
 ) -> Report:
     """Measure students by steps by seeds, with the teacher and its undistilled network beside them.
 
@@ -72,32 +74,36 @@ def run_bench(
         rescale_t: warp of the teacher's time grid.
         columns: objects on the contact sheet.
         command: the command line, for the record; ``sys.argv`` unless given.
+        stage: name of the stage that ``teacher``, ``suite`` and ``students`` are of, where others follow.
+        then: stages that follow, each on what the one before it decoded, in as many steps, with a student for each
+            label. The last one's objects are measured.
 
     Raises:
         FewstepError: for an ``out`` that is occupied, unusable numbers, labels twice, or an unusable ``compare``.
     """
     _check_numbers(steps, seeds, limit, teacher_steps)
-    runners = entrants(teacher, students, steps, teacher_steps, rescale_t)
+    stages = [Stage(stage, teacher, suite, students, rescale_t), *then]
+    runners = line_up(stages, steps, teacher_steps)
     old = read_rows(compare) if compare is not None else None
     _claim(out)
     console, began = console or Console(), time.monotonic()
-    cells = Cells(suite, runners, seeds, limit, torch.device(device))
+    cells = Cells(stages, runners, seeds, limit, torch.device(device))
     extra = {"backbone": backbone, "samples": cells.prompts.layout.batch_size, "machine": machine(cells.device)}
     rows = _measure(out, cells, extra, console)
-    lines = summarise(rows, suite.lower_is_better)
+    lines = summarise(rows, cells.suite.lower_is_better)
     record = {
         **extra,
         "versions": versions(),
         "seeds": list(seeds),
         "steps": list(steps),
-        "teacher": _known(runners[0], None),
-        "students": [_known(one, made) for one, (_, _, made) in zip(students_of(runners), students, strict=True)],
+        "teacher": _known(runners[0]),
+        "students": [_known(one) for one in students_of(runners)],
         "seconds": round(time.monotonic() - began, 1),
         "command": list(command or sys.argv),
     }
     (out / "environment.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     report.write(out, cells, lines, record, columns)
-    report.show(console, suite, lines, record)
+    report.show(console, cells.suite, lines, record)
     if old is not None:
         report.compared(out, old, rows, extra, console)
     console.print(f"written: {out}", highlight=False, markup=False, soft_wrap=True)
@@ -135,8 +141,9 @@ def _claim(out: Path) -> None:
         raise FewstepError(f"--out: got {str(out)!r}; accepted: a folder to write to ({error.strerror})") from None
 
 
-def _known(entrant: Entrant, made: Made | None) -> dict[str, Any]:
-    """An entrant for the record: label, method, contract and, where a student's file says so, what it was made with."""
+def _known(entrant: Entrant) -> dict[str, Any]:
+    """An entrant for the record: its contract, what a student was made with, and the same of later stages."""
     known = {"label": entrant.label, "method": entrant.method, "contract": entrant.contract.model_dump(mode="json")}
-    others = {name: getattr(made, name, None) for name in ("step", "seconds", "budget", "weights")}
+    others = {name: getattr(entrant.made, name, None) for name in ("step", "seconds", "budget", "weights")}
+    others["then"] = _known(entrant.then) if entrant.then is not None else None
     return {**known, **{name: value for name, value in others.items() if value is not None}}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median, stdev
 
 from scipy.stats import t as student_t  # type: ignore[import-untyped,unused-ignore]
 
 from fewstep.bench.entrants import RESERVED, TEACHER, UNDISTILLED
-from fewstep.bench.rows import GAP, NON_FINITE, STAGES, Row
+from fewstep.bench.rows import FLOW, GAP, NON_FINITE, SECONDS, Row
 
 CONFIDENCE = 0.95
 Groups = dict[tuple[str, int, str], list[Row]]  # rows by label, steps and metric, in the order of the seeds
@@ -92,12 +92,12 @@ def _gap(groups: Groups, line: Line, lower_is_better: bool) -> Line | None:
 
 def is_quality(metric: str) -> bool:
     """Whether a measure is one of the suite's own."""
-    return not metric.startswith(("seconds_", "speedup_", GAP)) and metric != NON_FINITE
+    return not metric.startswith((SECONDS, "speedup_", GAP)) and metric != NON_FINITE
 
 
 def _line(group: list[Row]) -> Line:
     first, values = group[0], [row.value for row in group]
-    if first.metric.startswith("seconds_"):
+    if first.metric.startswith(SECONDS):
         value, half = median(values), None
     else:
         value, half = interval(values)
@@ -108,21 +108,21 @@ def _line(group: list[Row]) -> Line:
 
 
 def _speedups(lines: Sequence[Line]) -> list[Line]:
-    """Times of the teacher over those of each cell, flow alone and all three stages."""
-    times: dict[tuple[str, int], dict[str, Line]] = {}
+    """Times of the teacher over those of each cell, the flows alone and all parts."""
+    times: dict[tuple[str, int], list[Line]] = {}
     for line in lines:
-        if line.metric.startswith("seconds_"):
-            times.setdefault(line.cell, {})[line.metric] = line
-    teacher = next((found for (label, _), found in times.items() if label == TEACHER), {})
+        if line.metric.startswith(SECONDS):
+            times.setdefault(line.cell, []).append(line)
+    teacher = next((found for (label, _), found in times.items() if label == TEACHER), [])
     found = []
-    for stages in times.values():
-        flow = stages.get("seconds_flow")
-        for name, wanted in (("speedup_flow", STAGES[1:2]), ("speedup_total", STAGES)):
-            base, own = _seconds(teacher, wanted), _seconds(stages, wanted)
-            if flow is not None and base and own:
-                found.append(replace(flow, metric=name, value=base / own, half=None))
+    for parts in times.values():
+        for name, prefix in (("speedup_flow", FLOW), ("speedup_total", SECONDS)):
+            base, own = seconds(teacher, prefix), seconds(parts, prefix)
+            if base and own:
+                found.append(replace(parts[0], metric=name, value=base / own, half=None))
     return found
 
 
-def _seconds(stages: Mapping[str, Line], wanted: Sequence[str]) -> float:
-    return sum(stages[f"seconds_{name}"].value for name in wanted if f"seconds_{name}" in stages)
+def seconds(lines: Iterable[Line | Row], prefix: str = SECONDS) -> float:
+    """The sum of the times whose name begins like this."""
+    return sum(line.value for line in lines if line.metric.startswith(prefix))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from fewstep.bench.entrants import RESERVED, TEACHER, UNDISTILLED
 from fewstep.bench.grid import Cell, Grid
-from fewstep.bench.rows import GAP, NON_FINITE, STAGES
+from fewstep.bench.rows import GAP, NON_FINITE, SECONDS
 from fewstep.bench.summary import Line, is_quality
 
 LEFT = frozenset({"method"})
@@ -56,11 +56,12 @@ def quality_table(lines: Sequence[Line], headline: str, lower_is_better: frozens
 def time_table(lines: Sequence[Line]) -> Grid:
     """Milliseconds a sample by stage, and how much faster than the teacher."""
     cells = by_cell(lines)
-    header = ["method", "steps", "NFE", *(f"{name} ms" for name in STAGES), "x flow", "x whole"]
+    parts = list(dict.fromkeys(line.metric for line in lines if line.metric.startswith(SECONDS)))
+    header = ["method", "steps", "NFE", *(f"{_words(name)} ms" for name in parts), "x flow", "x whole"]
     grid = Grid("time a sample", header, LEFT)
     for section in sections(cells):
-        timed = [key for key in section if "seconds_flow" in cells[key]]
-        rows = [[Cell(text) for text in (*_head(key, cells[key])[:3], *_times(cells[key]))] for key in timed]
+        timed = [key for key in section if cells[key].keys() & set(parts)]
+        rows = [[Cell(text) for text in (*_head(key, cells[key])[:3], *_times(cells[key], parts))] for key in timed]
         if rows:
             grid.sections.append(rows)
     return grid
@@ -74,8 +75,13 @@ def _head(key: tuple[str, int], found: dict[str, Line]) -> list[str]:
     return [key[0] + broken, f"{key[1]}{'' if line.made_for else '*'}", f"{line.nfe:g}", f"{line.guidance:g}"]
 
 
-def _times(found: dict[str, Line]) -> list[str]:
-    stages = [_milliseconds(found[f"seconds_{name}"].value) for name in STAGES]
+def _words(part: str) -> str:
+    """``seconds_flow_ss`` as the head of a column: ``flow ss``."""
+    return part.removeprefix(SECONDS).replace("_", " ")
+
+
+def _times(found: dict[str, Line], parts: Sequence[str]) -> list[str]:
+    stages = [_milliseconds(found[name].value) for name in parts]
     return [*stages, *(f"{found[n].value:.3g}" if n in found else "" for n in ("speedup_flow", "speedup_total"))]
 
 

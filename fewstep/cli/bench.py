@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,19 +11,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, create_model
 from typer import Argument, Option
 
-from fewstep.cli.distill import needed
+from fewstep.cli.distill import STAGE, needed
 from fewstep.cli.lists import integers, names, whole
+from fewstep.cli.students import choose, load
 from fewstep.config import Strict, merge, parse_override, validate
 from fewstep.engine import presets
-from fewstep.errors import FewstepError
+from fewstep.errors import unknown
 from fewstep.registry import Entry, registry
+from fewstep.run import data_of
+from fewstep.stages import check_named, chosen, keys_of
 
 if TYPE_CHECKING:
-    from fewstep.backbone import Backbone
-    from fewstep.checkpoint import StudentInfo
+    from fewstep.bench.entrants import Stage
+    from fewstep.cli.students import Student
 
-KEYS = "Config: backbone.*, data.*, steps, seeds, limit, teacher_steps, device, threads, columns."
-Chosen = tuple[str | None, Path]  # label, folder
+KEYS = (
+    "Config: backbone.*, data.*, steps, seeds, limit, teacher_steps, device, threads, columns; "
+    "of one stage: slat.backbone.*, slat.data.*."
+)
 
 
 class BenchConfig(Strict):
@@ -43,6 +48,7 @@ class BenchConfig(Strict):
 def bench(
     overrides: Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", help=KEYS)] = None,
     backbone: Annotated[str | None, Option("--backbone", "-b", help="The network that is measured.")] = None,
+    stage: Annotated[str | None, STAGE] = None,
     dataset: Annotated[str | None, Option("--dataset", "-d", help="Data set; by default the backbone's own.")] = None,
     methods: Annotated[str | None, Option(help="Students of these methods that ship with the backbone: a,b.")] = None,
     student: Annotated[list[str] | None, Option(metavar="[LABEL=]PATH", help="A student's folder; repeatable.")] = None,
@@ -55,102 +61,94 @@ def bench(
 ) -> None:
     """Measure students: quality and time by steps.
 
-    The teacher and the undistilled network are always measured beside them.
+    The teacher and the undistilled network are always measured beside them. With --stage both, one stage samples on
+    what the one before it decoded, all in as many steps, and a student is a folder with one of each stage.
     """
-    backbone = needed("--backbone", "backbone", backbone)
+    named = registry().get("backbone", needed("--backbone", "backbone", backbone))
     flags: dict[str, Any] = {
         "steps": integers("--steps", steps, 1),
         "seeds": integers("--seeds", seeds, 0),
         "limit": limit,
     }
-    network, wanted = registry().get("backbone", backbone), names("--methods", methods)
-    data = data_of(network, dataset)
-    config = configure(network, data, preset, overrides or [], flags)
+    running, wanted = chosen(named, stage), names("--methods", methods)
+    configs = configure(running, dataset, preset, overrides or [], flags)
+    folders = choose(running, wanted, student or [])
 
     import torch
 
     from fewstep.bench import run_bench
     from fewstep.engine.device import pick_device
 
+    config = next(iter(configs.values()))
     device = pick_device(config.device)
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    students = [load(label, path, network) for label, path in choose(network, wanted, student or [])]
-    teacher = network.load().teacher(config.backbone)
-    suite = network.load().suite(config.backbone, data.load()(config.data, teacher.backbone))
+    first, *then = stages(running, configs, dataset, load(folders, running))
     run_bench(
-        network.name,
-        teacher,
-        suite,
-        students,
-        out=out or Path("runs") / f"bench-{network.name}",
+        f"{named.name} {'+'.join(running)}" if then else next(iter(running.values())).name,
+        first.teacher,
+        first.suite,
+        first.students,
+        out=out or Path("runs") / f"bench-{named.name}{f'-{stage}' if stage else ''}",
         steps=config.steps,
         seeds=config.seeds,
         limit=config.limit,
         compare=compare,
         teacher_steps=config.teacher_steps,
-        rescale_t=getattr(config.backbone, "rescale_t", 1.0),
+        rescale_t=first.rescale_t,
         device=device,
         columns=config.columns,
         command=sys.argv,
+        stage=first.name if then else "",
+        then=then,
     )
 
 
-def data_of(network: Entry, dataset: str | None) -> Entry:
-    """The data set: the one that was named, or the backbone's own."""
-    name = dataset or getattr(network.load(), "dataset", None)
-    if name is None:
-        raise FewstepError(f"backbone {network.name!r} names no data set of its own; accepted: --dataset with one")
-    return registry().get("dataset", name)
-
-
 def configure(
-    network: Entry,
-    data: Entry,
+    running: Mapping[str, Entry],
+    dataset: str | None = None,
     preset: str | None = None,
     overrides: Sequence[str] = (),
     flags: Any = MappingProxyType({}),
-) -> Any:
-    """A ``BenchConfig`` with its tables typed. Later wins: defaults, preset, KEY=VALUE, options (``flags``)."""
+) -> dict[str, Any]:
+    """A ``BenchConfig`` for each stage, its tables typed. Later wins: defaults, preset, KEY=VALUE, options (``flags``).
+
+    Raises:
+        FewstepError: for unknown keys, and for one of a stage alone that is of the whole bench.
+    """
+    first = next(iter(running.values()))
+    known = first.load().stages
+    layers = [parse_override(text) for text in overrides]
+    for values in layers:
+        check_named(values, running, known)
+    shipped = [found.read() for found in presets.find_for("bench", first, preset)]
+    merged = merge(*shipped, *layers, {name: value for name, value in flags.items() if value is not None})
+    for name in running:
+        for key in merged.get(name, {}):
+            if key not in ("backbone", "data"):
+                raise unknown(f"key below {name}", key, ("backbone", "data"))
+    return {
+        name: validate(_model(network, data_of(network, dataset)), keys_of(merged, name, known))
+        for name, network in running.items()
+    }
+
+
+def _model(network: Entry, data: Entry) -> type[BenchConfig]:
     tables = {"backbone": network.load_config(), "data": data.load_config()}
     fields: dict[str, Any] = {table: (config, Field(default_factory=config)) for table, config in tables.items()}
-    model = create_model("Bench", __base__=BenchConfig, **fields)
-    layers = [found.read() for found in presets.find_for("bench", network, preset)]
-    layers += [parse_override(text) for text in overrides]
-    return validate(model, merge(*layers, {name: value for name, value in flags.items() if value is not None}))
+    return create_model("Bench", __base__=BenchConfig, **fields)
 
 
-def choose(network: Entry, methods: list[str], students: list[str]) -> list[Chosen]:
-    """The folders to measure: shipped ones by method, then those given. Without either, all that are shipped."""
-    shipped: dict[str, Path] = network.load().students()
-    if not methods and not students:
-        methods = list(shipped)
-    main = [registry().get("objective", name).name for name in methods]
-    for name in main:
-        if name not in shipped:
-            raise FewstepError(
-                f"--methods: backbone {network.name!r} ships no student of method {name!r}: accepted are "
-                f"{', '.join(shipped) or 'none'}; make one with fewstep distill and give it with --student"
-            )
-    return [(None, shipped[name]) for name in main] + [labelled(text) for text in students]
+def stages(
+    running: Mapping[str, Entry], configs: Mapping[str, Any], dataset: str | None, students: Mapping[str, list[Student]]
+) -> list[Stage]:
+    """What is measured, by stage in order."""
+    from fewstep.bench.entrants import Stage
 
-
-def labelled(text: str) -> Chosen:
-    """``LABEL=PATH`` or ``PATH``; a path that exists as it stands is a path."""
-    label, sep, path = text.partition("=")
-    if not sep or Path(text).exists():
-        return None, Path(text)
-    if not label.strip() or not path.strip():
-        raise FewstepError(f"--student {text!r}: accepted is PATH or LABEL=PATH")
-    return label.strip(), Path(path.strip())
-
-
-def load(label: str | None, path: Path, network: Entry) -> tuple[str | None, Backbone, StudentInfo]:
-    """A student of this backbone."""
-    from fewstep.checkpoint import load_student
-
-    student, info = load_student(path)
-    if info.backbone != network.name:
-        raise FewstepError(
-            f"--student {str(path)!r}: a student of backbone {info.backbone!r}; accepted: one of {network.name!r}"
-        )
-    return label, student, info
+    found = []
+    for name, network in running.items():
+        config, own = configs[name], network.load()
+        teacher = own.teacher(config.backbone)
+        data = data_of(network, dataset).load()(config.data, teacher.backbone)
+        warp = getattr(config.backbone, "rescale_t", 1.0)
+        found.append(Stage(name, teacher, own.suite(config.backbone, data), students[name], warp))
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,17 +17,25 @@ from typer import Argument, Option
 from fewstep.describe import describe, toml
 from fewstep.errors import FewstepError
 from fewstep.registry import registry
+from fewstep.stages import chosen
 
 if TYPE_CHECKING:
     from fewstep.run import Resolved
 
+STAGE = Option(
+    "--stage",
+    help="Which stage of the backbone's model, or both; by default the backbone's own (trellis: ss, not slat).",
+)
+
 
 def distill(
     overrides: Annotated[
-        list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Config, e.g. train.steps=400.")
+        list[str] | None,
+        Argument(metavar="[KEY=VALUE]...", help="Config, e.g. train.steps=400; of one stage: slat.train.steps=400."),
     ] = None,
     method: Annotated[str | None, Option("--method", "-m", help="Distillation method; see fewstep plugins.")] = None,
     backbone: Annotated[str | None, Option("--backbone", "-b", help="Whose teacher is distilled.")] = None,
+    stage: Annotated[str | None, STAGE] = None,
     dataset: Annotated[str | None, Option("--dataset", "-d", help="Data set; by default the backbone's own.")] = None,
     preset: Annotated[str | None, Option("--preset", "-p", help="Named settings that a plugin ships.")] = None,
     config: Annotated[Path | None, Option("--config", "-c", help="TOML file of config keys.")] = None,
@@ -45,11 +54,12 @@ def distill(
     console = Console()
     method, backbone = needed("--method", "objective", method), needed("--backbone", "backbone", backbone)
     if help_config:
-        show_keys(console, method, backbone, dataset)
+        show_keys(console, method, backbone, stage, dataset)
         return
-    resolved = run.resolve(method, backbone, preset, config, overrides or [], dataset)
+    resolved = run.resolve_stages(method, backbone, stage, preset, config, overrides or [], dataset)
     if dry_run:
-        show_config(console, resolved)
+        for name, one in resolved.items():
+            show_config(console, one, name if len(resolved) > 1 else "")
     else:
         _start(resolved, out, resume, tracker or [], console)
 
@@ -62,22 +72,25 @@ def needed(option: str, kind: str, value: str | None) -> str:
     return value
 
 
-def show_keys(console: Console, method: str, backbone: str, dataset: str | None) -> None:
+def show_keys(console: Console, method: str, backbone: str, stage: str | None, dataset: str | None) -> None:
     """Every key with what it accepts, its default and its meaning."""
     from fewstep import run
 
-    model = run.model_of(*run.pick(method, backbone, dataset))
-    table = Table("key", "accepted", "default", "meaning", title="config keys", title_justify="left")
-    for row in describe(model):
-        table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
+    running = chosen(registry().get("backbone", backbone), stage)
+    for name, network in running.items():
+        title = "config keys" + (f" of stage {name}" if len(running) > 1 else "")
+        table = Table("key", "accepted", "default", "meaning", title=title, title_justify="left")
+        for row in describe(run.model_of(*run.pick(method, network.name, dataset))):
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(table)
 
 
-def show_config(console: Console, resolved: Resolved) -> None:
+def show_config(console: Console, resolved: Resolved, stage: str = "") -> None:
     """The resolved config with sources, and the versions."""
-    table = Table("key", Column("value", overflow="fold"), "from", title="resolved config (nothing was started)")
-    chosen = {"method": resolved.method, "backbone": resolved.backbone, "dataset": resolved.dataset}
-    for key, entry in chosen.items():
+    title = f"resolved config{f' of stage {stage}' if stage else ''} (nothing was started)"
+    table = Table("key", Column("value", overflow="fold"), "from", title=title)
+    entries = {"method": resolved.method, "backbone": resolved.backbone, "dataset": resolved.dataset}
+    for key, entry in entries.items():
         table.add_row(key, Text(entry.name), Text(f"plugin {entry.plugin}"))
     for key, value, source in resolved.rows():
         table.add_row(Text(key), Text(toml(value)), Text(source))
@@ -85,16 +98,23 @@ def show_config(console: Console, resolved: Resolved) -> None:
     console.print(Text(", ".join(f"{name} {version}" for name, version in resolved.versions().items())), soft_wrap=True)
 
 
-def _start(resolved: Resolved, out: Path | None, resume: bool, trackers: list[str], console: Console) -> None:
+def _start(
+    resolved: Mapping[str, Resolved], out: Path | None, resume: bool, trackers: list[str], console: Console
+) -> None:
     from fewstep import run
 
-    folder = out or resolved.folder
+    folder = out or next(iter(resolved.values())).folder
     try:
-        run.start(resolved, folder, resume, console, trackers=trackers, command=sys.argv)
+        if len(resolved) > 1:
+            students = run.start_stages(resolved, folder, resume, console, trackers=trackers, command=sys.argv)
+        else:
+            (one,) = resolved.values()
+            students = [run.start(one, folder, resume, console, trackers=trackers, command=sys.argv)]
     except KeyboardInterrupt:
         print(f"interrupted; to go on: {_resuming(sys.argv[1:], folder)}", file=sys.stderr)
         raise typer.Exit(130) from None
-    console.print(Text(f"student: {folder / 'student'}\nnext: fewstep sample {folder}"), soft_wrap=True)
+    for student in students:
+        console.print(Text(f"student: {student / 'student'}\nnext: fewstep sample {student}"), soft_wrap=True)
 
 
 def _resuming(arguments: list[str], folder: Path) -> str:

@@ -14,7 +14,8 @@ from fewstep.registry import registry
 from fewstep.testing.tiny import tiny_batch
 from fewstep.testing.trial import Bench, Trial
 
-EXACT, DIFFERENCE = 1e-9, 1e-4  # relative; float64 rounding, and a central difference of half-width 1e-4
+EXACT, DIFFERENCE = 1e-9, 1e-4  # relative; float64 rounding, and a central difference
+WIDTHS = (1e-4, 1e-6)  # half-widths of the difference: the narrow one for networks that look at 1000 t
 
 
 def check_objective(
@@ -66,9 +67,9 @@ def _trains(bench: Bench, phase: Phase, trial: Trial) -> None:
 def _tangents(bench: Bench, index: int, phase: Phase, exact: Trial) -> None:
     twice = bench.run(index, phase, mode="two-pass")
     bench.claim(_close(exact, twice, EXACT), f"{phase.loss}(): one-pass and two-pass tangents disagree")
-    difference = bench.run(index, phase, mode="finite-difference")
+    rough = (bench.run(index, phase, mode="finite-difference", width=width) for width in WIDTHS)
     text = "exact tangents and finite differences disagree: the direction, or a function that ignores its arguments"
-    bench.claim(_close(exact, difference, DIFFERENCE), f"{phase.loss}(): {text}")
+    bench.claim(any(_close(exact, one, DIFFERENCE) for one in rough), f"{phase.loss}(): {text}")
 
 
 def _layouts(bench: Bench, index: int, phase: Phase) -> None:

@@ -77,15 +77,23 @@ class Bench:
                 yield index, phase
 
     def run(
-        self, index: int, phase: Phase, *, batch: Batch | None = None, outside: int = 0, mode: Mode = "one-pass"
+        self,
+        index: int,
+        phase: Phase,
+        *,
+        batch: Batch | None = None,
+        outside: int = 0,
+        mode: Mode = "one-pass",
+        width: float = 1e-4,
     ) -> Trial:
         """The phase's loss and its gradients.
 
         Args:
             outside: seed of torch's own generator, which an objective has no business with.
+            width: half of a finite difference's.
         """
         teacher, nets = self._networks(phase)
-        batch, spy, used = batch or self.batch, Spy(mode, step=1e-4), set[str]()
+        batch, spy, used = batch or self.batch, Spy(mode, step=width), set[str]()
         nets.trained["student"].register_forward_pre_hook(
             lambda _module, _args, kwargs: used.add("two_time") if kwargs.get("s_B") is not None else None,
             with_kwargs=True,

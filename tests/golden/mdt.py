@@ -10,19 +10,17 @@ import torch
 from fewstep_mdt.config import MDTConfig
 from fewstep_mdt.match import Targets, derivative
 from fewstep_mdt.vd import MDT
-from fewstep_trellis.backbone import StructureFlow
-from fewstep_trellis.models import SparseStructureFlowModel
 from torch import Tensor, nn
 
 from fewstep.backbone import Teacher
 from fewstep.batch import Batch, Condition
-from fewstep.layout import Dense, Layout
+from fewstep.layout import Layout
 from fewstep.objective import Nets, Step
 from fewstep.path import Path as FlowPath
 from fewstep.residual import phase_end
 from fewstep.times import TimeSampler
 from golden.cases import Case, Check, Record, compare, label, part, tensors_of
-from golden.models import build
+from golden.flows import flow, is_flow, layout_of
 
 TOLERANCE, TIME_TOLERANCE = 1e-4, 2e-7
 BINS = 10
@@ -62,21 +60,19 @@ class Recorded(Step):
         return (self.tensors[f"input.{name}"].double() - self.low) / (1 - self.low)
 
 
-def _networks(root: Path, path: Path, record: Record, tensors: Tensors, sigma_min: float) -> dict[str, nn.Module]:
+def _networks(path: Path, record: Record, settings: Record, tensors: Tensors) -> dict[str, nn.Module]:
     nets: dict[str, nn.Module] = {}
-    for role in ("student", "teacher"):
-        model = build(record, part(tensors, f"{role}."), str(path))
-        assert isinstance(model, SparseStructureFlowModel)
-        backbone = StructureFlow(model)
-        backbone.path = FlowPath(sigma_min)
+    for role in ("student",) if settings.get("teacher") == "none" else ("student", "teacher"):
+        backbone = flow(record, part(tensors, f"{role}."), str(path))
+        backbone.path = FlowPath(settings["sigma_min"])
         nets[role] = Teacher(backbone) if role == "teacher" else backbone
     return nets
 
 
-def _bins(terms: dict[str, tuple[float, Targets]], t: Tensor) -> Record:
+def _bins(terms: dict[str, tuple[float, Targets]], t: Tensor, layout: Layout) -> Record:
     """The published log: each tenth of the times with its mean loss over samples."""
     found = {}
-    error_B = sum(w * (x.v_pred - x.v_tgt).detach().square().flatten(1).mean(1) for w, x in terms.values())
+    error_B = sum(w * layout.mean((x.v_pred - x.v_tgt).detach().square()) for w, x in terms.values())
     index = (t * BINS).floor().clamp(max=BINS - 1).long()
     for i in index.unique().tolist():
         assert isinstance(error_B, Tensor)
@@ -105,15 +101,15 @@ def _gradients(model: nn.Module, full: Tensors, one: Record) -> list[Check]:
     return [*checks, compare("total_grad_norm", total, one["total_grad_norm"], TOLERANCE)]
 
 
-def run_scenario(root: Path, path: Path, record: Record, name: str, tensors: Tensors) -> list[Check]:
+def run_scenario(path: Path, record: Record, name: str, tensors: Tensors) -> list[Check]:
     """One scenario: targets of both terms, loss terms, logged bins, every gradient."""
     one = record["scenarios"][name]
     settings = record["defaults"] | one["settings"]
-    config, sigma_min = config_of(settings), settings["sigma_min"]
-    modules = _networks(root, path, record, tensors, sigma_min)
-    nets, step = Nets(modules, {}), Recorded(tensors, config, sigma_min)
+    config, modules = config_of(settings), _networks(path, record, settings, tensors)
+    nets, step = Nets(modules, {}), Recorded(tensors, config, settings["sigma_min"])
     x0, cond = tensors["input.x_0"], Condition(tensors["input.cond"], tensors["input.neg_cond"])
-    batch, objective, theirs = Batch(x0, Dense(len(x0)), cond), MDT(config), part(tensors, f"{name}.")
+    layout = layout_of(x0, tensors.get("input.coords"))
+    batch, objective, theirs = Batch(x0, layout, cond), MDT(config), part(tensors, f"{name}.")
     checks, terms = [], {}
     for key, term in zip(("vm", "vd"), objective.terms, strict=True):
         if weight := getattr(config, f"lambda_{key}"):
@@ -122,13 +118,11 @@ def run_scenario(root: Path, path: Path, record: Record, name: str, tensors: Ten
     losses = objective.loss(batch, nets, step)
     torch.stack([*losses.values()]).sum().backward()
     checks += _losses(losses, one["terms"])
-    for key, value in _bins(terms, tensors["input.t"]).items():
+    for key, value in _bins(terms, tensors["input.t"], layout).items():
         checks.append(compare(f"terms.{key}", value["loss"], one["terms"][key]["loss"], TOLERANCE))
     if (end := tensors.get(f"{config.kind}_mp{config.multiphase}.t_target")) is not None:
         checks.append(compare("t_target", next(iter(terms.values()))[1].end_B, end, TIME_TOLERANCE))
-    student = modules["student"]
-    assert isinstance(student, StructureFlow)
-    return checks + _gradients(student.model, part(theirs, "grad."), one)
+    return checks + _gradients(modules["student"].model, part(theirs, "grad."), one)  # type: ignore[arg-type]
 
 
 def _lacks(settings: Record) -> str:
@@ -171,14 +165,14 @@ def cases(root: Path, path: Path, record: Record) -> list[Case]:
         return [
             Case(label(root, path, key), partial(table, record[key])) for key, table in tables.items() if key in record
         ]
-    if record["model"] != "SparseStructureFlowModel":
+    if not is_flow(record["model"]):
         return [Case(label(root, path, name), missing=f"class {record['model']}") for name in record["scenarios"]]
     tensors: dict[str, Any] = {}
 
     def run(name: str) -> list[Check]:
         if not tensors:  # read once for all scenarios, and only when one of them is asked for
             tensors.update(tensors_of(path))
-        return run_scenario(root, path, record, name, tensors)
+        return run_scenario(path, record, name, tensors)
 
     return [
         Case(label(root, path, name), missing=lack)

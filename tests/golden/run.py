@@ -20,11 +20,20 @@ from rich.console import Console
 from rich.table import Table
 
 from fewstep.errors import FewstepError, unknown
-from golden import mdt, models, samplers
+from golden import conditioning, dataset, export, mdt, mesh, models, orders, samplers
 from golden.cases import Case, Check, label, records
 
 OTHER_KIND = "this kind of record"
-KINDS = (models.cases, samplers.cases, mdt.cases)
+KINDS = (
+    models.cases,
+    samplers.cases,
+    mdt.cases,
+    dataset.cases,
+    orders.cases,
+    conditioning.cases,
+    mesh.cases,
+    export.cases,
+)
 
 
 def collect(root: Path) -> list[Case]:
@@ -39,6 +48,7 @@ def collect(root: Path) -> list[Case]:
     for path, record in records(root):
         cases = [case for kind in KINDS for case in kind(root, path, record)]
         found += cases or [Case(label(root, path), missing=OTHER_KIND)]
+    found += conditioning.preparations(root)
     if all(case.missing == OTHER_KIND for case in found):
         raise FewstepError(f"golden folder {root}: no case in it (no json record of models, samplers or objectives)")
     return found

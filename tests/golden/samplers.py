@@ -6,18 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fewstep_trellis.backbone import StructureFlow
-from fewstep_trellis.models import SparseStructureFlowModel
+from fewstep_trellis.flow import Flow
 from torch import Tensor
 
 from fewstep.backbone import Guidance, Teacher
 from fewstep.batch import Condition
 from fewstep.errors import FewstepError
-from fewstep.layout import Dense
 from fewstep.sampler import euler, sampling_path
 from fewstep.times import step_grid
 from golden.cases import Case, Check, Record, compare, exact, label, part, tensors_of
-from golden.models import build
+from golden.flows import flow, is_flow, layout_of
 
 FEW_STEPS = 4
 TOLERANCE_FEW, TOLERANCE_MANY = 1e-5, 1e-4
@@ -50,25 +48,24 @@ class _Trace:
         self.found[f"pred_x_t.{i}"], self.found[f"pred_x_0.{i}"] = x, data
 
 
-def run_sampler(name: str, record: Record, tensors: dict[str, Tensor], backbone: StructureFlow) -> list[Check]:
+def run_sampler(name: str, record: Record, tensors: dict[str, Tensor], backbone: Flow) -> list[Check]:
     """One sampler run from the recorded noise."""
     params, noise, trace = record["params"], tensors["noise"], _Trace()
     grid = step_grid(params["steps"], params.get("rescale_t", 1.0))
     # To the last bit: a guidance interval that ends on a grid time decides by it.
     checks = [exact("t_seq", grid == record["t_seq"])]
-    cond, step = _condition(tensors, record, len(noise)), sampling_path(record["sigma_min"])
+    layout = layout_of(noise, tensors.get("coords"))
+    cond, step = _condition(tensors, record, layout.batch_size), sampling_path(record["sigma_min"])
     field = Teacher(backbone, _guidance(record))
-    trace.found["samples"] = euler(field, noise, cond, Dense(len(noise)), grid, step, trace)
+    trace.found["samples"] = euler(field, noise, cond, layout, grid, step, trace)
     tolerance = TOLERANCE_FEW if params["steps"] <= FEW_STEPS else TOLERANCE_MANY
     expected = part(tensors, f"{name}.")
     return checks + [compare(k, trace.found[k], v, tolerance) for k, v in expected.items()]
 
 
-def _load(root: Path, record: Record) -> StructureFlow:
-    path = (root / record["model"]).with_suffix(".json")
-    model = build(_model_record(root, record), part(tensors_of(path), "state."), str(path))
-    assert isinstance(model, SparseStructureFlowModel)
-    return StructureFlow(model)
+def _load(root: Path, record: Record) -> Flow:
+    path = root / f"{record['model']}.json"
+    return flow(_model_record(root, record), part(tensors_of(path), "state."), str(path))
 
 
 def _model_record(root: Path, record: Record) -> Record:
@@ -81,7 +78,7 @@ def _model_record(root: Path, record: Record) -> Record:
 
 def _lacks(record: Record, model_class: str) -> str:
     """What of a case is not supported, or nothing."""
-    if model_class != "SparseStructureFlowModel":
+    if not is_flow(model_class):
         return f"class {model_class}"
     if record["class"] not in CLASSES:
         return f"class {record['class']}"
@@ -94,7 +91,7 @@ def cases(root: Path, path: Path, record: Record) -> list[Case]:
     if not {"model", "cases"} <= record.keys():
         return []
     model_class = _model_record(root, record)["class"]
-    if model_class != "SparseStructureFlowModel":
+    if not is_flow(model_class):
         return [Case(label(root, path), missing=f"class {model_class}")]
     shared: dict[str, Any] = {}
 

@@ -28,6 +28,11 @@ def register_backbones(register: Register) -> None:
         target="fewstep_trellis.backbone:StructureFlow",
         summary="TRELLIS sparse-structure flow: image to occupancy (a nano model is shipped)",
     )
+    register(
+        "trellis-slat",
+        target="fewstep_trellis.slat:StructuredLatentFlow",
+        summary="TRELLIS structured-latent flow: image and occupancy to latents on voxels (a nano model is shipped)",
+    )
 
 
 @hookimpl
@@ -36,6 +41,23 @@ def register_datasets(register: Register) -> None:
         "sweethome3d",
         target="fewstep_trellis.dataset:PreparedObjects",
         summary="prepared objects with condition views (a set from SweetHome3D is shipped)",
+    )
+    register(
+        "sweethome3d-slat",
+        target="fewstep_trellis.slat_dataset:PreparedLatents",
+        summary="the same objects as structured latents on their occupied voxels",
+    )
+    register(
+        "trellis-ss",
+        target="fewstep_trellis.data.official.dataset:StructureLatents",
+        config="fewstep_trellis.data.official.config:StructureConfig",
+        summary="TRELLIS's own data layout: structure latents with pictures or captions",
+    )
+    register(
+        "trellis-slat",
+        target="fewstep_trellis.data.official.dataset:StructuredLatents",
+        config="fewstep_trellis.data.official.config:LatentsConfig",
+        summary="TRELLIS's own data layout: structured latents on voxels with pictures or captions",
     )
 
 

@@ -13,18 +13,19 @@ from torch import Tensor, nn
 from fewstep.errors import invalid
 from fewstep.metrics import frechet, kid
 from fewstep_trellis.features import MetricEncoder
-from fewstep_trellis.voxel_render import AZIMUTHS, render_views
+from fewstep_trellis.voxel_render import render_views
 
 PIXELS, BATCH = 96, 32
 MetricNet = Callable[[Tensor], Tensor]
 
 
 class ViewEncoder:
-    """Features of four rendered views of a grid.
+    """Features of rendered views, four of a grid or any of something else.
 
     Args:
-        net: pictures [B, H, W] to features [B, F]; None takes ``MetricEncoder`` at 96 pixels, made on first use. At 96
-            the methods separate at least as well as at 128 or 192, and a picture costs a tenth of the full 260.
+        net: pictures [B, H, W] or [B, 3, H, W] to features [B, F]; None takes ``MetricEncoder`` at 96 pixels, made on
+            first use. At 96 the methods separate at least as well as at 128 or 192, and a picture costs a tenth of the
+            full 260.
     """
 
     def __init__(self, net: MetricNet | None = None) -> None:
@@ -47,9 +48,13 @@ class ViewEncoder:
     @torch.inference_mode()
     def __call__(self, grids: Tensor) -> Tensor:
         """[N, V, F] on the CPU, of boolean grids [N, R, R, R]."""
-        pictures = render_views(grids, size=PIXELS).flatten(0, 1)
-        parts = [self.net(part.to(self.device)).cpu() for part in pictures.split(BATCH)]
-        return torch.cat(parts).reshape(len(grids), len(AZIMUTHS), -1)
+        return self.of_pictures(render_views(grids, size=PIXELS))
+
+    @torch.inference_mode()
+    def of_pictures(self, pictures: Tensor) -> Tensor:
+        """[N, V, F] on the CPU, of grey pictures [N, V, H, W] or coloured ones [N, V, 3, H, W] in [0, 1]."""
+        parts = [self.net(part.to(self.device)).cpu() for part in pictures.flatten(0, 1).split(BATCH)]
+        return torch.cat(parts).reshape(*pictures.shape[:2], -1)
 
 
 @dataclass(frozen=True)

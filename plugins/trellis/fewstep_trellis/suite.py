@@ -9,18 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fewstep.batch import Batch, Condition
 from fewstep.bench.contact import Picture, contact_sheet
-from fewstep.errors import FewstepError, invalid
-from fewstep.layout import Dense, Layout
+from fewstep.errors import invalid
+from fewstep.layout import Dense, Layout, Packed
 from fewstep.metrics import agreement, chamfer, volume_iou
-from fewstep.suite import Suite
 from fewstep_trellis.dataset import PreparedObjects
-from fewstep_trellis.features import SIZE, ImageEncoder
+from fewstep_trellis.features import ImageEncoder
+from fewstep_trellis.held_out import HeldOut, PictureSuite
 from fewstep_trellis.shapes import MetricNet, Shapes, ViewEncoder, distances
-from fewstep_trellis.voxel_render import AZIMUTHS, render_views
+from fewstep_trellis.voxel_render import render_views
 
 TILE, SUFFIXES = 160, (".png", ".npz")
 LEGEND = {
@@ -33,21 +32,17 @@ LEGEND = {
 }
 
 
-class StructureSuite(Suite):
+class StructureSuite(PictureSuite):
     """Held-out objects and what is measured on them.
 
     The reference of the distribution distances is the N true objects whose pictures are asked for and no others, so
     that the choice of objects, the same on both sides, adds nothing to the distance.
 
-    Args:
+    Args: of :class:`PictureSuite`, and
         occupancy: the true objects, [N, R, R, R], occupied above 0.5.
         x0: their latents [N, C, r, r, r].
-        tokens: image tokens [N, L, Cc].
-        pictures: condition pictures, RGB uint8 [H, W, 3] each.
         decoder: latents [B, C, r, r, r] to logits [B, 1, R, R, R], occupied above 0.
-        encoder: pictures [B, 3, 224, 224] in [0, 1] to tokens; None where conditions are not timed or made.
         metric: pictures [B, H, W] to features [B, F]; None takes ``MetricEncoder``.
-        azimuths: of the pictures' cameras in degrees, for the contact sheet.
 
     Raises:
         FewstepError: for fewer than 2 objects, or arguments of different length.
@@ -70,49 +65,33 @@ class StructureSuite(Suite):
         metric: MetricNet | None = None,
         azimuths: Sequence[float] | None = None,
     ) -> None:
-        self.truth, self.x0, self.tokens, self.pictures = occupancy > 0.5, x0, tokens, list(pictures)
-        self.decoder, self.encoder, self.views = decoder, encoder, ViewEncoder(metric)
-        self.azimuths = list(azimuths) if azimuths is not None else [AZIMUTHS[0]] * len(occupancy)
-        lengths = {len(part) for part in (occupancy, x0, tokens, self.pictures, self.azimuths)}
-        if len(lengths) > 1 or len(occupancy) < 2:
-            raise invalid("held-out objects", sorted(lengths), "at least 2, as many of each kind")
-        self.device, self._features = torch.device("cpu"), torch.zeros(0)
+        super().__init__(tokens, pictures, encoder, azimuths)
+        self.truth, self.x0, self.decoder, self.views = occupancy > 0.5, x0, decoder, ViewEncoder(metric)
+        self.check_lengths(occupancy, x0)
+        self._features = torch.zeros(0)
 
     @classmethod
     def of(cls, data: PreparedObjects, decoder: nn.Module) -> StructureSuite:
-        """The held-out objects of a prepared set in one shuffled order, so that the first few are a fair sample."""
-        batch, test = data.held_out(), data.set.test
-        order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
-        rows = [int(row) for row in test[order.numpy()]]
-        tokens = batch.cond.tokens
-        if tokens is None:
-            raise FewstepError("prepared objects without image tokens cannot be measured")
+        """The held-out objects of a prepared set."""
+        found = HeldOut.of(data.set)
         return cls(
-            data.set.occupancy(rows)[:, 0],
-            batch.x0[order],
-            tokens[order],
-            [data.set.picture(row) for row in rows],
+            data.set.occupancy(found.rows)[:, 0],
+            data.held_out().x0[found.order],
+            found.tokens,
+            found.pictures,
             decoder,
-            encoder=ImageEncoder(data.set.basis()),
-            azimuths=[float(data.set.table[row]["cameras"].partition("/")[0]) for row in rows],
+            encoder=found.encoder,
+            azimuths=found.azimuths,
         )
 
     def to(self, device: torch.device) -> None:
-        self.device = device
+        super().to(device)
         self.decoder.to(device)
         self.views.to(device)
-        if self.encoder is not None:
-            self.encoder.to(device)
 
     def prompts(self, limit: int | None = None) -> Batch:
         x0 = self.x0[:limit]
         return Batch(x0, Dense(len(x0)), Condition(self.tokens[:limit]))
-
-    @torch.inference_mode()
-    def condition(self, limit: int | None = None) -> None:
-        if self.encoder is not None:
-            stack = torch.from_numpy(np.stack(self.pictures[:limit])).permute(0, 3, 1, 2).float() / 255
-            self.encoder(F.interpolate(stack.to(self.device), (SIZE, SIZE), mode="bilinear", antialias=True))
 
     def prompt_from(self, image: Path) -> Batch:
         if self.encoder is None:
@@ -126,6 +105,12 @@ class StructureSuite(Suite):
         chunk = 4 if self.device.type == "cpu" else 64
         grids = [self.decoder(part.to(self.device))[:, 0].cpu() > 0 for part in x.split(chunk)]
         return Shapes(torch.cat(grids), x.cpu(), self.views)
+
+    def following(self, objects: Any) -> Packed:
+        """The occupied voxels of each shape, in C order."""
+        grids = Shapes.check(objects).grids
+        places = grids.nonzero()
+        return Packed.of_index(places[:, 0], places[:, 1:].int(), len(grids))
 
     def measure(self, objects: Any, teacher_objects: Any) -> dict[str, float]:
         shapes, teacher = Shapes.check(objects), Shapes.check(teacher_objects)

@@ -1,0 +1,59 @@
+"""Starting noise: the same for every method under a seed, also where methods put their samples on other voxels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fewstep.batch import Batch
+from fewstep.layout import Packed
+from fewstep.objective import Step
+from fewstep.path import Path
+
+_BITS, _HALF = 20, 1 << 19  # of a coordinate, which may be negative
+_ODD = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15, -0x61C8864680B583EB)  # SplitMix64's, as signed numbers
+
+
+def noise_of(seed: int, prompts: Batch) -> Tensor:
+    """The noise that every method starts from under this seed, like ``prompts.x0``."""
+    layout = prompts.layout
+    if isinstance(layout, Packed) and layout.coords is not None:
+        return voxel_noise(seed, layout, prompts.x0)
+    return Step(index=0, path=Path(), seed=seed).randn_like(prompts.x0, "noise")
+
+
+def voxel_noise(seed: int, layout: Packed, like: Tensor) -> Tensor:
+    """Standard normal noise [T, C] that is a function of (seed, sample, coordinates, channel) alone.
+
+    Two structures of one object so share the noise of the voxels that they share. Counters are mixed by SplitMix64's
+    finaliser (Steele et al. 2014) and made normal by Box and Muller's transform.
+    """
+    assert layout.coords is not None
+    place = layout.index.long()
+    for axis in layout.coords.long().unbind(1):
+        place = _mixed(place) + ((axis + _HALF) & ((1 << _BITS) - 1))
+    channels = torch.arange(2 * like.shape[1], device=place.device).reshape(2, 1, -1)
+    bits = _mixed(_mixed(_mixed(place) + seed)[:, None] + channels)  # [2, T, C]
+    first, second = _uniform(bits)
+    normal: Tensor = (-2 * first.log()).sqrt() * (2 * math.pi * second).cos()
+    return normal.to(like.device, like.dtype)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """A bijection of 64-bit integers whose output bits look independent. Products wrap around."""
+    x = x + _ODD[2]
+    x = (x ^ _shifted(x, 30)) * _ODD[0]
+    x = (x ^ _shifted(x, 27)) * _ODD[1]
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, by: int) -> Tensor:
+    """To the right, filled with zeros: torch's own shift keeps the sign."""
+    return (x >> by) & ((1 << (64 - by)) - 1)
+
+
+def _uniform(bits: Tensor) -> Tensor:
+    """Float64 in (0, 1) of 52 bits."""
+    return (_shifted(bits, 12).double() + 0.5) / (1 << 52)

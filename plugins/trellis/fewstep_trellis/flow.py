@@ -1,0 +1,117 @@
+"""What the flows of both stages share: TRELLIS's own network behind the core's conventions."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path as FilePath
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fewstep.backbone import Backbone, Guidance, Teacher
+from fewstep.batch import Condition
+from fewstep.config import Strict
+from fewstep.errors import FewstepError
+from fewstep.layout import Layout
+from fewstep.path import Path
+from fewstep_trellis.checkpoint import load_model, save_model
+from fewstep_trellis.shipped import existing
+
+SIGMA_MIN = 1e-5
+F = TypeVar("F", bound="Flow")
+M = TypeVar("M", bound=nn.Module)
+
+
+class FlowConfig(Strict):
+    """How a teacher is guided and stepped; each stage's config adds which teacher, and what decodes its latents."""
+
+    guidance: float = Field(3.0, ge=0, description="teacher's guidance scale g in u + g (c - u) at sampling; 1: none")
+    interval: tuple[float, float] = Field((0.0, 1.0), description="times with guidance, both ends included")
+    rescale_t: float = Field(1.0, gt=0, description="warp of the teacher's time grid")
+
+
+class Flow(Backbone):
+    """A velocity of latents under condition tokens [B, L, Cc]. A subclass sets ``name``, ``network`` and ``velocity``.
+
+    Args:
+        model: the network with TRELLIS's parameter names; it is given 1000 t.
+    """
+
+    name: ClassVar[str]  # as registered
+    network: ClassVar[type[nn.Module]]
+    path = Path(SIGMA_MIN)
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    def velocity(self, x: Tensor, t_B: Tensor, tokens: Tensor, layout: Layout) -> Tensor:
+        """The network's answer at the scaled times ``t_B`` [B]."""
+        raise TypeError(f"{type(self).__name__} does not implement velocity")
+
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        if s_B is not None:
+            raise FewstepError(f"backbone {self.name!r} takes one time: it does not provide 'two_time'")
+        if cond.tokens is None:
+            raise FewstepError(f"backbone {self.name!r} needs condition tokens [B, L, C], got none")
+        # Scaled before rounding: a float64 grid keeps its digits, as the reference's does.
+        return self.velocity(x, (1000 * t_B).to(x.dtype), cond.tokens, layout)
+
+    @classmethod
+    def teacher(cls, config: Any) -> Teacher:
+        """The frozen flow of ``config.teacher``.
+
+        Raises:
+            FewstepError: for a missing or foreign checkpoint.
+        """
+        backbone = cls.load_file(existing("backbone.teacher", config.teacher))
+        return Teacher(backbone, Guidance(config.guidance, config.interval))
+
+    def student(self: F) -> F:
+        """A float32 copy: a half-precision torso is for sampling, its updates would round to nothing."""
+        copied = copy.deepcopy(self)
+        if copied.model.half_torso:
+            copied.model.convert_to_fp32()
+        return copied
+
+    @classmethod
+    def load_file(cls: type[F], path: FilePath) -> F:
+        """A flow in the official format.
+
+        Raises:
+            FewstepError: for a damaged checkpoint, or one of another class.
+        """
+        return cls(load_as(cls.network, path))
+
+    def save(self, folder: FilePath, *, half: bool = False) -> None:
+        save_model(self.model, folder / "model", dtype=torch.float16 if half else None)
+
+    @classmethod
+    def load(cls: type[F], folder: FilePath) -> F:
+        return cls.load_file(folder / "model")
+
+    def shard_units(self) -> list[nn.Module]:
+        return list(self.model.blocks)
+
+
+def load_as(wanted: type[M], path: FilePath) -> M:
+    """The model of a checkpoint, which must be of this class.
+
+    Raises:
+        FewstepError: for a damaged checkpoint, or one of another class.
+    """
+    model = load_model(path)
+    if not isinstance(model, wanted):
+        raise FewstepError(f"{path}: holds a {type(model).__name__}; accepted: a {wanted.__name__}")
+    return model
+
+
+def load_frozen(wanted: type[M], key: str, path: FilePath) -> M:
+    """The model that the config's ``key`` names, for inference.
+
+    Raises:
+        FewstepError: for a missing or damaged checkpoint, or one of another class.
+    """
+    return load_as(wanted, existing(key, path)).eval().requires_grad_(False)

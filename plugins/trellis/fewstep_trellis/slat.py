@@ -1,0 +1,98 @@
+"""The structured-latent flow, TRELLIS's second stage, as a ``Backbone`` on packed voxels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from fewstep.backbone import Teacher
+from fewstep.config import validate
+from fewstep.errors import FewstepError
+from fewstep.layout import Layout, Packed
+from fewstep_trellis.flow import Flow, FlowConfig
+from fewstep_trellis.models import SLatFlowModel
+from fewstep_trellis.normalisation import Normalisation
+from fewstep_trellis.shipped import NANO, existing, shipped_students
+
+if TYPE_CHECKING:
+    from fewstep.dataset import Dataset
+    from fewstep.suite import Suite
+
+NORMALISATION = "normalisation.json"
+
+
+class SLatConfig(FlowConfig):
+    """Which structured-latent flow is distilled, how its teacher is guided, and what decodes its latents."""
+
+    teacher: FilePath = Field(NANO / "slat_flow", description="SLat-flow checkpoint (json + safetensors pair)")
+    decoder: FilePath = Field(NANO / "slat_decoder_mesh", description="mesh-decoder checkpoint, for fewstep bench")
+    normalisation: Normalisation | None = Field(
+        None, description="mean and std of the latents; none: those of pipeline.json in the teacher's folder or above"
+    )
+
+
+class StructuredLatentFlow(Flow):
+    """Velocity of latents [T, C] on the occupied voxels of ``layout`` (``Packed`` with coords) under tokens [B, L, Cc].
+
+    Args:
+        model: the network.
+        normalisation: between its latents and the decoders'; None where they are the same. It is saved with a student.
+    """
+
+    Config = SLatConfig
+    name, network = "trellis-slat", SLatFlowModel
+    provides: ClassVar[frozenset[str]] = frozenset({"packed", "jvp"})
+    dataset = "sweethome3d-slat"
+    stage = "slat"
+
+    def __init__(self, model: nn.Module, normalisation: Normalisation | None = None) -> None:
+        super().__init__(model)
+        self.normalisation = normalisation
+
+    def velocity(self, x: Tensor, t_B: Tensor, tokens: Tensor, layout: Layout) -> Tensor:
+        if not isinstance(layout, Packed) or layout.coords is None:
+            got = "no coords" if isinstance(layout, Packed) else type(layout).__name__
+            raise FewstepError(f"backbone {self.name!r} needs a Packed layout with voxel coordinates, got {got}")
+        return cast(Tensor, self.model(x, t_B, tokens, layout))
+
+    @classmethod
+    def teacher(cls, config: Any) -> Teacher:
+        teacher = super().teacher(config)
+        assert isinstance(teacher.backbone, cls)
+        teacher.backbone.normalisation = normalisation_of(config)
+        return teacher
+
+    def save(self, folder: FilePath, *, half: bool = False) -> None:
+        super().save(folder, half=half)
+        if self.normalisation is not None:
+            text = json.dumps(self.normalisation.model_dump(mode="json"), indent=2)
+            (folder / NORMALISATION).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: FilePath) -> StructuredLatentFlow:
+        backbone, file = super().load(folder), folder / NORMALISATION
+        if file.is_file():
+            backbone.normalisation = validate(Normalisation, json.loads(file.read_text(encoding="utf-8")))
+        return backbone
+
+    def shard_units(self) -> list[nn.Module]:
+        return [*self.model.input_blocks, *self.model.blocks, *self.model.out_blocks]
+
+    @classmethod
+    def students(cls) -> dict[str, FilePath]:
+        return shipped_students("slat")
+
+    @classmethod
+    def suite(cls, config: Any, dataset: Dataset) -> Suite:
+        from fewstep_trellis.slat_suite import StructuredLatentSuite
+
+        return StructuredLatentSuite.of(dataset, config.decoder, normalisation_of(config))
+
+
+def normalisation_of(config: SLatConfig) -> Normalisation | None:
+    """What the config says, else what lies beside the teacher."""
+    return config.normalisation or Normalisation.beside(existing("backbone.teacher", config.teacher))

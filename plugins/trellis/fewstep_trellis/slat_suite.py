@@ -1,0 +1,191 @@
+"""``fewstep bench`` on structured latents: coloured meshes against the true held-out objects and the teacher's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.batch import Batch
+from fewstep.bench.contact import Picture, contact_sheet
+from fewstep.dataset import Dataset
+from fewstep.errors import FewstepError, invalid
+from fewstep.layout import Layout, Packed
+from fewstep_trellis.export import turntable, write_glb
+from fewstep_trellis.features import ImageEncoder
+from fewstep_trellis.flow import load_frozen
+from fewstep_trellis.held_out import HeldOut, PictureSuite
+from fewstep_trellis.models import SLatMeshDecoder
+from fewstep_trellis.normalisation import Normalisation
+from fewstep_trellis.representations import Mesh
+from fewstep_trellis.shapes import MetricNet, ViewEncoder, distances
+from fewstep_trellis.surfaces import (
+    TILE,
+    Cloud,
+    Surfaces,
+    cloud_distance,
+    latent_agreement,
+    true_cloud,
+    view_error,
+)
+
+LEGEND = {
+    "frechet": "4 coloured views of each mesh against those of the mesh decoded from the true latents, all pooled, by "
+    "EfficientNet-Lite2 (the condition comes from another network), on 32 principal components",
+    "kid": "the same features, the 4 views of an object joined; unbiased, each object's own partner left out",
+    "view_error": "mean absolute difference to the views of the true latents' mesh, where either shows something",
+    "teacher_frechet, teacher_kid, teacher_view_error": "the same to the teacher's own meshes from the same noise",
+    "chamfer, colour_error": "to one point in each voxel of the true surface: sides of the cube, and colours in [0, 1]",
+    "agree_latent": "R squared of the latents with the teacher's own from the same noise, on the voxels that both have",
+}
+
+
+class StructuredLatentSuite(PictureSuite):
+    """Held-out objects with their true structure, and what is measured on meshes of them.
+
+    Args: of :class:`PictureSuite`, and
+        batch: true latents [T, C] as the flow has them, on their voxels, under their tokens.
+        truth: the true coloured surfaces.
+        decoder: latents to meshes.
+        normalisation: between the flow's latents and the decoder's.
+        metric: pictures [B, 3, H, W] to features [B, F]; None takes ``MetricEncoder``.
+
+    Raises:
+        FewstepError: for fewer than 2 objects, or arguments of different length.
+    """
+
+    headline = "frechet"
+    lower_is_better = frozenset(
+        {
+            "frechet",
+            "kid",
+            "view_error",
+            "teacher_frechet",
+            "teacher_kid",
+            "teacher_view_error",
+            "chamfer",
+            "colour_error",
+        }
+    )
+    charts = ("teacher_frechet", "teacher_view_error")
+    legend = LEGEND
+
+    def __init__(
+        self,
+        batch: Batch,
+        truth: Sequence[Cloud],
+        pictures: Sequence[Picture],
+        decoder: SLatMeshDecoder,
+        normalisation: Normalisation | None = None,
+        *,
+        encoder: ImageEncoder | None = None,
+        metric: MetricNet | None = None,
+        azimuths: Sequence[float] | None = None,
+    ) -> None:
+        if batch.cond.tokens is None:
+            raise FewstepError("objects without image tokens cannot be measured")
+        super().__init__(batch.cond.tokens, pictures, encoder, azimuths)
+        self.batch, self.truth, self.decoder, self.normalisation = batch, list(truth), decoder, normalisation
+        self.views = ViewEncoder(metric)
+        self.check_lengths(self.truth, batch.cond.tokens[: batch.layout.batch_size])
+        self._true: Surfaces | None = None
+
+    @classmethod
+    def of(cls, dataset: Dataset, decoder: Path, normalisation: Normalisation | None) -> StructuredLatentSuite:
+        """The held-out objects of a prepared set, in the order of the first stage's suite.
+
+        Raises:
+            FewstepError: for another data set, or a decoder that cannot be loaded.
+        """
+        from fewstep_trellis.slat_dataset import PreparedLatents
+
+        if not isinstance(dataset, PreparedLatents):
+            name = type(dataset).__name__
+            raise FewstepError(f"fewstep bench --backbone trellis-slat needs prepared objects, got {name}")
+        data, found = dataset.set, HeldOut.of(dataset.set)
+        return cls(
+            dataset.held_out().select(found.order),
+            [true_cloud(*data.surface(row), data.resolution) for row in found.rows],
+            found.pictures,
+            load_frozen(SLatMeshDecoder, "backbone.decoder", decoder),
+            normalisation,
+            encoder=found.encoder,
+            azimuths=found.azimuths,
+        )
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.decoder.to(device)
+        self.views.to(device)
+
+    def prompts(self, limit: int | None = None) -> Batch:
+        return self.batch if limit is None else self.batch.select(torch.arange(min(limit, len(self.pictures))))
+
+    def prompt_from(self, image: Path) -> Batch:
+        raise FewstepError(
+            f"--image {str(image)!r}: this stage needs a structure too; accepted: fewstep generate, which makes both"
+        )
+
+    @torch.inference_mode()
+    def decode(self, x: Tensor, layout: Layout) -> Surfaces:
+        """Meshes of latents [T, C], object by object; one without voxels is an empty mesh."""
+        if not isinstance(layout, Packed):
+            raise invalid("layout", type(layout).__name__, "Packed, with coords")
+        z = x if self.normalisation is None else self.normalisation.undo(x)
+        meshes = [self._mesh(*layout.select(z, torch.tensor([i]))) for i in range(layout.batch_size)]
+        return Surfaces(meshes, x.cpu(), layout, self.azimuths, self.views.of_pictures)
+
+    def _mesh(self, z: Tensor, layout: Packed) -> Mesh:
+        if not len(z):
+            return Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.int64))
+        (mesh,) = self.decoder.decode(z.to(self.device), layout.to(self.device))
+        return mesh.to("cpu")
+
+    def measure(self, objects: Any, teacher_objects: Any) -> dict[str, float]:
+        own, teacher = Surfaces.check(objects), Surfaces.check(teacher_objects)
+        count = own.layout.batch_size
+        truth, views = self._decoded_truth(count), own.seen.views
+        pairs = [cloud_distance(one, true) for one, true in zip(own.seen.clouds, self.truth, strict=False)]
+        chamfer, colour = torch.tensor(pairs, dtype=torch.float64).mean(0).tolist()
+        return {
+            **distances("", own.features, truth.features[:count]),
+            "view_error": view_error(views, truth.seen.views[:count]),
+            "chamfer": chamfer,
+            "colour_error": colour,
+            **distances("teacher_", own.features, teacher.features),
+            "teacher_view_error": view_error(views, teacher.seen.views),
+            "agree_latent": latent_agreement(own, teacher),
+        }
+
+    def _decoded_truth(self, count: int) -> Surfaces:
+        """The meshes of (at least) the first ``count`` objects' true latents, made once."""
+        if self._true is None or self._true.layout.batch_size < count:
+            batch = self.prompts(count)
+            self._true = self.decode(batch.x0, batch.layout)
+        return self._true
+
+    def sheet(self, rows: Sequence[tuple[str, Any]], path: Path, count: int) -> None:
+        """Condition pictures, meshes of the true latents, then a row for each (label, objects), seen from the picture's
+        azimuth; at most 16 objects."""
+        drawn = [(label, Surfaces.check(objects).seen.tiles[:count]) for label, objects in rows]
+        count = min(len(tiles) for _, tiles in drawn)
+        true = self._decoded_truth(count).seen.tiles[:count]
+        contact_sheet([("picture", self.pictures[:count]), ("true latents", true), *drawn], path, TILE)
+
+    def write(self, objects: Any, path: Path) -> list[Path]:
+        """Views of all meshes (``.png``); into a folder those and a ``.glb`` of each.
+
+        Raises:
+            FewstepError: for another suffix.
+        """
+        if path.suffix not in ("", ".png"):
+            raise invalid("--out", str(path), "a name ending in .png, or a folder")
+        meshes = Surfaces.check(objects).meshes
+        file = path if path.suffix else path / "samples.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet([(f"{number}", turntable(mesh, 4, TILE)) for number, mesh in enumerate(meshes, 1)], file, TILE)
+        named = [] if path.suffix else [(path / f"{number:03}.glb", mesh) for number, mesh in enumerate(meshes, 1)]
+        return [file, *(write_glb(mesh, place) for place, mesh in named if mesh.success)]

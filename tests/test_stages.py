@@ -1,0 +1,154 @@
+"""Models of two stages: which one a command runs on, whose keys are whose, and runs one after the other."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import stages_helpers
+from conftest import contents, refusal
+
+from fewstep import run
+from fewstep.checkpoint import load_student
+from fewstep.cli import main
+from fewstep.errors import FewstepError
+from fewstep.registry import registry
+from fewstep.stages import chosen, keys_of
+
+QUICK = ("train.steps=3", "train.batch_size=4", "train.threads=1")
+DISTILL = ("distill", "--method", "mdt-vd", "--backbone", "duo", *QUICK)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test in an empty folder, with the model of two stages registered."""
+    if "duo" not in registry().names("backbone"):
+        stages_helpers.install()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    code = main(list(arguments))
+    return refusal(code, *capsys.readouterr())
+
+
+def works(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    code = main(list(arguments))
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return out
+
+
+def names(stage: str | None, backbone: str = "duo") -> dict[str, str]:
+    return {key: entry.name for key, entry in chosen(registry().get("backbone", backbone), stage).items()}
+
+
+def test_which_backbones_a_stage_names() -> None:
+    assert names(None) == {"first": "duo"}
+    assert names(None, "duo-second") == {"second": "duo-second"}
+    assert names("second") == {"second": "duo-second"}
+    assert list(names("both").items()) == [("first", "duo"), ("second", "duo-second")]
+    assert names(None, "toy") == {"": "toy"}
+
+
+def test_trellis_is_its_structure_stage_unless_told_otherwise() -> None:
+    assert names(None, "trellis") == {"ss": "trellis"}
+    assert names("both", "trellis") == {"ss": "trellis", "slat": "trellis-slat"}
+
+
+@pytest.mark.parametrize("command", ["distill", "bench"])
+def test_stages_that_are_not_there(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    method = ("--method", "mdt-vd") if command == "distill" else ()
+    message = refused(capsys, command, *method, "--backbone", "toy", "--stage", "ss")
+    assert message == "--stage: got 'ss'; backbone 'toy' has no stages: leave --stage out"
+    message = refused(capsys, command, *method, "--backbone", "duo", "--stage", "frist")
+    assert message == "unknown --stage 'frist': accepted are both, first, second; did you mean 'first'?"
+
+
+def test_keys_below_a_stage_are_for_it_alone_and_win() -> None:
+    values = {"train": {"steps": 1, "lr": 2}, "b": {"train": {"steps": 5}}, "seed": 3}
+    assert keys_of(values, "a", ("a", "b")) == {"train": {"steps": 1, "lr": 2}, "seed": 3}
+    assert keys_of(values, "b", ("a", "b")) == {"train": {"steps": 5, "lr": 2}, "seed": 3}
+    with pytest.raises(FewstepError, match=r"b: got 3; accepted: keys below it"):
+        keys_of({"b": 3}, "b", ("a", "b"))
+
+
+def test_overrides_file_and_sources_by_stage(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("[train]\nlr = 0.5\n[second.train]\nlr = 0.25\nsteps = 9\n")
+    found = run.resolve_stages(
+        "mdt-vd", "duo", "both", config_file=file, overrides=["train.steps=4", "first.train.steps=5"]
+    )
+    assert {name: one.config.train.steps for name, one in found.items()} == {"first": 5, "second": 4}
+    assert {name: one.config.train.lr for name, one in found.items()} == {"first": 0.5, "second": 0.25}
+    sources = {key: source for key, _, source in found["second"].rows()}
+    assert (sources["train.steps"], sources["train.lr"]) == ("command line", str(file))
+
+
+def test_keys_of_a_stage_that_does_not_run_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, *DISTILL, "second.train.steps=4")
+    assert message == "unknown key 'second': that stage does not run; accepted: --stage both, or keys of first"
+    message = refused(capsys, "bench", "--backbone", "duo", "--stage", "both", "second.steps=[1]")
+    assert message.startswith("unknown key below second 'steps': accepted are backbone, data")
+
+
+def test_dry_run_and_help_show_both(capsys: pytest.CaptureFixture[str]) -> None:
+    out = works(capsys, *DISTILL, "--stage", "both", "--dry-run", "second.train.steps=8")
+    assert out.count("resolved config of stage") == 2
+    first, second = out.split("resolved config of stage second")
+    assert [re.search(r"│ train\.steps +│ (\d+) ", part)[1] for part in (first, second)] == ["3", "8"]  # type: ignore[index]
+    out = works(capsys, *DISTILL, "--stage", "both", "--help-config")
+    assert "config keys of stage first" in out
+    assert "config keys of stage second" in out
+
+
+def test_both_is_one_after_the_other(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    """Deliberate failure: the second stage alone, into another folder, gives the very same weights."""
+    out = works(capsys, *DISTILL, "--stage", "both", "--out", "pair")
+    assert "student: pair/first/student" in out
+    assert "student: pair/second/student" in out
+    works(capsys, *DISTILL, "--stage", "second", "--out", "alone")
+    weights = [(folder / place / "student" / "model.safetensors").read_bytes() for place in ("pair/second", "alone")]
+    assert weights[0] == weights[1]
+    for stage, backbone in stages_helpers.STAGES.items():
+        _, info = load_student(folder / "pair" / stage)
+        assert (info.backbone, info.step) == (backbone, 3)
+        # The student is evaluated twice a step in VM and VD each, and once for VD's sample: on so many samples of 4.
+        assert info.budget["student"]["forward"] == 3 * 4 * 5
+
+
+def test_both_resumes_where_it_was(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    works(capsys, *DISTILL, "--stage", "both", "--out", "pair")
+    weights = folder / "pair" / "second" / "student" / "model.safetensors"
+    before, first = weights.read_bytes(), contents(folder / "pair" / "first" / "checkpoints")
+    (folder / "pair" / "second").rename(folder / "gone")  # as if killed between the stages
+    works(capsys, *DISTILL, "--stage", "both", "--out", "pair", "--resume")
+    assert weights.read_bytes() == before
+    assert contents(folder / "pair" / "first" / "checkpoints") == first
+    message = refused(capsys, *DISTILL, "train.lr=1e-2", "--stage", "both", "--out", "pair", "--resume")
+    assert "--resume with a changed config" in message
+
+
+def test_folders_that_both_does_not_touch(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    works(capsys, *DISTILL, "--out", "one")
+    (folder / "other").mkdir()
+    (folder / "other" / "notes.txt").write_text("mine")
+    before = contents(folder)
+    both = (*DISTILL, "--stage", "both", "--out")
+    assert "accepted: another --out" in refused(capsys, *both, "one")
+    assert "does not hold runs of stages first, second" in refused(capsys, *both, "one", "--resume")
+    assert "does not hold runs of stages" in refused(capsys, *both, "other", "--resume")
+    assert "'other' exists; pass --resume" in refused(capsys, *both, "other")
+    assert "there is no run 'none'" in refused(capsys, *both, "none", "--resume")
+    assert contents(folder) == before
+
+
+def test_a_stage_without_checkpoint_starts_again(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "pair" / "first").mkdir(parents=True)
+    works(capsys, *DISTILL, "--stage", "both", "--out", "pair", "--resume")
+    record = json.loads((folder / "pair" / "second" / "config.json").read_text())
+    assert (record["backbone"], record["config"]["train"]["steps"]) == ("duo-second", 3)
