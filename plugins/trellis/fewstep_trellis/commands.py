@@ -1,4 +1,4 @@
-"""The commands that the TRELLIS plugin adds: ``fewstep data prepare`` and ``fewstep teach``. Imports no torch."""
+"""The commands that the TRELLIS plugin adds: ``generate``, ``export``, ``data ...``, ``teach``. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,13 @@ from typer import Argument, Option
 
 from fewstep.cli.lists import whole
 from fewstep.errors import unknown
+from fewstep_trellis.generate.cli import export, generate
 
 CATALOGUES = ("sweethome3d",)
+STAGES = (
+    "vae, flow, measure or all (these three); "
+    "targets, slat-vae, slat-mesh, slat-gs, slat-measure-vae, slat-flow, slat-measure or slat (these)."
+)
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -24,8 +29,11 @@ def add_commands(app: typer.Typer) -> None:
     data = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
     data.callback()(_group)  # keeps `prepare` a subcommand while it is the only one
     data.command(no_args_is_help=True)(prepare)
+    data.command(no_args_is_help=True)(inspect)
     app.add_typer(data, name="data")
     app.command()(teach)
+    app.command(no_args_is_help=True)(generate)
+    app.command(no_args_is_help=True)(export)
 
 
 def _group() -> None: ...
@@ -65,16 +73,31 @@ def prepare(
     Console().print(Text(f"{out}: {summary(manifest)}"), soft_wrap=True)
 
 
+def inspect(
+    roots: Annotated[str, Argument(help="Data roots in TRELLIS's own layout, joined by commas.")],
+    overrides: Annotated[
+        list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Keys of the data set, e.g. min_aesthetic=5.5.")
+    ] = None,
+    stage: Annotated[str, Option(help="ss or slat.")] = "slat",
+    files: Annotated[int, whole("--files", "Objects whose files are read, to find broken ones.", 0)] = 0,
+) -> None:
+    """Count what TRELLIS data roots hold for a stage, and why rows are left out; exit code 1 for unreadable files."""
+    from fewstep_trellis.data.official.inspect import inspect as run
+
+    if not run(roots, stage, overrides or [], files, Console()):
+        raise typer.Exit(1)
+
+
 def teach(
     overrides: Annotated[
         list[str] | None,
-        Argument(metavar="[KEY=VALUE]...", help="root, vae.*, flow.*, guidances, train.*, objective.*"),
+        Argument(metavar="[KEY=VALUE]...", help="root, source, vae.*, flow.*, slat_vae.*, train.*, ..."),
     ] = None,
-    stage: Annotated[str, Option(help="vae, flow, measure or all.")] = "all",
+    stage: Annotated[str, Option(help=STAGES)] = "all",
     out: Annotated[Path, Option("--out", "-o", help="Folder of the models.")] = Path("runs/teach"),
     resume: Annotated[bool, Option("--resume", help="Go on where a killed run stopped.")] = False,
 ) -> None:
-    """Train a structure VAE and a flow teacher on a prepared set, at a size for a CPU by default."""
+    """Train VAE and flow teacher of either stage on a prepared set, at a size for a CPU by default."""
     from fewstep_trellis.teach.command import teach as run
 
     run(stage, out, overrides or [], resume=resume, console=Console())

@@ -1,0 +1,1 @@
+"""``fewstep generate`` and ``fewstep export``: the pipeline on the command line."""

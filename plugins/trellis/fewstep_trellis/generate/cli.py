@@ -1,0 +1,93 @@
+"""``fewstep generate`` and ``fewstep export`` as commands. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from typer import Argument, Option
+
+from fewstep.cli.lists import whole
+from fewstep_trellis.generate.options import Models, Options, by_stage
+
+TEACHER = "Pipeline folder or hub name (microsoft/TRELLIS-image-large); by default the shipped nano model."
+STUDENT = (
+    "Network in place of a flow: folder of fewstep distill, pair of them (ss/, slat/), checkpoint, weights file, hub "
+    "file, shipped name; repeatable. none: never a student."
+)
+STEPS = "Steps: N, or N,M for structure and latents; by default as the contract or pipeline.json says."
+GUIDANCE = "Guidance scale, one or two; 1 is none (TRELLIS's cfg_strength + 1)."
+
+
+def generate(
+    inputs: Annotated[list[str] | None, Argument(help="Pictures, folders of pictures, or texts.")] = None,
+    text: Annotated[list[str] | None, Option("--text", help="A text, for text pipelines; repeatable.")] = None,
+    out: Annotated[Path, Option("--out", "-o", help="File (.glb, .ply, .npz) or folder.")] = Path("generated"),
+    formats: Annotated[str | None, Option(help="glb, ply, npz, rf with commas; by default --out's, or glb.")] = None,
+    steps: Annotated[str | None, Option(help=STEPS)] = None,
+    teacher: Annotated[str | None, Option(help=TEACHER)] = None,
+    student: Annotated[list[str] | None, Option("--student", help=STUDENT)] = None,
+    guidance: Annotated[str | None, Option(help=GUIDANCE)] = None,
+    sampler: Annotated[str | None, Option(help="Registered sampler, for both stages.")] = None,
+    samples: Annotated[int, whole("--samples", "Objects of each input.", 1, 64, "-n")] = 1,
+    seed: Annotated[int, whole("--seed", "Seed of the noise.", 0, 2**31 - 1)] = 42,
+    multi_image: Annotated[
+        str | None, Option(help="All pictures show one object: stochastic or multidiffusion.")
+    ] = None,
+    encoder: Annotated[
+        str | None, Option("--image-encoder", "--text-encoder", help="Encoder's name, folder or weights file.")
+    ] = None,
+    background: Annotated[str, Option(help="Of opaque pictures: remove (needs rembg) or keep.")] = "remove",
+    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    low_memory: Annotated[bool, Option("--low-memory", help="Hold one model at a time.")] = False,
+    preview: Annotated[bool, Option(help="Write a turntable beside the result.")] = True,
+    force: Annotated[bool, Option("--force", help="Overwrite existing results.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done, and stop.")] = False,
+) -> None:
+    """Make 3-D objects of pictures or texts: a mesh (.glb), Gaussians (.ply), arrays (.npz)."""
+    models = Models(
+        teacher,
+        tuple(student or ()),
+        by_stage("--steps", steps, int, 1),
+        by_stage("--guidance", guidance, float, 0.0),
+        sampler,
+        encoder,
+    )
+    options = Options(
+        tuple(inputs or ()),
+        tuple(text or ()),
+        out,
+        formats,
+        samples,
+        seed,
+        multi_image,
+        background,
+        device,
+        low_memory,
+        preview,
+        force,
+    )
+
+    from fewstep_trellis.generate.command import generate as run
+
+    raise typer.Exit(run(models, options, Console(), Console(stderr=True), dry_run=dry_run))
+
+
+def export(
+    student: Annotated[list[str], Argument(help="Students, as of fewstep generate --student.")],
+    out: Annotated[Path, Option("--out", "-o", help="Folder to make; must not exist.")],
+    teacher: Annotated[str | None, Option(help=TEACHER)] = None,
+    steps: Annotated[str | None, Option(help=STEPS)] = None,
+    guidance: Annotated[str | None, Option(help=GUIDANCE)] = None,
+    half: Annotated[bool, Option("--half", help="Store the students in half precision.")] = False,
+) -> None:
+    """Write a pipeline folder that TRELLIS itself loads, with students in place of its flows."""
+    models = Models(
+        teacher, tuple(student), by_stage("--steps", steps, int, 1), by_stage("--guidance", guidance, float, 0.0)
+    )
+
+    from fewstep_trellis.generate.export import export as run
+
+    run(models, out, Console(), Console(stderr=True), half=half)

@@ -1,0 +1,123 @@
+"""A whole pipeline folder with students in place of its flows, in the layout that TRELLIS itself loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep.engine.atomic import new_folder
+from fewstep.errors import FewstepError
+from fewstep_trellis.checkpoint import save_model
+from fewstep_trellis.flow import Flow
+from fewstep_trellis.normalisation import PIPELINE, Normalisation
+from fewstep_trellis.pipeline.loading import Pipeline
+from fewstep_trellis.pipeline.recipe import Recipe
+from fewstep_trellis.pipeline.spec import NAMES, STAGES
+from fewstep_trellis.pipeline.students import Student
+
+FOLDER = "ckpts"
+NO_GUIDANCE: dict[str, Any] = {"cfg_strength": 0.0, "cfg_interval": [1.0, 0.0]}  # an interval that holds no time
+
+
+def save_pipeline(
+    folder: Path,
+    pipeline: Pipeline,
+    students: Mapping[str, Student],
+    recipes: Mapping[str, Recipe],
+    *,
+    half: bool = False,
+) -> None:
+    """Write ``pipeline.json`` and ``ckpts/``; the folder appears whole or not at all.
+
+    Args:
+        folder: must not exist, or be empty.
+        pipeline: everything but the students comes from it, as copies of its files.
+        students: networks in place of the flows, by stage.
+        recipes: how each stage is to be sampled; those of the students go into ``pipeline.json``.
+        half: store the students' weights in half precision.
+
+    Raises:
+        FewstepError: a folder with something in it, a student that TRELLIS's own sampler cannot run, or a full disk.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FewstepError(f"--out: {str(folder)!r} exists; accepted: a new or an empty folder, nothing is overwritten")
+    args = _described(pipeline, {stage: sampler(recipes[stage], pipeline, stage) for stage in students})
+    with new_folder(folder) as temp:
+        for role, stem in args["models"].items():
+            stage = next((stage for stage, flow in STAGES.items() if flow == role), "")
+            if stage in students:
+                _save_student(temp / stem, students[stage], args, half)
+            else:
+                _copy(pipeline.stem(role), temp / stem)
+        name = next(name for name, kind in NAMES.items() if kind == pipeline.spec.kind)
+        text = json.dumps({"name": name, "args": args}, indent=4)
+        (temp / PIPELINE).write_text(text + "\n", encoding="utf-8")
+
+
+def sampler(recipe: Recipe, pipeline: Pipeline, stage: str) -> dict[str, Any]:
+    """A recipe as a sampler of ``pipeline.json``.
+
+    TRELLIS hands the negative condition to every sampler, and its plain one does not take it: without guidance the
+    interval is one that holds no time.
+
+    Raises:
+        FewstepError: for a sampler that TRELLIS does not have, in more than the one step in which all are alike.
+    """
+    if recipe.sampler != "euler" and (recipe.steps > 1 or recipe.sampler == "heun"):
+        raise FewstepError(
+            f"stage {stage!r}: a student for sampler {recipe.sampler!r} in {recipe.steps} steps; TRELLIS has Euler "
+            "steps only; accepted: --steps 1, where they are the same"
+        )
+    guided = {"cfg_strength": recipe.guidance.scale - 1.0, "cfg_interval": list(recipe.guidance.interval)}
+    return {
+        "name": "FlowEulerGuidanceIntervalSampler",
+        "args": pipeline.spec.sampler(stage).args.model_dump(),
+        "params": {
+            "steps": recipe.steps,
+            **(guided if recipe.guidance.scale != 1.0 else NO_GUIDANCE),
+            "rescale_t": recipe.rescale_t,
+        },
+    }
+
+
+def _described(pipeline: Pipeline, samplers: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The ``args`` of the new ``pipeline.json``."""
+    args = pipeline.spec.model_dump(mode="json", exclude_unset=True)
+    for stage, key in (("ss", "sparse_structure_sampler"), ("slat", "slat_sampler")):
+        args[key] = samplers.get(stage, args[key])
+    args["models"] = _paths(pipeline, samplers)
+    return args
+
+
+def _paths(pipeline: Pipeline, students: Mapping[str, Any]) -> dict[str, str]:
+    """Where each role's checkpoint goes: under its own file's name, a student's marked as one."""
+    flows = {role: stage for stage, role in STAGES.items()}
+    found: dict[str, str] = {}
+    for role, value in pipeline.spec.models.items():
+        stem = value.rpartition("/")[2] + ("_student" if flows.get(role) in students else "")
+        taken = f"{FOLDER}/{stem}" in found.values()
+        found[role] = f"{FOLDER}/{role if taken else stem}"
+    return found
+
+
+def _save_student(path: Path, student: Student, args: dict[str, Any], half: bool) -> None:
+    flow = student.load()
+    if not isinstance(flow, Flow):
+        raise FewstepError(
+            f"--student {str(student.path)!r}: a {type(flow).__name__}; accepted: one of TRELLIS's flows"
+        )
+    save_model(flow.model, path, dtype=torch.float16 if half else None)
+    own: Normalisation | None = getattr(flow, "normalisation", None)
+    if own is not None:
+        args["slat_normalization"] = own.model_dump(mode="json")
+
+
+def _copy(stem: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".json", ".safetensors"):
+        shutil.copyfile(f"{stem}{suffix}", f"{target}{suffix}")

@@ -1,0 +1,105 @@
+"""A pipeline on disk or on the hub: its description at once, its models one by one when they are asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fewstep.errors import FewstepError, unknown
+from fewstep.path import Path as ProbabilityPath
+from fewstep_trellis import models
+from fewstep_trellis.backbone import StructureFlow
+from fewstep_trellis.checkpoint import read_config
+from fewstep_trellis.flow import Flow, load_as
+from fewstep_trellis.pipeline.source import Absent, Source, checkpoint, open_source
+from fewstep_trellis.pipeline.spec import (
+    GAUSSIANS,
+    MESH,
+    PIPELINE,
+    RADIANCE,
+    STAGES,
+    STRUCTURE_DECODER,
+    PipelineSpec,
+    read_spec,
+)
+from fewstep_trellis.slat import StructuredLatentFlow
+
+FLOWS: dict[str, type[Flow]] = {"ss": StructureFlow, "slat": StructuredLatentFlow}
+CLASSES: dict[str, type[nn.Module]] = {
+    STAGES["ss"]: models.SparseStructureFlowModel,
+    STAGES["slat"]: models.SLatFlowModel,
+    STRUCTURE_DECODER: models.SparseStructureDecoder,
+    MESH: models.SLatMeshDecoder,
+    GAUSSIANS: models.SLatGaussianDecoder,
+    RADIANCE: models.SLatRadianceFieldDecoder,
+}
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What ``pipeline.json`` says, and where it said it."""
+
+    spec: PipelineSpec
+    source: Source
+
+    @classmethod
+    def open(cls, name: str | Path, key: str = "--teacher") -> Pipeline:
+        """Read the description of a folder or of a hub repository; no weights are touched.
+
+        Args:
+            name: a folder with ``pipeline.json``, or ``owner/repository``.
+            key: what the user called it, for messages.
+
+        Raises:
+            FewstepError: neither of the two, the hub cannot be reached, or a description that cannot be used.
+        """
+        source = open_source(name, key)
+        try:
+            return cls(read_spec(source.fetch(PIPELINE)), source)
+        except Absent:
+            raise FewstepError(f"{key}: got {str(name)!r}, a hub repository without {PIPELINE}") from None
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    def stem(self, role: str, *, weights: bool = True) -> Path:
+        """The checkpoint pair of a role on this machine, without suffix; from the hub it is fetched now.
+
+        Args:
+            weights: both files; otherwise only the small json file.
+
+        Raises:
+            FewstepError: a role that the pipeline lacks, or files that cannot be had.
+        """
+        if role not in self.spec.models:
+            raise unknown(f"model of {self.name}", role, self.spec.models)
+        return checkpoint(self.source, self.spec.models[role], weights=weights)
+
+    def model(self, role: str) -> nn.Module:
+        """The model of a role, for inference, on the CPU.
+
+        Raises:
+            FewstepError: as :meth:`stem`, and for a damaged checkpoint or one of another class.
+        """
+        return load_as(CLASSES[role], self.stem(role)).eval().requires_grad_(False)
+
+    def flow(self, stage: str) -> Flow:
+        """The flow of stage "ss" or "slat" as a backbone on the path of its sampler."""
+        return self.as_flow(stage, self.model(STAGES[stage]))
+
+    def as_flow(self, stage: str, network: Any) -> Flow:
+        """A network in the place of the stage's flow."""
+        flow = FLOWS[stage](network)
+        flow.path = ProbabilityPath(self.spec.sampler(stage).args.sigma_min)
+        return flow
+
+    @cached_property
+    def arguments(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Class and constructor arguments of each stage's flow, by stage; no weights are fetched for them."""
+        stems = {stage: self.stem(role, weights=False) for stage, role in STAGES.items()}
+        return {stage: read_config(stem.with_name(f"{stem.name}.json")) for stage, stem in stems.items()}

@@ -1,0 +1,108 @@
+"""How a stage is sampled: by its pipeline's file, or by its student's contract, and by what the user asks instead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fewstep.backbone import Guidance
+from fewstep.contract import Contract
+from fewstep.registry import registry
+from fewstep.times import step_grid
+from fewstep_trellis.pipeline.spec import SamplerSpec
+from fewstep_trellis.pipeline.students import Student
+
+RELEASED = (1, 2)  # steps a stage that MDT-dist reports for its students (arXiv 2509.04406, table 1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sampler by registered name, steps, guidance, time warp."""
+
+    sampler: str
+    steps: int
+    guidance: Guidance
+    rescale_t: float
+
+    @property
+    def grid(self) -> list[float]:
+        """Times from 1 to 0."""
+        return step_grid(self.steps, self.rescale_t)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of an Euler run: a guided step counts twice."""
+        return sum(2 if self.guidance.active(t) else 1 for t in self.grid[:-1])
+
+    def __str__(self) -> str:
+        low, high = self.guidance.interval
+        where = "" if (low, high) == (0.0, 1.0) else f" for t in [{low:g}, {high:g}]"
+        guided = any(self.guidance.active(t) for t in self.grid[:-1])
+        guidance = f"guidance {self.guidance.scale:g}{where}" if guided else "no guidance"
+        warp = "" if self.rescale_t == 1.0 else f", rescale_t {self.rescale_t:g}"
+        return f"{self.steps} step{'s' if self.steps > 1 else ''}, {self.sampler}, {guidance}{warp}"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user asks for a stage; None: as the pipeline or the contract says."""
+
+    steps: int | None = None
+    guidance: float | None = None
+    sampler: str | None = None
+
+
+def recipe_of(spec: SamplerSpec, student: Student | None, asked: Asked = Asked()) -> tuple[Recipe, list[str]]:
+    """The recipe of a stage, and what is to be said about it (departures from a contract, a missing contract).
+
+    Args:
+        spec: the stage's sampler in ``pipeline.json``.
+        student: what stands in for the stage's flow; None: the flow itself.
+        asked: what overrides.
+
+    Raises:
+        FewstepError: for a sampler that is not registered.
+    """
+    own = _of_teacher(spec) if student is None else _of_student(spec, student)
+    guidance = own.guidance
+    if asked.guidance is not None:
+        guidance = replace(guidance, scale=asked.guidance)
+    sampler = registry().get("sampler", asked.sampler or own.sampler).name
+    recipe = Recipe(sampler, asked.steps or own.steps, guidance, own.rescale_t)
+    if student is None:
+        return recipe, []
+    return recipe, _missing_contract(student, recipe) if student.contract is None else departures(student, recipe)
+
+
+def _of_teacher(spec: SamplerSpec) -> Recipe:
+    return Recipe("euler", spec.params.steps, spec.guidance, spec.params.rescale_t)
+
+
+def _of_student(spec: SamplerSpec, student: Student) -> Recipe:
+    contract = student.contract
+    if contract is None:  # "The sampler during inference is the same as TRELLIS" (arXiv 2509.04406, section 5)
+        return replace(_of_teacher(spec), steps=RELEASED[0])
+    return Recipe(contract.sampler, contract.steps[0], Guidance(contract.guidance), contract.rescale_t)
+
+
+def _missing_contract(student: Student, recipe: Recipe) -> list[str]:
+    found = [
+        f"{student.path}: carries no sampling contract; sampled as MDT-dist says of its students, with TRELLIS's own "
+        f"sampler in {' or '.join(map(str, RELEASED))} steps: {recipe}"
+    ]
+    if recipe.steps not in RELEASED:
+        found.append(f"{student.path}: {recipe.steps} steps; MDT-dist's students are made for 1 or 2")
+    return found
+
+
+def departures(student: Student, recipe: Recipe) -> list[str]:
+    """What is asked of a student against its contract."""
+    contract = student.contract or Contract()
+    name, made_for = str(student.path), ", ".join(map(str, contract.steps))
+    found = []
+    if recipe.steps not in contract.steps:
+        found.append(f"{name}: the student was made for {made_for} steps, got {recipe.steps}")
+    if recipe.guidance.scale != contract.guidance:
+        found.append(f"{name}: the student was made for guidance {contract.guidance:g}, got {recipe.guidance.scale:g}")
+    if recipe.sampler != contract.sampler:
+        found.append(f"{name}: the student was made for sampler {contract.sampler!r}, got {recipe.sampler!r}")
+    return found

@@ -1,0 +1,53 @@
+"""Weights without arguments, as the released MDT-dist students are: of which stage they are, and their network."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep.backbone import Backbone
+from fewstep.errors import FewstepError
+from fewstep_trellis.checkpoint import build_model
+from fewstep_trellis.pipeline.loading import Pipeline
+from fewstep_trellis.pipeline.spec import STAGES
+from fewstep_trellis.weights import fit, read_tensors
+
+
+def stage_of_file(path: Path, pipeline: Pipeline) -> str:
+    """The stage whose flow has these keys and shapes: a released student has its teacher's architecture.
+
+    Raises:
+        FewstepError: an unreadable file; keys of neither flow (what is missing, unknown and wrongly shaped for each) or
+            of both.
+    """
+    shapes = {key: torch.empty_like(value, device="meta") for key, value in read_tensors(path).items()}
+    refused: dict[str, str] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a removed prefix is told once, by load_released
+        for stage in STAGES:
+            try:
+                fit(_empty(stage, pipeline), shapes, str(path))
+            except FewstepError as error:
+                refused[stage] = str(error).removeprefix(f"{path} ")
+    fitting = [stage for stage in STAGES if stage not in refused]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise FewstepError(
+            f"--student {str(path)!r}: fits both flows of {pipeline.name}; accepted: one with its json file"
+        )
+    raise FewstepError(f"--student {str(path)!r}: fits no flow of {pipeline.name}: {'; '.join(refused.values())}")
+
+
+def load_released(path: Path, stage: str, pipeline: Pipeline) -> Backbone:
+    """The file's weights in a network like the pipeline's own flow of this stage. A removed prefix is a warning."""
+    model = _empty(stage, pipeline)
+    fit(model, read_tensors(path), str(path))
+    return pipeline.as_flow(stage, model).eval().requires_grad_(False)
+
+
+def _empty(stage: str, pipeline: Pipeline) -> Any:
+    return build_model(*pipeline.arguments[stage], device="meta")

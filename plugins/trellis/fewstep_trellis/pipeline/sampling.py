@@ -1,0 +1,59 @@
+"""One stage: from noise along the recipe's grid, under one picture, several, or a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from fewstep.backbone import Backbone, Field, Teacher
+from fewstep.layout import Layout
+from fewstep.objective import Step
+from fewstep.registry import registry
+from fewstep_trellis.conditioning import several_field
+from fewstep_trellis.pipeline.prompt import Prompt
+from fewstep_trellis.pipeline.recipe import Recipe
+
+MULTI_IMAGE = ("stochastic", "multidiffusion")
+
+
+@torch.no_grad()
+def sample(
+    flow: Backbone,
+    recipe: Recipe,
+    noise: Tensor,
+    layout: Layout,
+    prompt: Prompt,
+    seed: int = 42,
+    multi_image: str = MULTI_IMAGE[0],
+    on_step: Callable[[int, int], None] = lambda done, steps: None,
+) -> Tensor:
+    """Latents of a stage, shaped as ``noise``.
+
+    Args:
+        flow: the stage's network, or its student.
+        recipe: sampler, steps, guidance, time warp.
+        noise: [B, C, r, r, r] or [T, C].
+        layout: how the samples lie in it.
+        prompt: one row of tokens, repeated for the whole batch; several rows are pictures of the one object.
+        seed: of fresh noise, where the sampler draws any (consistency).
+        multi_image: "stochastic" or "multidiffusion", the reference's two ways with several pictures.
+        on_step: told how many steps are done, of how many.
+
+    Raises:
+        FewstepError: for another ``multi_image``.
+    """
+    draw: Any = registry().get("sampler", recipe.sampler).load()
+    field: Field = Teacher(flow, recipe.guidance) if recipe.guidance.scale != 1.0 else flow
+    if len(prompt.tokens) > 1:
+        field = several_field(field, cast(Any, multi_image), recipe.grid)
+    cond = prompt.condition(layout.batch_size, noise.device)
+    step = Step(index=0, path=flow.path, seed=seed, device=noise.device)
+
+    def report(i: int, x: Tensor, data: Tensor) -> None:
+        on_step(i + 1, recipe.steps)
+
+    found: Tensor = draw(field, noise, cond, layout, recipe.grid, step, report)
+    return found

@@ -1,0 +1,177 @@
+"""Students in place of a pipeline's flows: what ``--student`` may name, and which stage it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fewstep.backbone import Backbone
+from fewstep.checkpoint import INFO, load_student, read_info
+from fewstep.contract import Contract
+from fewstep.errors import FewstepError, unknown
+from fewstep.registry import registry
+from fewstep_trellis.checkpoint import read_config
+from fewstep_trellis.flow import load_as
+from fewstep_trellis.models import MODELS
+from fewstep_trellis.normalisation import PIPELINE
+from fewstep_trellis.pipeline.loading import CLASSES, Pipeline
+from fewstep_trellis.pipeline.released import load_released, stage_of_file
+from fewstep_trellis.pipeline.source import REPOSITORY, Absent, Repository
+from fewstep_trellis.pipeline.spec import STAGES
+from fewstep_trellis.shipped import shipped_students
+
+WEIGHTS = (".safetensors", ".pt")
+SHARED = ("resolution", "in_channels", "out_channels", "cond_channels")  # what a stage's networks have in common
+ACCEPTED = (
+    "a folder of fewstep distill (or one with ss/ and slat/ inside), a checkpoint pair (json + safetensors), a weights "
+    "file (.safetensors, .pt), owner/repository/path/of/a/file on the hub, or a shipped student's name"
+)
+
+
+@dataclass(frozen=True)
+class Student:
+    """A network for one stage; its weights are read when ``load`` is called.
+
+    Args:
+        stage: "ss" or "slat".
+        path: where it comes from.
+        label: its method, or what kind of file it is.
+        contract: how it wants to be sampled; None where the file does not say.
+    """
+
+    stage: str
+    path: Path
+    label: str
+    contract: Contract | None
+    load: Callable[[], Backbone]
+
+
+def find_students(names: Iterable[str], pipeline: Pipeline) -> dict[str, Student]:
+    """The students that ``--student`` names, by stage; no weights are kept in memory.
+
+    Raises:
+        FewstepError: for what is no student, a stage named twice, or a student that does not fit the pipeline.
+    """
+    found: dict[str, Student] = {}
+    for name in names:
+        for student in _named(name, pipeline):
+            if student.stage in found:
+                raise FewstepError(
+                    f"--student {name!r}: stage {student.stage!r} has {str(found[student.stage].path)!r} already; "
+                    "accepted: one student for each stage"
+                )
+            found[student.stage] = student
+    return found
+
+
+def _named(name: str, pipeline: Pipeline) -> list[Student]:
+    path, shipped = Path(name), shipped_by_name()
+    if path.is_dir():
+        return _in_folder(path, pipeline)
+    files = [path, *(path.with_name(path.name + suffix) for suffix in WEIGHTS)]  # a stem stands for its pair
+    if file := next((file for file in files if file.is_file()), None):
+        return [_of_file(file, pipeline)]
+    if name in shipped:
+        return [_of_folder(folder, pipeline) for folder in shipped[name].values()]
+    if REPOSITORY.match(name) and name.count("/") > 1:
+        return [_of_file(_fetched(name), pipeline)]
+    close = unknown("student", name, shipped) if shipped and "/" not in name else ""
+    raise FewstepError(f"--student: got {name!r}; accepted: {ACCEPTED}" + (f" ({close})" if close else ""))
+
+
+def shipped_by_name() -> dict[str, dict[str, Path]]:
+    """Folders of the shipped students, by name and stage."""
+    found: dict[str, dict[str, Path]] = {}
+    for stage in STAGES:
+        for name, folder in shipped_students(stage).items():
+            found.setdefault(name, {})[stage] = folder
+    return found
+
+
+def _in_folder(folder: Path, pipeline: Pipeline) -> list[Student]:
+    if (folder / PIPELINE).is_file():
+        raise FewstepError(f"--student: got {str(folder)!r}, a whole pipeline; accepted there: --teacher {folder}")
+    inner = [folder / stage for stage in STAGES if (folder / stage).is_dir()]
+    if inner:
+        return [replace(_one(_in_folder(path, pipeline), path), path=path) for path in inner]
+    if (folder / INFO).is_file() or (folder / "student" / INFO).is_file():
+        return [_of_folder(folder, pipeline)]
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in WEIGHTS]
+    if not files:
+        raise FewstepError(f"--student: got {str(folder)!r}, a folder without weights; accepted: {ACCEPTED}")
+    return [_of_file(path, pipeline) for path in files]
+
+
+def _one(found: list[Student], path: Path) -> Student:
+    if len(found) != 1 or found[0].stage != path.name:
+        stages = ", ".join(student.stage for student in found)
+        raise FewstepError(f"--student {str(path)!r}: holds {stages}; accepted: one student of stage {path.name!r}")
+    return found[0]
+
+
+def _of_folder(folder: Path, pipeline: Pipeline) -> Student:
+    """A folder that ``fewstep distill`` wrote, with its contract."""
+    info = read_info(folder)
+    stage = registry().get("backbone", info.backbone).load().stage
+    if stage not in STAGES:
+        raise FewstepError(
+            f"--student {str(folder)!r}: a student of {info.backbone!r}; accepted: one of TRELLIS's flows"
+        )
+    model = next((path for path in (folder / "model.json", folder / "student" / "model.json") if path.is_file()), None)
+    if model is not None:
+        _check_fits(folder, stage, read_config(model)[1], pipeline)
+    return Student(stage, folder, info.method, info.contract, lambda: load_student(folder)[0].requires_grad_(False))
+
+
+def _of_file(path: Path, pipeline: Pipeline) -> Student:
+    """A checkpoint pair, or weights alone, which are then of the pipeline's own architecture."""
+    if (path.parent / INFO).is_file() and path.stem == "model":
+        return _of_folder(path.parent, pipeline)
+    stem = path.with_name(path.name.removesuffix(path.suffix)) if path.suffix in (".json", *WEIGHTS) else path
+    config = stem.with_name(stem.name + ".json")
+    if not config.is_file():
+        stage = stage_of_file(path, pipeline)
+        return Student(stage, path, "weights without arguments", None, lambda: load_released(path, stage, pipeline))
+    name, args = read_config(config)
+    stage = _stage_of_class(config, name)
+    _check_fits(path, stage, args, pipeline)
+    return Student(stage, path, "checkpoint pair", None, lambda: _loaded(path, stage, pipeline))
+
+
+def _loaded(path: Path, stage: str, pipeline: Pipeline) -> Backbone:
+    return pipeline.as_flow(stage, load_as(CLASSES[STAGES[stage]], path)).eval().requires_grad_(False)
+
+
+def _stage_of_class(config: Path, name: str) -> str:
+    for stage, role in STAGES.items():
+        if MODELS.get(name) is CLASSES[role]:
+            return stage
+    wanted = " or a ".join(CLASSES[role].__name__ for role in STAGES.values())
+    raise FewstepError(f"--student {str(config)!r}: holds a {name}; accepted: a {wanted}")
+
+
+def _check_fits(path: Path, stage: str, args: dict[str, Any], pipeline: Pipeline) -> None:
+    theirs = pipeline.arguments[stage][1]
+    pairs = {key: (args.get(key), theirs.get(key)) for key in SHARED}
+    other = [f"{key} {got} instead of {wanted}" for key, (got, wanted) in pairs.items() if got != wanted]
+    if other:
+        raise FewstepError(
+            f"--student {str(path)!r}: does not fit {pipeline.name}: {', '.join(other)}; "
+            "give its own teacher's pipeline with --teacher"
+        )
+
+
+def _fetched(name: str) -> Path:
+    """A file on the hub, with the json file beside it where there is one."""
+    owner, repository, file = name.split("/", 2)
+    place = Repository(f"{owner}/{repository}")
+    try:
+        found = place.fetch(file)
+    except Absent:
+        raise FewstepError(f"--student: got {name!r}; {place.name} holds no file {file!r}") from None
+    with suppress(Absent):
+        place.fetch(str(Path(file).with_suffix(".json")))
+    return found
