@@ -1,6 +1,7 @@
-"""Put a trained student among the shipped ones: half precision, without paths of the machine that trained it.
+"""Put what was trained among the shipped models: half precision, without paths of the machine that trained it.
 
-    python tools/ship.py RUN [--name NAME]
+    python tools/ship.py RUN [--name NAME]      a student of ``fewstep distill``
+    python tools/ship.py OUT                    what ``fewstep teach --stage slat`` wrote: models and pipeline.json
 
 The contract's sampler may be replaced with ``--sampler``: how a student is sampled is no part of its training.
 """
@@ -8,10 +9,12 @@ The contract's sampler may be replaced with ``--sampler``: how a student is samp
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import Any
 
 from fewstep_trellis.shipped import NANO
+from fewstep_trellis.teach.describe import PIPELINE, ROLES
 
 from fewstep.checkpoint import load_student, save_student
 
@@ -25,12 +28,24 @@ def _kept(value: object) -> bool:
     return not (isinstance(value, str) and Path(value).is_absolute())
 
 
+def ship_models(folder: Path) -> None:
+    """Copy the second stage's models, which teaching stores in half precision, and the description of them all."""
+    for name in ("slat_encoder", *(name for role, name in ROLES.items() if role.startswith("slat_"))):
+        for suffix in (".json", ".safetensors"):
+            shutil.copyfile(folder / f"{name}{suffix}", NANO / f"{name}{suffix}")
+    shutil.copyfile(folder / PIPELINE, NANO / PIPELINE)
+    print(NANO)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--name", help="folder below students/; by default the method")
     parser.add_argument("--sampler")
     chosen = parser.parse_args()
+    if (chosen.run / PIPELINE).is_file():
+        ship_models(chosen.run)
+        return
     student, info = load_student(chosen.run)
     config, contract = portable(info.config), info.contract
     if chosen.sampler:

@@ -1,21 +1,23 @@
 """Latents of a prepared set's training objects, encoded once and kept in the user's cache.
 
-Encoding 1,420 grids of 32^3 takes most of a minute on two cores; a run should not wait for it twice.
+Encoding 1,420 grids of 32^3 takes most of a minute on two cores, their surfaces as long; no run should wait twice.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from fewstep.layout import Packed
 from fewstep_trellis.data.prepared import PreparedSet
-from fewstep_trellis.models import SparseStructureEncoder
+from fewstep_trellis.models import SLatEncoder, SparseStructureEncoder
 
 CHUNK = 16
 
@@ -44,11 +46,35 @@ def training_latents(data: PreparedSet, encoder: SparseStructureEncoder, *, mirr
     return found
 
 
-def _key(data: PreparedSet, encoder: SparseStructureEncoder, mirror: bool) -> str:
-    """What the latents are a function of: the grids, which of them train, and the weights."""
+@torch.no_grad()
+def encode_surfaces(encoder: SLatEncoder, surfaces: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Posterior means [T, C] of objects given as voxels [T, 3] and features [T, F]."""
+    return [
+        encoder(features, Packed.of_lengths([len(coords)], coords.int()), sample_posterior=False)
+        for coords, features in surfaces
+    ]
+
+
+def surface_latents(data: PreparedSet, encoder: SLatEncoder, *, mirror: bool) -> list[Tensor]:
+    """Latents [T, C] of every training object, each followed by its mirror image's with ``mirror``."""
+    path = cache_folder() / f"slat-{_key(data, encoder, mirror)}.safetensors"
+    rows = [(int(row), flip) for row in data.train for flip in ((False, True) if mirror else (False,))]
+    lengths = [len(data.voxels(*row)) for row in rows]
+    kept = _read(path)
+    if kept is None or len(kept) != sum(lengths):
+        kept = torch.cat(encode_surfaces(encoder, (data.surface(*row) for row in rows)))
+        _write(path, kept)
+    return list(kept.split(lengths))
+
+
+def _key(data: PreparedSet, encoder: nn.Module, mirror: bool) -> str:
+    """What the latents are a function of: the objects, which of them train, and the weights."""
     digest = hashlib.sha256(str(mirror).encode())
     for name in ("occupancy", "split"):
         digest.update(data.arrays[name].tobytes())
+    if isinstance(encoder, SLatEncoder):
+        for codes in data.surface_codes:
+            digest.update(codes.tobytes())
     for tensor in encoder.state_dict().values():
         digest.update(tensor.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:24]

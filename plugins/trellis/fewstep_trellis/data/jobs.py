@@ -23,16 +23,19 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Made:
-    """One object: occupancy bits uint8 [R^3/8], RGBA pictures uint8 [views,224,224,4], cameras [views,2] in degrees."""
+    """One object: occupancy bits uint8 [R^3/8], RGBA pictures uint8 [views,224,224,4], cameras [views,2] in degrees,
+    and what is known of the surface in each voxel, uint8 [voxels,11]."""
 
     entry: Entry
     bits: npt.NDArray[np.uint8]
     pictures: npt.NDArray[np.uint8]
     cameras: npt.NDArray[np.float64]
+    surface: npt.NDArray[np.uint8]
 
 
 def make_object(entry: Entry, resolution: int, views: int, seed: int) -> Made | Skipped:
     """Does one object; whatever is wrong with the object itself comes back as a reason."""
+    from .attributes import describe
     from .mesh import load_mesh, normalise
     from .views import Renderer, draw_cameras
     from .voxels import pack, voxelise
@@ -47,7 +50,8 @@ def make_object(entry: Entry, resolution: int, views: int, seed: int) -> Made | 
         return Skipped(f"{entry.archive.name}: {entry.name} ({entry.model})", str(error))
     if not grid.any() or not (pictures[..., 3] > 0.8 * 255).any((1, 2)).all():
         return Skipped(f"{entry.archive.name}: {entry.name} ({entry.model})", "nothing of it can be seen")
-    return Made(entry, pack(grid), pictures, np.array([[c.azimuth, c.elevation] for c in cameras]))
+    angles = np.array([[c.azimuth, c.elevation] for c in cameras])
+    return Made(entry, pack(grid), pictures, angles, describe(mesh, grid))
 
 
 def make_all(

@@ -17,6 +17,7 @@ from fewstep.errors import FewstepError, invalid
 
 from .. import features
 from . import clusters, setfiles
+from .attributes import write_codes
 from .extras import PACKAGES, need
 from .jobs import Made, Progress, make_all
 from .sh3f import Skipped, find_catalogues, read_catalogues
@@ -148,6 +149,7 @@ def _write(
         setfiles.write_pictures(part / setfiles.PICTURES, [made[at] for at in np.flatnonzero(codes == clusters.TEST)])
         setfiles.write_credits(part / setfiles.CREDITS, made, files)
         np.savez_compressed(part / setfiles.ARRAYS, **arrays)  # type: ignore[arg-type]
+        write_codes(part / setfiles.SURFACE, [item.surface for item in made])
         setfiles.write_manifest(part, manifest)
         part.chmod(0o755)
         part.rename(target)

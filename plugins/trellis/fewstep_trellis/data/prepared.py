@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from fewstep.errors import FewstepError, invalid
 
 from ..features import TokenBasis
 from ..shipped import SWEETHOME3D
+from .attributes import CHANNELS, MIRRORED, features, join_codes
 from .clusters import TEST, TRAIN
 from .reading import HOW, Arrays, broken, check, read_arrays, read_manifest, read_table
-from .setfiles import ACROSS, PICTURE, PICTURES
+from .setfiles import ACROSS, PICTURE, PICTURES, SURFACE
+from .surface import Bytes
 from .voxels import unpack
 
 Indices = Sequence[int] | npt.NDArray[np.int64] | Tensor
@@ -85,6 +88,36 @@ class PreparedSet:
             unpack(self.arrays["occupancy"][np.asarray(indices, dtype=np.int64)], self.resolution)
         ).float()
         return (grid.flip(1) if flip else grid)[:, None]
+
+    @cached_property
+    def surface_codes(self) -> list[Bytes]:
+        """Per object uint8 [voxels,11] (see :mod:`.attributes`), the voxels in the C order of its grid.
+
+        Raises:
+            FewstepError: the set was made before there were any, or the file is damaged.
+        """
+        codes = join_codes(read_arrays(self.folder, SURFACE))
+        lengths = np.unpackbits(self.arrays["occupancy"], axis=1).sum(1, dtype=np.int64)
+        if codes.shape != (lengths.sum(), CHANNELS):
+            raise broken(self.folder / SURFACE, f"{len(codes)} rows for {lengths.sum()} voxels")
+        return np.split(codes, lengths.cumsum()[:-1])
+
+    def surface(self, index: int, flip: bool = False) -> tuple[Tensor, Tensor]:
+        """Coordinates int64 [T,3] of an object's voxels in C order, and features [T,11] of each; mirrored by ``flip``.
+
+        Raises:
+            FewstepError: the set holds no surface, see ``surface_codes``.
+        """
+        coords, codes = self.voxels(index), self.surface_codes[index]
+        if not flip:
+            return coords, features(codes)
+        x, y, z = coords.T
+        order = (((self.resolution - 1 - x) * self.resolution + y) * self.resolution + z).argsort()
+        return self.voxels(index, flip), features(codes[:, MIRRORED])[order]
+
+    def voxels(self, index: int, flip: bool = False) -> Tensor:
+        """Coordinates int64 [T,3] of an object's voxels in C order."""
+        return self.occupancy([index], flip)[0, 0].nonzero()
 
     def tokens(self, indices: Indices, view: int = 0, flip: bool = False) -> Tensor:
         """Float32 [B,49,C]: the picture's tokens, row by row from the top left.

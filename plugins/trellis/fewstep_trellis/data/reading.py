@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import lzma
 import zipfile
 import zlib
 from pathlib import Path
@@ -42,15 +43,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_arrays(folder: Path) -> Arrays:
+def read_arrays(folder: Path, name: str = ARRAYS) -> Arrays:
     """The arrays. Raises FewstepError: missing, damaged or cut short."""
-    path = folder / ARRAYS
+    path = folder / name
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except FileNotFoundError as error:
         raise broken(path, "it is missing") from error
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
         raise broken(path, f"damaged or cut short ({error})") from error
 
 

@@ -24,6 +24,7 @@ from .sh3f import Skipped, licence_text
 FORMAT = "fewstep-prepared-set"
 VERSION = 1
 MANIFEST, TABLE, ARRAYS, PICTURES, CREDITS = "manifest.json", "objects.csv", "objects.npz", "pictures.png", "CREDITS.md"
+SURFACE = "surface.npz"
 COLUMNS = ("index", "name", "category", "creator", "licence", "file", "model", "cluster", "split", "voxels", "cameras")
 PICTURE, ACROSS = 112, 12
 

@@ -92,11 +92,17 @@ class Renderer:
         a, b, c = self.mesh.vertices[corners].transpose(1, 0, 2)
         normal = np.cross(b - a, c - a)
         facing = np.abs((normal * toward).sum(1)) / np.maximum(np.linalg.norm(normal, axis=1), 1e-20)
-        rgba, which = np.zeros((len(face), 4)), self.mesh.material[face]
-        for number in np.unique(which):
-            rgba[which == number] = _look_up(self.mesh.materials[number], uv[which == number])
+        rgba = look_up(self.mesh, face, uv)
         rgba[:, :3] = (_FLOOR + (1 - _FLOOR) * rgba[:, :3]) * (_AMBIENT + (1 - _AMBIENT) * facing)[:, None]
         return rgba
+
+
+def look_up(mesh: Mesh, face: npt.NDArray[np.int64], uv: Floats) -> Floats:
+    """RGBA [N,4] in [0,1] of the materials at texture coordinates ``uv`` [N,2] on the faces ``face`` [N]."""
+    rgba, which = np.zeros((len(face), 4)), mesh.material[face]
+    for number in np.unique(which):
+        rgba[which == number] = _look_up(mesh.materials[number], uv[which == number])
+    return rgba
 
 
 def _look_up(material: Material, uv: Floats) -> Floats:

@@ -1,35 +1,31 @@
-"""``fewstep teach``: the structure VAE, then the flow teacher by the same engine that distils, then its measure."""
+"""``fewstep teach``: for each stage a VAE, then the flow teacher by the same engine that distils, then its measure."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
 from rich.console import Console
 
-from fewstep.config import Strict, merge, parse_override, validate
+from fewstep.config import merge, parse_override, validate
 from fewstep.errors import FewstepError, unknown
-from fewstep_trellis.shipped import SWEETHOME3D
-from fewstep_trellis.teach.initial import FlowConfig, write_initial
-from fewstep_trellis.teach.vae import VaeConfig, teach_vae
+from fewstep_trellis.teach.config import OWN, TeachConfig
+from fewstep_trellis.teach.initial import write_initial
+from fewstep_trellis.teach.vae import teach_vae
 
-STAGES = ("vae", "flow", "measure", "all")
-OWN = ("root", "vae", "flow", "guidances")
-
-
-class TeachConfig(Strict):
-    """Keys of ``fewstep teach``; ``train.*``, ``objective.*`` and ``data.*`` go to the engine as in ``distill``."""
-
-    root: Path = Field(SWEETHOME3D, description="prepared set")
-    vae: VaeConfig = Field(default_factory=VaeConfig, description="recipe of the structure VAE")
-    flow: FlowConfig = Field(default_factory=FlowConfig, description="size of the structure flow")
-    guidances: tuple[float, ...] = Field((1.0, 2.0, 3.0, 5.0), description="guidance scales that are measured")
+STRUCTURE = ("vae", "flow", "measure")
+LATENTS = ("targets", "slat-vae", "slat-mesh", "slat-gs", "slat-measure-vae", "slat-flow", "slat-measure")
+GROUPS = {"all": STRUCTURE, "slat": LATENTS}
+STAGES = (*STRUCTURE, *LATENTS, *GROUPS)
 
 
 def teach(stage: str, out: Path, overrides: list[str], *, resume: bool, console: Console) -> None:
-    """Run one stage or all into ``out``: ``ss_encoder``, ``ss_decoder``, ``ss_flow`` and ``quality.json``.
+    """Run one stage, all of the structure's ("all") or of the structured latents' ("slat") into ``out``.
+
+    The first make ``ss_encoder``, ``ss_decoder``, ``ss_flow`` and ``quality.json``; the second ``slat_encoder``,
+    ``slat_decoder_mesh``, ``slat_decoder_gs``, ``slat_flow``, ``pipeline.json`` and ``slat_*quality.json``.
 
     Raises:
         FewstepError: for an unknown stage or key, or a folder that exists without ``resume``.
@@ -38,15 +34,30 @@ def teach(stage: str, out: Path, overrides: list[str], *, resume: bool, console:
         raise unknown("stage", stage, STAGES)
     mine = [text for text in overrides if text.partition("=")[0].strip().partition(".")[0] in OWN]
     config = validate(TeachConfig, merge(*(parse_override(text) for text in mine)))
-    if stage in ("vae", "all"):
-        _vae(config, out, resume, console)
-    if stage in ("flow", "all"):
-        _flow(config, out, [text for text in overrides if text not in mine], resume, console)
-    if stage in ("measure", "all"):
-        _measure(config, out, console)
+    rest = [text for text in overrides if text not in mine]
+    for name in GROUPS.get(stage, (stage,)):
+        _runner(name)(config, out, rest, resume, console)
 
 
-def _vae(config: TeachConfig, out: Path, resume: bool, console: Console) -> None:
+def _runner(name: str) -> Callable[[TeachConfig, Path, list[str], bool, Console], None]:
+    from fewstep_trellis.teach import slat_command as slat
+
+    runners = (
+        _vae,
+        _flow,
+        _measure,
+        slat.targets,
+        slat.vae,
+        slat.mesh,
+        slat.gaussians,
+        slat.measure_vae,
+        slat.flow,
+        slat.measure_flow,
+    )
+    return dict(zip((*STRUCTURE, *LATENTS), runners, strict=True))[name]
+
+
+def _vae(config: TeachConfig, out: Path, overrides: list[str], resume: bool, console: Console) -> None:
     if (out / "ss_decoder.safetensors").exists():
         if not resume:
             raise FewstepError(f"--out: {str(out)!r} holds a VAE already; accepted: another folder, or --resume")
@@ -93,7 +104,7 @@ def _half() -> Any:
     return torch.float16
 
 
-def _measure(config: TeachConfig, out: Path, console: Console) -> None:
+def _measure(config: TeachConfig, out: Path, overrides: list[str], resume: bool, console: Console) -> None:
     """The condition test at each guidance scale, into ``quality.json``."""
     from fewstep_trellis.backbone import StructureFlow, load_decoder
     from fewstep_trellis.dataset import PreparedConfig, PreparedObjects

@@ -25,6 +25,10 @@ class FlowMatching(Objective[FlowMatchingConfig]):
 
     Config = FlowMatchingConfig
 
+    @property
+    def reduction(self) -> str:
+        return "element"
+
     def networks(self) -> dict[str, NetSpec]:
         return {"student": NetSpec()}
 

@@ -1,0 +1,90 @@
+"""Prepared objects as a data set of the second stage: latents on occupied voxels with image tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fewstep.backbone import Backbone
+from fewstep.batch import Batch, Condition
+from fewstep.dataset import Dataset, PackedDataConfig
+from fewstep.layout import Packed
+from fewstep_trellis.data.prepared import PreparedSet
+from fewstep_trellis.flow import load_frozen
+from fewstep_trellis.latents import encode_surfaces, surface_latents
+from fewstep_trellis.models import SLatEncoder
+from fewstep_trellis.normalisation import Normalisation
+from fewstep_trellis.shipped import NANO, SWEETHOME3D
+
+
+class PreparedLatentsConfig(PackedDataConfig):
+    """Which prepared set, the encoder that makes its latents, and how many voxels go into a pass."""
+
+    root: Path = Field(SWEETHOME3D, description="folder made by `fewstep data prepare`, with surface.npz")
+    encoder: Path = Field(NANO / "slat_encoder", description="SLat-encoder checkpoint")
+    normalisation: Normalisation | None = Field(
+        None, description="mean and std of the latents; none: those of pipeline.json beside the encoder or above it"
+    )
+    mirror: bool = Field(True, description="train on mirror images of objects and pictures too")
+
+
+class PreparedLatents(Dataset):
+    """Normalised latents [T, C] on the voxels of the set's objects (``Packed`` with coords) and tokens [L, Cc].
+
+    Training sample i is object i // 2 for an even i, its mirror image for an odd one (with ``mirror``).
+    """
+
+    Config = PreparedLatentsConfig
+
+    def __init__(self, config: PreparedLatentsConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.set = PreparedSet.load(config.root)
+        self.encoder: SLatEncoder = load_frozen(SLatEncoder, "data.encoder", config.encoder)
+        self.normalisation = config.normalisation or Normalisation.beside(config.encoder)
+        self._flips = 2 if config.mirror else 1
+
+    @cached_property
+    def latents(self) -> list[Tensor]:
+        """[T, C] of every training sample; made on first use, since a bench never asks for them."""
+        return [self._scaled(z) for z in surface_latents(self.set, self.encoder, mirror=self.config.mirror)]
+
+    @cached_property
+    def _counts(self) -> list[int]:
+        voxels = self.set.occupancy(self.set.train).sum((1, 2, 3, 4)).long().tolist()
+        return [count for count in voxels for _ in range(self._flips)]
+
+    def __len__(self) -> int:
+        return len(self.set.train) * self._flips
+
+    def loads(self) -> Sequence[int]:
+        """Voxels of every training sample."""
+        return self._counts
+
+    def batch(self, indices: list[int], generator: torch.Generator) -> Batch:
+        """Latents of these samples, each under a random one of its views."""
+        views = torch.randint(self.set.views, (len(indices),), generator=generator).tolist()
+        chosen = [divmod(i, self._flips) for i in indices]
+        rows = [(int(self.set.train[i]), bool(flip)) for i, flip in chosen]
+        tokens = torch.cat([self.set.tokens([row], view, flip) for (row, flip), view in zip(rows, views, strict=True)])
+        layout = packed([self.set.voxels(row, flip) for row, flip in rows])
+        return Batch(torch.cat([self.latents[i] for i in indices]), layout, Condition(tokens))
+
+    def held_out(self) -> Batch:
+        """Every held-out object in its first view."""
+        rows = [int(row) for row in self.set.test]
+        latents = encode_surfaces(self.encoder, [self.set.surface(row) for row in rows])
+        layout = packed([self.set.voxels(row) for row in rows])
+        return Batch(self._scaled(torch.cat(latents)), layout, Condition(self.set.tokens(rows, 0, False)))
+
+    def _scaled(self, z: Tensor) -> Tensor:
+        return z if self.normalisation is None else self.normalisation.apply(z)
+
+
+def packed(coords: list[Tensor]) -> Packed:
+    """The layout of objects with these voxels."""
+    return Packed.of_lengths([len(each) for each in coords], torch.cat(coords).int())

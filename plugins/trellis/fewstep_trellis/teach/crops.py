@@ -1,0 +1,102 @@
+"""Pieces of objects: 64 cubes a voxel make a whole object too dear for a training step on a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fewstep.layout import Packed
+from fewstep_trellis.data.prepared import PreparedSet
+from fewstep_trellis.data.surface import SUBDIVISION
+from fewstep_trellis.data.targets import CLIP, Target, load_target
+
+LID = 0.25  # least value of the field (1 is half a voxel) on the border of the grid
+WALL = 0.125  # voxels that decoders add to every side: sheets one cube thick would come out as sieves
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Some voxels of one object with what surrounds them.
+
+    Args:
+        coords: int64 [T, 3] voxels, and ``features`` [T, 11] of them.
+        corners: int64 [P, 3], every corner of their fine cubes once, in C order; ``distance`` [P] in voxels,
+            ``border`` [P] which of them end the grid, ``attributes`` [P, 6] colour and (normal + 1) / 2, all in [0, 1].
+        points: [K, 3] surface points inside these voxels, ``shade`` [K, 3] their colours, ``owner`` [K] their voxel.
+    """
+
+    coords: Tensor
+    features: Tensor
+    corners: Tensor
+    border: Tensor
+    distance: Tensor
+    attributes: Tensor
+    points: Tensor
+    shade: Tensor
+    owner: Tensor
+
+
+def choose(coords: Tensor, count: int, centre: Tensor) -> Tensor:
+    """Rows of the voxels in the greatest cube round ``centre`` [3] that holds at most ``count`` (at least one)."""
+    away = (coords - centre).abs().amax(1)
+    held = torch.bincount(away).cumsum(0)
+    radius = int((held <= count).sum()) - 1
+    return (away <= max(radius, 0)).nonzero()[:, 0]
+
+
+def cut(coords: Tensor, features: Tensor, target: Target, rows: Tensor, resolution: int) -> Crop:
+    """The crop of these rows."""
+    mine = coords[rows]
+    side = resolution * SUBDIVISION + 1
+    offsets = torch.cartesian_prod(*[torch.arange(SUBDIVISION + 1)] * 3)
+    wanted = torch.unique(_key((mine[:, None] * SUBDIVISION + offsets).flatten(0, 1), side))
+    known, order = _key(target.corners, side).sort()
+    at = order[torch.searchsorted(known, wanted)]
+    attributes = torch.cat([target.colour[at], (target.normal[at] + 1) / 2], 1)
+    voxel = torch.full((resolution**3,), -1).index_put((_key(mine, resolution),), torch.arange(len(mine)))
+    cell = ((target.points + 0.5) * resolution).long().clamp(0, resolution - 1)
+    owner = voxel[_key(cell, resolution)]
+    inside = owner >= 0
+    points, shade, owner = target.points[inside], target.shade[inside], owner[inside]
+    corners = target.corners[at]
+    border = ((corners == 0) | (corners == SUBDIVISION * resolution)).any(1)
+    distance = closed(target.distance[at] - WALL, border)
+    return Crop(mine, features[rows], corners, border, distance, attributes, points, shade, owner)
+
+
+def closed(distance: Tensor, border: Tensor) -> Tensor:
+    """Distances [P] with the ``border`` of the grid outside: extraction leaves a mesh open where it meets the border.
+
+    Every object meets it, since its longest side is scaled to the whole grid. The lid lies half a cube inside.
+    """
+    return torch.where(border, distance.clamp(min=LID * CLIP), distance)
+
+
+def draw_crop(data: PreparedSet, folder: Path, voxels: int, generator: torch.Generator) -> Crop:
+    """A random cube of at most ``voxels`` voxels of a random training object, mirrored half the time."""
+    pick, flip = (int(torch.randint(top, (), generator=generator)) for top in (len(data.train), 2))
+    index = int(data.train[pick])
+    coords, features = data.surface(index, bool(flip))
+    target = load_target(folder, index)
+    if flip:
+        target = target.flipped(data.resolution * SUBDIVISION)
+    centre = coords[int(torch.randint(len(coords), (), generator=generator))]
+    return cut(coords, features, target, choose(coords, voxels, centre), data.resolution)
+
+
+def whole(data: PreparedSet, folder: Path, index: int) -> Crop:
+    """All of an object."""
+    coords, features = data.surface(index)
+    return cut(coords, features, load_target(folder, index), torch.arange(len(coords)), data.resolution)
+
+
+def layout_of(crops: list[Crop]) -> Packed:
+    """The layout of a batch of crops."""
+    return Packed.of_lengths([len(crop.coords) for crop in crops], torch.cat([crop.coords for crop in crops]).int())
+
+
+def _key(coords: Tensor, side: int) -> Tensor:
+    return (coords[:, 0] * side + coords[:, 1]) * side + coords[:, 2]

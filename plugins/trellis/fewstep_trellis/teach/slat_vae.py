@@ -1,0 +1,101 @@
+"""The structured-latent VAE: surface features of voxels to latents, and from them to meshes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fewstep_trellis.data.attributes import CHANNELS
+from fewstep_trellis.data.prepared import PreparedSet
+from fewstep_trellis.data.surface import SUBDIVISION
+from fewstep_trellis.models import SLatEncoder, SLatMeshDecoder
+from fewstep_trellis.teach.crops import Crop, draw_crop, layout_of
+from fewstep_trellis.teach.field_loss import field_terms
+from fewstep_trellis.teach.loop import Log, Loop, LoopConfig
+
+WEIGHTS = {"sdf": 2.0, "sign": 0.25, "colour": 4.0, "normal": 0.5, "lid": 8.0, "shape": 0.01}
+
+
+class SlatVaeConfig(LoopConfig):
+    """Recipe of the encoder and the mesh decoder, trained together."""
+
+    encoder_width: int = Field(96, gt=0, description="channels of the encoder")
+    mesh_width: int = Field(256, gt=0, multiple_of=256, description="channels of the mesh decoder")
+    latent_channels: int = Field(8, gt=0, description="channels of the latents")
+    kl: float = Field(0.01, ge=0, description="weight of the mean KL divergence a latent element")
+
+
+class SlatVae(nn.Module):
+    """Encoder and mesh decoder, TRELLIS's classes at another size."""
+
+    def __init__(self, config: SlatVaeConfig, resolution: int) -> None:
+        super().__init__()
+        torch.manual_seed(config.seed)
+        self.channels, self.kl = config.latent_channels, config.kl
+        shared = shared_arguments(resolution, config.latent_channels)
+        width = config.encoder_width
+        self.encoder = SLatEncoder(in_channels=CHANNELS, model_channels=width, num_blocks=2, mlp_ratio=2, **shared)
+        color = {"use_color": True}
+        width = config.mesh_width
+        self.mesh = SLatMeshDecoder(
+            model_channels=width, num_blocks=1, mlp_ratio=1, representation_config=color, **shared
+        )
+        self._start(self.channels)
+
+    @torch.no_grad()
+    def _start(self, channels: int) -> None:
+        """Where training begins. From the official start (output layers at zero, features faint beside the position
+        embedding) all channels first learn the same number, whether a voxel is inside: ten times the steps."""
+        self.encoder.input_layer.weight *= 4
+        self.mesh.input_layer.weight *= 2
+        nn.init.xavier_uniform_(self.encoder.out_layer.weight[:channels])
+        self.encoder.out_layer.bias[channels:] = -4  # a narrow posterior: the decoder must not learn to ignore it
+        nn.init.normal_(self.mesh.out_layer.weight, std=0.02)
+        self.mesh.out_layer.weight[8:53] = 0  # extraction without deformation, with equal weights
+
+
+def shared_arguments(resolution: int, latent_channels: int) -> dict[str, Any]:
+    """Constructor arguments that encoder and decoders have in common."""
+    attention = {"num_heads": 4, "attn_mode": "swin", "window_size": 8}
+    return {"resolution": resolution, "latent_channels": latent_channels, **attention}
+
+
+def losses(vae: SlatVae, crops: list[Crop], eps: Tensor, resolution: int) -> dict[str, Tensor]:
+    """The terms of :mod:`field_loss` and ``kl``, means over the crops; ``eps`` [T, C] makes the sample."""
+    layout = layout_of(crops)
+    features = torch.cat([crop.features for crop in crops])
+    z, mean, logvar = vae.encoder(features, layout, sample_posterior=True, noise=eps, return_raw=True)
+    raw, fine = vae.mesh(z, layout)
+    lengths = [SUBDIVISION**3 * len(crop.coords) for crop in crops]
+    parts = zip(crops, raw.float().split(lengths), fine.coords.split(lengths), strict=True)
+    found = [field_terms(crop, values, cubes, -1 / (SUBDIVISION * resolution)) for crop, values, cubes in parts]
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    return {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]} | {"kl": kl}
+
+
+class MeshConfig(LoopConfig):
+    """Recipe of the mesh decoder's further training, on latents that no longer change."""
+
+    steps: int = Field(1500, gt=0, description="optimiser steps")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate (one-cycle)")
+    seed: int = Field(1, description="seed of order and augmentation")
+
+
+def train(vae: SlatVae, config: LoopConfig, data: PreparedSet, targets: Path, state: Path, log: Log) -> SlatVae:
+    """Train on crops of the set's training objects; goes on from ``state`` where that file exists.
+
+    A frozen encoder stays as it is, and the decoder learns on.
+    """
+    loop, channels = Loop(config, vae, state), vae.channels
+
+    def terms(generator: torch.Generator) -> dict[str, Tensor]:
+        crops = [draw_crop(data, targets, config.voxels, generator) for _ in range(config.crops)]
+        eps = torch.randn(sum(len(crop.coords) for crop in crops), channels, generator=generator)
+        return losses(vae, crops, eps, data.resolution)
+
+    loop.run(terms, WEIGHTS | {"kl": vae.kl}, log)
+    return vae.eval()
