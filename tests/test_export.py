@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,12 @@ def box(half: float = 0.3, colour: tuple[float, float, float] = (1.0, 0.5, 0.0))
     vertices = torch.tensor(np.asarray(shape.vertices), dtype=torch.float32)
     attrs = torch.cat([torch.tensor(colour).expand(len(vertices), 3), torch.zeros(len(vertices), 3)], 1)
     return Mesh(vertices, torch.tensor(np.asarray(shape.faces)), attrs)
+
+
+def broken() -> Mesh:
+    mesh = box()
+    mesh.vertices[3, 1] = torch.nan
+    return mesh
 
 
 def gaussians(count: int = 5, seed: int = 0) -> Gaussians:
@@ -189,7 +196,12 @@ def test_a_sheet_of_views(tmp_path: Path) -> None:
         (lambda folder: write_glb(box(), folder / "a.obj"), r"ending in \.glb"),
         (lambda folder: write_ply(gaussians(), folder / "a.glb"), r"ending in \.ply"),
         (lambda folder: write_glb(Mesh(torch.zeros(1, 3), torch.zeros(0, 3).long()), folder / "a.glb"), "no faces"),
+        (lambda folder: write_glb(broken(), folder / "a.glb"), "1 of 8 points are not finite"),
         (lambda folder: write_ply(gaussians(0), folder / "a.ply"), "no Gaussians"),
+        (
+            lambda folder: write_ply(replace(gaussians(), raw_xyz=torch.full((5, 3), torch.nan)), folder / "a.ply"),
+            "5 of 5",
+        ),
         (lambda folder: write_glb(box(), folder / "file" / "a.glb"), "can be written"),
         (lambda folder: read_ply(folder / "none.ply"), "exists"),
         (lambda folder: read_ply(folder / "file"), "3DGS"),

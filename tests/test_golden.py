@@ -52,6 +52,9 @@ def nudge(path: Path, key: str, by: float) -> None:
         ("models/ss_encoder_a", "state.out_layer.2.bias", 1e-3),
         ("models/ss_decoder_a", "output.y_fp16_torso", 1.0),
         ("models/ss_decoder_a", "state.blocks.1.conv.weight", 1e-2),
+        ("models/slat_flow_a", "state.out_blocks.0.conv1.conv.weight", 1e-1),
+        ("models/slat_flow_a", "output.feats_fp16_torso", 1.0),
+        ("models/slat_flow_a", "mid.coords_torso", 1),
     ],
 )
 def test_a_wrong_number_is_seen(

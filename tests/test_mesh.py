@@ -9,7 +9,7 @@ import pytest
 import torch
 import trimesh
 from fewstep_trellis.mesh import extract_mesh
-from fewstep_trellis.mesh.tables import CORNERS, EDGES, ambiguous_face, inside, patches
+from fewstep_trellis.mesh.tables import CORNERS, EDGES, ambiguous_face, inside, patches, tables
 from torch import Tensor
 
 from fewstep.errors import FewstepError
@@ -93,6 +93,18 @@ def test_gradients_against_finite_differences() -> None:
         )
 
     assert torch.autograd.gradcheck(value, feats, fast_mode=True)
+
+
+def test_gradients_after_a_first_extraction_in_inference_mode() -> None:
+    """What is kept between calls must not be tied to the mode of the first one."""
+    coords = torch.cartesian_prod(*[torch.arange(4)] * 3)
+    feats = torch.randn(64, 53, generator=torch.Generator().manual_seed(0))
+    tables.cache_clear()
+    with torch.inference_mode():
+        extract_mesh(coords, feats, 4)
+    extract_mesh(coords, feats.requires_grad_(), 4, training=True).vertices.sum().backward()
+    assert feats.grad is not None
+    assert feats.grad.abs().sum() > 0
 
 
 def test_features_are_left_as_they_were() -> None:

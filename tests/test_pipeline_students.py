@@ -294,3 +294,11 @@ def test_a_student_brings_its_own_normalisation(tmp_path: Path, tiny_pipeline: P
         recipes = {stage: recipe_of(pipeline.spec.sampler(stage), students.get(stage))[0] for stage in ("ss", "slat")}
         latents.append(Runner(pipeline, recipes, students)(Request(Prompt(TOKENS)), []).latents)
     assert torch.equal(*latents)
+
+
+def test_a_student_of_something_else_is_refused(tmp_path: Path, pipeline: Pipeline) -> None:
+    folder = distilled(tmp_path / "s", "ss")
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"backbone": "trellis"', '"backbone": "toy"'))
+    with pytest.raises(FewstepError, match="a student of 'toy'; accepted: of a TRELLIS flow"):
+        find_students([str(folder)], pipeline)

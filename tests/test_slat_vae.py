@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from fewstep_trellis.checkpoint import build_model
 from fewstep_trellis.models import SLatGaussianDecoder, SLatMeshDecoder, SLatRadianceFieldDecoder
 from fewstep_trellis.models.slat_gaussians import hammersley
+from fewstep_trellis.models.sparse_blocks import SparseSubdivideBlock
 from slat_cases import CASES, SPLATS, VAE, awake, inputs, ragged, run
 from torch import Tensor, nn
 
@@ -163,6 +164,34 @@ def test_rows_of_a_radiance_decoder(resolution: int, depth: int) -> None:
     assert torch.allclose(field.position, (coords_of(layout).double() + 0.5) / resolution)
     assert field.depth.tolist() == [[depth]] * 6
     assert len(none) == 0
+
+
+def dense_convolution(conv: Any, x: Tensor, coords: Tensor) -> Tensor:
+    """A submanifold convolution as a dense one on the scattered grid, read at the voxels."""
+    grid = x.new_zeros(1, x.shape[1], *[int(coords.max()) + 1] * 3)
+    grid[0, :, coords[:, 0], coords[:, 1], coords[:, 2]] = x.T
+    out = F.conv3d(grid, conv.weight.permute(0, 4, 1, 2, 3), conv.bias, padding=1)
+    return out[0, :, coords[:, 0], coords[:, 1], coords[:, 2]].T
+
+
+def plain_norm(norm: Any, x: Tensor) -> Tensor:
+    """Group norm of one sample: statistics over its voxels and the group's channels."""
+    return F.group_norm(x.T[None], 32, norm.weight, norm.bias, 1e-5)[0].T
+
+
+def test_subdivision_against_a_dense_grid() -> None:
+    block, layout = SparseSubdivideBlock(64, 32).double(), ragged([12])
+    for p in block.parameters():
+        nn.init.normal_(p, std=0.2, generator=torch.Generator().manual_seed(len(p)))
+    x = torch.randn(12, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    corner = torch.cartesian_prod(*[torch.arange(2)] * 3)
+    coords = (2 * coords_of(layout)[:, None] + corner).flatten(0, 1)
+    h = F.silu(plain_norm(block.act_layers[0], x)).repeat_interleave(8, 0)
+    h = dense_convolution(block.out_layers[0].conv, h, coords)
+    h = dense_convolution(block.out_layers[3].conv, F.silu(plain_norm(block.out_layers[1], h)), coords)
+    skip = block.skip_connection.conv  # its memory is read as [Ci, Co], no transpose
+    expected = h + x.repeat_interleave(8, 0) @ skip.weight.reshape(64, 32) + skip.bias
+    assert (block(x, layout) - expected).abs().max() < 1e-11 * expected.abs().max()
 
 
 def mesh_decoder(**changes: Any) -> SLatMeshDecoder:

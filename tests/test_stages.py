@@ -57,7 +57,9 @@ def test_which_backbones_a_stage_names() -> None:
 
 def test_trellis_is_its_structure_stage_unless_told_otherwise() -> None:
     assert names(None, "trellis") == {"ss": "trellis"}
-    assert names("both", "trellis") == {"ss": "trellis", "slat": "trellis-slat"}
+    assert names("both", "trellis") == names("both", "trellis-slat") == {"ss": "trellis", "slat": "trellis-slat"}
+    found = run.resolve_stages("mdt-vd", "trellis", "both", overrides=["slat.train.steps=7"])
+    assert (found["slat"].config.train.steps, found["ss"].config.train.steps) == (7, 1080)
 
 
 @pytest.mark.parametrize("command", ["distill", "bench"])
@@ -152,3 +154,12 @@ def test_a_stage_without_checkpoint_starts_again(capsys: pytest.CaptureFixture[s
     works(capsys, *DISTILL, "--stage", "both", "--out", "pair", "--resume")
     record = json.loads((folder / "pair" / "second" / "config.json").read_text())
     assert (record["backbone"], record["config"]["train"]["steps"]) == ("duo-second", 3)
+
+
+def test_sampling_takes_one_stage_of_a_pair(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    works(capsys, *DISTILL, "--stage", "both", "--out", "pair")
+    message = refused(capsys, "sample", "pair")
+    assert message.endswith("holds no config.json; accepted: one of its students first, second")
+    out = works(capsys, "sample", "pair/second", "--out", "a.txt", "-n", "3")
+    assert out.startswith("3 samples")
+    assert (folder / "a.txt").read_text() == "samples"

@@ -36,11 +36,14 @@ class Cells:
     shown: dict[tuple[str, int], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        batches = [stage.suite.prompts(self.limit) for stage in self.stages]
-        check_alike(batches)
-        self.prompts, self._true = batches[0], batches[-1]
-        self._batches: list[Batch] = batches
+        self._batches = [stage.suite.prompts(self.limit) for stage in self.stages]
+        check_alike(self._batches)
         self._teacher: dict[int, Any] = {}
+
+    @property
+    def prompts(self) -> Batch:
+        """What is asked for."""
+        return self._batches[0]
 
     @property
     def suite(self) -> Suite:
@@ -89,7 +92,8 @@ class Cells:
     def _floors(self) -> Iterator[Row]:
         """What no student can beat: the decoded truth, and (from 2 seeds on) the teacher against its other noise."""
         teacher, seeds = self.entrants[0], self.seeds
-        truth = self.suite.decode(self._true.x0, self._true.layout)
+        true = self._batches[-1]
+        truth = self.suite.decode(true.x0, true.layout)
         for name, value in self.suite.measure(truth, self._teacher[seeds[0]]).items():
             yield Row(TRUTH, TRUTH, 0, None, 0.0, 1.0, "", True, name, value)
         for one, other in zip(seeds, [*seeds[1:], seeds[0]], strict=True):

@@ -17,7 +17,7 @@ from fewstep.layout import Layout, Packed
 
 
 @dataclass(frozen=True)
-class Made:
+class Outcome:
     """Objects of the last stage; of all stages NFE a sample, the largest share of samples that are not finite, and
     seconds a sample by part: ``seconds_flow``, ``seconds_decode``, of a named stage ``seconds_flow_NAME``."""
 
@@ -29,7 +29,7 @@ class Made:
 
 def through(
     stages: Sequence[Stage], entrant: Entrant, prompts: Batch, steps: int, seed: int, device: torch.device
-) -> Made:
+) -> Outcome:
     """What ``entrant`` makes of the first stage's prompts, ``steps`` steps in each stage."""
     batch, seconds, nfe, broken, objects = prompts, {}, 0.0, 0.0, None
     for stage, one, following in zip(stages, entrant.chain, [*stages[1:], None], strict=True):
@@ -42,7 +42,7 @@ def through(
         seconds[f"seconds_flow{suffix}"] = drawn.seconds
         seconds[f"seconds_decode{suffix}"] = (clock(device) - began) / layout.batch_size
         nfe, broken = nfe + drawn.nfe, max(broken, drawn.broken)
-    return Made(objects, nfe, broken, seconds)
+    return Outcome(objects, nfe, broken, seconds)
 
 
 def prompts_on(layout: Layout, prompts: Batch) -> Batch:

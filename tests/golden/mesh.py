@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 from fewstep_trellis.mesh import extract_mesh
-from fewstep_trellis.mesh.flexicubes import surface
 from fewstep_trellis.mesh.grid import corner_grid
+from fewstep_trellis.mesh.surface import surface
 from fewstep_trellis.representations import Mesh
 from torch import Tensor
 
@@ -67,6 +67,22 @@ def _topology(mesh: Mesh, tensors: Tensors) -> list[Check]:
     ]
 
 
+def _solid(mesh: Mesh, record: Record) -> list[Check]:
+    """The recorded volume, how many edges have how many faces, and vertices of no face."""
+    a, b, c = (mesh.vertices.double()[mesh.faces[:, i]] for i in range(3))
+    edges = torch.cat([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]]).sort(1).values
+    shared = torch.unique(edges, dim=0, return_counts=True)[1].tolist() if len(edges) else []
+    found = {
+        "edges_by_face_count": {str(n): shared.count(n) for n in sorted(set(shared))},
+        "unreferenced_vertices": len(mesh.vertices) - len(mesh.faces.unique()),
+    }
+    checks = [exact(name, value == record[name]) for name, value in found.items() if name in record]
+    if "signed_volume" in record:
+        volume = float((a * torch.linalg.cross(b, c)).sum() / 6)
+        checks.append(Check("signed_volume", abs(volume - record["signed_volume"]), ABSOLUTE))
+    return checks
+
+
 def _cubes(coords: Tensor, feats: Tensor, resolution: int, tensors: Tensors) -> list[Check]:
     if "mid.surf_cubes" not in tensors:
         return []
@@ -106,7 +122,7 @@ def run_mesh(root: Path, path: Path, record: Record) -> list[Check]:
         checks.append(exact("vertex_attrs", mesh.vertex_attrs is None))
     if "output.face_normal" in tensors and "canon.faces" not in tensors:
         checks.append(Check("face_normal", *_normal_error(mesh, tensors["output.face_normal"])))
-    checks += _topology(mesh, tensors) + _cubes(coords, feats, record["res"], tensors)
+    checks += _solid(mesh, record) + _topology(mesh, tensors) + _cubes(coords, feats, record["res"], tensors)
     return checks + (_training(mesh, record, tensors) if training else [])
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path as FilePath
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import Field
@@ -36,7 +34,6 @@ class StructureFlow(Flow):
     provides: ClassVar[frozenset[str]] = frozenset({"dense", "jvp"})
     dataset = "sweethome3d"
     stage = "ss"
-    stages: ClassVar[Mapping[str, str]] = MappingProxyType({"ss": "trellis", "slat": "trellis-slat"})
 
     def velocity(self, x: Tensor, t_B: Tensor, tokens: Tensor, layout: Layout) -> Tensor:
         return cast(Tensor, self.model(x, t_B, tokens))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path as FilePath
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -42,6 +44,7 @@ class Flow(Backbone):
     name: ClassVar[str]  # as registered
     network: ClassVar[type[nn.Module]]
     path = Path(SIGMA_MIN)
+    stages: ClassVar[Mapping[str, str]] = MappingProxyType({"ss": "trellis", "slat": "trellis-slat"})
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

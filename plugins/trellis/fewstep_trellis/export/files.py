@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import Tensor
+
 from fewstep.errors import FewstepError, invalid
 
 
@@ -40,3 +42,9 @@ def check_suffix(path: Path, suffix: str) -> None:
     """Raise FewstepError unless the name ends so."""
     if path.suffix.lower() != suffix:
         raise FewstepError(f"output: got {str(path)!r}; accepted: a name ending in {suffix}")
+
+
+def check_finite(values: Tensor, path: Path) -> None:
+    """Raise FewstepError where there is a NaN or an infinity: other programs open such a file and show nothing."""
+    if bad := int((~values.isfinite()).any(-1).sum()):
+        raise FewstepError(f"{path}: {bad} of {len(values)} points are not finite, so nothing was written")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.errors import FewstepError
-from fewstep_trellis.export.files import check_suffix, write_whole
+from fewstep_trellis.export.files import check_finite, check_suffix, write_whole
 from fewstep_trellis.representations import Mesh
 
 GREY = 0.8
@@ -27,11 +27,13 @@ def write_glb(mesh: Mesh, path: Path) -> Path:
     """Write a mesh, y up, with its colours (grey where it has none) and smooth normals; not metallic, rough.
 
     Raises:
-        FewstepError: for a mesh without faces, another suffix, or a place that cannot be written.
+        FewstepError: for a mesh without faces or with vertices that are no numbers, another suffix, or a place that
+            cannot be written.
     """
     check_suffix(Path(path), ".glb")
     if not mesh.success:
         raise FewstepError(f"{path}: the mesh has no faces, so there is nothing to write")
+    check_finite(mesh.vertices, Path(path))
     data: bytes = _trimesh(mesh).export(file_type="glb", include_normals=True, tree_postprocessor=_with_material)
     return write_whole(Path(path), lambda temp: temp.write_bytes(data))
 
@@ -41,6 +43,7 @@ def _trimesh(mesh: Mesh) -> Any:
 
     vertices = mesh.vertices.detach().cpu().double().numpy() @ AXES
     colours = np.full((len(vertices), 3), GREY) if mesh.colours is None else mesh.colours.detach().cpu().numpy()
+    # 8 bits, which every reader takes: near black they are coarser than sRGB's, by at most 13 of its 255 steps.
     rgba = np.ones((len(vertices), 4))
     rgba[:, :3] = linear(colours.clip(0, 1))
     return trimesh.Trimesh(

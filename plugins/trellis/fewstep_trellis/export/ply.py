@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.errors import FewstepError, invalid
-from fewstep_trellis.export.files import check_suffix, write_whole
+from fewstep_trellis.export.files import check_finite, check_suffix, write_whole
 from fewstep_trellis.representations import Gaussians
 
 Floats = npt.NDArray[np.float32]
@@ -68,14 +68,16 @@ def write_ply(gaussians: Gaussians, path: Path, *, turn: bool = True) -> Path:
     """Write a binary .ply with one element ``vertex`` of 17 float32 properties; see :func:`ply_table`.
 
     Raises:
-        FewstepError: for no Gaussians, another suffix, or a place that cannot be written.
+        FewstepError: for no Gaussians or values that are no numbers, another suffix, or a place that cannot be written.
     """
     from plyfile import PlyData, PlyElement
 
     check_suffix(Path(path), ".ply")
     if not len(gaussians):
         raise FewstepError(f"{path}: there are no Gaussians to write")
-    rows: Any = np.ascontiguousarray(ply_table(gaussians, turn=turn)).view([(name, "<f4") for name in COLUMNS])
+    table = ply_table(gaussians, turn=turn)
+    check_finite(torch.from_numpy(table), Path(path))
+    rows: Any = np.ascontiguousarray(table).view([(name, "<f4") for name in COLUMNS])
     data = PlyData([PlyElement.describe(rows[:, 0], "vertex")], byte_order="<")
     return write_whole(Path(path), lambda temp: data.write(str(temp)))
 

@@ -80,10 +80,10 @@ def _one(runner: Runner, job: Job, target: Target, todo: Plan, options: Options,
         prompt = _prompt(runner, job, options)
         request = Request(prompt, options.samples, options.seed, options.multi_image or MULTI_IMAGE[0])
         objects = runner(request, todo.decoders)
-        with runner.clock("preview"):
-            preview = write_turntable(objects, prompt, target.preview) if todo.preview else None
         with runner.clock("writing"):
             written = write_objects(objects, target, todo.formats)
+        with runner.clock("preview"):
+            preview = write_turntable(objects, prompt, target.preview) if todo.preview else None
     voxels = ", ".join(map(str, objects.layout.lengths_list))
     say(console, f"{job.label}: {voxels} voxels; wrote {', '.join(map(str, [*written, *filter(None, [preview])]))}")
 

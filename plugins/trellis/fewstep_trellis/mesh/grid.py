@@ -22,7 +22,6 @@ class CornerGrid:
         resolution: R cubes, R + 1 corners along an axis.
         coords: [V, 3] integer places of the corners, in C order.
         attrs: [V, 4 or 10] signed distance (bias included), deformation 3, raw colour 6; means over the cubes.
-        spread: mean squared difference between the cubes' own values and these means.
         cubes: [N] keys of the given cubes, in C order of the grid.
         weights: [N, 21] beta 12, alpha 8, gamma 1 of each cube, raw.
         row_of: int32 [(R + 1)^3], each corner's row in ``attrs``, -1 for a corner of no given cube.
@@ -31,7 +30,6 @@ class CornerGrid:
     resolution: int
     coords: Tensor
     attrs: Tensor
-    spread: Tensor
     cubes: Tensor
     weights: Tensor
     row_of: Tensor
@@ -90,12 +88,25 @@ def corner_grid(coords: Tensor, feats: Tensor, resolution: int) -> CornerGrid:
     count = torch.bincount(rows, minlength=len(present)).to(values.dtype)
     total = values.new_zeros(len(present), values.shape[1]).index_add(0, rows, values)
     attrs = total / count[:, None]
-    spread = (values - attrs[rows]).square().mean() if len(rows) else values.sum()
     cubes, order = key(coords, resolution).sort()
     if bool((cubes.diff() == 0).any()):
         raise invalid("coords", "a cube twice", "each cube once")
     weights = feats[:, SDF + DEFORM : PLAIN][order]
-    return CornerGrid(resolution, place(present, resolution + 1), attrs, spread, cubes, weights, row_of)
+    return CornerGrid(resolution, place(present, resolution + 1), attrs, cubes, weights, row_of)
+
+
+def disagreement(grid: CornerGrid, coords: Tensor, feats: Tensor) -> Tensor:
+    """The mean squared difference between the cubes' own values at their corners and the grid's means; 0 for none.
+
+    Args:
+        grid: made of the two others.
+        coords: [N, 3].
+        feats: [N, 53 or 101].
+    """
+    keys = key(coords.long()[:, None] + tables(coords.device).corners, grid.resolution + 1)
+    values = _corner_values(feats, grid.resolution)
+    gap = values - grid.attrs[grid.row_of[keys.flatten()].long()]
+    return gap.square().mean() if len(gap) else values.sum()
 
 
 def _corner_values(feats: Tensor, resolution: int) -> Tensor:

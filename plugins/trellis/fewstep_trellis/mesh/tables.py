@@ -87,13 +87,14 @@ class Tables:
 @lru_cache(maxsize=4)
 def tables(device: torch.device) -> Tables:
     """The tables on a device."""
-    listed = torch.full((256, MOST_PATCHES, MOST_EDGES), -1)
-    outward = torch.zeros(256, 3, dtype=torch.int64)
-    for case in range(256):
-        for slot, patch in enumerate(patches(case)):
-            listed[case, slot, : len(patch)] = torch.tensor(patch)
-        if (face := ambiguous_face(case)) is not None:
-            outward[case, face[0]] = 2 * face[1] - 1
-    count = (listed[:, :, 0] >= 0).sum(1)
-    parts = (listed, count, outward, torch.tensor(EDGES), torch.tensor(CORNERS))
-    return Tables(*(part.to(device) for part in parts))
+    with torch.inference_mode(False):  # kept: a later call may need gradients
+        listed = torch.full((256, MOST_PATCHES, MOST_EDGES), -1)
+        outward = torch.zeros(256, 3, dtype=torch.int64)
+        for case in range(256):
+            for slot, patch in enumerate(patches(case)):
+                listed[case, slot, : len(patch)] = torch.tensor(patch)
+            if (face := ambiguous_face(case)) is not None:
+                outward[case, face[0]] = 2 * face[1] - 1
+        count = (listed[:, :, 0] >= 0).sum(1)
+        parts = (listed, count, outward, torch.tensor(EDGES), torch.tensor(CORNERS))
+        return Tables(*(part.to(device) for part in parts))

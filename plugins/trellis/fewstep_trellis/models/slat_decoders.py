@@ -124,5 +124,7 @@ class SLatRadianceFieldDecoder(SLatDecoder):
         fields = self.split_fields(raw)
         # A factor of 1 is the start: the product of three axes is then not born dead.
         columns = (self.centres(layout, raw), fields["trivec"] + 1, fields["density"], fields["features_dc"])
-        rows = zip(*(column.split(layout.lengths_list) for column in columns), strict=True)
-        return [RadianceField(*row, resolution=self.resolution) for row in rows]
+        place, trivec, density, colour = (column.split(layout.lengths_list) for column in columns)
+        return [
+            RadianceField(place[i], trivec[i], density[i], colour[i], self.resolution) for i in range(layout.batch_size)
+        ]

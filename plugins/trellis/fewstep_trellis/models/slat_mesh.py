@@ -51,7 +51,8 @@ class SLatMeshDecoder(SLatDecoder):
 
     def decode(self, z: Tensor, layout: Packed, training: bool = False) -> list[Mesh]:
         """The mesh of each sample in [-0.5, 0.5]^3; with ``training`` also the extraction's own loss terms."""
-        return self.meshes(*self(z, layout), training=training)
+        raw, cubes = self(z, layout)
+        return self.meshes(raw, cubes, training=training)
 
     def meshes(self, raw: Tensor, cubes: Packed, training: bool = False) -> list[Mesh]:
         """What :meth:`forward` put out, as meshes; ``raw`` stays as it is."""

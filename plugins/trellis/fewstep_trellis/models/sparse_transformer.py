@@ -88,7 +88,7 @@ class SparseTransformer(HalfTorso):
         """``[T, C]`` to ``[T, model_channels]`` in the blocks' type. Raises FewstepError for a wrong shape."""
         check_packed(layout)
         check_shape(self.takes, x, (layout.rows, self.in_channels), "[T, C]")
-        h = self.input_layer(x) + position_embedding_of(layout, self.model_channels).to(x.dtype)
+        h: Tensor = self.input_layer(x) + position_embedding_of(layout, self.model_channels).to(x.dtype)
         h = h.to(self.torso_type(h))
         for block in self.blocks:
             h = run_block(block, h, layout, recompute=self.use_checkpoint)

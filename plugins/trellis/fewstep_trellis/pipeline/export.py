@@ -13,7 +13,6 @@ import torch
 from fewstep.engine.atomic import new_folder
 from fewstep.errors import FewstepError
 from fewstep_trellis.checkpoint import save_model
-from fewstep_trellis.flow import Flow
 from fewstep_trellis.normalisation import PIPELINE, Normalisation
 from fewstep_trellis.pipeline.loading import Pipeline
 from fewstep_trellis.pipeline.recipe import Recipe
@@ -107,10 +106,6 @@ def _paths(pipeline: Pipeline, students: Mapping[str, Any]) -> dict[str, str]:
 
 def _save_student(path: Path, student: Student, args: dict[str, Any], half: bool) -> None:
     flow = student.load()
-    if not isinstance(flow, Flow):
-        raise FewstepError(
-            f"--student {str(student.path)!r}: a {type(flow).__name__}; accepted: one of TRELLIS's flows"
-        )
     save_model(flow.model, path, dtype=torch.float16 if half else None)
     own: Normalisation | None = getattr(flow, "normalisation", None)
     if own is not None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from fewstep.backbone import Backbone
 from fewstep.errors import FewstepError
 from fewstep_trellis.checkpoint import build_model
+from fewstep_trellis.flow import Flow
 from fewstep_trellis.pipeline.loading import Pipeline
 from fewstep_trellis.pipeline.spec import STAGES
 from fewstep_trellis.weights import fit, read_tensors
@@ -42,7 +42,7 @@ def stage_of_file(path: Path, pipeline: Pipeline) -> str:
     raise FewstepError(f"--student {str(path)!r}: fits no flow of {pipeline.name}: {'; '.join(refused.values())}")
 
 
-def load_released(path: Path, stage: str, pipeline: Pipeline) -> Backbone:
+def load_released(path: Path, stage: str, pipeline: Pipeline) -> Flow:
     """The file's weights in a network like the pipeline's own flow of this stage. A removed prefix is a warning."""
     model = _empty(stage, pipeline)
     fit(model, read_tensors(path), str(path))

@@ -6,15 +6,14 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from fewstep.backbone import Backbone
 from fewstep.checkpoint import INFO, load_student, read_info
 from fewstep.contract import Contract
 from fewstep.errors import FewstepError, unknown
 from fewstep.registry import registry
 from fewstep_trellis.checkpoint import read_config
-from fewstep_trellis.flow import load_as
+from fewstep_trellis.flow import Flow, load_as
 from fewstep_trellis.models import MODELS
 from fewstep_trellis.normalisation import PIPELINE
 from fewstep_trellis.pipeline.loading import CLASSES, Pipeline
@@ -46,7 +45,7 @@ class Student:
     path: Path
     label: str
     contract: Contract | None
-    load: Callable[[], Backbone]
+    load: Callable[[], Flow]
 
 
 def find_students(names: Iterable[str], pipeline: Pipeline) -> dict[str, Student]:
@@ -115,15 +114,17 @@ def _one(found: list[Student], path: Path) -> Student:
 def _of_folder(folder: Path, pipeline: Pipeline) -> Student:
     """A folder that ``fewstep distill`` wrote, with its contract."""
     info = read_info(folder)
-    stage = registry().get("backbone", info.backbone).load().stage
-    if stage not in STAGES:
-        raise FewstepError(
-            f"--student {str(folder)!r}: a student of {info.backbone!r}; accepted: one of TRELLIS's flows"
-        )
+    backbone = registry().get("backbone", info.backbone).load()
+    if not issubclass(backbone, Flow):
+        raise FewstepError(f"--student {str(folder)!r}: a student of {info.backbone!r}; accepted: of a TRELLIS flow")
     model = next((path for path in (folder / "model.json", folder / "student" / "model.json") if path.is_file()), None)
     if model is not None:
-        _check_fits(folder, stage, read_config(model)[1], pipeline)
-    return Student(stage, folder, info.method, info.contract, lambda: load_student(folder)[0].requires_grad_(False))
+        _check_fits(folder, backbone.stage, read_config(model)[1], pipeline)
+    return Student(backbone.stage, folder, info.method, info.contract, lambda: _distilled(folder))
+
+
+def _distilled(folder: Path) -> Flow:
+    return cast(Flow, load_student(folder)[0]).requires_grad_(False)
 
 
 def _of_file(path: Path, pipeline: Pipeline) -> Student:
@@ -141,7 +142,7 @@ def _of_file(path: Path, pipeline: Pipeline) -> Student:
     return Student(stage, path, "checkpoint pair", None, lambda: _loaded(path, stage, pipeline))
 
 
-def _loaded(path: Path, stage: str, pipeline: Pipeline) -> Backbone:
+def _loaded(path: Path, stage: str, pipeline: Pipeline) -> Flow:
     return pipeline.as_flow(stage, load_as(CLASSES[STAGES[stage]], path)).eval().requires_grad_(False)
 
 
