@@ -14,9 +14,10 @@ import pytest
 import torch
 import trimesh
 from conftest import contents, refusal
+from fewstep_trellis.data.prepared import PreparedSet
 from fewstep_trellis.pipeline import run
 from fewstep_trellis.pipeline.loading import Pipeline
-from fewstep_trellis.shipped import NANO, student_for
+from fewstep_trellis.shipped import SWEETHOME3D, student_for
 from PIL import Image
 from pipeline_helpers import COND, describe, picture, write_encoder, write_pipeline
 from plyfile import PlyData
@@ -335,17 +336,21 @@ def test_the_page_knows_the_options_and_no_others(capsys: pytest.CaptureFixture[
     assert {"--student", "--low-memory", "--multi-image", "--formats", "--guidance", "--image-encoder"} <= named
 
 
-def test_the_shipped_model_makes_a_chair(
+def test_the_shipped_model_makes_a_bed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if not (NANO / "pipeline.json").is_file():
-        pytest.skip("the nano model has no second stage yet")
     monkeypatch.chdir(tmp_path)
-    picture(Path("chair.png"))
-    assert main(["generate", "chair.png", "-o", "chair.glb", "--steps", "1", "--no-preview"]) == 0
+    objects = PreparedSet.load(SWEETHOME3D)
+    bed = next(int(row) for row in objects.test if objects.table[int(row)]["name"] == "Bed")
+    Image.fromarray(objects.picture(bed)).save("bed.png")
+    students = [stage for stage in ("ss", "slat") if student_for(stage, 1)]
+    assert "ss" in students
+    assert main(["generate", "bed.png", "-o", "bed.glb", "--steps", "1", "--no-preview"]) == 0
     out = capsys.readouterr().out
     assert "shipped nano model" in out
     assert out.count("1 step,") == 2
-    assert out.count("student ") == 2
-    mesh: Any = next(iter(trimesh.load("chair.glb").geometry.values()))
-    assert len(mesh.faces) > 100
+    assert out.count(": student ") == len(students)
+    mesh: Any = next(iter(trimesh.load("bed.glb").geometry.values()))
+    assert len(mesh.faces) > 1000
+    height, longest = mesh.extents[1], max(mesh.extents)  # y is up
+    assert height < 0.8 * longest
