@@ -18,7 +18,7 @@ from fewstep_trellis.slat import StructuredLatentFlow
 from fewstep_trellis.slat_dataset import PreparedLatents, PreparedLatentsConfig, packed
 from fewstep_trellis.surfaces import true_cloud
 from fewstep_trellis.teach.slat_quality import sample, without_cavities
-from scipy.spatial import cKDTree
+from scipy.spatial import cKDTree  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
 from fewstep.batch import Batch

@@ -13,8 +13,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from fewstep_trellis.normalisation import PIPELINE
 from fewstep_trellis.shipped import NANO
-from fewstep_trellis.teach.describe import PIPELINE, ROLES
+from fewstep_trellis.teach.describe import ROLES
 
 from fewstep.checkpoint import load_student, save_student
 
