@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -54,6 +55,7 @@ class Result:
     rows: int
     steps: int
     machine: str
+    load_average: float
     versions: dict[str, str]
     date: str
     phases: list[Phase] = field(default_factory=list)
@@ -101,7 +103,8 @@ def load(flow: type[Flow], stem: Path) -> Flow:
 def measure(stage: str, steps: int) -> Result:
     """Write, load, step; time and peak memory of each."""
     flow_class, name, args = CONFIGS[stage]
-    now, (noise, layout) = datetime.now(timezone.utc).isoformat(timespec="seconds"), sample(stage)
+    now, load_average = datetime.now(timezone.utc).isoformat(timespec="seconds"), round(os.getloadavg()[0], 1)
+    noise, layout = sample(stage)
     rows = len(noise) if isinstance(layout, Packed) else 16**3
     with tempfile.TemporaryDirectory() as folder:
         stem = Path(folder) / "model"
@@ -116,10 +119,8 @@ def measure(stage: str, steps: int) -> Result:
             out = euler(flow, noise, cond, layout, step_grid(steps), step)
     assert out.shape == noise.shape
     assert bool(out.isfinite().all())
-    phases = [written, loaded, stepped]
-    return Result(
-        stage, name, parameters, round(size, 1), rows, steps, machine(torch.device("cpu")), versions(), now, phases
-    )
+    host = machine(torch.device("cpu")), load_average, versions()
+    return Result(stage, name, parameters, round(size, 1), rows, steps, *host, now, [written, loaded, stepped])
 
 
 def main() -> None:
@@ -133,7 +134,9 @@ def main() -> None:
     target = given.out / f"{given.stage}.json"
     target.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
     for phase in result.phases:
-        print(f"{phase.name}: {phase.seconds:.1f} s, peak {phase.peak_mib / 1024:.2f} GiB")
+        print(
+            f"{phase.name}: {phase.seconds:.1f} s ({phase.cpu_seconds:.1f} s of processor), peak {phase.peak_mib / 1024:.2f} GiB"
+        )
     print(target)
 
 
