@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -83,7 +84,7 @@ class Packed:
         bounds = self.cu_seqlens
         # The one look at the values from the host: everything later works from this list.
         listed = bounds.tolist() if bounds.dim() == 1 else []
-        if len(listed) < 2 or listed[0] != 0 or any(b < a for a, b in zip(listed, listed[1:], strict=False)):
+        if len(listed) < 2 or listed[0] != 0 or any(b < a for a, b in pairwise(listed)):
             raise FewstepError(
                 f"layout.cu_seqlens: got {bounds.tolist()}; accepted: a non-decreasing vector that starts at 0"
             )
@@ -92,7 +93,7 @@ class Packed:
         rows = torch.arange(len(bounds) - 1, device=bounds.device)
         index = rows.repeat_interleave(bounds.diff(), output_size=listed[-1])
         object.__setattr__(self, "index", index)
-        object.__setattr__(self, "lengths_list", [b - a for a, b in zip(listed, listed[1:], strict=False)])
+        object.__setattr__(self, "lengths_list", [b - a for a, b in pairwise(listed)])
 
     @classmethod
     def of_lengths(

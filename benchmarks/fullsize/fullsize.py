@@ -134,9 +134,8 @@ def main() -> None:
     target = given.out / f"{given.stage}.json"
     target.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
     for phase in result.phases:
-        print(
-            f"{phase.name}: {phase.seconds:.1f} s ({phase.cpu_seconds:.1f} s of processor), peak {phase.peak_mib / 1024:.2f} GiB"
-        )
+        times = f"{phase.seconds:.1f} s ({phase.cpu_seconds:.1f} s of processor)"
+        print(f"{phase.name}: {times}, peak {phase.peak_mib / 1024:.2f} GiB")
     print(target)
 
 
