@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError, invalid
 from fewstep.layout import Packed
+from fewstep.ops.gemm import product, row_sum
 from fewstep.ops.table import Kernel, dispatch, register
 from fewstep.sparse import Neighbours, neighbours
 
@@ -38,18 +39,21 @@ def reference_convolution(x: Tensor, weight: Tensor, layout: Packed) -> Tensor:
 
 def _apply(x: Tensor, matrices: Tensor, near: Neighbours) -> Tensor:
     """[T, Ci] by [K, Ci, Co] to [T, Co]; the centre, where nothing is gathered, starts the sum."""
-    centre = len(matrices) // 2
-    out = x @ matrices[centre]
+    centre, turned = len(matrices) // 2, matrices.mT.contiguous()
+    out = product(x, turned[centre])
     for k, (rows, others) in enumerate(near.pairs):
         if k != centre and len(rows):
-            out.index_add_(0, rows, x[others] @ matrices[k])
+            out.index_add_(0, rows, product(x.index_select(0, others), turned[k]))
     return out
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, near: Neighbours) -> Tensor:
     """[K, Ci, Co]: the products of the inputs with the gradients of the outputs that they reached."""
     centre = len(near.pairs) // 2
-    found = [x.T @ grad if k == centre else x[others].T @ grad[rows] for k, (rows, others) in enumerate(near.pairs)]
+    found = [
+        row_sum(x, grad) if k == centre else row_sum(x.index_select(0, others), grad.index_select(0, rows))
+        for k, (rows, others) in enumerate(near.pairs)
+    ]
     return torch.stack(found)
 
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fewstep.ops import attention
 from fewstep_trellis.models.arguments import check_divides
+from fewstep_trellis.models.linear import Linear
 from fewstep_trellis.models.norms import HeadRMSNorm
 
 
@@ -28,7 +29,7 @@ class Heads(nn.Module):
         if qk_rms_norm:
             self.q_rms_norm = HeadRMSNorm(self.width, self.heads)
             self.k_rms_norm = HeadRMSNorm(self.width, self.heads)
-        self.to_out = nn.Linear(channels, channels)
+        self.to_out = Linear(channels, channels)
 
     def split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """``[B, L, parts * C]`` to ``parts`` tensors ``[B, L, H, D]``."""
@@ -56,7 +57,7 @@ class SelfAttention(Heads):
 
     def __init__(self, channels: int, heads: int, qk_rms_norm: bool = False, qkv_bias: bool = True) -> None:
         super().__init__(channels, heads)
-        self.to_qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
+        self.to_qkv = Linear(channels, 3 * channels, bias=qkv_bias)
         self.finish(channels, qk_rms_norm)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,8 +80,8 @@ class CrossAttention(Heads):
         self, channels: int, cond_channels: int, heads: int, qk_rms_norm: bool = False, qkv_bias: bool = True
     ) -> None:
         super().__init__(channels, heads)
-        self.to_q = nn.Linear(channels, channels, bias=qkv_bias)
-        self.to_kv = nn.Linear(cond_channels, 2 * channels, bias=qkv_bias)
+        self.to_q = Linear(channels, channels, bias=qkv_bias)
+        self.to_kv = Linear(cond_channels, 2 * channels, bias=qkv_bias)
         self.finish(channels, qk_rms_norm)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:

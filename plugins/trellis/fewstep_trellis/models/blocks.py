@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fewstep.layout import Packed
 from fewstep_trellis.models.attention import CrossAttention, SelfAttention
+from fewstep_trellis.models.linear import Linear
 from fewstep_trellis.models.norms import WideLayerNorm
 
 
@@ -17,7 +18,7 @@ class FeedForward(nn.Module):
     def __init__(self, channels: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
         hidden = int(channels * mlp_ratio)
-        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.GELU("tanh"), nn.Linear(hidden, channels))
+        self.mlp = nn.Sequential(Linear(channels, hidden), nn.GELU("tanh"), Linear(hidden, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.mlp(x)
@@ -26,7 +27,7 @@ class FeedForward(nn.Module):
 
 def modulation(channels: int) -> nn.Sequential:
     """``[B, C]`` to ``[B, 6C]``: shift, scale, gate of the attention, then those of the network."""
-    return nn.Sequential(nn.SiLU(), nn.Linear(channels, 6 * channels))
+    return nn.Sequential(nn.SiLU(), Linear(channels, 6 * channels))
 
 
 class ModulatedCrossBlock(nn.Module):

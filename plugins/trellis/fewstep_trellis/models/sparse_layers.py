@@ -13,6 +13,7 @@ from fewstep.ops import sample_group_norm, submanifold_conv, varlen_attention, w
 from fewstep.sparse import coords_of
 from fewstep_trellis.models.attention import Heads
 from fewstep_trellis.models.embeddings import position_embedding
+from fewstep_trellis.models.linear import Linear
 
 ATTENTION_MODES = ("full", "swin")
 UNPUBLISHED_MODES = ("shift_window", "shift_sequence", "shift_order")
@@ -70,7 +71,7 @@ class SparseSelfAttention(Heads):
     ) -> None:
         super().__init__(channels, heads)
         self.window, self.shift = window, shift
-        self.to_qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
+        self.to_qkv = Linear(channels, 3 * channels, bias=qkv_bias)
         self.finish(channels, qk_rms_norm)
 
     def forward(self, x: Tensor, layout: Packed) -> Tensor:
@@ -91,8 +92,8 @@ class SparseCrossAttention(Heads):
         self, channels: int, cond_channels: int, heads: int, qk_rms_norm: bool = False, qkv_bias: bool = True
     ) -> None:
         super().__init__(channels, heads)
-        self.to_q = nn.Linear(channels, channels, bias=qkv_bias)
-        self.to_kv = nn.Linear(cond_channels, 2 * channels, bias=qkv_bias)
+        self.to_q = Linear(channels, channels, bias=qkv_bias)
+        self.to_kv = Linear(cond_channels, 2 * channels, bias=qkv_bias)
         self.finish(channels, qk_rms_norm)
 
     def forward(self, x: Tensor, cond: Tensor, layout: Packed) -> Tensor:
