@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from fewstep_trellis.models import SLatFlowModel
+from fewstep_trellis.models import SLatFlowModel, sparse_layers
 from torch import Tensor
 
 from fewstep.layout import Packed
@@ -62,12 +62,31 @@ class Case:
         return [out.detach(), *(p.grad for p in self.model.parameters() if p.grad is not None)]
 
 
+def plain_convolution(x: Tensor, weight: Tensor, bias: Tensor, layout: Packed) -> Tensor:
+    """Gather, product, scatter at each of 27 offsets; the map, a sorted list of voxels, is made and searched anew."""
+    assert layout.coords is not None
+    place = torch.cat([layout.index[:, None], layout.coords.long() + 1], 1)
+
+    def key(place: Tensor) -> Tensor:
+        return ((place[:, 0] * (EDGE + 2) + place[:, 1]) * (EDGE + 2) + place[:, 2]) * (EDGE + 2) + place[:, 3]
+
+    ordered, order = key(place).sort()
+    out = x.new_zeros(len(x), weight.shape[0])
+    for i, j, k in torch.cartesian_prod(*[torch.arange(3)] * 3).tolist():
+        wanted = key(place + torch.tensor([0, i - 1, j - 1, k - 1]))
+        at = torch.searchsorted(ordered, wanted).clamp(max=len(ordered) - 1)
+        rows = (ordered[at] == wanted).nonzero()[:, 0]
+        out = out.index_add(0, rows, x[order[at[rows]]] @ weight[:, i, j, k].T)
+    return out + bias
+
+
 @contextmanager
 def plain() -> Iterator[None]:
-    """The oracles of all ops, and layouts that forget."""
+    """The oracles of all other ops, and layouts that forget."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ENV, "reference")
         patch.setattr(Packed, "once", lambda self, key, build: build())
+        patch.setattr(sparse_layers, "submanifold_conv", plain_convolution)
         yield
 
 
