@@ -47,6 +47,11 @@ def is_repository(name: str) -> bool:
     return _REPOSITORY.fullmatch(name) is not None and not name.startswith(".") and Path(name).suffix not in WEIGHTS
 
 
+def quiet_hub() -> None:
+    """Keep the hub's own lines about each retry off the screen: what went wrong is said once, at the end."""
+    importlib.import_module("huggingface_hub.utils.logging").set_verbosity_error()
+
+
 def download(name: str, kind: Kind, hint: str = "") -> Path:
     """The folder of a hub repository's files; downloaded at first use, afterwards from the cache.
 
@@ -59,6 +64,7 @@ def download(name: str, kind: Kind, hint: str = "") -> Path:
         FewstepError: no network and not in the cache, or no such repository.
     """
     hub = importlib.import_module("huggingface_hub")
+    quiet_hub()
     try:
         return Path(hub.snapshot_download(name, allow_patterns=list(_FILES)))
     except Exception as error:  # no network, no such name, no right to read it, no room: a class for each

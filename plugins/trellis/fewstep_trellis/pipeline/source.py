@@ -61,6 +61,9 @@ class Repository:
     def fetch(self, file: str) -> Path:
         from huggingface_hub import errors, hf_hub_download
 
+        from fewstep_trellis.conditioning.hub import quiet_hub
+
+        quiet_hub()
         try:
             return Path(hf_hub_download(self.name, file))
         except errors.LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError, but about the connection
