@@ -13,6 +13,8 @@ from fewstep.backbone import Backbone, Teacher
 from fewstep.errors import FewstepError, unknown
 from fewstep.objective import Nets, NetSpec
 
+SPREAD = 2654435761  # torch's CPU generator reads 32 bits of a seed: runs must differ within them
+
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -58,7 +60,7 @@ class Networks:
         self.view = Nets({"teacher": teacher, **self.trained}, self.averages)
 
     def _make(self, name: str, spec: NetSpec, seed: int) -> nn.Module:
-        torch.manual_seed((seed << 32) ^ zlib.crc32(f"build/{name}".encode()))
+        torch.manual_seed((seed * SPREAD ^ zlib.crc32(f"build/{name}".encode())) % 2**32)
         if spec.build is not None:
             module = spec.build(self.teacher.backbone)
         elif spec.init == "teacher":

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fewstep.config import Strict
+from fewstep.engine.nets import SPREAD
 
 Log = Callable[[dict[str, float]], None]
 Terms = Callable[[torch.Generator], dict[str, Tensor]]
@@ -53,7 +54,7 @@ class Loop:
         """Train to the end; ``terms`` draws its data from the generator it is given, a function of seed and step."""
         started = time.monotonic() - self.seconds
         while self.step < self.config.steps:
-            found = terms(torch.Generator().manual_seed((self.config.seed << 32) + self.step))
+            found = terms(torch.Generator().manual_seed((self.config.seed * SPREAD + self.step) % 2**32))
             torch.stack([weights[name] * term for name, term in found.items()]).sum().backward()
             norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
             self.optimiser.step()
