@@ -1,0 +1,1 @@
+"""Attention on packed sequences in Triton: forward, value and tangent, backward."""

@@ -1,0 +1,1 @@
+"""Submanifold convolution in Triton as an implicit matrix product."""

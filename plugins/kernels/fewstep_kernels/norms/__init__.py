@@ -1,0 +1,1 @@
+"""Norms, modulation and gates in Triton, one pass over memory each."""

@@ -1,0 +1,67 @@
+"""Why a Triton kernel cannot serve a call, found without importing Triton."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from fewstep.ops.table import ENV, forced
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+LEAST = (8, 0)  # compute capability: asynchronous copies and bfloat16 matrix instructions
+
+
+@lru_cache(maxsize=1)
+def installed() -> bool:
+    """Whether Triton is there; it is not imported for that."""
+    return find_spec("triton") is not None
+
+
+def interpreted() -> bool:
+    """Whether Triton runs kernels on the CPU (TRITON_INTERPRET=1), which is for tests."""
+    return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")
+
+
+@lru_cache(maxsize=8)
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+def reason(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = FLOATS) -> str | None:
+    """None where Triton can work on these tensors; else why not.
+
+    Args:
+        tensors: of one device and one type.
+        dtypes: the types that the kernel has.
+    """
+    first = tensors[0]
+    if not installed():
+        return "Triton is not installed (pip install 'fewstep[kernels]')"
+    if any(x.device != first.device for x in tensors):
+        return f"tensors on several devices ({', '.join(sorted({str(x.device) for x in tensors}))})"
+    if first.device.type == "cpu" and not (interpreted() and forced() == "triton"):
+        return f"tensors on the CPU (the interpreter needs TRITON_INTERPRET=1 and {ENV}=triton)"
+    if first.device.type not in ("cpu", "cuda"):
+        return f"tensors on {first.device.type}"
+    if first.device.type == "cuda" and _capability(first.device.index or 0) < LEAST:
+        return "GPU older than compute capability 8.0"
+    if any(x.dtype != first.dtype for x in tensors):
+        return f"types differ ({', '.join(str(x.dtype) for x in tensors)})"
+    if first.dtype not in dtypes:
+        return f"type {first.dtype} (it has {', '.join(str(d).removeprefix('torch.') for d in dtypes)})"
+    return None
+
+
+def upcast(x: Tensor) -> bool:
+    """Whether matrix products must be taken in float32: the interpreter multiplies the bit patterns of bfloat16."""
+    return interpreted() and x.dtype == torch.bfloat16
+
+
+def precision(x: Tensor) -> str:
+    """Triton's ``input_precision`` of matrix products of this type: exact float32 unless torch is told otherwise."""
+    relaxed = x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 and x.device.type == "cuda"
+    return "tf32" if relaxed else "ieee"
