@@ -11,6 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton, which reads it where a kernel is declared
+
+
+@pytest.fixture
+def triton_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels in Triton where there is one for a call; interpreted ones serve CPU tensors only if asked for so."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv("FEWSTEP_OPS", "triton")
 
 
 @dataclass

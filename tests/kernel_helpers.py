@@ -1,29 +1,13 @@
-"""Kernels are tested on the GPU where there is one, else under Triton's interpreter on the CPU."""
+"""What the tests of Triton kernels share. They run on the GPU where there is one, else under Triton's interpreter."""
 
 from __future__ import annotations
 
-import os
-
-import pytest
 import torch
 from torch import Tensor
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: it is read when a kernel is declared
-
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-
-
-@pytest.fixture(autouse=True)
-def _triton_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interpreted kernels serve CPU tensors only where they are asked for."""
-    pytest.importorskip("triton")
-    monkeypatch.setenv("FEWSTEP_OPS", "triton")
-
-
-@pytest.fixture
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+TYPES = tuple(TOLERANCE)
 
 
 def relative_rms(got: Tensor, wanted: Tensor) -> float:
