@@ -15,5 +15,15 @@ def register_kernels(register: Register) -> None:
     register(
         "triton-varlen-attention",
         target="fewstep_kernels.attention.kernels:VARLEN",
-        summary="packed attention, forward, backward and forward-mode, any lengths",
+        summary="packed attention, any lengths",
+    )
+    register(
+        "triton-windowed-attention",
+        target="fewstep_kernels.attention.kernels:WINDOWED",
+        summary="attention within windows of voxels, without a copy into window order",
+    )
+    register(
+        "triton-dense-attention",
+        target="fewstep_kernels.attention.kernels:DENSE",
+        summary="attention on equal lengths, with forward-mode",
     )

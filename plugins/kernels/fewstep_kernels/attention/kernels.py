@@ -1,0 +1,70 @@
+"""The op table's entries for attention. Triton is imported when one of them runs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch._C._functorch import TransformType, peek_interpreter_stack
+
+from fewstep.layout import Packed
+from fewstep.ops.table import Kernel
+from fewstep.ops.tangents import in_transform
+from fewstep.sparse import windows
+from fewstep_kernels.attention.schedule import Sequences, uniform
+from fewstep_kernels.support import reason
+
+ALL = frozenset({"forward", "backward", "jvp"})
+WIDEST = 128  # channels of a head
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, seq: Sequences) -> Tensor:
+    from fewstep_kernels.attention.function import differentiable
+
+    return differentiable(q, k, v, seq)
+
+
+def varlen(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: Packed) -> Tensor:
+    """Packed attention: [T, H, D], see :func:`fewstep.ops.varlen_attention`."""
+    return _attend(q, k, v, q_layout.once(("sequences", k_layout), lambda: Sequences(q_layout, k_layout)))
+
+
+def windowed(q: Tensor, k: Tensor, v: Tensor, layout: Packed, size: int, shift: int) -> Tensor:
+    """Window attention that reads and writes rows where they are, see :func:`fewstep.ops.windowed_attention`."""
+
+    def build() -> Sequences:
+        found = windows(layout, size, shift)
+        return Sequences(found.layout, found.layout, found.order)
+
+    return _attend(q, k, v, layout.once(("window sequences", size, shift), build))
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention on a batch of equal lengths: [B, L, H, D], see :func:`fewstep.ops.attention`."""
+    batch, length = q.shape[:2]
+    queries, keys = (uniform(batch, n, q.device) for n in (length, k.shape[1]))
+    flat = (x.flatten(0, 1) for x in (q, k, v))
+    return varlen(*flat, queries, keys).unflatten(0, (batch, length))  # type: ignore[call-arg]
+
+
+def check(q: Tensor, k: Tensor, v: Tensor, *_: object) -> str | None:
+    """Why these kernels cannot serve; None where they can."""
+    if why := reason(q, k, v):
+        return why
+    if not q.shape[-1] == k.shape[-1] == v.shape[-1]:
+        return f"head widths differ ({q.shape[-1]}, {k.shape[-1]}, {v.shape[-1]})"
+    if q.shape[-1] > WIDEST:
+        return f"heads of {q.shape[-1]} channels (it has up to {WIDEST})"
+    return _nested()
+
+
+def _nested() -> str | None:
+    """Derivatives of derivatives by ``torch.func`` are for the oracle."""
+    if not in_transform():
+        return None
+    top = peek_interpreter_stack()
+    single = top.level() == 1 and top.key() == TransformType.Jvp
+    return None if single else "nested or reverse torch.func transforms"
+
+
+VARLEN = Kernel("triton-varlen", "varlen_attention", varlen, ALL, 20, "triton", check)
+WINDOWED = Kernel("triton-windowed", "windowed_attention", windowed, ALL, 20, "triton", check)
+DENSE = Kernel("triton-dense", "attention", dense, ALL, 20, "triton", check)

@@ -1,0 +1,167 @@
+"""From tensors to launches. Everything here runs on plain tensors: no tangents, no graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep_kernels.attention import backward as backward_kernels
+from fewstep_kernels.attention import forward as forward_kernels
+from fewstep_kernels.attention.schedule import Sequences, bounds, tiles
+from fewstep_kernels.attention.tiles import candidates
+from fewstep_kernels.support import precision, upcast
+from fewstep_kernels.tuning import Tile, choose
+
+LOG2E = 1.4426950408889634
+DELTA_ROWS = 64
+
+
+def packed(x: Tensor) -> Tensor:
+    """``x`` itself where the channels of a head lie side by side, as in slices of a fused projection; else a copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _steps(*tensors: Tensor) -> list[int]:
+    """Strides of rows and of heads, tensor by tensor."""
+    return [x.stride(i) for x in tensors for i in (0, 1)]
+
+
+def _constants(q: Tensor, seq: Sequences) -> dict[str, Any]:
+    head = q.shape[-1]
+    return {
+        "HEAD": head,
+        "WIDTH": max(16, 1 << (head - 1).bit_length()),
+        "INDEXED": seq.order is not None,
+        "UPCAST": upcast(q),
+        "PRECISION": precision(q),
+    }
+
+
+def _layout(q: Tensor, seq: Sequences, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tiles, boundaries of queries and of keys, and the order of rows (anything where there is none)."""
+    order = seq.order32
+    return rows, bounds(seq.q), bounds(seq.k), rows if order is None else order
+
+
+def _chosen(kind: str, q: Tensor, seq: Sequences, run: Any) -> Tile:
+    head = q.shape[-1]
+    key = (str(q.dtype).removeprefix("torch."), head, "windows" if seq.order is not None else "rows", seq.short)
+    return choose(f"attention-{kind}", key, candidates(kind, q.dtype, head, seq.short), run)
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, seq: Sequences) -> tuple[Tensor, Tensor]:
+    """Attention and the base-2 logarithm of its softmax's sum: [T, H, D] and float32 [H, T]."""
+    q, k, v = (packed(x) for x in (q, k, v))
+    out, lse = torch.empty(q.shape, dtype=q.dtype, device=q.device), _rows(q)
+
+    def run(tile: Tile) -> None:
+        work = tiles(seq.q, seq.k, tile.sizes["BLOCK_M"])
+        forward_kernels.forward_kernel[len(work), q.shape[1]](
+            q, k, v, out, lse, *_layout(q, seq, work), _scale(q) * LOG2E,
+            *_steps(q, k, v, out), lse.stride(0), **_constants(q, seq), **tile.options,
+        )  # fmt: skip
+
+    if out.numel():
+        run(_chosen("forward", q, seq, run))
+    return out, lse
+
+
+def tangent(
+    q: Tensor, k: Tensor, v: Tensor, tq: Tensor | None, tk: Tensor | None, tv: Tensor | None, seq: Sequences
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention, its tangent (both [T, H, D]) and the logarithm as of :func:`forward`, in one launch."""
+    q, k, v = (packed(x) for x in (q, k, v))
+    pushed = [x if t is None else packed(t) for x, t in ((q, tq), (k, tk), (v, tv))]
+    out, lse = torch.empty(q.shape, dtype=q.dtype, device=q.device), _rows(q)
+    tout = torch.zeros_like(out) if not k.numel() else torch.empty_like(out)
+    has = {"HAS_Q": tq is not None, "HAS_K": tk is not None, "HAS_V": tv is not None}
+
+    def run(tile: Tile) -> None:
+        work = tiles(seq.q, seq.k, tile.sizes["BLOCK_M"])
+        forward_kernels.tangent_kernel[len(work), q.shape[1]](
+            q, k, v, *pushed, out, tout, lse, *_layout(q, seq, work), _scale(q) * LOG2E, _scale(q),
+            *_steps(q, k, v, *pushed, out), lse.stride(0), **has, **_constants(q, seq), **tile.options,
+        )  # fmt: skip
+
+    if out.numel():
+        run(_chosen("tangent", q, seq, run))
+    return out, tout, lse
+
+
+def backward(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad: Tensor, seq: Sequences, deterministic: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, contiguous and in their types.
+
+    Args:
+        out, lse: of :func:`forward` for the same inputs.
+        grad: of ``out``.
+        deterministic: the same bits at each call; else the gradient of q is added up atomically, which saves two of
+            seven matrix products.
+    """
+    q, k, v, grad = (packed(x) for x in (q, k, v, grad))
+    dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
+    if not q.numel():
+        return torch.empty_like(q), dk.zero_(), dv.zero_()
+    inner = _inner(out, grad, seq)
+    if deterministic:
+        dq = _queries(q, k, v, grad, lse, inner, seq)
+        _keys("keys", q, k, v, grad, lse, inner, dq, dk, dv, seq)
+        return dq, dk, dv
+    total = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+    _keys("keys-atomic", q, k, v, grad, lse, inner, total, dk, dv, seq)
+    return total.to(q.dtype), dk, dv
+
+
+def _inner(out: Tensor, grad: Tensor, seq: Sequences) -> Tensor:
+    """float32 [H, T] rowsum(out grad)."""
+    inner, head = _rows(out), _constants(out, seq)
+    grid = (-(-len(out) // DELTA_ROWS), out.shape[1])
+    backward_kernels.delta_kernel[grid](
+        out, grad, inner, len(out), *_steps(out, grad), inner.stride(0),
+        HEAD=head["HEAD"], WIDTH=head["WIDTH"], BLOCK_M=DELTA_ROWS,
+    )  # fmt: skip
+    return inner
+
+
+def _queries(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, lse: Tensor, inner: Tensor, seq: Sequences) -> Tensor:
+    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+
+    def run(tile: Tile) -> None:
+        work = tiles(seq.q, seq.k, tile.sizes["BLOCK_M"])
+        backward_kernels.queries_kernel[len(work), q.shape[1]](
+            q, k, v, grad, lse, inner, dq, *_layout(q, seq, work), _scale(q), _scale(q) * LOG2E,
+            *_steps(q, k, v, grad, dq), lse.stride(0), **_constants(q, seq), **tile.options,
+        )  # fmt: skip
+
+    run(_chosen("queries", q, seq, run))
+    return dq
+
+
+def _keys(
+    kind: str, q: Tensor, k: Tensor, v: Tensor, grad: Tensor, lse: Tensor, inner: Tensor,
+    dq: Tensor, dk: Tensor, dv: Tensor, seq: Sequences,
+) -> None:  # fmt: skip
+    """Fill dk and dv, and with "keys-atomic" add to dq."""
+
+    def launch(tile: Tile, to: Tensor) -> None:
+        work = tiles(seq.k, seq.q, tile.sizes["BLOCK_N"])
+        backward_kernels.keys_kernel[len(work), q.shape[1]](
+            q, k, v, grad, lse, inner, to, dk, dv, *_layout(q, seq, work), _scale(q), _scale(q) * LOG2E,
+            *_steps(q, k, v, grad, dk), lse.stride(0), ATOMIC=kind == "keys-atomic",
+            **_constants(q, seq), **tile.options,
+        )  # fmt: skip
+
+    if k.numel():
+        # Trials add to a scratch tensor: the real sum must be made once.
+        launch(_chosen(kind, q, seq, lambda tile: launch(tile, torch.empty_like(dq))), dq)
+
+
+def _scale(q: Tensor) -> float:
+    return float(q.shape[-1] ** -0.5)
+
+
+def _rows(q: Tensor) -> Tensor:
+    return torch.empty(q.shape[1], len(q), dtype=torch.float32, device=q.device)

@@ -1,0 +1,46 @@
+"""The tiles that are shipped, each compiled ahead of time by the gate; the first of a list is the default."""
+
+from __future__ import annotations
+
+import torch
+
+from fewstep_kernels.tuning import Tile
+
+KINDS = ("forward", "tangent", "keys", "keys-atomic", "queries")
+
+
+def tile(m: int, n: int, warps: int, stages: int) -> Tile:
+    """BLOCK_M queries by BLOCK_N keys."""
+    return Tile({"BLOCK_M": m, "BLOCK_N": n}, warps, stages)
+
+
+# By kind: up to 64 channels a head, then up to 128. In half precision, on tensor cores.
+HALF = {
+    "forward": (
+        [tile(128, 64, 4, 3), tile(128, 128, 8, 2), tile(128, 64, 8, 3), tile(64, 64, 4, 3)],
+        [tile(128, 64, 8, 3), tile(128, 128, 8, 2), tile(64, 64, 4, 3)],
+    ),
+    "tangent": ([tile(128, 64, 8, 2), tile(64, 64, 4, 2)], [tile(64, 32, 4, 2), tile(64, 64, 8, 2)]),
+    "keys": ([tile(64, 128, 8, 2), tile(64, 64, 4, 2)], [tile(64, 64, 8, 2), tile(32, 64, 4, 2)]),
+    "keys-atomic": ([tile(64, 128, 8, 2), tile(64, 64, 4, 2)], [tile(64, 64, 8, 2), tile(32, 64, 4, 2)]),
+    "queries": ([tile(128, 64, 8, 2), tile(64, 64, 4, 3)], [tile(64, 64, 8, 2), tile(64, 32, 4, 2)]),
+}
+# Short sequences, such as windows: a tile that is mostly empty costs as much as a full one.
+SHORT = {
+    kind: ([tile(64, 64, 4, stages), tile(64, 32, 4, stages)], [tile(64, 32, 4, 2), tile(32, 32, 4, 2)])
+    for kind, stages in (("forward", 3), ("tangent", 2), ("keys", 2), ("keys-atomic", 2), ("queries", 2))
+}
+SINGLE = {kind: ([tile(64, 32, 4, 2), tile(32, 32, 4, 2)], [tile(32, 32, 4, 2), tile(16, 32, 4, 2)]) for kind in KINDS}
+
+
+def candidates(kind: str, dtype: torch.dtype, head: int, short: bool) -> list[Tile]:
+    """The shipped tiles for a kernel.
+
+    Args:
+        kind: one of ``KINDS``.
+        dtype: of queries and keys.
+        head: channels of a head.
+        short: sequences are short (:attr:`Sequences.short`).
+    """
+    table = SINGLE if dtype == torch.float32 else SHORT if short else HALF
+    return table[kind][head > 64]
