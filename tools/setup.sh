@@ -34,5 +34,6 @@ fi
 echo "installing fewstep[$EXTRAS] with pinned packages"
 "${pip[@]}" "setuptools>=77" wheel
 "${pip[@]}" --constraint constraints.txt --no-build-isolation --editable ".[$EXTRAS]"
+rm -rf fewstep.egg-info  # an older one would hide the entry points of the installed version
 rm -f .venv/.fewstep-*
 touch "$stamp"

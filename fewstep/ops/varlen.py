@@ -93,6 +93,10 @@ register(
 def _check(name: str, x: Tensor, layout: Packed) -> None:
     if x.dim() != 3 or len(x) != layout.rows:
         raise invalid(f"shape of {name}", tuple(x.shape), f"[T, H, D] with T = {layout.rows}, as its layout says")
+    if x.device != layout.cu_seqlens.device:
+        raise invalid(f"device of {name}", str(x.device), f"{layout.cu_seqlens.device}, where its layout is")
+    if not x.is_floating_point():
+        raise invalid(f"type of {name}", str(x.dtype), "a floating-point type")
 
 
 def varlen_attention(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: Packed) -> Tensor:
@@ -115,6 +119,8 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout
         raise invalid("heads of q, k, v", [tuple(x.shape[1:]) for x in (q, k, v)], "the same heads and widths")
     if q_layout.batch_size != k_layout.batch_size:
         raise FewstepError(f"q has {q_layout.batch_size} samples and k {k_layout.batch_size}; accepted: as many")
+    if len({q.dtype, k.dtype, v.dtype}) > 1:
+        raise invalid("types of q, k, v", [str(x.dtype) for x in (q, k, v)], "one type")
     out: Tensor = dispatch("varlen_attention", q, k, v, q_layout, k_layout).run(q, k, v, q_layout, k_layout)
     return out
 
@@ -140,5 +146,7 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Packed, size: in
     Raises:
         FewstepError: as :func:`varlen_attention`, and for a layout without coords.
     """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        _check(name, x, layout)
     out: Tensor = dispatch("windowed_attention", q, k, v, layout, size, shift).run(q, k, v, layout, size, shift)
     return out

@@ -78,9 +78,13 @@ def forward_kernel(
     q, k, v, out, lse, tiles, q_bounds, k_bounds, order, scale2,
     q_stride, q_head, k_stride, k_head, v_stride, v_head, out_stride, out_head, lse_stride,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    INDEXED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    INDEXED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
-    """out [T, H, HEAD] and lse [H, T], the base-2 logarithm of the sum of weights."""
+    """out [T, H, HEAD] and lse [H, T], the base-2 logarithm of the sum of weights.
+
+    Part 0 of the keys are whole blocks, read without masks, part 1 is the rest; with FIRST = 1 all keys are in part 1,
+    which is half of the code: without tensor cores, the other half costs registers and gains nothing.
+    """
     tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     sample, first = tl.load(tiles + 2 * tile), tl.load(tiles + 2 * tile + 1)
     q_start, q_end = tl.load(q_bounds + sample) + first, tl.load(q_bounds + sample + 1)
@@ -95,18 +99,18 @@ def forward_kernel(
     total = tl.zeros([BLOCK_M], tl.float32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     whole = k_end - (k_end - k_start) % BLOCK_N
-    for at in range(k_start, whole, BLOCK_N):
-        others = rows_at(order, at, BLOCK_N, BLOCK_N, INDEXED)
-        key = load_rows(k, at, others, k_stride, None, HEAD, WIDTH, BLOCK_N, INDEXED, False)
-        value = load_rows(v, at, others, v_stride, None, HEAD, WIDTH, BLOCK_N, INDEXED, False)
-        acc, total, top = fold(acc, total, top, query, key, value, BLOCK_N, scale2, BLOCK_N, False, UPCAST, PRECISION)
-    if whole < k_end:
-        left = k_end - whole
-        others = rows_at(order, whole, left, BLOCK_N, INDEXED)
-        present = tl.arange(0, BLOCK_N) < left
-        key = load_rows(k, whole, others, k_stride, present, HEAD, WIDTH, BLOCK_N, INDEXED, True)
-        value = load_rows(v, whole, others, v_stride, present, HEAD, WIDTH, BLOCK_N, INDEXED, True)
-        acc, total, top = fold(acc, total, top, query, key, value, left, scale2, BLOCK_N, True, UPCAST, PRECISION)
+    for part in tl.static_range(FIRST, 2):
+        # The rest after whole blocks is one block at most: nothing to pipeline.
+        begin, end = k_start if part == FIRST else whole, k_end if part == 1 else whole
+        for at in tl.range(begin, end, BLOCK_N, num_stages=1 if part > FIRST else None):
+            left = k_end - at
+            present = tl.arange(0, BLOCK_N) < left
+            others = rows_at(order, at, left, BLOCK_N, INDEXED)
+            key = load_rows(k, at, others, k_stride, present, HEAD, WIDTH, BLOCK_N, INDEXED, part == 1)
+            value = load_rows(v, at, others, v_stride, present, HEAD, WIDTH, BLOCK_N, INDEXED, part == 1)
+            acc, total, top = fold(
+                acc, total, top, query, key, value, left, scale2, BLOCK_N, part == 1, UPCAST, PRECISION
+            )
 
     # A sample without keys: zeros.
     empty = total == 0.0
@@ -154,7 +158,7 @@ def tangent_kernel(
     tq_stride, tq_head, tk_stride, tk_head, tv_stride, tv_head, out_stride, out_head, lse_stride,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HAS_Q: tl.constexpr, HAS_K: tl.constexpr, HAS_V: tl.constexpr,
-    INDEXED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    INDEXED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
     """``forward_kernel`` and, in the same pass, the tangent tout [T, H, HEAD]. Absent tangents may point anywhere."""
     tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -178,34 +182,24 @@ def tangent_kernel(
     ttotal = tl.zeros([BLOCK_M], tl.float32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     whole = k_end - (k_end - k_start) % BLOCK_N
-    for at in range(k_start, whole, BLOCK_N):
-        others = rows_at(order, at, BLOCK_N, BLOCK_N, INDEXED)
-        key = load_rows(k, at, others, k_stride, None, HEAD, WIDTH, BLOCK_N, INDEXED, False)
-        value = load_rows(v, at, others, v_stride, None, HEAD, WIDTH, BLOCK_N, INDEXED, False)
-        tkey, tvalue = key, value
-        if HAS_K:
-            tkey = load_rows(tk, at, others, tk_stride, None, HEAD, WIDTH, BLOCK_N, INDEXED, False)
-        if HAS_V:
-            tvalue = load_rows(tv, at, others, tv_stride, None, HEAD, WIDTH, BLOCK_N, INDEXED, False)
-        acc, tacc, total, ttotal, top = fold_tangent(
-            acc, tacc, total, ttotal, top, query, tquery, key, tkey, value, tvalue, BLOCK_N, scale2, scale, BLOCK_N,
-            False, HAS_Q, HAS_K, HAS_V, UPCAST, PRECISION,
-        )  # fmt: skip
-    if whole < k_end:
-        left = k_end - whole
-        others = rows_at(order, whole, left, BLOCK_N, INDEXED)
-        present = tl.arange(0, BLOCK_N) < left
-        key = load_rows(k, whole, others, k_stride, present, HEAD, WIDTH, BLOCK_N, INDEXED, True)
-        value = load_rows(v, whole, others, v_stride, present, HEAD, WIDTH, BLOCK_N, INDEXED, True)
-        tkey, tvalue = key, value
-        if HAS_K:
-            tkey = load_rows(tk, whole, others, tk_stride, present, HEAD, WIDTH, BLOCK_N, INDEXED, True)
-        if HAS_V:
-            tvalue = load_rows(tv, whole, others, tv_stride, present, HEAD, WIDTH, BLOCK_N, INDEXED, True)
-        acc, tacc, total, ttotal, top = fold_tangent(
-            acc, tacc, total, ttotal, top, query, tquery, key, tkey, value, tvalue, left, scale2, scale, BLOCK_N,
-            True, HAS_Q, HAS_K, HAS_V, UPCAST, PRECISION,
-        )  # fmt: skip
+    for part in tl.static_range(FIRST, 2):
+        # The rest after whole blocks is one block at most: nothing to pipeline.
+        begin, end = k_start if part == FIRST else whole, k_end if part == 1 else whole
+        for at in tl.range(begin, end, BLOCK_N, num_stages=1 if part > FIRST else None):
+            left = k_end - at
+            present = tl.arange(0, BLOCK_N) < left
+            others = rows_at(order, at, left, BLOCK_N, INDEXED)
+            key = load_rows(k, at, others, k_stride, present, HEAD, WIDTH, BLOCK_N, INDEXED, part == 1)
+            value = load_rows(v, at, others, v_stride, present, HEAD, WIDTH, BLOCK_N, INDEXED, part == 1)
+            tkey, tvalue = key, value
+            if HAS_K:
+                tkey = load_rows(tk, at, others, tk_stride, present, HEAD, WIDTH, BLOCK_N, INDEXED, part == 1)
+            if HAS_V:
+                tvalue = load_rows(tv, at, others, tv_stride, present, HEAD, WIDTH, BLOCK_N, INDEXED, part == 1)
+            acc, tacc, total, ttotal, top = fold_tangent(
+                acc, tacc, total, ttotal, top, query, tquery, key, tkey, value, tvalue, left, scale2, scale, BLOCK_N,
+                part == 1, HAS_Q, HAS_K, HAS_V, UPCAST, PRECISION,
+            )  # fmt: skip
 
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)

@@ -76,7 +76,7 @@ class ValueAndTangent(torch.autograd.Function):
         return (*found, None)
 
 
-def _gradients(saved: tuple[Tensor, ...], grad: Tensor, seq: Sequences) -> Tensors:
+def _gradients(saved: tuple[Tensor, ...], grad: Tensor, seq: Sequences) -> tuple[Tensor, ...]:
     """By the kernels; where this gradient is itself to be differentiated, by plain torch."""
     q, k, v, out, lse = saved
     if torch.is_grad_enabled() or carries_tangent(q, k, v, grad):
@@ -86,7 +86,7 @@ def _gradients(saved: tuple[Tensor, ...], grad: Tensor, seq: Sequences) -> Tenso
 
 def _pushed(q: Tensor, k: Tensor, v: Tensor, tangents: Tangents, seq: Sequences) -> tuple[Tensor, Tensor]:
     """Value and tangent."""
-    found: Any = ValueAndTangent.apply(q, k, v, *tangents, seq)
+    found: Any = ValueAndTangent.apply(q, k, v, *tangents, seq)  # type: ignore[no-untyped-call]
     return found[0], found[1]
 
 
@@ -97,9 +97,8 @@ def differentiable(q: Tensor, k: Tensor, v: Tensor, seq: Sequences) -> Tensor:
     make the value anew.
     """
     if not carries_tangent(q, k, v):
-        out: Any = Attention.apply(q, k, v, seq)
+        out: tuple[Tensor, Tensor] = Attention.apply(q, k, v, seq)  # type: ignore[no-untyped-call]
         return out[0]
-    duals = [forward_ad.unpack_dual(x, level=0) for x in (q, k, v)]
-    primals, tangents = [d.primal for d in duals], tuple(d.tangent for d in duals)
-    value, tangent = _pushed(*primals, tangents, seq)  # type: ignore[arg-type]
-    return forward_ad.make_dual(value, tangent, level=0)
+    (q, tq), (k, tk), (v, tv) = (forward_ad.unpack_dual(x, level=0) for x in (q, k, v))
+    dual: Tensor = forward_ad.make_dual(*_pushed(q, k, v, (tq, tk, tv), seq), level=0)
+    return dual

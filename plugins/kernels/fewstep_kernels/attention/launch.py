@@ -47,8 +47,9 @@ def _layout(q: Tensor, seq: Sequences, rows: Tensor) -> tuple[Tensor, Tensor, Te
 
 def _chosen(kind: str, q: Tensor, seq: Sequences, run: Any) -> Tile:
     head = q.shape[-1]
-    key = (str(q.dtype).removeprefix("torch."), head, "windows" if seq.order is not None else "rows", seq.short)
-    return choose(f"attention-{kind}", key, candidates(kind, q.dtype, head, seq.short), run)
+    form = "windows" if seq.order is not None else "rows"
+    key = (str(q.dtype).removeprefix("torch."), precision(q), head, form, seq.short)
+    return choose(f"attention-{kind}", key, candidates(kind, q.dtype, head, seq.short, precision(q) == "ieee"), run)
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, seq: Sequences) -> tuple[Tensor, Tensor]:
@@ -60,7 +61,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, seq: Sequences) -> tuple[Tensor, Te
         work = tiles(seq.q, seq.k, tile.sizes["BLOCK_M"])
         forward_kernels.forward_kernel[len(work), q.shape[1]](
             q, k, v, out, lse, *_layout(q, seq, work), _scale(q) * LOG2E,
-            *_steps(q, k, v, out), lse.stride(0), **_constants(q, seq), **tile.options,
+            *_steps(q, k, v, out), lse.stride(0), **_constants(q, seq), FIRST=_first(q), **tile.options,
         )  # fmt: skip
 
     if out.numel():
@@ -82,7 +83,7 @@ def tangent(
         work = tiles(seq.q, seq.k, tile.sizes["BLOCK_M"])
         forward_kernels.tangent_kernel[len(work), q.shape[1]](
             q, k, v, *pushed, out, tout, lse, *_layout(q, seq, work), _scale(q) * LOG2E, _scale(q),
-            *_steps(q, k, v, *pushed, out), lse.stride(0), **has, **_constants(q, seq), **tile.options,
+            *_steps(q, k, v, *pushed, out), lse.stride(0), **has, **_constants(q, seq), FIRST=_first(q), **tile.options,
         )  # fmt: skip
 
     if out.numel():
@@ -157,6 +158,11 @@ def _keys(
     if k.numel():
         # Trials add to a scratch tensor: the real sum must be made once.
         launch(_chosen(kind, q, seq, lambda tile: launch(tile, torch.empty_like(dq))), dq)
+
+
+def _first(q: Tensor) -> int:
+    """Of the forward kernels: 1 where products are taken without tensor cores."""
+    return int(q.dtype == torch.float32 and precision(q) == "ieee")
 
 
 def _scale(q: Tensor) -> float:

@@ -1,0 +1,87 @@
+"""What the ahead-of-time gate compiles of attention: every tile of ``tiles.py``, at every head width it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from fewstep_kernels.aot.specimen import Specimen
+from fewstep_kernels.attention import backward, forward
+from fewstep_kernels.attention.tiles import KINDS, candidates
+from fewstep_kernels.tuning import Tile
+
+KERNELS = {
+    "forward": forward.forward_kernel,
+    "tangent": forward.tangent_kernel,
+    "keys": backward.keys_kernel,
+    "keys-atomic": backward.keys_kernel,
+    "queries": backward.queries_kernel,
+}
+TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+FLOAT32 = ("lse", "delta")
+INT32 = ("tiles", "q_bounds", "k_bounds", "order")
+UNALIGNED = ("scale", "scale2", "lse_stride")
+NO_SPILL = ("forward", "tangent")
+SPILLS = ("tangent", torch.float32, 128)  # its operands alone fill the registers, as tf32 too
+
+
+def _signature(kind: str, names: list[str], element: str) -> dict[str, str]:
+    """Triton types by name; what is neither a known pointer nor a scale is a stride."""
+    given = {**dict.fromkeys(FLOAT32, "*fp32"), **dict.fromkeys(INT32, "*i32"), "scale": "fp32", "scale2": "fp32"}
+    if kind == "keys-atomic":
+        given["dq"] = "*fp32"
+    strides = {name for name in names if name.endswith(("_stride", "_head"))}
+    return {name: given.get(name, "i32" if name in strides else f"*{element}") for name in names if not name.isupper()}
+
+
+def _constants(kind: str, head: int, precision: str, indexed: bool, exact: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {"HEAD": head, "WIDTH": 1 << (head - 1).bit_length(), "INDEXED": indexed}
+    found |= {"UPCAST": False, "PRECISION": precision}
+    if kind.startswith("keys"):
+        found["ATOMIC"] = kind == "keys-atomic"
+    if kind in NO_SPILL:
+        found["FIRST"] = int(exact)
+    if kind == "tangent":
+        found |= {"HAS_Q": True, "HAS_K": True, "HAS_V": True}
+    return found
+
+
+def _specimen(kind: str, dtype: torch.dtype, head: int, short: bool, tile: Tile, precision: str = "ieee") -> Specimen:
+    kernel, element = KERNELS[kind], TYPES[dtype]
+    signature = _signature(kind, kernel.arg_names, element)
+    sizes = "-".join(str(size) for size in tile.sizes.values())
+    words = [f"attention-{kind}", element, *(["windows"] if short else []), *(["tf32"] if precision == "tf32" else [])]
+    exact = dtype == torch.float32 and precision == "ieee"
+    matrix = set() if exact else {"matrix"}
+    return Specimen(
+        name="/".join([*words, str(head), f"{sizes}-w{tile.warps}-s{tile.stages}"]),
+        kernel=kernel,
+        signature=signature,
+        constants=_constants(kind, head, precision, short, exact),
+        tile=tile,
+        aligned=tuple(name for name in signature if name not in UNALIGNED),
+        needs=frozenset(matrix | ({"no-spill"} if kind in NO_SPILL and (kind, dtype, head) != SPILLS else set())),
+    )
+
+
+def _rows(kind: str) -> Iterator[Specimen]:
+    for head in (32, 64, 96, 128):
+        for tile in candidates(kind, torch.float16, head, False):
+            yield _specimen(kind, torch.float16, head, False, tile)
+    for tile in candidates(kind, torch.bfloat16, 64, False):
+        yield _specimen(kind, torch.bfloat16, 64, False, tile)
+    # Windows are read through an order of rows, by the tiles for short sequences.
+    for head in (64, 128):
+        for tile in candidates(kind, torch.float16, head, True):
+            yield _specimen(kind, torch.float16, head, True, tile)
+    for head in (64, 128):
+        for precision in ("ieee", "tf32"):
+            for tile in candidates(kind, torch.float32, head, False, precision == "ieee"):
+                yield _specimen(kind, torch.float32, head, False, tile, precision)
+
+
+def specimens() -> list[Specimen]:
+    """Every shipped tile: half precision at all head widths, windows, float32 exact and as tf32."""
+    return [specimen for kind in KINDS for specimen in _rows(kind)]
