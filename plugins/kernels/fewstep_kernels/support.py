@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import lru_cache, wraps
 from importlib.util import find_spec
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from fewstep.ops.table import ENV, forced
 
+P = ParamSpec("P")
+R = TypeVar("R")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 LEAST = (8, 0)  # compute capability: asynchronous copies and bfloat16 matrix instructions
 
@@ -65,3 +70,16 @@ def precision(x: Tensor) -> str:
     """Triton's ``input_precision`` of matrix products of this type: exact float32 unless torch is told otherwise."""
     relaxed = x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 and x.device.type == "cuda"
     return "tf32" if relaxed else "ieee"
+
+
+def on_its_device(launch: Callable[P, R]) -> Callable[P, R]:
+    """Launch on the GPU of the first argument, a tensor: Triton takes the current one, whatever its tensors say."""
+
+    @wraps(launch)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        first = args[0]
+        cuda = isinstance(first, Tensor) and first.is_cuda
+        with torch.cuda.device(first.device) if cuda else nullcontext():  # type: ignore[attr-defined]
+            return launch(*args, **kwargs)
+
+    return run

@@ -11,7 +11,7 @@ from fewstep_kernels.attention import backward as backward_kernels
 from fewstep_kernels.attention import forward as forward_kernels
 from fewstep_kernels.attention.schedule import Sequences, bounds, tiles
 from fewstep_kernels.attention.tiles import candidates
-from fewstep_kernels.support import precision, upcast
+from fewstep_kernels.support import on_its_device, precision, upcast
 from fewstep_kernels.tuning import Tile, choose
 
 LOG2E = 1.4426950408889634
@@ -52,6 +52,7 @@ def _chosen(kind: str, q: Tensor, seq: Sequences, run: Any) -> Tile:
     return choose(f"attention-{kind}", key, candidates(kind, q.dtype, head, seq.short, precision(q) == "ieee"), run)
 
 
+@on_its_device
 def forward(q: Tensor, k: Tensor, v: Tensor, seq: Sequences) -> tuple[Tensor, Tensor]:
     """Attention and the base-2 logarithm of its softmax's sum: [T, H, D] and float32 [H, T]."""
     q, k, v = (packed(x) for x in (q, k, v))
@@ -69,6 +70,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, seq: Sequences) -> tuple[Tensor, Te
     return out, lse
 
 
+@on_its_device
 def tangent(
     q: Tensor, k: Tensor, v: Tensor, tq: Tensor | None, tk: Tensor | None, tv: Tensor | None, seq: Sequences
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,6 +93,7 @@ def tangent(
     return out, tout, lse
 
 
+@on_its_device
 def backward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad: Tensor, seq: Sequences, deterministic: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
