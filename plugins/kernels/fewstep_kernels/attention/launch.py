@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep_kernels.attention import backward as backward_kernels
-from fewstep_kernels.attention import forward as forward_kernels
+from fewstep_kernels.attention import backward_jit, forward_jit
 from fewstep_kernels.attention.schedule import Sequences, bounds, tiles
 from fewstep_kernels.attention.tiles import candidates
 from fewstep_kernels.support import on_its_device, precision, upcast
@@ -60,7 +59,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, seq: Sequences) -> tuple[Tensor, Te
 
     def run(tile: Tile) -> None:
         work = tiles(seq.q, seq.k, tile.sizes["BLOCK_M"])
-        forward_kernels.forward_kernel[len(work), q.shape[1]](
+        forward_jit.forward_kernel[len(work), q.shape[1]](
             q, k, v, out, lse, *_layout(q, seq, work), _scale(q) * LOG2E,
             *_steps(q, k, v, out), lse.stride(0), **_constants(q, seq), FIRST=_first(q), **tile.options,
         )  # fmt: skip
@@ -83,7 +82,7 @@ def tangent(
 
     def run(tile: Tile) -> None:
         work = tiles(seq.q, seq.k, tile.sizes["BLOCK_M"])
-        forward_kernels.tangent_kernel[len(work), q.shape[1]](
+        forward_jit.tangent_kernel[len(work), q.shape[1]](
             q, k, v, *pushed, out, tout, lse, *_layout(q, seq, work), _scale(q) * LOG2E, _scale(q),
             *_steps(q, k, v, *pushed, out), lse.stride(0), **has, **_constants(q, seq), FIRST=_first(q), **tile.options,
         )  # fmt: skip
@@ -123,7 +122,7 @@ def _inner(out: Tensor, grad: Tensor, seq: Sequences) -> Tensor:
     """float32 [H, T] rowsum(out grad)."""
     inner, head = _rows(out), _constants(out, seq)
     grid = (-(-len(out) // DELTA_ROWS), out.shape[1])
-    backward_kernels.delta_kernel[grid](
+    backward_jit.delta_kernel[grid](
         out, grad, inner, len(out), *_steps(out, grad), inner.stride(0),
         HEAD=head["HEAD"], WIDTH=head["WIDTH"], BLOCK_M=DELTA_ROWS,
     )  # fmt: skip
@@ -135,7 +134,7 @@ def _queries(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, lse: Tensor, inner: 
 
     def run(tile: Tile) -> None:
         work = tiles(seq.q, seq.k, tile.sizes["BLOCK_M"])
-        backward_kernels.queries_kernel[len(work), q.shape[1]](
+        backward_jit.queries_kernel[len(work), q.shape[1]](
             q, k, v, grad, lse, inner, dq, *_layout(q, seq, work), _scale(q), _scale(q) * LOG2E,
             *_steps(q, k, v, grad, dq), lse.stride(0), **_constants(q, seq), **tile.options,
         )  # fmt: skip
@@ -152,7 +151,7 @@ def _keys(
 
     def launch(tile: Tile, to: Tensor) -> None:
         work = tiles(seq.k, seq.q, tile.sizes["BLOCK_N"])
-        backward_kernels.keys_kernel[len(work), q.shape[1]](
+        backward_jit.keys_kernel[len(work), q.shape[1]](
             q, k, v, grad, lse, inner, to, dk, dv, *_layout(q, seq, work), _scale(q), _scale(q) * LOG2E,
             *_steps(q, k, v, grad, dk), lse.stride(0), ATOMIC=kind == "keys-atomic",
             **_constants(q, seq), **tile.options,

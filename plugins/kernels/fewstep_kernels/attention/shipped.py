@@ -8,16 +8,16 @@ from typing import Any
 import torch
 
 from fewstep_kernels.aot.specimen import Specimen
-from fewstep_kernels.attention import backward, forward
+from fewstep_kernels.attention import backward_jit, forward_jit
 from fewstep_kernels.attention.tiles import KINDS, candidates
 from fewstep_kernels.tuning import Tile
 
 KERNELS = {
-    "forward": forward.forward_kernel,
-    "tangent": forward.tangent_kernel,
-    "keys": backward.keys_kernel,
-    "keys-atomic": backward.keys_kernel,
-    "queries": backward.queries_kernel,
+    "forward": forward_jit.forward_kernel,
+    "tangent": forward_jit.tangent_kernel,
+    "keys": backward_jit.keys_kernel,
+    "keys-atomic": backward_jit.keys_kernel,
+    "queries": backward_jit.queries_kernel,
 }
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 FLOAT32 = ("lse", "delta")

@@ -7,7 +7,7 @@ With P = exp(S - lse), D = rowsum(dO O), dS = P (dO V' - D): dV = P' dO, dK = s 
 import triton
 import triton.language as tl
 
-from fewstep_kernels.attention.forward import addresses, load_rows, product, rows_at, store_rows
+from fewstep_kernels.attention.forward_jit import addresses, load_rows, product, rows_at, store_rows
 
 
 @triton.jit(do_not_specialize=["count", "lse_stride"])
