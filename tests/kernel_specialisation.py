@@ -1,0 +1,65 @@
+"""Run by test_kernels_specialisation.py in a process without the interpreter: which binaries do launches ask for?
+
+Triton's own binder tells what a launch is specialised on (types, divisibility, constants); nothing is compiled or run,
+so no GPU is needed. Prints one line for each scenario: its name, the number of launches, and whether both uses agree.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fewstep_kernels.attention import backward_jit, forward_jit, launch
+from fewstep_kernels.attention.schedule import Sequences
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from fewstep.layout import Packed
+
+BACKEND = make_backend(GPUTarget("cuda", 90, 32))
+SEEN: list[tuple[str, ...]] = []
+
+
+class Recorder:
+    """Stands for a kernel and notes the specialisation of each launch."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.name, self.bind = kernel.__name__, create_function_from_signature(kernel.signature, kernel.params, BACKEND)
+
+    def __getitem__(self, grid: Any) -> Any:
+        return self.note
+
+    def note(self, *args: Any, **options: Any) -> None:
+        _, specialisation, chosen = self.bind(*args, **options)
+        SEEN.append((self.name, str(specialisation), str(chosen)))
+
+
+def record(*modules: Any) -> None:
+    for module in modules:
+        for name, kernel in list(vars(module).items()):
+            if isinstance(kernel, JITFunction) and name.endswith("_kernel"):
+                setattr(module, name, Recorder(kernel))
+
+
+def attention(lengths: list[int]) -> None:
+    layout = Packed.of_lengths(lengths)
+    q, k, v = torch.zeros(layout.rows, 3, 2, 64, dtype=torch.float16).unbind(1)
+    seq = Sequences(layout, layout)
+    out, lse = launch.forward(q, k, v, seq)
+    launch.tangent(q, k, v, q, k, v, seq)
+    for deterministic in (True, False):
+        launch.backward(q, k, v, out, lse, out, seq, deterministic)
+
+
+def binaries(scenario: Any, use: Any) -> list[tuple[str, ...]]:
+    SEEN.clear()
+    scenario(use)
+    return list(SEEN)
+
+
+if __name__ == "__main__":
+    record(forward_jit, backward_jit)
+    first = binaries(attention, [300, 17, 400])
+    for other in ([301, 0, 1, 4000], [512]):
+        print("attention", len(first), binaries(attention, other) == first)
