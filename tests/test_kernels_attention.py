@@ -241,22 +241,6 @@ def test_no_length_is_compiled_in() -> None:
             assert [p.name for p in kernel.params if p.do_not_specialize] == ["lse_stride"]
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter compiles nothing")
-@pytest.mark.gpu
-def test_other_lengths_use_the_same_binary() -> None:
-    from fewstep_kernels.attention import forward_jit
-
-    def run(lengths: list[int]) -> int:
-        layout = Packed.of_lengths(lengths, device=DEVICE)
-        q, k, v = draw([(layout.rows, 2, 64)] * 3, torch.float16)
-        varlen_attention(q, k, v, layout, layout)
-        return sum(len(cache[0]) for cache in forward_jit.forward_kernel.device_caches.values())
-
-    first = run([300, 17])
-    assert run([301, 1, 4000]) == first
-    assert run([333]) == first
-
-
 LAYOUT = Packed.of_lengths([2, 3])
 X = torch.zeros(5, 2, 16)
 

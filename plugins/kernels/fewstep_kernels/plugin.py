@@ -27,3 +27,18 @@ def register_kernels(register: Register) -> None:
         target="fewstep_kernels.attention.kernels:DENSE",
         summary="attention on equal lengths, with forward-mode",
     )
+    register(
+        "triton-qk-rms-norm",
+        target="fewstep_kernels.norms.kernels:QK",
+        summary="RMS norm of queries and keys, and rotary embedding, in one launch",
+    )
+    register(
+        "triton-modulated-norm",
+        target="fewstep_kernels.norms.kernels:MODULATED",
+        summary="layer norm and its modulation by sample, one pass",
+    )
+    register(
+        "triton-gated-residual",
+        target="fewstep_kernels.norms.kernels:GATED",
+        summary="x + gate y, one pass",
+    )

@@ -17,20 +17,28 @@ from fewstep.ops.table import ENV, forced
 P = ParamSpec("P")
 R = TypeVar("R")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+CPU = f"tensors on the CPU (the interpreter needs TRITON_INTERPRET=1 and {ENV}=triton)"
 LEAST = (8, 0)  # compute capability: asynchronous copies and bfloat16 matrix instructions
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @lru_cache(maxsize=1)
 def installed() -> bool:
     """Whether Triton is there; it is not imported for that."""
     return find_spec("triton") is not None
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@lru_cache(maxsize=1)
 def interpreted() -> bool:
-    """Whether Triton runs kernels on the CPU (TRITON_INTERPRET=1), which is for tests."""
+    """Whether Triton runs kernels on the CPU (TRITON_INTERPRET=1), which is for tests.
+
+    Read once: Triton itself reads it where a kernel is declared.
+    """
     return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @lru_cache(maxsize=8)
 def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
@@ -46,19 +54,28 @@ def reason(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = FLOATS) -> str | 
     first = tensors[0]
     if not installed():
         return "Triton is not installed (pip install 'fewstep[kernels]')"
-    if any(x.device != first.device for x in tensors):
-        return f"tensors on several devices ({', '.join(sorted({str(x.device) for x in tensors}))})"
-    if first.device.type == "cpu" and not (interpreted() and forced() == "triton"):
-        return f"tensors on the CPU (the interpreter needs TRITON_INTERPRET=1 and {ENV}=triton)"
-    if first.device.type not in ("cpu", "cuda"):
-        return f"tensors on {first.device.type}"
-    if first.device.type == "cuda" and _capability(first.device.index or 0) < LEAST:
+    if not first.is_cuda and (why := _off_gpu(first)):
+        return why
+    device, dtype = first.device, first.dtype
+    for x in tensors:  # loops: this is asked at each call
+        if x.device != device:
+            return f"tensors on several devices ({', '.join(sorted({str(x.device) for x in tensors}))})"
+    if first.is_cuda and _capability(device.index or 0) < LEAST:
         return "GPU older than compute capability 8.0"
-    if any(x.dtype != first.dtype for x in tensors):
-        return f"types differ ({', '.join(str(x.dtype) for x in tensors)})"
-    if first.dtype not in dtypes:
-        return f"type {first.dtype} (it has {', '.join(str(d).removeprefix('torch.') for d in dtypes)})"
+    for x in tensors:
+        if x.dtype != dtype:
+            return f"types differ ({', '.join(str(x.dtype) for x in tensors)})"
+    if dtype not in dtypes:
+        return f"type {dtype} (it has {', '.join(str(d).removeprefix('torch.') for d in dtypes)})"
     return None
+
+
+def _off_gpu(x: Tensor) -> str | None:
+    if x.device.type != "cpu":
+        return f"tensors on {x.device.type}"
+    if interpreted() and forced() == "triton":
+        return None
+    return CPU
 
 
 def upcast(x: Tensor) -> bool:

@@ -1,0 +1,96 @@
+"""Modulated norms and gated residuals: what adaptive layer norm does to a block, with values of each sample."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewstep.errors import invalid
+from fewstep.layout import Packed
+from fewstep.ops.norms import wide
+from fewstep.ops.table import Kernel, dispatch, register
+
+ALL = frozenset({"forward", "backward", "jvp"})
+
+
+def of_rows(v: Tensor, layout: Packed | None) -> Tensor:
+    """[B, C] to what broadcasts against the rows: [B, 1, C] of a dense batch, [T, C] (or [1, C]) of a packed one."""
+    if layout is None:
+        return v[:, None]
+    # index_select, whose backward is an index_add; that of v[index] is slower.
+    return v if layout.batch_size == 1 else v.index_select(0, layout.index)
+
+
+def reference_modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, layout: Packed | None, eps: float) -> Tensor:
+    """The oracle of :func:`modulated_norm`: the norm is cast to the type of ``x`` before it is modulated."""
+    normed = F.layer_norm(wide(x), x.shape[-1:], eps=eps).to(x.dtype)
+    return normed * of_rows(1 + scale, layout) + of_rows(shift, layout)
+
+
+def reference_gated_residual(x: Tensor, gate: Tensor, y: Tensor, layout: Packed | None) -> Tensor:
+    """The oracle of :func:`gated_residual`."""
+    return x + of_rows(gate, layout) * y
+
+
+register(Kernel("reference", "modulated_norm", reference_modulated_norm, ALL, priority=0, backend="reference"))
+register(Kernel("reference", "gated_residual", reference_gated_residual, ALL, priority=0, backend="reference"))
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, layout: Packed | None = None, eps: float = 1e-6) -> Tensor:
+    """Layer norm without parameters, then n (1 + scale) + shift with values of each sample (adaptive layer norm).
+
+    The norm is computed in float32 (float64 stays). Source: Peebles and Xie 2022, "Scalable Diffusion Models with
+    Transformers".
+
+    Args:
+        x: [B, L, C], or [T, C] packed as ``layout``.
+        shift, scale: [B, C], as they are sliced from one projection.
+        layout: of a packed ``x``.
+        eps: added to the variance.
+
+    Returns:
+        As ``x``, in the type that all three promote to.
+
+    Raises:
+        FewstepError: for shapes, types or devices that do not fit together.
+    """
+    _check(x, layout, shift=shift, scale=scale)
+    out: Tensor = dispatch("modulated_norm", x, shift, scale, layout, eps).run(x, shift, scale, layout, eps)
+    return out
+
+
+def gated_residual(x: Tensor, gate: Tensor, y: Tensor, layout: Packed | None = None) -> Tensor:
+    """x + gate y, with a gate for each sample and channel.
+
+    Args:
+        x, y: [B, L, C], or [T, C] packed as ``layout``.
+        gate: [B, C].
+        layout: of a packed ``x``.
+
+    Returns:
+        As ``x``, in the type that all three promote to.
+
+    Raises:
+        FewstepError: for shapes, types or devices that do not fit together.
+    """
+    if y.shape != x.shape or y.device != x.device or not y.is_floating_point():
+        got = f"{y.dtype} {tuple(y.shape)} on {y.device}"
+        raise invalid("y", got, f"a floating-point type, {list(x.shape)} on {x.device} as x")
+    _check(x, layout, gate=gate)
+    out: Tensor = dispatch("gated_residual", x, gate, y, layout).run(x, gate, y, layout)
+    return out
+
+
+def _check(x: Tensor, layout: Packed | None, **per_sample: Tensor) -> None:
+    if layout is None and x.dim() != 3:
+        raise invalid("shape of x", tuple(x.shape), "[B, L, C], or [T, C] with a layout")
+    if layout is not None and (x.dim() != 2 or len(x) != layout.rows or x.device != layout.index.device):
+        got = f"{tuple(x.shape)} on {x.device}"
+        raise invalid("x", got, f"[T, C] with T = {layout.rows} on {layout.index.device}, as its layout says")
+    if not x.is_floating_point():
+        raise invalid("type of x", x.dtype, "a floating-point type")
+    wanted = (len(x) if layout is None else layout.batch_size, x.shape[-1])
+    for name, v in per_sample.items():
+        if v.shape != wanted or v.device != x.device or not v.is_floating_point():
+            got = f"{v.dtype} {tuple(v.shape)} on {v.device}"
+            raise invalid(name, got, f"a floating-point type, [B, C] = {list(wanted)} on {x.device}")

@@ -1,0 +1,119 @@
+"""Norms of queries and keys; with ``modulation`` and ``mlp``, what a block does between its matrix products.
+
+All of it is bound by memory: a few operations for each number read. In eager torch each elementary operation reads its
+operands and writes its result; a fused kernel reads each operand once and writes the result once. Counted, not
+measured: 8192 tokens of 1024 channels in fp16, values only, in units of such a tensor (16 MiB; float32 counts 2):
+
+=================== ================================================================= ===== =====
+what                eager: reads + writes                                             eager fused
+=================== ================================================================= ===== =====
+norm of q and k     each: cast 1+2, length 2, divide 2+2, gain 2+2, cast 2+1             32     4
+norm, modulation    cast 1+2, norm 2+2, cast 2+1, scale 1+1, shift 1+1                   14     2
+  packed also       shift, scale spread to rows 0+2, 1 + scale 1+1, both read 2+0        20     2
+gate, residual      product 1+1, sum 2+1                                                  5     3
+  packed also       gate spread to rows 0+1, read 1+0                                     7     3
+product, GELU       1024 to 4096 channels: product 0+4, GELU 4+4                         12     4
+=================== ================================================================= ===== =====
+
+So the first three are worth a kernel of our own; the last is left to the matrix library's epilogue, which has the
+values in registers.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewstep.errors import invalid
+from fewstep.ops.table import Kernel, dispatch, register
+
+TINY = 1e-12  # a shorter head vector is divided by this, not by its length
+Rotary = tuple[Tensor, Tensor]
+
+
+def wide(x: Tensor) -> Tensor:
+    """Half precision up to float32; float32 and float64 as they are."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def rotate_pairs(x: Tensor, rotary: Rotary) -> Tensor:
+    """[..., T, H, D] with channels 2i and 2i + 1 turned by the angle whose cosine and sine are [T, D/2]."""
+    cos, sin = (table[:, None, :].to(x.dtype) for table in rotary)
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+
+
+def _head_norm(x: Tensor, gamma: Tensor, rotary: Rotary | None) -> Tensor:
+    out = F.normalize(wide(x), dim=-1, eps=TINY) * (gamma * x.shape[-1] ** 0.5)
+    return (out if rotary is None else rotate_pairs(out, rotary)).to(x.dtype)
+
+
+def reference_qk_rms_norm(
+    q: Tensor, k: Tensor, q_gamma: Tensor, k_gamma: Tensor, rotary: Rotary | None = None
+) -> tuple[Tensor, Tensor]:
+    """The oracle of :func:`qk_rms_norm`, one elementary operation after the other."""
+    return _head_norm(q, q_gamma, rotary), _head_norm(k, k_gamma, rotary)
+
+
+register(
+    Kernel(
+        "reference",
+        "qk_rms_norm",
+        reference_qk_rms_norm,
+        frozenset({"forward", "backward", "jvp"}),
+        priority=0,
+        backend="reference",
+    )
+)
+
+
+def qk_rms_norm(
+    q: Tensor, k: Tensor, q_gamma: Tensor, k_gamma: Tensor, rotary: Rotary | None = None
+) -> tuple[Tensor, Tensor]:
+    """RMS norm of each head of the queries and the keys, then rotary position embedding where asked for.
+
+    y = x / max(|x|, 1e-12) sqrt(D) gamma for each token and head, in float32 (float64 stays), then cast back: QK norm
+    (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters") without a mean. The rotary embedding
+    (Su et al. 2021, "RoFormer") turns neighbouring channels as pairs: (2i, 2i + 1).
+
+    Why it is an op of its own: inside the attention's load, each key would be normalised again for each tile of
+    queries; in the projection's epilogue, it would need a matrix product of ours in place of the vendor's. One kernel
+    costs one read and one write of q and k.
+
+    Args:
+        q: [..., T, H, D], of any strides: slices of a fused projection are not copied.
+        k: [..., S, H, D]; the lengths may differ.
+        q_gamma, k_gamma: [H, D] gains, of any floating-point type.
+        rotary: cosines and sines, each [T, D/2], a row for each position along the token axis (dimension -3), the same
+            for q and k, and for all samples of a dense batch.
+
+    Returns:
+        q and k, in their types.
+
+    Raises:
+        FewstepError: for shapes, types or devices that do not fit together.
+    """
+    _check(q, k, q_gamma, k_gamma, rotary)
+    out: tuple[Tensor, Tensor] = dispatch("qk_rms_norm", q, k, q_gamma, k_gamma, rotary).run(
+        q, k, q_gamma, k_gamma, rotary
+    )
+    return out
+
+
+def _check(q: Tensor, k: Tensor, q_gamma: Tensor, k_gamma: Tensor, rotary: Rotary | None) -> None:
+    for name, x, gamma in (("q", q, q_gamma), ("k", k, k_gamma)):
+        if x.dim() < 3 or gamma.shape != x.shape[-2:]:
+            raise invalid(f"shape of {name}_gamma", tuple(gamma.shape), f"[H, D] of {name} {tuple(x.shape)}")
+        if not (x.is_floating_point() and gamma.is_floating_point()) or x.device != gamma.device:
+            got = f"{x.dtype} on {x.device}, its gamma {gamma.dtype} on {gamma.device}"
+            raise invalid(name, got, "floating-point types on one device")
+        if rotary is not None:
+            _check_rotary(name, x, rotary)
+
+
+def _check_rotary(name: str, x: Tensor, rotary: Rotary) -> None:
+    wanted = (x.shape[-3], x.shape[-1] // 2)
+    if x.shape[-1] % 2 or any(table.shape != wanted or table.device != x.device for table in rotary):
+        got = [f"{tuple(table.shape)} on {table.device}" for table in rotary]
+        raise invalid("rotary", got, f"two tables [T, D/2] beside {name} {tuple(x.shape)} on {x.device}, D even")

@@ -1,0 +1,80 @@
+"""Launches of the gated residual."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.layout import Packed
+from fewstep.ops.modulation import reference_gated_residual
+from fewstep_kernels.norms import gate_jit as jit
+from fewstep_kernels.norms.functions import Tangents, Tensors, call
+from fewstep_kernels.norms.samples import Samples, empty_like, maybe_rows, promoted, row_strides, rows_of
+from fewstep_kernels.norms.tiles import block, tiles
+from fewstep_kernels.tuning import Tile, choose
+
+COLUMNS = 1024  # of a program, which needs no whole rows
+
+
+@dataclass(frozen=True)
+class GatedResidual:
+    """One call; its tensors are x, gate, y."""
+
+    samples: Samples
+
+    def plain(self, *tensors: Tensor) -> Tensors:
+        x, gate, y = tensors
+        return (reference_gated_residual(x, gate, y, self.samples.layout),)
+
+    def launch(self, tensors: Tensors, tangents: Tangents | None, values: bool) -> tuple[Tensors, Tensors]:
+        """See :class:`FusedOp`."""
+        shape, dtype = tensors[0], promoted(*tensors)
+        x, gate, y = (rows_of(v) for v in tensors)
+        tx, tgate, ty = (maybe_rows(t) for t in tangents or (None, None, None))
+        out = empty_like(shape, dtype) if values else None
+        tout = None if tangents is None else empty_like(shape, dtype)
+        columns = min(COLUMNS, block(x.shape[1]))
+
+        def run(tile: Tile) -> None:
+            jit.forward_kernel[(-(-len(x) // tile.sizes["BLOCK_R"]), -(-x.shape[1] // columns))](
+                x, gate, y, tx, tgate, ty, self.samples.index(), out, tout, len(x), self.samples.length(shape),
+                *row_strides(x, gate, y, tx, tgate, ty), WIDTH=x.shape[1], BLOCK_C=columns, **tile.options,
+            )  # fmt: skip
+
+        if len(x):
+            key = (x.dtype, x.shape[1], values, tangents is None)
+            run(choose("gated-residual-forward", key, tiles("BLOCK_R", columns, backward=False), run))
+        return () if out is None else (out,), () if tout is None else (tout,)
+
+    def gradients(self, tensors: Tensors, grads: Tensors, wanted: Sequence[bool]) -> list[Tensor]:
+        """See :class:`FusedOp`. The gradient of x is that of the output: a view of it, never a copy."""
+        _, gate, y, grad = (rows_of(v) for v in (*tensors, *grads))
+        dy = empty_like(tensors[2], y.dtype) if wanted[2] else None
+        programs, each = self.samples.programs(tensors[0])
+        size = (programs, self.samples.batch(tensors[0]), y.shape[1])
+        partial = torch.empty(size, device=y.device) if wanted[1] else None
+        columns = min(COLUMNS, block(y.shape[1]))
+
+        def run(tile: Tile) -> None:
+            jit.backward_kernel[(programs, size[1], -(-y.shape[1] // columns))](
+                gate, y, self.samples.bounds(), grad, dy, partial, self.samples.length(tensors[0]), each,
+                *row_strides(gate, y, grad), WIDTH=y.shape[1], BLOCK_C=columns, **tile.options,
+            )  # fmt: skip
+
+        if len(y) and (dy is not None or partial is not None):
+            key = (y.dtype, y.shape[1], dy is None, partial is None)
+            run(choose("gated-residual-backward", key, tiles("BLOCK_R", columns, backward=True), run))
+        found = (
+            grads[0].view_as(grads[0]).to(tensors[0].dtype) if wanted[0] else None,
+            None if partial is None else partial.sum(0).to(gate.dtype),
+            dy,
+        )
+        return [g for g in found if g is not None]
+
+
+def gated_residual(x: Tensor, gate: Tensor, y: Tensor, layout: Packed | None) -> Tensor:
+    """:func:`fewstep.ops.gated_residual`."""
+    return call(GatedResidual(Samples(layout)), x, gate, y)[0]

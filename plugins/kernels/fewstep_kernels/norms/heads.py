@@ -1,0 +1,124 @@
+"""Launches of the RMS norm of queries and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.ops.norms import reference_qk_rms_norm
+from fewstep_kernels.norms import heads_jit as jit
+from fewstep_kernels.norms.functions import Tangents, Tensors, call
+from fewstep_kernels.norms.tiles import block, span, tiles
+from fewstep_kernels.tuning import Tile, choose
+
+TOKENS = 64  # at least, of a program that sums over them
+Strides = tuple[int | None, ...]
+
+
+def _blocked(x: Tensor) -> Tensor:
+    """[..., L, H, D] as [N, L, H, D] with its channels side by side; a view wherever the memory allows one."""
+    x = x[None] if x.dim() == 3 else x.flatten(0, -4)
+    return x if x.stride(3) == 1 else x.contiguous()
+
+
+def _empty(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _strides(*tensors: Tensor | None) -> Strides:
+    """Of samples, tokens and heads; None for samples that follow each other as tokens do, which is the usual case."""
+    found: list[int | None] = []
+    for x in tensors:
+        batch, along, across = (None, 0, 0) if x is None else x.stride()[:3]
+        follows = x is None or len(x) == 1 or batch == x.shape[1] * along
+        found += [None if follows else batch, along, across]
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class HeadNorm:
+    """One call; its tensors are q, k, q_gamma, k_gamma and, if it turns them, cos and sin."""
+
+    rotary: bool
+
+    def plain(self, *tensors: Tensor) -> Tensors:
+        q, k, q_gamma, k_gamma = tensors[:4]
+        return reference_qk_rms_norm(q, k, q_gamma, k_gamma, (tensors[4], tensors[5]) if self.rotary else None)
+
+    def _tables(self, tensors: Tensors) -> Sequence[Tensor | None]:
+        return [table.contiguous() for table in tensors[4:]] if self.rotary else (None, None)
+
+    def launch(self, tensors: Tensors, tangents: Tangents | None, values: bool) -> tuple[Tensors, Tensors]:
+        """See :class:`FusedOp`."""
+        q, k = (_blocked(x) for x in tensors[:2])
+        gammas = [gamma.contiguous() for gamma in tensors[2:4]]
+        pushed: Sequence[Tensor | None] = (None,) * 4 if tangents is None else tangents[:4]
+        tq, tk = (None if t is None else _blocked(t) for t in pushed[:2])
+        t_gammas = [None if t is None else t.contiguous() for t in pushed[2:]]
+        out = [_empty(x) for x in tensors[:2]] if values else []
+        t_out = [] if tangents is None else [_empty(x) for x in tensors[:2]]
+        pointers = (q, k, tq, tk, *gammas, *t_gammas, *self._tables(tensors))
+        _forward(pointers, (*(out or (None, None)), *(t_out or (None, None))), q, k, _strides(q, k, tq, tk))
+        return tuple(out), tuple(t_out)
+
+    def gradients(self, tensors: Tensors, grads: Tensors, wanted: Sequence[bool]) -> list[Tensor]:
+        """See :class:`FusedOp`."""
+        (q, k), (gq, gk) = ([_blocked(x) for x in pair] for pair in (tensors[:2], grads))
+        gammas = [gamma.contiguous() for gamma in tensors[2:4]]
+        dx = [_empty(x) if want else None for x, want in zip(tensors[:2], wanted[:2], strict=True)]
+        pointers = (q, k, *gammas, *self._tables(tensors), gq, gk, *dx)
+        sums = _backward(pointers, q, k, _strides(q, k, gq, gk), any(wanted[2:4]))
+        found = [*dx, *(s.to(gamma.dtype) for s, gamma in zip(sums, gammas, strict=False))]
+        return [x for x, want in zip(found, wanted, strict=False) if want and x is not None]
+
+
+def _tokens(x: Tensor) -> int:
+    return x.shape[0] * x.shape[1]
+
+
+def _forward(pointers: Sequence[Any], out: Sequence[Any], q: Tensor, k: Tensor, strides: Strides) -> None:
+    heads, width = q.shape[2:]
+    tokens = _tokens(q), _tokens(k)
+    if not sum(tokens):
+        return
+
+    def run(tile: Tile) -> None:
+        programs = [-(-n // tile.sizes["BLOCK_T"]) for n in tokens]
+        jit.forward_kernel[(sum(programs) * heads,)](
+            *pointers, *out, heads, *tokens, q.shape[1], k.shape[1], programs[0], *strides, width**0.5,
+            WIDTH=width, BLOCK_D=block(width), **tile.options,
+        )  # fmt: skip
+
+    key = (q.dtype, width, out[0] is None, out[2] is None)
+    run(choose("qk-rms-norm-forward", key, tiles("BLOCK_T", block(width), backward=False), run))
+
+
+def _backward(pointers: Sequence[Any], q: Tensor, k: Tensor, strides: Strides, sums: bool) -> tuple[Tensor, ...]:
+    """Launches; the sums over tokens [H, D] for both gammas, or nothing."""
+    heads, width = q.shape[2:]
+    tokens = _tokens(q), _tokens(k)
+    each = span(sum(tokens) * heads, TOKENS)
+    programs = [-(-n // each) for n in tokens]
+    partial = torch.empty(sum(programs), heads, width, device=q.device) if sums else None
+
+    def run(tile: Tile) -> None:
+        jit.backward_kernel[(sum(programs) * heads,)](
+            *pointers, partial, heads, *tokens, q.shape[1], k.shape[1], programs[0], each, *strides, width**0.5,
+            WIDTH=width, BLOCK_D=block(width), **tile.options,
+        )  # fmt: skip
+
+    if sum(tokens):
+        run(choose("qk-rms-norm-backward", (q.dtype, width, sums), tiles("BLOCK_T", block(width), backward=True), run))
+    return () if partial is None else (partial[: programs[0]].sum(0), partial[programs[0] :].sum(0))
+
+
+def qk_rms_norm(
+    q: Tensor, k: Tensor, q_gamma: Tensor, k_gamma: Tensor, rotary: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`fewstep.ops.qk_rms_norm`."""
+    out_q, out_k = call(HeadNorm(rotary is not None), q, k, q_gamma, k_gamma, *(rotary or ()))
+    return out_q, out_k

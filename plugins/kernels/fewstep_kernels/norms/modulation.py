@@ -1,0 +1,76 @@
+"""Launches of the modulated norm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.layout import Packed
+from fewstep.ops.modulation import reference_modulated_norm
+from fewstep_kernels.norms import modulation_jit as jit
+from fewstep_kernels.norms.functions import Tangents, Tensors, call
+from fewstep_kernels.norms.samples import Samples, empty_like, maybe_rows, promoted, row_strides, rows_of
+from fewstep_kernels.norms.tiles import block, tiles
+from fewstep_kernels.tuning import Tile, choose
+
+
+@dataclass(frozen=True)
+class ModulatedNorm:
+    """One call; its tensors are x, shift, scale."""
+
+    samples: Samples
+    eps: float
+
+    def plain(self, *tensors: Tensor) -> Tensors:
+        x, shift, scale = tensors
+        return (reference_modulated_norm(x, shift, scale, self.samples.layout, self.eps),)
+
+    def launch(self, tensors: Tensors, tangents: Tangents | None, values: bool) -> tuple[Tensors, Tensors]:
+        """See :class:`FusedOp`."""
+        shape, dtype = tensors[0], promoted(*tensors)
+        x, shift, scale = (rows_of(v) for v in tensors)
+        tx, tshift, tscale = (maybe_rows(t) for t in tangents or (None, None, None))
+        y = empty_like(shape, dtype) if values else None
+        ty = None if tangents is None else empty_like(shape, dtype)
+
+        def run(tile: Tile) -> None:
+            jit.forward_kernel[(-(-len(x) // tile.sizes["BLOCK_R"]),)](
+                x, tx, shift, scale, tshift, tscale, self.samples.index(), y, ty, len(x), self.samples.length(shape),
+                *row_strides(x, tx, shift, scale, tshift, tscale), self.eps,
+                WIDTH=x.shape[1], BLOCK_C=block(x.shape[1]), **tile.options,
+            )  # fmt: skip
+
+        if len(x):
+            key = (x.dtype, x.shape[1], values, tangents is None)
+            run(choose("modulated-norm-forward", key, tiles("BLOCK_R", block(x.shape[1]), backward=False), run))
+        return () if y is None else (y,), () if ty is None else (ty,)
+
+    def gradients(self, tensors: Tensors, grads: Tensors, wanted: Sequence[bool]) -> list[Tensor]:
+        """See :class:`FusedOp`."""
+        x, _, scale, grad = (rows_of(v) for v in (*tensors, *grads))
+        dx = empty_like(tensors[0], x.dtype) if wanted[0] else None
+        programs, each = self.samples.programs(tensors[0])
+        size = (programs, self.samples.batch(tensors[0]), 2, x.shape[1])
+        partial = torch.empty(size, device=x.device) if any(wanted[1:]) else None
+
+        def run(tile: Tile) -> None:
+            jit.backward_kernel[(programs, size[1])](
+                x, scale, self.samples.bounds(), grad, dx, partial, self.samples.length(tensors[0]), each,
+                *row_strides(x, scale, grad), self.eps,
+                WIDTH=x.shape[1], BLOCK_C=block(x.shape[1]), **tile.options,
+            )  # fmt: skip
+
+        if len(x):
+            key = (x.dtype, x.shape[1], dx is None, partial is None)
+            run(choose("modulated-norm-backward", key, tiles("BLOCK_R", block(x.shape[1]), backward=True), run))
+        sums: Sequence[Tensor | None] = (None, None) if partial is None else partial.sum(0).unbind(1)
+        found = (dx, *(None if s is None else s.to(v.dtype) for s, v in zip(sums, tensors[1:], strict=True)))
+        return [g for g, want in zip(found, wanted, strict=True) if want and g is not None]
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, layout: Packed | None, eps: float) -> Tensor:
+    """:func:`fewstep.ops.modulated_norm`."""
+    return call(ModulatedNorm(Samples(layout), eps), x, shift, scale)[0]
