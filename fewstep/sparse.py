@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,20 +21,30 @@ TABLE_LIMIT = 2**27  # cells of a lookup table (512 MiB of int32); larger boxes 
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """For each offset of a cubic kernel, the pairs (row, row of its neighbour at that offset).
+    """For each offset of a cubic kernel, every voxel's neighbour: ``table`` int32 [K, T], -1 where there is none.
 
-    Offsets are in the order of the kernel's weights: first axis slowest. ``table`` [K, T] has -1 where a voxel has
-    no neighbour; ``pairs`` lists the others, offset by offset.
+    Offsets are in the order of the kernel's weights: first axis slowest.
     """
 
     kernel_size: int
     table: Tensor
-    pairs: tuple[tuple[Tensor, Tensor], ...]
+
+    @cached_property
+    def pairs(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """The pairs (row, row of its neighbour), offset by offset; finding them waits for the device."""
+        half = len(self.table) // 2
+        found: list[tuple[Tensor, Tensor]] = []
+        with torch.inference_mode(False):
+            for row in self.table[: half + 1].long():
+                here = (row >= 0).nonzero()[:, 0]
+                found.append((here, row[here]))
+        # The map is symmetric: offset k finds q from p where offset K-1-k finds p from q.
+        return (*found, *((others, rows) for rows, others in reversed(found[:half])))
 
     @property
     def occupancy(self) -> float:
         """Share of (voxel, offset) places that hold a neighbour."""
-        return sum(len(rows) for rows, _ in self.pairs) / max(1, self.table.numel())
+        return float((self.table >= 0).double().mean()) if self.table.numel() else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,18 +92,10 @@ def _neighbours(layout: Packed, kernel_size: int) -> Neighbours:
     line = torch.arange(-reach, reach + 1, device=keys.device)
     offsets = (torch.cartesian_prod(line, line, line).reshape(-1, 3) * steps).sum(1)
     find = _lookup(keys, cells)
-    # The map is symmetric: offset k finds q from p where offset K-1-k finds p from q. Half of it is looked up.
-    half = len(offsets) // 2
-    table = torch.full((len(offsets), len(keys)), -1, dtype=torch.int64, device=keys.device)
-    table[half] = torch.arange(len(keys), device=keys.device)
-    pairs: list[tuple[Tensor, Tensor]] = [(table[half], table[half])] * len(offsets)
-    for k in range(half):
-        table[k] = find(keys + offsets[k])
-        rows = (table[k] >= 0).nonzero()[:, 0]
-        others = table[k][rows]
-        table[-1 - k, others] = rows
-        pairs[k], pairs[-1 - k] = (rows, others), (others, rows)
-    return Neighbours(kernel_size, table, tuple(pairs))
+    table = torch.empty(len(offsets), len(keys), dtype=torch.int32, device=keys.device)
+    for found, offset in zip(table, offsets, strict=True):
+        found.copy_(find(keys + offset))
+    return Neighbours(kernel_size, table)
 
 
 def _cells(layout: Packed, margin: int) -> tuple[Tensor, Tensor, int]:
@@ -118,7 +121,7 @@ def _lookup(keys: Tensor, cells: int) -> Callable[[Tensor], Tensor]:
         table = torch.full((cells,), -1, dtype=torch.int32, device=keys.device)
         table[keys] = torch.arange(len(keys), dtype=torch.int32, device=keys.device)
         _refuse_twice(bool((table[keys] != torch.arange(len(keys), device=keys.device)).any()))
-        return lambda wanted: table[wanted].long()
+        return lambda wanted: table[wanted]
     ordered, order = keys.sort()
     _refuse_twice(bool((ordered.diff() == 0).any()))
 

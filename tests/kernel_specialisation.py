@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from fewstep_kernels.attention import backward_jit, forward_jit, launch
 from fewstep_kernels.attention.schedule import Sequences
+from fewstep_kernels.convolution import conv_jit
+from fewstep_kernels.convolution import launch as conv_launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
@@ -52,6 +54,14 @@ def attention(lengths: list[int]) -> None:
         launch.backward(q, k, v, out, lse, out, seq, deterministic)
 
 
+def convolution(lengths: list[int]) -> None:
+    cells = torch.cartesian_prod(*[torch.arange(8)] * 3)
+    layout = Packed.of_lengths(lengths, torch.cat([cells[:n] for n in lengths]))
+    near = conv_launch.TritonMap(layout, 3)
+    x, matrices = torch.zeros(layout.rows, 128, dtype=torch.float16), torch.zeros(27, 128, 256, dtype=torch.float16)
+    near.outer(x, near.convolve(x, matrices))
+
+
 def binaries(scenario: Any, use: Any) -> list[tuple[str, ...]]:
     SEEN.clear()
     scenario(use)
@@ -59,7 +69,10 @@ def binaries(scenario: Any, use: Any) -> list[tuple[str, ...]]:
 
 
 if __name__ == "__main__":
-    record(forward_jit, backward_jit)
+    record(forward_jit, backward_jit, conv_jit)
     first = binaries(attention, [300, 17, 400])
     for other in ([301, 0, 1, 4000], [512]):
         print("attention", len(first), binaries(attention, other) == first)
+    first = binaries(convolution, [300, 17])
+    for other in ([301, 0, 1, 400], [512]):
+        print("convolution", len(first), binaries(convolution, other) == first)

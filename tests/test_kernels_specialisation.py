@@ -22,3 +22,4 @@ def test_other_lengths_ask_for_the_same_binaries() -> None:
     assert [line[-1] for line in lines] == ["True"] * len(lines)
     # Forward, tangent; backward in two ways: delta, queries, keys, and delta, keys.
     assert [line[1] for line in lines if line[0] == "attention"] == ["7", "7"]
+    assert [line[1] for line in lines if line[0] == "convolution"] == ["2", "2"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from fewstep.errors import FewstepError, invalid
 from fewstep.layout import Packed
 from fewstep.ops.gemm import product, row_sum
 from fewstep.ops.table import Kernel, dispatch, register
-from fewstep.sparse import Neighbours, neighbours
+from fewstep.sparse import Neighbours, coords_of, neighbours
 
 ALL = frozenset({"forward", "backward", "jvp"})
 
@@ -37,24 +38,37 @@ def reference_convolution(x: Tensor, weight: Tensor, layout: Packed) -> Tensor:
     return out
 
 
-def _apply(x: Tensor, matrices: Tensor, near: Neighbours) -> Tensor:
-    """[T, Ci] by [K, Ci, Co] to [T, Co]; the centre, where nothing is gathered, starts the sum."""
-    centre, turned = len(matrices) // 2, matrices.mT.contiguous()
-    out = product(x, turned[centre])
-    for k, (rows, others) in enumerate(near.pairs):
-        if k != centre and len(rows):
-            out.index_add_(0, rows, product(x.index_select(0, others), turned[k]))
-    return out
+class Map(Protocol):
+    """Who neighbours whom, with the two bilinear products that a convolution and its derivatives are made of."""
+
+    def convolve(self, x: Tensor, matrices: Tensor) -> Tensor:
+        """[T, Ci] by [K, Ci, Co] to [T, Co]: for each voxel the sum over its neighbours' products."""
+
+    def outer(self, x: Tensor, grad: Tensor) -> Tensor:
+        """[T, Ci] and [T, Co] to [K, Ci, Co]: inputs times gradients of the outputs that they reached."""
 
 
-def _weight_gradient(x: Tensor, grad: Tensor, near: Neighbours) -> Tensor:
-    """[K, Ci, Co]: the products of the inputs with the gradients of the outputs that they reached."""
-    centre = len(near.pairs) // 2
-    found = [
-        row_sum(x, grad) if k == centre else row_sum(x.index_select(0, others), grad.index_select(0, rows))
-        for k, (rows, others) in enumerate(near.pairs)
-    ]
-    return torch.stack(found)
+@dataclass(frozen=True, eq=False)
+class ByOffset:
+    """A ``Map`` in torch's own ops: a gather, a product and an addition for each offset that any voxel has."""
+
+    near: Neighbours
+
+    def convolve(self, x: Tensor, matrices: Tensor) -> Tensor:
+        centre, turned = len(matrices) // 2, matrices.mT.contiguous()
+        out = product(x, turned[centre])  # where nothing is gathered
+        for k, (rows, others) in enumerate(self.near.pairs):
+            if k != centre and len(rows):
+                out.index_add_(0, rows, product(x.index_select(0, others), turned[k]))
+        return out
+
+    def outer(self, x: Tensor, grad: Tensor) -> Tensor:
+        centre = len(self.near.pairs) // 2
+        found = [
+            row_sum(x, grad) if k == centre else row_sum(x.index_select(0, others), grad.index_select(0, rows))
+            for k, (rows, others) in enumerate(self.near.pairs)
+        ]
+        return torch.stack(found)
 
 
 def _call(function: Any, *args: Any) -> Tensor:
@@ -63,12 +77,15 @@ def _call(function: Any, *args: Any) -> Tensor:
     return out
 
 
-class _Convolution(torch.autograd.Function):
-    """Saves its inputs and no gathered copy of them (27 of those would be kept by plain autograd)."""
+class Convolution(torch.autograd.Function):
+    """(x, matrices, map) to ``map.convolve(x, matrices)``, with every derivative made of the same two products.
+
+    Saves its inputs and no gathered copy of them (27 of those would be kept by plain autograd).
+    """
 
     @staticmethod
-    def forward(x: Tensor, matrices: Tensor, near: Neighbours) -> Tensor:
-        return _apply(x, matrices, near)
+    def forward(x: Tensor, matrices: Tensor, near: Map) -> Tensor:
+        return near.convolve(x, matrices)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -82,25 +99,23 @@ class _Convolution(torch.autograd.Function):
         gx = gw = None
         if ctx.needs_input_grad[0]:
             # Offset k reversed is offset K-1-k: the same map serves the transposed convolution.
-            gx = _call(_Convolution, grad, matrices.flip(0).mT, ctx.near)
+            gx = _call(Convolution, grad, matrices.flip(0).mT, ctx.near)
         if ctx.needs_input_grad[1]:
-            gw = _call(_WeightGradient, x, grad, ctx.near)
+            gw = _call(Outer, x, grad, ctx.near)
         return gx, gw, None
 
     @staticmethod
     def jvp(ctx: Any, tx: Tensor | None, tm: Tensor | None, _: None) -> Tensor:
         x, matrices = ctx.saved_tensors
-        parts = [] if tx is None else [_apply(tx, matrices, ctx.near)]
-        parts += [] if tm is None else [_apply(x, tm, ctx.near)]
-        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        return _product_rule(Convolution, (x, matrices), (tx, tm), ctx.near)
 
 
-class _WeightGradient(torch.autograd.Function):
-    """Bilinear as well, so that a gradient of the gradient exists."""
+class Outer(torch.autograd.Function):
+    """(x, grad, map) to ``map.outer(x, grad)``: bilinear as well, so that a gradient of the gradient exists."""
 
     @staticmethod
-    def forward(x: Tensor, grad: Tensor, near: Neighbours) -> Tensor:
-        return _weight_gradient(x, grad, near)
+    def forward(x: Tensor, grad: Tensor, near: Map) -> Tensor:
+        return near.outer(x, grad)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -111,20 +126,33 @@ class _WeightGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gw: Tensor) -> tuple[Tensor, Tensor, None]:
         x, grad = ctx.saved_tensors
-        gx = _call(_Convolution, grad, gw.flip(0).mT, ctx.near)
-        return gx, _call(_Convolution, x, gw, ctx.near), None
+        gx = _call(Convolution, grad, gw.flip(0).mT, ctx.near)
+        return gx, _call(Convolution, x, gw, ctx.near), None
 
     @staticmethod
     def jvp(ctx: Any, tx: Tensor | None, tg: Tensor | None, _: None) -> Tensor:
         x, grad = ctx.saved_tensors
-        parts = [] if tx is None else [_weight_gradient(tx, grad, ctx.near)]
-        parts += [] if tg is None else [_weight_gradient(x, tg, ctx.near)]
-        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        return _product_rule(Outer, (x, grad), (tx, tg), ctx.near)
+
+
+def _product_rule(
+    function: Any, values: tuple[Tensor, Tensor], tangents: tuple[Tensor | None, Tensor | None], near: Map
+) -> Tensor:
+    """f(da, b) + f(a, db) of a bilinear f, through the Function so that a graph is kept; None is an absent tangent."""
+    (a, b), (ta, tb) = values, tangents
+    parts = [_call(function, *pair, near) for pair in ((ta, b), (a, tb)) if pair[0] is not None and pair[1] is not None]
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+def convolution(x: Tensor, weight: Tensor, near: Map) -> Tensor:
+    """The convolution [T, Ci] to [T, Co] over a map, with backward and forward-mode; weight [Co, k, k, k, Ci]."""
+    return _call(Convolution, x, _matrices(weight).contiguous(), near)
 
 
 def offset_convolution(x: Tensor, weight: Tensor, layout: Packed) -> Tensor:
     """A gather, a matrix product and an addition for each offset that any voxel has, with a backward of the same."""
-    return _call(_Convolution, x, _matrices(weight).contiguous(), neighbours(layout, weight.shape[1]))
+    size = weight.shape[1]
+    return convolution(x, weight, layout.once(("by-offset", size), lambda: ByOffset(neighbours(layout, size))))
 
 
 register(Kernel("reference", "submanifold_conv", reference_convolution, ALL, priority=0, backend="reference"))
@@ -146,7 +174,10 @@ def submanifold_conv(x: Tensor, weight: Tensor, bias: Tensor | None, layout: Pac
         FewstepError: for shapes or types that do not fit, or a layout without coords.
     """
     _check(x, weight, layout)
-    out: Tensor = dispatch("submanifold_conv", x, weight, layout).run(x, weight, layout)
+    if weight.shape[1] == 1:  # no neighbours: a plain product
+        out = product(x, _matrices(weight)[0].mT)
+    else:
+        out = dispatch("submanifold_conv", x, weight, layout).run(x, weight, layout)
     return out if bias is None else out + bias
 
 
@@ -157,3 +188,11 @@ def _check(x: Tensor, weight: Tensor, layout: Packed) -> None:
         raise invalid("shape of x", tuple(x.shape), f"[T, Ci] = [{layout.rows}, {weight.shape[-1]}]")
     if x.dtype != weight.dtype:
         raise FewstepError(f"x is {x.dtype} and weight {weight.dtype}; accepted: one type")
+    if not x.is_floating_point():
+        raise invalid("type of x", str(x.dtype), "a floating-point type")
+    if not x.device == weight.device == layout.cu_seqlens.device:
+        places = [str(d) for d in (x.device, weight.device, layout.cu_seqlens.device)]
+        raise invalid("devices of x, weight and layout", places, "one device")
+    if weight.shape[1] % 2 == 0:
+        raise invalid("kernel_size", weight.shape[1], "an odd number")
+    coords_of(layout)

@@ -28,6 +28,11 @@ def register_kernels(register: Register) -> None:
         summary="attention on equal lengths, with forward-mode",
     )
     register(
+        "triton-submanifold-conv",
+        target="fewstep_kernels.convolution.kernels:SUBMANIFOLD",
+        summary="submanifold convolution as an implicit matrix product",
+    )
+    register(
         "triton-qk-rms-norm",
         target="fewstep_kernels.norms.kernels:QK",
         summary="RMS norm of queries and keys, and rotary embedding, in one launch",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fewstep.ops.table import ENV, forced
+from fewstep.ops.tangents import transforms
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -76,6 +77,12 @@ def _off_gpu(x: Tensor) -> str | None:
     if interpreted() and forced() == "triton":
         return None
     return CPU
+
+
+def nested() -> str | None:
+    """Why these kernels leave a call to others inside ``torch.func``: they serve one forward-mode derivative."""
+    levels = transforms()
+    return None if levels in ((), ("jvp",)) else "nested or reverse torch.func transforms"
 
 
 def upcast(x: Tensor) -> bool:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch._C._functorch import TransformType, peek_interpreter_stack
 
 from fewstep.layout import Packed
 from fewstep.ops.table import Kernel
-from fewstep.ops.tangents import in_transform
 from fewstep.sparse import windows
 from fewstep_kernels.attention.schedule import Sequences, uniform
-from fewstep_kernels.support import reason
+from fewstep_kernels.support import nested, reason
 
 ALL = frozenset({"forward", "backward", "jvp"})
 WIDEST = 128  # channels of a head
@@ -54,16 +52,7 @@ def check(q: Tensor, k: Tensor, v: Tensor, *_: object) -> str | None:
         return f"head widths differ ({q.shape[-1]}, {k.shape[-1]}, {v.shape[-1]})"
     if q.shape[-1] > WIDEST:
         return f"heads of {q.shape[-1]} channels (it has up to {WIDEST})"
-    return _nested()
-
-
-def _nested() -> str | None:
-    """Derivatives of derivatives by ``torch.func`` are for the oracle."""
-    if not in_transform():
-        return None
-    top = peek_interpreter_stack()
-    single = top.level() == 1 and top.key() == TransformType.Jvp
-    return None if single else "nested or reverse torch.func transforms"
+    return nested()
 
 
 VARLEN = Kernel("triton-varlen", "varlen_attention", varlen, ALL, 20, "triton", check)

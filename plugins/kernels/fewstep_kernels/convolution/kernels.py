@@ -1,0 +1,37 @@
+"""The op table's entry for submanifold convolution. Triton is imported when it runs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fewstep.layout import Packed
+from fewstep.ops.convolution import convolution
+from fewstep.ops.table import Kernel
+from fewstep_kernels.support import nested, reason
+
+
+def submanifold(x: Tensor, weight: Tensor, layout: Packed) -> Tensor:
+    """Implicit matrix product over sorted voxels: [T, Co], see :func:`fewstep.ops.submanifold_conv`.
+
+    Every derivative is made of the same two products (``fewstep.ops.convolution``), derivatives of derivatives too.
+    """
+    from fewstep_kernels.convolution.launch import TritonMap
+
+    size = weight.shape[1]
+    return convolution(x, weight, layout.once(("triton map", size), lambda: TritonMap(layout, size)))
+
+
+def check(x: Tensor, weight: Tensor, layout: Packed) -> str | None:
+    """Why the kernel cannot serve; None where it can."""
+    return reason(x, weight) or nested()
+
+
+SUBMANIFOLD = Kernel(
+    "triton-submanifold",
+    "submanifold_conv",
+    submanifold,
+    frozenset({"forward", "backward", "jvp"}),
+    20,
+    "triton",
+    check,
+)
