@@ -102,6 +102,26 @@ class Guidance:
         """Whether the unconditional pass is needed at time t."""
         return self.scale != 1.0 and self.interval[0] <= t <= self.interval[1]
 
+    @property
+    def everywhere(self) -> bool:
+        """Whether the interval leaves no time out, which spares a look at times on a device."""
+        return self.interval[0] <= 0.0 and self.interval[1] >= 1.0
+
+    def idle(self, t_B: Tensor) -> bool:
+        """Whether the unconditional pass is needed at none of the times [B]."""
+        if self.scale == 1.0 or self.everywhere:
+            return self.scale == 1.0
+        return not bool(self._inside(t_B).any())
+
+    def guided(self, positive: Tensor, negative: Tensor, t_B: Tensor, layout: Layout) -> Tensor:
+        """positive + (g - 1) (positive - negative) inside the interval, positive outside."""
+        inside_B = torch.ones_like(t_B, dtype=torch.bool) if self.everywhere else self._inside(t_B)
+        extra_B = torch.where(inside_B, self.scale - 1.0, 0.0)
+        return positive + layout.expand(extra_B, positive) * (positive - negative)
+
+    def _inside(self, t_B: Tensor) -> Tensor:
+        return (t_B >= self.interval[0]) & (t_B <= self.interval[1])
+
 
 class Teacher(nn.Module):
     """A frozen backbone with guidance, itself a ``Field``.
@@ -133,12 +153,7 @@ class Teacher(nn.Module):
         """The guided velocity. Where the interval covers only some of the times, the scale falls to 1 for the rest."""
         guidance = guidance or self.guidance
         positive: Tensor = self.backbone(x, t_B, cond, layout)
-        if guidance.scale == 1.0 or cond.tokens is None:
-            return positive
-        low, high = guidance.interval
-        inside_B = (t_B >= low) & (t_B <= high)
-        if not bool(inside_B.any()):
+        if guidance.idle(t_B) or cond.tokens is None:
             return positive
         negative: Tensor = self.backbone(x, t_B, cond.negative(), layout)
-        extra_B = torch.where(inside_B, guidance.scale - 1.0, 0.0)
-        return positive + layout.expand(extra_B, x) * (positive - negative)
+        return guidance.guided(positive, negative, t_B, layout)

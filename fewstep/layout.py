@@ -30,6 +30,7 @@ class Layout(Protocol):
     def mean(self, x: Tensor) -> Tensor: ...
     def norm(self, x: Tensor) -> Tensor: ...
     def select(self, x: Tensor, rows_B: Tensor) -> tuple[Tensor, Layout]: ...
+    def repeat(self, copies: int) -> Layout: ...
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class Dense:
     def select(self, x: Tensor, rows_B: Tensor) -> tuple[Tensor, Dense]:
         """The samples ``rows_B`` (indices, int64) and their layout."""
         return x[rows_B], Dense(len(rows_B))
+
+    def repeat(self, copies: int) -> Dense:
+        """The layout of ``copies`` copies of the batch, joined along the first axis."""
+        return Dense(copies * self.batch_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +185,14 @@ class Packed:
         rows = torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64, device=x.device)
         coords = None if self.coords is None else self.coords[rows]
         return x[rows], Packed.of_lengths([len(span) for span in spans], coords, x.device)
+
+    def repeat(self, copies: int) -> Packed:
+        """The layout of ``copies`` copies of the batch, joined along the first axis; the same object each time."""
+        return self.once(("repeat", copies), lambda: self._repeat(copies))
+
+    def _repeat(self, copies: int) -> Packed:
+        coords = None if self.coords is None else self.coords.repeat(copies, 1)
+        return Packed.of_lengths(copies * self.lengths_list, coords, self.cu_seqlens.device)
 
 
 def reduce_mean(x: Tensor, layout: Layout, how: str) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from pydantic import Field
 from torch import Tensor
 
+from fewstep.batch import Condition
 from fewstep.errors import FewstepError
 from fewstep.layout import Layout
 from fewstep_trellis.flow import Flow, FlowConfig, load_frozen
@@ -35,8 +36,8 @@ class StructureFlow(Flow):
     dataset = "sweethome3d"
     stage = "ss"
 
-    def velocity(self, x: Tensor, t_B: Tensor, tokens: Tensor, layout: Layout) -> Tensor:
-        return cast(Tensor, self.model(x, t_B, tokens))
+    def velocity(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout) -> Tensor:
+        return cast(Tensor, self.model(x, t_B, cond))
 
     @classmethod
     def students(cls) -> dict[str, FilePath]:

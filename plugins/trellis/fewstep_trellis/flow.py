@@ -50,7 +50,7 @@ class Flow(Backbone):
         super().__init__()
         self.model: Any = model
 
-    def velocity(self, x: Tensor, t_B: Tensor, tokens: Tensor, layout: Layout) -> Tensor:
+    def velocity(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout) -> Tensor:
         """The network's answer at the scaled times ``t_B`` [B]."""
         raise TypeError(f"{type(self).__name__} does not implement velocity")
 
@@ -60,7 +60,7 @@ class Flow(Backbone):
         if cond.tokens is None:
             raise FewstepError(f"backbone {self.name!r} needs condition tokens [B, L, C], got none")
         # Scaled before rounding: a float64 grid keeps its digits, as the reference's does.
-        return self.velocity(x, (1000 * t_B).to(x.dtype), cond.tokens, layout)
+        return self.velocity(x, (1000 * t_B).to(x.dtype), cond, layout)
 
     @classmethod
     def teacher(cls, config: Any) -> Teacher:

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fewstep.backbone import Teacher
+from fewstep.batch import Condition
 from fewstep.config import validate
 from fewstep.errors import FewstepError
 from fewstep.layout import Layout, Packed
@@ -53,11 +54,11 @@ class StructuredLatentFlow(Flow):
         super().__init__(model)
         self.normalisation = normalisation
 
-    def velocity(self, x: Tensor, t_B: Tensor, tokens: Tensor, layout: Layout) -> Tensor:
+    def velocity(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout) -> Tensor:
         if not isinstance(layout, Packed) or layout.coords is None:
             got = "no coords" if isinstance(layout, Packed) else type(layout).__name__
             raise FewstepError(f"backbone {self.name!r} needs a Packed layout with voxel coordinates, got {got}")
-        return cast(Tensor, self.model(x, t_B, tokens, layout))
+        return cast(Tensor, self.model(x, t_B, cond, layout))
 
     @classmethod
     def teacher(cls, config: Any) -> Teacher:

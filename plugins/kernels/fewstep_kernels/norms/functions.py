@@ -11,9 +11,10 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
-from torch._C._functorch import peek_interpreter_stack as top_transform
 from torch.autograd import forward_ad
+
+from fewstep.ops.tangents import carries_tangent, transforms
+from fewstep_kernels.support import on_its_device
 
 Tensors = tuple[Tensor, ...]
 Tangents = Sequence[Tensor | None]
@@ -35,27 +36,27 @@ class FusedOp(Protocol):
         ...
 
 
-def batched(x: Tensor) -> bool:
-    """Whether ``torch.func.vmap`` maps over this tensor, at any nesting of transforms."""
-    while is_functorch_wrapped_tensor(x):
-        if is_batchedtensor(x):
-            return True
-        x = get_unwrapped(x)
-    return False
-
-
 def call(op: FusedOp, *tensors: Tensor) -> Tensors:
     """The op's values; where the innermost transform pushes tangents forward, both come out of one launch."""
-    top = top_transform()
-    pushes = forward_ad._current_level >= 0 if top is None else top.key() == TransformType.Jvp
-    if not pushes:
+    if not carries_tangent(*tensors) or transforms()[-1:] not in ((), ("jvp",)):
         return _apply(Value, op, *tensors)
     duals = [forward_ad.unpack_dual(x, level=0) for x in tensors]
-    if all(dual.tangent is None for dual in duals):
+    if all(dual.tangent is None for dual in duals):  # they sit at a transform further out
         return _apply(Value, op, *tensors)
-    out = _apply(Pushed, op, len(tensors), True, *(d.primal for d in duals), *(d.tangent for d in duals))
+    out = _apply(Pushed, op, len(tensors), True, *[d.primal for d in duals], *[d.tangent for d in duals])
     half = len(out) // 2
-    return tuple(forward_ad.make_dual(y, t, level=0) for y, t in zip(out[:half], out[half:], strict=True))
+    return tuple([forward_ad.make_dual(y, t, level=0) for y, t in zip(out[:half], out[half:], strict=True)])
+
+
+@on_its_device
+def _launch(first: Tensor, op: FusedOp, tensors: Tensors, tangents: Tangents | None, values: bool) -> Tensors:
+    found, pushed = op.launch(tensors, tangents, values)
+    return (*found, *pushed)
+
+
+@on_its_device
+def _gradients(first: Tensor, op: FusedOp, tensors: Tensors, grads: Tensors, wanted: Sequence[bool]) -> Tensors:
+    return tuple(op.gradients(tensors, grads, wanted))
 
 
 def _apply(function: Any, *args: Any) -> Tensors:
@@ -88,7 +89,7 @@ class Value(torch.autograd.Function):
 
     @staticmethod
     def forward(op: FusedOp, *tensors: Tensor) -> Tensors:
-        return op.launch(tensors, None, values=True)[0]
+        return _launch(tensors[0], op, tensors, None, True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
@@ -114,7 +115,7 @@ class Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(op: FusedOp, wanted: tuple[bool, ...], *inputs: Tensor) -> Tensors:
-        return tuple(op.gradients(inputs[: len(wanted)], inputs[len(wanted) :], wanted))
+        return _gradients(inputs[0], op, inputs[: len(wanted)], inputs[len(wanted) :], wanted)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
@@ -141,8 +142,8 @@ class Pushed(torch.autograd.Function):
 
     @staticmethod
     def forward(op: FusedOp, count: int, values: bool, *inputs: Tensor | None) -> Tensors:
-        found, tangents = op.launch(cast(Tensors, inputs[:count]), inputs[count:], values)
-        return (*found, *tangents)
+        tensors = cast(Tensors, inputs[:count])
+        return _launch(tensors[0], op, tensors, inputs[count:], values)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:

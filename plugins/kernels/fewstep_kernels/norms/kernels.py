@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fewstep.layout import Packed
 from fewstep.ops.table import Kernel
-from fewstep.ops.tangents import carries_tangent
+from fewstep.ops.tangents import carries_tangent, in_transform, needs_backward, transforms
 from fewstep_kernels.norms.tiles import WIDEST
 from fewstep_kernels.support import FLOATS, reason
 
@@ -22,9 +21,7 @@ def _refusal(first: Tensor, *others: Tensor) -> str | None:
     for x in others:
         if x.dtype not in FLOATS:
             return f"type {x.dtype}"
-    from fewstep_kernels.norms.functions import batched
-
-    return "torch.func.vmap maps over a tensor" if any(batched(x) for x in (first, *others)) else None
+    return "within torch.func.vmap" if in_transform() and "vmap" in transforms() else None
 
 
 def _qk_refusal(
@@ -37,7 +34,7 @@ def _qk_refusal(
         return f"heads differ ({tuple(q.shape[-2:])}, {tuple(k.shape[-2:])})"
     if q.shape[-1] > WIDEST_HEAD:
         return f"head width {q.shape[-1]} (at most {WIDEST_HEAD})"
-    if carries_tangent(*tables) or (torch.is_grad_enabled() and any(x.requires_grad for x in tables)):
+    if carries_tangent(*tables) or needs_backward(*tables):
         return "a derivative of the rotary tables is asked for"
     return None
 

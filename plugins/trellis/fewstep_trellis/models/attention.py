@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fewstep.batch import Condition
 from fewstep.ops import attention
 from fewstep_trellis.models.arguments import check_divides
+from fewstep_trellis.models.context import as_condition, keys_values
 from fewstep_trellis.models.linear import Linear
 from fewstep_trellis.models.norms import HeadRMSNorm
 
@@ -65,7 +67,33 @@ class SelfAttention(Heads):
         return self.joined(attention(*self.normed(q, k), v))
 
 
-class CrossAttention(Heads):
+class ToCondition(Heads):
+    """Cross attention, on dense and on packed tokens: queries of these, keys and values of a condition."""
+
+    to_kv: nn.Module
+
+    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """``[..., Cc]`` to the keys, normalised where this module does so, and the values ``[..., H, D]``."""
+        k, v = self.split(self.to_kv(tokens), 2)
+        return (self.k_rms_norm(k) if self.qk_rms_norm else k), v
+
+    def normed_queries(self, q: Tensor) -> Tensor:
+        """Queries, normalised where this module does so."""
+        return self.q_rms_norm(q) if self.qk_rms_norm else q
+
+    def of_blank(self, like: Tensor) -> Tensor:
+        """``[C]``: the answer to every query where all tokens are 0.
+
+        All keys are equal then, whatever the norm makes of them, so that each weight is 1 / L and the values' mean is
+        the projection's bias.
+        """
+        bias: Tensor | None = self.to_kv.bias  # type: ignore[assignment]
+        width = self.heads * self.width
+        out: Tensor = self.to_out((like.new_zeros(2 * width) if bias is None else bias)[width:])
+        return out
+
+
+class CrossAttention(ToCondition):
     """Attention of the tokens ``[B, L, C]`` to a condition ``[B, M, Cc]``, to ``[B, L, C]``.
 
     Args:
@@ -84,7 +112,7 @@ class CrossAttention(Heads):
         self.to_kv = Linear(cond_channels, 2 * channels, bias=qkv_bias)
         self.finish(channels, qk_rms_norm)
 
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cond: Tensor | Condition) -> Tensor:
         (q,) = self.split(self.to_q(x), 1)
-        k, v = self.split(self.to_kv(cond), 2)
-        return self.joined(attention(*self.normed(q, k), v))
+        k, v = keys_values(self, self.to_kv, as_condition(cond), self.keys_values)
+        return self.joined(attention(self.normed_queries(q), k, v))

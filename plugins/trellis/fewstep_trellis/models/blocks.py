@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from fewstep.batch import Condition
+from fewstep.economy import on
 from fewstep.layout import Packed
 from fewstep_trellis.models.attention import CrossAttention, SelfAttention
 from fewstep_trellis.models.linear import Linear
@@ -67,7 +69,7 @@ class ModulatedCrossBlock(nn.Module):
         if not share_mod:
             self.adaLN_modulation = modulation(channels)
 
-    def forward(self, x: Tensor, mod: Tensor, cond: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mod: Tensor, cond: Tensor | Condition) -> Tensor:
         return self.mix(x, self.six(mod)[:, None], cond)
 
     def six(self, mod: Tensor) -> Tensor:
@@ -75,10 +77,18 @@ class ModulatedCrossBlock(nn.Module):
         out: Tensor = mod if self.share_mod else self.adaLN_modulation(mod)
         return out
 
-    def mix(self, x: Tensor, six: Tensor, cond: Tensor, *layout: Packed) -> Tensor:
+    def mix(self, x: Tensor, six: Tensor, cond: Tensor | Condition, *layout: Packed) -> Tensor:
         """The block itself; ``six`` is broadcastable against ``x``, and the attentions are given the layout, if any."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = six.chunk(6, -1)
         x = x + gate_a * self.self_attn(self.norm1(x) * (1 + scale_a) + shift_a, *layout)
-        x = x + self.cross_attn(self.norm2(x), cond, *layout)
+        x = x + self.look(x, cond, *layout)
         out: Tensor = x + gate_m * self.mlp(self.norm3(x) * (1 + scale_m) + shift_m)
         return out
+
+    def look(self, x: Tensor, cond: Tensor | Condition, *layout: Packed) -> Tensor:
+        """What the tokens find in the condition, broadcastable against them."""
+        if isinstance(cond, Condition) and cond.blank and on("blank"):
+            constant: Tensor = self.cross_attn.of_blank(x)
+            return constant
+        found: Tensor = self.cross_attn(self.norm2(x), cond, *layout)
+        return found

@@ -1,4 +1,4 @@
-"""The linear layer of the packed models."""
+"""The linear layer of the models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from fewstep.ops.gemm import product
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` on rows ``[T, C]`` by the faster of torch's matrix libraries; same parameters, same keys."""
+    """``nn.Linear`` by the faster of torch's matrix libraries; same parameters, same keys."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return product(x, self.weight, self.bias) if x.dim() == 2 else super().forward(x)
+        if x.dim() < 2:
+            return super().forward(x)
+        out = product(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
+        return out.view(*x.shape[:-1], -1)

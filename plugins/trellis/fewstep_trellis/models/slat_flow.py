@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.batch import Condition
 from fewstep.layout import Packed
 from fewstep.sparse import Pooling, pooling
 from fewstep_trellis.models.arguments import check_positive, check_shape
 from fewstep_trellis.models.attention import number_of_heads
 from fewstep_trellis.models.blocks import modulation
+from fewstep_trellis.models.context import as_condition, tokens_of
 from fewstep_trellis.models.embeddings import TimestepEmbedder
 from fewstep_trellis.models.initialise import initialise
 from fewstep_trellis.models.precision import HalfTorso
@@ -103,11 +105,11 @@ class SLatFlowModel(HalfTorso):
     def torso(self) -> list[nn.Module]:
         return [self.input_blocks, self.blocks, self.out_blocks]
 
-    def _check(self, x: Tensor, t: Tensor, cond: Tensor, layout: Packed) -> None:
+    def _check(self, x: Tensor, t: Tensor, cond: Condition, layout: Packed) -> None:
         check_packed(layout)
         check_shape("x", x, (layout.rows, self.in_channels), "[T, C]")
         check_shape("t", t, (layout.batch_size,), "[B]")
-        check_shape("cond", cond, (layout.batch_size, None, self.cond_channels), "[B, L, Cc]")
+        check_shape("cond", tokens_of(cond), (layout.batch_size, None, self.cond_channels), "[B, L, Cc]")
 
     def poolings(self, layout: Packed) -> list[Pooling]:
         """The halvings between ``layout`` and the transformer's, finest first."""
@@ -117,13 +119,13 @@ class SLatFlowModel(HalfTorso):
             layout = found[-1].coarse
         return found
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor, layout: Packed) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | Condition, layout: Packed) -> Tensor:
         """The velocity at ``x``.
 
         Args:
             x: ``[T, C]`` noisy latents, packed as ``layout``.
             t: ``[B]`` times, 0 (data) to 1000 (noise).
-            cond: ``[B, L, Cc]`` condition tokens.
+            cond: ``[B, L, Cc]`` condition tokens, or a condition that keeps what can be reused of them.
             layout: of ``x``, with coords ``[T, 3]``.
 
         Returns:
@@ -132,11 +134,13 @@ class SLatFlowModel(HalfTorso):
         Raises:
             FewstepError: a shape that does not fit.
         """
+        cond = as_condition(cond)
         self._check(x, t, cond, layout)
         h, emb, levels = self.input_layer(x), self.t_embedder(t), self.poolings(layout)
         mod = emb if self.adaLN_modulation is None else self.adaLN_modulation(emb)
         torso = self.torso_type(h)
-        h, emb, mod, cond = (tensor.to(torso) for tensor in (h, emb, mod, cond))
+        h, emb, mod = (tensor.to(torso) for tensor in (h, emb, mod))
+        cond = cond.cast(torso)
         coarse = levels[-1].coarse if levels else layout
         h, skips = down(self.input_blocks, h, emb, layout, levels)
         h = h + position_embedding_of(coarse, self.model_channels).to(torso)

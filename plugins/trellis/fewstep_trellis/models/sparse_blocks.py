@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.batch import Condition
 from fewstep.layout import Packed
 from fewstep.ops import pool_mean, subdivide, unpool
 from fewstep.sparse import Pooling, children
@@ -30,7 +31,9 @@ class SparseModulatedCrossBlock(ModulatedCrossBlock):
     self_attention = SparseSelfAttention
     cross_attention = SparseCrossAttention
 
-    def forward(self, x: Tensor, mod: Tensor, cond: Tensor, layout: Packed) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, mod: Tensor, cond: Tensor | Condition, layout: Packed
+    ) -> Tensor:
         return self.mix(x, spread(self.six(mod), layout), cond, layout)
 
 

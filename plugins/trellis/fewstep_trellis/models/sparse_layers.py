@@ -7,11 +7,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fewstep.batch import Condition
 from fewstep.errors import FewstepError, unknown
 from fewstep.layout import Packed
 from fewstep.ops import sample_group_norm, submanifold_conv, varlen_attention, windowed_attention
 from fewstep.sparse import coords_of
-from fewstep_trellis.models.attention import Heads
+from fewstep_trellis.models.attention import Heads, ToCondition
+from fewstep_trellis.models.context import as_condition, keys_values, tokens_of
 from fewstep_trellis.models.embeddings import position_embedding
 from fewstep_trellis.models.linear import Linear
 
@@ -82,7 +84,7 @@ class SparseSelfAttention(Heads):
         return self.joined(windowed_attention(q, k, v, layout, self.window, self.shift))
 
 
-class SparseCrossAttention(Heads):
+class SparseCrossAttention(ToCondition):
     """Attention of the voxels ``[T, C]`` to their sample's condition ``[B, M, Cc]``, to ``[T, C]``.
 
     Args: as of ``CrossAttention``.
@@ -96,11 +98,12 @@ class SparseCrossAttention(Heads):
         self.to_kv = Linear(cond_channels, 2 * channels, bias=qkv_bias)
         self.finish(channels, qk_rms_norm)
 
-    def forward(self, x: Tensor, cond: Tensor, layout: Packed) -> Tensor:
+    def forward(self, x: Tensor, cond: Tensor | Condition, layout: Packed) -> Tensor:
+        cond = as_condition(cond)
         (q,) = self.split(self.to_q(x), 1)
-        k, v = self.split(self.to_kv(cond.flatten(0, 1)), 2)
-        q, k = self.normed(q, k)
-        return self.joined(varlen_attention(q, k, v, layout, _layout_of(cond, layout)))
+        k, v = keys_values(self, self.to_kv, cond, lambda tokens: self.keys_values(tokens.flatten(0, 1)))
+        keys = _layout_of(tokens_of(cond), layout)
+        return self.joined(varlen_attention(self.normed_queries(q), k, v, layout, keys))
 
 
 def _layout_of(cond: Tensor, layout: Packed) -> Packed:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.batch import Condition
 from fewstep.errors import FewstepError, unknown
 from fewstep_trellis.models.arguments import check_divides, check_positive, check_shape
 from fewstep_trellis.models.attention import number_of_heads
 from fewstep_trellis.models.blocks import ModulatedCrossBlock, modulation
+from fewstep_trellis.models.context import as_condition, tokens_of
 from fewstep_trellis.models.embeddings import TimestepEmbedder, grid_coords, position_embedding
 from fewstep_trellis.models.initialise import initialise
 from fewstep_trellis.models.patches import patchify, unpatchify
@@ -103,19 +105,19 @@ class SparseStructureFlowModel(HalfTorso):
     def torso(self) -> list[nn.Module]:
         return [self.blocks]
 
-    def _check(self, x: Tensor, t: Tensor, cond: Tensor) -> None:
+    def _check(self, x: Tensor, t: Tensor, cond: Condition) -> None:
         size, batch = self.resolution, x.shape[0]
         check_shape("x", x, (None, self.in_channels, size, size, size), "[B, C, R, R, R]")
         check_shape("t", t, (batch,), "[B]")
-        check_shape("cond", cond, (batch, None, self.cond_channels), "[B, L, Cc]")
+        check_shape("cond", tokens_of(cond), (batch, None, self.cond_channels), "[B, L, Cc]")
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | Condition) -> Tensor:
         """The velocity at ``x``.
 
         Args:
             x: ``[B, C, R, R, R]`` noisy latents.
             t: ``[B]`` times, 0 (data) to 1000 (noise).
-            cond: ``[B, L, Cc]`` condition tokens.
+            cond: ``[B, L, Cc]`` condition tokens, or a condition that keeps what can be reused of them.
 
         Returns:
             ``[B, out_channels, R, R, R]`` in the type of ``x``.
@@ -123,13 +125,14 @@ class SparseStructureFlowModel(HalfTorso):
         Raises:
             FewstepError: a shape that does not fit.
         """
+        cond = as_condition(cond)
         self._check(x, t, cond)
         h = self.input_layer(patchify(x, self.patch_size)) + self.pos_emb
         mod = self.t_embedder(t)
         if self.adaLN_modulation is not None:
             mod = self.adaLN_modulation(mod)
         torso = self.torso_type(h)
-        h, mod, cond = h.to(torso), mod.to(torso), cond.to(torso)
+        h, mod, cond = h.to(torso), mod.to(torso), cond.cast(torso)
         for block in self.blocks:
             h = run_block(block, h, mod, cond, recompute=self.use_checkpoint)
         # This last norm has torch's default eps 1e-5, unlike those of the blocks.

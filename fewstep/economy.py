@@ -1,0 +1,49 @@
+"""Work that a step can save without changing what it computes, each kind with its switch.
+
+All are on. The environment variable FEWSTEP_ECONOMY names those to keep, separated by commas, or is ``none``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+
+from fewstep.errors import unknown
+
+ENV = "FEWSTEP_ECONOMY"
+SWITCHES = {
+    "blank": "cross attention to a condition of zeros is one constant vector",
+    "keys": "keys and values of a condition are made once for all passes with the same weights",
+    "groups": "the nine evaluations of an MDT step run as four larger ones",
+    "graphs": "sampling at fixed shapes replays a CUDA graph",
+}
+_OVERRIDE: ContextVar[frozenset[str] | None] = ContextVar("economy", default=None)
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> frozenset[str]:
+    if text in ("", "all"):
+        return frozenset(SWITCHES)
+    words = frozenset(word.strip() for word in text.split(",")) - {"none", ""}
+    for word in sorted(words - set(SWITCHES)):
+        raise unknown(f"word in the environment variable {ENV}", word, (*SWITCHES, "all", "none"))
+    return words
+
+
+def on(switch: str) -> bool:
+    """Whether this kind of work is to be saved. Raises FewstepError for an unknown word in FEWSTEP_ECONOMY."""
+    override = _OVERRIDE.get()
+    return switch in (_parsed(os.environ.get(ENV, "")) if override is None else override)
+
+
+@contextmanager
+def economy(*switches: str) -> Iterator[None]:
+    """Only these switches are on within; the environment is not asked. Raises FewstepError for an unknown one."""
+    token = _OVERRIDE.set(_parsed(",".join(switches) or "none"))
+    try:
+        yield
+    finally:
+        _OVERRIDE.reset(token)
