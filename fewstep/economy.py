@@ -18,6 +18,7 @@ SWITCHES = {
     "blank": "cross attention to a condition of zeros is one constant vector",
     "keys": "keys and values of a condition are made once for all passes with the same weights",
     "groups": "the nine evaluations of an MDT step run as four larger ones",
+    "products": "dense linear layers use the faster of torch's CPU libraries too (fewstep.ops.gemm)",
     "graphs": "sampling at fixed shapes replays a CUDA graph",
 }
 _OVERRIDE: ContextVar[frozenset[str] | None] = ContextVar("economy", default=None)

@@ -47,6 +47,16 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """What is random about a point: ``x_t`` at times ``t_B`` [B], its noise, the condition that the student sees."""
+
+    x_t: Tensor
+    t_B: Tensor
+    noise: Tensor
+    cond: Condition
+
+
+@dataclass(frozen=True)
 class Look:
     """How an objective, or one term of it, looks at a point.
 
@@ -71,21 +81,29 @@ class Look:
             batch: real clean samples, or a student's own.
             previous: the network that predicts at t - D in place of the student.
         """
-        layout, path, t_B = batch.layout, step.path, self.times(batch, step)
-        noise = step.randn_like(batch.x0, "noise")
-        x_t = path.interpolate(batch.x0, noise, t_B, layout)
-        velocity = self.velocity(batch, noise, x_t, t_B, nets, step)
-        cond = dropped(batch, step, self.config.p_uncond, f"drop/{self.name}")
+        drawn, layout = self.draw(batch, step), batch.layout
+        velocity = self.velocity(batch, drawn.noise, drawn.x_t, drawn.t_B, nets, step)
 
         def student(x: Tensor, t: Tensor) -> Tensor:
-            return cast(Tensor, nets.student(x, t, cond, layout))
+            return cast(Tensor, nets.student(x, t, drawn.cond, layout))
 
         def before(x: Tensor, t: Tensor) -> Tensor:
-            return cast(Tensor, (previous or nets.student)(x, t, cond, layout))
+            return cast(Tensor, (previous or nets.student)(x, t, drawn.cond, layout))
 
-        residual = self.knobs.residual(student, x_t, t_B, velocity, layout, step, before)
+        residual = self.knobs.residual(student, drawn.x_t, drawn.t_B, velocity, layout, step, before)
+        return self.point(drawn, residual, batch)
+
+    def draw(self, batch: Batch, step: Step) -> Drawn:
+        """Times, noise and the student's condition, before any network is asked."""
+        t_B, noise = self.times(batch, step), step.randn_like(batch.x0, "noise")
+        x_t = step.path.interpolate(batch.x0, noise, t_B, batch.layout)
+        return Drawn(x_t, t_B, noise, dropped(batch, step, self.config.p_uncond, f"drop/{self.name}"))
+
+    def point(self, drawn: Drawn, residual: Residual, batch: Batch) -> Point:
+        """What was found, with the end of its phase."""
+        t_B = drawn.t_B
         end_B = phase_end(self.knobs.before(t_B), self.phases, self.config.rescale_t)
-        return Point(x_t, t_B, end_B, layout.expand(t_B - end_B, x_t), residual)
+        return Point(drawn.x_t, t_B, end_B, batch.layout.expand(t_B - end_B, drawn.x_t), residual)
 
     def times(self, batch: Batch, step: Step) -> Tensor:
         """[B] times of the draw "t": s + D + (1 - D - s) u for a finite difference, s + (1 - s) u for jvp."""

@@ -94,10 +94,22 @@ class Derivative:
         else:
             value = student(x_t, t_B)
             with torch.no_grad():
-                # In float64: t - D in float32 would lose digits that the division by D then magnifies.
-                before = (previous or student)(x_t - self.interval * velocity, t_B.double() - self.interval)
-                slope = (value.detach().to(x_t.dtype) - before.to(x_t.dtype)) / self.interval
+                before = (previous or student)(*self.earlier(x_t, t_B, velocity))
+            return self.discrete(value, before, velocity, layout)
         return Residual(value.to(x_t.dtype), normalise(slope.to(x_t.dtype), layout, self.norm, self.constant), velocity)
+
+    def earlier(self, x_t: Tensor, t_B: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
+        """The point that the finite difference also looks at: D back along the velocity.
+
+        Its time is in float64: t - D in float32 would lose digits that the division by D then magnifies.
+        """
+        return x_t - self.interval * velocity, t_B.double() - self.interval
+
+    def discrete(self, value: Tensor, before: Tensor, velocity: Tensor, layout: Layout) -> Residual:
+        """The residual of F here and F at the earlier point, both taken already; in the type of ``velocity``."""
+        value = value.to(velocity.dtype)
+        slope = (value.detach() - before.to(velocity.dtype)) / self.interval
+        return Residual(value, normalise(slope, layout, self.norm, self.constant), velocity)
 
     def times(self, u_B: Tensor, sigma_min: float) -> Tensor:
         """Draws in (0, 1) moved to where the residual is defined: t >= sigma_min, and t - D >= sigma_min."""

@@ -126,7 +126,7 @@ def test_a_negative_condition_is_used(tiny_pipeline: Path) -> None:
     zeros, other = torch.zeros_like(TOKENS[:1]), TOKENS[1:2]
     run = runner(tiny_pipeline)
     plain, same, changed = (run(Request(Prompt(TOKENS[:1], negative)), []).latents for negative in (None, zeros, other))
-    assert torch.equal(plain, same)
+    assert torch.allclose(plain, same, rtol=1e-4, atol=1e-5)  # zeros that are said to be zeros are not computed with
     assert plain.shape != changed.shape or not torch.allclose(plain, changed)
 
 

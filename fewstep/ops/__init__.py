@@ -6,7 +6,7 @@ from fewstep.ops.attention import attention, reference_attention, sdpa_attention
 from fewstep.ops.convolution import submanifold_conv
 from fewstep.ops.mlp import linear_gelu
 from fewstep.ops.modulation import gated_residual, modulated_norm
-from fewstep.ops.norms import qk_rms_norm
+from fewstep.ops.norms import head_rms_norm, qk_rms_norm
 from fewstep.ops.table import Kernel, dispatch, explain, kernels, register
 from fewstep.ops.tangents import carries_tangent, in_transform, needs_backward
 from fewstep.ops.varlen import varlen_attention, windowed_attention
@@ -19,6 +19,7 @@ __all__ = [
     "dispatch",
     "explain",
     "gated_residual",
+    "head_rms_norm",
     "in_transform",
     "kernels",
     "linear_gelu",

@@ -13,8 +13,8 @@ from fewstep.ops.table import Kernel, dispatch, register
 
 def reference_linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The oracle of :func:`linear_gelu`: a product, then the tanh form of GELU."""
-    hidden = product(x, weight, bias) if x.dim() == 2 else F.linear(x, weight, bias)
-    return F.gelu(hidden, approximate="tanh")
+    hidden = product(x.reshape(-1, x.shape[-1]), weight, bias)
+    return F.gelu(hidden, approximate="tanh").view(*x.shape[:-1], len(weight))
 
 
 def epilogue_linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

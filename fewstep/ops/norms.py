@@ -45,6 +45,8 @@ def rotate_pairs(x: Tensor, rotary: Rotary) -> Tensor:
 
 
 def _head_norm(x: Tensor, gamma: Tensor, rotary: Rotary | None) -> Tensor:
+    if not x.numel():
+        return x
     out = F.normalize(wide(x), dim=-1, eps=TINY) * (gamma * x.shape[-1] ** 0.5)
     return (out if rotary is None else rotate_pairs(out, rotary)).to(x.dtype)
 
@@ -99,6 +101,11 @@ def qk_rms_norm(
         q, k, q_gamma, k_gamma, rotary
     )
     return out
+
+
+def head_rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
+    """:func:`qk_rms_norm` of queries or keys alone: [..., T, H, D] and [H, D] to [..., T, H, D]."""
+    return qk_rms_norm(x, x[..., :0, :, :], gamma, gamma)[0]
 
 
 def _check(q: Tensor, k: Tensor, q_gamma: Tensor, k_gamma: Tensor, rotary: Rotary | None) -> None:

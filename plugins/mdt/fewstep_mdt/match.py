@@ -9,7 +9,7 @@ from torch import Tensor
 from fewstep.batch import Batch
 from fewstep.contract import Contract
 from fewstep.objective import Nets, Step
-from fewstep.point import Look
+from fewstep.point import Look, Point
 from fewstep.residual import Derivative
 from fewstep_mdt.config import VMConfig
 
@@ -46,8 +46,16 @@ def match(config: VMConfig, batch: Batch, nets: Nets, step: Step, term: str) -> 
 
     Terms of one step look at the same times and noise, as published.
     """
-    look = Look(config, derivative(config), getattr(config, f"guidance_{term}"), config.multiphase, term)
-    at = look.at(batch, nets, step)
+    return compared(config, look(config, term).at(batch, nets, step))
+
+
+def look(config: VMConfig, term: str) -> Look:
+    """How a term looks at a point."""
+    return Look(config, derivative(config), getattr(config, f"guidance_{term}"), config.multiphase, term)
+
+
+def compared(config: VMConfig, at: Point) -> Targets:
+    """Prediction and target at a point."""
     if config.kind == "cm":
         return Targets(*at.residual.states(at.x_t, at.span, config.interval), at.t_B, at.end_B)
     return Targets(at.residual.value, at.residual.target(at.span), at.t_B, at.end_B)

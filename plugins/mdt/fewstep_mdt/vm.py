@@ -30,6 +30,9 @@ class VelocityMatching(Objective[VMConfig]):
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         if self.config.lambda_vm == 0:
             return {}
-        found = self.targets(batch, nets, step)
+        return self.term(self.targets(batch, nets, step), batch)
+
+    def term(self, found: Targets, batch: Batch) -> dict[str, Tensor]:
+        """The loss of prediction and target."""
         error = (found.v_pred - found.v_tgt).square()
         return {"vm": self.config.lambda_vm * reduce_mean(error, batch.layout, self.config.reduction)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fewstep.batch import Condition
-from fewstep.ops import attention
+from fewstep.ops import attention, qk_rms_norm
 from fewstep_trellis.models.arguments import check_divides
 from fewstep_trellis.models.context import as_condition, keys_values
 from fewstep_trellis.models.linear import Linear
@@ -39,7 +39,7 @@ class Heads(nn.Module):
 
     def normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys, normalised where this module does so."""
-        return (self.q_rms_norm(q), self.k_rms_norm(k)) if self.qk_rms_norm else (q, k)
+        return qk_rms_norm(q, k, self.q_rms_norm.gamma, self.k_rms_norm.gamma) if self.qk_rms_norm else (q, k)
 
     def joined(self, heads: Tensor) -> Tensor:
         """``[..., H, D]`` to the output ``[..., C]``."""

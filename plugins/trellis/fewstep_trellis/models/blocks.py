@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fewstep.batch import Condition
 from fewstep.economy import on
 from fewstep.layout import Packed
+from fewstep.ops import gated_residual, linear_gelu
 from fewstep_trellis.models.attention import CrossAttention, SelfAttention
 from fewstep_trellis.models.linear import Linear
 from fewstep_trellis.models.norms import WideLayerNorm
@@ -23,7 +24,8 @@ class FeedForward(nn.Module):
         self.mlp = nn.Sequential(Linear(channels, hidden), nn.GELU("tanh"), Linear(hidden, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.mlp(x)
+        first: Linear = self.mlp[0]  # type: ignore[assignment]
+        out: Tensor = self.mlp[2](linear_gelu(x, first.weight, first.bias))
         return out
 
 
@@ -70,7 +72,7 @@ class ModulatedCrossBlock(nn.Module):
             self.adaLN_modulation = modulation(channels)
 
     def forward(self, x: Tensor, mod: Tensor, cond: Tensor | Condition) -> Tensor:
-        return self.mix(x, self.six(mod)[:, None], cond)
+        return self.mix(x, self.six(mod), cond)
 
     def six(self, mod: Tensor) -> Tensor:
         """``[B, 6C]``, whether it comes from outside or is made here."""
@@ -78,12 +80,13 @@ class ModulatedCrossBlock(nn.Module):
         return out
 
     def mix(self, x: Tensor, six: Tensor, cond: Tensor | Condition, *layout: Packed) -> Tensor:
-        """The block itself; ``six`` is broadcastable against ``x``, and the attentions are given the layout, if any."""
+        """The block itself, with ``six`` ``[B, 6C]`` and, for packed ``x``, its layout."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = six.chunk(6, -1)
-        x = x + gate_a * self.self_attn(self.norm1(x) * (1 + scale_a) + shift_a, *layout)
+        attended = self.self_attn(self.norm1.modulated(x, shift_a, scale_a, *layout), *layout)
+        x = gated_residual(x, gate_a, attended, *layout)
         x = x + self.look(x, cond, *layout)
-        out: Tensor = x + gate_m * self.mlp(self.norm3(x) * (1 + scale_m) + shift_m)
-        return out
+        made = self.mlp(self.norm3.modulated(x, shift_m, scale_m, *layout))
+        return gated_residual(x, gate_m, made, *layout)
 
     def look(self, x: Tensor, cond: Tensor | Condition, *layout: Packed) -> Tensor:
         """What the tokens find in the condition, broadcastable against them."""

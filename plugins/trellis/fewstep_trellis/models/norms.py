@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.layout import Packed
+from fewstep.ops import head_rms_norm, modulated_norm
 from fewstep_trellis.models.arguments import at_least_float32
 
 
@@ -14,6 +15,10 @@ class WideLayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(at_least_float32(x)).to(x.dtype)
+
+    def modulated(self, x: Tensor, shift: Tensor, scale: Tensor, layout: Packed | None = None) -> Tensor:
+        """The norm, for one without parameters, times 1 + scale plus shift, both ``[B, C]``."""
+        return modulated_norm(x, shift, scale, layout, self.eps)
 
 
 class WideGroupNorm(nn.GroupNorm):
@@ -38,10 +43,7 @@ class HeadRMSNorm(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.scale = width**0.5
         self.gamma = nn.Parameter(torch.ones(heads, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        unit: Tensor = F.normalize(at_least_float32(x), dim=-1)
-        out: Tensor = unit * (self.gamma * self.scale)
-        return out.to(x.dtype)
+        return head_rms_norm(x, self.gamma)

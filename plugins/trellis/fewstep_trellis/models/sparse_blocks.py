@@ -19,7 +19,6 @@ from fewstep_trellis.models.sparse_layers import (
     SparseConv3d,
     SparseCrossAttention,
     SparseSelfAttention,
-    spread,
 )
 
 GROUPS = 32
@@ -34,7 +33,7 @@ class SparseModulatedCrossBlock(ModulatedCrossBlock):
     def forward(  # type: ignore[override]
         self, x: Tensor, mod: Tensor, cond: Tensor | Condition, layout: Packed
     ) -> Tensor:
-        return self.mix(x, spread(self.six(mod), layout), cond, layout)
+        return self.mix(x, self.six(mod), cond, layout)
 
 
 class SparseTransformerBlock(nn.Module):
@@ -98,9 +97,9 @@ class SparseResBlock(nn.Module):
         if pooling is not None:
             x = pool_mean(x, pooling) if self.resample == "down" else unpool(x, pooling)
         # Unlike the transformer's modulation, scale comes before shift.
-        scale, shift = spread(self.emb_layers(embedding), layout).chunk(2, -1)
+        scale, shift = self.emb_layers(embedding).chunk(2, -1)
         h = self.conv1(F.silu(self.norm1(x)), layout)
-        h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift), layout)
+        h = self.conv2(F.silu(self.norm2.modulated(h, shift, scale, layout)), layout)
         out: Tensor = h + self.skip_connection(x)
         return out
 

@@ -44,12 +44,6 @@ def position_embedding_of(layout: Packed, channels: int) -> Tensor:
     return layout.once(("position embedding", channels), lambda: position_embedding(coords_of(layout), channels))
 
 
-def spread(v: Tensor, layout: Packed) -> Tensor:
-    """``[B, C]`` to what broadcasts against ``[T, C]``: each row gets its sample's values."""
-    # index_select, whose backward is an index_add; that of v[index] is slower.
-    return v if layout.batch_size == 1 else v.index_select(0, layout.index)
-
-
 class SparseSelfAttention(Heads):
     """Attention among the voxels of a sample, or of a window, ``[T, C]`` to the same shape.
 
