@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from fewstep.alive import remember
 from fewstep.errors import FewstepError, invalid
 
 T = TypeVar("T")
@@ -99,6 +100,7 @@ class Packed:
         index = rows.repeat_interleave(bounds.diff(), output_size=listed[-1])
         object.__setattr__(self, "index", index)
         object.__setattr__(self, "lengths_list", [b - a for a, b in pairwise(listed)])
+        remember(self, bounds, self.coords)  # a compiled graph has these tensors and looks for the layout
 
     @classmethod
     def of_lengths(

@@ -11,6 +11,8 @@ from torch import Tensor
 from fewstep.errors import FewstepError, invalid
 from fewstep.layout import Packed
 from fewstep.ops.gemm import product, row_sum
+from fewstep.ops.launches import Launches
+from fewstep.ops.opaque import opaque
 from fewstep.ops.table import Kernel, dispatch, register
 from fewstep.sparse import Neighbours, coords_of, neighbours
 
@@ -155,8 +157,17 @@ def offset_convolution(x: Tensor, weight: Tensor, layout: Packed) -> Tensor:
     return convolution(x, weight, layout.once(("by-offset", size), lambda: ByOffset(neighbours(layout, size))))
 
 
-register(Kernel("reference", "submanifold_conv", reference_convolution, ALL, priority=0, backend="reference"))
-register(Kernel("by-offset", "submanifold_conv", offset_convolution, ALL, priority=10, backend="torch"))
+def like_voxels(x: Tensor, weight: Tensor, *_: object) -> tuple[Tensor]:
+    """An empty result of a convolution."""
+    return (x.new_empty(len(x), len(weight)),)
+
+
+for _name, _backend, _priority, _run in (
+    ("reference", "reference", 0, reference_convolution),
+    ("by-offset", "torch", 10, offset_convolution),
+):
+    _node = opaque(f"submanifold_conv_{_backend}", Launches(_run, like_voxels))
+    register(Kernel(_name, "submanifold_conv", _node, ALL, _priority, _backend))
 
 
 def submanifold_conv(x: Tensor, weight: Tensor, bias: Tensor | None, layout: Packed) -> Tensor:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch import eager_transforms
+from torch.autograd import forward_ad
 
 Tensors = Sequence[Tensor]
 Maybe = Sequence[Tensor | None]
-Some = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,15 @@ class Launches:
         """Gradients of the wanted ones among ``call.tensors``, for those of the outputs (None is 0; not all are)."""
         leaves = [x.detach().requires_grad_(want) for x, want in zip(call.tensors, wanted, strict=True)]
         with torch.enable_grad():
-            outs = self._outs(call.replaced(leaves))
-        mine = kept(leaves, [want or None for want in wanted])
-        found = torch.autograd.grad(kept(outs, grads), mine, kept(grads, grads), allow_unused=True)
+            outs = kept(self._outs(call.replaced(leaves))[: self.outputs], grads)
+            mine = kept(leaves, list(wanted))
+            found = torch.autograd.grad(outs, mine, kept(grads, grads), allow_unused=True)
         return [torch.zeros_like(x) if g is None else g for g, x in zip(found, mine, strict=True)]
 
     def tangent(self, call: Call, tangents: Maybe) -> tuple[Tensors, Tensors]:
         """The results, and the tangents of the outputs for those of ``call.tensors``, of which at least one is given."""
-        return self._push(call, kept(call.tensors, tangents), kept(tangents, tangents), tangents)
+        outs, moves = self._push(call, kept(call.tensors, tangents), kept(tangents, tangents), tangents)
+        return outs, moves[: self.outputs]
 
     def second(self, call: Call, tangents: Maybe, grads: Maybe, wanted: Sequence[bool]) -> Tensors:
         """Gradients for those of the outputs' tangents (None is 0).
@@ -79,22 +82,46 @@ class Launches:
         """
         count = len(call.tensors)
 
-        def pushed(*inputs: Tensor) -> Some:
+        def pushed(*inputs: Tensor) -> tuple[Tensor, ...]:
             some = Call(call.replaced(inputs[:count]))
-            return tuple(kept(self._push(some, kept(inputs[:count], tangents), inputs[count:], tangents)[1], grads))
+            moves = self._push(some, kept(inputs[:count], tangents), inputs[count:], tangents)[1]
+            return tuple(kept(moves[: self.outputs], grads))
 
-        found = torch.func.vjp(pushed, *call.tensors, *kept(tangents, tangents))[1](tuple(kept(grads, grads)))
-        return cast(Tensors, kept(found, list(wanted)))
+        with torch.enable_grad():
+            pull = torch.func.vjp(pushed, *call.tensors, *kept(tangents, tangents))[1]
+        return kept(pull(tuple(kept(grads, grads))), list(wanted))
 
-    def _outs(self, args: Sequence[Any]) -> Some:
+    def _outs(self, args: Sequence[Any]) -> tuple[Tensor, ...]:
         out = self.run(*args)
         return (out,) if isinstance(out, Tensor) else tuple(out)
 
-    def _push(self, call: Call, moving: Tensors, moves: Tensors, where: Maybe) -> tuple[Some, Some]:
-        def some(*inputs: Tensor) -> Some:
+    def _push(self, call: Call, moving: Tensors, moves: Tensors, where: Maybe) -> tuple[Tensors, Tensors]:
+        def some(*inputs: Tensor) -> tuple[Tensor, ...]:
             found = iter(inputs)
             return self._outs(
                 call.replaced([x if t is None else next(found) for x, t in zip(call.tensors, where, strict=True)])
             )
 
-        return cast(tuple[Some, Some], torch.func.jvp(some, tuple(moving), tuple(moves)))
+        with _forward_mode():
+            outs, tangents = torch.func.jvp(some, tuple(moving), tuple(moves))
+        return outs, tangents
+
+
+@contextmanager
+def _forward_mode() -> Iterator[None]:
+    """``torch.func.jvp`` where a level of dual numbers is open that its bookkeeping knows nothing of.
+
+    torch has one such level, opened by the outermost jvp. A compiled graph opens it by itself.
+    """
+    try:
+        torch._C._exit_dual_level(torch._C._enter_dual_level())
+    except RuntimeError:
+        before, forward_ad._current_level = forward_ad._current_level, 0
+        eager_transforms.JVP_NESTING += 1
+        try:
+            yield
+        finally:
+            eager_transforms.JVP_NESTING -= 1
+            forward_ad._current_level = before
+    else:
+        yield

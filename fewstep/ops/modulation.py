@@ -16,7 +16,7 @@ ALL = frozenset({"forward", "backward", "jvp"})
 def of_rows(v: Tensor, layout: Packed | None) -> Tensor:
     """[B, C] to what broadcasts against the rows: [B, 1, C] of a dense batch, [T, C] (or [1, C]) of a packed one."""
     if layout is None:
-        return v[:, None]
+        return v.unsqueeze(1)
     # index_select, whose backward is an index_add; that of v[index] is slower.
     return v if layout.batch_size == 1 else v.index_select(0, layout.index)
 
@@ -54,7 +54,9 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, layout: Packed | Non
     Raises:
         FewstepError: for shapes, types or devices that do not fit together.
     """
-    _check(x, layout, shift=shift, scale=scale)
+    wanted = _check(x, layout)
+    _check_sample("shift", shift, x, wanted)
+    _check_sample("scale", scale, x, wanted)
     out: Tensor = dispatch("modulated_norm", x, shift, scale, layout, eps).run(x, shift, scale, layout, eps)
     return out
 
@@ -73,24 +75,33 @@ def gated_residual(x: Tensor, gate: Tensor, y: Tensor, layout: Packed | None = N
     Raises:
         FewstepError: for shapes, types or devices that do not fit together.
     """
-    if y.shape != x.shape or y.device != x.device or not y.is_floating_point():
+    if y.shape != x.shape or not _alike(x, y):
         got = f"{y.dtype} {tuple(y.shape)} on {y.device}"
         raise invalid("y", got, f"a floating-point type, {list(x.shape)} on {x.device} as x")
-    _check(x, layout, gate=gate)
+    _check_sample("gate", gate, x, _check(x, layout))
     out: Tensor = dispatch("gated_residual", x, gate, y, layout).run(x, gate, y, layout)
     return out
 
 
-def _check(x: Tensor, layout: Packed | None, **per_sample: Tensor) -> None:
-    if layout is None and x.dim() != 3:
-        raise invalid("shape of x", tuple(x.shape), "[B, L, C], or [T, C] with a layout")
-    if layout is not None and (x.dim() != 2 or len(x) != layout.rows or x.device != layout.index.device):
-        got = f"{tuple(x.shape)} on {x.device}"
-        raise invalid("x", got, f"[T, C] with T = {layout.rows} on {layout.index.device}, as its layout says")
+def _alike(x: Tensor, v: Tensor) -> bool:
+    return v.device == x.device and v.is_floating_point()
+
+
+def _check(x: Tensor, layout: Packed | None) -> tuple[int, int]:
+    """(B, C), once x is found to be as its layout says."""
     if not x.is_floating_point():
         raise invalid("type of x", x.dtype, "a floating-point type")
-    wanted = (len(x) if layout is None else layout.batch_size, x.shape[-1])
-    for name, v in per_sample.items():
-        if v.shape != wanted or v.device != x.device or not v.is_floating_point():
-            got = f"{v.dtype} {tuple(v.shape)} on {v.device}"
-            raise invalid(name, got, f"a floating-point type, [B, C] = {list(wanted)} on {x.device}")
+    if layout is None:
+        if x.dim() != 3:
+            raise invalid("shape of x", tuple(x.shape), "[B, L, C], or [T, C] with a layout")
+        return x.shape[0], x.shape[2]
+    if x.dim() != 2 or len(x) != layout.rows or x.device != layout.index.device:
+        got = f"{tuple(x.shape)} on {x.device}"
+        raise invalid("x", got, f"[T, C] with T = {layout.rows} on {layout.index.device}, as its layout says")
+    return layout.batch_size, x.shape[1]
+
+
+def _check_sample(name: str, v: Tensor, x: Tensor, wanted: tuple[int, int]) -> None:
+    if v.shape != wanted or not _alike(x, v):
+        got = f"{v.dtype} {tuple(v.shape)} on {v.device}"
+        raise invalid(name, got, f"a floating-point type, [B, C] = {list(wanted)} on {x.device}")

@@ -28,6 +28,7 @@ from torch import Tensor
 from fewstep.errors import invalid
 from fewstep.ops.table import Kernel, dispatch, register
 
+ALL = frozenset({"forward", "backward", "jvp"})
 TINY = 1e-12  # a shorter head vector is divided by this, not by its length
 Rotary = tuple[Tensor, Tensor]
 
@@ -58,16 +59,21 @@ def reference_qk_rms_norm(
     return _head_norm(q, q_gamma, rotary), _head_norm(k, k_gamma, rotary)
 
 
-register(
-    Kernel(
-        "reference",
-        "qk_rms_norm",
-        reference_qk_rms_norm,
-        frozenset({"forward", "backward", "jvp"}),
-        priority=0,
-        backend="reference",
-    )
-)
+def fused_qk_rms_norm(
+    q: Tensor, k: Tensor, q_gamma: Tensor, k_gamma: Tensor, rotary: Rotary | None = None
+) -> tuple[Tensor, Tensor]:
+    """By torch's RMS norm, which divides by sqrt(|x|^2 / D + eps): the same for all but the shortest vectors."""
+    eps = TINY * TINY / q.shape[-1]
+    q_out, k_out = (F.rms_norm(wide(x), x.shape[-1:], None, eps) for x in (q, k))
+    return (q_out * q_gamma).to(q.dtype), (k_out * k_gamma).to(k.dtype)
+
+
+def _no_rotary(q: Tensor, k: Tensor, q_gamma: Tensor, k_gamma: Tensor, rotary: Rotary | None) -> str | None:
+    return None if rotary is None else "rotary embedding"
+
+
+register(Kernel("reference", "qk_rms_norm", reference_qk_rms_norm, ALL, priority=0, backend="reference"))
+register(Kernel("rms-norm", "qk_rms_norm", fused_qk_rms_norm, ALL, priority=10, backend="torch", check=_no_rotary))
 
 
 def qk_rms_norm(
@@ -105,7 +111,8 @@ def qk_rms_norm(
 
 def head_rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
     """:func:`qk_rms_norm` of queries or keys alone: [..., T, H, D] and [H, D] to [..., T, H, D]."""
-    return qk_rms_norm(x, x[..., :0, :, :], gamma, gamma)[0]
+    none = x[..., :0, :, :] if x.dim() >= 3 else x
+    return qk_rms_norm(x, none, gamma, gamma)[0]
 
 
 def _check(q: Tensor, k: Tensor, q_gamma: Tensor, k_gamma: Tensor, rotary: Rotary | None) -> None:

@@ -9,6 +9,8 @@ from torch import Tensor
 from fewstep.errors import FewstepError, invalid
 from fewstep.layout import Packed
 from fewstep.ops.attention import reference_attention
+from fewstep.ops.launches import Launches
+from fewstep.ops.opaque import opaque
 from fewstep.ops.table import Kernel, dispatch, register
 from fewstep.sparse import windows
 
@@ -76,12 +78,18 @@ def _same_dtype(q: Tensor, k: Tensor, v: Tensor, *_: Packed) -> str | None:
     return None if q.dtype == k.dtype == v.dtype else f"dtypes differ ({q.dtype}, {k.dtype}, {v.dtype})"
 
 
-register(Kernel("reference", "varlen_attention", reference_varlen, ALL, priority=0, backend="reference"))
+def like_values(q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor]:
+    """An empty result of attention on packed sequences."""
+    return (v.new_empty(*q.shape[:2], v.shape[2]),)
+
+
+varlen_oracle = opaque("varlen_attention_reference", Launches(reference_varlen, like_values))
+register(Kernel("reference", "varlen_attention", varlen_oracle, ALL, priority=0, backend="reference"))
 register(
     Kernel(
         "grouped-sdpa",
         "varlen_attention",
-        grouped_varlen,
+        opaque("varlen_attention_grouped", Launches(grouped_varlen, like_values, jvp=False)),
         frozenset({"forward", "backward"}),
         priority=10,
         backend="torch",
@@ -132,7 +140,8 @@ def partitioned(q: Tensor, k: Tensor, v: Tensor, layout: Packed, size: int, shif
     return varlen_attention(q, k, v, found.layout, found.layout)[found.inverse]
 
 
-register(Kernel("reference", "windowed_attention", partitioned, ALL, priority=0, backend="reference"))
+windowed_oracle = opaque("windowed_attention_reference", Launches(partitioned, like_values))
+register(Kernel("reference", "windowed_attention", windowed_oracle, ALL, priority=0, backend="reference"))
 
 
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Packed, size: int, shift: int = 0) -> Tensor:

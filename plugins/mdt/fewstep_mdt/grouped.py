@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fewstep.backbone import Teacher
 from fewstep.batch import Batch, Condition, joined
 from fewstep.economy import on
 from fewstep.layout import Layout
@@ -24,10 +25,11 @@ from fewstep_mdt.match import Targets, compared, look
 Pair = tuple[Tensor, Tensor]
 
 
-def applies(config: MDTConfig, step: Step) -> bool:
+def applies(config: MDTConfig, nets: Nets, step: Step) -> bool:
     """Whether this step has both terms, and a derivative by differences (a jvp has value and tangent in one pass)."""
     both = config.lambda_vm > 0 and config.lambda_vd > 0 and step.index >= config.vd_after
-    return on("groups") and both and config.kind != "continuous"
+    ordinary = config.velocity == "data" or isinstance(getattr(nets, "teacher", None), Teacher)
+    return on("groups") and both and config.kind != "continuous" and ordinary
 
 
 def targets(config: MDTConfig, batch: Batch, nets: Nets, step: Step) -> tuple[Targets, Targets]:

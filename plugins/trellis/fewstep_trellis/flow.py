@@ -59,8 +59,8 @@ class Flow(Backbone):
             raise FewstepError(f"backbone {self.name!r} takes one time: it does not provide 'two_time'")
         if cond.tokens is None:
             raise FewstepError(f"backbone {self.name!r} needs condition tokens [B, L, C], got none")
-        # Scaled before rounding: a float64 grid keeps its digits, as the reference's does.
-        return self.velocity(x, (1000 * t_B).to(x.dtype), cond, layout)
+        # Scaled before rounding: a float64 grid keeps its digits, as the reference's does, and float32 draws theirs.
+        return self.velocity(x, (1000 * t_B.double()).to(x.dtype), cond, layout)
 
     @classmethod
     def teacher(cls, config: Any) -> Teacher:

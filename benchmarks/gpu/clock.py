@@ -1,0 +1,116 @@
+"""Timing: implementations in turn, with an emptied cache before each call; and how much time is left."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Run = Callable[[], Any]
+FLUSH = 256 * 2**20  # bytes; an H200 has 60 MB of L2
+LEAST, MOST = 8, 60  # rounds
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which ``share`` of the sorted values lie, linear between neighbours (numpy's default)."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one call."""
+
+    median: float
+    p20: float
+    p80: float
+    rounds: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Timing:
+        """From the times of single calls."""
+        return cls(*(percentile(values, share) for share in (0.5, 0.2, 0.8)), len(values))
+
+
+@dataclass
+class Deadline:
+    """Seconds until the end, by a clock that only goes forward."""
+
+    seconds: float
+    now: Callable[[], float] = time.monotonic
+    began: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.began = self.now()
+
+    @property
+    def left(self) -> float:
+        """Seconds left, 0 at least."""
+        return max(0.0, self.began + self.seconds - self.now())
+
+    def part(self, seconds: float) -> Deadline:
+        """A deadline for a part: its own seconds, and no more than are left."""
+        return Deadline(min(seconds, self.left), self.now)
+
+
+class Clock:
+    """Times calls on a device: with its events on a GPU, with the host's clock on a CPU.
+
+    Args:
+        device: where the calls work.
+        rounds: fixes the number of rounds; otherwise as many as ``seconds`` allow.
+    """
+
+    def __init__(self, device: torch.device, rounds: int | None = None) -> None:
+        self.cuda, self.rounds = device.type == "cuda", rounds
+        self._flush = torch.empty(FLUSH // 4, dtype=torch.int32, device=device) if self.cuda else None
+
+    def wait(self) -> None:
+        """Until the device is idle; raises what went wrong there."""
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def seconds(self, run: Run) -> float:
+        """Host seconds of one call, the device's work included."""
+        self.wait()
+        began = time.perf_counter()
+        run()
+        self.wait()
+        return time.perf_counter() - began
+
+    def in_turn(self, runs: Mapping[str, Run], seconds: float = 1.5) -> dict[str, Timing]:
+        """Each run once a round, until all of them together took ``seconds``; three calls before are not counted."""
+        for run in runs.values():
+            for _ in range(1 if self.rounds else 3):
+                run()
+        once = sum(self.seconds(run) for run in runs.values())
+        rounds = self.rounds or max(LEAST, min(MOST, int(seconds / max(once, 1e-6))))
+        marks: dict[str, list[Any]] = {name: [] for name in runs}
+        for _ in range(rounds):
+            for name, run in runs.items():
+                marks[name].append(self._once(run))
+        self.wait()
+        return {name: Timing.of([self._ms(mark) for mark in found]) for name, found in marks.items()}
+
+    def _once(self, run: Run) -> Any:
+        if not self.cuda:
+            began = time.perf_counter()
+            run()
+            return 1e3 * (time.perf_counter() - began)
+        assert self._flush is not None
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._flush.zero_()  # empties the cache, and keeps the device busy while the host gets ahead of it
+        start.record()
+        run()
+        end.record()
+        return start, end
+
+    def _ms(self, mark: Any) -> float:
+        return float(mark[0].elapsed_time(mark[1])) if self.cuda else float(mark)

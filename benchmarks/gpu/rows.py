@@ -1,0 +1,132 @@
+"""The row that every section writes, and the CSV file that holds them. No torch here: the report needs none."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+from fewstep.errors import FewstepError, invalid
+
+NOT_YET = "not yet measured"
+MEASURED, RIGHT, WRONG, FAILED, SKIPPED = "measured", "right", "wrong", "failed", "skipped"
+STATUSES = (MEASURED, RIGHT, WRONG, FAILED, SKIPPED, NOT_YET)
+OUT_OF_TIME = "out of time"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One implementation of one thing at one shape.
+
+    Args:
+        section: part of the benchmark.
+        op: of the op table, a model or a stage.
+        what: "forward", "backward", "value+tangent", "step", ...
+        shape: in words.
+        dtype: without "torch.".
+        kernel: name in the op table, or of a peer.
+        role: "ours" or "peer".
+        median_ms, p20_ms, p80_ms: of one call.
+        tflops, gbs: operations and least memory traffic over the median.
+        share: the least time that the roofline measured in this run allows, over the median.
+        peer: what ``ratio`` compares with.
+        ratio: the median of ``peer`` over that of ours; of ``peer="own forward"`` the other way round.
+        target: key of ``benchmarks.gpu.targets`` that this row is counted for.
+        floor, goal: of that target.
+        error: relative RMS against what the result was compared with.
+        status: one of ``STATUSES``.
+        note: why, where something is missing.
+        device, commit, versions, date: on and with what.
+    """
+
+    section: str
+    op: str
+    what: str
+    shape: str = ""
+    dtype: str = ""
+    kernel: str = ""
+    role: str = ""
+    median_ms: float | None = None
+    p20_ms: float | None = None
+    p80_ms: float | None = None
+    tflops: float | None = None
+    gbs: float | None = None
+    share: float | None = None
+    peer: str = ""
+    ratio: float | None = None
+    target: str = ""
+    floor: float | None = None
+    goal: float | None = None
+    error: float | None = None
+    status: str = NOT_YET
+    note: str = ""
+    device: str = ""
+    commit: str = ""
+    versions: str = ""
+    date: str = ""
+
+
+COLUMNS = tuple(f.name for f in fields(Row))
+NUMBERS = frozenset(f.name for f in fields(Row) if "float" in str(f.type))
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else " ".join(str(value).split())
+
+
+@dataclass
+class Book:
+    """A CSV file that grows by whole lines, so that a run that is killed loses nothing it measured.
+
+    Several processes may append to one file.
+
+    Args:
+        path: the file; its folder exists.
+        common: columns that are the same in every row (device, commit, versions, date).
+    """
+
+    path: Path
+    common: dict[str, str] = field(default_factory=dict)
+
+    def add(self, *rows: Row) -> None:
+        """Append and flush. Raises FewstepError for an unknown status."""
+        for row in rows:
+            if row.status not in STATUSES:
+                raise invalid("status", row.status, ", ".join(STATUSES))
+        lines = [_line(asdict(replace(row, **self.common)).values()) for row in rows]  # type: ignore[arg-type]
+        with self.path.open("ab") as file:  # append mode: each write goes to the end, whoever else writes
+            if file.tell() == 0:
+                lines.insert(0, _line(COLUMNS))
+            file.write("".join(lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _line(values: Iterable[object]) -> str:
+    cells = [_text(value) for value in values]
+    quoted = ['"' + c.replace('"', '""') + '"' if any(s in c for s in ',"') else c for c in cells]
+    return ",".join(quoted) + "\n"
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file. Raises FewstepError for a file that is none of ours."""
+    if not path.is_file():
+        raise invalid("rows", str(path), "a CSV file of the GPU benchmark")
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        names: Sequence[str] = reader.fieldnames or ()
+        if tuple(names) != COLUMNS:
+            raise invalid(f"columns of {path}", ",".join(names)[:80], ",".join(COLUMNS))
+        return [_row(cells, path) for cells in reader if cells["section"] != COLUMNS[0]]
+
+
+def _row(cells: dict[str, str], path: Path) -> Row:
+    try:
+        values = {name: (float(text) if text else None) if name in NUMBERS else text for name, text in cells.items()}
+    except (ValueError, TypeError):
+        raise FewstepError(f"{path}: a row cannot be read: {cells}") from None
+    return Row(**values)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""What the benchmark does, one module a section; ``benchmarks.gpu.plan`` has their order and their time."""
