@@ -1,5 +1,5 @@
 # make demo: a picture to a coloured .glb in one step a stage, then a short distillation and its comparison. make test: the tests.
-.PHONY: demo test test-all lint setup clean
+.PHONY: demo test test-all lint aot setup clean
 export OMP_NUM_THREADS ?= 2
 RUN := .venv/bin/fewstep
 DEMO := runs/demo
@@ -19,6 +19,10 @@ test: setup
 
 test-all: setup
 	.venv/bin/python -m pytest -m "not gpu"
+
+# Every shipped tile compiled for an H100 / H200, without a GPU, against benchmarks/kernels/aot.
+aot: setup
+	.venv/bin/python -m fewstep_kernels.aot --arch 90 --check
 
 lint: setup
 	.venv/bin/ruff check .

@@ -19,7 +19,6 @@ SWITCHES = {
     "keys": "keys and values of a condition are made once for all passes with the same weights",
     "groups": "the nine evaluations of an MDT step run as four larger ones",
     "products": "dense linear layers use the faster of torch's CPU libraries too (fewstep.ops.gemm)",
-    "graphs": "sampling at fixed shapes replays a CUDA graph",
 }
 _OVERRIDE: ContextVar[frozenset[str] | None] = ContextVar("economy", default=None)
 

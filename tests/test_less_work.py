@@ -119,7 +119,7 @@ def test_a_step_has_the_same_losses_and_gradients(
         assert relative(got[name], value) < ROUNDING, name
 
 
-@pytest.mark.parametrize("switch", [s for s in SWITCHES if s != "graphs"])
+@pytest.mark.parametrize("switch", SWITCHES)
 def test_each_switch_alone(case: tuple[Flow, Batch], switch: str) -> None:
     with economy():
         wanted = step_of(*case, MDTConfig(), Guidance(3.0))

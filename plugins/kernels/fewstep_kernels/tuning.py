@@ -1,10 +1,26 @@
-"""The tile that a launch uses."""
+"""The tile that a launch uses: measured once for each kind of call and GPU, and remembered on disk.
+
+Bounded: at most CANDIDATES tiles are tried, each a few times. Off with FEWSTEP_AUTOTUNE=0 and under the interpreter,
+where the first tile is taken.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
+
+import torch
+
+from fewstep.errors import invalid
+from fewstep_kernels.cache import Cache
+from fewstep_kernels.support import interpreted
+
+ENV = "FEWSTEP_AUTOTUNE"
+CANDIDATES = 6
+WARM, ROUNDS = 2, 5
 
 
 @dataclass(frozen=True)
@@ -26,6 +42,11 @@ class Tile:
         """Keyword arguments of a launch."""
         return {**self.sizes, "num_warps": self.warps, "num_stages": self.stages}
 
+    @property
+    def name(self) -> str:
+        """As in the table of compiled tiles: ``128-64-w4-s3``."""
+        return "-".join([*map(str, self.sizes.values()), f"w{self.warps}", f"s{self.stages}"])
+
 
 def choose(kernel: str, key: tuple[Hashable, ...], tiles: Sequence[Tile], run: Callable[[Tile], None]) -> Tile:
     """The tile to launch with: the fastest one measured for this key, or the first one where nothing is measured.
@@ -34,6 +55,66 @@ def choose(kernel: str, key: tuple[Hashable, ...], tiles: Sequence[Tile], run: C
         kernel: name in the cache.
         key: what the choice may depend on (type, widths, a bucket of sizes); never exact lengths.
         tiles: candidates, the default first.
-        run: launches the kernel once with a tile, on scratch outputs.
+        run: launches the kernel once with a tile, on outputs that may be overwritten.
+
+    Raises:
+        FewstepError: for a FEWSTEP_AUTOTUNE other than 0 or 1.
     """
-    return tiles[0]
+    if len(tiles) == 1 or not measuring():
+        return tiles[0]
+    cache, name = _cache(torch.cuda.current_device()), "/".join([kernel, *map(str, key)])
+    known = {tile.name: tile for tile in tiles[:CANDIDATES]}
+    best = cache.get(name)
+    if best not in known:
+        best = fastest(known, run)
+        cache.put(name, best)
+    return known[best]
+
+
+def measuring() -> bool:
+    """Whether tiles are measured: on a GPU, unless FEWSTEP_AUTOTUNE is 0."""
+    asked = os.environ.get(ENV, "1")
+    if asked not in ("0", "1"):
+        raise invalid(f"environment variable {ENV}", asked, "0 or 1")
+    # A launch that is being captured into a CUDA graph cannot be timed.
+    return asked == "1" and not interpreted() and torch.cuda.is_available() and not _capturing()
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_current_stream_capturing()
+
+
+@lru_cache(maxsize=16)
+def _cache(index: int) -> Cache:
+    import triton
+
+    from fewstep import __version__
+
+    return Cache(torch.cuda.get_device_name(index), triton.__version__, torch.__version__, __version__)
+
+
+def fastest(tiles: dict[str, Tile], run: Callable[[Tile], None]) -> str:
+    """The name of the tile with the least median time; one that cannot be compiled or launched is left out.
+
+    Where none can, the first: its error shows itself in the launch.
+    """
+    times: dict[str, float] = {}
+    for name, tile in tiles.items():
+        try:
+            times[name] = milliseconds(lambda tile=tile: run(tile))  # type: ignore[misc]
+        except Exception:
+            continue
+    return min(times, key=lambda name: times[name]) if times else next(iter(tiles))
+
+
+def milliseconds(launch: Callable[[], None]) -> float:
+    """The median time of a launch on the current stream, after a warm-up."""
+    for _ in range(WARM):
+        launch()
+    marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(ROUNDS)]
+    for begin, end in marks:
+        begin.record()
+        launch()
+        end.record()
+    torch.cuda.synchronize()
+    return sorted(begin.elapsed_time(end) for begin, end in marks)[ROUNDS // 2]

@@ -1,0 +1,104 @@
+"""``fewstep ops``: every op and kernel, what each can do, and which one is chosen on this machine and why."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fewstep.errors import FewstepError, unknown
+
+TYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+NEEDS = ("forward", "backward", "jvp")
+OFF = "left out by FEWSTEP_OPS"
+
+
+def ops(
+    device: str | None = typer.Option(None, help="cpu or cuda (default: the best one here)"),
+    dtype: str | None = typer.Option(None, help="fp16, bf16 or fp32 (default: fp16 on cuda, fp32 on a cpu)"),
+    need: str = typer.Option("forward", help="what a call needs: forward, backward or jvp"),
+    as_json: bool = typer.Option(False, "--json", help="print JSON"),
+) -> None:
+    """Show every op's kernels, what they can do, and which one serves a call on this machine."""
+    rows = _rows(_device(device), dtype, _known("--need", need, NEEDS))
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    _print(rows)
+
+
+def _known(option: str, got: str, accepted: Any) -> str:
+    if got not in accepted:
+        raise unknown(option, got, accepted)
+    return got
+
+
+def _device(asked: str | None) -> str:
+    import torch
+
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _known("--device", asked or best, ("cpu", "cuda"))
+    if device == "cuda" and best == "cpu":
+        raise FewstepError("--device: got 'cuda'; accepted: cpu (torch sees no GPU here)")
+    return device
+
+
+def _rows(device: str, dtype: str | None, need: str) -> list[dict[str, Any]]:
+    """One row a kernel: op, kernel, backend, what it provides, whether it is chosen, and why it is not."""
+    import torch
+
+    from fewstep.ops.probes import PROBES, Draw
+    from fewstep.ops.table import table
+
+    word = _known("--dtype", dtype or ("fp16" if device == "cuda" else "fp32"), TYPES)
+    draw = Draw(torch.device(device), getattr(torch, TYPES[word]), need)
+    found = []
+    with torch.autograd.forward_ad.dual_level() if need == "jvp" else nullcontext():
+        for op in sorted(table()):
+            found += _of(op, PROBES[op](draw) if op in PROBES else None)
+    return found
+
+
+def _of(op: str, call: tuple[Any, ...] | None) -> list[dict[str, Any]]:
+    from fewstep.ops.table import CAPABILITIES, kernels, table
+
+    tried, rows, served = kernels(op), [], False
+    left_out = sorted((k for k in table()[op].values() if k not in tried), key=lambda k: -k.priority)
+    for kernel in [*tried, *left_out]:
+        reason = OFF if kernel in left_out else "no probe for this op" if call is None else kernel.supports(*call)
+        rows.append(
+            {
+                "op": op,
+                "kernel": kernel.name,
+                "backend": kernel.backend,
+                "provides": [c for c in CAPABILITIES if c in kernel.provides],
+                "chosen": reason is None and not served,
+                "reason": reason or ("another one comes first" if served else ""),
+            }
+        )
+        served = served or reason is None
+    return rows
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    from fewstep.ops.table import ENV, forced
+
+    table = Table(title="ops (f forward, b backward, j forward-mode)", title_justify="left")
+    for name in ("op", "kernel", "can", "chosen"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("why not")
+    last = None
+    for row in rows:
+        op = row["op"] if row["op"] != last else ""
+        cells = (op, row["kernel"], "".join(c[0] for c in row["provides"]), "yes" if row["chosen"] else "")
+        table.add_row(*map(Text, (*cells, row["reason"])))
+        last = row["op"]
+    console = Console()
+    console.print(table)
+    if forced():
+        console.print(Text(f"{ENV}={forced()}"))

@@ -1,0 +1,52 @@
+"""Measured choices on disk: one JSON file for each GPU and set of versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import warnings
+from pathlib import Path
+
+
+def folder() -> Path:
+    """FEWSTEP_CACHE, else fewstep in XDG_CACHE_HOME, else ~/.cache/fewstep."""
+    if given := os.environ.get("FEWSTEP_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewstep"
+
+
+class Cache:
+    """Names to names, for one GPU with these versions. What cannot be read or written costs a warning and no more."""
+
+    def __init__(self, gpu: str, *versions: str) -> None:
+        words = [re.sub(r"[^A-Za-z0-9.+]+", "-", word) for word in (gpu, *versions)]
+        self.path = folder() / "tiles" / ("_".join(words) + ".json")
+        self._known = self._read()
+
+    def _read(self) -> dict[str, str]:
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            warnings.warn(f"{self.path}: not read, tiles are measured anew ({error})", stacklevel=4)
+            return {}
+        return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+
+    def get(self, name: str) -> str | None:
+        """What is known under this name."""
+        return self._known.get(name)
+
+    def put(self, name: str, value: str) -> None:
+        """Remember, together with what other processes wrote since."""
+        self._known = {**self._read(), **self._known, name: value}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=self.path.parent)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(self._known, file, indent=1, sort_keys=True)
+            os.replace(temporary, self.path)
+        except OSError as error:
+            warnings.warn(f"{self.path}: not written, tiles will be measured again ({error})", stacklevel=4)
