@@ -1,6 +1,7 @@
 """Work that a step can save without changing what it computes, each kind with its switch.
 
-All are on. The environment variable FEWSTEP_ECONOMY names those to keep, separated by commas, or is ``none``.
+All are on where they pay: ``groups`` on GPUs only (larger passes leave a CPU's caches; it can be asked for). The
+environment variable FEWSTEP_ECONOMY names those to use, separated by commas, or is ``all`` or ``none``.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ SWITCHES = {
     "groups": "the nine evaluations of an MDT step run as four larger ones",
     "products": "dense linear layers use the faster of torch's CPU libraries too (fewstep.ops.gemm)",
 }
+ON_GPU = frozenset({"groups"})
 _OVERRIDE: ContextVar[frozenset[str] | None] = ContextVar("economy", default=None)
 
 
 @lru_cache(maxsize=8)
 def _parsed(text: str) -> frozenset[str]:
-    if text in ("", "all"):
+    if text == "all":
         return frozenset(SWITCHES)
     words = frozenset(word.strip() for word in text.split(",")) - {"none", ""}
     for word in sorted(words - set(SWITCHES)):
@@ -33,10 +35,16 @@ def _parsed(text: str) -> frozenset[str]:
     return words
 
 
-def on(switch: str) -> bool:
-    """Whether this kind of work is to be saved. Raises FewstepError for an unknown word in FEWSTEP_ECONOMY."""
-    override = _OVERRIDE.get()
-    return switch in (_parsed(os.environ.get(ENV, "")) if override is None else override)
+def on(switch: str, cuda: bool = False) -> bool:
+    """Whether this kind of work is to be saved, on a GPU or a CPU.
+
+    Raises:
+        FewstepError: for an unknown word in FEWSTEP_ECONOMY.
+    """
+    override, asked = _OVERRIDE.get(), os.environ.get(ENV, "")
+    if override is None and not asked:
+        return cuda or switch not in ON_GPU
+    return switch in (_parsed(asked) if override is None else override)
 
 
 @contextmanager

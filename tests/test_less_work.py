@@ -244,8 +244,11 @@ def test_switches_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (on("keys"), on("blank"), on("groups")) == (True, True, False)
     monkeypatch.setenv(ENV, "none")
     assert not any(on(switch) for switch in SWITCHES)
-    monkeypatch.delenv(ENV)
+    monkeypatch.setenv(ENV, "all")
     assert all(on(switch) for switch in SWITCHES)
+    monkeypatch.delenv(ENV)
+    assert all(on(switch, cuda=True) for switch in SWITCHES)
+    assert [switch for switch in SWITCHES if not on(switch)] == ["groups"]
     monkeypatch.setenv(ENV, "group")
     with pytest.raises(FewstepError, match=r"unknown word in .*FEWSTEP_ECONOMY 'group'.*did you mean 'groups'"):
         on("keys")

@@ -25,11 +25,11 @@ from fewstep_mdt.match import Targets, compared, look
 Pair = tuple[Tensor, Tensor]
 
 
-def applies(config: MDTConfig, nets: Nets, step: Step) -> bool:
+def applies(config: MDTConfig, batch: Batch, nets: Nets, step: Step) -> bool:
     """Whether this step has both terms, and a derivative by differences (a jvp has value and tangent in one pass)."""
     both = config.lambda_vm > 0 and config.lambda_vd > 0 and step.index >= config.vd_after
     ordinary = config.velocity == "data" or isinstance(getattr(nets, "teacher", None), Teacher)
-    return on("groups") and both and config.kind != "continuous" and ordinary
+    return on("groups", batch.x0.is_cuda) and both and config.kind != "continuous" and ordinary
 
 
 def targets(config: MDTConfig, batch: Batch, nets: Nets, step: Step) -> tuple[Targets, Targets]:

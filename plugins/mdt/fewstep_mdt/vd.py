@@ -70,7 +70,7 @@ class MDT(Sum[MDTConfig]):
         super().__init__(config, [self.vm, self.vd])
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
-        if not grouped.applies(self.config, nets, step):
+        if not grouped.applies(self.config, batch, nets, step):
             return super().loss(batch, nets, step)
         vm, vd = grouped.targets(self.config, batch, nets, step)
         return self.vm.term(vm, batch) | self.vd.term(vd, batch)
