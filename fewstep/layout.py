@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fewstep.alive import remember
 from fewstep.errors import FewstepError, invalid
+from fewstep.segments import add_rows
 
 T = TypeVar("T")
 
@@ -166,9 +167,8 @@ class Packed:
         return v_B.to(like.dtype)[self.index].reshape(-1, *[1] * (like.dim() - 1))
 
     def sum(self, x: Tensor) -> Tensor:
-        """[T, ...] -> [B]; ``index_add`` because ``segment_reduce`` has no forward-mode derivative."""
-        rows = x.flatten(1).sum(1) if x.dim() > 1 else x
-        return torch.zeros(self.batch_size, dtype=x.dtype, device=x.device).index_add(0, self.index, rows)
+        """[T, ...] -> [B]."""
+        return add_rows(x.flatten(1).sum(1) if x.dim() > 1 else x, self.index, self.batch_size)
 
     def mean(self, x: Tensor) -> Tensor:
         """[T, ...] -> [B]: the mean over all rows and channels of each sample; 0 for an empty one."""

@@ -66,12 +66,18 @@ class Pooling:
     count: Tensor
 
 
-def coords_of(layout: Packed) -> Tensor:
-    """The layout's coordinates [T, 3] as int64. Raises FewstepError where it has none."""
+def check_coords(layout: Packed) -> Tensor:
+    """The layout's coordinates [T, 3], of any integer type. Raises FewstepError where it has none."""
     coords = layout.coords
     if coords is None or coords.dim() != 2 or coords.shape[1] != 3:
         got = None if coords is None else tuple(coords.shape)
         raise invalid("layout.coords", got, "integer coordinates [T, 3] (x, y, z)")
+    return coords
+
+
+def coords_of(layout: Packed) -> Tensor:
+    """The layout's coordinates [T, 3] as int64. Raises FewstepError where it has none."""
+    coords = check_coords(layout)
     return layout.once("coords64", lambda: coords.to(torch.int64))
 
 

@@ -23,3 +23,5 @@ def test_other_lengths_ask_for_the_same_binaries() -> None:
     # Forward, tangent; backward in two ways: delta, queries, keys, and delta, keys.
     assert [line[1] for line in lines if line[0] == "attention"] == ["7", "7"]
     assert [line[1] for line in lines if line[0] == "convolution"] == ["2", "2"]
+    # Three ops, packed and dense: value and tangent, value, gradients.
+    assert [line[1] for line in lines if line[0] == "norms"] == ["18"] * 3

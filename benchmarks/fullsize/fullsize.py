@@ -61,11 +61,13 @@ class Result:
     phases: list[Phase] = field(default_factory=list)
 
 
-def random_tensors(name: str, args: dict[str, Any], seed: int = 0) -> Iterator[tuple[str, Tensor]]:
+def random_tensors(
+    name: str, args: dict[str, Any], seed: int = 0, device: torch.device | str = "cpu"
+) -> Iterator[tuple[str, Tensor]]:
     """The model's tensors in the types of the official files, one at a time: the model itself never exists."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     for key, like in build_model(name, args, "meta").state_dict().items():
-        x = torch.randn(like.shape, generator=generator)
+        x = torch.randn(like.shape, generator=generator, device=device)
         x = 1 + 0.1 * x if key.endswith("gamma") else x * (x[0].numel() ** -0.5 if x.ndim > 1 else 0.1)
         yield key, x.to(like.dtype)
 

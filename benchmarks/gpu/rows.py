@@ -11,8 +11,8 @@ from pathlib import Path
 from fewstep.errors import FewstepError, invalid
 
 NOT_YET = "not yet measured"
-MEASURED, RIGHT, WRONG, FAILED, SKIPPED = "measured", "right", "wrong", "failed", "skipped"
-STATUSES = (MEASURED, RIGHT, WRONG, FAILED, SKIPPED, NOT_YET)
+MEASURED, DRY, RIGHT, WRONG, FAILED, SKIPPED = "measured", "dry run", "right", "wrong", "failed", "skipped"
+STATUSES = (MEASURED, DRY, RIGHT, WRONG, FAILED, SKIPPED, NOT_YET)
 OUT_OF_TIME = "out of time"
 
 
@@ -36,7 +36,7 @@ class Row:
         target: key of ``benchmarks.gpu.targets`` that this row is counted for.
         floor, goal: of that target.
         error: relative RMS against what the result was compared with.
-        status: one of ``STATUSES``.
+        status: one of ``STATUSES``; what a dry run times is never "measured".
         note: why, where something is missing.
         device, commit, versions, date: on and with what.
     """

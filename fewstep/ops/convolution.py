@@ -14,7 +14,7 @@ from fewstep.ops.gemm import product, row_sum
 from fewstep.ops.launches import Launches
 from fewstep.ops.opaque import opaque
 from fewstep.ops.table import Kernel, dispatch, register
-from fewstep.sparse import Neighbours, coords_of, neighbours
+from fewstep.sparse import Neighbours, check_coords, neighbours
 
 ALL = frozenset({"forward", "backward", "jvp"})
 
@@ -206,4 +206,4 @@ def _check(x: Tensor, weight: Tensor, layout: Packed) -> None:
         raise invalid("devices of x, weight and layout", places, "one device")
     if weight.shape[1] % 2 == 0:
         raise invalid("kernel_size", weight.shape[1], "an odd number")
-    coords_of(layout)
+    check_coords(layout)

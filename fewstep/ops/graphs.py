@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from fewstep.errors import FewstepError
-from fewstep.ops.tangents import needs_backward, transforms
+from fewstep.ops.tangents import needs_backward
 from fewstep.ops.wire import marks, places, spread
 
 if TYPE_CHECKING:
@@ -28,9 +30,9 @@ def value(node: Node, op: Op, spec: str, tensors: list[Tensor], *numbers: Any) -
     duals = [forward_ad.unpack_dual(tensors[i], level=0) for i in places(spec)]
     if any(dual.tangent is not None for dual in duals):
         return _pushed(node, spec, tensors, duals, *numbers)
-    if transforms() or not needs_backward(*tensors):  # in a transform, the level further out is asked next
+    if not needs_backward(*tensors):  # in a transform, the level further out is asked next
         return _below(op, spec, tensors, *numbers)
-    return list(_Value.apply(node, spec, *numbers, *tensors))  # type: ignore[no-untyped-call]
+    return _apply(_Value, node, spec, *numbers, *tensors)
 
 
 def _pushed(node: Node, spec: str, tensors: list[Tensor], duals: list[Any], *numbers: Any) -> list[Tensor]:
@@ -49,9 +51,9 @@ def _pushed(node: Node, spec: str, tensors: list[Tensor], duals: list[Any], *num
 def tangent(node: Node, op: Op, spec: str, tensors: list[Tensor], *numbers: Any) -> list[Tensor]:
     """The op of value and tangent, above autograd."""
     _refuse_tangents(node, tensors)
-    if transforms() or not needs_backward(*tensors):
+    if not needs_backward(*tensors):
         return _below(op, spec, tensors, *numbers)
-    return list(_Both.apply(node, spec, *numbers, *tensors))  # type: ignore[no-untyped-call]
+    return _apply(_Both, node, spec, *numbers, *tensors)
 
 
 def last(node: Node, op: Op, spec: str, tensors: list[Tensor], *numbers: Any) -> list[Tensor]:
@@ -67,6 +69,12 @@ def _below(op: Op, *args: Any) -> list[Tensor]:
         return op(*args)
 
 
+def _apply(function: Any, *args: Any) -> list[Tensor]:
+    """The function at this level only: ``torch.func`` brings us to each of its levels by itself."""
+    with enable_single_level_autograd_function():
+        return list(function.apply(*args))
+
+
 def _refuse_tangents(node: Node, tensors: list[Tensor]) -> None:
     if any(forward_ad.unpack_dual(x, level=0).tangent is not None for x in tensors):
         raise _too_deep(node)
@@ -76,7 +84,7 @@ def _too_deep(node: Node) -> FewstepError:
     return FewstepError(f"op fewstep::{node.name}: no derivatives of its derivatives inside torch.compile")
 
 
-class _Value(torch.autograd.Function):
+class _Value(_SingleLevelFunction):
     """(node, text, integers, floats, tensors) to the results."""
 
     @staticmethod
@@ -96,7 +104,7 @@ class _Value(torch.autograd.Function):
         return (None, None, None, None, *_placed(len(ctx.needs_input_grad) - 4, at, found))
 
 
-class _Both(torch.autograd.Function):
+class _Both(_SingleLevelFunction):
     """(node, text, integers, floats, tensors and tangents) to the results and the outputs' tangents."""
 
     @staticmethod

@@ -37,10 +37,15 @@ def _afresh() -> Iterator[None]:
 
 
 def _own(found: Tensors, inputs: Tensors) -> list[Tensor]:
-    """Contiguous, and none shares memory with an input: what a torch op promises of its results."""
+    """Contiguous, in memory, and not that of an input: what a torch op promises of its results."""
     taken = {x.untyped_storage()._cdata for x in inputs}
-    fresh = [x.clone() if x.untyped_storage()._cdata in taken else x for x in found]
-    return [x.detach().contiguous() for x in fresh]
+    return [_fresh(x.detach(), taken) for x in found]
+
+
+def _fresh(x: Tensor, taken: set[int]) -> Tensor:
+    if x._is_zerotensor():  # what autograd makes of a derivative that vanishes: no memory behind it
+        return x.new_zeros(x.shape)
+    return x.clone(memory_format=torch.contiguous_format) if x.untyped_storage()._cdata in taken else x.contiguous()
 
 
 def _marked(values: Sequence[Any], marks: str) -> list[Any]:

@@ -27,14 +27,14 @@ def opaque(name: str, launches: Launches, run: Callable[..., Any] | None = None)
 
     Returns:
         A function of tensors, packed layouts, numbers and None. Outside of torch.compile it is ``run``. Inside, under
-        nested or reverse ``torch.func`` transforms, it is ``launches.run``, traced.
+        nested ``torch.func`` transforms, it is ``launches.run``, traced.
     """
     eager, node = run or launches.run, Node(name, launches)
 
     def call(*args: Any) -> Any:
         if not torch.compiler.is_dynamo_compiling():
             return eager(*args)
-        if transforms() not in ((), ("jvp",)):
+        if len(transforms()) > 1:
             return launches.run(*args)
         found = node.value(*flat(args))
         return found[0] if launches.outputs == 1 else tuple(found[: launches.outputs])

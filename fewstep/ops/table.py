@@ -22,7 +22,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fewstep.errors import FewstepError, unknown
 from fewstep.ops.plugins import load_kernels

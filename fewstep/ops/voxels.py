@@ -8,13 +8,14 @@ from torch import Tensor
 from fewstep.errors import invalid
 from fewstep.layout import Packed
 from fewstep.ops.table import Kernel, dispatch, register
+from fewstep.segments import add_rows
 from fewstep.sparse import Pooling
 
 ALL = frozenset({"forward", "backward", "jvp"})
 
 
 def _pool_mean(x: Tensor, pooling: Pooling) -> Tensor:
-    total = x.new_zeros(pooling.coarse.rows, x.shape[1]).index_add(0, pooling.parent, x)
+    total = add_rows(x, pooling.parent, pooling.coarse.rows)
     return total / (pooling.count + 1).to(x.dtype)[:, None]
 
 
@@ -34,7 +35,7 @@ def _group_norm(
 
     def mean(values: Tensor) -> Tensor:
         """[T, G] to each row's own sample's mean [T, G, 1]."""
-        total = values.new_zeros(layout.batch_size, groups).index_add(0, layout.index, values)
+        total = add_rows(values, layout.index, layout.batch_size)
         own: Tensor = (total / count)[layout.index][..., None]
         return own
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import lru_cache, wraps
 from importlib.util import find_spec
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,19 +18,29 @@ from fewstep.ops.tangents import transforms
 P = ParamSpec("P")
 R = TypeVar("R")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-CPU = f"tensors on the CPU (the interpreter needs TRITON_INTERPRET=1 and {ENV}=triton)"
+CPU = f"on the CPU (interpreter: TRITON_INTERPRET=1 {ENV}=triton)"
 LEAST = (8, 0)  # compute capability: asynchronous copies and bfloat16 matrix instructions
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@lru_cache(maxsize=1)
+def constant(function: Callable[P, R]) -> Callable[P, R]:
+    """Called once for the same arguments; torch.compile does not look into it."""
+    cached = lru_cache(maxsize=8)(function)
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return cached(*args, **kwargs)
+
+    return cast(Callable[P, R], call)
+
+
+@constant
 def installed() -> bool:
     """Whether Triton is there; it is not imported for that."""
     return find_spec("triton") is not None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@lru_cache(maxsize=1)
+@constant
 def interpreted() -> bool:
     """Whether Triton runs kernels on the CPU (TRITON_INTERPRET=1), which is for tests.
 
@@ -39,8 +49,7 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@lru_cache(maxsize=8)
+@constant
 def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 

@@ -117,4 +117,4 @@ def milliseconds(launch: Callable[[], None]) -> float:
         launch()
         end.record()
     torch.cuda.synchronize()
-    return sorted(begin.elapsed_time(end) for begin, end in marks)[ROUNDS // 2]
+    return float(sorted(begin.elapsed_time(end) for begin, end in marks)[ROUNDS // 2])

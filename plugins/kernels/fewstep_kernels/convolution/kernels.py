@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from fewstep.layout import Packed
-from fewstep.ops.convolution import convolution
+from fewstep.ops.convolution import convolution, like_voxels
+from fewstep.ops.launches import Launches
+from fewstep.ops.opaque import opaque
 from fewstep.ops.table import Kernel
 from fewstep_kernels.support import nested, reason
 
@@ -29,7 +31,7 @@ def check(x: Tensor, weight: Tensor, layout: Packed) -> str | None:
 SUBMANIFOLD = Kernel(
     "triton-submanifold",
     "submanifold_conv",
-    submanifold,
+    opaque("submanifold_conv_triton", Launches(submanifold, like_voxels)),
     frozenset({"forward", "backward", "jvp"}),
     20,
     "triton",

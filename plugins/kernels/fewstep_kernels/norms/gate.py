@@ -13,7 +13,7 @@ from fewstep.ops.modulation import reference_gated_residual
 from fewstep_kernels.norms import gate_jit as jit
 from fewstep_kernels.norms.functions import Tangents, Tensors, call
 from fewstep_kernels.norms.samples import Samples, empty_like, maybe_rows, promoted, row_strides, rows_of
-from fewstep_kernels.norms.tiles import block, tiles
+from fewstep_kernels.norms.tiles import block, many, tiles
 from fewstep_kernels.tuning import Tile, choose
 
 COLUMNS = 1024  # of a program, which needs no whole rows
@@ -45,7 +45,7 @@ class GatedResidual:
             )  # fmt: skip
 
         if len(x):
-            key = (x.dtype, x.shape[1], values, tangents is None)
+            key = (x.dtype, x.shape[1], values, tangents is None, many(len(x)))
             run(choose("gated-residual-forward", key, tiles("BLOCK_R", columns, backward=False), run))
         return () if out is None else (out,), () if tout is None else (tout,)
 
@@ -65,7 +65,7 @@ class GatedResidual:
             )  # fmt: skip
 
         if len(y) and (dy is not None or partial is not None):
-            key = (y.dtype, y.shape[1], dy is None, partial is None)
+            key = (y.dtype, y.shape[1], dy is None, partial is None, many(len(y)))
             run(choose("gated-residual-backward", key, tiles("BLOCK_R", columns, backward=True), run))
         found = (
             grads[0].view_as(grads[0]).to(tensors[0].dtype) if wanted[0] else None,

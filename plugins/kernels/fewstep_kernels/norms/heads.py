@@ -12,7 +12,7 @@ from torch import Tensor
 from fewstep.ops.norms import reference_qk_rms_norm
 from fewstep_kernels.norms import heads_jit as jit
 from fewstep_kernels.norms.functions import Tangents, Tensors, call
-from fewstep_kernels.norms.tiles import block, span, tiles
+from fewstep_kernels.norms.tiles import block, many, span, tiles
 from fewstep_kernels.tuning import Tile, choose
 
 TOKENS = 64  # at least, of a program that sums over them
@@ -93,7 +93,7 @@ def _forward(pointers: Sequence[Any], out: Sequence[Any], q: Tensor, k: Tensor, 
             WIDTH=width, BLOCK_D=block(width), **tile.options,
         )  # fmt: skip
 
-    key = (q.dtype, width, out[0] is None, out[2] is None)
+    key = (q.dtype, width, out[0] is None, out[2] is None, many(sum(tokens)))
     run(choose("qk-rms-norm-forward", key, tiles("BLOCK_T", block(width), backward=False), run))
 
 
@@ -112,7 +112,8 @@ def _backward(pointers: Sequence[Any], q: Tensor, k: Tensor, strides: Strides, s
         )  # fmt: skip
 
     if sum(tokens):
-        run(choose("qk-rms-norm-backward", (q.dtype, width, sums), tiles("BLOCK_T", block(width), backward=True), run))
+        key = (q.dtype, width, sums, many(sum(tokens)))
+        run(choose("qk-rms-norm-backward", key, tiles("BLOCK_T", block(width), backward=True), run))
     return () if partial is None else (partial[: programs[0]].sum(0), partial[programs[0] :].sum(0))
 
 

@@ -13,7 +13,7 @@ from fewstep.ops.modulation import reference_modulated_norm
 from fewstep_kernels.norms import modulation_jit as jit
 from fewstep_kernels.norms.functions import Tangents, Tensors, call
 from fewstep_kernels.norms.samples import Samples, empty_like, maybe_rows, promoted, row_strides, rows_of
-from fewstep_kernels.norms.tiles import block, tiles
+from fewstep_kernels.norms.tiles import block, many, tiles
 from fewstep_kernels.tuning import Tile, choose
 
 
@@ -44,7 +44,7 @@ class ModulatedNorm:
             )  # fmt: skip
 
         if len(x):
-            key = (x.dtype, x.shape[1], values, tangents is None)
+            key = (x.dtype, x.shape[1], values, tangents is None, many(len(x)))
             run(choose("modulated-norm-forward", key, tiles("BLOCK_R", block(x.shape[1]), backward=False), run))
         return () if y is None else (y,), () if ty is None else (ty,)
 
@@ -64,7 +64,7 @@ class ModulatedNorm:
             )  # fmt: skip
 
         if len(x):
-            key = (x.dtype, x.shape[1], dx is None, partial is None)
+            key = (x.dtype, x.shape[1], dx is None, partial is None, many(len(x)))
             run(choose("modulated-norm-backward", key, tiles("BLOCK_R", block(x.shape[1]), backward=True), run))
         sums: Sequence[Tensor | None] = (None, None) if partial is None else partial.sum(0).unbind(1)
         found = (dx, *(None if s is None else s.to(v.dtype) for s, v in zip(sums, tensors[1:], strict=True)))

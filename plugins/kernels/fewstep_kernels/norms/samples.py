@@ -7,6 +7,7 @@ from functools import reduce
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from fewstep.layout import Packed
 from fewstep_kernels.norms.tiles import span
@@ -38,6 +39,13 @@ def empty_like(x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(x.shape, dtype=dtype, device=x.device)
 
 
+def _bare(x: Tensor) -> Tensor:
+    """Without the wrappers of a ``torch.func`` transform that a model made the layout in, by pooling."""
+    while is_functorch_wrapped_tensor(x):
+        x = get_unwrapped(x)
+    return x
+
+
 @dataclass(frozen=True)
 class Samples:
     """Where the samples of a batch lie, for rows of x: [B, L, C], or [T, C] packed."""
@@ -45,10 +53,10 @@ class Samples:
     layout: Packed | None
 
     def index(self) -> Tensor | None:
-        return None if self.layout is None else self.layout.index
+        return None if self.layout is None else _bare(self.layout.index)
 
     def bounds(self) -> Tensor | None:
-        return None if self.layout is None else self.layout.cu_seqlens
+        return None if self.layout is None else _bare(self.layout.cu_seqlens)
 
     def length(self, x: Tensor) -> int:
         """Rows of each sample of a dense batch, of the longest one of a packed batch."""

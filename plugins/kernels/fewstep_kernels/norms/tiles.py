@@ -17,6 +17,11 @@ def block(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
+def many(rows: int) -> bool:
+    """Whether there are enough of them to fill a GPU: all that the choice of a tile may know about a length."""
+    return rows >= 4096
+
+
 def span(rows: int, least: int = 16) -> int:
     """Rows that one program sums over."""
     return max(least, -(-rows // PROGRAMS))

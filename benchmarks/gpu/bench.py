@@ -1,0 +1,193 @@
+"""What every section is given, and the cases it is made of: one setup function a case, implementations by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.times import Deadline
+from benchmarks.gpu.clock import Clock, Run
+from benchmarks.gpu.rows import FAILED, OUT_OF_TIME, SKIPPED, WRONG, Book, Row
+from benchmarks.gpu.work import Roof
+from fewstep.ops.table import ENV, Kernel, table
+
+OURS, PEER, PLAIN = "ours", "peer", "plain"  # plain: what the op table has beside ours
+BROKEN = "failed its comparison with the oracle"
+UNCHECKED = "not held against the oracle in this run"
+COMPARED = ("output", "gradient", "tangent")
+TOLERANCE = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1e-2}  # relative RMS
+GROSS = 10.0  # times the tolerance: beyond that a kernel is not timed
+Key = tuple[str, str, str]  # op, kernel, type
+
+
+@dataclass
+class Bench:
+    """One section at work.
+
+    Args:
+        section: its name in the rows.
+        device: where it computes.
+        dry: small shapes and one round; nothing counts as measured.
+        book: where rows go.
+        deadline: of this section.
+        roof: what the machine was measured to do.
+        remarks: what comparisons with the oracle said of kernels; a broken one is not timed.
+    """
+
+    section: str
+    device: torch.device
+    dry: bool
+    book: Book
+    deadline: Deadline
+    roof: Roof = field(default_factory=Roof)
+    remarks: Mapping[Key, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.clock = Clock(self.device, rounds=2 if self.dry else None)
+        self.generator = torch.Generator(self.device).manual_seed(0)
+
+    def sizes(self, full: Any, dry: Any) -> Any:
+        """The first on a real run, the second on a dry one."""
+        return dry if self.dry else full
+
+    def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Standard normal numbers, drawn in float32 and rounded."""
+        return torch.randn(*shape, generator=self.generator, device=self.device).to(dtype)
+
+    def half(self) -> torch.dtype:
+        """The type of timings; float32 where halves are only emulated."""
+        return torch.float32 if self.dry else torch.float16
+
+    def refusal(self, kernel: Kernel, dtype: str, args: tuple[Any, ...]) -> str | None:
+        """Why a kernel is not timed: it was wrong before, or cannot serve the call."""
+        broken = self.remark(kernel.op, kernel.name, dtype) == BROKEN
+        return BROKEN if broken else refusal(kernel, args)
+
+    def remark(self, op: str, kernel: str, dtype: str) -> str:
+        """What is to be said beside a time of one of our kernels."""
+        return self.remarks.get((op, kernel, dtype), UNCHECKED)
+
+    def skip(self, op: str, what: str, note: str = OUT_OF_TIME, **more: Any) -> None:
+        """A row for what was left out."""
+        self.book.add(Row(self.section, op, what, status=SKIPPED, note=note, **more))
+
+    def fail(self, op: str, what: str, error: BaseException, **more: Any) -> None:
+        """A row for what broke."""
+        self.book.add(Row(self.section, op, what, status=FAILED, note=brief(error), **more))
+
+
+def brief(error: BaseException) -> str:
+    """An exception in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:200]
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """A type without "torch."."""
+    return str(dtype).removeprefix("torch.")
+
+
+def remarks(rows: list[Row]) -> dict[Key, str]:
+    """What the comparisons with the oracles said of our kernels, by type; nothing of those that passed.
+
+    A kernel that failed, or whose error is far beyond the bound, is ``BROKEN``.
+    """
+    checks = [r for r in rows if r.role == OURS and r.what in COMPARED]
+    found: dict[Key, str] = dict.fromkeys(((r.op, r.kernel, r.dtype) for r in checks), "")
+    for r in checks:
+        key = r.op, r.kernel, r.dtype
+        if r.status == FAILED or (r.status == WRONG and not (r.error or 0.0) <= GROSS * TOLERANCE[r.dtype]):
+            found[key] = BROKEN
+        elif r.status == WRONG and found[key] != BROKEN:
+            found[key] = f"beyond its bound against the oracle: {r.what} {r.error:.1e}"
+    return found
+
+
+@contextmanager
+def forcing(backend: str) -> Iterator[None]:
+    """Ops inside are served by this backend, so that a kernel which calls other ops is itself all the way down."""
+    before = os.environ.get(ENV)
+    os.environ[ENV] = backend
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ENV]
+        else:
+            os.environ[ENV] = before
+
+
+def within(kernel: Kernel) -> Callable[..., Any]:
+    """The kernel's function with its own backend forced."""
+
+    def run(*args: Any) -> Any:
+        with forcing(kernel.backend):
+            return kernel.run(*args)
+
+    return run
+
+
+def refusal(kernel: Kernel, args: tuple[Any, ...]) -> str | None:
+    """Why a kernel cannot serve a call; None where it can."""
+    with forcing(kernel.backend):
+        return kernel.supports(*args)
+
+
+def entries(op: str) -> list[Kernel]:
+    """Every kernel of an op, those of highest priority first, whatever FEWSTEP_OPS says."""
+    return sorted(table().get(op, {}).values(), key=lambda k: -k.priority)
+
+
+@dataclass
+class Runs:
+    """The implementations of one case, in order: what to call, by whom, and why others are missing."""
+
+    calls: dict[str, Run] = field(default_factory=dict)
+    roles: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, role: str, build: Callable[[], Run], reason: str | None = None) -> None:
+        """Build an implementation's call, or keep the reason (given, or raised) for having none."""
+        self.roles[name] = role
+        if reason is None:
+            try:
+                self.calls[name] = build()
+                return
+            except Exception as error:  # a peer may raise anything
+                reason = brief(error)
+        self.missing[name] = reason
+
+    def table(self, bench: Bench, op: str, dtype: str, args: tuple[Any, ...], use: Callable[[Any], Run]) -> None:
+        """The op table's kernels for a call; ``use`` makes of a kernel's function what is timed."""
+        for kernel in entries(op):
+            role, reason = OURS if kernel.backend == "triton" else PLAIN, bench.refusal(kernel, dtype, args)
+            self.add(kernel.name, role, lambda k=kernel: use(within(k)), reason)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing at one shape.
+
+    Args:
+        op, what, shape, dtype: as in a row.
+        setup: makes the inputs and the implementations.
+        flops, moved: operations and bytes of one call.
+        against: target of the ratio to an implementation, by its name.
+        rate: target that our own row counts for.
+    """
+
+    op: str
+    what: str
+    shape: str
+    dtype: str
+    setup: Callable[[], Runs]
+    flops: float = 0.0
+    moved: float = 0.0
+    against: Mapping[str, str] = field(default_factory=dict)
+    rate: str = ""

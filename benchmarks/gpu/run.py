@@ -1,0 +1,98 @@
+"""The whole benchmark: ``benchmarks/gpu/run.sh`` calls it with everything on the path. No torch in this process."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.gpu import report, targets
+from benchmarks.gpu.times import Deadline
+from benchmarks.gpu.plan import SECTIONS, TOTAL, Section, allowance, waves
+from benchmarks.gpu.rows import FAILED, OUT_OF_TIME, SKIPPED, Book, Row, read
+
+ROWS, LOG = "rows.csv", "log.txt"
+GRACE, LEAST = 6.0, 12.0  # seconds: to end by itself before it is stopped; below which a section is not begun
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks/gpu/run.sh", description="The GPU benchmark.")
+    parser.add_argument("--dry-run", action="store_true", help="a CPU and small shapes: nothing counts as measured")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the results")
+    parser.add_argument("--seconds", type=float, default=TOTAL, help="of the whole run")
+    parser.add_argument("--only", nargs="+", choices=[s.name for s in SECTIONS], help="these sections alone")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    if (given.out / ROWS).exists():
+        print(f"error: --out: {given.out} holds the rows of an earlier run; accepted: another folder", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped run still ends with its tables
+    left = Deadline(given.seconds)
+    try:
+        rest = waves(given.only)
+        while rest:
+            wave, rest = rest[0], rest[1:]
+            run_wave(wave, allowance(wave, rest, left.left), given.out, given.dry_run)
+    finally:
+        conclude(given.out)
+    return 0
+
+
+def run_wave(wave: Sequence[Section], seconds: float, out: Path, dry: bool) -> None:
+    """Start every section of a wave, wait for all; what does not end in time is stopped, and a row says so."""
+    book = Book(out / ROWS)
+    if seconds < LEAST:
+        book.add(*(Row(s.name, "all", "section", status=SKIPPED, note=OUT_OF_TIME) for s in wave))
+        return
+    began = time.time()
+    with (out / LOG).open("ab") as log:
+        started = [(section, _start(section, began + seconds - GRACE, out, dry, log)) for section in wave]
+        try:
+            for section, process in started:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.1, began + seconds - time.time()))
+                if process.poll() is None:
+                    note = f"{OUT_OF_TIME}: stopped after {seconds:.0f} s"
+                    book.add(Row(section.name, "all", "section", status=SKIPPED, note=note))
+                elif process.returncode:
+                    note = f"exit code {process.returncode}; {last_line(out / LOG)}"
+                    book.add(Row(section.name, "all", "section", status=FAILED, note=note))
+                print(f"{section.name}: {time.time() - began:.0f} s, exit code {process.returncode}", flush=True)
+        finally:
+            for _, process in started:
+                process.kill()
+                process.wait()
+
+
+def _start(section: Section, until: float, out: Path, dry: bool, log: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "benchmarks.gpu.section", section.name, "--out", str(out), "--until", str(until)]
+    return subprocess.Popen(command + ["--dry-run"] * dry, stdout=log, stderr=log)  # type: ignore[call-overload,no-any-return]
+
+
+def last_line(log: Path) -> str:
+    """What was said last, which is the error of a process that just failed."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1][:160] if lines else ""
+
+
+def conclude(out: Path) -> None:
+    """Tables and chart from whatever rows there are; the short table is printed last."""
+    rows = read(out / ROWS) if (out / ROWS).is_file() else []
+    targets.write(out / "targets.csv", rows)
+    (out / "table.md").write_text(report.markdown(rows) + "\n", encoding="utf-8")
+    try:
+        report.chart(rows, out / "chart.png")
+    except Exception as error:  # a picture is not worth losing the table
+        print(f"no chart: {error}")
+    text = report.plain(rows)
+    (out / "summary.txt").write_text(text + "\n", encoding="utf-8")
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""The eager baseline of a whole model: peers as entries of the op table, and nothing of ours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.gpu.bench import forcing
+from benchmarks.gpu.peers.attention import Call, VarlenAttn
+from benchmarks.gpu.peers.convolution import as_kernel
+from fewstep.economy import ENV as ECONOMY
+from fewstep.layout import Packed
+from fewstep.ops.table import Kernel, register, table
+
+EAGER = "eager torch, FA2"
+_eager_now: list[bool] = []
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: Packed) -> Tensor:
+    return VarlenAttn().function(Call(q, k, v, q_layout, k_layout))(q, k, v)
+
+
+def _varlen_refuses(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: Packed) -> str | None:
+    if not _eager_now:
+        return "a peer, for the baseline of the benchmark only"
+    return VarlenAttn().available(Call(q, k, v, q_layout, k_layout))
+
+
+def register_baseline() -> None:
+    """Peers as entries of the op table that serve the baseline alone."""
+    both = frozenset({"forward", "backward"})
+    varlen = Kernel("varlen_attn", "varlen_attention", _varlen, both, 15, "torch", _varlen_refuses)
+    for kernel in (varlen, as_kernel(lambda: bool(_eager_now))):
+        if kernel.name not in table()[kernel.op]:
+            register(kernel)
+
+
+@contextmanager
+def eager(device: torch.device) -> Iterator[None]:
+    """The baseline: nothing of ours saves work or fuses it."""
+    before = os.environ.get(ECONOMY)
+    os.environ[ECONOMY] = "none"
+    _eager_now.append(True)
+    try:
+        with forcing("torch"), sdpa_kernel(SDPBackend.FLASH_ATTENTION) if device.type == "cuda" else nullcontext():
+            yield
+    finally:
+        _eager_now.pop()
+        os.environ.pop(ECONOMY) if before is None else os.environ.update({ECONOMY: before})

@@ -1,0 +1,96 @@
+"""The MDT training step at TRELLIS's size: ours against the same algorithm in eager torch with FlashAttention-2.
+
+Random weights, float32 student under autocast to float16, teacher with a float16 torso, the published presets, AdamW.
+Eager is FEWSTEP_ECONOMY=none and FEWSTEP_OPS=torch, attention by varlen_attn and SDPA's flash backend, convolution by
+spconv-triton where its wheel is there. Gradients of both are held against the same step in float32 throughout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.bench import OURS, PEER, Bench, Case, Runs, brief, name_of
+from benchmarks.gpu.measure import measure, relative_rms
+from benchmarks.gpu.rows import DRY, FAILED, MEASURED, Row
+from benchmarks.gpu.sections.baseline import EAGER, register_baseline
+from benchmarks.gpu.sections.training import Training
+from benchmarks.gpu.targets import bounds
+
+
+def compare(bench: Bench, stage: str) -> None:
+    """Rows of gradients: ours, eager, each against float32, and their difference."""
+    training = Training(bench, stage, 1)
+    training.fit_scale()
+    found = {}
+    for name, baseline in ((OURS, False), (EAGER, True)):
+        with training.mode(baseline):
+            found[name] = {k: (g / training.scale).cpu() for k, g in training.gradients().items()}
+    training.teacher.backbone.model.convert_to_fp32()
+    training.scale = 1.0
+    with training.mode(True, exact=True):
+        exact = {k: g.cpu() for k, g in training.gradients().items()}
+    errors = {name: _distance(grads, exact) for name, grads in found.items()}
+    apart = _distance(found[OURS], found[EAGER])
+    floor, goal = bounds("train-gradient")
+    for name, role in ((OURS, OURS), (EAGER, PEER)):
+        own = {"peer": EAGER, "ratio": errors[OURS] / max(errors[EAGER], 1e-12), "target": "train-gradient"}
+        status = DRY if bench.dry else MEASURED
+        note = f"relative RMS to float32; between the two {apart:.2e}; loss scale {training.scale:g}"
+        more: dict[str, Any] = {"floor": floor, "goal": goal, **own} if name == OURS else {}
+        kind = name_of(bench.half())
+        bench.book.add(
+            Row(bench.section, "mdt-step", "gradient", training.words, kind, name, role, error=errors[name], status=status, note=note, **more)
+        )
+
+
+def _distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    flat = (torch.cat([grads[k].double().flatten() for k in sorted(wanted)]) for grads in (found, wanted))
+    return relative_rms(*flat)
+
+
+def timed(bench: Bench, stage: str, kind: str, samples: tuple[int, ...]) -> None:
+    """Rows of the step, at the largest batch that fits."""
+    for count in samples:
+        try:
+            training = Training(bench, stage, count, kind)
+            training.fit_scale()
+            measure(bench, _case(training, kind), min(8.0, bench.deadline.left / 3))
+            return
+        except torch.OutOfMemoryError as error:
+            bench.book.add(Row(bench.section, "mdt-step", "step", stage, status=FAILED, note=brief(error)))
+            torch.cuda.empty_cache()
+
+
+def _case(training: Training, kind: str) -> Case:
+    def setup() -> Runs:
+        runs = Runs()
+        runs.add(OURS, OURS, lambda: training.run(False))
+        if kind == "discrete":
+            runs.add(EAGER, PEER, lambda: training.run(True))
+        return runs
+
+    words = f"{training.words}, {kind}"
+    return Case("mdt-step", "step", words, name_of(training.bench.half()), setup, against={EAGER: "train-step"})
+
+
+def run(bench: Bench) -> None:
+    """Rows of the section."""
+    register_baseline()
+    parts: list[tuple[str, Any]] = [
+        ("ss step", lambda: timed(bench, "ss", "discrete", bench.sizes((4, 2, 1), (1,)))),
+        ("slat step", lambda: timed(bench, "slat", "discrete", bench.sizes((2, 1), (1,)))),
+        ("ss gradient", lambda: compare(bench, "ss")),
+        ("slat gradient", lambda: compare(bench, "slat")),
+        ("ss continuous step", lambda: timed(bench, "ss", "continuous", bench.sizes((1,), (1,)))),
+    ]
+    for name, part in parts:
+        if bench.deadline.left < 10:
+            bench.skip("mdt-step", name)
+            continue
+        try:
+            part()
+        except Exception as error:
+            bench.fail("mdt-step", name, error)
