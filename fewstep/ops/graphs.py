@@ -57,11 +57,11 @@ def tangent(node: Node, op: Op, spec: str, tensors: list[Tensor], *numbers: Any)
 
 
 def last(node: Node, op: Op, spec: str, tensors: list[Tensor], *numbers: Any) -> list[Tensor]:
-    """An op of gradients: no derivatives of it."""
+    """An op of gradients: whoever asks for a derivative of it gets an error."""
     _refuse_tangents(node, tensors)
-    if needs_backward(*tensors):
-        raise _too_deep(node)
-    return _below(op, spec, tensors, *numbers)
+    if not needs_backward(*tensors):
+        return _below(op, spec, tensors, *numbers)
+    return _apply(_Last, node, op, spec, *numbers, *tensors)
 
 
 def _below(op: Op, *args: Any) -> list[Tensor]:
@@ -130,6 +130,19 @@ class _Both(_SingleLevelFunction):
         more = _second(node, ctx.spec, saved[:count], grads[ctx.size :], wanted, *ctx.numbers)
         both = [b if a is None else a if b is None else a + b for a, b in zip(first + [None] * moves, more, strict=True)]
         return (None, None, None, None, *_placed(count, at, both))
+
+
+class _Last(_SingleLevelFunction):
+    """(node, op, text, integers, floats, tensors) to gradients that have none themselves."""
+
+    @staticmethod
+    def forward(ctx: Any, node: Node, op: Op, spec: str, ints: list[int], floats: list[float], *tensors: Tensor) -> Any:
+        ctx.node = node
+        return tuple(_below(op, spec, list(tensors), ints, floats))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        raise _too_deep(ctx.node)
 
 
 Found = list[Tensor | None]

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fewstep.layout import Packed
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
-EXPLICIT = 16 * 2**30  # bytes of scores in float32 that an explicit softmax may take
+EXPLICIT = 8 * 2**30  # bytes of scores in float32 that an explicit softmax may take
 
 
 @dataclass(frozen=True)

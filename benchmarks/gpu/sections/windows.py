@@ -40,7 +40,7 @@ def runs(bench: Bench, what: str, known: bool) -> Runs:
     Args:
         known: the windows are worked out before; otherwise in each call.
     """
-    layout = object_layout(bench, [bench.sizes(VOXELS, 40)])
+    layout = object_layout(bench, [bench.sizes(VOXELS, 40)], bench.sizes(64, 8))
     heads, width = bench.sizes((HEADS, WIDTH), (1, 32))
     q, k, v = (bench.randn(layout.rows, heads, width, dtype=bench.half()) for _ in range(3))
     of, found, dtype = Call(q, k, v, layout, layout), Runs(), name_of(bench.half())
@@ -68,7 +68,7 @@ def runs(bench: Bench, what: str, known: bool) -> Runs:
 
 def cases(bench: Bench) -> Iterator[Case]:
     """Layout included first: that is what the target asks for."""
-    layout = object_layout(bench, [bench.sizes(VOXELS, 40)])
+    layout = object_layout(bench, [bench.sizes(VOXELS, 40)], bench.sizes(64, 8))
     lengths = windows(layout, SIZE, SHIFT).layout.lengths_list
     heads, width = bench.sizes((HEADS, WIDTH), (1, 32))
     dtype = bench.half()

@@ -14,5 +14,5 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() < 2 or (x.dim() > 2 and not on("products")):
             return super().forward(x)
-        out = product(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
-        return out.view(*x.shape[:-1], -1)
+        out = product(x.flatten(0, -2), self.weight, self.bias)
+        return out.view(*x.shape[:-1], self.out_features)
