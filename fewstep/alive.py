@@ -1,7 +1,7 @@
 """Finding the object that owns a tensor, from the tensor alone.
 
-A compiled graph hands tensors to the ops in it and nothing else, so an op that needs more than the numbers (what a layout
-keeps on itself, say) asks here who owns them.
+A compiled graph hands tensors to the ops in it and nothing else, so an op that needs more than the numbers (what a
+layout keeps on itself, say) asks here who owns them.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.times import Deadline
 from benchmarks.gpu.clock import Clock, Run
 from benchmarks.gpu.rows import FAILED, OUT_OF_TIME, SKIPPED, WRONG, Book, Row
+from benchmarks.gpu.times import Deadline
 from benchmarks.gpu.work import Roof
 from fewstep.ops.table import ENV, Kernel, table
 

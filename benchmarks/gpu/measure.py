@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.times import Timing
 from benchmarks.gpu.bench import OURS, PEER, Bench, Case, Runs, brief
 from benchmarks.gpu.rows import DRY, FAILED, MEASURED, SKIPPED, WRONG, Row
 from benchmarks.gpu.targets import bounds
+from benchmarks.gpu.times import Timing
 from benchmarks.gpu.work import gbs, tflops
 from fewstep.ops.table import table
 
@@ -87,7 +87,13 @@ def relative_rms(got: Tensor, wanted: Tensor) -> float:
 
 
 def _row(
-    bench: Bench, case: Case, runs: Runs, name: str, ours: str | None, timings: dict[str, Timing], errors: dict[str, float]
+    bench: Bench,
+    case: Case,
+    runs: Runs,
+    name: str,
+    ours: str | None,
+    timings: dict[str, Timing],
+    errors: dict[str, float],
 ) -> Row:
     timing, error = timings.get(name), errors.get(name)
     common = {"shape": case.shape, "dtype": case.dtype, "kernel": name, "role": runs.roles[name]}

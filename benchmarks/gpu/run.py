@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gpu import report, targets
-from benchmarks.gpu.times import Deadline
 from benchmarks.gpu.plan import SECTIONS, TOTAL, Section, allowance, waves
 from benchmarks.gpu.rows import FAILED, OUT_OF_TIME, SKIPPED, Book, Row, read
+from benchmarks.gpu.times import Deadline
 
 ROWS, LOG = "rows.csv", "log.txt"
 GRACE, LEAST = 6.0, 12.0  # seconds: to end by itself before it is stopped; below which a section is not begun

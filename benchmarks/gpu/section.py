@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.times import Deadline
 from benchmarks.gpu.bench import Bench, remarks
 from benchmarks.gpu.plan import SECTIONS
 from benchmarks.gpu.rows import Book, read
 from benchmarks.gpu.sections.environment import commit, device_name, roof, versions
+from benchmarks.gpu.times import Deadline
 
 ROWS = "rows.csv"
 

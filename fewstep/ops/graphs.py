@@ -1,7 +1,7 @@
 """What happens to a kernel's torch ops under differentiation, in both modes.
 
-torch's own ``custom_op`` drops tangents without a word, so this is written out: an op with a tangent on its inputs becomes
-the op that makes value and tangent together, and what has no derivative raises.
+torch's own ``custom_op`` drops tangents without a word, so this is written out: an op with a tangent on its inputs
+becomes the op that makes value and tangent together, and what has no derivative raises.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch._functorch.autograd_function import enable_single_level_autograd_function  # type: ignore[attr-defined]
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
@@ -128,7 +128,9 @@ class _Both(_SingleLevelFunction):
         args = len(at) - moves
         first = _gradients(node, spec, inputs + results, grads[: node.of.outputs], wanted[:args], *ctx.numbers)
         more = _second(node, ctx.spec, saved[:count], grads[ctx.size :], wanted, *ctx.numbers)
-        both = [b if a is None else a if b is None else a + b for a, b in zip(first + [None] * moves, more, strict=True)]
+        both = [
+            b if a is None else a if b is None else a + b for a, b in zip(first + [None] * moves, more, strict=True)
+        ]
         return (None, None, None, None, *_placed(count, at, both))
 
 

@@ -71,7 +71,7 @@ class Launches:
         return [torch.zeros_like(x) if g is None else g for g, x in zip(found, mine, strict=True)]
 
     def tangent(self, call: Call, tangents: Maybe) -> tuple[Tensors, Tensors]:
-        """The results, and the tangents of the outputs for those of ``call.tensors``, of which at least one is given."""
+        """The results, and the outputs' tangents for those of ``call.tensors``, of which at least one is given."""
         outs, moves = self._push(call, kept(call.tensors, tangents), kept(tangents, tangents), tangents)
         return outs, moves[: self.outputs]
 
@@ -103,8 +103,8 @@ class Launches:
             )
 
         with _forward_mode():
-            outs, tangents = torch.func.jvp(some, tuple(moving), tuple(moves))
-        return outs, tangents
+            found: Any = torch.func.jvp(some, tuple(moving), tuple(moves))
+        return found[0], found[1]
 
 
 @contextmanager

@@ -31,7 +31,7 @@ with torch.inference_mode(False):
 
 @contextmanager
 def _afresh() -> Iterator[None]:
-    """As outside of every op: an op's implementation runs below autograd, which a part may want, off until asked for."""
+    """As outside of every op: its implementation runs below autograd, which a part may want; off until asked for."""
     with torch._C._ForceDispatchKeyGuard(*KEYS), torch.no_grad():
         yield
 

@@ -1,7 +1,7 @@
 """Kernels that torch.compile neither looks into nor breaks the graph at.
 
-A kernel that works with a layout's lists, launches Triton or is an ``autograd.Function`` with a ``jvp`` cannot be traced.
-As a torch op it goes into a graph whole, with its gradient and its tangent.
+A kernel that works with a layout's lists, launches Triton or is an ``autograd.Function`` with a ``jvp`` cannot be
+traced. As a torch op it goes into a graph whole, with its gradient and its tangent.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Kernel:
 
     def _lacks(self, args: tuple[Any, ...]) -> str | None:
         # isinstance with Tensor itself asks its metaclass, which is slow.
-        tensors = [a for a in args if isinstance(a, torch._C.TensorBase)]
+        tensors: list[Any] = [a for a in args if isinstance(a, torch._C.TensorBase)]
         if "jvp" not in self.provides and carries_tangent(*tensors):
             return "no forward-mode derivative, and an input carries a tangent"
         if "backward" not in self.provides and needs_backward(*tensors):

@@ -56,7 +56,7 @@ def _carries_traced(tensors: tuple[Tensor, ...]) -> bool:
     levels = transforms()
     if "jvp" in levels[:-1]:
         return True
-    return levels[-1:] == ("jvp",) and any([has_dual(x) for x in tensors])
+    return levels[-1:] == ("jvp",) and any([has_dual(x) for x in tensors])  # noqa: C419 (torch.compile traces a list)
 
 
 def carries_tangent(*tensors: Tensor) -> bool:
@@ -79,7 +79,7 @@ def needs_backward(*tensors: Tensor) -> bool:
     """True when autograd, plain or of ``torch.func.grad``, will want a gradient of one of the tensors."""
     if not torch.is_grad_enabled():
         return False
-    for x in tensors:  # a loop: half the time of any()
+    for x in tensors:  # noqa: SIM110 (half the time of any())
         if x.requires_grad:
             return True
     return False

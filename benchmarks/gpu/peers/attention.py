@@ -80,7 +80,7 @@ class VarlenAttn:
 
     def available(self, call: Call) -> str | None:
         try:
-            import torch.nn.attention.varlen  # noqa: F401
+            import torch.nn.attention.varlen
         except ImportError as error:
             return str(error)
         if call.q.dtype == torch.float32:

@@ -37,7 +37,9 @@ def _trial(bench: Bench, op: str, trial: Trial, kernels: list[Kernel], dtype: to
     common: dict[str, Any] = {"op": op, "shape": trial.shape, "dtype": name_of(dtype), "section": bench.section}
     try:
         wanted, plain = (evaluate(within(oracle), trial, EVERYTHING, double) for double in (True, False))
-        bounds = {what: max(TOLERANCE[name_of(dtype)], PLAIN_ERRORS * worst(plain[what], wanted[what])) for what in wanted}
+        bounds = {
+            what: max(TOLERANCE[name_of(dtype)], PLAIN_ERRORS * worst(plain[what], wanted[what])) for what in wanted
+        }
     except Exception as error:
         bench.fail(op, "oracle", error, shape=trial.shape, dtype=name_of(dtype))
         return

@@ -27,7 +27,12 @@ SMALL_FLOW = {"model_channels": 32, "cond_channels": 32, "num_blocks": 2, "num_h
 SMALL: dict[str, dict[str, Any]] = {
     "sparse_structure_flow_model": {**SMALL_FLOW, "resolution": 4},
     "slat_flow_model": {**SMALL_FLOW, "resolution": 16, "io_block_channels": [16]},
-    "sparse_structure_decoder": {"channels": [32, 16, 8], "num_res_blocks": 1, "num_res_blocks_middle": 1, "use_fp16": False},
+    "sparse_structure_decoder": {
+        "channels": [32, 16, 8],
+        "num_res_blocks": 1,
+        "num_res_blocks_middle": 1,
+        "use_fp16": False,
+    },
     "slat_decoder_gs": {"model_channels": 32, "num_blocks": 2, "num_heads": 2, "resolution": 16, "use_fp16": False},
     "slat_decoder_mesh": {"model_channels": 256, "num_blocks": 2, "num_heads": 4, "resolution": 16, "use_fp16": False},
 }

@@ -14,7 +14,6 @@ from fewstep_trellis.pipeline.spec import GAUSSIANS, MESH, STAGES, PipelineSpec
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from benchmarks.gpu.times import Timing
 from benchmarks.gpu.bench import OURS, PEER, Bench, Case, Runs, name_of
 from benchmarks.gpu.clock import Run
 from benchmarks.gpu.measure import measure
@@ -22,6 +21,7 @@ from benchmarks.gpu.rows import DRY, MEASURED, Row
 from benchmarks.gpu.sections import models
 from benchmarks.gpu.sections.baseline import EAGER, eager, register_baseline
 from benchmarks.gpu.targets import bounds
+from benchmarks.gpu.times import Timing
 from benchmarks.gpu.voxels import object_layout, shell, voxels_for
 from fewstep.backbone import Guidance
 from fewstep.batch import Condition
@@ -147,7 +147,9 @@ def network_cases(whole: Whole) -> Iterator[Case]:
     noise = bench.randn(1, args["in_channels"], *[args["resolution"]] * 3)
     cond = Condition(bench.randn(1, bench.sizes(models.TOKENS, 9), args["cond_channels"]))
     t_B = torch.full((1,), 0.7, device=bench.device)
-    yield Case("ss-flow", "forward", "batch 1", dtype, lambda: _both(lambda: flow(noise, t_B, cond, Dense(1))), rate="ss-flow")
+    yield Case(
+        "ss-flow", "forward", "batch 1", dtype, lambda: _both(lambda: flow(noise, t_B, cond, Dense(1))), rate="ss-flow"
+    )
     decoder: Any = whole.pipeline.model(MESH)
     layout = object_layout(bench, [whole.voxels], decoder.resolution)
     z = bench.randn(layout.rows, decoder.in_channels)

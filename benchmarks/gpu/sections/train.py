@@ -43,7 +43,19 @@ def compare(bench: Bench, stage: str) -> None:
         more: dict[str, Any] = {"floor": floor, "goal": goal, **own} if name == OURS else {}
         kind = name_of(bench.half())
         bench.book.add(
-            Row(bench.section, "mdt-step", "gradient", training.words, kind, name, role, error=errors[name], status=status, note=note, **more)
+            Row(
+                bench.section,
+                "mdt-step",
+                "gradient",
+                training.words,
+                kind,
+                name,
+                role,
+                error=errors[name],
+                status=status,
+                note=note,
+                **more,
+            )
         )
 
 
@@ -51,7 +63,10 @@ def _distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     """Relative RMS over all parameters together."""
     apart, size = (
         torch.stack(parts).sum().sqrt()
-        for parts in zip(*(((found[k] - w).double().square().sum(), w.double().square().sum()) for k, w in wanted.items()))
+        for parts in zip(
+            *(((found[k] - w).double().square().sum(), w.double().square().sum()) for k, w in wanted.items()),
+            strict=True,
+        )
     )
     return float(apart / size)
 

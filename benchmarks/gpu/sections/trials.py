@@ -55,7 +55,9 @@ def varlen(bench: Bench, dtype: torch.dtype) -> Iterator[Trial]:
     for width in bench.sizes(WIDTHS, WIDTHS_DRY):
         heads = bench.sizes(2, 1)
         q, k, v = _heads(bench, layout.rows, heads, width, dtype)
-        yield Trial(f"self {len(lengths)} lengths to {max(lengths)}, {heads} x {width}", (q, k, v, layout, layout), (0, 1, 2))
+        yield Trial(
+            f"self {len(lengths)} lengths to {max(lengths)}, {heads} x {width}", (q, k, v, layout, layout), (0, 1, 2)
+        )
     _, k, v = _heads(bench, others.rows, q.shape[1], q.shape[2], dtype)
     yield Trial(f"cross, keys {max(others.lengths_list)} to 0, {heads} x {width}", (q, k, v, layout, others), (0, 1, 2))
 

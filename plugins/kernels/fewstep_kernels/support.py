@@ -29,7 +29,7 @@ def constant(function: Callable[P, R]) -> Callable[P, R]:
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        return cached(*args, **kwargs)
+        return cached(*args, **kwargs)  # type: ignore[arg-type]
 
     return cast(Callable[P, R], call)
 

@@ -27,14 +27,16 @@ class AttentionLaunches(Launches):
 
     def _plain(self, *args: Any) -> Tensor:
         """The oracle; the only thing that derivatives of derivatives go through."""
-        out = plain_attention(*_rows(args[:3]), self.sequences(*args))
+        q, k, v = _rows(args[:3])
+        out = plain_attention(q, k, v, self.sequences(*args))
         return out.view(*args[0].shape[:-1], out.shape[-1])
 
     def value(self, call: Call) -> Tensors:
         """See :class:`Launches`."""
         from fewstep_kernels.attention import launch
 
-        out, log = launch.forward(*_rows(call.tensors), self.sequences(*call.args))
+        q, k, v = _rows(call.tensors)
+        out, log = launch.forward(q, k, v, self.sequences(*call.args))
         return out.view(call.tensors[0].shape), log
 
     def gradients(self, call: Call, results: Tensors, grads: Maybe, wanted: Sequence[bool]) -> Tensors:
@@ -43,20 +45,22 @@ class AttentionLaunches(Launches):
 
         deterministic = torch.are_deterministic_algorithms_enabled()
         out, grad = _rows([results[0], *kept(grads, grads)])
-        found = launch.backward(*_rows(call.tensors), out, results[1], grad, self.sequences(*call.args), deterministic)
+        q, k, v = _rows(call.tensors)
+        found = launch.backward(q, k, v, out, results[1], grad, self.sequences(*call.args), deterministic)
         return [g.view(x.shape) for g, x in kept(list(zip(found, call.tensors, strict=True)), list(wanted))]
 
     def tangent(self, call: Call, tangents: Maybe) -> tuple[Tensors, Tensors]:
         """See :class:`Launches`."""
         from fewstep_kernels.attention import launch
 
-        moves = [None if t is None else _rows([t])[0] for t in tangents]
-        out, moved, log = launch.tangent(*_rows(call.tensors), *moves, self.sequences(*call.args))
+        tq, tk, tv = (None if t is None else _rows([t])[0] for t in tangents)
+        q, k, v = _rows(call.tensors)
+        out, moved, log = launch.tangent(q, k, v, tq, tk, tv, self.sequences(*call.args))
         shape = call.tensors[0].shape
         return (out.view(shape), log), (moved.view(shape),)
 
 
-def _rows(tensors: Sequence[Tensor]) -> list[Tensor]:
+def _rows(tensors: Sequence[Tensor]) -> Any:
     """[B, L, H, D] as [B L, H, D]."""
     return [x.flatten(0, -3) for x in tensors]
 

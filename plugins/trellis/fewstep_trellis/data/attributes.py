@@ -49,7 +49,7 @@ def write_codes(path: Path, codes: Sequence[Bytes]) -> None:
             member = zipfile.ZipInfo(f"{name}.npy")
             member.compress_type = zipfile.ZIP_LZMA
             with file.open(member, "w") as out:
-                np.lib.format.write_array(out, np.ascontiguousarray(part), allow_pickle=False)
+                np.lib.format.write_array(out, np.ascontiguousarray(part), allow_pickle=False)  # type: ignore[no-untyped-call]
 
 
 def join_codes(arrays: dict[str, npt.NDArray[np.uint8]]) -> Bytes:

@@ -52,7 +52,9 @@ class Renderer:
         rays = self._rays(camera, size * samples)
         rgba = self._trace(rays).reshape(size, samples, size, samples, 4).mean((1, 3))
         colour = rgba[..., :3] / np.maximum(rgba[..., 3:], 1e-6)
-        return np.round(np.concatenate([colour, rgba[..., 3:]], -1).clip(0, 1) * 255).astype(np.uint8)
+        both = np.concatenate([colour, rgba[..., 3:]], -1)
+        found: npt.NDArray[np.uint8] = np.round(both.clip(0, 1) * 255).astype(np.uint8)
+        return found
 
     def _rays(self, camera: Camera, size: int) -> npt.NDArray[np.float32]:
         a, e = np.deg2rad(camera.azimuth), np.deg2rad(camera.elevation)
@@ -65,7 +67,9 @@ class Renderer:
         at = ((np.arange(size) + 0.5) / size * 2 - 1) * np.tan(np.deg2rad(FOV / 2))
         toward = -away + at[None, :, None] * right - at[:, None, None] * up
         toward /= np.linalg.norm(toward, axis=-1, keepdims=True)
-        return np.concatenate([np.broadcast_to(eye, toward.shape), toward], -1).reshape(-1, 6).astype(np.float32)
+        both = np.concatenate([np.broadcast_to(eye, toward.shape), toward], -1)
+        rays: npt.NDArray[np.float32] = both.reshape(-1, 6).astype(np.float32)
+        return rays
 
     def _trace(self, rays: npt.NDArray[np.float32]) -> Floats:
         """Premultiplied RGBA [rays,4]: front to back through glass and cut-out textures; alpha is coverage, 0 or 1."""
