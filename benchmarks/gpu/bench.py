@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu.clock import Clock, Run
+from benchmarks.gpu.optable import entries, refusal, within
 from benchmarks.gpu.rows import FAILED, OUT_OF_TIME, SKIPPED, WRONG, Book, Row
 from benchmarks.gpu.times import Deadline
 from benchmarks.gpu.work import Roof
-from fewstep.ops.table import ENV, Kernel, table
+from fewstep.ops.table import Kernel
 
 OURS, PEER, PLAIN = "ours", "peer", "plain"  # plain: what the op table has beside ours
 BROKEN = "failed its comparison with the oracle"
@@ -109,65 +109,27 @@ def remarks(rows: list[Row]) -> dict[Key, str]:
     return found
 
 
-@contextmanager
-def forcing(backend: str) -> Iterator[None]:
-    """Ops inside are served by this backend, so that a kernel which calls other ops is itself all the way down."""
-    before = os.environ.get(ENV)
-    os.environ[ENV] = backend
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[ENV]
-        else:
-            os.environ[ENV] = before
-
-
-def within(kernel: Kernel) -> Callable[..., Any]:
-    """The kernel's function with its own backend forced."""
-
-    def run(*args: Any) -> Any:
-        with forcing(kernel.backend):
-            return kernel.run(*args)
-
-    return run
-
-
-def refusal(kernel: Kernel, args: tuple[Any, ...]) -> str | None:
-    """Why a kernel cannot serve a call; None where it can."""
-    with forcing(kernel.backend):
-        return kernel.supports(*args)
-
-
-def entries(op: str) -> list[Kernel]:
-    """Every kernel of an op, those of highest priority first, whatever FEWSTEP_OPS says."""
-    return sorted(table().get(op, {}).values(), key=lambda k: -k.priority)
-
-
 @dataclass
 class Runs:
-    """The implementations of one case, in order: what to call, by whom, and why others are missing."""
+    """The implementations of one case, in order: what makes their calls, by whom, and why others are missing."""
 
-    calls: dict[str, Run] = field(default_factory=dict)
+    builders: dict[str, Callable[[], Run]] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, role: str, build: Callable[[], Run], reason: str | None = None) -> None:
-        """Build an implementation's call, or keep the reason (given, or raised) for having none."""
+        """Keep an implementation, or the reason for having none; ``build`` makes of it what is timed."""
         self.roles[name] = role
         if reason is None:
-            try:
-                self.calls[name] = build()
-                return
-            except Exception as error:  # a peer may raise anything
-                reason = brief(error)
-        self.missing[name] = reason
+            self.builders[name] = build
+        else:
+            self.missing[name] = reason
 
     def table(self, bench: Bench, op: str, dtype: str, args: tuple[Any, ...], use: Callable[[Any], Run]) -> None:
         """The op table's kernels for a call; ``use`` makes of a kernel's function what is timed."""
         for kernel in entries(op):
             role, reason = OURS if kernel.backend == "triton" else PLAIN, bench.refusal(kernel, dtype, args)
-            self.add(kernel.name, role, lambda k=kernel: use(within(k)), reason)
+            self.add(kernel.name, role, partial(use, within(kernel)), reason)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.bench import OURS, PEER, Bench, Case, Runs, brief
+from benchmarks.gpu.clock import Run
 from benchmarks.gpu.rows import DRY, FAILED, MEASURED, SKIPPED, WRONG, Row
 from benchmarks.gpu.targets import bounds
 from benchmarks.gpu.times import Timing
@@ -39,35 +40,40 @@ def measure_all(bench: Bench, cases: Iterable[Case], seconds: float = 1.5) -> No
 def measure(bench: Bench, case: Case, seconds: float) -> None:
     """Rows of one case, written at once."""
     runs = case.setup()
-    errors = compare(bench, runs)
-    timings = bench.clock.in_turn(runs.calls, seconds) if runs.calls else {}
+    calls, errors = compare(bench, runs)
+    timings = bench.clock.in_turn(calls, seconds) if calls else {}
     ours = next((name for name, role in runs.roles.items() if role == OURS and name in timings), None)
     ours = ours or next(iter(timings), None)  # on a machine without Triton the best of the table
     bench.book.add(*(_row(bench, case, runs, name, ours, timings, errors) for name in runs.roles))
 
 
-def compare(bench: Bench, runs: Runs) -> dict[str, float]:
-    """Call each implementation once; those that raise or differ from the first are moved to ``missing``.
+def compare(bench: Bench, runs: Runs) -> tuple[dict[str, Run], dict[str, float]]:
+    """Call each implementation once; those that raise or differ from the first are noted in ``missing``.
 
     The first is ours, which an earlier section held against the oracle.
+
+    Returns:
+        What is left to be timed, and the error of everything that was called.
     """
+    calls: dict[str, Run] = {}
     errors: dict[str, float] = {}
     wanted: list[Tensor] | None = None
-    for name in list(runs.calls):
+    for name, build in runs.builders.items():
         try:
-            found = tensors(runs.calls[name]())
+            calls[name] = build()
+            found = tensors(calls[name]())
             bench.clock.wait()
         except Exception as error:  # out of memory, an unsupported shape, a bug: a reason in any case
-            del runs.calls[name]
+            calls.pop(name, None)
             runs.missing[name] = brief(error)
             continue
         wanted = wanted if wanted is not None else found
         errors[name] = max((relative_rms(a, b) for a, b in zip(found, wanted, strict=False)), default=0.0)
         if not errors[name] <= AGREE:  # not a number is wrong too
-            del runs.calls[name]
+            del calls[name]
             runs.missing[name] = f"relative RMS {errors[name]:.1e} to {next(iter(errors))}"
         del found
-    return errors
+    return calls, errors
 
 
 def tensors(found: Any) -> list[Tensor]:
@@ -96,7 +102,7 @@ def _row(
     errors: dict[str, float],
 ) -> Row:
     timing, error = timings.get(name), errors.get(name)
-    common = {"shape": case.shape, "dtype": case.dtype, "kernel": name, "role": runs.roles[name]}
+    common: dict[str, Any] = {"shape": case.shape, "dtype": case.dtype, "kernel": name, "role": runs.roles[name]}
     if timing is None:
         note = runs.missing.get(name, "")
         status = WRONG if error is not None else FAILED if "Error" in note and runs.roles[name] != PEER else SKIPPED

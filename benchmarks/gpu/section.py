@@ -43,7 +43,7 @@ def main() -> None:
     section = names[given.name]
     bench = bench_for(given.name, given.out, given.until - time.time(), given.dry_run)
     module = import_module(f"benchmarks.gpu.sections.{section.module}")
-    getattr(module, section.function)(bench, **section.arguments)
+    module.run(bench, **section.arguments)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Timing:
     @classmethod
     def of(cls, values: Sequence[float]) -> Timing:
         """From the times of single calls."""
-        return cls(*(percentile(values, share) for share in (0.5, 0.2, 0.8)), len(values))
+        return cls(percentile(values, 0.5), percentile(values, 0.2), percentile(values, 0.8), len(values))
 
 
 @dataclass

@@ -65,7 +65,8 @@ def last(node: Node, op: Op, spec: str, tensors: list[Tensor], *numbers: Any) ->
 
 
 def _below(op: Op, *args: Any) -> list[Tensor]:
-    with torch._C._AutoDispatchBelowAutograd():
+    # A Function's forward hides tangents, from the levels further out too.
+    with torch._C._AutoDispatchBelowAutograd(), forward_ad._set_fwd_grad_enabled(True):
         return op(*args)
 
 

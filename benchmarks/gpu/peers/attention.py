@@ -53,8 +53,11 @@ class Call:
 class AttentionPeer(Protocol):
     """Somebody else's attention. ``provides`` is a subset of {"forward", "backward", "jvp"}."""
 
-    name: str
-    provides: frozenset[str]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def provides(self) -> frozenset[str]: ...
 
     def available(self, call: Call) -> str | None:
         """None where it can be used for this call on this machine; else why not."""
@@ -71,6 +74,12 @@ def off_gpu(x: Tensor) -> str | None:
 def int32(layout: Packed) -> tuple[Tensor, int]:
     """Boundaries and the greatest length as CUDA kernels want them."""
     return layout.cu_seqlens.int(), max(layout.lengths_list)
+
+
+def first(out: Any) -> Tensor:
+    """The output where statistics may come with it."""
+    found: Tensor = out[0] if isinstance(out, tuple) else out
+    return found
 
 
 class VarlenAttn:
@@ -93,8 +102,7 @@ class VarlenAttn:
         (queries, longest), (keys, longest_keys) = int32(call.q_layout), int32(call.k_layout)
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            out: Any = varlen_attn(q, k, v, queries, keys, longest, longest_keys)
-            return out[0] if isinstance(out, tuple) else out
+            return first(varlen_attn(q, k, v, queries, keys, longest, longest_keys))
 
         return run
 

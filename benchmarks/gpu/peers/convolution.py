@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,7 +14,7 @@ from benchmarks.gpu.peers.attention import off_gpu
 from fewstep.layout import Packed
 from fewstep.ops.table import Kernel
 
-KEY = "benchmark"
+KEY, MODULE = "benchmark", "spconv_triton.pytorch"
 
 
 class SpconvTriton:
@@ -33,12 +34,12 @@ class SpconvTriton:
         Args:
             keep: use the neighbour map of an earlier call with this layout; otherwise it is made anew.
         """
-        from spconv_triton.pytorch import SparseConvTensor
-
         maps: dict[str, Any] = layout.once("spconv maps", dict)
         places = layout.once("spconv places", lambda: _places(layout))
         extent = layout.once("spconv extent", lambda: (places[:, 1:].amax(0) + 1).tolist())
-        sparse = SparseConvTensor(x, places, extent, layout.batch_size, indice_dict=dict(maps) if keep else {})
+        sparse = import_module(MODULE).SparseConvTensor(
+            x, places, extent, layout.batch_size, indice_dict=dict(maps) if keep else {}
+        )
         module = _module(weight.shape[-1], weight.shape[0], weight.shape[1], weight.device, weight.dtype)
         made = torch.func.functional_call(module, {"weight": weight}, (sparse,))
         maps.update(made.indice_dict)  # it works on a copy of what it is given
@@ -55,9 +56,9 @@ def _places(layout: Packed) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _module(inner: int, outer: int, size: int, device: torch.device, dtype: torch.dtype) -> Any:
-    from spconv_triton.pytorch import SubMConv3d
-
-    return SubMConv3d(inner, outer, size, bias=False, indice_key=f"{KEY} {size}").to(device, dtype)
+    return (
+        import_module(MODULE).SubMConv3d(inner, outer, size, bias=False, indice_key=f"{KEY} {size}").to(device, dtype)
+    )
 
 
 SPCONV = SpconvTriton()

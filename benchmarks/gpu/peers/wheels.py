@@ -21,6 +21,7 @@ from benchmarks.gpu.peers.attention import (
     Function,
     Nested,
     VarlenAttn,
+    first,
     int32,
     off_gpu,
 )
@@ -91,8 +92,7 @@ class FlashAttention3:
         (queries, longest), (keys, longest_keys) = int32(call.q_layout), int32(call.k_layout)
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            out: Any = attend(q, k, v, queries, keys, longest, longest_keys)
-            return out[0] if isinstance(out, tuple) else out
+            return first(attend(q, k, v, queries, keys, longest, longest_keys))
 
         return run
 
@@ -111,9 +111,8 @@ class JvpFlashAttention:
         return off_gpu(call.q)
 
     def function(self, call: Call) -> Function:
-        from jvp_flash_attention.jvp_attention import JVPAttn
-
-        return call.batched(lambda q, k, v: JVPAttn.fwd_dual(q, k, v))
+        dual = import_module("jvp_flash_attention.jvp_attention").JVPAttn.fwd_dual
+        return call.batched(lambda q, k, v: dual(q, k, v))
 
 
 PEERS: tuple[AttentionPeer, ...] = (

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.bench import OURS, PEER, Bench, Case, Runs, entries, name_of, within
+from benchmarks.gpu.bench import OURS, PEER, Bench, Case, Runs, name_of
 from benchmarks.gpu.clock import Run
-from benchmarks.gpu.measure import OWN_FORWARD, measure_all, tensors
-from benchmarks.gpu.peers.attention import Call, Function
+from benchmarks.gpu.measure import OWN_FORWARD, measure_all
+from benchmarks.gpu.optable import entries, within
+from benchmarks.gpu.peers.attention import AttentionPeer, Call, Function
 from benchmarks.gpu.peers.wheels import PEERS
 from benchmarks.gpu.work import attention_bytes, attention_flops
 from fewstep.layout import Packed
@@ -57,10 +59,15 @@ def timed(function: Function, of: Call, what: str) -> Run:
 
     def both() -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            found: tuple[Tensor, Tensor] = torch.func.jvp(function, moving, tangents)
-            return found
+            found = torch.func.jvp(function, moving, tangents)
+            return found[0], found[1]
 
     return both
+
+
+def prepared(peer: AttentionPeer, of: Call, what: str) -> Run:
+    """What is timed of a peer."""
+    return timed(peer.function(of), of, what)
 
 
 def like(x: Tensor, seed: int) -> Tensor:
@@ -83,14 +90,14 @@ def runs(bench: Bench, of: Call, what: str, only: Sequence[str] | None = None) -
     for kernel in entries(OP):
         if kernel.backend == "triton":
             reason = bench.refusal(kernel, dtype, of.args)
-            found.add(kernel.name, OURS, lambda k=kernel: timed(packed(within(k)), of, what), reason)
+            found.add(kernel.name, OURS, partial(timed, packed(within(kernel)), of, what), reason)
             if what == "value+tangent":
-                found.add(OWN_FORWARD, PEER, lambda k=kernel: timed(packed(within(k)), of, "forward"), reason)
+                found.add(OWN_FORWARD, PEER, partial(timed, packed(within(kernel)), of, "forward"), reason)
     for peer in PEERS:
         if CAPABILITY[what] in peer.provides and (only is None or peer.name in only):
             late = peer.name == "flex" and (of.q.shape[0] not in COMPILED or of.q_layout is not of.k_layout)
             reason = "left out to save its compile time" if late else peer.available(of)
-            found.add(peer.name, PEER, lambda p=peer: timed(p.function(of), of, what), reason)
+            found.add(peer.name, PEER, partial(prepared, peer, of, what), reason)
     return found
 
 
@@ -154,13 +161,3 @@ def _own(bench: Bench, tokens: int, what: str, against: dict[str, str], rate: st
 def run(bench: Bench) -> None:
     """Rows of the section."""
     measure_all(bench, cases(bench), bench.sizes(1.2, 0.1))
-
-
-def warm(bench: Bench) -> None:
-    """Compile what compiles slowly, while other sections hold kernels against their oracles; writes nothing."""
-    flex = next(peer for peer in PEERS if peer.name == "flex")
-    lengths: list[Sequence[int]] = [[n] for n in bench.sizes(TOKENS[:2], (40,))] + [bench.sizes(RAGGED, (3, 33))]
-    for of in (call(bench, n) for n in lengths):
-        for what in ("forward", "backward"):
-            if flex.available(of) is None and bench.deadline.left > 20:
-                tensors(timed(flex.function(of), of, what)())

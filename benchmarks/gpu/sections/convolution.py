@@ -29,7 +29,7 @@ def timed(function: Convolve, x: Tensor, weight: Tensor, layout: Packed, what: s
     if what == "forward+backward":
         leaves = [v.detach().requires_grad_() for v in (x, weight)]
         grad = like(x.new_empty(len(x), len(weight)), 3)
-        return lambda: torch.autograd.grad(function(*leaves, layout), leaves, grad)  # type: ignore[call-arg]
+        return lambda: torch.autograd.grad(function(leaves[0], leaves[1], layout), leaves, grad)
     if what == "value+tangent":
         moving, tangents = (x, weight), (like(x, 4), like(weight, 5))
 

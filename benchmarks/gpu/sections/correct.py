@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.bench import OURS, PLAIN, TOLERANCE, Bench, entries, name_of, refusal, within
+from benchmarks.gpu.bench import OURS, PLAIN, TOLERANCE, Bench, name_of
 from benchmarks.gpu.measure import LEAST, relative_rms, tensors
+from benchmarks.gpu.optable import entries, refusal, within
 from benchmarks.gpu.rows import FAILED, RIGHT, SKIPPED, WRONG, Row
 from benchmarks.gpu.sections.trials import TRIALS, Trial
 from fewstep.ops.table import Kernel
@@ -110,10 +111,10 @@ def evaluate(function: Callable[..., Any], trial: Trial, asked: frozenset[str], 
     if "jvp" in asked and trial.wrt:
         moving = tuple(args[i].detach() for i in trial.wrt)
         with torch.no_grad():
-            _, tangent = torch.func.jvp(
+            pushed = torch.func.jvp(
                 lambda *xs: tuple(tensors(function(*_replaced(args, trial.wrt, xs)))), moving, tuple(_drawn(moving, 2))
             )
-        found["tangent"] = tensors(tangent)
+        found["tangent"] = tensors(pushed[1])
     return found
 
 

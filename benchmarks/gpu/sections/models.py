@@ -17,7 +17,7 @@ if str(FULLSIZE) not in sys.path:
     sys.path.append(str(FULLSIZE))  # a folder of scripts, whose modules import each other by name
 
 import fullsize as full  # noqa: E402
-import generate  # noqa: E402
+import generate as generate  # noqa: E402
 from fewstep_trellis.checkpoint import build_model  # noqa: E402
 from fewstep_trellis.weights import fit  # noqa: E402
 
@@ -49,7 +49,8 @@ def model(bench: Bench, role: str, **changed: Any) -> nn.Module:
     name, args = described(bench, role)
     made = build_model(name, {**args, **changed}, "meta")
     fit(made, dict(full.random_tensors(name, {**args, **changed}, device=bench.device)), role)
-    return made.to(bench.device)
+    found: nn.Module = made.to(bench.device)
+    return found
 
 
 def encoder(bench: Bench) -> Any:

@@ -29,7 +29,8 @@ def compare(bench: Bench, stage: str) -> None:
     for name, baseline in ((OURS, False), (EAGER, True)):
         with training.mode(baseline):
             found[name] = {k: g / training.scale for k, g in training.gradients().items()}
-    training.teacher.backbone.model.convert_to_fp32()
+    teacher: Any = training.teacher.backbone
+    teacher.model.convert_to_fp32()
     training.scale = 1.0
     with training.mode(True, exact=True):
         exact = training.gradients()

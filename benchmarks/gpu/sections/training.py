@@ -48,7 +48,7 @@ class Training:
         self.bench, self.stage = bench, stage
         config = {**read_toml(PRESETS / f"{stage}.toml")["objective"], "kind": kind}
         self.objective = MDT(MDTConfig(**config))
-        network = models.model(bench, ROLES[stage])
+        network: Any = models.model(bench, ROLES[stage])
         self.teacher = Teacher(STAGES[stage](network), Guidance())
         self.nets = Networks(self.objective.networks(), self.teacher, bench.device)
         self.student = self.nets.trained["student"]

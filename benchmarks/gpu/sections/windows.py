@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from benchmarks.gpu.bench import OURS, PEER, Bench, Case, Runs, entries, name_of, within
+from benchmarks.gpu.bench import OURS, PEER, Bench, Case, Runs, name_of
 from benchmarks.gpu.clock import Run
 from benchmarks.gpu.measure import measure_all
+from benchmarks.gpu.optable import entries, within
 from benchmarks.gpu.peers.attention import AttentionPeer, Call, VarlenAttn
 from benchmarks.gpu.sections.attention import timed
 from benchmarks.gpu.voxels import fresh, object_layout
 from benchmarks.gpu.work import attention_bytes, attention_flops
 from fewstep.layout import Packed
+from fewstep.ops.table import Kernel
 from fewstep.ops.varlen import partitioned
 from fewstep.sparse import windows
 
@@ -58,9 +61,9 @@ def runs(bench: Bench, what: str, known: bool) -> Runs:
         if kernel.backend != "triton":
             continue
         reason = bench.refusal(kernel, dtype, args)
-        found.add(kernel.name, OURS, lambda k=kernel: made(direct(within(k))), reason)
-        copied = within(type(kernel)(COPIED, OP, partitioned, kernel.provides, backend="triton"))
-        found.add(COPIED, OURS, lambda f=copied: made(direct(f)), reason)
+        copied = Kernel(COPIED, OP, partitioned, kernel.provides, backend="triton")
+        for entry in (kernel, copied):
+            found.add(entry.name, OURS, partial(made, direct(within(entry))), reason)
     peer = VarlenAttn()
     found.add(peer.name, PEER, lambda: made(lambda where: over_windows(peer, of, where)), peer.available(of))
     return found

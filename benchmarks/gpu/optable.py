@@ -1,0 +1,45 @@
+"""The op table as a benchmark sees it: every kernel of an op, each with its own backend forced."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fewstep.ops.table import ENV, Kernel, table
+
+
+@contextmanager
+def forcing(backend: str) -> Iterator[None]:
+    """Ops inside are served by this backend, so that a kernel which calls other ops is itself all the way down."""
+    before = os.environ.get(ENV)
+    os.environ[ENV] = backend
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ENV]
+        else:
+            os.environ[ENV] = before
+
+
+def within(kernel: Kernel) -> Callable[..., Any]:
+    """The kernel's function with its own backend forced."""
+
+    def run(*args: Any) -> Any:
+        with forcing(kernel.backend):
+            return kernel.run(*args)
+
+    return run
+
+
+def refusal(kernel: Kernel, args: tuple[Any, ...]) -> str | None:
+    """Why a kernel cannot serve a call; None where it can."""
+    with forcing(kernel.backend):
+        return kernel.supports(*args)
+
+
+def entries(op: str) -> list[Kernel]:
+    """Every kernel of an op, those of highest priority first, whatever FEWSTEP_OPS says."""
+    return sorted(table().get(op, {}).values(), key=lambda k: -k.priority)
