@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.gpu.bench import OURS, PEER, Bench, Case, Runs, brief
 from benchmarks.gpu.clock import Run
-from benchmarks.gpu.rows import DRY, FAILED, MEASURED, SKIPPED, WRONG, Row
+from benchmarks.gpu.rows import FAILED, MEASURED, SKIPPED, WRONG, Row
 from benchmarks.gpu.targets import bounds
 from benchmarks.gpu.times import Timing
 from benchmarks.gpu.work import gbs, tflops
@@ -126,7 +126,7 @@ def _row(
         floor=floor,
         goal=goal,
         error=error,
-        status=DRY if bench.dry else MEASURED,
+        status=MEASURED,
         note=_note(bench, case, runs, name, timing),
     )
 

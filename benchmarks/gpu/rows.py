@@ -7,12 +7,13 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from fewstep.errors import FewstepError, invalid
 
 NOT_YET = "not yet measured"
-MEASURED, DRY, RIGHT, WRONG, FAILED, SKIPPED = "measured", "dry run", "right", "wrong", "failed", "skipped"
-STATUSES = (MEASURED, DRY, RIGHT, WRONG, FAILED, SKIPPED, NOT_YET)
+MEASURED, RIGHT, WRONG, FAILED, SKIPPED = "measured", "right", "wrong", "failed", "skipped"
+STATUSES = (MEASURED, RIGHT, WRONG, FAILED, SKIPPED, NOT_YET)
 OUT_OF_TIME = "out of time"
 
 
@@ -36,7 +37,7 @@ class Row:
         target: key of ``benchmarks.gpu.targets`` that this row is counted for.
         floor, goal: of that target.
         error: relative RMS against what the result was compared with.
-        status: one of ``STATUSES``; what a dry run times is never "measured".
+        status: one of ``STATUSES``; what a dry run times is "not yet measured", and has no times.
         note: why, where something is missing.
         device, commit, versions, date: on and with what.
     """
@@ -67,7 +68,13 @@ class Row:
     versions: str = ""
     date: str = ""
 
+    def untimed(self) -> Row:
+        """The same without what was timed, "not yet measured"."""
+        nothing: dict[str, Any] = dict.fromkeys(TIMED)
+        return replace(self, **nothing, status=NOT_YET, note=f"dry run: {self.note}")
 
+
+TIMED = ("median_ms", "p20_ms", "p80_ms", "tflops", "gbs", "share", "ratio")
 COLUMNS = tuple(f.name for f in fields(Row))
 NUMBERS = frozenset(f.name for f in fields(Row) if "float" in str(f.type))
 
@@ -87,17 +94,20 @@ class Book:
     Args:
         path: the file; its folder exists.
         common: columns that are the same in every row (device, commit, versions, date).
+        dry: nothing counts as measured: rows keep neither times nor what follows from them.
     """
 
     path: Path
     common: dict[str, str] = field(default_factory=dict)
+    dry: bool = False
 
     def add(self, *rows: Row) -> None:
         """Append and flush. Raises FewstepError for an unknown status."""
         for row in rows:
             if row.status not in STATUSES:
                 raise invalid("status", row.status, ", ".join(STATUSES))
-        lines = [_line(asdict(replace(row, **self.common)).values()) for row in rows]  # type: ignore[arg-type]
+        kept = [row.untimed() if self.dry and row.status == MEASURED else row for row in rows]
+        lines = [_line(asdict(replace(row, **self.common)).values()) for row in kept]  # type: ignore[arg-type]
         with self.path.open("ab") as file:  # append mode: each write goes to the end, whoever else writes
             if file.tell() == 0:
                 lines.insert(0, _line(COLUMNS))

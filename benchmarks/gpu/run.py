@@ -14,23 +14,26 @@ from pathlib import Path
 
 from benchmarks.gpu import report, targets
 from benchmarks.gpu.plan import SECTIONS, TOTAL, Section, allowance, waves
-from benchmarks.gpu.rows import FAILED, OUT_OF_TIME, SKIPPED, Book, Row, read
+from benchmarks.gpu.rows import FAILED, MEASURED, OUT_OF_TIME, SKIPPED, Book, Row, read
 from benchmarks.gpu.times import Deadline
+from fewstep.errors import FewstepError, invalid
 
-ROWS, LOG = "rows.csv", "log.txt"
+ROWS, LOG, RESULTS = "rows.csv", "log.txt", Path("benchmarks/results")
 GRACE, LEAST = 6.0, 12.0  # seconds: to end by itself before it is stopped; below which a section is not begun
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks/gpu/run.sh", description="The GPU benchmark.")
     parser.add_argument("--dry-run", action="store_true", help="a CPU and small shapes: nothing counts as measured")
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the results")
+    parser.add_argument("--out", type=Path, help="folder of the results (benchmarks/results/gpu; of a dry run dry-run)")
     parser.add_argument("--seconds", type=float, default=TOTAL, help="of the whole run")
     parser.add_argument("--only", nargs="+", choices=[s.name for s in SECTIONS], help="these sections alone")
     given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    if (given.out / ROWS).exists():
-        print(f"error: --out: {given.out} holds the rows of an earlier run; accepted: another folder", file=sys.stderr)
+    out: Path = given.out or RESULTS / ("dry-run" if given.dry_run else "gpu")
+    try:
+        prepare(out)
+    except FewstepError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped run still ends with its tables
     left = Deadline(given.seconds)
@@ -38,10 +41,20 @@ def main() -> int:
         rest = waves(given.only)
         while rest:
             wave, rest = rest[0], rest[1:]
-            run_wave(wave, allowance(wave, rest, left.left), given.out, given.dry_run)
+            run_wave(wave, allowance(wave, rest, left.left), out, given.dry_run)
     finally:
-        conclude(given.out)
+        conclude(out)
     return 0
+
+
+def prepare(out: Path) -> None:
+    """Make the folder; rows of a dry run make way. Raises FewstepError where an earlier run measured something."""
+    out.mkdir(parents=True, exist_ok=True)
+    rows = out / ROWS
+    if rows.exists() and any(row.status == MEASURED for row in read(rows)):
+        raise invalid("--out", str(out), "a folder without measured rows of an earlier run")
+    for path in (rows, out / LOG):
+        path.unlink(missing_ok=True)
 
 
 def run_wave(wave: Sequence[Section], seconds: float, out: Path, dry: bool) -> None:

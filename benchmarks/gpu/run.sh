@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The GPU benchmark on the machine it is called on: benchmarks/gpu/run.sh [--dry-run] [--out DIR] [--only SECTION...]
-# Fetches nothing. PYTHON names the interpreter (python3), WHEELS the folder of wheels (benchmarks/gpu/wheels).
+# Rows, tables and a chart go to benchmarks/results. Fetches nothing. PYTHON names the interpreter (python3), WHEELS the folder of wheels (benchmarks/gpu/wheels).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3}
@@ -9,8 +9,11 @@ scratch=${SCRATCH:-${TMPDIR:-/tmp}/fewstep-gpu}
 site=$scratch/site
 rm -rf "$site" && mkdir -p "$site"
 
+if [ -e benchmarks/gpu/fa3/name ]; then # FlashAttention-3 comes in parts, one a call of the device tool
+  cat benchmarks/gpu/fa3/part-* >"$scratch/$(cat benchmarks/gpu/fa3/name)"
+fi
 # One at a time: a peer's wheel that does not fit this machine is a peer less, and no reason to stop.
-for wheel in "$WHEELS"/*.whl; do
+for wheel in "$WHEELS"/*.whl "$scratch"/*.whl; do
   [ -e "$wheel" ] || continue
   "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check --no-warn-script-location \
     --target "$site" "$wheel" >"$scratch/pip.log" 2>&1 || echo "left out: $(basename "$wheel") ($(tail -1 "$scratch/pip.log"))"

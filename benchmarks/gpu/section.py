@@ -28,7 +28,7 @@ def bench_for(name: str, out: Path, seconds: float, dry: bool) -> Bench:
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
     rows = read(out / ROWS) if (out / ROWS).is_file() else []
-    return Bench(name, device, dry, Book(out / ROWS, common), Deadline(seconds), roof(rows), remarks(rows))
+    return Bench(name, device, dry, Book(out / ROWS, common, dry), Deadline(seconds), roof(rows), remarks(rows))
 
 
 def main() -> None:

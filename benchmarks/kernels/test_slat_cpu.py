@@ -4,7 +4,7 @@ Plain is what a first implementation does, and what the golden data's reference 
 with an explicit softmax, convolution by gather, product and scatter, every map rebuilt at every call. Weights, input
 and random numbers are the same; outputs and gradients must agree. Run:
 
-    python -m pytest benchmarks/kernels --benchmark-json=benchmarks/kernels/results/slat_cpu.json
+    python -m pytest benchmarks/kernels/test_slat_cpu.py --benchmark-json=benchmarks/kernels/results/slat_cpu.json
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
     table = Table(title="ops (f forward, b backward, j forward-mode)", title_justify="left")
     for name in ("op", "kernel", "can", "chosen"):
         table.add_column(name, no_wrap=True)
-    table.add_column("why not")
+    table.add_column("why not", overflow="fold")
     last = None
     for row in rows:
         op = row["op"] if row["op"] != last else ""

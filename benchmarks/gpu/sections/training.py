@@ -108,10 +108,10 @@ class Training:
                 stack.enter_context(sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]))
             yield
 
-    def fit_scale(self) -> None:
-        """Take the greatest loss scale with finite gradients. Raises FewstepError where there is none."""
+    def fit_scale(self) -> float:
+        """Take, and return, the greatest loss scale with finite gradients. FewstepError where there is none."""
         for self.scale in SCALES:
             with self.mode(False):
                 if all(bool(g.isfinite().all()) for g in self.gradients().values()):
-                    return
+                    return self.scale
         raise FewstepError("no loss scale has finite gradients")

@@ -12,13 +12,13 @@ from typing import ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
-from fewstep.ops.table import ENV, forced
+from fewstep.ops.table import forced
 from fewstep.ops.tangents import transforms
 
 P = ParamSpec("P")
 R = TypeVar("R")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-CPU = f"on the CPU (interpreter: TRITON_INTERPRET=1 {ENV}=triton)"
+CPU = "needs a GPU"
 LEAST = (8, 0)  # compute capability: asynchronous copies and bfloat16 matrix instructions
 
 
