@@ -1,7 +1,8 @@
 """Work that a step can save without changing what it computes, each kind with its switch.
 
-All are on where they pay: ``groups`` on GPUs only (larger passes leave a CPU's caches; it can be asked for). The
-environment variable FEWSTEP_ECONOMY names those to use, separated by commas, or is ``all`` or ``none``.
+All are on where they pay: ``groups`` on GPUs only (larger passes leave a CPU's caches; it can be asked for), ``graphs``
+nowhere unless asked for, as long as no GPU has measured it. The environment variable FEWSTEP_ECONOMY names those to
+use, separated by commas, or is ``all`` or ``none``.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ SWITCHES = {
     "blank": "cross attention to a condition of zeros is one constant vector",
     "keys": "keys and values of a condition are made once for all passes with the same weights",
     "groups": "the nine evaluations of an MDT step run as four larger ones",
+    "graphs": "calls of fixed shapes in sampling are recorded as CUDA graphs (fewstep.replay; GPUs only)",
     "products": "dense linear layers use the faster of torch's CPU libraries too (fewstep.ops.gemm)",
 }
 ON_GPU = frozenset({"groups"})
+ON_REQUEST = frozenset({"graphs"})
 _OVERRIDE: ContextVar[frozenset[str] | None] = ContextVar("economy", default=None)
 
 
@@ -43,7 +46,7 @@ def on(switch: str, cuda: bool = False) -> bool:
     """
     override, asked = _OVERRIDE.get(), os.environ.get(ENV, "")
     if override is None and not asked:
-        return cuda or switch not in ON_GPU
+        return switch not in ON_REQUEST and (cuda or switch not in ON_GPU)
     return switch in (_parsed(asked) if override is None else override)
 
 

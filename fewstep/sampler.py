@@ -14,6 +14,7 @@ from fewstep.batch import Condition
 from fewstep.layout import Layout
 from fewstep.objective import Step
 from fewstep.path import Path
+from fewstep.replay import sampling
 
 OnStep = Callable[[int, Tensor, Tensor], None]  # (step, state after it, predicted data)
 
@@ -43,7 +44,7 @@ def _report(on_step: OnStep | None, i: int, x: Tensor, data: Callable[[], Tensor
         on_step(i, x, data())
 
 
-@torch.no_grad()
+@sampling()
 def euler(
     field: Field,
     noise: Tensor,
@@ -63,7 +64,7 @@ def euler(
     return x
 
 
-@torch.no_grad()
+@sampling()
 def heun(
     field: Field,
     noise: Tensor,
@@ -84,7 +85,7 @@ def heun(
     return x
 
 
-@torch.no_grad()
+@sampling()
 def consistency(
     field: Field,
     noise: Tensor,
@@ -104,7 +105,7 @@ def consistency(
     return x
 
 
-@torch.no_grad()
+@sampling()
 def jump(
     field: Field,
     noise: Tensor,

@@ -19,15 +19,19 @@ from benchmarks.gpu.targets import bounds
 from benchmarks.gpu.times import Timing
 from benchmarks.gpu.voxels import object_layout
 from fewstep.batch import Condition
+from fewstep.economy import SWITCHES, economy
 from fewstep.layout import Dense
+from fewstep.replay import AFTER, sampling
 
+RECORDED = "ours, CUDA graphs"
 TARGETS = {1: "image-1", 2: "image-2"}
 
 
 def report(whole: Whole, steps: int, mode: str, rounds: int) -> None:
-    """Rows of ``rounds`` objects after a first one that compiles and loads."""
+    """Rows of ``rounds`` objects after some that compile, load and record."""
     bench = whole.bench
-    whole.once(steps)
+    for _ in range(AFTER + 1):  # the first compiles and loads, the last may record
+        whole.once(steps)
     found = [whole.once(steps) for _ in range(rounds)]
     totals = {"image to Gaussians": [sum(one.values()) for one in found]}
     times = totals | {stage: [one[stage] for one in found] for stage in found[0]}
@@ -43,7 +47,7 @@ def report(whole: Whole, steps: int, mode: str, rounds: int) -> None:
                 f"{steps} x 2 steps, {whole.voxels} voxels",
                 name_of(bench.half()),
                 mode,
-                OURS if mode == OURS else PEER,
+                PEER if mode == EAGER else OURS,
                 timing.median,
                 timing.p20,
                 timing.p80,
@@ -68,7 +72,7 @@ def network_cases(whole: Whole) -> Iterator[Case]:
     def forward() -> Any:  # a new condition each time: nothing of an earlier call is reused
         return flow(noise, t_B, Condition(tokens), Dense(1))
 
-    yield Case("ss-flow", "forward", "batch 1", dtype, lambda: _both(forward), rate="ss-flow")
+    yield Case("ss-flow", "forward", "batch 1", dtype, lambda: _both(forward, graphs=True), rate="ss-flow")
     decoder: Any = whole.pipeline.model(MESH)
     layout = object_layout(bench, [whole.voxels], decoder.resolution)
     z = bench.randn(layout.rows, decoder.in_channels)
@@ -76,7 +80,7 @@ def network_cases(whole: Whole) -> Iterator[Case]:
     yield Case("mesh-decoder", "forward", words, dtype, lambda: _both(lambda: decoder(z, layout)[0]))
 
 
-def _both(function: Run) -> Runs:
+def _both(function: Run, graphs: bool = False) -> Runs:
     def ours() -> Any:
         with torch.no_grad():
             return function()
@@ -85,8 +89,19 @@ def _both(function: Run) -> Runs:
         with torch.no_grad(), eager(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
             return function()
 
+    def recorded() -> Any:
+        with sampling(), economy(*SWITCHES):
+            return function()
+
+    def recording() -> Run:
+        for _ in range(AFTER + 1):
+            recorded()
+        return recorded
+
     runs = Runs()
     runs.add(OURS, OURS, lambda: ours)
+    if graphs:
+        runs.add(RECORDED, OURS, recording)
     runs.add(EAGER, PEER, lambda: baseline)
     return runs
 
@@ -98,6 +113,7 @@ def run(bench: Bench) -> None:
     parts: list[tuple[str, Callable[[], Any]]] = [
         ("1 x 2 steps", lambda: report(whole, 1, OURS, bench.sizes(7, 1))),
         ("2 x 2 steps", lambda: report(whole, 2, OURS, bench.sizes(7, 1))),
+        ("1 x 2 steps, recorded", lambda: whole_recorded(whole)),
         ("networks", lambda: measure_all(bench, network_cases(whole))),
         ("1 x 2 steps, eager", lambda: whole_eager(whole)),
     ]
@@ -109,6 +125,12 @@ def run(bench: Bench) -> None:
             part()
         except Exception as error:
             bench.fail("pipeline", name, error)
+
+
+def whole_recorded(whole: Whole) -> None:
+    """Latency by stage with CUDA graphs, which are off by default."""
+    with economy(*SWITCHES):
+        report(whole, 1, RECORDED, whole.bench.sizes(7, 1))
 
 
 def whole_eager(whole: Whole) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fewstep.batch import Condition
 from fewstep.errors import FewstepError
 from fewstep.layout import Layout
+from fewstep.replay import replay
 from fewstep_trellis.flow import Flow, FlowConfig, load_frozen
 from fewstep_trellis.models import SparseStructureDecoder, SparseStructureFlowModel
 from fewstep_trellis.shipped import NANO, shipped_students
@@ -37,7 +38,12 @@ class StructureFlow(Flow):
     stage = "ss"
 
     def velocity(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout) -> Tensor:
-        return cast(Tensor, self.model(x, t_B, cond))
+        def call(x: Tensor, t_B: Tensor, tokens: Tensor) -> Tensor:
+            return cast(Tensor, self.model(x, t_B, Condition(tokens, blank=cond.blank)))
+
+        assert cond.tokens is not None
+        found = replay(self, call, x, t_B, cond.tokens, key=cond.blank)
+        return cast(Tensor, self.model(x, t_B, cond)) if found is None else found
 
     @classmethod
     def students(cls) -> dict[str, FilePath]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.layout import Packed
+from fewstep.replay import hold
 
 SHORT = 256  # sequences up to this length are served by small tiles
 
@@ -65,8 +66,12 @@ def _tiles(rows: Packed, others: Packed, block: int) -> Tensor:
     return torch.from_numpy(found).to(rows.cu_seqlens.device)
 
 
-@lru_cache(maxsize=64)
 def uniform(batch: int, length: int, device: torch.device) -> Packed:
     """The layout of a dense batch [batch, length, ...] whose first two axes are joined."""
+    return hold(_uniform(batch, length, device))
+
+
+@lru_cache(maxsize=64)
+def _uniform(batch: int, length: int, device: torch.device) -> Packed:
     with torch.inference_mode(False):
         return Packed.of_lengths([length] * batch, device=device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.errors import invalid
+from fewstep.replay import replayed
 
 from . import hub
 from .dino_keys import read_original
@@ -106,8 +107,10 @@ class DinoConditioner(nn.Module):
         """The tokens after the last block: class, registers, patches row by row from the top left."""
         if images.ndim != 4 or images.shape[1] != 3 or any(side % self.patch for side in images.shape[2:]):
             raise invalid("images", tuple(images.shape), f"[B, 3, H, W] with sides that are multiples of {self.patch}")
-        tokens: Tensor = self.model.encoder(self.embed(normalise(images))).last_hidden_state
-        return tokens
+        return replayed(self, self._encoded, normalise(images))
+
+    def _encoded(self, pixels: Tensor) -> Tensor:
+        return cast(Tensor, self.model.encoder(self.embed(pixels)).last_hidden_state)
 
     def embed(self, pixels: Tensor) -> Tensor:
         """What the first block sees: patches and class with positions, registers between them without."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError
 from fewstep.layout import Dense, Packed
+from fewstep.replay import replayed, sampling
 from fewstep_trellis.conditioning import image_conditioner, text_conditioner
 from fewstep_trellis.models import occupied_coords
 from fewstep_trellis.pipeline.loading import Pipeline
@@ -74,7 +75,7 @@ class Runner:
                 warnings.warn(text, stacklevel=2)
         return cls(pipeline, recipes, found, **more)
 
-    @torch.no_grad()
+    @sampling()
     def prompt(self, make: Callable[[Any], Prompt]) -> Prompt:
         """What ``make`` (of :mod:`fewstep_trellis.pipeline.prompt`) makes with the encoder of conditions.
 
@@ -95,7 +96,7 @@ class Runner:
             )
         return encoder
 
-    @torch.no_grad()
+    @sampling()
     def __call__(self, request: Request, decoders: Iterable[str] = (MESH,)) -> Objects:
         """Make the objects of a prompt.
 
@@ -126,7 +127,7 @@ class Runner:
     def _structures(self, z: Tensor) -> Tensor:
         """Occupancy logits [N, 1, R, R, R] on the CPU."""
         with self._lent(STRUCTURE_DECODER) as decoder, self.clock("structure decoder"):
-            return torch.cat([decoder(one).cpu() for one in z.split(1)])
+            return torch.cat([replayed(decoder, decoder, one).cpu() for one in z.split(1)])
 
     def _latents(self, request: Request, layout: Packed, generator: torch.Generator) -> Tensor:
         """[T, C] as the decoders take them, on the CPU."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from fewstep.backbone import Backbone, Field, Teacher
 from fewstep.layout import Layout
 from fewstep.objective import Step
 from fewstep.registry import registry
+from fewstep.replay import sampling
 from fewstep_trellis.conditioning import several_field
 from fewstep_trellis.pipeline.prompt import Prompt
 from fewstep_trellis.pipeline.recipe import Recipe
@@ -19,7 +19,7 @@ from fewstep_trellis.pipeline.recipe import Recipe
 MULTI_IMAGE = ("stochastic", "multidiffusion")
 
 
-@torch.no_grad()
+@sampling()
 def sample(
     flow: Backbone,
     recipe: Recipe,
