@@ -232,8 +232,8 @@ def test_no_length_is_compiled_in() -> None:
         code = getattr(kernel, "fn", kernel).__code__
         arguments = code.co_varnames[: code.co_argcount]
         assert {n for n in arguments if n.isupper()} <= {
-            "HEAD", "WIDTH", "BLOCK_M", "BLOCK_N", "INDEXED", "UPCAST", "PRECISION", "FIRST", "ATOMIC",
-            "HAS_Q", "HAS_K", "HAS_V",
+            "HEAD", "WIDTH", "BLOCK_M", "BLOCK_N", "INDEXED", "UPCAST", "PRECISION", "FIRST", "AGAIN",
+            "ATOMIC", "HAS_Q", "HAS_K", "HAS_V",
         }  # fmt: skip
         # The one integer that counts rows is kept out of Triton's specialisation.
         assert "lse_stride" in arguments

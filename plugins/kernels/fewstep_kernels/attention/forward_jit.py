@@ -30,12 +30,15 @@ def addresses(base, start, rows, stride, BLOCK: tl.constexpr, WIDTH: tl.constexp
 
 @triton.jit
 def load_rows(base, start, rows, stride, valid, HEAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-              INDEXED: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """[BLOCK, WIDTH] with the first HEAD channels of valid rows, zeros elsewhere."""
+              INDEXED: tl.constexpr, MASKED: tl.constexpr, AGAIN: tl.constexpr = False):  # fmt: skip
+    """[BLOCK, WIDTH] with the first HEAD channels of valid rows, zeros elsewhere.
+
+    AGAIN: in each round of a loop. The compiler moves a load that is the same each time out of it, but no volatile one.
+    """
     d = tl.arange(0, WIDTH)
     at = addresses(base, start, rows, stride, BLOCK, WIDTH, INDEXED)
     if MASKED:
-        return tl.load(at, mask=valid[:, None] & (d[None, :] < HEAD), other=0.0)
+        return tl.load(at, mask=valid[:, None] & (d[None, :] < HEAD), other=0.0, volatile=AGAIN)
     if HEAD != WIDTH:
         return tl.load(at, mask=d[None, :] < HEAD, other=0.0)
     return tl.load(at)
@@ -158,9 +161,12 @@ def tangent_kernel(
     tq_stride, tq_head, tk_stride, tk_head, tv_stride, tv_head, out_stride, out_head, lse_stride,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HAS_Q: tl.constexpr, HAS_K: tl.constexpr, HAS_V: tl.constexpr,
-    INDEXED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr, FIRST: tl.constexpr,
+    INDEXED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr, FIRST: tl.constexpr, AGAIN: tl.constexpr,
 ):  # fmt: skip
-    """``forward_kernel`` and, in the same pass, the tangent tout [T, H, HEAD]. Absent tangents may point anywhere."""
+    """``forward_kernel`` and, in the same pass, the tangent tout [T, H, HEAD]. Absent tangents may point anywhere.
+
+    With AGAIN the queries are read in each round: kept, those of wide heads would fill the registers.
+    """
     tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     sample, first = tl.load(tiles + 2 * tile), tl.load(tiles + 2 * tile + 1)
     q_start, q_end = tl.load(q_bounds + sample) + first, tl.load(q_bounds + sample + 1)
@@ -191,6 +197,15 @@ def tangent_kernel(
             others = rows_at(order, at, left, BLOCK_N, INDEXED)
             key = load_rows(k, at, others, k_stride, present, HEAD, WIDTH, BLOCK_N, INDEXED, part == 1)
             value = load_rows(v, at, others, v_stride, present, HEAD, WIDTH, BLOCK_N, INDEXED, part == 1)
+            if AGAIN:
+                query = load_rows(
+                    q + head * q_head, q_start, rows, q_stride, valid, HEAD, WIDTH, BLOCK_M, INDEXED, True, True
+                )
+                tquery = query
+                if HAS_Q:
+                    tquery = load_rows(
+                        tq + head * tq_head, q_start, rows, tq_stride, valid, HEAD, WIDTH, BLOCK_M, INDEXED, True, True
+                    )
             tkey, tvalue = key, value
             if HAS_K:
                 tkey = load_rows(tk, at, others, tk_stride, present, HEAD, WIDTH, BLOCK_N, INDEXED, part == 1)

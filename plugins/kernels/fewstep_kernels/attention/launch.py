@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from fewstep_kernels.attention import backward_jit, forward_jit
+from fewstep_kernels.attention.constants import constants, precision, scale, widths
 from fewstep_kernels.attention.schedule import Sequences, bounds, tiles
 from fewstep_kernels.attention.tiles import candidates
-from fewstep_kernels.support import on_its_device, precision, upcast
+from fewstep_kernels.support import on_its_device
 from fewstep_kernels.tuning import Tile, choose
 
 LOG2E = 1.4426950408889634
@@ -25,17 +26,6 @@ def packed(x: Tensor) -> Tensor:
 def _steps(*tensors: Tensor) -> list[int]:
     """Strides of rows and of heads, tensor by tensor."""
     return [x.stride(i) for x in tensors for i in (0, 1)]
-
-
-def _constants(q: Tensor, seq: Sequences) -> dict[str, Any]:
-    head = q.shape[-1]
-    return {
-        "HEAD": head,
-        "WIDTH": max(16, 1 << (head - 1).bit_length()),
-        "INDEXED": seq.order is not None,
-        "UPCAST": upcast(q),
-        "PRECISION": precision(q),
-    }
 
 
 def _layout(q: Tensor, seq: Sequences, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -60,8 +50,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, seq: Sequences) -> tuple[Tensor, Te
     def run(tile: Tile) -> None:
         work = tiles(seq.q, seq.k, tile.sizes["BLOCK_M"])
         forward_jit.forward_kernel[len(work), q.shape[1]](
-            q, k, v, out, lse, *_layout(q, seq, work), _scale(q) * LOG2E,
-            *_steps(q, k, v, out), lse.stride(0), **_constants(q, seq), FIRST=_first(q), **tile.options,
+            q, k, v, out, lse, *_layout(q, seq, work), scale(q) * LOG2E,
+            *_steps(q, k, v, out), lse.stride(0), **constants("forward", q, seq), **tile.options,
         )  # fmt: skip
 
     if out.numel():
@@ -83,8 +73,9 @@ def tangent(
     def run(tile: Tile) -> None:
         work = tiles(seq.q, seq.k, tile.sizes["BLOCK_M"])
         forward_jit.tangent_kernel[len(work), q.shape[1]](
-            q, k, v, *pushed, out, tout, lse, *_layout(q, seq, work), _scale(q) * LOG2E, _scale(q),
-            *_steps(q, k, v, *pushed, out), lse.stride(0), **has, **_constants(q, seq), FIRST=_first(q), **tile.options,
+            q, k, v, *pushed, out, tout, lse, *_layout(q, seq, work), scale(q) * LOG2E, scale(q),
+            *_steps(q, k, v, *pushed, out), lse.stride(0), **has,
+            **constants("tangent", q, seq), **tile.options,
         )  # fmt: skip
 
     if out.numel():
@@ -120,11 +111,11 @@ def backward(
 
 def _inner(out: Tensor, grad: Tensor, seq: Sequences) -> Tensor:
     """float32 [H, T] rowsum(out grad)."""
-    inner, head = _rows(out), _constants(out, seq)
+    inner = _rows(out)
     grid = (-(-len(out) // DELTA_ROWS), out.shape[1])
     backward_jit.delta_kernel[grid](
         out, grad, inner, len(out), *_steps(out, grad), inner.stride(0),
-        HEAD=head["HEAD"], WIDTH=head["WIDTH"], BLOCK_M=DELTA_ROWS,
+        **widths(out), BLOCK_M=DELTA_ROWS,
     )  # fmt: skip
     return inner
 
@@ -135,8 +126,8 @@ def _queries(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, lse: Tensor, inner: 
     def run(tile: Tile) -> None:
         work = tiles(seq.q, seq.k, tile.sizes["BLOCK_M"])
         backward_jit.queries_kernel[len(work), q.shape[1]](
-            q, k, v, grad, lse, inner, dq, *_layout(q, seq, work), _scale(q), _scale(q) * LOG2E,
-            *_steps(q, k, v, grad, dq), lse.stride(0), **_constants(q, seq), **tile.options,
+            q, k, v, grad, lse, inner, dq, *_layout(q, seq, work), scale(q), scale(q) * LOG2E,
+            *_steps(q, k, v, grad, dq), lse.stride(0), **constants("queries", q, seq), **tile.options,
         )  # fmt: skip
 
     run(_chosen("queries", q, seq, run))
@@ -152,23 +143,14 @@ def _keys(
     def launch(tile: Tile, to: Tensor) -> None:
         work = tiles(seq.k, seq.q, tile.sizes["BLOCK_N"])
         backward_jit.keys_kernel[len(work), q.shape[1]](
-            q, k, v, grad, lse, inner, to, dk, dv, *_layout(q, seq, work), _scale(q), _scale(q) * LOG2E,
+            q, k, v, grad, lse, inner, to, dk, dv, *_layout(q, seq, work), scale(q), scale(q) * LOG2E,
             *_steps(q, k, v, grad, dk), lse.stride(0), ATOMIC=kind == "keys-atomic",
-            **_constants(q, seq), **tile.options,
+            **constants(kind, q, seq), **tile.options,
         )  # fmt: skip
 
     if k.numel():
         # Trials add to a scratch tensor: the real sum must be made once.
         launch(_chosen(kind, q, seq, lambda tile: launch(tile, torch.empty_like(dq))), dq)
-
-
-def _first(q: Tensor) -> int:
-    """Of the forward kernels: 1 where products are taken without tensor cores."""
-    return int(q.dtype == torch.float32 and precision(q) == "ieee")
-
-
-def _scale(q: Tensor) -> float:
-    return float(q.shape[-1] ** -0.5)
 
 
 def _rows(q: Tensor) -> Tensor:

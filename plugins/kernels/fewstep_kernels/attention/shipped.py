@@ -9,7 +9,7 @@ import torch
 
 from fewstep_kernels.aot.specimen import Specimen
 from fewstep_kernels.attention import backward_jit, forward_jit
-from fewstep_kernels.attention.tiles import KINDS, candidates
+from fewstep_kernels.attention.tiles import KINDS, candidates, variant
 from fewstep_kernels.tuning import Tile
 
 KERNELS = {
@@ -24,7 +24,6 @@ FLOAT32 = ("lse", "delta")
 INT32 = ("tiles", "q_bounds", "k_bounds", "order")
 UNALIGNED = ("scale", "scale2", "lse_stride")
 NO_SPILL = ("forward", "tangent")
-SPILLS = ("tangent", torch.float32, 128)  # its operands alone fill the registers, as tf32 too
 
 
 def _signature(kind: str, names: list[str], element: str) -> dict[str, str]:
@@ -36,13 +35,11 @@ def _signature(kind: str, names: list[str], element: str) -> dict[str, str]:
     return {name: given.get(name, "i32" if name in strides else f"*{element}") for name in names if not name.isupper()}
 
 
-def _constants(kind: str, head: int, precision: str, indexed: bool, exact: bool) -> dict[str, Any]:
+def _constants(kind: str, head: int, precision: str, indexed: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"HEAD": head, "WIDTH": 1 << (head - 1).bit_length(), "INDEXED": indexed}
     found |= {"UPCAST": False, "PRECISION": precision}
     if kind.startswith("keys"):
         found["ATOMIC"] = kind == "keys-atomic"
-    if kind in NO_SPILL:
-        found["FIRST"] = int(exact)
     if kind == "tangent":
         found |= {"HAS_Q": True, "HAS_K": True, "HAS_V": True}
     return found
@@ -59,10 +56,10 @@ def _specimen(kind: str, dtype: torch.dtype, head: int, short: bool, tile: Tile,
         name="/".join([*words, str(head), f"{sizes}-w{tile.warps}-s{tile.stages}"]),
         kernel=kernel,
         signature=signature,
-        constants=_constants(kind, head, precision, short, exact),
+        constants=_constants(kind, head, precision, short) | variant(kind, dtype, head, exact),
         tile=tile,
         aligned=tuple(name for name in signature if name not in UNALIGNED),
-        needs=frozenset(matrix | ({"no-spill"} if kind in NO_SPILL and (kind, dtype, head) != SPILLS else set())),
+        needs=frozenset(matrix | ({"no-spill"} if kind in NO_SPILL else set())),
     )
 
 

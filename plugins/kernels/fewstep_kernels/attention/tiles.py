@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from fewstep_kernels.tuning import Tile
@@ -49,6 +51,20 @@ RELAXED = {
     "keys-atomic": ([tile(32, 64, 4, 2)], [tile(16, 64, 4, 2)]),
     "queries": ([tile(64, 32, 4, 2)], [tile(64, 16, 4, 2)]),
 }
+
+
+def variant(kind: str, dtype: torch.dtype, head: int, exact: bool) -> dict[str, Any]:
+    """Constants of a kernel that follow from type and width: what keeps it within the registers.
+
+    Args:
+        kind, dtype, head, exact: as of :func:`candidates`.
+    """
+    single, wide = dtype == torch.float32, head > 64
+    if kind == "forward":
+        return {"FIRST": int(single and exact)}
+    if kind == "tangent":
+        return {"FIRST": int(single and (exact or wide)), "AGAIN": single and exact and wide}
+    return {}
 
 
 def candidates(kind: str, dtype: torch.dtype, head: int, short: bool, exact: bool = True) -> list[Tile]:
