@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 
+import torch
+
 from fewstep.errors import unknown
 
 ENV = "FEWSTEP_ECONOMY"
@@ -38,8 +40,9 @@ def _parsed(text: str) -> frozenset[str]:
     return words
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def on(switch: str, cuda: bool = False) -> bool:
-    """Whether this kind of work is to be saved, on a GPU or a CPU.
+    """Whether this kind of work is to be saved, on a GPU or a CPU; torch.compile asks when it traces.
 
     Raises:
         FewstepError: for an unknown word in FEWSTEP_ECONOMY.

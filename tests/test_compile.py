@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from compile_helpers import Graphs, Op, calls, gradient, layouts, pushed
+from fewstep_trellis.models import SparseStructureFlowModel
 from kernel_helpers import DEVICE
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -80,6 +82,20 @@ def test_inductor_agrees_with_the_tangent_of_a_sum_over_rows() -> None:
     index, x = torch.tensor([0, 0, 2, 2]), torch.randn(4, 3)
     function = pushed(lambda y: add_rows(y, index, 3), x)
     torch.testing.assert_close(whole(function, "inductor")(x), function(x))
+
+
+def test_a_whole_model_is_one_graph() -> None:
+    small: dict[str, Any] = {"model_channels": 32, "cond_channels": 16, "num_blocks": 2, "num_heads": 2}
+    model = SparseStructureFlowModel(4, 4, out_channels=4, qk_rms_norm=True, **small).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    t_B, tokens, x = torch.tensor([100.0, 700.0]).double(), torch.randn(2, 5, 16).double(), torch.randn(2, 4, 4, 4, 4)
+
+    def predict(y: Tensor) -> Tensor:
+        return model(y, t_B, tokens)  # type: ignore[no-any-return]
+
+    # Not its tangent: torch's own layer norm has none inside torch.compile, and says so.
+    alike(predict, x.double(), "aot_eager", 1e-9)
 
 
 def test_one_graph_serves_layouts_of_other_lengths() -> None:

@@ -21,9 +21,14 @@ SMALLEST = 2**21  # multiplications below which the detour costs more than it sa
 BATCH = 128  # rows that the sum over rows takes at a time
 
 
-@lru_cache(maxsize=1)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def half_width() -> bool:
     """True where torch's matrix products leave half of the processor unused."""
+    return _half_width()
+
+
+@lru_cache(maxsize=1)
+def _half_width() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     amd = cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text()[:4096]
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"

@@ -114,27 +114,30 @@ def kernels(op: str) -> list[Kernel]:
 
     Raises FewstepError for an op without kernels.
     """
-    key = op, forced()
+    backend = forced()
     if torch.compiler.is_dynamo_compiling():
-        _sorted_before(op, key[1])
-    found = _ORDER.get(key)
-    return _sort(*key) if found is None else found
+        _sorted_before(backend)
+    if (op, backend) not in _ORDER:
+        _sort(backend)
+    found = _ORDER.get((op, backend))
+    if found is None:
+        raise unknown("op", op, _TABLE)
+    return found
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _sorted_before(op: str, backend: str | None) -> bool:
-    """Sort while torch.compile traces, without being traced."""
-    return (op, backend) in _ORDER or bool(_sort(op, backend))
+def _sorted_before(backend: str | None) -> None:
+    """Sort while torch.compile traces, without being traced, and all ops at once: it looks at ``_ORDER`` only once."""
+    if not all((op, backend) in _ORDER for op in table()):
+        _sort(backend)
 
 
-def _sort(op: str, backend: str | None) -> list[Kernel]:
-    if op not in table():
-        raise unknown("op", op, _TABLE)
-    found: Iterable[Kernel] = _TABLE[op].values()
-    if backend is not None:
-        found = (k for k in found if k.backend in (backend, "reference"))
-    _ORDER[op, backend] = sorted(found, key=lambda k: (k.backend == backend, k.priority), reverse=True)
-    return _ORDER[op, backend]
+def _sort(backend: str | None) -> None:
+    for op, known in table().items():
+        found: Iterable[Kernel] = known.values()
+        if backend is not None:
+            found = (k for k in found if k.backend in (backend, "reference"))
+        _ORDER[op, backend] = sorted(found, key=lambda k: (k.backend == backend, k.priority), reverse=True)
 
 
 def dispatch(op: str, *args: Any) -> Kernel:

@@ -46,7 +46,9 @@ def keys_values(layer: nn.Module, weights: nn.Module, cond: Condition, build: Ca
 
 def _recorded(weights: nn.Module, tokens: Tensor) -> bool:
     """Whether a later derivative may ask for what is computed now, or it cannot be kept."""
-    if in_transform() or tokens.is_inference() or torch.is_inference_mode_enabled():
+    if torch.compiler.is_compiling() or in_transform():
+        return True
+    if tokens.is_inference() or torch.is_inference_mode_enabled():
         return True
     wanted = tokens.requires_grad or any(p.requires_grad for p in weights.parameters())
     return torch.is_grad_enabled() and wanted
