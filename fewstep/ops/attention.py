@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewstep.ops.autocast import lowered
 from fewstep.ops.table import Kernel, dispatch, register
 
 
@@ -70,5 +71,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Raises:
         FewstepError: no kernel can serve the call.
     """
+    q, k, v = lowered(q, k, v)
     out: Tensor = dispatch("attention", q, k, v).run(q, k, v)
     return out

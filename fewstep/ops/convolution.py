@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError, invalid
 from fewstep.layout import Packed
+from fewstep.ops.autocast import lowered
 from fewstep.ops.gemm import product, row_sum
 from fewstep.ops.launches import Launches
 from fewstep.ops.opaque import opaque
@@ -184,12 +185,13 @@ def submanifold_conv(x: Tensor, weight: Tensor, bias: Tensor | None, layout: Pac
     Raises:
         FewstepError: for shapes or types that do not fit, or a layout without coords.
     """
+    x, weight, *more = lowered(x, weight, *([] if bias is None else [bias]))
     _check(x, weight, layout)
     if weight.shape[1] == 1:  # no neighbours: a plain product
         out = product(x, _matrices(weight)[0].mT)
     else:
         out = dispatch("submanifold_conv", x, weight, layout).run(x, weight, layout)
-    return out if bias is None else out + bias
+    return out + more[0] if more else out
 
 
 def _check(x: Tensor, weight: Tensor, layout: Packed) -> None:

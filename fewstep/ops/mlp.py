@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.errors import invalid
+from fewstep.ops.autocast import autocasting
 from fewstep.ops.gemm import product
 from fewstep.ops.table import Kernel, dispatch, register
 
@@ -34,6 +35,8 @@ def _has_epilogue(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
         return "this torch has no _addmm_activation"
     if bias is None:
         return "no bias"
+    if autocasting(x) and x.dtype == torch.float32:
+        return "autocast, which casts the weights once and for all calls"
     if not x.numel():
         return "no rows"
     if not x.dtype == weight.dtype == bias.dtype:

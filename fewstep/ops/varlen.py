@@ -9,6 +9,7 @@ from torch import Tensor
 from fewstep.errors import FewstepError, invalid
 from fewstep.layout import Packed
 from fewstep.ops.attention import reference_attention
+from fewstep.ops.autocast import lowered
 from fewstep.ops.launches import Launches
 from fewstep.ops.opaque import opaque
 from fewstep.ops.table import Kernel, dispatch, register
@@ -121,6 +122,7 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout
     Raises:
         FewstepError: for shapes or layouts that do not fit together, or when no kernel can serve the call.
     """
+    q, k, v = lowered(q, k, v)
     for name, x, layout in (("q", q, q_layout), ("k", k, k_layout), ("v", v, k_layout)):
         _check(name, x, layout)
     if q.shape[1:] != k.shape[1:] or k.shape[1:2] != v.shape[1:2]:
@@ -155,6 +157,7 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Packed, size: in
     Raises:
         FewstepError: as :func:`varlen_attention`, and for a layout without coords.
     """
+    q, k, v = lowered(q, k, v)
     for name, x in (("q", q), ("k", k), ("v", v)):
         _check(name, x, layout)
     out: Tensor = dispatch("windowed_attention", q, k, v, layout, size, shift).run(q, k, v, layout, size, shift)
