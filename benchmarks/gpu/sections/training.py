@@ -102,8 +102,8 @@ class Training:
         with ExitStack() as stack:
             if baseline:
                 stack.enter_context(eager(device))
-            if device.type == "cuda" and not exact:
-                stack.enter_context(torch.autocast("cuda", torch.float16))
+            if not exact:
+                stack.enter_context(torch.autocast(device.type, torch.float16))
             if exact:
                 stack.enter_context(sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]))
             yield
