@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -80,6 +80,17 @@ class Bench:
     def fail(self, op: str, what: str, error: BaseException, **more: Any) -> None:
         """A row for what broke."""
         self.book.add(Row(self.section, op, what, status=FAILED, note=brief(error), **more))
+
+    def each(self, op: str, parts: Sequence[tuple[str, Callable[[], Any]]], least: float) -> None:
+        """Each part in turn; a row for one that breaks, and for those begun with less than ``least`` seconds left."""
+        for name, part in parts:
+            if self.deadline.left < least:
+                self.skip(op, name)
+                continue
+            try:
+                part()
+            except Exception as error:  # one part must not take the others with it
+                self.fail(op, name, error)
 
 
 def brief(error: BaseException) -> str:

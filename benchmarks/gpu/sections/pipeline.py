@@ -117,14 +117,7 @@ def run(bench: Bench) -> None:
         ("networks", lambda: measure_all(bench, network_cases(whole))),
         ("1 x 2 steps, eager", lambda: whole_eager(whole)),
     ]
-    for name, part in parts:
-        if bench.deadline.left < 8:
-            bench.skip("pipeline", name)
-            continue
-        try:
-            part()
-        except Exception as error:
-            bench.fail("pipeline", name, error)
+    bench.each("pipeline", parts, least=8.0)
 
 
 def whole_recorded(whole: Whole) -> None:

@@ -114,11 +114,4 @@ def run(bench: Bench) -> None:
         ("slat gradient", lambda: compare(bench, "slat")),
         ("ss continuous step", lambda: timed(bench, "ss", "continuous", bench.sizes((1,), (1,)))),
     ]
-    for name, part in parts:
-        if bench.deadline.left < 10:
-            bench.skip("mdt-step", name)
-            continue
-        try:
-            part()
-        except Exception as error:
-            bench.fail("mdt-step", name, error)
+    bench.each("mdt-step", parts, least=10.0)
