@@ -8,7 +8,8 @@ from torch import Tensor
 
 def autocasting(x: Tensor) -> bool:
     """Whether autocast is on for the device of ``x``."""
-    return torch.is_autocast_enabled(x.device.type)
+    kind = x.device.type
+    return kind != "meta" and torch.is_autocast_enabled(kind)  # which asks about no device that has no autocast
 
 
 def lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
