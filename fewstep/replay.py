@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,7 +24,7 @@ from fewstep.ops.tangents import in_transform
 T = TypeVar("T")
 Function = Callable[..., Tensor]
 AFTER = 2  # calls that run as they are: they compile, choose tiles, and fill what is kept between calls
-KEPT = 4  # graphs of a module; each holds the memory of a call
+KEPT, COUNTED = 4, 64  # graphs of a module, each of which holds the memory of a call; kinds of calls that are counted
 AGREE = 1e-2  # relative error of a recording, far above what other algorithms do in half precision
 _SAMPLING: ContextVar[bool] = ContextVar("sampling", default=False)
 _HELD: ContextVar[list[object] | None] = ContextVar("held", default=None)
@@ -92,21 +92,24 @@ class Recordings:
     def __call__(self, key: Hashable, function: Function, tensors: tuple[Tensor, ...]) -> Tensor | None:
         """The output; None where the call has to run as it is."""
         if key not in self.graphs:
-            self.calls[key] = self.calls.pop(key, 0) + 1
-            if self.calls[key] <= AFTER:
+            if self._counted(key) <= AFTER:
                 return None
-            self._keep(key, _recorded(function, tensors))
+            self.graphs[key] = _recorded(function, tensors)
+            _shorten(self.graphs, KEPT)
         self.graphs.move_to_end(key)
         graph = self.graphs[key]
         return None if graph is None else graph(tensors)
 
-    def _keep(self, key: Hashable, graph: Graph | None) -> None:
-        self.graphs[key] = graph
-        del self.calls[key]
-        while len(self.calls) > 64:
-            self.calls.popitem(last=False)
-        while len(self.graphs) > KEPT:
-            self.graphs.popitem(last=False)
+    def _counted(self, key: Hashable) -> int:
+        """Calls of this kind, this one included."""
+        self.calls[key] = count = self.calls.pop(key, 0) + 1
+        _shorten(self.calls, COUNTED)
+        return count
+
+
+def _shorten(kept: OrderedDict[Hashable, Any], most: int) -> None:
+    while len(kept) > most:
+        kept.popitem(last=False)
 
 
 _MODULES: WeakKeyDictionary[nn.Module, Recordings] = WeakKeyDictionary()
