@@ -34,15 +34,19 @@ def nvidia() -> dict[str, str]:
 
 
 def commit() -> str:
-    """FEWSTEP_COMMIT where it is given (a copied tree has no history), else git's."""
+    """FEWSTEP_COMMIT where it is given (a copied tree has no history), else git's; results do not make a tree dirty."""
     if given := os.environ.get("FEWSTEP_COMMIT"):
         return given
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    return (_git("rev-parse", "--short=10", "HEAD") or "unknown") + "-dirty" * bool(changed)
+
+
+def _git(*words: str) -> str:
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stdout.strip()
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=30, check=False)
     except OSError:
-        found = ""
-    return found or "unknown"
+        return ""
+    return done.stdout.strip()
 
 
 def versions() -> dict[str, str]:
