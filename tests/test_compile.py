@@ -24,6 +24,7 @@ from fewstep.segments import add_rows
 
 OPS = list(calls(torch.float64))
 TRITON = [name for name in OPS if name != "group norm"]  # which has no kernel in Triton
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler on a CPU")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -76,7 +77,14 @@ def test_kernels_in_triton(name: str) -> None:
     alike(pushed(op, x), x, "aot_eager", 1e-4)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler on a CPU")
+@needs_compiler
+def test_inductor_as_users_have_it() -> None:
+    op, x = calls(torch.float64)["self"]
+    alike(op, x, "inductor", 1e-9)
+    torch.testing.assert_close(whole(pushed(op, x), "inductor")(x), pushed(op, x)(x))
+
+
+@needs_compiler
 def test_inductor_agrees_with_the_tangent_of_a_sum_over_rows() -> None:
     # What this package works around: an index_add onto zeros, whose tangent inductor gets wrong without a word.
     index, x = torch.tensor([0, 0, 2, 2]), torch.randn(4, 3)
