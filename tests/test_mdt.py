@@ -130,8 +130,8 @@ def test_sum_has_the_terms_of_its_parts(batch: Batch) -> None:
     alone = VelocityMatching(config).loss(batch, nets, Step(3, FlowPath()))
     alone |= VelocityDistillation(config).loss(batch, nets, Step(3, FlowPath()))
     assert list(both) == ["vm", "vd"]
-    assert {name: float(value) for name, value in both.items()} == pytest.approx(
-        {name: float(value) for name, value in alone.items()}, rel=1e-6
+    assert {name: value.item() for name, value in both.items()} == pytest.approx(
+        {name: value.item() for name, value in alone.items()}, rel=1e-6
     )
 
 
