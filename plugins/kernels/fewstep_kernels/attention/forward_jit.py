@@ -24,8 +24,9 @@ def addresses(base, start, rows, stride, BLOCK: tl.constexpr, WIDTH: tl.constexp
     d = tl.arange(0, WIDTH)
     if INDEXED:
         return base + rows[:, None].to(tl.int64) * stride + d[None, :]
-    # One scalar moves along a loop over blocks, and the offsets within a block stay what they are.
-    return base + start * stride.to(tl.int64) + (tl.arange(0, BLOCK)[:, None] * stride + d[None, :])
+    # One scalar moves along a loop over blocks, and the offsets within a block stay what they are. A stride of 1 is a
+    # constant of the kernel, which has no ``to``.
+    return base + start * tl.cast(stride, tl.int64) + (tl.arange(0, BLOCK)[:, None] * stride + d[None, :])
 
 
 @triton.jit
