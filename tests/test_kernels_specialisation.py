@@ -25,3 +25,5 @@ def test_other_lengths_ask_for_the_same_binaries_and_odd_ones_compile() -> None:
     assert [line[1] for line in lines if line[0] == "convolution"] == ["2", "2"]
     # Three ops, packed and dense: value and tangent, value, gradients.
     assert [line[1] for line in lines if line[0] == "norms"] == ["18"] * 3
+    # Attention, convolution and norms as above, each binary once.
+    assert [line[1] for line in lines if line[0] == "smallest"] == ["23"]
