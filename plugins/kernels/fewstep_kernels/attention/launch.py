@@ -10,12 +10,11 @@ from torch import Tensor
 from fewstep_kernels.attention import backward_jit, forward_jit
 from fewstep_kernels.attention.constants import constants, precision, scale, widths
 from fewstep_kernels.attention.schedule import Sequences, bounds, tiles
-from fewstep_kernels.attention.tiles import candidates
+from fewstep_kernels.attention.tiles import DELTA, candidates
 from fewstep_kernels.support import on_its_device
 from fewstep_kernels.tuning import Tile, choose
 
 LOG2E = 1.4426950408889634
-DELTA_ROWS = 64
 
 
 def packed(x: Tensor) -> Tensor:
@@ -112,10 +111,10 @@ def backward(
 def _inner(out: Tensor, grad: Tensor, seq: Sequences) -> Tensor:
     """float32 [H, T] rowsum(out grad)."""
     inner = _rows(out)
-    grid = (-(-len(out) // DELTA_ROWS), out.shape[1])
+    grid = (-(-len(out) // DELTA.sizes["BLOCK_M"]), out.shape[1])
     backward_jit.delta_kernel[grid](
         out, grad, inner, len(out), *_steps(out, grad), inner.stride(0),
-        **widths(out), BLOCK_M=DELTA_ROWS,
+        **widths(out), **DELTA.options,
     )  # fmt: skip
     return inner
 

@@ -9,7 +9,7 @@ import torch
 
 from fewstep_kernels.aot.specimen import Specimen
 from fewstep_kernels.attention import backward_jit, forward_jit
-from fewstep_kernels.attention.tiles import KINDS, candidates, variant
+from fewstep_kernels.attention.tiles import DELTA, KINDS, candidates, variant
 from fewstep_kernels.tuning import Tile
 
 KERNELS = {
@@ -22,22 +22,26 @@ KERNELS = {
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 FLOAT32 = ("lse", "delta")
 INT32 = ("tiles", "q_bounds", "k_bounds", "order")
-UNALIGNED = ("scale", "scale2", "lse_stride")
+UNALIGNED = ("count", "scale", "scale2", "lse_stride")
 NO_SPILL = ("forward", "tangent")
 
 
 def _signature(kind: str, names: list[str], element: str) -> dict[str, str]:
     """Triton types by name; what is neither a known pointer nor a scale is a stride."""
-    given = {**dict.fromkeys(FLOAT32, "*fp32"), **dict.fromkeys(INT32, "*i32"), "scale": "fp32", "scale2": "fp32"}
+    given = {**dict.fromkeys(FLOAT32, "*fp32"), **dict.fromkeys(INT32, "*i32"), "count": "i32"}
+    given |= {"scale": "fp32", "scale2": "fp32"}
     if kind == "keys-atomic":
         given["dq"] = "*fp32"
     strides = {name for name in names if name.endswith(("_stride", "_head"))}
     return {name: given.get(name, "i32" if name in strides else f"*{element}") for name in names if not name.isupper()}
 
 
+def _widths(head: int) -> dict[str, Any]:
+    return {"HEAD": head, "WIDTH": 1 << (head - 1).bit_length()}
+
+
 def _constants(kind: str, head: int, precision: str, indexed: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {"HEAD": head, "WIDTH": 1 << (head - 1).bit_length(), "INDEXED": indexed}
-    found |= {"UPCAST": False, "PRECISION": precision}
+    found = {**_widths(head), "INDEXED": indexed, "UPCAST": False, "PRECISION": precision}
     if kind.startswith("keys"):
         found["ATOMIC"] = kind == "keys-atomic"
     if kind == "tangent":
@@ -79,6 +83,21 @@ def _rows(kind: str) -> Iterator[Specimen]:
                 yield _specimen(kind, torch.float32, head, False, tile, precision)
 
 
+def _delta(dtype: torch.dtype, head: int) -> Specimen:
+    """Of what all backward kernels read."""
+    signature = _signature("delta", backward_jit.delta_kernel.arg_names, TYPES[dtype])
+    return Specimen(
+        name=f"attention-delta/{TYPES[dtype]}/{head}/{DELTA.name}",
+        kernel=backward_jit.delta_kernel,
+        signature=signature,
+        constants=_widths(head),
+        tile=DELTA,
+        aligned=tuple(name for name in signature if name not in UNALIGNED),
+        needs=frozenset({"no-spill"}),
+    )
+
+
 def specimens() -> list[Specimen]:
     """Every shipped tile: half precision at all head widths, windows, float32 exact and as tf32."""
-    return [specimen for kind in KINDS for specimen in _rows(kind)]
+    deltas = [_delta(dtype, head) for dtype in TYPES for head in (64, 128)]
+    return [*deltas, *(specimen for kind in KINDS for specimen in _rows(kind))]

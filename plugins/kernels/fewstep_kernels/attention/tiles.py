@@ -16,6 +16,8 @@ def tile(m: int, n: int, warps: int, stages: int) -> Tile:
     return Tile({"BLOCK_M": m, "BLOCK_N": n}, warps, stages)
 
 
+# Rows of the one kernel that multiplies nothing, before the backward ones.
+DELTA = Tile({"BLOCK_M": 64}, warps=4, stages=2)
 # By kind: up to 64 channels a head, then up to 128. Half precision, on tensor cores.
 HALF = {
     "forward": (
