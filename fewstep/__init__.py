@@ -1,6 +1,6 @@
 """fewstep: few-step distillation of flow and diffusion models, as plugins around a small core."""
 
-from fewstep.hookspecs import hookimpl
+from fewstep.plugins.hookspecs import hookimpl
 
 __version__ = "0.1.0"
 

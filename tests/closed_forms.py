@@ -10,25 +10,27 @@ from fewstep_toy.config import ToyConfig
 from fewstep_toy.network import ToyFlow
 from torch import Tensor, nn
 
-from fewstep.backbone import Backbone, Teacher
-from fewstep.batch import Batch, Condition
-from fewstep.jvp import Tangents
-from fewstep.layout import Dense, Layout
-from fewstep.objective import Nets, Step
-from fewstep.path import Path
-from fewstep.times import TimeSampler
+from fewstep.core.backbone import Backbone, Teacher
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.derivatives import Tangents
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Dense, Layout
+from fewstep.core.objective import Nets, Step
+from fewstep.core.times import TimeSampler
 
 GAUSSIAN = ToyConfig(target="gaussian")
 RING = ToyConfig(target="ring", conditional=True)
-TANGENTS, LINE = Tangents(), Path()
+TANGENTS, LINE = Tangents(), Interpolant()
 torch.set_num_threads(1)  # tiny tensors: threads only wait for each other
 
 
 class Given(Step):
     """A step whose named draws are given; "t" is what ``Step.times`` would return, in (0, 1)."""
 
-    def __init__(self, draws: dict[str, Tensor], tangents: Tangents = TANGENTS, path: Path = LINE) -> None:
-        super().__init__(index=0, path=path, tangents=tangents)
+    def __init__(
+        self, draws: dict[str, Tensor], tangents: Tangents = TANGENTS, interpolant: Interpolant = LINE
+    ) -> None:
+        super().__init__(index=0, interpolant=interpolant, tangents=tangents)
         self.draws = draws
 
     def randn_like(self, x: Tensor, name: str | None = None) -> Tensor:

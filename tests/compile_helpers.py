@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 from fewstep.ops import (
     attention,
     gated_residual,

@@ -104,7 +104,7 @@ def site(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True, scope="module")
 def _registry_as_installed() -> Iterator[None]:
     """What a test file registers for itself is gone before the next one."""
-    from fewstep.registry import registry
+    from fewstep.plugins.registry import registry
 
     known = registry()
     before = {key: list(found) for key, found in known._entries.items()}

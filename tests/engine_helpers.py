@@ -11,15 +11,15 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fewstep.backbone import Backbone, Teacher
-from fewstep.batch import Batch, Condition
-from fewstep.config import Strict
-from fewstep.dataset import Dataset
-from fewstep.engine.config import TrainConfig
+from fewstep.config.base import Strict
+from fewstep.config.train import TrainConfig
+from fewstep.core.backbone import Backbone, Teacher
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.dataset import Dataset
+from fewstep.core.layout import Dense, Layout
+from fewstep.core.objective import Nets, NetSpec, Objective, Phase, Step
 from fewstep.engine.trainer import Trainer
-from fewstep.layout import Dense, Layout
-from fewstep.objective import Nets, NetSpec, Objective, Phase, Step
-from fewstep.registry import Entry, registry
+from fewstep.plugins.registry import Entry, registry
 
 
 class TinyConfig(Strict):
@@ -121,7 +121,7 @@ class Regress(Objective[ObjectiveConfig]):
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         x0, layout, cond = batch.x0, batch.layout, batch.cond
         t_B = torch.rand(layout.batch_size, generator=step.generator, device=x0.device)
-        x_t = step.path.interpolate(x0, step.randn_like(x0, "noise"), t_B, layout)
+        x_t = step.interpolant.interpolate(x0, step.randn_like(x0, "noise"), t_B, layout)
         with torch.no_grad():
             v = nets.teacher(x_t, t_B, cond, layout)
         error = (nets.student(x_t, t_B, cond, layout) - 0.5 * v).square().mean()
@@ -145,7 +145,7 @@ class Transport(Objective[ObjectiveConfig]):
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         x0, layout, cond = batch.x0, batch.layout, batch.cond
         t_B = torch.rand(layout.batch_size, generator=step.stream("t"), device=x0.device).to(x0.dtype)
-        x_t = step.path.interpolate(x0, step.randn_like(x0), t_B, layout)
+        x_t = step.interpolant.interpolate(x0, step.randn_like(x0), t_B, layout)
         with torch.no_grad():
             v = nets.teacher(x_t, t_B, cond, layout)
         f, df = step.jvp(lambda x, t: nets.student(x, t, cond, layout), (x_t, t_B), (v, torch.ones_like(t_B)))

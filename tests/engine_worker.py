@@ -20,8 +20,9 @@ import torch._dynamo  # the first optimiser imports it: two seconds that a child
 from rich.console import Console
 from safetensors.torch import save
 
-from fewstep import run
-from fewstep.engine import atomic, resume, session  # noqa: F401  (imported before the forks)
+from fewstep import files as atomic
+from fewstep.config import run
+from fewstep.engine import resume, session  # noqa: F401  (imported before the forks)
 
 
 def slow_disk(seconds: float) -> None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fewstep.backbone import Backbone
+from fewstep.core.backbone import Backbone
 
 SS, SLAT = "ss_enc_conv3d_16l8_fp16", "dinov2_vitl14_reg_slat_enc_swin8_B_64l8_fp16"
 CHANNELS, VIEWS = 8, 3

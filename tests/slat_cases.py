@@ -10,7 +10,7 @@ from fewstep_trellis.checkpoint import build_model
 from fewstep_trellis.models import SLatFlowModel
 from torch import Tensor, nn
 
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 
 FLOW: dict[str, Any] = {
     "resolution": 8,

@@ -8,8 +8,8 @@ from fewstep_trellis.normalisation import Normalisation
 from fewstep_trellis.slat import StructuredLatentFlow
 from torch import Tensor, nn
 
-from fewstep.batch import Batch, Condition
-from fewstep.layout import Packed
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.layout import Packed
 
 CHANNELS, TOKENS, WIDTH, RESOLUTION = 3, 5, 6, 8
 LENGTHS = (9, 0, 20, 1)

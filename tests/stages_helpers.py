@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fewstep.backbone import Guidance, Teacher
-from fewstep.batch import Batch, Condition
-from fewstep.config import Strict
-from fewstep.dataset import Dataset
-from fewstep.layout import Dense, Layout, Packed
-from fewstep.registry import Entry, registry
-from fewstep.suite import Suite
+from fewstep.config.base import Strict
+from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.dataset import Dataset
+from fewstep.core.layout import Dense, Layout, Packed
+from fewstep.core.suite import Suite
+from fewstep.plugins.registry import Entry, registry
 from fewstep.testing import TinyBackbone
 from fewstep.testing.tiny import CHANNELS, COND, TinyConfig
 

@@ -11,16 +11,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fewstep.backbone import Teacher
-from fewstep.batch import Batch, Condition
-from fewstep.batching import Cuts, Stream, balanced_groups
-from fewstep.config import Strict
-from fewstep.dataset import Dataset, PackedDataConfig
-from fewstep.engine.config import TrainConfig
+from fewstep.config.base import Strict
+from fewstep.config.train import TrainConfig
+from fewstep.core.backbone import Teacher
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.batching import Cuts, Stream, balanced_groups
+from fewstep.core.dataset import Dataset, PackedDataConfig
+from fewstep.core.layout import Packed, reduce_mean
+from fewstep.core.objective import Nets, Objective, Step
 from fewstep.engine.trainer import Trainer
 from fewstep.errors import FewstepError
-from fewstep.layout import Packed, reduce_mean
-from fewstep.objective import Nets, Objective, Step
 from fewstep.testing import TinyBackbone
 
 

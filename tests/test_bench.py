@@ -19,21 +19,21 @@ from rich.console import Console
 from scipy import stats
 from torch import Tensor, nn
 
-from fewstep.backbone import Backbone, Guidance, Teacher
-from fewstep.batch import Batch, Condition
 from fewstep.bench import Report, drawing, run_bench
 from fewstep.bench.contact import contact_sheet
 from fewstep.bench.drawing import CHUNK, chunk_of
 from fewstep.bench.entrants import OTHER_NOISE, TRUTH
 from fewstep.bench.noise import noise_of
 from fewstep.bench.summary import gap_closed, interval
-from fewstep.config import Strict
-from fewstep.contract import Contract
+from fewstep.config.base import Strict
+from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.contract import Contract
+from fewstep.core.layout import Dense, Layout, Packed
+from fewstep.core.samplers import euler, sampling_path
+from fewstep.core.suite import Suite
 from fewstep.errors import FewstepError
-from fewstep.layout import Dense, Layout, Packed
 from fewstep.metrics import agreement, sliced_wasserstein
-from fewstep.sampler import euler, sampling_path
-from fewstep.suite import Suite
 
 COUNT, SPREAD, GUIDANCE = 70, 0.5, 2.0  # more samples than one chunk of 64
 

@@ -15,12 +15,12 @@ from engine_helpers import Tiny
 from rich.console import Console
 
 import fewstep
-from fewstep import run
-from fewstep.checkpoint import StudentInfo, load_student, read_info, save_student
-from fewstep.contract import Contract
-from fewstep.engine.atomic import clean, discard, new_folder, sha256, write_file
+from fewstep.config import run
+from fewstep.core.contract import Contract
+from fewstep.engine.export import StudentInfo, load_student, read_info, save_student
 from fewstep.engine.resume import Store
 from fewstep.errors import FewstepError
+from fewstep.files import clean, discard, new_folder, sha256, write_file
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from conftest import Cli
 
 import fewstep
 from fewstep.cli import main
-from fewstep.config import describe
-from fewstep.run import model_of, pick
+from fewstep.config.base import describe
+from fewstep.config.run import model_of, pick
 
 QUICK = ("train.steps=4", "train.batch_size=8", "backbone.pretrain=2", "backbone.width=8", "train.threads=1")
 RUN = ("distill", "--method", "mdt-vm", "--backbone", "toy")
@@ -96,7 +96,7 @@ def test_help_config_lists_every_key(capsys: pytest.CaptureFixture[str], monkeyp
 
 
 def test_every_key_of_every_method_and_backbone_has_a_meaning() -> None:
-    from fewstep.registry import registry
+    from fewstep.plugins.registry import registry
 
     for method in registry().entries("objective"):
         for backbone in registry().entries("backbone"):
@@ -169,7 +169,7 @@ def test_a_student_from_another_machine_finds_its_defaults(
     capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fewstep.cli import sample
-    from fewstep.registry import registry
+    from fewstep.plugins.registry import registry
 
     entry = registry().get("backbone", "trellis")
     values = {"teacher": "/nowhere/at/all/ss_flow", "guidance": 2.5}
@@ -214,11 +214,11 @@ def test_the_module_and_the_script_are_the_same() -> None:
 
 
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    import fewstep.run
+    import fewstep.config.run
 
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(fewstep.run, "resolve_stages", broken)
+    monkeypatch.setattr(fewstep.config.run, "resolve_stages", broken)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         main([*RUN, "--dry-run"])

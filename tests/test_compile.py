@@ -15,12 +15,12 @@ from kernel_helpers import DEVICE
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fewstep.core.layout import Packed
+from fewstep.core.segments import add_rows
 from fewstep.errors import FewstepError
-from fewstep.layout import Packed
 from fewstep.ops import varlen_attention, wire
 from fewstep.ops.launches import Launches
 from fewstep.ops.opaque import opaque
-from fewstep.segments import add_rows
 
 OPS = list(calls(torch.float64))
 TRITON = [name for name in OPS if name != "group norm"]  # which has no kernel in Triton

@@ -9,11 +9,11 @@ import torch
 from fewstep_trellis.conditioning.several import several_condition, several_field
 from torch import Tensor, nn
 
-from fewstep.backbone import Backbone, Guidance, Teacher
-from fewstep.batch import Condition
+from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.batch import Condition
+from fewstep.core.layout import Dense, Layout, Packed
+from fewstep.core.samplers import euler, sampling_path
 from fewstep.errors import FewstepError
-from fewstep.layout import Dense, Layout, Packed
-from fewstep.sampler import euler, sampling_path
 
 BATCH, IMAGES, TOKENS, WIDTH = 2, 3, 5, 4
 GRID = [1.0, 0.9, 0.7, 0.45, 0.2, 0.0]

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, field_validator, model_validator
 
-from fewstep.config import Strict, describe, merge, parse_override, read_toml, validate
-from fewstep.describe import toml
+from fewstep.config.base import Strict, describe, merge, parse_override, read_toml, validate
+from fewstep.config.describe import toml
 from fewstep.errors import FewstepError, nearest
 
 

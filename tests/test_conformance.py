@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.batch import Batch, Condition
-from fewstep.config import Strict
-from fewstep.layout import Layout
-from fewstep.objective import Nets, NetSpec, Objective, Phase, Step
-from fewstep.registry import registry
+from fewstep.config.base import Strict
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.layout import Layout
+from fewstep.core.objective import Nets, NetSpec, Objective, Phase, Step
+from fewstep.plugins.registry import registry
 from fewstep.testing import TinyBackbone, check_backbone, check_objective, tiny_batch
 
 OBJECTIVES = [e.name for e in registry().entries("objective")]
@@ -35,7 +35,7 @@ def test_the_structure_flow_passes() -> None:
     from fewstep_trellis.backbone import StructureFlow
     from fewstep_trellis.models import SparseStructureFlowModel
 
-    from fewstep.layout import Dense
+    from fewstep.core.layout import Dense
 
     torch.manual_seed(0)
     model = SparseStructureFlowModel(
@@ -67,7 +67,7 @@ class Good(Objective[Config]):
 
     def parts(self, batch: Batch, nets: Nets, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         t_B = torch.rand(batch.layout.batch_size, generator=step.stream("t"), dtype=torch.float64)
-        x_t = step.path.interpolate(batch.x0, step.randn_like(batch.x0, "noise"), t_B, batch.layout)
+        x_t = step.interpolant.interpolate(batch.x0, step.randn_like(batch.x0, "noise"), t_B, batch.layout)
         v = nets.teacher(x_t, t_B, batch.cond, batch.layout).detach()
         return t_B, x_t, v
 

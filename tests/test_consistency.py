@@ -14,15 +14,15 @@ from fewstep_toy.analytic import AnalyticFlow
 from pydantic import ValidationError
 from torch import Tensor
 
-from fewstep.backbone import Teacher
-from fewstep.batch import Batch, Condition
-from fewstep.layout import Dense, Packed
-from fewstep.objective import Nets, Step
-from fewstep.path import Path
-from fewstep.point import Look, PointConfig
-from fewstep.registry import registry
-from fewstep.residual import Derivative, normalise, phase_end
-from fewstep.times import TimeSampler, step_grid
+from fewstep.core.backbone import Teacher
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Dense, Packed
+from fewstep.core.objective import Nets, Step
+from fewstep.core.times import TimeSampler, step_grid
+from fewstep.methods.point import Look, PointConfig
+from fewstep.methods.residual import Derivative, normalise, phase_end
+from fewstep.plugins.registry import registry
 
 L2: dict[str, Any] = {"loss": "l2", "reduction": "element", "interval": 0.03}
 PLAIN: dict[str, Any] = {**L2, "weight": "none"}
@@ -144,7 +144,7 @@ def test_consistency_training_takes_neighbours_on_one_line(batch: Batch, given: 
     student = random_student(RING)
     _, target, at = Consistency(ConsistencyConfig(velocity="data", **L2)).jumps(batch, exact_nets(student, RING), given)
     earlier = at.t_B - 0.03
-    before = Path().interpolate(batch.x0, given.draws["noise"], earlier, batch.layout)
+    before = Interpolant().interpolate(batch.x0, given.draws["noise"], earlier, batch.layout)
     assert largest(target, before - earlier[:, None] * student(before, earlier, batch.cond, batch.layout)) < 1e-13
 
 
@@ -196,7 +196,7 @@ def test_contracts_and_refusals() -> None:
 def test_registered(name: str, batch: Batch) -> None:
     entry = registry().get("objective", name)
     objective = entry.load()(entry.load_config()())
-    losses = objective.loss(batch, exact_nets(random_student(RING), RING), Step(0, Path()))
+    losses = objective.loss(batch, exact_nets(random_student(RING), RING), Step(0, Interpolant()))
     assert list(losses) == [name]
     assert bool(total(losses).isfinite())
 

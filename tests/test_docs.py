@@ -62,7 +62,7 @@ def test_the_metric_and_the_kernel_of_the_page(site: Path, demo: Cli) -> None:
     code = """
 import torch
 from fewstep.ops import attention, explain
-from fewstep.registry import registry
+from fewstep.plugins.registry import registry
 metric = registry().get("metric", "demo-mean").load()()
 metric.update(torch.ones(2, 2), torch.zeros(2, 2), None)
 assert metric.compute() == {"mean_error": 1.0}

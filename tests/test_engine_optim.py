@@ -10,9 +10,9 @@ import torch
 from engine_helpers import Tiny, trainer
 from pydantic import ValidationError
 
-from fewstep.config import validate
-from fewstep.engine.config import TrainConfig
-from fewstep.engine.nets import warmed
+from fewstep.config.base import validate
+from fewstep.config.train import TrainConfig
+from fewstep.engine.networks import warmed
 from fewstep.engine.optim import Clipper, NetOptimizer, lr_factor
 from fewstep.errors import FewstepError
 

@@ -16,13 +16,13 @@ import pytest
 from engine_helpers import OBJECTIVES, Regress
 from rich.console import Console
 
-from fewstep import run
-from fewstep.discovery import load
-from fewstep.engine.presets import available
+from fewstep.config import run
+from fewstep.config.presets import available
+from fewstep.engine.progress import RunProgress, duration
+from fewstep.engine.trackers import JsonLines, TensorBoard, WandB, flat
 from fewstep.errors import FewstepError
-from fewstep.progress import RunProgress, duration
-from fewstep.registry import registry
-from fewstep.trackers import JsonLines, TensorBoard, WandB, flat
+from fewstep.plugins.discovery import load
+from fewstep.plugins.registry import registry
 
 PLUGIN = """
 from fewstep import hookimpl
@@ -226,7 +226,7 @@ class Recorder:
 def test_registered_tracker_gets_rows_and_is_closed(
     tiny: run.Resolved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fewstep.trackers.TensorBoard", Recorder)
+    monkeypatch.setattr("fewstep.engine.trackers.TensorBoard", Recorder)
     run.start(tiny, tmp_path / "run", False, quiet(), trackers=["tensorboard"])
     assert Recorder.made[-1].events == [2, 4, 5, "flush", "close"]
     with pytest.raises(FewstepError, match=r"unknown tracker 'tensorbord'.*did you mean 'tensorboard'"):

@@ -9,16 +9,16 @@ import pytest
 import torch
 from engine_helpers import OBJECTIVES, Regress, Tiny, TinyConfig, TwoTimes, trainer
 
-from fewstep.backbone import Backbone, Guidance, Teacher
-from fewstep.batch import Batch, Condition
+from fewstep.config.needs import check_needs
+from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.layout import Dense, Packed
+from fewstep.core.objective import NetSpec
 from fewstep.engine.budget import Budget
 from fewstep.engine.device import autocast, pick_device, to_device
-from fewstep.engine.needs import check_needs
 from fewstep.engine.trainer import NonFinite, Trainer
 from fewstep.engine.window import Window
 from fewstep.errors import FewstepError
-from fewstep.layout import Dense, Packed
-from fewstep.objective import NetSpec
 
 
 def trained(run: Trainer) -> list[dict[str, Any]]:

@@ -26,13 +26,13 @@ from fewstep_mdt.vm import VelocityMatching
 from fewstep_toy.analytic import GaussianMap
 from torch import Tensor
 
-from fewstep.backbone import Backbone
-from fewstep.batch import Batch
-from fewstep.objective import Objective, Step
-from fewstep.path import Path
-from fewstep.point import Look, PointConfig
-from fewstep.residual import Derivative, phase_end
-from fewstep.times import TimeSampler
+from fewstep.core.backbone import Backbone
+from fewstep.core.batch import Batch
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.objective import Objective, Step
+from fewstep.core.times import TimeSampler
+from fewstep.methods.point import Look, PointConfig
+from fewstep.methods.residual import Derivative, phase_end
 
 PLAIN: dict[str, Any] = {"guidance_vm": 0.0, "d_norm": "none", "t": TimeSampler(kind="uniform")}
 FAKE: dict[str, Any] = {**PLAIN, "guidance_vd": 0.0, "lambda_vd": 1.0}
@@ -58,7 +58,7 @@ def worst(objective: Any, student: Backbone, batch: Batch) -> float:
 def test_exact_transport_has_no_continuous_residual(batch: Batch, sigma_min: float) -> None:
     config = GAUSSIAN.model_copy(update={"sigma_min": sigma_min})
     nets = exact_nets(GaussianMap(config).double(), config)
-    step = Given(draws(batch.x0, 64), path=Path(sigma_min))
+    step = Given(draws(batch.x0, 64), interpolant=Interpolant(sigma_min))
     found = VelocityMatching(VMConfig(kind="continuous", **PLAIN)).targets(batch, nets, step)
     assert largest(found.v_pred, found.v_tgt) < 1e-12
     assert float(found.v_pred.detach().abs().max()) > 1
@@ -130,7 +130,7 @@ def fit(student: Backbone, objective: Objective[Any], iterations: int, rate: flo
     for i in range(iterations):
         adam.param_groups[0]["lr"] = rate * (1 - i / iterations)
         adam.zero_grad()
-        total(objective.loss(gaussian_batch(128, 100 + i), nets, Step(i, Path()))).backward()
+        total(objective.loss(gaussian_batch(128, 100 + i), nets, Step(i, Interpolant()))).backward()
         adam.step()
 
 
@@ -139,7 +139,7 @@ def transport_error(student: Backbone, t: float) -> float:
     batch, exact = gaussian_batch(512, 9), GaussianMap(GAUSSIAN).double()
     noise = draws(batch.x0, 512, seed=5)["noise"]
     t_B = torch.full((512,), t, dtype=torch.float64)
-    x_t = Path().interpolate(batch.x0, noise, t_B, batch.layout)
+    x_t = Interpolant().interpolate(batch.x0, noise, t_B, batch.layout)
     with torch.no_grad():
         error: Tensor = student(x_t, t_B, batch.cond, batch.layout) - exact(x_t, t_B, batch.cond, batch.layout)
     return float(error.square().mean().sqrt())

@@ -24,7 +24,7 @@ from plyfile import PlyData
 from test_pipeline_students import distilled
 
 from fewstep.cli import main
-from fewstep.contract import Contract
+from fewstep.core.contract import Contract
 
 
 @dataclass

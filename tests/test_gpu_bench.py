@@ -20,9 +20,9 @@ from benchmarks.gpu.targets import BY_KEY, TARGETS
 from benchmarks.gpu.times import Timing
 from benchmarks.gpu.voxels import shell, voxels_for
 from benchmarks.gpu.work import Roof, attention_bytes, attention_flops, convolution_flops
+from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
-from fewstep.layout import Packed
-from fewstep.sparse import pooling
+from fewstep.ops.geometry import pooling
 
 ROOT = Path(__file__).parents[1]
 

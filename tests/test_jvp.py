@@ -11,11 +11,11 @@ from engine_helpers import BACKBONES, Critic, Tiny, Transport, trainer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fewstep.batch import Condition
+from fewstep.core.batch import Condition
+from fewstep.core.derivatives import Tangents
+from fewstep.core.layout import Layout
 from fewstep.engine.probe import choose_tangents
 from fewstep.errors import FewstepError
-from fewstep.jvp import Tangents
-from fewstep.layout import Layout
 
 
 def field(x: Tensor, t: Tensor) -> Tensor:

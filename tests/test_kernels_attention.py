@@ -9,8 +9,8 @@ import torch
 from kernel_helpers import DEVICE, TYPES, close, relative_rms
 from torch import Tensor
 
+from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
-from fewstep.layout import Packed
 from fewstep.ops import attention, dispatch, explain, varlen_attention, windowed_attention
 from fewstep.ops.attention import reference_attention
 from fewstep.ops.varlen import partitioned, reference_varlen
@@ -116,7 +116,7 @@ def test_windows_are_read_where_they_are(shift: int) -> None:
     assert dispatch("windowed_attention", *inputs, layout, 4, shift).name == "triton-windowed"
 
     def oracle(*x: Tensor) -> Tensor:
-        from fewstep.sparse import windows
+        from fewstep.ops.geometry import windows
 
         found = windows(layout, 4, shift)
         inner = reference_varlen(*(y[found.order] for y in x), found.layout, found.layout)

@@ -10,11 +10,11 @@ from fewstep_kernels.convolution.plan import pairs, tiles
 from kernel_helpers import DEVICE, TYPES, close, relative_rms
 from torch import Tensor
 
+from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
-from fewstep.layout import Packed
 from fewstep.ops import dispatch, explain, submanifold_conv
 from fewstep.ops.convolution import reference_convolution
-from fewstep.sparse import neighbours
+from fewstep.ops.geometry import neighbours
 
 pytestmark = pytest.mark.usefixtures("triton_only")
 

@@ -8,7 +8,7 @@ from fewstep_trellis.models import SLatFlowModel, SparseStructureFlowModel
 from kernel_helpers import DEVICE, relative_rms
 from torch import Tensor, nn
 
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 from fewstep.ops import table
 
 pytestmark = pytest.mark.usefixtures("triton_only")

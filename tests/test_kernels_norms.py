@@ -12,8 +12,8 @@ from kernel_helpers import DEVICE, TYPES, close
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
+from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
-from fewstep.layout import Packed
 from fewstep.ops import dispatch, explain, gated_residual, head_rms_norm, modulated_norm, qk_rms_norm
 from fewstep.ops.modulation import reference_gated_residual, reference_modulated_norm
 from fewstep.ops.norms import reference_qk_rms_norm

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.batch import Batch, Condition
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.layout import Dense, Layout, Packed, reduce_mean
 from fewstep.errors import FewstepError
-from fewstep.layout import Dense, Layout, Packed, reduce_mean
 
 LENGTHS = [3, 1, 0, 7]
 

@@ -14,13 +14,13 @@ from fewstep_trellis.models import SLatFlowModel, SparseStructureFlowModel
 from fewstep_trellis.slat import StructuredLatentFlow
 from torch import Tensor, nn
 
-from fewstep.backbone import Guidance
-from fewstep.batch import Batch, Condition, joined
-from fewstep.economy import ENV, SWITCHES, economy, on
+from fewstep.core.backbone import Guidance
+from fewstep.core.batch import Batch, Condition, joined
+from fewstep.core.layout import Dense, Layout, Packed
+from fewstep.core.objective import Nets, Step
+from fewstep.core.samplers import euler
 from fewstep.errors import FewstepError
-from fewstep.layout import Dense, Layout, Packed
-from fewstep.objective import Nets, Step
-from fewstep.sampler import euler
+from fewstep.ops.economy import ENV, SWITCHES, economy, on
 
 ROUNDING = 1e-7
 SMALL: dict[str, Any] = {"model_channels": 32, "cond_channels": 16, "num_blocks": 2, "num_heads": 2}
@@ -74,7 +74,7 @@ def step_of(flow: Flow, batch: Batch, config: MDTConfig, guidance: Guidance) -> 
     """Loss terms and gradients of one MDT step."""
     student, teacher = flow.student().train().requires_grad_(True), Teachers(flow, guidance)
     nets = Nets({"teacher": teacher.teacher, "student": student}, {})
-    terms = MDT(config).loss(fresh(batch), nets, Step(3, flow.path, seed=5))
+    terms = MDT(config).loss(fresh(batch), nets, Step(3, flow.interpolant, seed=5))
     names, parameters = zip(*student.named_parameters(), strict=True)
     gradients = torch.autograd.grad(torch.stack(list(terms.values())).sum(), parameters, allow_unused=True)
     # Queries that look at nothing but zeros have no gradient, by the shortcut as by the long way.
@@ -86,7 +86,7 @@ class Teachers:
     """A frozen copy with other weights than the student's, so that their difference is not 0."""
 
     def __init__(self, flow: Flow, guidance: Guidance) -> None:
-        from fewstep.backbone import Teacher
+        from fewstep.core.backbone import Teacher
 
         backbone = flow.student()
         for parameter in backbone.parameters():
@@ -139,7 +139,7 @@ def calls(flow: Flow, kind: str) -> list[int]:
 
 
 def sampled(flow: Flow, batch: Batch, cond: Condition) -> Tensor:
-    return euler(flow, batch.x0, cond, batch.layout, [1.0, 0.6, 0.3, 0.0], Step(0, flow.path))
+    return euler(flow, batch.x0, cond, batch.layout, [1.0, 0.6, 0.3, 0.0], Step(0, flow.interpolant))
 
 
 def test_sampler_steps_share_keys_and_values(case: tuple[Flow, Batch]) -> None:
@@ -223,7 +223,9 @@ def test_grouped_evaluations_count_the_same_samples(case: tuple[Flow, Batch]) ->
         for network in (teacher.backbone, student):
             network.register_forward_hook(lambda m, args, out, seen=seen: seen.append(args[3].batch_size))
         with economy(*(["groups"] if grouped else [])):
-            MDT(MDTConfig()).loss(fresh(batch), Nets({"teacher": teacher, "student": student}, {}), Step(3, flow.path))
+            MDT(MDTConfig()).loss(
+                fresh(batch), Nets({"teacher": teacher, "student": student}, {}), Step(3, flow.interpolant)
+            )
     assert sizes[False] == [2] * 9
     assert sorted(sizes[True]) == [4, 4, 4, 6]
 

@@ -21,14 +21,14 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fewstep.backbone import Guidance, Teacher
-from fewstep.batch import Batch, Condition
-from fewstep.config import read_toml
-from fewstep.engine.config import TrainConfig
-from fewstep.layout import Dense
-from fewstep.objective import Nets, Step
-from fewstep.path import Path as FlowPath
-from fewstep.times import step_grid
+from fewstep.config.base import read_toml
+from fewstep.config.train import TrainConfig
+from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Dense
+from fewstep.core.objective import Nets, Step
+from fewstep.core.times import step_grid
 
 DATA = Path(__file__).parent / "golden" / "data"
 DENSE = DATA / "mdt" / "dense_a.json"
@@ -126,9 +126,9 @@ def losses(config: MDTConfig, batch: Batch) -> dict[str, Tensor]:
 
 def test_sum_has_the_terms_of_its_parts(batch: Batch) -> None:
     config, nets = MDTConfig(lambda_vm=0.7, lambda_vd=0.3), exact_nets(random_student(RING), RING)
-    both = MDT(config).loss(batch, nets, Step(3, FlowPath()))
-    alone = VelocityMatching(config).loss(batch, nets, Step(3, FlowPath()))
-    alone |= VelocityDistillation(config).loss(batch, nets, Step(3, FlowPath()))
+    both = MDT(config).loss(batch, nets, Step(3, Interpolant()))
+    alone = VelocityMatching(config).loss(batch, nets, Step(3, Interpolant()))
+    alone |= VelocityDistillation(config).loss(batch, nets, Step(3, Interpolant()))
     assert list(both) == ["vm", "vd"]
     assert {name: value.item() for name, value in both.items()} == pytest.approx(
         {name: value.item() for name, value in alone.items()}, rel=1e-6
@@ -140,7 +140,7 @@ def test_terms_share_times_and_noise(batch: Batch) -> None:
     vm, vd = MDT(config).terms
     assert isinstance(vm, VelocityMatching)
     assert isinstance(vd, VelocityDistillation)
-    step = Step(3, FlowPath())
+    step = Step(3, Interpolant())
     one, two = vm.targets(batch, nets, step), vd.targets(batch, nets, step)
     assert torch.equal(one.t_B, two.t_B)
     assert one.v_pred.requires_grad
@@ -167,7 +167,7 @@ def test_weights_scale_their_terms_and_0_leaves_one_out(batch: Batch) -> None:
 def test_distillation_waits_for_matching(batch: Batch) -> None:
     nets = exact_nets(random_student(RING), RING)
     for index, terms in ((2, ["vm"]), (3, ["vm", "vd"])):
-        step = Step(index, FlowPath())
+        step = Step(index, Interpolant())
         assert list(MDT(MDTConfig(vd_after=3)).loss(batch, nets, step)) == terms
 
 
@@ -210,7 +210,7 @@ def test_guidance_is_counted_as_strength(batch: Batch) -> None:
 
     step = given(batch)
     t_B = 0.5 + 0.5 * step.draws["t"]
-    x_t = step.path.interpolate(batch.x0, step.draws["noise"], t_B, batch.layout)
+    x_t = step.interpolant.interpolate(batch.x0, step.draws["noise"], t_B, batch.layout)
     c, u = (field(x_t, t_B, cond, batch.layout) for cond in (batch.cond, batch.cond.negative()))
     assert largest(target(0.0), c) < 1e-9
     assert largest(target(2.0), 3 * c - 2 * u) < 1e-9
@@ -221,7 +221,7 @@ def test_without_a_strength_the_teacher_guides_as_it_is_sampled(batch: Batch) ->
     nets = Nets({"student": random_student(RING), "teacher": Teacher(field, Guidance(3.0, (0.6, 1.0)))}, {})
     config = VMConfig(interval=0.01, d_norm="sample", d_norm_constant=1e12)
     found = VelocityMatching(config).targets(batch, nets, given(batch))
-    x_t = FlowPath().interpolate(batch.x0, given(batch).draws["noise"], found.t_B, batch.layout)
+    x_t = Interpolant().interpolate(batch.x0, given(batch).draws["noise"], found.t_B, batch.layout)
     c, u = (field(x_t, found.t_B, cond, batch.layout) for cond in (batch.cond, batch.cond.negative()))
     inside = (found.t_B >= 0.6)[:, None]
     assert 0 < inside.sum() < 6
@@ -235,11 +235,11 @@ def test_a_list_of_guidance_is_drawn_from_each_step(batch: Batch) -> None:
     seen: dict[str, set[float]] = {"vm": set(), "vd": set()}
     pairs = set()
     for index in range(24):
-        got = objective.loss(batch, nets, Step(index, FlowPath()))
-        assert got == objective.loss(batch, nets, Step(index, FlowPath()))
+        got = objective.loss(batch, nets, Step(index, Interpolant()))
+        assert got == objective.loss(batch, nets, Step(index, Interpolant()))
         drawn = {}
         for term, value in got.items():
-            (w,) = [w for w, o in fixed.items() if o.loss(batch, nets, Step(index, FlowPath()))[term] == value]
+            (w,) = [w for w, o in fixed.items() if o.loss(batch, nets, Step(index, Interpolant()))[term] == value]
             seen[term].add(w)
             drawn[term] = w
         pairs.add((drawn["vm"], drawn["vd"]))
@@ -270,7 +270,7 @@ def test_conditions_are_dropped_for_the_student_alone_and_anew_at_each_place() -
     batch = Batch(torch.randn(200, 2, generator=g, dtype=torch.float64), Dense(200), Condition(tokens))
     nets = exact_nets(Watch(random_student(RING)), RING)
     teacher = nets._modules["teacher"] = Watch(nets.teacher)
-    MDT(MDTConfig(p_uncond=0.3)).loss(batch, nets, Step(0, FlowPath()))
+    MDT(MDTConfig(p_uncond=0.3)).loss(batch, nets, Step(0, Interpolant()))
     assert all(torch.equal(seen, tokens) for seen in teacher.seen)
     vm, vm_before, fake, vd, vd_before = [seen.sum(1) == 0 for seen in nets.student.seen]
     assert torch.equal(vm, vm_before)
@@ -339,7 +339,7 @@ def test_published_preset(name: str) -> None:
 
 def test_dropped_conditions_are_a_function_of_the_step(batch: Batch) -> None:
     objective, nets = MDT(MDTConfig(p_uncond=0.5)), exact_nets(random_student(RING), RING)
-    step = Step(0, FlowPath())
-    once, again, later = (objective.loss(batch, nets, s) for s in (step, step, Step(1, FlowPath())))
+    step = Step(0, Interpolant())
+    once, again, later = (objective.loss(batch, nets, s) for s in (step, step, Step(1, Interpolant())))
     assert once == again
     assert once["vm"] != later["vm"]

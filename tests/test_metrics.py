@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fewstep.core.layout import Dense, Packed
 from fewstep.errors import FewstepError
-from fewstep.layout import Dense, Packed
 from fewstep.metrics import (
     agreement,
     chamfer,
@@ -22,7 +22,7 @@ from fewstep.metrics import (
     sliced_wasserstein,
     volume_iou,
 )
-from fewstep.registry import METRICS, registry
+from fewstep.plugins.registry import METRICS, registry
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

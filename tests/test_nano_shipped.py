@@ -21,8 +21,8 @@ from fewstep_trellis.teach.slat_quality import sample, without_cavities
 from scipy.spatial import cKDTree  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
-from fewstep.batch import Batch
-from fewstep.checkpoint import load_student
+from fewstep.core.batch import Batch
+from fewstep.engine.export import load_student
 
 CLASSES = {
     "slat_encoder": SLatEncoder,
@@ -110,7 +110,7 @@ def test_gaussians_lie_on_the_surface_in_its_colours(at: int) -> None:
 
 def velocity_error(flow: Any, batch: Batch, t: float, tokens: Tensor) -> float:
     noise = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(0))
-    from fewstep.batch import Condition
+    from fewstep.core.batch import Condition
 
     found = flow(
         (1 - t) * batch.x0 + t * noise, torch.full((batch.layout.batch_size,), t), Condition(tokens), batch.layout

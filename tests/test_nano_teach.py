@@ -21,9 +21,9 @@ from fewstep_trellis.teach.gaussian_loss import gaussian_terms
 from fewstep_trellis.teach.slat_quality import channel_statistics, compare, sample, watertight, without_cavities
 from torch import Tensor
 
-from fewstep.backbone import Backbone
+from fewstep.core.backbone import Backbone
+from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
-from fewstep.layout import Packed
 
 R = 4
 COORDS = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 1], [2, 2, 2], [3, 3, 3]])

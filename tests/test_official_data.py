@@ -21,9 +21,9 @@ from official_root import SLAT, SS, VIEWS, Letters, Pixels, Stub, make_root, sha
 from PIL import Image
 
 from fewstep.cli import main
-from fewstep.config import validate
+from fewstep.config.base import validate
+from fewstep.core.layout import Dense, Packed
 from fewstep.errors import FewstepError
-from fewstep.layout import Dense, Packed
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from fewstep_trellis.checkpoint import load_model, save_model
 from fewstep_trellis.models import SLatFlowModel, SparseStructureFlowModel
 from official_root import CHANNELS, make_root
 
-from fewstep import run
 from fewstep.cli import main
+from fewstep.config import run
 
 WIDTH = 32  # of a DINOv2 token
 NETWORK = {"model_channels": 32, "num_blocks": 1, "num_heads": 2, "patch_size": 2, "qk_rms_norm": True}

@@ -96,7 +96,7 @@ def test_commands_work_without_triton(command: list[str], tmp_path: Path) -> Non
 def test_a_model_runs_without_triton(tmp_path: Path) -> None:
     script = f"""{BLOCKED}
 import torch
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 from fewstep_trellis.models import SLatFlowModel
 model = SLatFlowModel(8, 4, 32, 16, 4, 1, 2, io_block_channels=[16])
 layout = Packed.of_lengths([8], torch.cartesian_prod(*[torch.arange(2)] * 3))

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
-from fewstep.layout import Packed
 from fewstep.ops import (
     dispatch,
     explain,

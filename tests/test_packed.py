@@ -15,10 +15,10 @@ from fewstep_mdt.vd import MDT, VelocityDistillation
 from fewstep_mdt.vm import VelocityMatching
 from torch import Tensor
 
-from fewstep.batch import Batch, Condition
-from fewstep.jvp import Mode, Tangents
-from fewstep.layout import Dense, Packed
-from fewstep.objective import Objective, Step
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.derivatives import Mode, Tangents
+from fewstep.core.layout import Dense, Packed
+from fewstep.core.objective import Objective, Step
 
 LENGTHS = [3, 1, 7, 2, 5]
 Make = Callable[[str], Objective[Any]]

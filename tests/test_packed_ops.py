@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
-from fewstep.layout import Packed
 from fewstep.ops import (
     pool_mean,
     sample_group_norm,
@@ -21,8 +21,8 @@ from fewstep.ops import (
     varlen_attention,
     windowed_attention,
 )
+from fewstep.ops.geometry import children, coords_of, neighbours, pooling, windows
 from fewstep.ops.table import ENV, kernels
-from fewstep.sparse import children, coords_of, neighbours, pooling, windows
 
 LENGTHS = [1, 17, 0, 2100, 63]
 Op = Callable[..., Tensor]
@@ -167,7 +167,7 @@ def test_children_follow_each_other() -> None:
 
 def test_a_large_box_is_searched_and_not_tabled(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = neighbours(voxels()).table
-    monkeypatch.setattr("fewstep.sparse.TABLE_LIMIT", 10)
+    monkeypatch.setattr("fewstep.ops.geometry.TABLE_LIMIT", 10)
     assert torch.equal(neighbours(voxels()).table, expected)
 
 

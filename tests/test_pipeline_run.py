@@ -31,7 +31,7 @@ from pipeline_helpers import (
 )
 from torch import Tensor
 
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 
 MESH, GAUSSIANS = "slat_decoder_mesh", "slat_decoder_gs"
 TOKENS = torch.randn(3, 5, COND, generator=torch.Generator().manual_seed(1))

@@ -89,8 +89,8 @@ def test_a_flow_knows_its_samplers_sigma_min(tmp_path: Path, tiny_pipeline: Path
     shutil.copytree(tiny_pipeline, tmp_path / "p")
     changed = {"name": "FlowEulerSampler", "args": {"sigma_min": 0.25}, "params": {}}
     pipeline = Pipeline.open(describe(tmp_path / "p", slat_sampler=changed))
-    assert pipeline.flow("slat").path.sigma_min == 0.25
-    assert pipeline.flow("ss").path.sigma_min == 1e-5
+    assert pipeline.flow("slat").interpolant.sigma_min == 0.25
+    assert pipeline.flow("ss").interpolant.sigma_min == 1e-5
 
 
 def test_a_checkpoint_of_another_class_is_refused(tmp_path: Path, tiny_pipeline: Path) -> None:

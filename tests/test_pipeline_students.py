@@ -26,9 +26,9 @@ from pipeline_helpers import COND, NORMALISATION, C, network
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fewstep.backbone import Backbone, Guidance
-from fewstep.checkpoint import StudentInfo, save_student
-from fewstep.contract import Contract
+from fewstep.core.backbone import Backbone, Guidance
+from fewstep.core.contract import Contract
+from fewstep.engine.export import StudentInfo, save_student
 from fewstep.errors import FewstepError
 
 TOKENS = torch.randn(1, 5, COND, generator=torch.Generator().manual_seed(1))

@@ -12,7 +12,7 @@ import pytest
 from conftest import Cli, fake_plugin
 
 from fewstep.cli.app import build
-from fewstep.registry import Registry, registry
+from fewstep.plugins.registry import Registry, registry
 
 EXAMPLE = Path(__file__).parent.parent / "plugins" / "example-huber"
 OBJECTIVE = "from fewstep import hookimpl\n@hookimpl\ndef register_objectives(register):\n    "
@@ -176,7 +176,7 @@ def test_a_name_that_two_plugins_claim_is_an_error_for_who_asks(cli: Cli, site: 
 
 def test_what_a_backbone_lacks_is_named_on_both_sides(cli: Cli, site: Path) -> None:
     method = (
-        "from fewstep.config import Strict\nfrom fewstep.objective import Objective\n"
+        "from fewstep.config.base import Strict\nfrom fewstep.core.objective import Objective\n"
         "class Much(Objective):\n    Config = Strict\n    needs = frozenset({'features', 'jvp'})\n"
         "    def loss(self, batch, nets, step): return {}\n"
     )
@@ -213,7 +213,7 @@ def test_an_interrupt_while_loading_is_no_broken_plugin(cli: Cli, site: Path) ->
 
 
 def test_names_that_clash_are_not_offered() -> None:
-    from fewstep.registry import Entry
+    from fewstep.plugins.registry import Entry
 
     found = Registry()
     for plugin in ("a", "b"):

@@ -14,13 +14,13 @@ from fewstep_trellis.models import SparseStructureFlowModel
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fewstep import replay
-from fewstep.backbone import Guidance, Teacher
-from fewstep.batch import Condition
-from fewstep.economy import economy, on
-from fewstep.layout import Dense
-from fewstep.objective import Step
-from fewstep.sampler import euler
+from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.batch import Condition
+from fewstep.core.layout import Dense
+from fewstep.core.objective import Step
+from fewstep.core.samplers import euler
+from fewstep.ops import replay
+from fewstep.ops.economy import economy, on
 
 GRID = [1.0, 0.7, 0.4, 0.2, 0.1, 0.0]
 STEPS = len(GRID) - 1
@@ -65,7 +65,7 @@ def sampled(field: Any, seed: int, samples: int = 2) -> Tensor:
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     noise, tokens = (torch.randn(samples, *s, generator=generator).to(device) for s in ((4, 4, 4, 4), (5, 16)))
-    return euler(field, noise, Condition(tokens), Dense(samples), GRID, Step(0, network.path))
+    return euler(field, noise, Condition(tokens), Dense(samples), GRID, Step(0, network.interpolant))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])

@@ -20,8 +20,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from fewstep import run
-from fewstep.checkpoint import load_student
+from fewstep.config import run
+from fewstep.engine.export import load_student
 from fewstep.engine.resume import STATE, TENSORS, Store
 from fewstep.errors import FewstepError
 

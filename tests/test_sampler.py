@@ -11,13 +11,13 @@ from closed_forms import GAUSSIAN, PhasedMap, largest
 from fewstep_toy.analytic import AnalyticFlow, GaussianMap
 from torch import Tensor
 
-from fewstep.backbone import Field
-from fewstep.batch import Condition
-from fewstep.layout import Dense, Layout, Packed
-from fewstep.path import Path
-from fewstep.residual import phase_end
-from fewstep.sampler import Sampler, consistency, euler, heun, jump, sampling_path
-from fewstep.times import step_grid
+from fewstep.core.backbone import VelocityField
+from fewstep.core.batch import Condition
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Dense, Layout, Packed
+from fewstep.core.samplers import Sampler, consistency, euler, heun, jump, sampling_path
+from fewstep.core.times import step_grid
+from fewstep.methods.residual import phase_end
 
 COUNT = 200
 SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun, "consistency": consistency, "jump": jump}
@@ -33,7 +33,7 @@ def exact() -> GaussianMap:
     return GaussianMap(GAUSSIAN).double()
 
 
-def run(sampler: Sampler, field: Field, noise: Tensor, steps: int, **more: Any) -> Tensor:
+def run(sampler: Sampler, field: VelocityField, noise: Tensor, steps: int, **more: Any) -> Tensor:
     grid = step_grid(steps, more.pop("rescale_t", 1.0))
     return sampler(field, noise, Condition(), Dense(len(noise)), grid, more.pop("step", sampling_path()), **more)
 
@@ -151,7 +151,7 @@ def test_sigma_min_is_kept_by_the_renoising(noise: Tensor) -> None:
     data = noise - exact(noise, torch.ones(COUNT, dtype=torch.float64), Condition(), Dense(COUNT))
     fresh = sampling_path(0.2).randn_like(noise, "renoise/0")
     half = torch.full((COUNT,), 0.5, dtype=torch.float64)
-    assert largest(seen[0], Path(0.2).interpolate(data, fresh, half, Dense(COUNT))) < 1e-12
+    assert largest(seen[0], Interpolant(0.2).interpolate(data, fresh, half, Dense(COUNT))) < 1e-12
 
 
 def test_the_exact_map_at_one_time_is_the_velocity(noise: Tensor) -> None:

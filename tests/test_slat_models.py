@@ -15,8 +15,8 @@ from golden.models import run_state_dict
 from slat_cases import AUTOENCODERS, CASES, FLOW, FLOWS, awake, inputs, one_by_one, ragged, run
 from torch import Tensor, nn
 
+from fewstep.core.layout import Dense, Packed
 from fewstep.errors import FewstepError
-from fewstep.layout import Dense, Packed
 
 CONFIGS = sorted((Path(__file__).parent / "golden" / "data" / "statedict").glob("slat_*.json"))
 EACH = pytest.mark.parametrize("case", CASES)

@@ -16,9 +16,9 @@ from fewstep_trellis.models.sparse_blocks import SparseSubdivideBlock
 from slat_cases import CASES, SPLATS, VAE, awake, inputs, ragged, run
 from torch import Tensor, nn
 
+from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
-from fewstep.layout import Packed
-from fewstep.sparse import coords_of
+from fewstep.ops.geometry import coords_of
 
 
 def plain_embedding(place: list[int], channels: int) -> Tensor:

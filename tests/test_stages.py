@@ -10,12 +10,12 @@ import pytest
 import stages_helpers
 from conftest import contents, refusal
 
-from fewstep import run
-from fewstep.checkpoint import load_student
 from fewstep.cli import main
+from fewstep.config import run
+from fewstep.config.stages import chosen, keys_of
+from fewstep.engine.export import load_student
 from fewstep.errors import FewstepError
-from fewstep.registry import registry
-from fewstep.stages import chosen, keys_of
+from fewstep.plugins.registry import registry
 
 QUICK = ("train.steps=3", "train.batch_size=4", "train.threads=1")
 DISTILL = ("distill", "--method", "mdt-vd", "--backbone", "duo", *QUICK)

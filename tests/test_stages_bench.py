@@ -14,8 +14,6 @@ from rich.console import Console
 from scipy import stats
 from stages_helpers import COUNT, First, Second, Signs, Sums
 
-from fewstep.backbone import Guidance, Teacher
-from fewstep.batch import Batch, Condition
 from fewstep.bench import Report, run_bench
 from fewstep.bench import drawing as drawing_module
 from fewstep.bench.drawing import chunks
@@ -23,12 +21,14 @@ from fewstep.bench.entrants import Stage, entrants, line_up
 from fewstep.bench.noise import noise_of, voxel_noise
 from fewstep.bench.through import check_alike, prompts_on
 from fewstep.cli import main
-from fewstep.contract import Contract
+from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.contract import Contract
+from fewstep.core.layout import Dense, Packed
+from fewstep.core.samplers import euler, sampling_path
+from fewstep.core.suite import Suite
 from fewstep.errors import FewstepError
-from fewstep.layout import Dense, Packed
-from fewstep.registry import registry
-from fewstep.sampler import euler, sampling_path
-from fewstep.suite import Suite
+from fewstep.plugins.registry import registry
 
 QUICK = ("train.steps=2", "train.batch_size=4", "train.threads=1")
 

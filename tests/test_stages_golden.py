@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from slat_helpers import TOKENS, WIDTH, slat_batch, slat_flow
 from torch import Tensor
 
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 
 SIGMA, INTERVAL, W, LAMBDA = 1e-5, 0.02, {"vm": 3.0, "vd": 5.0}, {"vm": 0.7, "vd": 0.3}
 LENGTHS = (7, 0, 19, 2)

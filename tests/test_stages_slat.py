@@ -20,19 +20,19 @@ from fewstep_trellis.slat import SLatConfig, StructuredLatentFlow
 from slat_helpers import CHANNELS, LENGTHS, slat_batch, slat_flow
 from torch import Tensor
 
-from fewstep.backbone import Backbone, Guidance, Teacher
-from fewstep.batch import Batch, Condition
-from fewstep.config import Strict
-from fewstep.dataset import Dataset
-from fewstep.engine.config import TrainConfig
+from fewstep.config.base import Strict
+from fewstep.config.train import TrainConfig
+from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.dataset import Dataset
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Dense, Layout, Packed
+from fewstep.core.objective import Nets, Objective, Step
+from fewstep.core.times import TimeSampler
 from fewstep.engine.device import to_device
 from fewstep.engine.trainer import Trainer
 from fewstep.errors import FewstepError
-from fewstep.layout import Dense, Layout, Packed
-from fewstep.objective import Nets, Objective, Step
-from fewstep.path import Path as FlowPath
 from fewstep.testing import check_backbone, check_objective
-from fewstep.times import TimeSampler
 
 METHODS: dict[str, tuple[type[Objective[Any]], Strict]] = {
     "mdt-vd": (MDT, MDTConfig()),
@@ -75,7 +75,7 @@ class Part(Step):
     """A step whose draws are a sample's part of a batch's draws."""
 
     def __init__(self, whole: Step, batch: Batch, sample: int) -> None:
-        super().__init__(index=0, path=whole.path)
+        super().__init__(index=0, interpolant=whole.interpolant)
         self.whole, self.batch, self.row = whole, batch, torch.tensor([sample])
 
     def randn_like(self, x: Tensor, name: str | None = None) -> Tensor:
@@ -98,7 +98,7 @@ def test_packed_is_every_sample_by_itself(name: str, reduction: str) -> None:
     objective = cls(config.model_copy(update={"reduction": reduction}))
     lengths = tuple(n for n in LENGTHS if n)
     batch = slat_batch(lengths)
-    step = Step(index=0, path=FlowPath(1e-5), seed=4)
+    step = Step(index=0, interpolant=Interpolant(1e-5), seed=4)
     models = [slat_flow(seed).double() for seed in (0, 1)]
     losses = objective.loss(batch, nets(*models, cls), step)
     torch.stack(list(losses.values())).sum().backward()

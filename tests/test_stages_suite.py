@@ -34,10 +34,10 @@ from PIL import Image
 from slat_helpers import randomised, slat_batch
 from torch import Tensor, nn
 
-from fewstep.batch import Batch
 from fewstep.cli import main
+from fewstep.core.batch import Batch
+from fewstep.core.layout import Dense, Packed
 from fewstep.errors import FewstepError
-from fewstep.layout import Dense, Packed
 from fewstep.metrics import agreement
 
 COUNT = 3

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fewstep import hookspecs
-from fewstep.registry import KINDS, registry
+from fewstep.plugins import hookspecs
+from fewstep.plugins.registry import KINDS, registry
 
 ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "fewstep").rglob("*.py"))

@@ -15,8 +15,8 @@ from fewstep_trellis.voxel_render import AZIMUTHS, render_views
 from PIL import Image
 from torch import Tensor, nn
 
+from fewstep.core.layout import Dense
 from fewstep.errors import FewstepError
-from fewstep.layout import Dense
 from fewstep.metrics import agreement, chamfer, frechet, kid, volume_iou
 
 COUNT, RESOLUTION = 6, 8

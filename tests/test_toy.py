@@ -19,21 +19,21 @@ from fewstep_toy.suite import ToySuite
 from pydantic import ValidationError
 from torch import Tensor
 
-from fewstep.backbone import Backbone
-from fewstep.batch import Condition
-from fewstep.config import read_toml, validate
-from fewstep.dataset import Dataset
-from fewstep.engine.config import TrainConfig
-from fewstep.engine.nets import Networks
-from fewstep.engine.presets import find
+from fewstep.config.base import read_toml, validate
+from fewstep.config.presets import find
+from fewstep.config.train import TrainConfig
+from fewstep.core.backbone import Backbone
+from fewstep.core.batch import Condition
+from fewstep.core.dataset import Dataset
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Dense, Packed
+from fewstep.core.objective import NetSpec
+from fewstep.core.samplers import Sampler, euler, heun, sampling_path
+from fewstep.core.times import TimeSampler, step_grid
+from fewstep.engine.networks import Networks
 from fewstep.engine.trainer import Trainer
 from fewstep.errors import FewstepError
-from fewstep.layout import Dense, Packed
-from fewstep.objective import NetSpec
-from fewstep.path import Path as FlowPath
-from fewstep.registry import registry
-from fewstep.sampler import Sampler, euler, heun, sampling_path
-from fewstep.times import TimeSampler, step_grid
+from fewstep.plugins.registry import registry
 
 QUICK = ToyConfig(target="moons", conditional=True, width=48, pretrain=150)
 NAMES: tuple[Target, ...] = ("ring", "checkerboard", "moons", "gaussian")
@@ -143,7 +143,7 @@ def test_the_student_of_a_closed_form_is_an_mlp_that_knows_it() -> None:
     labels = exact.mixture.draw_labels(500, g)
     cond, t_B = Condition(torch.eye(2)[labels]), torch.rand(500, generator=g)
     noise = torch.randn(500, 2, generator=g)
-    x_t = FlowPath().interpolate(exact.mixture.sample(labels, g), noise, t_B, Dense(500))
+    x_t = Interpolant().interpolate(exact.mixture.sample(labels, g), noise, t_B, Dense(500))
 
     def error(network: Backbone, cond: Condition) -> float:
         with torch.no_grad():
@@ -376,6 +376,6 @@ def test_velocity_matching_moves_one_step_to_the_teacher() -> None:
 def test_exact_velocity_takes_any_leading_shape() -> None:
     mixture, x = TARGETS["ring"](), plane(6).float()
     t = torch.full((6, 1), 0.5)
-    flat = exact_velocity(mixture, FlowPath(), x, t, None)
-    shaped = exact_velocity(mixture, FlowPath(), x.reshape(2, 3, 2), t.reshape(2, 3, 1), None)
+    flat = exact_velocity(mixture, Interpolant(), x, t, None)
+    shaped = exact_velocity(mixture, Interpolant(), x.reshape(2, 3, 2), t.reshape(2, 3, 1), None)
     assert largest(flat, shaped.reshape(6, 2)) < 1e-6

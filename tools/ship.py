@@ -17,7 +17,7 @@ from fewstep_trellis.normalisation import PIPELINE
 from fewstep_trellis.shipped import NANO
 from fewstep_trellis.teach.describe import ROLES
 
-from fewstep.checkpoint import load_student, save_student
+from fewstep.engine.export import load_student, save_student
 
 
 def portable(config: dict[str, Any]) -> dict[str, Any]:

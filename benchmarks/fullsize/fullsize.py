@@ -24,12 +24,12 @@ from memory import Phase, measured
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fewstep.batch import Condition
 from fewstep.bench.environment import machine, versions
-from fewstep.layout import Dense, Layout, Packed
-from fewstep.objective import Step
-from fewstep.sampler import euler
-from fewstep.times import step_grid
+from fewstep.core.batch import Condition
+from fewstep.core.layout import Dense, Layout, Packed
+from fewstep.core.objective import Step
+from fewstep.core.samplers import euler
+from fewstep.core.times import step_grid
 
 RESULTS = Path(__file__).parent / "results"
 COMMON = {"model_channels": 1024, "cond_channels": 1024, "num_blocks": 24, "num_heads": 16, "mlp_ratio": 4}
@@ -116,7 +116,7 @@ def measure(stage: str, steps: int) -> Result:
         with measured("load it, blocks to float32") as loaded:
             flow = load(flow_class, stem)
         cond = Condition(torch.randn(1, TOKENS, 1024, generator=torch.Generator().manual_seed(2)))
-        step = Step(0, flow.path)
+        step = Step(0, flow.interpolant)
         with measured(f"{steps} Euler step" + "s" * (steps > 1)) as stepped:
             out = euler(flow, noise, cond, layout, step_grid(steps), step)
     assert out.shape == noise.shape

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fewstep.config import read_toml
+from fewstep.config.base import read_toml
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.bench import Bench
-from fewstep.layout import Packed
-from fewstep.sparse import pooling
+from fewstep.core.layout import Packed
+from fewstep.ops.geometry import pooling
 
 EDGE = 64
 

@@ -1,4 +1,4 @@
-"""An MDT step and sampling at the nano size on a CPU, with and without what ``fewstep.economy`` saves.
+"""An MDT step and sampling at the nano size on a CPU, with and without what ``fewstep.ops.economy`` saves.
 
 ``python -m pytest benchmarks/kernels/test_mdt_step_cpu.py --benchmark-json=...``: all in one run, rounds in turn, the
 same seeds; gradients of both are compared. Fails below 1.3 for the step of the structure flow.
@@ -19,12 +19,12 @@ from fewstep_trellis.backbone import StructureFlow, TrellisConfig
 from fewstep_trellis.slat import SLatConfig, StructuredLatentFlow
 from torch import Tensor
 
-from fewstep.backbone import Teacher
-from fewstep.batch import Batch, Condition
-from fewstep.economy import SWITCHES, economy, on
-from fewstep.layout import Dense, Packed
-from fewstep.objective import Nets, Step
-from fewstep.sampler import euler
+from fewstep.core.backbone import Teacher
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.layout import Dense, Packed
+from fewstep.core.objective import Nets, Step
+from fewstep.core.samplers import euler
+from fewstep.ops.economy import SWITCHES, economy, on
 
 ROUNDS = 9
 TOKENS = 65  # of one picture, for the shipped nano models
@@ -63,7 +63,7 @@ def step(case: Case) -> Callable[[], list[Tensor]]:
     nets = Nets({"teacher": teacher, "student": student}, {})
 
     def run() -> list[Tensor]:
-        losses = MDT(MDTConfig()).loss(fresh(batch), nets, Step(0, teacher.path, seed=3))
+        losses = MDT(MDTConfig()).loss(fresh(batch), nets, Step(0, teacher.interpolant, seed=3))
         total = torch.stack(list(losses.values())).sum()
         found = torch.autograd.grad(total, list(student.parameters()), allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(student.parameters(), found, strict=True)]
@@ -77,7 +77,7 @@ def sampling(case: Case, steps: int, guided: bool) -> Callable[[], list[Tensor]]
 
     def run() -> list[Tensor]:
         given, field = fresh(batch), teacher if guided else teacher.backbone
-        return [euler(field, given.x0, given.cond, given.layout, grid, Step(0, teacher.path))]
+        return [euler(field, given.x0, given.cond, given.layout, grid, Step(0, teacher.interpolant))]
 
     return run
 

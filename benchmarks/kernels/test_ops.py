@@ -20,7 +20,7 @@ from benchmarks.gpu.optable import entries, refusal, within
 from benchmarks.gpu.sections.correct import EVERYTHING, PLAIN_ERRORS, Found, evaluate, worst
 from benchmarks.gpu.sections.trials import Trial
 from benchmarks.gpu.voxels import shell
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 
 CUDA = torch.cuda.is_available()
 DEVICE, DTYPE = ("cuda", torch.float16) if CUDA else ("cpu", torch.float32)

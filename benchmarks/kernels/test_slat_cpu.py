@@ -20,7 +20,7 @@ import torch
 from fewstep_trellis.models import SLatFlowModel, sparse_layers
 from torch import Tensor
 
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 from fewstep.ops.table import ENV
 
 VOXELS, BATCH, WIDTH, BLOCKS, EDGE, ROUNDS = 12_000, 2, 256, 6, 64, 3

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fewstep.config import read_toml
+from fewstep.config.base import read_toml
 
 PROBE_STEPS = 2
 

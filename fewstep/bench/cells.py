@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from fewstep.batch import Batch
 from fewstep.bench.drawing import clock, warm_up
 from fewstep.bench.entrants import OTHER_NOISE, TEACHER, TRUTH, Entrant, Stage
 from fewstep.bench.rows import NON_FINITE, Row
 from fewstep.bench.through import check_alike, through
-from fewstep.suite import Suite
+from fewstep.core.batch import Batch
+from fewstep.core.suite import Suite
 
 CONDITION_PROMPTS, CONDITION_REPEATS = 16, 3
 Took = Callable[[Entrant, int, int, list[Row]], None]  # (entrant, steps, seed, its rows)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.batch import Batch
 from fewstep.bench.entrants import Entrant
+from fewstep.core.batch import Batch
+from fewstep.core.layout import Layout, Packed
+from fewstep.core.objective import Step
 from fewstep.engine.device import to_device
-from fewstep.layout import Layout, Packed
-from fewstep.objective import Step
 
 CHUNK, ELEMENTS = 64, 2**18  # samples at a time: at least 64, more where they are small
 ROWS = 2**15  # of samples of unequal length at a time, at least one sample
@@ -82,7 +82,7 @@ def draw(entrant: Entrant, prompts: Batch, noise: Tensor, steps: int, seed: int,
         for index, rows in enumerate(chunks(prompts)):
             batch = to_device(prompts.select(rows), device)
             start = layout.select(noise, rows)[0].to(device)
-            step = Step(index=index, path=entrant.network.path, seed=seed, device=device)
+            step = Step(index=index, interpolant=entrant.network.interpolant, seed=seed, device=device)
             began = clock(device)
             grid = entrant.contract.grid(steps)
             if start.numel():  # structures may have come out empty

@@ -8,12 +8,12 @@ from typing import Protocol
 
 from torch import nn
 
-from fewstep.backbone import Backbone, Guidance, Teacher
-from fewstep.contract import Contract
+from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.contract import Contract
+from fewstep.core.samplers import Sampler
+from fewstep.core.suite import Suite
 from fewstep.errors import FewstepError
-from fewstep.registry import registry
-from fewstep.sampler import Sampler
-from fewstep.suite import Suite
+from fewstep.plugins.registry import registry
 
 TEACHER, UNDISTILLED = "teacher", "undistilled"
 OTHER_NOISE, TRUTH = "teacher, other noise", "truth, decoded"

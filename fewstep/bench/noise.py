@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from fewstep.batch import Batch
-from fewstep.layout import Packed
-from fewstep.objective import Step
-from fewstep.path import Path
+from fewstep.core.batch import Batch
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Packed
+from fewstep.core.objective import Step
 
 _BITS, _HALF = 20, 1 << 19  # of a coordinate, which may be negative
 _ODD = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15, -0x61C8864680B583EB)  # SplitMix64's, as signed numbers
@@ -21,7 +21,7 @@ def noise_of(seed: int, prompts: Batch) -> Tensor:
     layout = prompts.layout
     if isinstance(layout, Packed) and layout.coords is not None:
         return voxel_noise(seed, layout, prompts.x0)
-    return Step(index=0, path=Path(), seed=seed).randn_like(prompts.x0, "noise")
+    return Step(index=0, interpolant=Interpolant(), seed=seed).randn_like(prompts.x0, "noise")
 
 
 def voxel_noise(seed: int, layout: Packed, like: Tensor) -> Tensor:

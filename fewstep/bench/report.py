@@ -17,7 +17,7 @@ from fewstep.bench.entrants import TEACHER, UNDISTILLED
 from fewstep.bench.rows import NON_FINITE, Row
 from fewstep.bench.summary import Line
 from fewstep.bench.table import quality_table, time_table
-from fewstep.suite import Suite
+from fewstep.core.suite import Suite
 
 
 def write(out: Path, cells: Cells, lines: Sequence[Line], record: Mapping[str, Any], columns: int) -> None:

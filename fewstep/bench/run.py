@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fewstep.backbone import Backbone, Teacher
 from fewstep.bench import report
 from fewstep.bench.cells import Cells
 from fewstep.bench.entrants import Entrant, Made, Stage, line_up, students_of
@@ -21,9 +20,10 @@ from fewstep.bench.environment import machine, versions
 from fewstep.bench.progress import BenchProgress
 from fewstep.bench.rows import ROWS, Row, RowFile, read_rows
 from fewstep.bench.summary import Line, summarise
+from fewstep.core.backbone import Backbone, Teacher
+from fewstep.core.suite import Suite
 from fewstep.engine.folder import occupied
 from fewstep.errors import FewstepError, invalid
-from fewstep.suite import Suite
 
 TEACHER_STEPS = 25
 

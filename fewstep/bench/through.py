@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from fewstep.batch import Batch
 from fewstep.bench.drawing import clock, draw
 from fewstep.bench.entrants import Entrant, Stage
 from fewstep.bench.noise import noise_of
+from fewstep.core.batch import Batch
+from fewstep.core.layout import Layout, Packed
 from fewstep.errors import FewstepError
-from fewstep.layout import Layout, Packed
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from fewstep.cli.distill import distill
 from fewstep.cli.ops import ops
 from fewstep.cli.plugins import plugins
 from fewstep.cli.sample import sample
-from fewstep.discovery import call, problem
 from fewstep.errors import FewstepError
-from fewstep.registry import Installed, Registry, registry
+from fewstep.plugins.discovery import call, problem
+from fewstep.plugins.registry import Installed, Registry, registry
 
 IGNORE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 

@@ -14,12 +14,12 @@ from typer import Argument, Option
 from fewstep.cli.distill import STAGE, needed
 from fewstep.cli.lists import integers, names, whole
 from fewstep.cli.students import choose, load
-from fewstep.config import Strict, merge, parse_override, validate
-from fewstep.engine import presets
+from fewstep.config import presets
+from fewstep.config.base import Strict, merge, parse_override, validate
+from fewstep.config.run import data_of
+from fewstep.config.stages import check_named, chosen, keys_of
 from fewstep.errors import unknown
-from fewstep.registry import Entry, registry
-from fewstep.run import data_of
-from fewstep.stages import check_named, chosen, keys_of
+from fewstep.plugins.registry import Entry, registry
 
 if TYPE_CHECKING:
     from fewstep.bench.entrants import Stage

@@ -14,13 +14,13 @@ from rich.table import Column, Table
 from rich.text import Text
 from typer import Argument, Option
 
-from fewstep.describe import describe, toml
+from fewstep.config.describe import describe, toml
+from fewstep.config.stages import chosen
 from fewstep.errors import FewstepError
-from fewstep.registry import registry
-from fewstep.stages import chosen
+from fewstep.plugins.registry import registry
 
 if TYPE_CHECKING:
-    from fewstep.run import Resolved
+    from fewstep.config.run import Resolved
 
 STAGE = Option(
     "--stage",
@@ -49,7 +49,7 @@ def distill(
 
     Later wins: defaults, --preset, --config, KEY=VALUE.
     """
-    from fewstep import run
+    from fewstep.config import run
 
     console = Console()
     method, backbone = needed("--method", "objective", method), needed("--backbone", "backbone", backbone)
@@ -74,7 +74,7 @@ def needed(option: str, kind: str, value: str | None) -> str:
 
 def show_keys(console: Console, method: str, backbone: str, stage: str | None, dataset: str | None) -> None:
     """Every key with what it accepts, its default and its meaning."""
-    from fewstep import run
+    from fewstep.config import run
 
     running = chosen(registry().get("backbone", backbone), stage)
     for name, network in running.items():
@@ -101,7 +101,7 @@ def show_config(console: Console, resolved: Resolved, stage: str = "") -> None:
 def _start(
     resolved: Mapping[str, Resolved], out: Path | None, resume: bool, trackers: list[str], console: Console
 ) -> None:
-    from fewstep import run
+    from fewstep.config import run
 
     folder = out or next(iter(resolved.values())).folder
     try:

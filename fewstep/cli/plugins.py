@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fewstep.registry import KINDS, Installed, Registry, registry
+from fewstep.plugins.registry import KINDS, Installed, Registry, registry
 
 WORDS = {"objective": "methods"}
 

@@ -11,14 +11,14 @@ from rich.text import Text
 from typer import Argument, Option
 
 from fewstep.cli.lists import whole
-from fewstep.config import validate
+from fewstep.config.base import validate
 from fewstep.errors import FewstepError, invalid
-from fewstep.registry import Entry, registry
+from fewstep.plugins.registry import Entry, registry
 
 if TYPE_CHECKING:
-    from fewstep.batch import Batch
-    from fewstep.contract import Contract
-    from fewstep.suite import Suite
+    from fewstep.core.batch import Batch
+    from fewstep.core.contract import Contract
+    from fewstep.core.suite import Suite
 
 
 def sample(
@@ -35,7 +35,7 @@ def sample(
     _check_image(image)
     draw = registry().get("sampler", sampler) if sampler is not None else None
 
-    from fewstep.checkpoint import load_student
+    from fewstep.engine.export import load_student
 
     student, info = load_student(path)
     contract = info.contract
@@ -98,10 +98,10 @@ def prompts(suite: Suite, image: Path | None, count: int) -> Batch:
 
 def generate(student: Any, contract: Contract, draw: Any, batch: Batch, steps: int, seed: int) -> tuple[Any, Batch]:
     """Samples [like ``batch.x0``] from fresh noise, with the guidance that the contract asks for."""
-    from fewstep.backbone import Guidance, Teacher
-    from fewstep.objective import Step
+    from fewstep.core.backbone import Guidance, Teacher
+    from fewstep.core.objective import Step
 
-    step = Step(index=0, path=student.path, seed=seed)
+    step = Step(index=0, interpolant=student.interpolant, seed=seed)
     field = Teacher(student, Guidance(contract.guidance)) if contract.guidance != 1.0 else student
     noise = step.randn_like(batch.x0, "noise")
     return draw(field, noise, batch.cond, batch.layout, contract.grid(steps), step), batch

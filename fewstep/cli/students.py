@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewstep.errors import FewstepError
-from fewstep.registry import Entry, registry
+from fewstep.plugins.registry import Entry, registry
 
 if TYPE_CHECKING:
-    from fewstep.backbone import Backbone
-    from fewstep.checkpoint import StudentInfo
+    from fewstep.core.backbone import Backbone
+    from fewstep.engine.export import StudentInfo
 
     Student = tuple[str | None, Backbone, StudentInfo]
 
@@ -67,7 +67,7 @@ def load(folders: list[Chosen], running: Mapping[str, Entry]) -> dict[str, list[
     Raises:
         FewstepError: for a folder that is no student's, or a student of another backbone.
     """
-    from fewstep.checkpoint import load_student
+    from fewstep.engine.export import load_student
 
     students: dict[str, list[Student]] = {name: [] for name in running}
     for label, paths in folders:

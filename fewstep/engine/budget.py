@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from fewstep.layout import Layout
+from fewstep.core.layout import Layout
 
 Counts = dict[str, dict[str, int]]
 

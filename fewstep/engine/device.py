@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.batch import Batch
+from fewstep.core.batch import Batch
+from fewstep.core.layout import Layout
 from fewstep.errors import FewstepError, invalid
-from fewstep.layout import Layout
 
 
 def pick_device(name: str) -> torch.device:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fewstep.engine.atomic import TEMP, clean
 from fewstep.errors import FewstepError
+from fewstep.files import TEMP, clean
 
 CONFIG = "config.json"
 FREE = ("train.checkpoint_every", "train.export", "train.keep", "train.log_every")

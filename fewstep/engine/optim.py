@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewstep.engine.config import TrainConfig
+from fewstep.config.train import TrainConfig
 from fewstep.errors import FewstepError
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fewstep.batch import Batch
-from fewstep.objective import Objective
+from fewstep.core.batch import Batch
+from fewstep.core.objective import Objective
 
 Terms = dict[str, float]
 

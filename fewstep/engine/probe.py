@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fewstep.core.derivatives import Tangents, choose
+from fewstep.core.objective import Phase
 from fewstep.errors import FewstepError
-from fewstep.jvp import Tangents, choose
-from fewstep.objective import Phase
 
 if TYPE_CHECKING:
     from fewstep.engine.trainer import Trainer
@@ -46,8 +46,10 @@ def tangents_for(trainer: Trainer, say: Callable[[str], None]) -> Tangents:
 
 
 def choose_tangents(provides: frozenset[str], probe: Callable[[Tangents], object]) -> Tangents:
-    """``fewstep.jvp.choose``, with two passes tried before finite differences: activation checkpointing and some
-    fused ops have a forward-mode derivative only where no graph is recorded."""
+    """``choose``, with two passes tried before finite differences.
+
+    Activation checkpointing and some fused ops have a forward-mode derivative only where no graph is recorded.
+    """
     first = choose(provides, probe)
     if first.mode != "finite-difference" or not first.reason.startswith(FAILED):
         return first

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fewstep.engine.atomic import clean, digest, discard, new_folder, sha256
 from fewstep.errors import FewstepError
+from fewstep.files import clean, digest, discard, new_folder, sha256
 
 FORMAT = "fewstep-resume-1"
 TENSORS, STATE = "state.safetensors", "state.json"

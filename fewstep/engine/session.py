@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fewstep.checkpoint import StudentInfo, save_student
+from fewstep.core.objective import Objective
 from fewstep.engine import folder as folders
 from fewstep.engine import state
-from fewstep.engine.atomic import write_json
+from fewstep.engine.export import StudentInfo, save_student
+from fewstep.engine.progress import RunProgress
 from fewstep.engine.resume import Header, Store
+from fewstep.engine.trackers import JsonLines, Tracker
 from fewstep.engine.trainer import NonFinite, Row, Trainer
 from fewstep.engine.window import Window
 from fewstep.errors import FewstepError
-from fewstep.objective import Objective
-from fewstep.progress import RunProgress
-from fewstep.registry import registry
-from fewstep.trackers import JsonLines, Tracker
+from fewstep.files import write_json
+from fewstep.plugins.registry import registry
 
 if TYPE_CHECKING:
-    from fewstep.run import Resolved
+    from fewstep.config.run import Resolved
 
 Say = Callable[[str], None]
 
@@ -30,7 +30,7 @@ Say = Callable[[str], None]
 def run(
     resolved: Resolved, out: Path, resume: bool, console: Console, trackers: Sequence[str], command: Sequence[str]
 ) -> Path:
-    """``fewstep.run.start``. Whatever can be refused is refused before the folder is made."""
+    """``fewstep.config.run.start``. Whatever can be refused is refused before the folder is made."""
     chosen = [registry().get("tracker", name) for name in trackers]
     objective_cls, backbone_cls = resolved.method.load(), resolved.backbone.load()
     folders.check(out, resume)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.core.objective import Step
 from fewstep.engine.budget import Budget
-from fewstep.objective import Step
 
 
 @dataclass

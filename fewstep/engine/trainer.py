@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.backbone import Teacher
-from fewstep.batch import Batch
-from fewstep.dataset import Dataset
+from fewstep.config.train import TrainConfig
+from fewstep.core.backbone import Teacher
+from fewstep.core.batch import Batch
+from fewstep.core.dataset import Dataset
+from fewstep.core.derivatives import Tangents
+from fewstep.core.objective import Objective, Phase
 from fewstep.engine.budget import Budget
-from fewstep.engine.config import TrainConfig
 from fewstep.engine.device import autocast, pick_device, to_device
-from fewstep.engine.nets import Networks
+from fewstep.engine.networks import Networks
 from fewstep.engine.optim import NetOptimizer
 from fewstep.engine.passes import Pass, Terms, common_factor, mean_terms, size_of
 from fewstep.engine.probe import tangents_for
 from fewstep.engine.step import Notes, TrainStep, seed_torch
 from fewstep.errors import FewstepError
-from fewstep.jvp import Tangents
-from fewstep.objective import Objective, Phase
 
 Row = dict[str, Any]
 
@@ -106,7 +106,7 @@ class Trainer:
         """The randomness and derivatives of one micro-batch."""
         return TrainStep(
             index=step,
-            path=self.teacher.path,
+            interpolant=self.teacher.interpolant,
             seed=self.seed,
             rank=micro,
             total=self.config.steps,

@@ -7,8 +7,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from fewstep.core.layout import Layout
 from fewstep.errors import FewstepError, invalid
-from fewstep.layout import Layout
 
 
 class Metric(Protocol):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fewstep.core.layout import Layout
 from fewstep.errors import invalid
-from fewstep.layout import Layout
 from fewstep.metrics.base import PerSet
 
 

@@ -10,8 +10,8 @@ import torch
 from scipy.spatial import cKDTree  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
+from fewstep.core.layout import Layout
 from fewstep.errors import invalid
-from fewstep.layout import Layout
 from fewstep.metrics.base import PerSample
 
 

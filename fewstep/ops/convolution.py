@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError, invalid
-from fewstep.layout import Packed
 from fewstep.ops.autocast import lowered
 from fewstep.ops.gemm import product
+from fewstep.ops.geometry import check_coords, neighbours
 from fewstep.ops.launches import Launches
 from fewstep.ops.maps import ByOffset, Map, convolve
 from fewstep.ops.opaque import opaque
 from fewstep.ops.table import Kernel, dispatch, register
-from fewstep.sparse import check_coords, neighbours
 
 ALL = frozenset({"forward", "backward", "jvp"})
 

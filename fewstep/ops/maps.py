@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.ops.gemm import product, row_sum
-from fewstep.sparse import Neighbours
+from fewstep.ops.geometry import Neighbours
 
 
 class Map(Protocol):

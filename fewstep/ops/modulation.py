@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewstep.core.layout import Packed
 from fewstep.errors import invalid
-from fewstep.layout import Packed
 from fewstep.ops.norms import wide
 from fewstep.ops.table import Kernel, dispatch, register
 

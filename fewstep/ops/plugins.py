@@ -6,7 +6,7 @@ import warnings
 from functools import lru_cache
 
 from fewstep.errors import FewstepError
-from fewstep.registry import registry
+from fewstep.plugins.registry import registry
 
 
 @lru_cache(maxsize=1)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.layout import Packed
-from fewstep.sparse import pooling
+from fewstep.core.layout import Packed
+from fewstep.ops.geometry import pooling
 
 Make = Callable[["Draw"], tuple[Any, ...]]
 HEADS, WIDTH = 2, 64

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError, invalid
-from fewstep.layout import Packed
 from fewstep.ops.attention import reference_attention
 from fewstep.ops.autocast import lowered
+from fewstep.ops.geometry import windows
 from fewstep.ops.launches import Launches
 from fewstep.ops.opaque import opaque
 from fewstep.ops.table import Kernel, dispatch, register
-from fewstep.sparse import windows
 
 ALL = frozenset({"forward", "backward", "jvp"})
 
@@ -147,7 +147,7 @@ register(Kernel("reference", "windowed_attention", windowed_oracle, ALL, priorit
 
 
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Packed, size: int, shift: int = 0) -> Tensor:
-    """Self attention within cubic windows (see :func:`fewstep.sparse.windows`); no window is masked or wrapped.
+    """Self attention within cubic windows (see :func:`fewstep.ops.geometry.windows`); no window is masked or wrapped.
 
     Args:
         q, k, v: [T, H, D], packed as ``layout``, which has coords.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fewstep.core.layout import Packed
+from fewstep.core.segments import add_rows
 from fewstep.errors import invalid
-from fewstep.layout import Packed
+from fewstep.ops.geometry import Pooling
 from fewstep.ops.table import Kernel, dispatch, register
-from fewstep.segments import add_rows
-from fewstep.sparse import Pooling
 
 ALL = frozenset({"forward", "backward", "jvp"})
 
@@ -80,7 +80,7 @@ def unpool(x: Tensor, pooling: Pooling) -> Tensor:
 
 
 def subdivide(x: Tensor) -> Tensor:
-    """[T, C] to [8 T, C]: each voxel's 8 children, directly after each other (:func:`fewstep.sparse.children`)."""
+    """[T, C] to [8 T, C]: each voxel's 8 children, directly after each other (``geometry.children``)."""
     out: Tensor = dispatch("subdivide", x).run(x)
     return out
 

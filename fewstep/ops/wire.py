@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.alive import owner_of
+from fewstep.core.alive import owner_of
+from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
-from fewstep.layout import Packed
 from fewstep.ops.launches import Call
 
 Flat = tuple[str, list[Tensor], list[int], list[float]]

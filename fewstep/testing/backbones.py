@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewstep.backbone import Backbone
-from fewstep.batch import Batch
+from fewstep.core.backbone import Backbone
+from fewstep.core.batch import Batch
+from fewstep.core.derivatives import central_difference
+from fewstep.core.layout import Dense, Packed
 from fewstep.errors import FewstepError
-from fewstep.jvp import central_difference
-from fewstep.layout import Dense, Packed
 
 CAPABILITIES = frozenset({"dense", "packed", "jvp", "two_time", "features", "shard"})
 ALONE, DIFFERENCE, HALF = 1e-9, 1e-4, 3e-2  # relative

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from fewstep.backbone import Backbone
-from fewstep.batch import Batch
-from fewstep.config import Strict
-from fewstep.objective import Objective, Phase
-from fewstep.registry import registry
+from fewstep.config.base import Strict
+from fewstep.core.backbone import Backbone
+from fewstep.core.batch import Batch
+from fewstep.core.objective import Objective, Phase
+from fewstep.plugins.registry import registry
 from fewstep.testing.tiny import tiny_batch
 from fewstep.testing.trial import Bench, Trial
 

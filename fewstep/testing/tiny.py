@@ -11,10 +11,10 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fewstep.backbone import Backbone, Guidance, Teacher
-from fewstep.batch import Batch, Condition
-from fewstep.config import Strict
-from fewstep.layout import Dense, Layout, Packed
+from fewstep.config.base import Strict
+from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.layout import Dense, Layout, Packed
 
 CHANNELS, COND = 3, 2
 

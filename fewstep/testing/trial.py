@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.backbone import Backbone, Guidance, Teacher
-from fewstep.batch import Batch
-from fewstep.config import Strict
-from fewstep.engine.nets import Networks
-from fewstep.jvp import Function, Mode, Tangents, Tensors
-from fewstep.objective import Objective, Phase, Step
+from fewstep.config.base import Strict
+from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.batch import Batch
+from fewstep.core.derivatives import Function, Mode, Tangents, Tensors
+from fewstep.core.objective import Objective, Phase, Step
+from fewstep.engine.networks import Networks
 from fewstep.testing.tiny import TinyBackbone, tiny_batch
 
 PHASES, TOTAL = 32, 100  # iterations that are looked through for phases, and the length of the pretended run
@@ -101,7 +101,9 @@ class Bench:
         held = {"teacher": teacher, **nets.trained}
         before = {name: _state(module) for name, module in held.items()} | {"the batch": [batch.x0.clone()]}
         torch.manual_seed(outside)
-        terms = getattr(self.objective, phase.loss)(batch, nets.view, Step(index, self.backbone.path, 0, 0, TOTAL, spy))
+        terms = getattr(self.objective, phase.loss)(
+            batch, nets.view, Step(index, self.backbone.interpolant, 0, 0, TOTAL, spy)
+        )
         total = self._total(phase, terms)
         total.backward()
         after = {name: _state(module) for name, module in held.items()} | {"the batch": [batch.x0]}

@@ -8,7 +8,7 @@ from fewstep_trellis.models import MODELS, SLatFlowModel, SparseStructureFlowMod
 from fewstep_trellis.slat import StructuredLatentFlow
 from torch import Tensor
 
-from fewstep.layout import Dense, Layout, Packed
+from fewstep.core.layout import Dense, Layout, Packed
 from golden.cases import Record
 from golden.models import build
 

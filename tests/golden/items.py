@@ -21,7 +21,7 @@ from fewstep_trellis.normalisation import Normalisation
 from fewstep_trellis.shipped import ASSETS
 from torch import Tensor
 
-from fewstep.config import read_toml
+from fewstep.config.base import read_toml
 from golden.cases import Record
 
 Tensors = dict[str, Tensor]

@@ -12,13 +12,13 @@ from fewstep_mdt.match import Targets, derivative
 from fewstep_mdt.vd import MDT
 from torch import Tensor, nn
 
-from fewstep.backbone import Teacher
-from fewstep.batch import Batch, Condition
-from fewstep.layout import Layout
-from fewstep.objective import Nets, Step
-from fewstep.path import Path as FlowPath
-from fewstep.residual import phase_end
-from fewstep.times import TimeSampler
+from fewstep.core.backbone import Teacher
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Layout
+from fewstep.core.objective import Nets, Step
+from fewstep.core.times import TimeSampler
+from fewstep.methods.residual import phase_end
 from golden.cases import Case, Check, Record, compare, label, part, tensors_of
 from golden.flows import flow, is_flow, layout_of
 
@@ -50,7 +50,7 @@ class Recorded(Step):
     """A step whose draws are the recorded ones. Times are recorded after the shift by interval: undone in float64."""
 
     def __init__(self, tensors: Tensors, config: MDTConfig, sigma_min: float) -> None:
-        super().__init__(index=0, path=FlowPath(sigma_min))
+        super().__init__(index=0, interpolant=Interpolant(sigma_min))
         self.tensors, self.low = tensors, derivative(config).times(torch.zeros((), dtype=torch.float64), sigma_min)
 
     def randn_like(self, x: Tensor, name: str | None = None) -> Tensor:
@@ -64,7 +64,7 @@ def _networks(path: Path, record: Record, settings: Record, tensors: Tensors) ->
     nets: dict[str, nn.Module] = {}
     for role in ("student",) if settings.get("teacher") == "none" else ("student", "teacher"):
         backbone = flow(record, part(tensors, f"{role}."), str(path))
-        backbone.path = FlowPath(settings["sigma_min"])
+        backbone.interpolant = Interpolant(settings["sigma_min"])
         nets[role] = Teacher(backbone) if role == "teacher" else backbone
     return nets
 

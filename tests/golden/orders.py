@@ -8,7 +8,7 @@ from typing import Literal
 
 from fewstep_trellis.data.official.published import balanced_ranks, epoch_order, plain_ranks
 
-from fewstep.batching import balanced_groups
+from fewstep.core.batching import balanced_groups
 from golden.cases import Case, Check, Record, exact, label
 
 # numpy's own order of equal loads depends on the processor: either is the published rule.

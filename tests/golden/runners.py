@@ -18,8 +18,8 @@ from fewstep_trellis.models import (
 )
 from torch import Tensor, nn
 
-from fewstep.layout import Packed
-from fewstep.sparse import coords_of
+from fewstep.core.layout import Packed
+from fewstep.ops.geometry import coords_of
 
 Tensors = dict[str, Tensor]
 GAUSSIAN_FIELDS = {

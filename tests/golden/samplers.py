@@ -9,11 +9,11 @@ from typing import Any
 from fewstep_trellis.flow import Flow
 from torch import Tensor
 
-from fewstep.backbone import Guidance, Teacher
-from fewstep.batch import Condition
+from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.batch import Condition
+from fewstep.core.samplers import euler, sampling_path
+from fewstep.core.times import step_grid
 from fewstep.errors import FewstepError
-from fewstep.sampler import euler, sampling_path
-from fewstep.times import step_grid
 from golden.cases import Case, Check, Record, compare, exact, label, part, tensors_of
 from golden.flows import flow, is_flow, layout_of
 

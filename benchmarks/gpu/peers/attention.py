@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 EXPLICIT = 8 * 2**30  # bytes of scores in float32 that an explicit softmax may take

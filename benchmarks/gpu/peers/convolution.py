@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.peers.attention import off_gpu
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 from fewstep.ops.table import Kernel
 
 KEY, MODULE = "benchmark", "spconv_triton.pytorch"

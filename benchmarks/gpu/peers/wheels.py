@@ -25,7 +25,7 @@ from benchmarks.gpu.peers.attention import (
     int32,
     off_gpu,
 )
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 
 
 @lru_cache(maxsize=1)

@@ -16,7 +16,7 @@ from benchmarks.gpu.optable import entries, within
 from benchmarks.gpu.peers.attention import AttentionPeer, Call, Function
 from benchmarks.gpu.peers.wheels import PEERS
 from benchmarks.gpu.work import attention_bytes, attention_flops
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 
 OP = "varlen_attention"
 HEADS, WIDTH, CONDITION = 16, 64, 1374

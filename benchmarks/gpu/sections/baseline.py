@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.gpu.optable import forcing
 from benchmarks.gpu.peers.attention import Call, VarlenAttn
 from benchmarks.gpu.peers.convolution import as_kernel
-from fewstep.economy import ENV as ECONOMY
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
+from fewstep.ops.economy import ENV as ECONOMY
 from fewstep.ops.table import Kernel, register, table
 
 EAGER = "eager torch, FA2"

@@ -15,8 +15,8 @@ from benchmarks.gpu.peers.convolution import SPCONV
 from benchmarks.gpu.sections.attention import like
 from benchmarks.gpu.voxels import fresh, object_layout
 from benchmarks.gpu.work import convolution_bytes, convolution_flops
-from fewstep.layout import Packed
-from fewstep.sparse import neighbours
+from fewstep.core.layout import Packed
+from fewstep.ops.geometry import neighbours
 
 OP = "submanifold_conv"
 SHAPES = ((20_000, 128), (5_000, 1024), (20_000, 1024), (5_000, 128))

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.gpu.bench import Bench, Case, Runs, name_of
 from benchmarks.gpu.clock import Run
 from benchmarks.gpu.measure import measure_all, tensors
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 
 TOKENS, CHANNELS, HEADS, SAMPLES = 8192, 1024, 16, 2
 # Tensors of [tokens, channels] that go through memory: values, then the backward's.

@@ -18,10 +18,10 @@ from benchmarks.gpu.sections.whole import Whole
 from benchmarks.gpu.targets import bounds
 from benchmarks.gpu.times import Timing
 from benchmarks.gpu.voxels import object_layout
-from fewstep.batch import Condition
-from fewstep.economy import SWITCHES, economy
-from fewstep.layout import Dense
-from fewstep.replay import AFTER, sampling
+from fewstep.core.batch import Condition
+from fewstep.core.layout import Dense
+from fewstep.ops.economy import SWITCHES, economy
+from fewstep.ops.replay import AFTER, sampling
 
 RECORDED = "ours, CUDA graphs"
 TARGETS = {1: "image-1", 2: "image-2"}

@@ -21,13 +21,13 @@ from benchmarks.gpu.clock import Run
 from benchmarks.gpu.sections import models
 from benchmarks.gpu.sections.baseline import eager
 from benchmarks.gpu.voxels import fresh, object_layout, voxels_for
-from fewstep.backbone import Guidance, Teacher
-from fewstep.batch import Batch, Condition
-from fewstep.config import read_toml
-from fewstep.engine.nets import Networks
+from fewstep.config.base import read_toml
+from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.layout import Dense, Packed
+from fewstep.core.objective import Step
+from fewstep.engine.networks import Networks
 from fewstep.errors import FewstepError
-from fewstep.layout import Dense, Packed
-from fewstep.objective import Step
 
 PRESETS = Path(fewstep_mdt.__file__).parent / "presets/mdt-vd/mdt-dist"
 STAGES: dict[str, Any] = {"ss": StructureFlow, "slat": StructuredLatentFlow}
@@ -75,7 +75,7 @@ class Training:
         batch = Batch(
             self.batch.x0, fresh(layout) if isinstance(layout, Packed) else layout, Condition(self.batch.cond.tokens)
         )
-        step = Step(0, self.teacher.path, seed=3, device=self.bench.device)
+        step = Step(0, self.teacher.interpolant, seed=3, device=self.bench.device)
         losses = self.objective.loss(batch, self.nets.view, step)
         (torch.stack(list(losses.values())).sum() * self.scale).backward()
         return {n: p.grad for n, p in self.student.named_parameters() if p.grad is not None}

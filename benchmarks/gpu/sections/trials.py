@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.voxels import object_layout
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 
 RAGGED, RAGGED_DRY = (0, 1, 17, 63, 64, 65, 300, 5000), (0, 1, 17, 33)
 # No keys for some queries, one for others, more than queries, fewer.

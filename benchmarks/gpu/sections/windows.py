@@ -16,10 +16,10 @@ from benchmarks.gpu.peers.attention import AttentionPeer, Call, VarlenAttn
 from benchmarks.gpu.sections.attention import timed
 from benchmarks.gpu.voxels import fresh, object_layout
 from benchmarks.gpu.work import attention_bytes, attention_flops
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
+from fewstep.ops.geometry import windows
 from fewstep.ops.table import Kernel
 from fewstep.ops.varlen import partitioned
-from fewstep.sparse import windows
 
 OP = "windowed_attention"
 VOXELS, HEADS, WIDTH, SIZE, SHIFT = 20_000, 12, 64, 8, 4

@@ -11,12 +11,12 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from fewstep.batch import Batch
-from fewstep.contract import Contract
-from fewstep.layout import reduce_mean
-from fewstep.objective import Nets, NetSpec, Objective, Step
-from fewstep.point import Look, Point
-from fewstep.residual import Derivative
+from fewstep.core.batch import Batch
+from fewstep.core.contract import Contract
+from fewstep.core.layout import reduce_mean
+from fewstep.core.objective import Nets, NetSpec, Objective, Step
+from fewstep.methods.point import Look, Point
+from fewstep.methods.residual import Derivative
 from fewstep_consistency.config import BaseConfig, ConsistencyConfig, PhasedConfig
 from fewstep_consistency.distance import distance
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fewstep.point import PointConfig, Strengths
-from fewstep.times import TimeSampler
+from fewstep.core.times import TimeSampler
+from fewstep.methods.point import PointConfig, Strengths
 
 
 class BaseConfig(PointConfig):

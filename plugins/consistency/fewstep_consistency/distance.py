@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fewstep.layout import Layout, reduce_mean
+from fewstep.core.layout import Layout, reduce_mean
 
 
 def distance(difference: Tensor, weight_B: Tensor, layout: Layout, huber: float | None, reduction: str) -> Tensor:
@@ -15,7 +15,7 @@ def distance(difference: Tensor, weight_B: Tensor, layout: Layout, huber: float 
         weight_B: [B] factor of the squared distance.
         huber: None for the mean square m; else c of sqrt(m + c^2) - c (iCT, arXiv 2310.14189, equation 7, there with
             the sum of squares and its c = 0.00054 sqrt(elements)), which is m / 2c near 0 and grows as the root.
-        reduction: "element" or "sample", as in ``fewstep.layout.reduce_mean``.
+        reduction: "element" or "sample", as in ``fewstep.core.layout.reduce_mean``.
     """
     if huber is None:
         return reduce_mean(layout.expand(weight_B, difference) * difference.square(), layout, reduction)

@@ -3,9 +3,9 @@
 import torch
 from pydantic import Field
 
-from fewstep.config import Strict
-from fewstep.objective import Objective
-from fewstep.times import TimeSampler
+from fewstep.config.base import Strict
+from fewstep.core.objective import Objective
+from fewstep.core.times import TimeSampler
 
 
 class HuberConfig(Strict):
@@ -19,7 +19,7 @@ class Huber(Objective[HuberConfig]):
 
     def loss(self, batch, nets, step):
         t_B = step.times(batch.layout, self.config.t)
-        x_t = step.path.interpolate(batch.x0, step.randn_like(batch.x0, "noise"), t_B, batch.layout)
+        x_t = step.interpolant.interpolate(batch.x0, step.randn_like(batch.x0, "noise"), t_B, batch.layout)
         v = nets.teacher(x_t, t_B, batch.cond, batch.layout).detach()
         student = lambda x, t_B: nets.student(x, t_B, batch.cond, batch.layout)  # noqa: E731
         average, slope = step.jvp(student, (x_t, t_B), (v, torch.ones_like(t_B)))

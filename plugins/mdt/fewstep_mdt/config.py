@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fewstep.point import PointConfig, Strengths
+from fewstep.methods.point import PointConfig, Strengths
 
 
 class VMConfig(PointConfig):

@@ -13,12 +13,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fewstep.backbone import Teacher
-from fewstep.batch import Batch, Condition, joined
-from fewstep.economy import on
-from fewstep.layout import Layout
-from fewstep.objective import Nets, Step
-from fewstep.point import Drawn, Look, dropped
+from fewstep.core.backbone import Teacher
+from fewstep.core.batch import Batch, Condition, joined
+from fewstep.core.layout import Layout
+from fewstep.core.objective import Nets, Step
+from fewstep.methods.point import Drawn, Look, dropped
+from fewstep.ops.economy import on
 from fewstep_mdt.config import MDTConfig
 from fewstep_mdt.match import Targets, compared, look
 
@@ -68,7 +68,7 @@ def _velocities(
 ) -> list[Tensor]:
     """The guided teacher's velocity (or the data's) at both terms' points, each with its own guidance."""
     if looks[0].config.velocity == "data":
-        found = [step.path.velocity(b.x0, d.noise) for b, d in zip(batches, drawn, strict=True)]
+        found = [step.interpolant.velocity(b.x0, d.noise) for b, d in zip(batches, drawn, strict=True)]
         return [v.to(d.x_t.dtype) for v, d in zip(found, drawn, strict=True)]
     layout, cond = batches[0].layout, batches[0].cond
     points = [(d.x_t, d.t_B) for d in drawn]

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fewstep.batch import Batch
-from fewstep.contract import Contract
-from fewstep.objective import Nets, Step
-from fewstep.point import Look, Point
-from fewstep.residual import Derivative
+from fewstep.core.batch import Batch
+from fewstep.core.contract import Contract
+from fewstep.core.objective import Nets, Step
+from fewstep.methods.point import Look, Point
+from fewstep.methods.residual import Derivative
 from fewstep_mdt.config import VMConfig
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fewstep import hookimpl
 
 if TYPE_CHECKING:
-    from fewstep.hookspecs import Register
+    from fewstep.plugins.hookspecs import Register
 
 
 @hookimpl

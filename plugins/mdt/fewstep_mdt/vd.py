@@ -8,11 +8,11 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from fewstep.batch import Batch
-from fewstep.contract import Contract
-from fewstep.layout import reduce_mean
-from fewstep.objective import Nets, Objective, Step, Sum
-from fewstep.point import dropped
+from fewstep.core.batch import Batch
+from fewstep.core.contract import Contract
+from fewstep.core.layout import reduce_mean
+from fewstep.core.objective import Nets, Objective, Step, Sum
+from fewstep.methods.point import dropped
 from fewstep_mdt import grouped
 from fewstep_mdt.config import MDTConfig
 from fewstep_mdt.match import Targets, contract, match

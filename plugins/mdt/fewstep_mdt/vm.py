@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fewstep.batch import Batch
-from fewstep.contract import Contract
-from fewstep.layout import reduce_mean
-from fewstep.objective import Nets, Objective, Step
+from fewstep.core.batch import Batch
+from fewstep.core.contract import Contract
+from fewstep.core.layout import reduce_mean
+from fewstep.core.objective import Nets, Objective, Step
 from fewstep_mdt.config import VMConfig
 from fewstep_mdt.match import Targets, contract, match
 

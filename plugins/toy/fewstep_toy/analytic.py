@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fewstep.backbone import Backbone
-from fewstep.batch import Condition
+from fewstep.core.backbone import Backbone
+from fewstep.core.batch import Condition
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Layout
 from fewstep.errors import FewstepError
-from fewstep.layout import Layout
-from fewstep.path import Path
 from fewstep_toy.config import ToyConfig
 from fewstep_toy.mixture import TARGETS, Mixture, exact_velocity, expand_rows
 
@@ -28,7 +28,7 @@ class AnalyticFlow(Backbone):
 
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
-        self.config, self.path = config, Path(config.sigma_min)
+        self.config, self.interpolant = config, Interpolant(config.sigma_min)
         target = TARGETS[config.target]()
         self.std = target.std
         self.means = nn.Parameter(target.means, requires_grad=False)
@@ -41,7 +41,7 @@ class AnalyticFlow(Backbone):
 
     def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
         wanted = None if cond.tokens is None else expand_rows(cond.tokens, x, layout)
-        return exact_velocity(self.mixture, self.path, x, layout.expand(t_B, x), wanted)
+        return exact_velocity(self.mixture, self.interpolant, x, layout.expand(t_B, x), wanted)
 
     def student(self) -> Backbone:
         """A closed form cannot be trained: the student is an MLP that was fitted to it."""
@@ -69,19 +69,19 @@ class GaussianMap(Backbone):
         target = TARGETS[config.target]()
         if len(target.means) > 1:
             raise FewstepError(f"target {config.target!r} has no flow map in closed form; accepted: 'gaussian'")
-        self.std, self.path = target.std, Path(config.sigma_min)
+        self.std, self.interpolant = target.std, Interpolant(config.sigma_min)
         self.mean = nn.Parameter(target.means[0])
 
     def sigma(self, t: Tensor) -> Tensor:
         """The standard deviation of x_t."""
-        b = self.path.sigma_min + (1 - self.path.sigma_min) * t
+        b = self.interpolant.sigma_min + (1 - self.interpolant.sigma_min) * t
         return (((1 - t) * self.std).square() + b.square()).sqrt()
 
     def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
         t = layout.expand(t_B, x)
         s = torch.zeros_like(t) if s_B is None else layout.expand(s_B, x)
         # (sigma_t - sigma_s) / (t - s), from the difference of squares: no 0 / 0 at t = s.
-        k = 1 - self.path.sigma_min
-        squares = k * (2 * self.path.sigma_min + k * (t + s)) - self.std**2 * (2 - t - s)
+        k = 1 - self.interpolant.sigma_min
+        squares = k * (2 * self.interpolant.sigma_min + k * (t + s)) - self.std**2 * (2 - t - s)
         slope = squares / (self.sigma(t) + self.sigma(s))
         return (x - (1 - t) * self.mean) / self.sigma(t) * slope - self.mean

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fewstep.config import Strict
+from fewstep.config.base import Strict
 
 Target = Literal["ring", "checkerboard", "moons", "gaussian"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.backbone import Backbone
-from fewstep.batch import Batch, Condition
-from fewstep.dataset import Dataset
-from fewstep.layout import Dense, Layout, Packed
+from fewstep.core.backbone import Backbone
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.dataset import Dataset
+from fewstep.core.layout import Dense, Layout, Packed
 from fewstep_toy.config import PointsConfig, ToyConfig
 from fewstep_toy.mixture import TARGETS, Mixture
 

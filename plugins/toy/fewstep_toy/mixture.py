@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.layout import Layout
-from fewstep.path import Path
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -54,20 +54,20 @@ class Mixture:
         return -squares / (2 * variance)  # all components have one width: its normalisation is part of the constant
 
 
-def exact_velocity(mixture: Mixture, path: Path, x: Tensor, t: Tensor, one_hot: Tensor | None) -> Tensor:
+def exact_velocity(mixture: Mixture, interpolant: Interpolant, x: Tensor, t: Tensor, one_hot: Tensor | None) -> Tensor:
     """E[(1 - sigma_min) eps - x0 | x_t] in closed form (the marginal velocity of flow matching, Lipman et al. 2023).
 
     Args:
         x: [..., 2]; t: [..., 1]; one_hot: [..., K] or None for the whole mixture.
     """
-    a, b = 1 - t, path.sigma_min + (1 - path.sigma_min) * t
+    a, b = 1 - t, interpolant.sigma_min + (1 - interpolant.sigma_min) * t
     logits = mixture.logits(x, a, b)
     if one_hot is not None:
         logits = logits.masked_fill(~mixture.allowed(one_hot), -math.inf)
     centre = logits.softmax(-1) @ mixture.means.to(x.dtype)  # E[mean of the component | x]
     variance = (a * mixture.std).square() + b.square()
     rest = (x - a * centre) / variance
-    return (1 - path.sigma_min) * b * rest - (centre + a * mixture.std**2 * rest)
+    return (1 - interpolant.sigma_min) * b * rest - (centre + a * mixture.std**2 * rest)
 
 
 def expand_rows(values: Tensor, x: Tensor, layout: Layout) -> Tensor:

@@ -6,26 +6,26 @@ import copy
 import json
 import math
 from functools import lru_cache
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fewstep.backbone import Backbone, Guidance, Teacher
-from fewstep.batch import Condition
-from fewstep.config import validate
+from fewstep.config.base import validate
+from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.batch import Condition
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Dense, Layout
 from fewstep.errors import FewstepError
-from fewstep.layout import Dense, Layout
-from fewstep.path import Path
 from fewstep_toy.analytic import AnalyticFlow
 from fewstep_toy.config import ToyConfig
 from fewstep_toy.mixture import TARGETS, Mixture, expand_rows
 
 if TYPE_CHECKING:
-    from fewstep.dataset import Dataset
-    from fewstep.suite import Suite
+    from fewstep.core.dataset import Dataset
+    from fewstep.core.suite import Suite
 
 FREQUENCIES = 4
 FIT_BATCH, FIT_LR, FIT_UNCOND = 512, 3e-3, 0.2
@@ -43,7 +43,7 @@ class ToyFlow(Backbone):
 
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
-        self.config, self.path = config, Path(config.sigma_min)
+        self.config, self.interpolant = config, Interpolant(config.sigma_min)
         target = TARGETS[config.target]()
         self.condition_width = target.class_count if config.conditional else 0
         times = 1 + 2 * FREQUENCIES
@@ -79,14 +79,14 @@ class ToyFlow(Backbone):
         backbone = AnalyticFlow(config) if config.teacher == "analytic" else fitted(config)
         return Teacher(backbone, Guidance(config.guidance))
 
-    def save(self, folder: FilePath, *, half: bool = False) -> None:
+    def save(self, folder: Path, *, half: bool = False) -> None:
         dtype = torch.float16 if half else torch.float32
         save_file({k: v.detach().to(dtype).contiguous() for k, v in self.state_dict().items()}, weights(folder))
         text = json.dumps({"class": "ToyFlow", "config": self.config.model_dump(mode="json")}, indent=1)
         (folder / "model.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: FilePath) -> ToyFlow:
+    def load(cls, folder: Path) -> ToyFlow:
         """The inverse of ``save``.
 
         Raises:
@@ -110,7 +110,7 @@ class ToyFlow(Backbone):
         return ToySuite(dataset)
 
 
-def weights(folder: FilePath) -> FilePath:
+def weights(folder: Path) -> Path:
     """The tensor file of an exported student."""
     return folder / "model.safetensors"
 
@@ -153,7 +153,7 @@ def _fit_loss(model: ToyFlow, exact: AnalyticFlow, generator: torch.Generator) -
     labels = mixture.draw_labels(FIT_BATCH, generator)
     x0 = mixture.sample(labels, generator)
     t_B = torch.rand(FIT_BATCH, generator=generator)
-    x_t = exact.path.interpolate(x0, torch.randn(x0.shape, generator=generator), t_B, layout)
+    x_t = exact.interpolant.interpolate(x0, torch.randn(x0.shape, generator=generator), t_B, layout)
     cond = Condition()
     if model.condition_width:
         one_hot = torch.nn.functional.one_hot(labels, model.condition_width).to(x0.dtype)

@@ -12,10 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fewstep.batch import Batch
-from fewstep.layout import Layout
+from fewstep.core.batch import Batch
+from fewstep.core.layout import Layout
+from fewstep.core.suite import Suite
 from fewstep.metrics import mmd_rbf, sliced_wasserstein
-from fewstep.suite import Suite
 from fewstep_toy.dataset import ToyPoints
 from fewstep_toy.mixture import most_probable
 

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import Field
 from torch import Tensor
 
-from fewstep.batch import Condition
+from fewstep.core.batch import Condition
+from fewstep.core.layout import Layout
 from fewstep.errors import FewstepError
-from fewstep.layout import Layout
-from fewstep.replay import replay
+from fewstep.ops.replay import replay
 from fewstep_trellis.flow import Flow, FlowConfig, load_frozen
 from fewstep_trellis.models import SparseStructureDecoder, SparseStructureFlowModel
 from fewstep_trellis.shipped import NANO, shipped_students
 
 if TYPE_CHECKING:
-    from fewstep.dataset import Dataset
-    from fewstep.suite import Suite
+    from fewstep.core.dataset import Dataset
+    from fewstep.core.suite import Suite
 
 
 class TrellisConfig(FlowConfig):
     """Which structure flow is distilled, how its teacher is guided, and what decodes its latents."""
 
-    teacher: FilePath = Field(NANO / "ss_flow", description="structure-flow checkpoint (json + safetensors pair)")
-    decoder: FilePath = Field(NANO / "ss_decoder", description="structure-decoder checkpoint")
+    teacher: Path = Field(NANO / "ss_flow", description="structure-flow checkpoint (json + safetensors pair)")
+    decoder: Path = Field(NANO / "ss_decoder", description="structure-decoder checkpoint")
 
 
 class StructureFlow(Flow):
@@ -46,7 +46,7 @@ class StructureFlow(Flow):
         return cast(Tensor, self.model(x, t_B, cond)) if found is None else found
 
     @classmethod
-    def students(cls) -> dict[str, FilePath]:
+    def students(cls) -> dict[str, Path]:
         return shipped_students("ss")
 
     @classmethod
@@ -59,7 +59,7 @@ class StructureFlow(Flow):
         return StructureSuite.of(dataset, load_decoder(config.decoder))
 
 
-def load_decoder(path: FilePath) -> SparseStructureDecoder:
+def load_decoder(path: Path) -> SparseStructureDecoder:
     """The decoder from latents to occupancy logits, frozen.
 
     Raises:

@@ -9,12 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fewstep.backbone import Backbone
-from fewstep.batch import Batch, Condition
-from fewstep.config import Strict
-from fewstep.dataset import Dataset
+from fewstep.config.base import Strict
+from fewstep.core.backbone import Backbone
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.dataset import Dataset
+from fewstep.core.layout import Dense
 from fewstep.errors import FewstepError
-from fewstep.layout import Dense
 from fewstep_trellis.checkpoint import load_model
 from fewstep_trellis.data.prepared import PreparedSet
 from fewstep_trellis.latents import encode, training_latents

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from pathlib import Path as FilePath
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
@@ -12,12 +12,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fewstep.backbone import Backbone, Guidance, Teacher
-from fewstep.batch import Condition
-from fewstep.config import Strict
+from fewstep.config.base import Strict
+from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.batch import Condition
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Layout
 from fewstep.errors import FewstepError
-from fewstep.layout import Layout
-from fewstep.path import Path
 from fewstep_trellis.checkpoint import load_model, save_model
 from fewstep_trellis.shipped import existing
 
@@ -43,7 +43,7 @@ class Flow(Backbone):
 
     name: ClassVar[str]  # as registered
     network: ClassVar[type[nn.Module]]
-    path = Path(SIGMA_MIN)
+    path = Interpolant(SIGMA_MIN)
     stages: ClassVar[Mapping[str, str]] = MappingProxyType({"ss": "trellis", "slat": "trellis-slat"})
 
     def __init__(self, model: nn.Module) -> None:
@@ -80,7 +80,7 @@ class Flow(Backbone):
         return copied
 
     @classmethod
-    def load_file(cls: type[F], path: FilePath) -> F:
+    def load_file(cls: type[F], path: Path) -> F:
         """A flow in the official format.
 
         Raises:
@@ -88,18 +88,18 @@ class Flow(Backbone):
         """
         return cls(load_as(cls.network, path))
 
-    def save(self, folder: FilePath, *, half: bool = False) -> None:
+    def save(self, folder: Path, *, half: bool = False) -> None:
         save_model(self.model, folder / "model", dtype=torch.float16 if half else None)
 
     @classmethod
-    def load(cls: type[F], folder: FilePath) -> F:
+    def load(cls: type[F], folder: Path) -> F:
         return cls.load_file(folder / "model")
 
     def shard_units(self) -> list[nn.Module]:
         return list(self.model.blocks)
 
 
-def load_as(wanted: type[M], path: FilePath) -> M:
+def load_as(wanted: type[M], path: Path) -> M:
     """The model of a checkpoint, which must be of this class.
 
     Raises:
@@ -111,7 +111,7 @@ def load_as(wanted: type[M], path: FilePath) -> M:
     return model
 
 
-def load_frozen(wanted: type[M], key: str, path: FilePath) -> M:
+def load_frozen(wanted: type[M], key: str, path: Path) -> M:
     """The model that the config's ``key`` names, for inference.
 
     Raises:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fewstep.bench.contact import Picture
+from fewstep.core.suite import Suite
 from fewstep.errors import invalid
-from fewstep.suite import Suite
 from fewstep_trellis.data.prepared import PreparedSet
 from fewstep_trellis.features import SIZE, ImageEncoder
 from fewstep_trellis.voxel_render import AZIMUTHS

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 from fewstep_trellis.data.prepared import PreparedSet
 from fewstep_trellis.models import SLatEncoder, SparseStructureEncoder
 

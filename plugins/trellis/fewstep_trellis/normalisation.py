@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fewstep.config import Strict, validate
+from fewstep.config.base import Strict, validate
 from fewstep.errors import FewstepError, invalid
 
 PIPELINE = "pipeline.json"

@@ -9,7 +9,7 @@ from fewstep import hookimpl
 if TYPE_CHECKING:
     import typer
 
-    from fewstep.hookspecs import Register
+    from fewstep.plugins.hookspecs import Register
 
 
 @hookimpl

@@ -23,7 +23,7 @@ def shipped_students(stage: str = "ss") -> dict[str, Path]:
 
 def student_for(stage: str, steps: int) -> Path | None:
     """The folder of a shipped student of this stage whose contract holds ``steps``; None where there is none."""
-    from fewstep.checkpoint import read_info  # imports torch
+    from fewstep.engine.export import read_info  # imports torch
 
     fitting = {name: path for name, path in shipped_students(stage).items() if steps in read_info(path).contract.steps}
     return fitting.get(PREFERRED) or next(iter(fitting.values()), None)

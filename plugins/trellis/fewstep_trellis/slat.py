@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from fewstep.backbone import Teacher
-from fewstep.batch import Condition
-from fewstep.config import validate
+from fewstep.config.base import validate
+from fewstep.core.backbone import Teacher
+from fewstep.core.batch import Condition
+from fewstep.core.layout import Layout, Packed
 from fewstep.errors import FewstepError
-from fewstep.layout import Layout, Packed
 from fewstep_trellis.flow import Flow, FlowConfig
 from fewstep_trellis.models import SLatFlowModel
 from fewstep_trellis.normalisation import Normalisation
 from fewstep_trellis.shipped import NANO, existing, shipped_students
 
 if TYPE_CHECKING:
-    from fewstep.dataset import Dataset
-    from fewstep.suite import Suite
+    from fewstep.core.dataset import Dataset
+    from fewstep.core.suite import Suite
 
 NORMALISATION = "normalisation.json"
 
@@ -29,8 +29,8 @@ NORMALISATION = "normalisation.json"
 class SLatConfig(FlowConfig):
     """Which structured-latent flow is distilled, how its teacher is guided, and what decodes its latents."""
 
-    teacher: FilePath = Field(NANO / "slat_flow", description="SLat-flow checkpoint (json + safetensors pair)")
-    decoder: FilePath = Field(NANO / "slat_decoder_mesh", description="mesh-decoder checkpoint, for fewstep bench")
+    teacher: Path = Field(NANO / "slat_flow", description="SLat-flow checkpoint (json + safetensors pair)")
+    decoder: Path = Field(NANO / "slat_decoder_mesh", description="mesh-decoder checkpoint, for fewstep bench")
     normalisation: Normalisation | None = Field(
         None, description="mean and std of the latents; none: those of pipeline.json in the teacher's folder or above"
     )
@@ -67,14 +67,14 @@ class StructuredLatentFlow(Flow):
         teacher.backbone.normalisation = normalisation_of(config)
         return teacher
 
-    def save(self, folder: FilePath, *, half: bool = False) -> None:
+    def save(self, folder: Path, *, half: bool = False) -> None:
         super().save(folder, half=half)
         if self.normalisation is not None:
             text = json.dumps(self.normalisation.model_dump(mode="json"), indent=2)
             (folder / NORMALISATION).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: FilePath) -> StructuredLatentFlow:
+    def load(cls, folder: Path) -> StructuredLatentFlow:
         backbone, file = super().load(folder), folder / NORMALISATION
         if file.is_file():
             backbone.normalisation = validate(Normalisation, json.loads(file.read_text(encoding="utf-8")))
@@ -84,7 +84,7 @@ class StructuredLatentFlow(Flow):
         return [*self.model.input_blocks, *self.model.blocks, *self.model.out_blocks]
 
     @classmethod
-    def students(cls) -> dict[str, FilePath]:
+    def students(cls) -> dict[str, Path]:
         return shipped_students("slat")
 
     @classmethod

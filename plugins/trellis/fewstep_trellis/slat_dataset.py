@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fewstep.backbone import Backbone
-from fewstep.batch import Batch, Condition
-from fewstep.dataset import Dataset, PackedDataConfig
-from fewstep.layout import Packed
+from fewstep.core.backbone import Backbone
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.dataset import Dataset, PackedDataConfig
+from fewstep.core.layout import Packed
 from fewstep_trellis.data.prepared import PreparedSet
 from fewstep_trellis.flow import load_frozen
 from fewstep_trellis.latents import encode_surfaces, surface_latents

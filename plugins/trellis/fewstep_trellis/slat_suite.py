@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.batch import Batch
 from fewstep.bench.contact import Picture, contact_sheet
-from fewstep.dataset import Dataset
+from fewstep.core.batch import Batch
+from fewstep.core.dataset import Dataset
+from fewstep.core.layout import Layout, Packed
 from fewstep.errors import FewstepError, invalid
-from fewstep.layout import Layout, Packed
 from fewstep_trellis.export import turntable, write_glb
 from fewstep_trellis.features import ImageEncoder
 from fewstep_trellis.flow import load_frozen

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewstep.batch import Batch, Condition
 from fewstep.bench.contact import Picture, contact_sheet
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.errors import invalid
-from fewstep.layout import Dense, Layout, Packed
 from fewstep.metrics import agreement, chamfer, volume_iou
 from fewstep_trellis.dataset import PreparedObjects
 from fewstep_trellis.features import ImageEncoder

@@ -14,8 +14,8 @@ from scipy.spatial import cKDTree  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
 from fewstep.bench.contact import Picture
+from fewstep.core.layout import Packed
 from fewstep.errors import invalid
-from fewstep.layout import Packed
 from fewstep.metrics import agreement
 from fewstep_trellis.data.attributes import PARTS, RANGE
 from fewstep_trellis.data.surface import CENTRES

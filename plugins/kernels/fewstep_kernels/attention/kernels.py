@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
+from fewstep.ops.geometry import windows
 from fewstep.ops.opaque import opaque
 from fewstep.ops.table import Kernel
-from fewstep.sparse import windows
 from fewstep_kernels.attention.compiled import AttentionLaunches
 from fewstep_kernels.attention.schedule import Sequences, uniform
 from fewstep_kernels.support import nested, reason

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.layout import Packed
-from fewstep.replay import hold
+from fewstep.core.layout import Packed
+from fewstep.ops.replay import hold
 
 SHORT = 256  # sequences up to this length are served by small tiles
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 from fewstep.ops.convolution import convolution, like_voxels
 from fewstep.ops.launches import Launches
 from fewstep.ops.opaque import opaque

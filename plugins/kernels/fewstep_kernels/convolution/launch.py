@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 from fewstep_kernels.convolution import conv_jit
 from fewstep_kernels.convolution.plan import pairs, tiles
 from fewstep_kernels.convolution.tiles import candidates

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.layout import Packed
-from fewstep.sparse import neighbours
+from fewstep.core.layout import Packed
+from fewstep.ops.geometry import neighbours
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 from fewstep.ops.modulation import reference_gated_residual
 from fewstep_kernels.norms import gate_jit as jit
 from fewstep_kernels.norms.functions import Tangents, Tensors, call

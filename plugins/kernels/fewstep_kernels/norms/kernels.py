@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 from fewstep.ops.opaque import opaque
 from fewstep.ops.table import Kernel
 from fewstep.ops.tangents import carries_tangent, in_transform, needs_backward, transforms

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 from fewstep_kernels.norms.tiles import span
 
 

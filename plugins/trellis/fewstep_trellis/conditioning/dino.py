@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.errors import invalid
-from fewstep.replay import replayed
+from fewstep.ops.replay import replayed
 
 from . import hub
 from .dino_keys import read_original

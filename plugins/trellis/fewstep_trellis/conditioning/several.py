@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fewstep.backbone import Backbone, Field, Teacher
-from fewstep.batch import Condition
+from fewstep.core.backbone import Backbone, Teacher, VelocityField
+from fewstep.core.batch import Condition
+from fewstep.core.layout import Layout
 from fewstep.errors import invalid, unknown
-from fewstep.layout import Layout
 
 Mode = Literal["stochastic", "multidiffusion"]
 ROUNDING = 1e-6  # of a time that went through float32
@@ -38,7 +38,7 @@ def several_condition(tokens_NLC: Tensor, batch: int, negative_LC: Tensor | None
     return Condition(tokens_NLC.expand(batch, -1, -1, -1), negative.expand(batch, -1, -1))
 
 
-def several_field(field: Field, mode: Mode, grid: Sequence[float]) -> Field:
+def several_field(field: VelocityField, mode: Mode, grid: Sequence[float]) -> VelocityField:
     """``field`` on a condition of :func:`several_condition`; a ``Teacher`` keeps its guidance and interval.
 
     Args:
@@ -60,10 +60,10 @@ def several_field(field: Field, mode: Mode, grid: Sequence[float]) -> Field:
 class SeveralImages(Backbone):
     """A field whose condition has an axis of pictures; one without (the negative) goes through as it is."""
 
-    def __init__(self, field: Field, mode: Mode, grid: Sequence[float]) -> None:
+    def __init__(self, field: VelocityField, mode: Mode, grid: Sequence[float]) -> None:
         super().__init__()
         self.field, self.mode, self.starts = field, mode, list(grid[:-1])
-        self.path = getattr(field, "path", self.path)
+        self.interpolant = getattr(field, "interpolant", self.interpolant)
 
     def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
         """Velocity at x [B, ...] or [T, C]; all times t_B [B] belong to one step."""

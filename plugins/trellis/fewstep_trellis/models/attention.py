@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fewstep.batch import Condition
+from fewstep.core.batch import Condition
 from fewstep.ops import attention, qk_rms_norm
 from fewstep_trellis.models.arguments import check_divides
 from fewstep_trellis.models.context import as_condition, keys_values

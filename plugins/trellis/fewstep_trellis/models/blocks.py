@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from fewstep.batch import Condition
-from fewstep.economy import on
-from fewstep.layout import Packed
+from fewstep.core.batch import Condition
+from fewstep.core.layout import Packed
 from fewstep.ops import gated_residual, linear_gelu
+from fewstep.ops.economy import on
 from fewstep_trellis.models.attention import CrossAttention, SelfAttention
 from fewstep_trellis.models.linear import Linear
 from fewstep_trellis.models.norms import WideLayerNorm

@@ -7,9 +7,9 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor, nn
 
-from fewstep.batch import Condition
-from fewstep.economy import on
+from fewstep.core.batch import Condition
 from fewstep.ops import in_transform
+from fewstep.ops.economy import on
 
 Pair = tuple[Tensor, Tensor]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fewstep.economy import on
+from fewstep.ops.economy import on
 from fewstep.ops.gemm import product
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 from fewstep.ops import head_rms_norm, modulated_norm
 from fewstep_trellis.models.arguments import at_least_float32
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
-from fewstep.layout import Packed
-from fewstep.sparse import coords_of
+from fewstep.ops.geometry import coords_of
 from fewstep_trellis.models.arguments import check_positive
 from fewstep_trellis.models.sparse_transformer import SparseTransformer
 from fewstep_trellis.representations import RadianceField

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 from fewstep_trellis.models.arguments import check_positive, check_shape
 from fewstep_trellis.models.sparse_transformer import SparseTransformer
 

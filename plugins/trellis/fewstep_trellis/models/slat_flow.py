@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.batch import Condition
-from fewstep.layout import Packed
-from fewstep.sparse import Pooling, pooling
+from fewstep.core.batch import Condition
+from fewstep.core.layout import Packed
+from fewstep.ops.geometry import Pooling, pooling
 from fewstep_trellis.models.arguments import check_positive, check_shape
 from fewstep_trellis.models.attention import number_of_heads
 from fewstep_trellis.models.blocks import modulation

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError, invalid, unknown
-from fewstep.layout import Packed
 from fewstep_trellis.models.slat_decoders import Fields, SLatDecoder
 from fewstep_trellis.representations import Gaussians
 

@@ -7,9 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from fewstep.core.layout import Packed
 from fewstep.errors import invalid
-from fewstep.layout import Packed
-from fewstep.sparse import Pooling
+from fewstep.ops.geometry import Pooling
 from fewstep_trellis.models.sparse_blocks import SparseResBlock
 
 

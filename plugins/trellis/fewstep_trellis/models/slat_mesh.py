@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fewstep.layout import Packed
-from fewstep.sparse import children, coords_of
+from fewstep.core.layout import Packed
+from fewstep.ops.geometry import children, coords_of
 from fewstep_trellis.mesh import extract_mesh
 from fewstep_trellis.models.arguments import check_divides
 from fewstep_trellis.models.recompute import run_block

@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.batch import Condition
-from fewstep.layout import Packed
+from fewstep.core.batch import Condition
+from fewstep.core.layout import Packed
 from fewstep.ops import pool_mean, subdivide, unpool
-from fewstep.sparse import Pooling, children
+from fewstep.ops.geometry import Pooling, children
 from fewstep_trellis.models.blocks import FeedForward, ModulatedCrossBlock
 from fewstep_trellis.models.initialise import zero
 from fewstep_trellis.models.norms import WideLayerNorm
@@ -129,7 +129,7 @@ class SparseSubdivideBlock(nn.Module):
         zero(self.out_layers[3])
 
     def forward(self, x: Tensor, layout: Packed) -> Tensor:
-        """``layout`` is that of the input; the output's is :func:`fewstep.sparse.children` of it."""
+        """``layout`` is that of the input; the output's is :func:`fewstep.ops.geometry.children` of it."""
         finer = children(layout)
         h = subdivide(F.silu(self.act_layers[0](x, layout)))
         x = subdivide(x)

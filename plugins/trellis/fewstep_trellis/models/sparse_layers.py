@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fewstep.batch import Condition
+from fewstep.core.batch import Condition
+from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError, unknown
-from fewstep.layout import Packed
 from fewstep.ops import sample_group_norm, submanifold_conv, varlen_attention, windowed_attention
-from fewstep.sparse import coords_of
+from fewstep.ops.geometry import coords_of
 from fewstep_trellis.models.attention import Heads, ToCondition
 from fewstep_trellis.models.context import as_condition, keys_values, tokens_of
 from fewstep_trellis.models.embeddings import position_embedding

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
-from fewstep.layout import Packed
 from fewstep_trellis.models.arguments import check_positive, check_shape
 from fewstep_trellis.models.attention import number_of_heads
 from fewstep_trellis.models.initialise import xavier, zero

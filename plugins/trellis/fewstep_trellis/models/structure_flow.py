@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.batch import Condition
+from fewstep.core.batch import Condition
 from fewstep.errors import FewstepError, unknown
 from fewstep_trellis.models.arguments import check_divides, check_positive, check_shape
 from fewstep_trellis.models.attention import number_of_heads

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from fewstep.engine.atomic import new_folder
 from fewstep.errors import FewstepError
+from fewstep.files import new_folder
 from fewstep_trellis.checkpoint import save_model
 from fewstep_trellis.normalisation import PIPELINE, Normalisation
 from fewstep_trellis.pipeline.loading import Pipeline

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from fewstep.core.interpolant import Interpolant
 from fewstep.errors import FewstepError, unknown
-from fewstep.path import Path as ProbabilityPath
 from fewstep_trellis import models
 from fewstep_trellis.backbone import StructureFlow
 from fewstep_trellis.checkpoint import read_config
@@ -95,7 +95,7 @@ class Pipeline:
     def as_flow(self, stage: str, network: Any) -> Flow:
         """A network in the place of the stage's flow."""
         flow = FLOWS[stage](network)
-        flow.path = ProbabilityPath(self.spec.sampler(stage).args.sigma_min)
+        flow.interpolant = Interpolant(self.spec.sampler(stage).args.sigma_min)
         return flow
 
     @cached_property

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 from fewstep_trellis.pipeline.prompt import Prompt, Unusable
 from fewstep_trellis.pipeline.sampling import MULTI_IMAGE
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewstep.batch import Condition
+from fewstep.core.batch import Condition
 from fewstep.errors import FewstepError
 from fewstep_trellis.conditioning import several_condition
 

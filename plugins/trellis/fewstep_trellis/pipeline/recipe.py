@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fewstep.backbone import Guidance
-from fewstep.contract import Contract
-from fewstep.registry import registry
-from fewstep.times import step_grid
+from fewstep.core.backbone import Guidance
+from fewstep.core.contract import Contract
+from fewstep.core.times import step_grid
+from fewstep.plugins.registry import registry
 from fewstep_trellis.pipeline.spec import SamplerSpec
 from fewstep_trellis.pipeline.students import Student
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.core.layout import Dense, Packed
 from fewstep.errors import FewstepError
-from fewstep.layout import Dense, Packed
-from fewstep.replay import replayed, sampling
+from fewstep.ops.replay import replayed, sampling
 from fewstep_trellis.conditioning import image_conditioner, text_conditioner
 from fewstep_trellis.models import occupied_coords
 from fewstep_trellis.pipeline.loading import Pipeline

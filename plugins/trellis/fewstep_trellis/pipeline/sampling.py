@@ -7,11 +7,11 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from fewstep.backbone import Backbone, Field, Teacher
-from fewstep.layout import Layout
-from fewstep.objective import Step
-from fewstep.registry import registry
-from fewstep.replay import sampling
+from fewstep.core.backbone import Backbone, Teacher, VelocityField
+from fewstep.core.layout import Layout
+from fewstep.core.objective import Step
+from fewstep.ops.replay import sampling
+from fewstep.plugins.registry import registry
 from fewstep_trellis.conditioning import several_field
 from fewstep_trellis.pipeline.prompt import Prompt
 from fewstep_trellis.pipeline.recipe import Recipe
@@ -46,11 +46,11 @@ def sample(
         FewstepError: for another ``multi_image``.
     """
     draw: Any = registry().get("sampler", recipe.sampler).load()
-    field: Field = Teacher(flow, recipe.guidance) if recipe.guidance.scale != 1.0 else flow
+    field: VelocityField = Teacher(flow, recipe.guidance) if recipe.guidance.scale != 1.0 else flow
     if len(prompt.tokens) > 1:
         field = several_field(field, cast(Any, multi_image), recipe.grid)
     cond = prompt.condition(layout.batch_size, noise.device)
-    step = Step(index=0, path=flow.path, seed=seed, device=noise.device)
+    step = Step(index=0, interpolant=flow.interpolant, seed=seed, device=noise.device)
 
     def report(i: int, x: Tensor, data: Tensor) -> None:
         on_step(i + 1, recipe.steps)

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from fewstep.backbone import Guidance
-from fewstep.config import Strict, validate
+from fewstep.config.base import Strict, validate
+from fewstep.core.backbone import Guidance
 from fewstep.errors import FewstepError, unknown
 from fewstep_trellis.normalisation import PIPELINE, Normalisation
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from fewstep.checkpoint import INFO, load_student, read_info
-from fewstep.contract import Contract
+from fewstep.core.contract import Contract
+from fewstep.engine.export import INFO, load_student, read_info
 from fewstep.errors import FewstepError, unknown
-from fewstep.registry import registry
+from fewstep.plugins.registry import registry
 from fewstep_trellis.checkpoint import read_config
 from fewstep_trellis.flow import Flow, load_as
 from fewstep_trellis.models import MODELS

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fewstep.config import merge, parse_override, validate
+from fewstep.config.base import merge, parse_override, validate
 from fewstep.errors import FewstepError, unknown
 from fewstep_trellis.teach.config import OWN, TeachConfig
 from fewstep_trellis.teach.initial import write_initial
@@ -75,7 +75,7 @@ def _vae(config: TeachConfig, out: Path, overrides: list[str], resume: bool, con
 
 
 def _flow(config: TeachConfig, out: Path, overrides: list[str], resume: bool, console: Console) -> None:
-    from fewstep.run import resolve, start
+    from fewstep.config.run import resolve, start
     from fewstep_trellis.checkpoint import load_model, save_model
     from fewstep_trellis.data.prepared import PreparedSet
     from fewstep_trellis.dataset import load_encoder

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from fewstep.config import Strict
+from fewstep.config.base import Strict
 from fewstep_trellis.shipped import SWEETHOME3D
 from fewstep_trellis.teach.initial import FlowConfig
 from fewstep_trellis.teach.slat_gs import GaussianConfig

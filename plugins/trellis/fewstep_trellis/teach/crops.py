@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 from fewstep_trellis.data.prepared import PreparedSet
 from fewstep_trellis.data.surface import SUBDIVISION
 from fewstep_trellis.data.targets import CLIP, Target, load_target

@@ -6,11 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fewstep.batch import Batch
-from fewstep.config import Strict
-from fewstep.layout import reduce_mean
-from fewstep.objective import Nets, NetSpec, Objective, Step
-from fewstep.times import TimeSampler
+from fewstep.config.base import Strict
+from fewstep.core.batch import Batch
+from fewstep.core.layout import reduce_mean
+from fewstep.core.objective import Nets, NetSpec, Objective, Step
+from fewstep.core.times import TimeSampler
 
 
 class FlowMatchingConfig(Strict):
@@ -35,8 +35,8 @@ class FlowMatching(Objective[FlowMatchingConfig]):
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         t_B = step.times(batch.layout, self.config.t)
         noise = step.randn_like(batch.x0, "noise")
-        x_t = step.path.interpolate(batch.x0, noise, t_B, batch.layout)
+        x_t = step.interpolant.interpolate(batch.x0, noise, t_B, batch.layout)
         drop_B = torch.rand(batch.layout.batch_size, generator=step.stream("drop"), device=t_B.device)
         cond = batch.cond.dropped(drop_B < self.config.p_uncond)
-        error = nets.student(x_t, t_B, cond, batch.layout) - step.path.velocity(batch.x0, noise)
+        error = nets.student(x_t, t_B, cond, batch.layout) - step.interpolant.velocity(batch.x0, noise)
         return {"flow": reduce_mean(error.square(), batch.layout, "element")}

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from fewstep.config import Strict
+from fewstep.config.base import Strict
 from fewstep_trellis.checkpoint import save_model
 from fewstep_trellis.models import SparseStructureFlowModel
 

@@ -14,8 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fewstep.config import Strict
-from fewstep.engine.nets import SPREAD
+from fewstep.config.base import Strict
+from fewstep.engine.networks import SPREAD
 
 Log = Callable[[dict[str, float]], None]
 Terms = Callable[[torch.Generator], dict[str, Tensor]]

@@ -6,12 +6,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.backbone import Guidance, Teacher
-from fewstep.batch import Condition
-from fewstep.objective import Step
-from fewstep.path import Path
-from fewstep.sampler import euler
-from fewstep.times import step_grid
+from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.batch import Condition
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.objective import Step
+from fewstep.core.samplers import euler
+from fewstep.core.times import step_grid
 from fewstep_trellis.dataset import PreparedObjects
 from fewstep_trellis.models import SparseStructureDecoder
 
@@ -26,10 +26,10 @@ def sample(
     teacher: Teacher, decoder: SparseStructureDecoder, tokens: Tensor, noise: Tensor, steps: int, rescale_t: float = 1.0
 ) -> Tensor:
     """Occupancy [B, R, R, R] of samples from these tokens and this noise."""
-    from fewstep.layout import Dense
+    from fewstep.core.layout import Dense
 
     grid = step_grid(steps, rescale_t)
-    step = Step(0, Path(teacher.path.sigma_min))
+    step = Step(0, Interpolant(teacher.interpolant.sigma_min))
     z = euler(teacher, noise, Condition(tokens), Dense(len(tokens)), grid, step)
     with torch.no_grad():
         return torch.cat([decoder(part)[:, 0] > 0 for part in z.split(16)])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.backbone import Guidance, Teacher
-from fewstep.batch import Batch, Condition
-from fewstep.layout import Packed
-from fewstep.objective import Step
-from fewstep.path import Path
-from fewstep.sampler import euler
-from fewstep.times import step_grid
+from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Packed
+from fewstep.core.objective import Step
+from fewstep.core.samplers import euler
+from fewstep.core.times import step_grid
 from fewstep_trellis.models import SLatGaussianDecoder
 from fewstep_trellis.slat_dataset import PreparedLatents
 from fewstep_trellis.teach.gaussian_loss import SH0
@@ -19,7 +19,7 @@ from fewstep_trellis.teach.gaussian_loss import SH0
 
 def sample(teacher: Teacher, batch: Batch, tokens: Tensor, noise: Tensor, steps: int) -> Tensor:
     """Latents [T, C] on the batch's voxels from these tokens and this noise."""
-    step = Step(0, Path(teacher.path.sigma_min))
+    step = Step(0, Interpolant(teacher.interpolant.sigma_min))
     return euler(teacher, noise, Condition(tokens), batch.layout, step_grid(steps), step)
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from fewstep.config import Strict
+from fewstep.config.base import Strict
 from fewstep_trellis.checkpoint import save_model
 from fewstep_trellis.data.prepared import PreparedSet
 from fewstep_trellis.models import SparseStructureDecoder, SparseStructureEncoder

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fewstep.config import Strict
-from fewstep.dataset import PackedDataConfig
+from fewstep.config.base import Strict
+from fewstep.core.dataset import PackedDataConfig
 from fewstep_trellis.normalisation import Normalisation
 
 from .condition import CAPTIONS

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.backbone import Backbone
-from fewstep.batch import Batch
-from fewstep.dataset import Dataset
+from fewstep.core.backbone import Backbone
+from fewstep.core.batch import Batch
+from fewstep.core.dataset import Dataset
+from fewstep.core.layout import Dense
 from fewstep.errors import FewstepError, invalid
-from fewstep.layout import Dense
 from fewstep_trellis.normalisation import Normalisation
 
 from .condition import Draw

@@ -9,8 +9,8 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fewstep.backbone import Backbone
-from fewstep.batch import Condition
+from fewstep.core.backbone import Backbone
+from fewstep.core.batch import Condition
 from fewstep.errors import FewstepError
 from fewstep_trellis.conditioning.factory import image_conditioner, text_conditioner
 

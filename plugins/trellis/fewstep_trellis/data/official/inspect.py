@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from fewstep.config import merge, parse_override, validate
+from fewstep.config.base import merge, parse_override, validate
 from fewstep.errors import unknown
 
 from .condition import prepared_picture

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewstep.layout import Packed
+from fewstep.core.layout import Packed
 from fewstep_trellis.normalisation import Normalisation
 
 from .condition import Draw, caption, picture_path

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fewstep.backbone import Backbone
+from fewstep.core.backbone import Backbone
 
 
 def arguments_of(backbone: Backbone) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """TRELLIS's own order of samples and its split of a batch, as they are (``data.order=published`` repeats them).
 
 An epoch is padded from its own start to a multiple of the ranks (or cut), and the incomplete last batch is dropped.
-``fewstep.batching`` does neither. Where a run stands is a function of the step here too: the reference saves a place
-that is one batch ahead of what was trained on.
+``fewstep.core.batching`` does neither. Where a run stands is a function of the step here too: the reference saves a
+place that is one batch ahead of what was trained on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fewstep.batching import Sort, balanced_groups
+from fewstep.core.batching import Sort, balanced_groups
 from fewstep.errors import invalid
 
 

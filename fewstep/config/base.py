@@ -1,0 +1,124 @@
+"""Configs: frozen pydantic models, assembled per run, with errors that name the key and the nearest spelling.
+
+Later wins: defaults, preset, ``--config`` file, ``KEY=VALUE``. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from fewstep.config.describe import Row, describe
+from fewstep.config.explain import explain
+from fewstep.errors import FewstepError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+
+__all__ = ["Row", "Strict", "describe", "merge", "parse_override", "read_toml", "validate"]
+
+M = TypeVar("M", bound=BaseModel)
+EXAMPLE = "for example train.steps=400"
+
+
+class Strict(BaseModel):
+    """Base of every config: frozen, and an unknown key is an error.
+
+    ``none`` stands for None where a key takes it (TOML has no word for it); true and false are no numbers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _toml(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        kinds = {annotation, *get_args(annotation)}
+        if value == "none" and NoneType in kinds:
+            return None
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise PydanticCustomError("no_number", "true and false are no numbers")
+        return value
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """``a.b=VALUE`` in TOML syntax to {"a": {"b": value}}; a bare word is a string.
+
+    Raises:
+        FewstepError: without a ``=`` or a value, with a key that TOML does not take, or with a list, table or quoted
+            string that does not parse.
+    """
+    key, sep, value = (part.strip() for part in text.partition("="))
+    if not sep or not key or "\n" in text:
+        raise FewstepError(f"override {text!r}: accepted is KEY=VALUE, {EXAMPLE}")
+    if not value:
+        raise FewstepError(f'override {text!r}: no value after the =; accepted is KEY=VALUE, {key}="" for empty text')
+    try:
+        path = _path(tomllib.loads(f"{key} = 0"))
+    except tomllib.TOMLDecodeError:
+        raise FewstepError(f"override {text!r}: {key!r} is no dotted key, {EXAMPLE}") from None
+    found: Any = _value(text, value)
+    for part in reversed(path):
+        found = {part: found}
+    return dict(found)
+
+
+def _path(nested: Any) -> list[str]:
+    path = []
+    while isinstance(nested, dict):
+        ((part, nested),) = nested.items()
+        path.append(part)
+    return path
+
+
+def _value(text: str, value: str) -> Any:
+    try:
+        found = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        if value[0] in "[{\"'":
+            raise FewstepError(f"override {text!r}: the value is no TOML: {error}") from None
+        return value
+    return value if isinstance(found, datetime.date | datetime.time) else found
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a nested dict.
+
+    Raises:
+        FewstepError: for a missing file or a syntax error, with its line.
+    """
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FewstepError(f"config {str(path)!r}: {error.strerror or error}; accepted: a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FewstepError(f"config {str(path)!r} is no TOML: {error}") from None
+    return values
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts merged, later wins; a table meets a table key by key."""
+    out: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            old = out.get(key)
+            both = isinstance(old, Mapping) and isinstance(value, Mapping)
+            out[key] = merge(old, value) if both else value  # type: ignore[arg-type]
+    return out
+
+
+def validate(model: type[M], values: Mapping[str, Any]) -> M:
+    """An instance of ``model``; every problem in one FewstepError."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise FewstepError(explain(model, values, error)) from None

@@ -1,0 +1,108 @@
+"""Presets: TOML files in ``presets/`` beside a plugin's module. Imports no torch.
+
+For method M and preset P: ``presets/M/P.toml`` and ``presets/P.toml``, first of the method's plugin, then of the
+backbone's, merged in that order.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.config.base import read_toml
+from fewstep.errors import invalid, unknown
+from fewstep.plugins.registry import Entry, registry
+
+DEFAULT = "default"
+DATASET = "dataset"  # top-level key of a preset or config file: the data set that its ``data`` table is meant for
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One file of a preset; ``source`` is what a row of the run's config names: ``preset paper (fewstep_mdt)``."""
+
+    name: str
+    package: str
+    path: Path
+
+    @property
+    def source(self) -> str:
+        return f"preset {self.name} ({self.package})"
+
+    def read(self) -> dict[str, Any]:
+        """Its tables."""
+        return read_toml(self.path)
+
+
+def find(method: Entry, backbone: Entry, name: str | None) -> list[Preset]:
+    """The files of a preset, later ones winning. Without a name "default" is meant, and may be missing.
+
+    Raises:
+        FewstepError: for a preset that neither plugin ships, with all that they do.
+    """
+    wanted = name or DEFAULT
+    found = [
+        Preset(wanted, package, path)
+        for package, folder in _folders(method, backbone)
+        for path in (folder / method.name / f"{wanted}.toml", folder / f"{wanted}.toml")
+        if path.is_file()
+    ]
+    if not found and name not in (None, DEFAULT):
+        raise unknown("preset", wanted, available(method, backbone))
+    return found
+
+
+def find_for(place: str, backbone: Entry, name: str | None) -> list[Preset]:
+    """The file ``presets/<place>/<name>.toml`` of the backbone's plugin, for what is no run (``fewstep bench``).
+
+    Raises:
+        FewstepError: for a preset that the plugin does not ship, with all that it does.
+    """
+    homes = [(package, folder / place) for package, folder in _folders(backbone, backbone)]
+    wanted = name or DEFAULT
+    found = [Preset(wanted, package, folder / f"{wanted}.toml") for package, folder in homes]
+    found = [preset for preset in found if preset.path.is_file()]
+    if not found and name not in (None, DEFAULT):
+        raise unknown("preset", wanted, [file.stem for _, folder in homes for file in folder.glob("*.toml")])
+    return found
+
+
+def data_set(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str | None:
+    """The registered data set that the last of these (source, values) names, if any does.
+
+    Raises:
+        FewstepError: for a name that is no text.
+    """
+    names = [(source, values[DATASET]) for source, values in layers if DATASET in values]
+    if names and not isinstance(names[-1][1], str):
+        raise invalid(f"{DATASET} (from {names[-1][0]})", names[-1][1], "the name of a registered data set")
+    return names[-1][1] if names else None
+
+
+def available(method: Entry, backbone: Entry) -> list[str]:
+    """Names that ``find`` takes for this pair; those under another method's name are left out."""
+    others = {*registry().names("objective"), "bench"} - {method.name}
+    names = {
+        path.relative_to(folder).with_suffix("").as_posix().removeprefix(f"{method.name}/")
+        for _, folder in _folders(method, backbone)
+        for path in folder.rglob("*.toml")
+    }
+    return sorted(name for name in names if name.partition("/")[0] not in others or "/" not in name)
+
+
+def _folders(method: Entry, backbone: Entry) -> list[tuple[str, Path]]:
+    """(package, its presets folder) of the method's plugin and then the backbone's, each once."""
+    homes = [_home(*owner) for owner in dict.fromkeys((e.distribution, e.plugin) for e in (method, backbone))]
+    return [(package, folder / "presets") for package, folder in homes if folder is not None]
+
+
+def _home(distribution: str, plugin: str) -> tuple[str, Path | None]:
+    """(package, folder) of a plugin's module; a plugin that is an object lies where its class does."""
+    found = registry().manager.get_plugin(f"{distribution}:{plugin}")
+    module = found if hasattr(found, "__file__") else sys.modules.get(type(found).__module__)
+    file = None if found is None else getattr(module, "__file__", None)
+    package = str(getattr(module, "__package__", "") or getattr(module, "__name__", plugin))
+    return package, Path(file).parent if file else None

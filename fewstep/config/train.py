@@ -1,0 +1,69 @@
+"""``TrainConfig``: the ``train`` table of a run. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from fewstep.config.base import Strict
+
+Rate = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TrainConfig(Strict):
+    """How a run is trained: length, optimiser, precision, averages and what it writes."""
+
+    steps: int = Field(default=1000, ge=1, description="optimiser iterations")
+    batch_size: int = Field(default=16, ge=1, description="samples of one forward pass")
+    accumulate: int = Field(
+        default=1, ge=1, description="passes per iteration; its batch is batch_size x accumulate samples"
+    )
+    lr: float = Field(default=1e-4, gt=0, le=1, description="AdamW learning rate, before a network's own factor")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="learning rate after the warm-up: kept, or to 0 at the last step"
+    )
+    warmup: int = Field(
+        default=0,
+        ge=0,
+        description="iterations over which the learning rate rises from 0; a shorter run ends while it still rises",
+    )
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="AdamW weight decay")
+    betas: tuple[Rate, Rate] = Field(default=(0.9, 0.999), description="AdamW moment decays")
+    clip: Literal["none", "norm", "adaptive"] = Field(
+        default="norm", description="gradient clipping: none, at clip_norm, or at a percentile of the recent norms"
+    )
+    clip_norm: float = Field(default=1.0, gt=0, le=1e9, description="largest gradient norm (norm and adaptive)")
+    clip_percentile: float = Field(default=95.0, gt=0, le=100, description="adaptive: percentile of the recent norms")
+    clip_buffer: int = Field(
+        default=1000, ge=1, description="adaptive: how many recent norms; until so many, clip_norm alone"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="autocast type; the weights stay float32 (fp16 needs CUDA)"
+    )
+    ema: tuple[Rate, ...] = Field(
+        default=(), description="rates of the student's moving averages, beside the method's own"
+    )
+    export: float | Literal["student"] = Field(
+        default="student", description="weights of the exported student: 'student', or the rate of one of its averages"
+    )
+    checkpoint_every: int = Field(
+        default=500, ge=1, description="iterations between checkpoints; the last is always written"
+    )
+    keep: int = Field(default=2, ge=1, description="checkpoints that are kept, newest first")
+    log_every: int = Field(default=10, ge=1, description="iterations between rows of metrics.jsonl")
+    device: str = Field(default="auto", description="torch device; auto: CUDA where there is one, else the CPU")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; unset: torch's own choice")
+
+    @field_validator("export", mode="before")
+    @classmethod
+    def _rate_or_student(cls, value: Any) -> Any:
+        if value == "student":
+            return value
+        try:
+            rate = float(value)
+        except (TypeError, ValueError):
+            rate = -1.0
+        if not 0 <= rate < 1:
+            raise ValueError("'student' or the rate of an average, at least 0 and below 1")
+        return rate

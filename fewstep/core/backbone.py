@@ -1,0 +1,159 @@
+"""Backbones predict velocity; a teacher is a frozen backbone with guidance."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.config.base import Strict
+from fewstep.core.batch import Condition
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Layout
+from fewstep.errors import FewstepError
+
+if TYPE_CHECKING:
+    from fewstep.core.dataset import Dataset
+    from fewstep.core.suite import Suite
+
+
+class VelocityField(Protocol):
+    """Anything with a velocity: a student, a guided teacher, a closed form. ``t_B`` [B] in [0, 1]."""
+
+    def __call__(
+        self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None
+    ) -> Tensor: ...
+
+
+class Backbone(nn.Module):
+    """A network that predicts velocity, with what it can do declared.
+
+    A subclass sets ``Config``, ``provides`` (of "dense", "packed", "jvp", "two_time", "features", "shard") and
+    ``interpolant``, and implements ``forward``, ``teacher``, ``save`` and ``load``. Where a model is several networks
+    one after another, each is a backbone with its ``stage``, and the one that users name lists all in ``stages``.
+    """
+
+    Config: ClassVar[type[Strict]]
+    provides: ClassVar[frozenset[str]] = frozenset()
+    dataset: ClassVar[str]  # name of the registered data set that a run uses unless told otherwise
+    interpolant: Interpolant = Interpolant()
+    stage: ClassVar[str] = ""  # this network's own name among the stages of its model
+    stages: ClassVar[Mapping[str, str]] = MappingProxyType({})  # stage: registered backbone, in order
+
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        """Velocity at x [B, ...] or [T, C] and times t_B [B]; ``s_B`` is the target time of a two-time student."""
+        raise TypeError(f"{type(self).__name__} does not implement forward")
+
+    @classmethod
+    def teacher(cls, config: Any) -> Teacher:
+        """The frozen teacher that ``config`` (an instance of ``Config``) names."""
+        raise TypeError(f"{cls.__name__} does not implement teacher")
+
+    def student(self) -> Backbone:
+        """The network that distillation starts from: a copy of this one, unless the teacher cannot be trained."""
+        return copy.deepcopy(self)
+
+    def save(self, folder: Path, *, half: bool = False) -> None:
+        """Write the weights as ``model.safetensors`` and ``model.json`` into ``folder``, in the model's own format."""
+        raise TypeError(f"{type(self).__name__} does not implement save")
+
+    @classmethod
+    def load(cls, folder: Path) -> Backbone:
+        """The inverse of ``save``."""
+        raise TypeError(f"{cls.__name__} does not implement load")
+
+    @classmethod
+    def suite(cls, config: Any, dataset: Dataset) -> Suite:
+        """The held-out evaluation that ``fewstep bench`` runs for this backbone."""
+        raise FewstepError(f"backbone {cls.__name__} offers no suite: fewstep bench and fewstep sample need one")
+
+    @classmethod
+    def students(cls) -> dict[str, Path]:
+        """Folders of the students that ship with the plugin, by method; ``fewstep bench --methods`` takes them."""
+        return {}
+
+    def shard_units(self) -> list[nn.Module]:
+        """The modules that sharding and activation checkpointing treat as one piece each."""
+        return [self]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance u + g (c - u); g = 1 is the plain conditional prediction, one evaluation.
+
+    Outside ``interval`` (both ends included) the conditional prediction is used alone.
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    @classmethod
+    def strength(cls, w: float, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
+        """TRELLIS's and MDT-dist's count: (1 + w) c - w u, so w = 0 is no guidance."""
+        return cls(1.0 + w, interval)
+
+    def active(self, t: float) -> bool:
+        """Whether the unconditional pass is needed at time t."""
+        return self.scale != 1.0 and self.interval[0] <= t <= self.interval[1]
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether the interval leaves no time out, which spares a look at times on a device."""
+        return self.interval[0] <= 0.0 and self.interval[1] >= 1.0
+
+    def idle(self, t_B: Tensor) -> bool:
+        """Whether the unconditional pass is needed at none of the times [B]."""
+        if self.scale == 1.0 or self.everywhere:
+            return self.scale == 1.0
+        return not bool(self._inside(t_B).any())
+
+    def guided(self, positive: Tensor, negative: Tensor, t_B: Tensor, layout: Layout) -> Tensor:
+        """positive + (g - 1) (positive - negative) inside the interval, positive outside."""
+        inside_B = torch.ones_like(t_B, dtype=torch.bool) if self.everywhere else self._inside(t_B)
+        extra_B = torch.where(inside_B, self.scale - 1.0, 0.0)
+        return positive + layout.expand(extra_B, positive) * (positive - negative)
+
+    def _inside(self, t_B: Tensor) -> Tensor:
+        return (t_B >= self.interval[0]) & (t_B <= self.interval[1])
+
+
+class Teacher(nn.Module):
+    """A frozen backbone with guidance, itself a ``Field``.
+
+    Args:
+        backbone: the pretrained network; its parameters are frozen here.
+        guidance: used unless a call passes its own.
+    """
+
+    def __init__(self, backbone: Backbone, guidance: Guidance = Guidance()) -> None:
+        super().__init__()
+        self.backbone = backbone.eval().requires_grad_(False)
+        self.guidance = guidance
+
+    @property
+    def interpolant(self) -> Interpolant:
+        return self.backbone.interpolant
+
+    def forward(
+        self,
+        x: Tensor,
+        t_B: Tensor,
+        cond: Condition,
+        layout: Layout,
+        *,
+        s_B: Tensor | None = None,
+        guidance: Guidance | None = None,
+    ) -> Tensor:
+        """The guided velocity. Where the interval covers only some of the times, the scale falls to 1 for the rest."""
+        guidance = guidance or self.guidance
+        positive: Tensor = self.backbone(x, t_B, cond, layout)
+        if guidance.idle(t_B) or cond.tokens is None:
+            return positive
+        negative: Tensor = self.backbone(x, t_B, cond.negative(), layout)
+        return guidance.guided(positive, negative, t_B, layout)

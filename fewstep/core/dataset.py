@@ -1,0 +1,106 @@
+"""Data sets hand out batches by index; which index belongs to which step is a function of the seed alone."""
+
+from __future__ import annotations
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from fewstep.config.base import Strict
+from fewstep.core.batch import Batch
+from fewstep.core.batching import Cuts, Stream, balanced_groups
+from fewstep.errors import invalid
+
+if TYPE_CHECKING:
+    from fewstep.core.backbone import Backbone
+
+
+class PackedDataConfig(Strict):
+    """The key of data sets whose samples differ in length."""
+
+    voxel_budget: int | None = Field(
+        None,
+        ge=1,
+        description="voxels of one pass at most: it takes as many samples as fit, train.batch_size at most; "
+        "none: train.batch_size samples, whatever their size",
+    )
+
+
+class Dataset(ABC):
+    """Training batches for a backbone. A subclass sets ``Config`` and implements ``__len__`` and ``batch``.
+
+    Samples of unequal length: implement ``loads``, so that the passes of a step are balanced, and derive ``Config``
+    from ``PackedDataConfig``, so that they can be packed by a budget.
+
+    Args:
+        config: an instance of ``Config``.
+        backbone: the teacher's network, for data that must fit it (latent shape, condition width).
+    """
+
+    Config: ClassVar[type[Strict]]
+    _order: Stream | None = None
+    _cut: tuple[tuple[int, int, int], Cuts] | None = None
+
+    def __init__(self, config: Any, backbone: Backbone) -> None:
+        self.config, self.backbone = config, backbone
+
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        """Refuse what can be refused before a teacher is loaded, such as a missing folder. Raises FewstepError."""
+        del config  # the base class knows none of its keys
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Training samples."""
+
+    @abstractmethod
+    def batch(self, indices: list[int], generator: torch.Generator) -> Batch:
+        """These samples; augmentation draws from ``generator`` only."""
+
+    def loads(self) -> Sequence[int] | None:
+        """Rows of each sample; None: all samples are alike."""
+        return None
+
+    def notes(self) -> list[str]:
+        """Lines for the user that have come up since the last call: what was read, left out or could not be read."""
+        return []
+
+    def training_batch(self, step: int, size: int, seed: int, rank: int = 0, ranks: int = 1) -> Batch:
+        """The batch of a pass: epochs are seeded permutations, so a resumed run sees what an unbroken one sees."""
+        key = zlib.crc32(f"data/{seed}/{step}/{rank}".encode())
+        draws = torch.Generator().manual_seed((seed << 32) ^ key)
+        return self.batch(self.indices(step, size, seed, rank, ranks), draws)
+
+    def indices(self, step: int, size: int, seed: int, rank: int = 0, ranks: int = 1) -> list[int]:
+        """The samples of a pass. The ranks of a step share the next samples of the stream: equal slices of it, or,
+        where samples differ in length, groups of ``size`` samples balanced by length, or groups packed by the budget.
+
+        Args:
+            size: samples of a pass; with a voxel budget, at most so many.
+        """
+        loads, budget = self.loads(), getattr(self.config, "voxel_budget", None)
+        if loads is not None and budget is not None:
+            return self._cuts(loads, budget, size, seed, ranks).passes(step)[rank]
+        start = step * ranks * size
+        if loads is None or ranks == 1:
+            return self._stream(seed).take(start + rank * size, start + (rank + 1) * size)
+        samples = self._stream(seed).take(start, start + ranks * size)
+        groups = balanced_groups([loads[sample] for sample in samples], ranks, size)
+        return [samples[i] for i in sorted(groups[rank])]
+
+    def _stream(self, seed: int) -> Stream:
+        if self._order is None or self._order.seed != seed:
+            self._order = Stream(len(self), seed)
+        return self._order
+
+    def _cuts(self, loads: Sequence[int], budget: int, most: int, seed: int, ranks: int) -> Cuts:
+        key = (seed, ranks, most)
+        if self._cut is None or self._cut[0] != key:
+            if max(loads) > budget:
+                raise invalid("data.voxel_budget", budget, f"at least the largest sample, {max(loads)} voxels")
+            self._cut = key, Cuts(self._stream(seed), loads, budget, ranks, most)
+        return self._cut[1]

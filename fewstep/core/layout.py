@@ -1,0 +1,203 @@
+"""How a batch of samples lies in memory: ``Dense`` or ``Packed``, beside plain tensors and never inside them.
+
+An objective that reduces, broadcasts and draws only through its layout serves an image-like [B, C, H, W] tensor and
+a ragged [T, C] one with the same lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from fewstep.core.alive import remember
+from fewstep.core.segments import add_rows
+from fewstep.errors import FewstepError, invalid
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Layout(Protocol):
+    """What an objective may ask of the arrangement of its samples. ``*_B`` tensors have one value a sample."""
+
+    @property
+    def batch_size(self) -> int: ...
+    def expand(self, v_B: Tensor, like: Tensor) -> Tensor: ...
+    def sum(self, x: Tensor) -> Tensor: ...
+    def mean(self, x: Tensor) -> Tensor: ...
+    def norm(self, x: Tensor) -> Tensor: ...
+    def select(self, x: Tensor, rows_B: Tensor) -> tuple[Tensor, Layout]: ...
+    def repeat(self, copies: int) -> Layout: ...
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Samples of one shape: x is [B, ...]."""
+
+    batch_size: int
+
+    def expand(self, v_B: Tensor, like: Tensor) -> Tensor:
+        """[B] -> [B, 1, ...], broadcastable against ``like`` [B, ...]; float64 times keep the dtype of ``like``."""
+        return v_B.to(like.dtype).reshape(self.batch_size, *[1] * (like.dim() - 1))
+
+    def sum(self, x: Tensor) -> Tensor:
+        """[B, ...] -> [B]: the sum over all elements of each sample."""
+        return x.reshape(self.batch_size, -1).sum(1)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """[B, ...] -> [B]: the mean over all elements of each sample."""
+        return x.reshape(self.batch_size, -1).mean(1)
+
+    def norm(self, x: Tensor) -> Tensor:
+        """[B, ...] -> [B]: the Euclidean norm of each sample over all its elements."""
+        return self.sum(x.square()).sqrt()
+
+    def select(self, x: Tensor, rows_B: Tensor) -> tuple[Tensor, Dense]:
+        """The samples ``rows_B`` (indices, int64) and their layout."""
+        return x[rows_B], Dense(len(rows_B))
+
+    def repeat(self, copies: int) -> Dense:
+        """The layout of ``copies`` copies of the batch, joined along the first axis."""
+        return Dense(copies * self.batch_size)
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Ragged samples one behind the other: x is [T, C], sample i owns rows cu_seqlens[i] to cu_seqlens[i + 1].
+
+    What is derived from a layout (neighbour maps, windows, coarser layouts) is computed once, kept on it by
+    :meth:`once`, and so reused by every layer, sampler step and pass that is handed the same layout.
+
+    Args:
+        cu_seqlens: int64 [B + 1], non-decreasing, from 0 to T. A sample of length 0 is allowed.
+        coords: optional integer coordinates [T, A] along A axes, carried for backbones that need positions.
+
+    Raises:
+        FewstepError: for boundaries that are not a non-decreasing vector from 0, or coords of another length.
+    """
+
+    cu_seqlens: Tensor
+    coords: Tensor | None = None
+    index: Tensor = field(init=False)
+    lengths_list: list[int] = field(init=False, repr=False)
+    _memo: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        bounds = self.cu_seqlens
+        # The one look at the values from the host: everything later works from this list.
+        listed = bounds.tolist() if bounds.dim() == 1 else []
+        if len(listed) < 2 or listed[0] != 0 or any(b < a for a, b in pairwise(listed)):
+            raise FewstepError(
+                f"layout.cu_seqlens: got {bounds.tolist()}; accepted: a non-decreasing vector that starts at 0"
+            )
+        if self.coords is not None and len(self.coords) != listed[-1]:
+            raise invalid("layout.coords", tuple(self.coords.shape), f"one row for each of the {listed[-1]} rows")
+        rows = torch.arange(len(bounds) - 1, device=bounds.device)
+        index = rows.repeat_interleave(bounds.diff(), output_size=listed[-1])
+        object.__setattr__(self, "index", index)
+        object.__setattr__(self, "lengths_list", [b - a for a, b in pairwise(listed)])
+        remember(self, bounds, self.coords)  # a compiled graph has these tensors and looks for the layout
+
+    @classmethod
+    def of_lengths(
+        cls, lengths: list[int], coords: Tensor | None = None, device: torch.device | str | None = None
+    ) -> Packed:
+        """The layout of samples with these numbers of rows."""
+        return cls(torch.tensor([0, *lengths], device=device).cumsum(0), coords)
+
+    @classmethod
+    def of_index(cls, index_T: Tensor, coords: Tensor | None = None, batch_size: int | None = None) -> Packed:
+        """The layout of rows that name their sample.
+
+        Args:
+            index_T: [T] sample of each row, ascending: the rows of a sample lie together.
+            coords: [T, A], see the class.
+            batch_size: number of samples; by default the largest index + 1. Samples without rows are empty.
+
+        Raises:
+            FewstepError: for rows out of order, or an index outside the batch.
+        """
+        index = index_T.to(torch.int64)
+        if bool((index.diff() < 0).any()):
+            raise invalid("layout.index", "rows whose sample falls", "ascending samples: sort the rows by sample first")
+        last = int(index[-1]) + 1 if len(index) else 0
+        size = max(last, 1) if batch_size is None else batch_size
+        if last > size or (len(index) and int(index[0]) < 0):
+            raise invalid("layout.index", f"samples {int(index[0])} to {last - 1}", f"0 to {size - 1}")
+        counts = torch.bincount(index, minlength=size)
+        return cls(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), coords)
+
+    def once(self, key: Hashable, build: Callable[[], T]) -> T:
+        """What ``build`` returns, built at the first call with this key and kept for as long as the layout lives."""
+        if key not in self._memo:
+            # What a sampler's pass makes in inference mode must serve a later pass that needs gradients.
+            with torch.inference_mode(False):
+                self._memo[key] = build()
+        found: T = self._memo[key]
+        return found
+
+    def to(self, device: torch.device | str) -> Packed:
+        """The same layout on another device; itself where it already is there."""
+        if self.cu_seqlens.device == torch.device(device):
+            return self
+        coords = None if self.coords is None else self.coords.to(device)
+        return Packed(self.cu_seqlens.to(device), coords)
+
+    @property
+    def rows(self) -> int:
+        """T, without asking the device."""
+        return len(self.index)
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] rows of each sample."""
+        return self.cu_seqlens.diff()
+
+    def expand(self, v_B: Tensor, like: Tensor) -> Tensor:
+        """[B] -> [T, 1, ...], broadcastable against ``like`` [T, ...]."""
+        return v_B.to(like.dtype)[self.index].reshape(-1, *[1] * (like.dim() - 1))
+
+    def sum(self, x: Tensor) -> Tensor:
+        """[T, ...] -> [B]."""
+        return add_rows(x.flatten(1).sum(1) if x.dim() > 1 else x, self.index, self.batch_size)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """[T, ...] -> [B]: the mean over all rows and channels of each sample; 0 for an empty one."""
+        width = x[0].numel() if len(x) else 1
+        return self.sum(x) / (self.lengths * width).clamp(min=1).to(x.dtype)
+
+    def norm(self, x: Tensor) -> Tensor:
+        """[T, ...] -> [B]: the Euclidean norm of each sample over all its rows and channels."""
+        return self.sum(x.square()).sqrt()
+
+    def select(self, x: Tensor, rows_B: Tensor) -> tuple[Tensor, Packed]:
+        """The samples ``rows_B`` in that order, and their layout."""
+        starts, lengths = [0, *self.lengths_list], self.lengths_list
+        starts = torch.tensor(starts).cumsum(0).tolist()
+        spans = [torch.arange(starts[i], starts[i] + lengths[i], device=x.device) for i in rows_B.tolist()]
+        rows = torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64, device=x.device)
+        coords = None if self.coords is None else self.coords[rows]
+        return x[rows], Packed.of_lengths([len(span) for span in spans], coords, x.device)
+
+    def repeat(self, copies: int) -> Packed:
+        """The layout of ``copies`` copies of the batch, joined along the first axis; the same object each time."""
+        return self.once(("repeat", copies), lambda: self._repeat(copies))
+
+    def _repeat(self, copies: int) -> Packed:
+        coords = None if self.coords is None else self.coords.repeat(copies, 1)
+        return Packed.of_lengths(copies * self.lengths_list, coords, self.cu_seqlens.device)
+
+
+def reduce_mean(x: Tensor, layout: Layout, how: str) -> Tensor:
+    """The loss over a batch: "element" is the mean over all elements (a longer sample weighs more, as published),
+    "sample" the mean over samples of each one's own mean."""
+    return x.mean() if how == "element" else layout.mean(x).mean()

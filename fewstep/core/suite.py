@@ -1,0 +1,78 @@
+"""What a backbone offers to ``fewstep bench``: held-out conditions, a decoder, measures and pictures."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.core.batch import Batch
+from fewstep.core.layout import Layout
+from fewstep.errors import FewstepError
+
+
+class Suite(ABC):
+    """An evaluation on held-out samples. A backbone returns one from ``Backbone.suite(config, dataset)``.
+
+    ``headline`` is the measure that the chart and the summary use; ``lower_is_better`` names the measures that fall;
+    ``charts`` are further measures with a panel of their own; ``legend`` says in a line what a
+    measure (or several: "a, b") is.
+    """
+
+    headline: str
+    lower_is_better: frozenset[str]
+    charts: tuple[str, ...] = ()
+    legend: Mapping[str, str] = MappingProxyType({})
+
+    def to(self, device: torch.device) -> None:
+        """Decode and encode on this device from now on; prompts and objects stay on the CPU."""
+        del device
+
+    @abstractmethod
+    def prompts(self, limit: int | None = None) -> Batch:
+        """The held-out batch, in a fixed order: true latents, layout, conditions."""
+
+    def condition(self, limit: int | None = None) -> None:
+        """Run the condition encoder once for these prompts, for the time by stage. Nothing where there is none."""
+        del limit
+
+    @abstractmethod
+    def decode(self, x: Tensor, layout: Layout) -> Any:
+        """Samples (latents) to objects."""
+
+    def following(self, objects: Any) -> Layout:
+        """The layout of the next stage's samples on these objects: a structure's occupied voxels.
+
+        Raises:
+            FewstepError: where no stage follows.
+        """
+        raise FewstepError(f"{type(self).__name__} is of a last stage: nothing is sampled on its objects")
+
+    @abstractmethod
+    def measure(self, objects: Any, teacher_objects: Any) -> dict[str, float]:
+        """Every quality measure of generated objects against the truth and against the teacher's own result from the
+        same noise (``teacher_objects``)."""
+
+    @abstractmethod
+    def sheet(self, rows: Sequence[tuple[str, Any]], path: Path, count: int) -> None:
+        """A contact sheet: ``count`` objects as columns beside condition and truth, a row for each (label, objects)."""
+
+    def prompt_from(self, image: Path) -> Batch:
+        """One sample to make from a picture: its condition, its layout and an ``x0`` of the right shape.
+
+        Raises:
+            FewstepError: a backbone without pictures, or a file that is none.
+        """
+        raise FewstepError(f"--image {str(image)!r}: this backbone takes no image; leave --image out")
+
+    def write(self, objects: Any, path: Path) -> list[Path]:
+        """Write what ``fewstep sample`` made, under ``path`` or as that very file; the files written."""
+        file = path if path.suffix else path / "samples.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.sheet([("samples", objects)], file, 8)
+        return [file]

@@ -1,0 +1,135 @@
+"""Students as files: a folder with the weights in the backbone's own format and ``config.json`` beside them.
+
+``config.json`` carries the sampling contract, what the student was made with, what that cost, and checksums. The
+state that a run resumes from is ``fewstep.engine.resume``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+import fewstep
+from fewstep.config.base import Strict
+from fewstep.core.backbone import Backbone
+from fewstep.core.contract import Contract
+from fewstep.errors import FewstepError
+from fewstep.files import new_folder, sha256, write_json
+from fewstep.plugins.registry import registry
+
+INFO = "config.json"
+FORMAT: Literal["fewstep-student-1"] = "fewstep-student-1"
+
+
+class StudentInfo(Strict):
+    """What ``config.json`` of a student says."""
+
+    format: Literal["fewstep-student-1"] = Field(default=FORMAT, description="version of this file")
+    contract: Contract = Field(description="how the student is to be sampled")
+    method: str = Field(description="registered objective")
+    backbone: str = Field(description="registered backbone; it reads the weights")
+    dataset: str = Field(description="registered data set of the run")
+    plugin: str = Field(description="distribution that registers the backbone")
+    weights: str = Field(description="'student', or the rate of the exported average")
+    step: int = Field(description="iterations trained")
+    seconds: float = Field(description="training time on the run's machine")
+    budget: dict[str, dict[str, int]] = Field(description="evaluations by network: forward, tangent, backward")
+    derivatives: str = Field(description="one-pass, two-pass or finite-difference, and why")
+    config: dict[str, Any] = Field(description="the run's config, as resolved")
+    versions: dict[str, str] = Field(description="versions of what made it")
+    fewstep: str = Field(default=fewstep.__version__, description="version of fewstep")
+    sha256: dict[str, str] = Field(default_factory=dict, description="checksums of the other files")
+
+
+def save_student(folder: Path, student: Backbone, info: StudentInfo, *, half: bool = False) -> None:
+    """Write a student; the folder appears whole or not at all, and replaces an older one.
+
+    Args:
+        half: store half-precision weights.
+
+    Raises:
+        FewstepError: when the disk refuses.
+    """
+    with new_folder(folder) as temp:
+        student.save(temp, half=half)
+        sums = {path.name: sha256(path) for path in sorted(temp.iterdir()) if path.is_file()}
+        write_json(temp / INFO, info.model_copy(update={"sha256": sums}).model_dump(mode="json"))
+
+
+def load_student(folder: Path) -> tuple[Backbone, StudentInfo]:
+    """A student, in evaluation mode on the CPU, and what is known about it. A run's folder stands for its student.
+
+    Raises:
+        FewstepError: for a missing, empty, foreign, unfinished or damaged folder, or a backbone that is not installed.
+    """
+    folder = Path(folder)
+    info = read_info(folder)
+    folder = _inner(folder)
+    for name, expected in info.sha256.items():
+        if not (folder / name).is_file():
+            raise FewstepError(f"student {str(folder)!r}: {name} is missing")
+        if sha256(folder / name) != expected:
+            raise FewstepError(f"student {str(folder / name)!r}: truncated or changed (its checksum does not match)")
+    backbone_cls = _backbone(info, folder)
+    try:
+        student: Backbone = backbone_cls.load(folder)
+    except FewstepError:
+        raise
+    except Exception as error:
+        raise FewstepError(f"student {str(folder)!r}: backbone {info.backbone!r} cannot read it: {error}") from error
+    return student.eval(), info
+
+
+def read_info(folder: Path) -> StudentInfo:
+    """``config.json`` of a student's (or a run's) folder, without its weights.
+
+    Raises:
+        FewstepError: for a missing, empty, foreign or unfinished folder.
+    """
+    folder = Path(folder)
+    name = f"student {str(folder)!r}"
+    if not folder.is_dir():
+        raise FewstepError(f"{name}: no such folder; accepted: a folder that `fewstep distill` wrote")
+    if not any(folder.iterdir()):
+        raise FewstepError(f"{name}: the folder is empty; accepted: one with {INFO}, model.safetensors and model.json")
+    file = _inner(folder) / INFO
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        inside = sorted(path.name for path in folder.iterdir() if (_inner(path) / INFO).is_file())
+        accepted = f"one of its students {', '.join(inside)}" if inside else "a folder that `fewstep distill` wrote"
+        raise FewstepError(f"{name}: holds no {INFO}; accepted: {accepted}") from None
+    except ValueError:
+        raise FewstepError(f"student {str(file)!r}: truncated or no JSON") from None
+    return _parsed(values, file)
+
+
+def _inner(folder: Path) -> Path:
+    return folder / "student" if (folder / "student" / INFO).is_file() else folder
+
+
+def _parsed(values: Any, file: Path) -> StudentInfo:
+    if isinstance(values, dict) and "sources" in values:
+        raise FewstepError(
+            f"student {str(file.parent)!r}: this run has not finished, so it has no student; continue it with --resume"
+        )
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        got = values.get("format") if isinstance(values, dict) else None
+        raise FewstepError(f"student {str(file)!r}: format {got!r}; accepted: {FORMAT!r}, as `fewstep distill` writes")
+    try:
+        return StudentInfo.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise FewstepError(f"student {str(file)!r}: {key}: {first['msg']}") from None
+
+
+def _backbone(info: StudentInfo, folder: Path) -> Any:
+    try:
+        return registry().get("backbone", info.backbone).load()
+    except FewstepError as error:
+        needs = f"needs backbone {info.backbone!r} of package {info.plugin!r}"
+        raise FewstepError(f"student {str(folder)!r} {needs}: {error}") from None

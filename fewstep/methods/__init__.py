@@ -1,0 +1,1 @@
+"""What families of methods share: the residual of consistency-type objectives and the point where it is evaluated."""

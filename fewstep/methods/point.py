@@ -1,0 +1,131 @@
+"""One point of a path with the shared residual there: what VM, VD, CM and PCM evaluate before they differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fewstep.config.base import Strict
+from fewstep.core.backbone import Guidance
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.objective import Nets, Step
+from fewstep.core.times import TimeSampler
+from fewstep.methods.residual import Derivative, Residual, phase_end
+
+Strength = Annotated[float, Field(ge=0, strict=True)]  # strict: true and false are no numbers
+Strengths = Strength | Annotated[tuple[Strength, ...], Field(min_length=1)] | None
+UNIFORM = TimeSampler(kind="uniform")
+
+
+class PointConfig(Strict):
+    """Keys of every objective that looks at one point of a path; an objective's Config derives from it."""
+
+    velocity: Literal["teacher", "data"] = Field(
+        "teacher", description="velocity along the path: the guided teacher's, or eps - x0 of the data (no teacher)"
+    )
+    t: TimeSampler = Field(default_factory=TimeSampler, description="distribution of the training time")
+    rescale_t: float = Field(1.0, gt=0, description="warp of the student's time grid, and of its phase ends")
+    p_uncond: float = Field(0.0, ge=0, le=1, description="share of samples whose student sees no condition")
+    reduction: Literal["element", "sample"] = Field(
+        "element", description="loss as mean over all elements, or over samples of each one's own mean"
+    )
+
+
+@dataclass(frozen=True)
+class Point:
+    """Samples ``x_t`` at times ``t_B`` [B] with the residual there; the student jumps to ``end_B`` [B]."""
+
+    x_t: Tensor
+    t_B: Tensor
+    end_B: Tensor
+    span: Tensor  # t - end, expanded to x_t
+    residual: Residual
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is random about a point: ``x_t`` at times ``t_B`` [B], its noise, the condition that the student sees."""
+
+    x_t: Tensor
+    t_B: Tensor
+    noise: Tensor
+    cond: Condition
+
+
+@dataclass(frozen=True)
+class Look:
+    """How an objective, or one term of it, looks at a point.
+
+    Args:
+        config: the shared keys.
+        knobs: how the derivative is taken; its interval bounds the times.
+        strengths: the teacher's guidance strength w, of a list one value each step; None is the teacher's own.
+        phases: number of equal phases; the student jumps to the end of the one that holds t - D.
+        name: of the term, for its draws of guidance and of dropped conditions.
+    """
+
+    config: PointConfig
+    knobs: Derivative
+    strengths: float | tuple[float, ...] | None
+    phases: int = 1
+    name: str = "main"
+
+    def at(self, batch: Batch, nets: Nets, step: Step, previous: nn.Module | None = None) -> Point:
+        """Draws "t" and "noise", the same for every term of a step, and evaluates student and teacher there.
+
+        Args:
+            batch: real clean samples, or a student's own.
+            previous: the network that predicts at t - D in place of the student.
+        """
+        drawn, layout = self.draw(batch, step), batch.layout
+        velocity = self.velocity(batch, drawn.noise, drawn.x_t, drawn.t_B, nets, step)
+
+        def student(x: Tensor, t: Tensor) -> Tensor:
+            return cast(Tensor, nets.student(x, t, drawn.cond, layout))
+
+        def before(x: Tensor, t: Tensor) -> Tensor:
+            return cast(Tensor, (previous or nets.student)(x, t, drawn.cond, layout))
+
+        residual = self.knobs.residual(student, drawn.x_t, drawn.t_B, velocity, layout, step, before)
+        return self.point(drawn, residual, batch)
+
+    def draw(self, batch: Batch, step: Step) -> Drawn:
+        """Times, noise and the student's condition, before any network is asked."""
+        t_B, noise = self.times(batch, step), step.randn_like(batch.x0, "noise")
+        x_t = step.interpolant.interpolate(batch.x0, noise, t_B, batch.layout)
+        return Drawn(x_t, t_B, noise, dropped(batch, step, self.config.p_uncond, f"drop/{self.name}"))
+
+    def point(self, drawn: Drawn, residual: Residual, batch: Batch) -> Point:
+        """What was found, with the end of its phase."""
+        t_B = drawn.t_B
+        end_B = phase_end(self.knobs.before(t_B), self.phases, self.config.rescale_t)
+        return Point(drawn.x_t, t_B, end_B, batch.layout.expand(t_B - end_B, drawn.x_t), residual)
+
+    def times(self, batch: Batch, step: Step) -> Tensor:
+        """[B] times of the draw "t": s + D + (1 - D - s) u for a finite difference, s + (1 - s) u for jvp."""
+        return self.knobs.times(step.times(batch.layout, self.config.t), step.interpolant.sigma_min)
+
+    @torch.no_grad()
+    def velocity(self, batch: Batch, noise: Tensor, x_t: Tensor, t_B: Tensor, nets: Nets, step: Step) -> Tensor:
+        """vT at x_t. The teacher never sees a dropped condition."""
+        if self.config.velocity == "data":
+            return step.interpolant.velocity(batch.x0, noise)
+        return cast(Tensor, nets.teacher(x_t, t_B, batch.cond, batch.layout, guidance=self.guidance(step)))
+
+    def guidance(self, step: Step) -> Guidance | None:
+        """This step's guidance; None is the teacher's own."""
+        if self.strengths is None:
+            return None
+        values = self.strengths if isinstance(self.strengths, tuple) else (self.strengths,)
+        return Guidance.strength(step.choice(values, f"guidance/{self.name}"))
+
+
+def dropped(batch: Batch, step: Step, share: float, name: str) -> Condition:
+    """The batch's condition with a share of it replaced by the negative one; ``name`` is that of the draw."""
+    if share == 0:
+        return batch.cond
+    return batch.cond.dropped(step.times(batch.layout, UNIFORM, name) < share)

@@ -1,0 +1,139 @@
+"""The one residual that CM, sCM, VM, FACM and MeanFlow at s = 0 share, with its knobs.
+
+A student predicts its average velocity F from t down to an end e: (t - e) F(x_t, t) is the displacement along the
+teacher's path. Differentiated along that path, direction (vT, 1), this reads F + (t - e) dF/dt = vT, so
+
+    r = F + (t - e) sg(dF/dt) - vT                       (MDT-dist, arXiv 2509.04406; MeanFlow, arXiv 2505.13447)
+
+is 0 at the optimum, and u = F + (t - e) dF/dt is the student's own instantaneous velocity. Consistency distillation
+compares states instead: its residual is -D r with t - e - D in place of t - e (see ``Residual.states``).
+Everything reduces and broadcasts through the layout alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fewstep.core.layout import Layout
+from fewstep.core.objective import Step
+from fewstep.core.times import rescale
+
+Kind = Literal["discrete", "continuous"]
+Norm = Literal["none", "sample", "element"]
+Student = Callable[[Tensor, Tensor], Tensor]  # (x, t_B) -> F, condition and layout bound
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The parts of r at one point: ``value`` F with its graph, ``derivative`` dF/dt and ``velocity`` vT detached."""
+
+    value: Tensor
+    derivative: Tensor
+    velocity: Tensor
+
+    def instantaneous(self, span: Tensor) -> Tensor:
+        """u = F + span dF/dt; ``span`` is t - e, expanded."""
+        return self.value + span * self.derivative
+
+    def target(self, span: Tensor) -> Tensor:
+        """vT - span dF/dt, what F is regressed on, detached as its parts are: F - target = r."""
+        return self.velocity - span * self.derivative
+
+    def states(self, x_t: Tensor, span: Tensor, interval: float) -> tuple[Tensor, Tensor]:
+        """The student's jump from t to e, with its graph, and the jump from the teacher's point at t - D, detached.
+
+        Their difference is -D (F + (span - D) dF/dt - vT), which is how the target is made here. The graph runs
+        through span F, so the gradient of a squared distance weighs r by span D.
+        """
+        jump = x_t - span * self.value
+        error = self.instantaneous(span - interval) - self.velocity
+        return jump, (jump + interval * error).detach()
+
+
+@dataclass(frozen=True)
+class Derivative:
+    """How dF/dt along (vT, 1) is taken.
+
+    Args:
+        kind: "continuous" by ``Step.jvp``, "discrete" as [F(x_t, t) - F(x_t - D vT, t - D)] / D.
+        interval: D.
+        norm: "none"; "sample" dv / (|dv| + c), the norm over all elements of a sample (MDT-dist's d_norm with
+            c = 0.1, sCM's tangent normalisation); "element" dv / (rms(dv) + c), which no longer shrinks with the
+            number of elements.
+        constant: c.
+    """
+
+    kind: Kind = "discrete"
+    interval: float = 0.01
+    norm: Norm = "none"
+    constant: float = 0.1
+
+    def residual(
+        self,
+        student: Student,
+        x_t: Tensor,
+        t_B: Tensor,
+        velocity: Tensor,
+        layout: Layout,
+        step: Step,
+        previous: Student | None = None,
+    ) -> Residual:
+        """The parts of r at (x_t, t_B) for the teacher's velocity there.
+
+        Args:
+            previous: predicts at t - D in place of the student (an average of it); discrete only.
+        """
+        velocity = velocity.detach().to(x_t.dtype)
+        if self.kind == "continuous":
+            value, slope = step.jvp(student, (x_t, t_B), (velocity, torch.ones_like(t_B)))
+        else:
+            value = student(x_t, t_B)
+            with torch.no_grad():
+                before = (previous or student)(*self.earlier(x_t, t_B, velocity))
+            return self.discrete(value, before, velocity, layout)
+        return Residual(value.to(x_t.dtype), normalise(slope.to(x_t.dtype), layout, self.norm, self.constant), velocity)
+
+    def earlier(self, x_t: Tensor, t_B: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
+        """The point that the finite difference also looks at: D back along the velocity.
+
+        Its time is in float64: t - D in float32 would lose digits that the division by D then magnifies.
+        """
+        return x_t - self.interval * velocity, t_B.double() - self.interval
+
+    def discrete(self, value: Tensor, before: Tensor, velocity: Tensor, layout: Layout) -> Residual:
+        """The residual of F here and F at the earlier point, both taken already; in the type of ``velocity``."""
+        value = value.to(velocity.dtype)
+        slope = (value.detach() - before.to(velocity.dtype)) / self.interval
+        return Residual(value, normalise(slope, layout, self.norm, self.constant), velocity)
+
+    def times(self, u_B: Tensor, sigma_min: float) -> Tensor:
+        """Draws in (0, 1) moved to where the residual is defined: t >= sigma_min, and t - D >= sigma_min."""
+        low = sigma_min + (self.interval if self.kind == "discrete" else 0.0)
+        return low + (1 - low) * u_B
+
+    def before(self, t_B: Tensor) -> Tensor:
+        """The earliest time that the residual at t looks at, which decides its phase."""
+        return t_B - self.interval if self.kind == "discrete" else t_B
+
+
+def normalise(slope: Tensor, layout: Layout, norm: Norm, constant: float) -> Tensor:
+    """dF/dt with its size taken away, by sample; see ``Derivative.norm``."""
+    if norm == "none":
+        return slope
+    size_B = layout.norm(slope) if norm == "sample" else layout.mean(slope.square()).sqrt()
+    return slope / (layout.expand(size_B, slope) + constant)
+
+
+def phase_end(t_B: Tensor, phases: int, rescale_t: float = 1.0) -> Tensor:
+    """The lower end of the phase that t lies in, of ``phases`` equal ones (PCM, arXiv 2405.18407); 0 for one phase.
+
+    ``rescale_t`` warps the ends as it does the grid of a sampler with as many steps, so both have the same times.
+    """
+    linear = rescale(t_B, 1 / rescale_t)
+    end = (linear * phases).floor().clamp(0, phases - 1) / phases
+    return rescale(end, rescale_t)

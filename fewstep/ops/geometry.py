@@ -1,0 +1,207 @@
+"""Geometry of sparse voxels: who neighbours whom, windows, coarser and finer grids. Indices only, no features.
+
+Each function keeps its result on the layout (``Packed.once``), and layouts that it makes are kept with it, so that a
+network with any number of layers, steps and passes works each of them out once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fewstep.core.layout import Packed
+from fewstep.errors import FewstepError, invalid
+
+TABLE_LIMIT = 2**27  # cells of a lookup table (512 MiB of int32); larger boxes are searched instead
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """For each offset of a cubic kernel, every voxel's neighbour: ``table`` int32 [K, T], -1 where there is none.
+
+    Offsets are in the order of the kernel's weights: first axis slowest.
+    """
+
+    kernel_size: int
+    table: Tensor
+
+    @cached_property
+    def pairs(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """The pairs (row, row of its neighbour), offset by offset; finding them waits for the device."""
+        half = len(self.table) // 2
+        found: list[tuple[Tensor, Tensor]] = []
+        with torch.inference_mode(False):
+            for row in self.table[: half + 1].long():
+                here = (row >= 0).nonzero()[:, 0]
+                found.append((here, row[here]))
+        # The map is symmetric: offset k finds q from p where offset K-1-k finds p from q.
+        return (*found, *((others, rows) for rows, others in reversed(found[:half])))
+
+    @property
+    def occupancy(self) -> float:
+        """Share of (voxel, offset) places that hold a neighbour."""
+        return float((self.table >= 0).double().mean()) if self.table.numel() else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Rows sorted by window: ``x[order]`` is packed as ``layout`` says, ``y[inverse]`` brings it back."""
+
+    order: Tensor
+    inverse: Tensor
+    layout: Packed
+
+
+@dataclass(frozen=True, eq=False)
+class Pooling:
+    """A layout, the coarser one above it, each fine row's parent [T] and each parent's number of children [Tc]."""
+
+    fine: Packed
+    coarse: Packed
+    parent: Tensor
+    count: Tensor
+
+
+def check_coords(layout: Packed) -> Tensor:
+    """The layout's coordinates [T, 3], of any integer type. Raises FewstepError where it has none."""
+    coords = layout.coords
+    if coords is None or coords.dim() != 2 or coords.shape[1] != 3:
+        got = None if coords is None else tuple(coords.shape)
+        raise invalid("layout.coords", got, "integer coordinates [T, 3] (x, y, z)")
+    return coords
+
+
+def coords_of(layout: Packed) -> Tensor:
+    """The layout's coordinates [T, 3] as int64. Raises FewstepError where it has none."""
+    coords = check_coords(layout)
+    return layout.once("coords64", lambda: coords.to(torch.int64))
+
+
+def neighbours(layout: Packed, kernel_size: int = 3) -> Neighbours:
+    """The neighbour map of a submanifold convolution. Neighbours never cross samples.
+
+    Raises:
+        FewstepError: for an even kernel, or two rows of one sample at the same place.
+    """
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise invalid("kernel_size", kernel_size, "an odd number")
+    return layout.once(("neighbours", kernel_size), lambda: _neighbours(layout, kernel_size))
+
+
+def _neighbours(layout: Packed, kernel_size: int) -> Neighbours:
+    reach = kernel_size // 2
+    keys, steps, cells = _cells(layout, reach)
+    line = torch.arange(-reach, reach + 1, device=keys.device)
+    offsets = (torch.cartesian_prod(line, line, line).reshape(-1, 3) * steps).sum(1)
+    find = _lookup(keys, cells)
+    table = torch.empty(len(offsets), len(keys), dtype=torch.int32, device=keys.device)
+    for found, offset in zip(table, offsets, strict=True):
+        found.copy_(find(keys + offset))
+    return Neighbours(kernel_size, table)
+
+
+def _cells(layout: Packed, margin: int) -> tuple[Tensor, Tensor, int]:
+    """Each row's cell in one box for the whole batch, the strides [3] of the axes, and the number of cells.
+
+    Each sample's box has a margin, so that a step out of it finds nothing.
+    """
+    coords = coords_of(layout)
+    if not len(coords):
+        return coords.new_zeros(0), coords.new_ones(3), 1
+    low = coords.min(0).values - margin
+    size = coords.max(0).values + margin + 1 - low
+    per_axis = size.tolist()
+    steps = [per_axis[1] * per_axis[2], per_axis[2], 1]
+    cells = per_axis[0] * steps[0]
+    strides = torch.tensor(steps, device=coords.device)
+    return layout.index * cells + ((coords - low) * strides).sum(1), strides, cells * layout.batch_size
+
+
+def _lookup(keys: Tensor, cells: int) -> Callable[[Tensor], Tensor]:
+    """A function from cells to rows, -1 where there is none."""
+    if cells <= TABLE_LIMIT:
+        table = torch.full((cells,), -1, dtype=torch.int32, device=keys.device)
+        table[keys] = torch.arange(len(keys), dtype=torch.int32, device=keys.device)
+        _refuse_twice(bool((table[keys] != torch.arange(len(keys), device=keys.device)).any()))
+        return lambda wanted: table[wanted]
+    ordered, order = keys.sort()
+    _refuse_twice(bool((ordered.diff() == 0).any()))
+
+    def search(wanted: Tensor) -> Tensor:
+        place = torch.searchsorted(ordered, wanted).clamp(max=len(ordered) - 1)
+        return torch.where(ordered[place] == wanted, order[place], -1)
+
+    return search
+
+
+def _refuse_twice(twice: bool) -> None:
+    if twice:
+        raise FewstepError("layout.coords: two rows of one sample are at the same place; accepted: each voxel once")
+
+
+def windows(layout: Packed, size: int, shift: int = 0) -> Windows:
+    """Cubic windows: voxel (x, y, z) of a sample is in window (coord + shift) // size. Empty windows do not exist.
+
+    Raises:
+        FewstepError: for a size below 1.
+    """
+    if size < 1:
+        raise invalid("window size", size, "a whole number from 1 up")
+    return layout.once(("windows", size, shift), lambda: _windows(layout, size, shift))
+
+
+def _windows(layout: Packed, size: int, shift: int) -> Windows:
+    cell = (coords_of(layout) + shift).div(size, rounding_mode="floor")
+    _, groups, counts = _grouped(layout, cell)
+    order = groups.argsort(stable=True)
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order), device=order.device)
+    return Windows(
+        order, inverse, Packed(torch.cat([counts.new_zeros(1), counts.cumsum(0)]) if len(counts) else _none(order))
+    )
+
+
+def _none(like: Tensor) -> Tensor:
+    return torch.zeros(2, dtype=torch.int64, device=like.device)
+
+
+def _grouped(layout: Packed, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distinct (sample, x, y, z) [G, 4] in ascending order, each row's group [T], rows of each group [G]."""
+    rows = torch.cat([layout.index[:, None], cell], 1)
+    if not len(rows):
+        return rows, layout.index, layout.index
+    cells, group, count = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
+    return cells, group, count
+
+
+def pooling(layout: Packed, factor: int = 2) -> Pooling:
+    """Parents are floor(coord / factor), in the order of (sample, x, y, z).
+
+    Raises:
+        FewstepError: for a factor below 1.
+    """
+    if factor < 1:
+        raise invalid("factor", factor, "a whole number from 1 up")
+    return layout.once(("pooling", factor), lambda: _pooling(layout, factor))
+
+
+def _pooling(layout: Packed, factor: int) -> Pooling:
+    cells, parent, count = _grouped(layout, coords_of(layout).div(factor, rounding_mode="floor"))
+    coarse = Packed.of_index(cells[:, 0], cells[:, 1:], layout.batch_size)
+    return Pooling(layout, coarse, parent, count)
+
+
+def children(layout: Packed) -> Packed:
+    """The layout of the 8 children of each voxel, directly after each other, at 2 c + offset (last axis fastest)."""
+    return layout.once("children", lambda: _children(layout))
+
+
+def _children(layout: Packed) -> Packed:
+    coords = coords_of(layout)
+    corner = torch.arange(2, device=coords.device)
+    finer = (2 * coords[:, None] + torch.cartesian_prod(corner, corner, corner)).reshape(-1, 3)
+    return Packed(8 * layout.cu_seqlens, finer)

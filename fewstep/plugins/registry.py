@@ -1,0 +1,178 @@
+"""What is installed: entries by kind and name, clashes and broken plugins.
+
+A broken plugin is reported and never fatal; a name that two plugins claim is an error for whoever asks for that name,
+and nothing else is affected. Finding plugins imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import pluggy
+
+from fewstep.errors import FewstepError, unknown
+from fewstep.plugins import hookspecs
+
+KINDS = ("objective", "backbone", "dataset", "sampler", "metric", "kernel", "tracker")
+BUILTIN = {
+    "euler": "first order along the velocity",
+    "heun": "second order, two evaluations a step",
+    "consistency": "jump to the data, put fresh noise on it",
+    "jump": "two-time jump F(x, t, s)",
+}
+METRICS = {
+    "iou": ("fewstep.metrics:VolumeIou", "volume IoU of occupancy grids"),
+    "chamfer": ("fewstep.metrics:Chamfer", "Chamfer distance of occupied voxels, in grid sides"),
+    "agreement": ("fewstep.metrics:Agreement", "R squared against samples from the same noise"),
+    "kid": ("fewstep.metrics:Kid", "unbiased MMD of features, cubic kernel"),
+    "frechet": ("fewstep.metrics:Frechet", "Frechet distance on 32 principal components"),
+    "sliced_w2": ("fewstep.metrics:SlicedWasserstein", "sliced 2-Wasserstein distance"),
+    "mmd": ("fewstep.metrics:Mmd", "unbiased MMD of samples, Gaussian kernel"),
+    "energy": ("fewstep.metrics:EnergyDistance", "energy distance of samples"),
+}
+TRACKERS = {
+    "tensorboard": ("fewstep.engine.trackers:TensorBoard", "TensorBoard event files in the run's folder"),
+    "wandb": ("fewstep.engine.trackers:WandB", "Weights & Biases"),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered thing. ``target`` and ``config`` are "package.module:Name" and load on use."""
+
+    kind: str
+    name: str
+    plugin: str
+    target: str
+    config: str | None = None
+    summary: str = ""
+    aliases: tuple[str, ...] = ()
+    distribution: str = ""
+
+    @property
+    def owner(self) -> str:
+        """The plugin and the distribution that brought it."""
+        return f"{self.plugin!r}" + (f" (distribution {self.distribution!r})" if self.distribution else "")
+
+    def load(self) -> Any:
+        """The target.
+
+        Raises:
+            FewstepError: when it cannot be imported, naming the plugin.
+        """
+        return self._import(self.target)
+
+    def load_config(self) -> Any:
+        """The config class: the one registered, or the target's own ``Config``."""
+        return self._import(self.config) if self.config else self.load().Config
+
+    def _import(self, path: str) -> Any:
+        module, _, attribute = path.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (Exception, SystemExit) as error:
+            raise FewstepError(
+                f"{_word(self.kind)} {self.name!r} of plugin {self.owner} cannot be loaded from {path!r}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A plugin as found: its entry-point name, its distribution, its commands, and why it is broken if it is."""
+
+    name: str
+    distribution: str
+    version: str
+    error: str | None = None
+    commands: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The name under which pluggy knows it."""
+        return f"{self.distribution}:{self.name}"
+
+
+@dataclass
+class Registry:
+    """All entries of all plugins."""
+
+    plugins: list[Installed] = field(default_factory=list)
+    command_clashes: list[str] = field(default_factory=list)
+    manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager(hookspecs.GROUP))
+    _entries: dict[tuple[str, str], list[Entry]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, entry: Entry) -> None:
+        """File an entry under its name and aliases."""
+        for name in dict.fromkeys((entry.name, *entry.aliases)):
+            self._entries[entry.kind, name].append(entry)
+
+    def remove(self, plugin: Installed) -> None:
+        """Forget the entries of a plugin: one that broke half-way leaves nothing behind."""
+        gone = (plugin.name, plugin.distribution)
+        for key, found in list(self._entries.items()):
+            self._entries[key] = [e for e in found if (e.plugin, e.distribution) != gone]
+            if not self._entries[key]:
+                del self._entries[key]
+
+    def update(self, plugin: Installed, **changes: Any) -> None:
+        """Change what is known of a plugin."""
+        self.plugins = [replace(p, **changes) if p.key == plugin.key else p for p in self.plugins]
+
+    def entries(self, kind: str) -> list[Entry]:
+        """Entries of a kind by their main names, clashing ones included."""
+        return [e for (k, name), found in sorted(self._entries.items()) if k == kind for e in found if e.name == name]
+
+    def names(self, kind: str) -> list[str]:
+        """Every usable name of a kind, aliases included, clashing ones left out."""
+        return sorted(name for (k, name), found in self._entries.items() if k == kind and len(found) == 1)
+
+    def clashes(self) -> list[str]:
+        """One line for each name that more than one plugin claims."""
+        names = [_clash(kind, name, found) for (kind, name), found in sorted(self._entries.items()) if len(found) > 1]
+        return names + self.command_clashes
+
+    def get(self, kind: str, name: str) -> Entry:
+        """The entry of that name or alias.
+
+        Raises:
+            FewstepError: unknown (with broken plugins named, since they may be the reason) or claimed twice.
+        """
+        found = self._entries.get((kind, name), [])
+        if len(found) > 1:
+            raise FewstepError(_clash(kind, name, found))
+        if found:
+            return found[0]
+        other = [_word(k) for k in KINDS if (k, name) in self._entries]
+        also = f"; {name!r} is the name of a {other[0]}" if other else ""
+        broken = "".join(f"\nplugin {p.name!r} did not load: {p.error}" for p in self.plugins if p.error)
+        raise FewstepError(f"{unknown(_word(kind), name, self.names(kind))}{also}{broken}")
+
+
+def _word(kind: str) -> str:
+    return "method" if kind == "objective" else kind
+
+
+def _clash(kind: str, name: str, found: list[Entry]) -> str:
+    owners = " and ".join(entry.owner for entry in found)
+    return f"{_word(kind)} {name!r} is claimed by the plugins {owners}: uninstall one of them or rename its entry"
+
+
+@lru_cache(maxsize=1)
+def registry() -> Registry:
+    """The registry of this process, filled from the entry points on the first call."""
+    from fewstep.plugins.discovery import discover
+
+    found = Registry()
+    found.manager.add_hookspecs(hookspecs)
+    for name, summary in BUILTIN.items():
+        found.add(Entry("sampler", name, "fewstep", f"fewstep.core.samplers:{name}", None, summary))
+    for kind, table in (("metric", METRICS), ("tracker", TRACKERS)):
+        for name, (target, summary) in table.items():
+            found.add(Entry(kind, name, "fewstep", target, None, summary))
+    discover(found)
+    return found
