@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_shapes3d.measures.features import ImageEncoder, preprocess
 from fewstep_trellis.conditioning import image_conditioner, load_picture, text_conditioner
 from fewstep_trellis.conditioning.efficientnet import EfficientNetConditioner
-from fewstep_trellis.data.prepared import PreparedSet
-from fewstep_trellis.features import ImageEncoder, preprocess
 from PIL import Image
 
 from fewstep.errors import FewstepError

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fewstep_trellis.conditioning import background
-from fewstep_trellis.conditioning.background import remove_background
-from fewstep_trellis.conditioning.pictures import load_picture, needs_background_removal
-from fewstep_trellis.conditioning.preprocess import dataset_preparation, object_box, prepare
+from fewstep_shapes3d.pictures import background
+from fewstep_shapes3d.pictures.background import remove_background
+from fewstep_shapes3d.pictures.loading import load_picture, needs_background_removal
+from fewstep_shapes3d.pictures.preprocess import dataset_preparation, object_box, prepare
 from golden.run import main
 from PIL import Image
 

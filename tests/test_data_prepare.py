@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fewstep_trellis.data import clusters, sh3f
-from fewstep_trellis.data.mesh import Mesh, load_mesh, normalise
-from fewstep_trellis.data.prepared import PreparedSet
-from fewstep_trellis.data.views import Camera, Renderer, draw_cameras
-from fewstep_trellis.data.voxels import pack, unpack, voxelise
-from fewstep_trellis.shipped import SWEETHOME3D
+from fewstep_shapes3d.data import SWEETHOME3D, clusters, sh3f
+from fewstep_shapes3d.data.mesh import Mesh, load_mesh, normalise
+from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_shapes3d.data.views import Camera, Renderer, draw_cameras
+from fewstep_shapes3d.data.voxels import pack, unpack, voxelise
 from PIL import Image
 
 from fewstep.errors import FewstepError
@@ -200,7 +199,7 @@ def test_prepare_makes_a_whole_set_and_names_what_it_skips(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("open3d")
-    from fewstep_trellis.data.prepare import prepare_sweethome3d
+    from fewstep_shapes3d.data.prepare import prepare_sweethome3d
 
     calls: list[int] = []
     out = tmp_path / "deep" / "set"
@@ -237,7 +236,7 @@ def test_prepare_makes_a_whole_set_and_names_what_it_skips(
 
 def test_a_failing_write_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("open3d")
-    from fewstep_trellis.data import prepare, setfiles
+    from fewstep_shapes3d.data import prepare, setfiles
 
     def full(*_: object) -> None:
         raise OSError("no space left on device")
@@ -321,8 +320,8 @@ def test_loading_needs_neither_open3d_nor_trimesh_and_preparing_says_so(tmp_path
 import sys
 sys.modules["open3d"] = sys.modules["trimesh"] = None
 from fewstep.errors import FewstepError
-from fewstep_trellis.data.prepared import PreparedSet
-from fewstep_trellis.data.prepare import prepare_sweethome3d
+from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_shapes3d.data.prepare import prepare_sweethome3d
 PreparedSet.load()
 try:
     prepare_sweethome3d({str(tmp_path)!r}, {str(tmp_path / "out")!r})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from fewstep_trellis.export import (
+from fewstep_shapes3d.export import (
     Camera,
     read_ply,
     render_gaussians,
@@ -22,9 +22,9 @@ from fewstep_trellis.export import (
     write_ply,
     write_preview,
 )
-from fewstep_trellis.export.glb import linear
-from fewstep_trellis.export.splat import SH_DC, covariance
-from fewstep_trellis.representations import Gaussians, Mesh
+from fewstep_shapes3d.export.glb import linear
+from fewstep_shapes3d.export.splat import SH_DC, covariance
+from fewstep_shapes3d.representations import Gaussians, Mesh
 from PIL import Image
 from plyfile import PlyData
 from torch import Tensor

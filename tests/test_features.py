@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fewstep_trellis.conditioning.pictures import load_picture
-from fewstep_trellis.features import ImageEncoder, MetricEncoder, fit_basis, preprocess
+from fewstep_shapes3d.measures.features import ImageEncoder, MetricEncoder, fit_basis, preprocess
+from fewstep_shapes3d.pictures.loading import load_picture
 from PIL import Image
 
 from fewstep.errors import FewstepError
@@ -103,7 +103,7 @@ def test_metric_features_take_grey_and_colour() -> None:
 
 def test_stored_tokens_are_what_the_encoder_makes_of_the_picture() -> None:
     """The shipped atlas holds small copies of the condition pictures: their tokens stay close to the stored ones."""
-    from fewstep_trellis.data.prepared import PreparedSet
+    from fewstep_shapes3d.data.prepared import PreparedSet
 
     data = PreparedSet.load()
     index = data.test[:6]

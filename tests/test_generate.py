@@ -14,10 +14,11 @@ import pytest
 import torch
 import trimesh
 from conftest import contents, refusal
-from fewstep_trellis.data.prepared import PreparedSet
+from fewstep_shapes3d.data import SWEETHOME3D
+from fewstep_shapes3d.data.prepared import PreparedSet
 from fewstep_trellis.pipeline import run
 from fewstep_trellis.pipeline.loading import Pipeline
-from fewstep_trellis.shipped import SWEETHOME3D, student_for
+from fewstep_trellis.shipped import student_for
 from PIL import Image
 from pipeline_helpers import COND, describe, picture, write_encoder, write_pipeline
 from plyfile import PlyData

@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 import torch
 import trimesh
-from fewstep_trellis.mesh import extract_mesh
-from fewstep_trellis.mesh.tables import CORNERS, EDGES, ambiguous_face, inside, patches, tables
+from fewstep_shapes3d.mesh import extract_mesh
+from fewstep_shapes3d.mesh.tables import CORNERS, EDGES, ambiguous_face, inside, patches, tables
 from torch import Tensor
 
 from fewstep.errors import FewstepError

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from fewstep_shapes3d.data.prepare import prepare_sweethome3d
+from fewstep_shapes3d.data.targets import load_target
 from fewstep_trellis.checkpoint import load_model
-from fewstep_trellis.data.prepare import prepare_sweethome3d
-from fewstep_trellis.data.targets import load_target
 from fewstep_trellis.teach.command import STAGES
 from test_data_prepare import obj, write_sh3f
 

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fewstep_shapes3d.data import SWEETHOME3D
+from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_shapes3d.measures.surfaces import true_cloud
 from fewstep_trellis.checkpoint import load_model
-from fewstep_trellis.data.prepared import PreparedSet
 from fewstep_trellis.models import SLatEncoder, SLatFlowModel, SLatGaussianDecoder, SLatMeshDecoder
 from fewstep_trellis.normalisation import Normalisation
-from fewstep_trellis.shipped import NANO, SWEETHOME3D, shipped_students
+from fewstep_trellis.shipped import NANO, shipped_students
 from fewstep_trellis.slat import StructuredLatentFlow
 from fewstep_trellis.slat_dataset import PreparedLatents, PreparedLatentsConfig, packed
-from fewstep_trellis.surfaces import true_cloud
 from fewstep_trellis.teach.slat_quality import sample, without_cavities
 from scipy.spatial import cKDTree  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fewstep_trellis.data.attributes import CHANNELS, LEVELS, MIRRORED, RANGE, describe, features, write_codes
-from fewstep_trellis.data.mesh import Floats, Material, Mesh
-from fewstep_trellis.data.prepared import PreparedSet
-from fewstep_trellis.data.setfiles import SURFACE
-from fewstep_trellis.data.surface import CENTRES, SUBDIVISION, SurfaceField, lattice
-from fewstep_trellis.data.voxels import Grid, voxelise
-from fewstep_trellis.shipped import SWEETHOME3D
+from fewstep_shapes3d.data import SWEETHOME3D
+from fewstep_shapes3d.data.attributes import CHANNELS, LEVELS, MIRRORED, RANGE, describe, features, write_codes
+from fewstep_shapes3d.data.mesh import Floats, Material, Mesh
+from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_shapes3d.data.setfiles import SURFACE
+from fewstep_shapes3d.data.surface import CENTRES, SUBDIVISION, SurfaceField, lattice
+from fewstep_shapes3d.data.voxels import Grid, voxelise
 
 from fewstep.errors import FewstepError
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fewstep_shapes3d.data.targets import CLIP, Target, load_target
+from fewstep_shapes3d.representations import Gaussians
 from fewstep_trellis.checkpoint import save_model
-from fewstep_trellis.data.targets import CLIP, Target, load_target
 from fewstep_trellis.models import SLatEncoder
 from fewstep_trellis.normalisation import Normalisation
-from fewstep_trellis.representations import Gaussians
 from fewstep_trellis.slat_dataset import PreparedLatents, PreparedLatentsConfig
 from fewstep_trellis.teach.crops import WALL, Crop, choose, cut, layout_of
 from fewstep_trellis.teach.describe import write_pipeline

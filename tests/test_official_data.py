@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fewstep_trellis.conditioning.preprocess import dataset_preparation
-from fewstep_trellis.data.official import encode
-from fewstep_trellis.data.official.config import LatentsConfig, StructureConfig
-from fewstep_trellis.data.official.dataset import OfficialDataset, StructuredLatents, StructureLatents
-from fewstep_trellis.data.official.selection import select
+from fewstep_shapes3d.pictures.preprocess import dataset_preparation
 from fewstep_trellis.normalisation import Normalisation
+from fewstep_trellis.official import encode
+from fewstep_trellis.official.config import LatentsConfig, StructureConfig
+from fewstep_trellis.official.dataset import OfficialDataset, StructuredLatents, StructureLatents
+from fewstep_trellis.official.selection import select
 from official_root import SLAT, SS, VIEWS, Letters, Pixels, Stub, make_root, sha
 from PIL import Image
 

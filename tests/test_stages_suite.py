@@ -11,15 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fewstep_trellis.checkpoint import save_model
-from fewstep_trellis.data.attributes import RANGE
-from fewstep_trellis.data.surface import CENTRES
-from fewstep_trellis.models import SLatEncoder, SLatFlowModel, SLatMeshDecoder
-from fewstep_trellis.normalisation import Normalisation
-from fewstep_trellis.representations import Mesh
-from fewstep_trellis.slat import StructuredLatentFlow
-from fewstep_trellis.slat_suite import StructuredLatentSuite
-from fewstep_trellis.surfaces import (
+from fewstep_shapes3d.data.attributes import RANGE
+from fewstep_shapes3d.data.surface import CENTRES
+from fewstep_shapes3d.measures.surfaces import (
     NOTHING,
     TILE,
     Cloud,
@@ -30,6 +24,12 @@ from fewstep_trellis.surfaces import (
     true_cloud,
     view_error,
 )
+from fewstep_shapes3d.representations import Mesh
+from fewstep_trellis.checkpoint import save_model
+from fewstep_trellis.models import SLatEncoder, SLatFlowModel, SLatMeshDecoder
+from fewstep_trellis.normalisation import Normalisation
+from fewstep_trellis.slat import StructuredLatentFlow
+from fewstep_trellis.slat_suite import StructuredLatentSuite
 from PIL import Image
 from slat_helpers import randomised, slat_batch
 from torch import Tensor, nn
@@ -224,7 +224,7 @@ class TestSuite:
 
 
 def test_a_structure_is_followed_by_its_voxels() -> None:
-    from fewstep_trellis.shapes import Shapes
+    from fewstep_shapes3d.measures.shapes import Shapes
     from fewstep_trellis.suite import StructureSuite
 
     grids = torch.zeros(3, 4, 4, 4, dtype=torch.bool)

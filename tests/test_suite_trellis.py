@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fewstep_shapes3d.measures.shapes import Shapes, ViewEncoder, distances
+from fewstep_shapes3d.voxel_render import AZIMUTHS, render_views
 from fewstep_trellis.models import SparseStructureDecoder
-from fewstep_trellis.shapes import Shapes, ViewEncoder, distances
 from fewstep_trellis.suite import TILE, StructureSuite
-from fewstep_trellis.voxel_render import AZIMUTHS, render_views
 from PIL import Image
 from torch import Tensor, nn
 
@@ -216,7 +216,7 @@ def test_arguments_that_do_not_fit() -> None:
 def test_measures_separate_noise_from_shapes_with_the_real_encoder() -> None:
     """Deliberate failure on shipped data: true objects with a tenth of the cells flipped at random must cost plainly
     more than another third of the true objects does, in Frechet distance and in KID."""
-    from fewstep_trellis.data.prepared import PreparedSet
+    from fewstep_shapes3d.data.prepared import PreparedSet
 
     prepared = PreparedSet.load()
     truth = prepared.occupancy(prepared.test)[:, 0] > 0

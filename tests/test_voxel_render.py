@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from fewstep_trellis.voxel_render import frame, render_views
+from fewstep_shapes3d.voxel_render import frame, render_views
 
 from fewstep.errors import FewstepError
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from fewstep_shapes3d.pictures.loading import load_picture
+from fewstep_shapes3d.pictures.preprocess import prepare
 from fewstep_trellis.conditioning import clip, dino, hub
 from fewstep_trellis.conditioning.dino_keys import convert
-from fewstep_trellis.conditioning.pictures import load_picture
-from fewstep_trellis.conditioning.preprocess import prepare
 from PIL import Image
 from torch import Tensor
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from fewstep_trellis.data.official.items import packed
-from fewstep_trellis.data.official.published import split_batch
+from fewstep_trellis.official.items import packed
+from fewstep_trellis.official.published import split_batch
 from torch import Tensor
 
 from golden.cases import Case, Check, Record, compare, exact, label, part, tensors_of

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from fewstep_trellis.export import read_ply, write_ply
-from fewstep_trellis.export.ply import ply_table
-from fewstep_trellis.representations import Gaussians
+from fewstep_shapes3d.export import read_ply, write_ply
+from fewstep_shapes3d.export.ply import ply_table
+from fewstep_shapes3d.representations import Gaussians
 from torch import Tensor
 
 from golden.cases import Case, Check, Record, compare, exact, label, part, tensors_of

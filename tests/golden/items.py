@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from fewstep_trellis.data.official.condition import prepared_picture
-from fewstep_trellis.data.official.config import LatentsConfig, OfficialConfig, StructureConfig
-from fewstep_trellis.data.official.files import ItemError
-from fewstep_trellis.data.official.items import Item, read_item
-from fewstep_trellis.data.official.selection import Filter, Selection, at_least, at_most, has, select
-from fewstep_trellis.data.official.table import Row
-from fewstep_trellis.data.official.vae import image_features, render_view, surface_grid
 from fewstep_trellis.normalisation import Normalisation
+from fewstep_trellis.official.condition import prepared_picture
+from fewstep_trellis.official.config import LatentsConfig, OfficialConfig, StructureConfig
+from fewstep_trellis.official.files import ItemError
+from fewstep_trellis.official.items import Item, read_item
+from fewstep_trellis.official.selection import Filter, Selection, at_least, at_most, has, select
+from fewstep_trellis.official.table import Row
+from fewstep_trellis.official.vae import image_features, render_view, surface_grid
 from fewstep_trellis.shipped import ASSETS
 from torch import Tensor
 

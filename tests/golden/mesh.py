@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from fewstep_trellis.mesh import extract_mesh
-from fewstep_trellis.mesh.grid import corner_grid
-from fewstep_trellis.mesh.surface import surface
-from fewstep_trellis.representations import Mesh
+from fewstep_shapes3d.mesh import extract_mesh
+from fewstep_shapes3d.mesh.grid import corner_grid
+from fewstep_shapes3d.mesh.surface import surface
+from fewstep_shapes3d.representations import Mesh
 from torch import Tensor
 
 from fewstep.errors import FewstepError

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from fewstep_trellis.data.official.published import balanced_ranks, epoch_order, plain_ranks
+from fewstep_trellis.official.published import balanced_ranks, epoch_order, plain_ranks
 
 from fewstep.core.batching import balanced_groups
 from golden.cases import Case, Check, Record, exact, label

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from fewstep_trellis.mesh import corner_grid
+from fewstep_shapes3d.mesh import corner_grid
 from fewstep_trellis.models import (
     SLatEncoder,
     SLatFlowModel,

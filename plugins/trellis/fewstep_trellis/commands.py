@@ -55,7 +55,7 @@ def prepare(
     if name not in CATALOGUES:
         raise unknown("catalogue", name, CATALOGUES)
 
-    from fewstep_trellis.data.prepare import prepare_sweethome3d
+    from fewstep_shapes3d.data.prepare import prepare_sweethome3d
 
     with shown() as progress:
         manifest = prepare_sweethome3d(
@@ -82,7 +82,7 @@ def inspect(
     files: Annotated[int, whole("--files", "Objects whose files are read, to find broken ones.", 0)] = 0,
 ) -> None:
     """Count what TRELLIS data roots hold for a stage, and why rows are left out; exit code 1 for unreadable files."""
-    from fewstep_trellis.data.official.inspect import inspect as run
+    from fewstep_trellis.official.inspect import inspect as run
 
     if not run(roots, stage, overrides or [], files, Console()):
         raise typer.Exit(1)

@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from fewstep_shapes3d.data import SWEETHOME3D
+from fewstep_shapes3d.data.prepared import PreparedSet
 from pydantic import Field
 from torch import Tensor
 
@@ -16,10 +18,9 @@ from fewstep.core.dataset import Dataset
 from fewstep.core.layout import Dense
 from fewstep.errors import FewstepError
 from fewstep_trellis.checkpoint import load_model
-from fewstep_trellis.data.prepared import PreparedSet
 from fewstep_trellis.latents import encode, training_latents
 from fewstep_trellis.models import SparseStructureEncoder
-from fewstep_trellis.shipped import NANO, SWEETHOME3D, existing
+from fewstep_trellis.shipped import NANO, existing
 
 
 class PreparedConfig(Strict):

@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from fewstep_shapes3d.data.prepared import PreparedSet
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fewstep.core.layout import Packed
-from fewstep_trellis.data.prepared import PreparedSet
 from fewstep_trellis.models import SLatEncoder, SparseStructureEncoder
 
 CHUNK = 16

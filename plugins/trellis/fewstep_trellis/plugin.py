@@ -49,14 +49,14 @@ def register_datasets(register: Register) -> None:
     )
     register(
         "trellis-ss",
-        target="fewstep_trellis.data.official.dataset:StructureLatents",
-        config="fewstep_trellis.data.official.config:StructureConfig",
+        target="fewstep_trellis.official.dataset:StructureLatents",
+        config="fewstep_trellis.official.config:StructureConfig",
         summary="TRELLIS's own data layout: structure latents with pictures or captions",
     )
     register(
         "trellis-slat",
-        target="fewstep_trellis.data.official.dataset:StructuredLatents",
-        config="fewstep_trellis.data.official.config:LatentsConfig",
+        target="fewstep_trellis.official.dataset:StructuredLatents",
+        config="fewstep_trellis.official.config:LatentsConfig",
         summary="TRELLIS's own data layout: structured latents on voxels with pictures or captions",
     )
 

@@ -1,4 +1,4 @@
-"""Where the shipped files are: the prepared set, the nano models and the students."""
+"""Where the shipped files are: the nano models and the students."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from fewstep.errors import FewstepError
 
 ASSETS = Path(__file__).parent / "assets"
 NANO = ASSETS / "nano"
-SWEETHOME3D = ASSETS / "sweethome3d"
 SLAT = "slat-"  # before the label of a second stage's student
 PREFERRED = "mdt-vd"  # which student `fewstep generate` takes where several were made for the steps asked for
 

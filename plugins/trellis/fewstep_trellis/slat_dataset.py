@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from fewstep_shapes3d.data import SWEETHOME3D
+from fewstep_shapes3d.data.prepared import PreparedSet
 from pydantic import Field
 from torch import Tensor
 
@@ -14,12 +16,11 @@ from fewstep.core.backbone import Backbone
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.dataset import Dataset, PackedDataConfig
 from fewstep.core.layout import Packed
-from fewstep_trellis.data.prepared import PreparedSet
 from fewstep_trellis.flow import load_frozen
 from fewstep_trellis.latents import encode_surfaces, surface_latents
 from fewstep_trellis.models import SLatEncoder
 from fewstep_trellis.normalisation import Normalisation
-from fewstep_trellis.shipped import NANO, SWEETHOME3D
+from fewstep_trellis.shipped import NANO
 
 
 class PreparedLatentsConfig(PackedDataConfig):

@@ -7,22 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-
-from fewstep.bench.contact import Picture, contact_sheet
-from fewstep.core.batch import Batch
-from fewstep.core.dataset import Dataset
-from fewstep.core.layout import Layout, Packed
-from fewstep.errors import FewstepError, invalid
-from fewstep_trellis.export import turntable, write_glb
-from fewstep_trellis.features import ImageEncoder
-from fewstep_trellis.flow import load_frozen
-from fewstep_trellis.held_out import HeldOut, PictureSuite
-from fewstep_trellis.models import SLatMeshDecoder
-from fewstep_trellis.normalisation import Normalisation
-from fewstep_trellis.representations import Mesh
-from fewstep_trellis.shapes import MetricNet, ViewEncoder, distances
-from fewstep_trellis.surfaces import (
+from fewstep_shapes3d.export import turntable, write_glb
+from fewstep_shapes3d.measures.features import ImageEncoder
+from fewstep_shapes3d.measures.held_out import HeldOut, PictureSuite
+from fewstep_shapes3d.measures.shapes import MetricNet, ViewEncoder, distances
+from fewstep_shapes3d.measures.surfaces import (
     TILE,
     Cloud,
     Surfaces,
@@ -31,6 +20,17 @@ from fewstep_trellis.surfaces import (
     true_cloud,
     view_error,
 )
+from fewstep_shapes3d.representations import Mesh
+from torch import Tensor
+
+from fewstep.bench.contact import Picture, contact_sheet
+from fewstep.core.batch import Batch
+from fewstep.core.dataset import Dataset
+from fewstep.core.layout import Layout, Packed
+from fewstep.errors import FewstepError, invalid
+from fewstep_trellis.flow import load_frozen
+from fewstep_trellis.models import SLatMeshDecoder
+from fewstep_trellis.normalisation import Normalisation
 
 LEGEND = {
     "frechet": "4 coloured views of each mesh against those of the mesh decoded from the true latents, all pooled, by "

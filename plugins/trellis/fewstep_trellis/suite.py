@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from fewstep_shapes3d.measures.features import ImageEncoder
+from fewstep_shapes3d.measures.held_out import HeldOut, PictureSuite
+from fewstep_shapes3d.measures.shapes import MetricNet, Shapes, ViewEncoder, distances
+from fewstep_shapes3d.voxel_render import render_views
 from torch import Tensor, nn
 
 from fewstep.bench.contact import Picture, contact_sheet
@@ -16,10 +20,6 @@ from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.errors import invalid
 from fewstep.metrics import agreement, chamfer, volume_iou
 from fewstep_trellis.dataset import PreparedObjects
-from fewstep_trellis.features import ImageEncoder
-from fewstep_trellis.held_out import HeldOut, PictureSuite
-from fewstep_trellis.shapes import MetricNet, Shapes, ViewEncoder, distances
-from fewstep_trellis.voxel_render import render_views
 
 TILE, SUFFIXES = 160, (".png", ".npz")
 LEGEND = {

@@ -1,10 +1,11 @@
 """What a generation is conditioned on: pictures and texts, prepared and encoded."""
 
-from .factory import image_conditioner, text_conditioner
-from .pictures import load_picture, needs_background_removal
-from .preprocess import dataset_preparation, prepare
-from .protocol import ImageConditioner, TextConditioner
-from .several import several_condition, several_field
+from fewstep_shapes3d.pictures.loading import load_picture, needs_background_removal
+from fewstep_shapes3d.pictures.preprocess import dataset_preparation, prepare
+
+from fewstep_trellis.conditioning.factory import image_conditioner, text_conditioner
+from fewstep_trellis.conditioning.protocol import ImageConditioner, TextConditioner
+from fewstep_trellis.conditioning.several import several_condition, several_field
 
 __all__ = [
     "ImageConditioner",

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import invalid
-
-from . import hub
-from .protocol import OPTION_TEXT
+from fewstep_trellis.conditioning import hub
+from fewstep_trellis.conditioning.protocol import OPTION_TEXT
 
 LENGTH = 77
 _REST = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")  # of a whole CLIP's checkpoint

@@ -9,17 +9,16 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from fewstep_shapes3d.pictures.preprocess import Background, prepare
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.errors import invalid
 from fewstep.ops.replay import replayed
-
-from . import hub
-from .dino_keys import read_original
-from .preprocess import Background, prepare
-from .protocol import OPTION_IMAGE
+from fewstep_trellis.conditioning import hub
+from fewstep_trellis.conditioning.dino_keys import read_original
+from fewstep_trellis.conditioning.protocol import OPTION_IMAGE
 
 KIND = hub.Kind("image encoder", OPTION_IMAGE, "Dinov2WithRegistersModel", ("dinov2_with_registers",))
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from fewstep_shapes3d.data import SWEETHOME3D
+from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_shapes3d.measures.features import SIZE, ImageEncoder, TokenBasis
+from fewstep_shapes3d.pictures.loading import as_rgba, needs_background_removal
+from fewstep_shapes3d.pictures.preprocess import Background, prepare
 from PIL import Image
 from torch import Tensor, nn
-
-from fewstep_trellis.data.prepared import PreparedSet
-from fewstep_trellis.features import SIZE, ImageEncoder, TokenBasis
-from fewstep_trellis.shipped import SWEETHOME3D
-
-from .pictures import as_rgba, needs_background_removal
-from .preprocess import Background, prepare
 
 NAME = "efficientnet-lite0"
 DARK = 8  # of 255: what a compressed picture still has where black was

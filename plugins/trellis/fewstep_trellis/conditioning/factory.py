@@ -5,13 +5,12 @@ from __future__ import annotations
 from difflib import get_close_matches
 from pathlib import Path
 
+from fewstep_shapes3d.data import SWEETHOME3D
 from torch.hub import get_dir
 
 from fewstep.errors import FewstepError, invalid, nearest
-from fewstep_trellis.shipped import SWEETHOME3D
-
-from . import clip, dino, hub
-from .protocol import OPTION_IMAGE, ImageConditioner, TextConditioner
+from fewstep_trellis.conditioning import clip, dino, hub
+from fewstep_trellis.conditioning.protocol import OPTION_IMAGE, ImageConditioner, TextConditioner
 
 NANO = "efficientnet-lite0"
 CLIP = "openai/clip-vit-large-patch14"
@@ -33,7 +32,9 @@ def image_conditioner(name: str | Path, *, data: Path | str = SWEETHOME3D) -> Im
     """
     text, place = str(name), Path(name)
     if text == NANO:
-        from .efficientnet import EfficientNetConditioner  # the prepared set's reader itself imports from here
+        from fewstep_trellis.conditioning.efficientnet import (
+            EfficientNetConditioner,  # the prepared set's reader itself imports from here
+        )
 
         return EfficientNetConditioner.of(data)
     if place.exists():

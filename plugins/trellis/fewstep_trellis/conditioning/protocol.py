@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
+from fewstep_shapes3d.pictures.preprocess import Background
 from PIL import Image
 from torch import Tensor
-
-from .preprocess import Background
 
 OPTION_IMAGE, OPTION_TEXT = "--image-encoder", "--text-encoder"
 

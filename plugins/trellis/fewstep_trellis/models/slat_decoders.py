@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from fewstep_shapes3d.representations import RadianceField
 from torch import Tensor, nn
 
 from fewstep.core.layout import Packed
@@ -12,7 +13,6 @@ from fewstep.errors import FewstepError
 from fewstep.ops.geometry import coords_of
 from fewstep_trellis.models.arguments import check_positive
 from fewstep_trellis.models.sparse_transformer import SparseTransformer
-from fewstep_trellis.representations import RadianceField
 
 Fields = dict[str, tuple[int, ...]]
 

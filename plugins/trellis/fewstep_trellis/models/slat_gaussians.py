@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
+from fewstep_shapes3d.representations import Gaussians
 from torch import Tensor
 
 from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError, invalid, unknown
 from fewstep_trellis.models.slat_decoders import Fields, SLatDecoder
-from fewstep_trellis.representations import Gaussians
 
 # A starting place on the border of its reach would be atanh(1): infinite, and without a gradient.
 NEAREST_TO_BORDER = 1e-4

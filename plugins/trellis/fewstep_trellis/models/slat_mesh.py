@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from fewstep_shapes3d.mesh import extract_mesh
+from fewstep_shapes3d.representations import Mesh
 from torch import Tensor, nn
 
 from fewstep.core.layout import Packed
 from fewstep.ops.geometry import children, coords_of
-from fewstep_trellis.mesh import extract_mesh
 from fewstep_trellis.models.arguments import check_divides
 from fewstep_trellis.models.recompute import run_block
 from fewstep_trellis.models.slat_decoders import Fields, SLatDecoder
 from fewstep_trellis.models.sparse_blocks import GROUPS, SparseSubdivideBlock
-from fewstep_trellis.representations import Mesh
 
 
 class SLatMeshDecoder(SLatDecoder):

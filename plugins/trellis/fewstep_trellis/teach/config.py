@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fewstep_shapes3d.data import SWEETHOME3D
 from pydantic import Field
 
 from fewstep.config.base import Strict
-from fewstep_trellis.shipped import SWEETHOME3D
 from fewstep_trellis.teach.initial import FlowConfig
 from fewstep_trellis.teach.slat_gs import GaussianConfig
 from fewstep_trellis.teach.slat_initial import SlatFlowConfig

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_shapes3d.data.surface import SUBDIVISION
+from fewstep_shapes3d.data.targets import CLIP, Target, load_target
 from torch import Tensor
 
 from fewstep.core.layout import Packed
-from fewstep_trellis.data.prepared import PreparedSet
-from fewstep_trellis.data.surface import SUBDIVISION
-from fewstep_trellis.data.targets import CLIP, Target, load_target
 
 LID = 0.25  # least value of the field (1 is half a voxel) on the border of the grid
 WALL = 0.125  # voxels that decoders add to every side: sheets one cube thick would come out as sieves

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from fewstep_shapes3d.data.targets import CLIP
 from torch import Tensor
 
-from fewstep_trellis.data.targets import CLIP
 from fewstep_trellis.teach.crops import LID, WALL, Crop
 
 SDF, DEFORM, WEIGHTS, COLOUR = slice(0, 8), slice(8, 32), slice(32, 53), slice(53, 101)  # features of a cube

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from fewstep_shapes3d.representations.gaussians import Gaussians
 from torch import Tensor
 
-from fewstep_trellis.representations.gaussians import Gaussians
 from fewstep_trellis.teach.crops import Crop
 
 SH0 = 0.28209479177387814  # value of the constant spherical harmonic

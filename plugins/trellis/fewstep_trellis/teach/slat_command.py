@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_shapes3d.data.targets import make_targets
 from rich.console import Console
 
 from fewstep.errors import FewstepError
 from fewstep_trellis.checkpoint import load_model, save_model
-from fewstep_trellis.data.prepared import PreparedSet
-from fewstep_trellis.data.targets import make_targets
 from fewstep_trellis.flow import load_as, load_frozen
 from fewstep_trellis.latents import cache_folder, surface_latents
 from fewstep_trellis.models import SLatEncoder, SLatGaussianDecoder, SLatMeshDecoder

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fewstep_shapes3d.data.prepared import PreparedSet
 from pydantic import Field
 from torch import Tensor
 
-from fewstep_trellis.data.prepared import PreparedSet
 from fewstep_trellis.models import SLatEncoder, SLatGaussianDecoder
 from fewstep_trellis.teach.crops import draw_crop, layout_of
 from fewstep_trellis.teach.gaussian_loss import gaussian_terms

@@ -5,21 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_shapes3d.data.surface import SUBDIVISION
+from fewstep_shapes3d.data.targets import CLIP, Target, load_target
+from fewstep_shapes3d.mesh import extract_mesh
+from fewstep_shapes3d.mesh.faces import Floats, sample, watertight, without_cavities
+from fewstep_shapes3d.representations.mesh import Mesh
 from torch import Tensor
 
-from fewstep_trellis.data.prepared import PreparedSet
-from fewstep_trellis.data.surface import SUBDIVISION
-from fewstep_trellis.data.targets import CLIP, Target, load_target
-from fewstep_trellis.mesh import extract_mesh
 from fewstep_trellis.models import SLatEncoder, SLatGaussianDecoder, SLatMeshDecoder
-from fewstep_trellis.representations.mesh import Mesh
 from fewstep_trellis.teach.crops import Crop, layout_of, whole
 from fewstep_trellis.teach.field_loss import BITS, COLOUR, SDF
 from fewstep_trellis.teach.gaussian_loss import SH0
 
-Floats = npt.NDArray[np.float64]
 COUNT, CLOSE = 20000, 0.5  # points of a mesh; F-score: nearer than half a voxel
 
 
@@ -31,7 +30,7 @@ def reconstruction(
 
     ``accuracy`` is from the mesh to the true surface, ``completeness`` from what can be seen of the true surface to the
     mesh, ``chamfer`` their mean, ``f_score`` at half a voxel. Inner walls of closed solids are left out
-    (:func:`without_cavities`). Two bounds: ``exact_*`` of the mesh extracted from the true field, ``voxels_*`` of the
+    (``without_cavities``). Two bounds: ``exact_*`` of the mesh extracted from the true field, ``voxels_*`` of the
     voxel centres alone, what the first stage knew already. The truth is 20,000 points: some 0.15 voxels apart.
     """
     rows = []
@@ -93,41 +92,6 @@ def compare(points: Floats, colour: Floats, target: Target, resolution: int) -> 
         "f_score": float(2 * precision * recall / max(precision + recall, 1e-9)),
         "colour_error": float(np.abs(colour[nearest] - target.shade.numpy()[shown]).mean()),
     }
-
-
-def without_cavities(vertices: Floats, faces: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The faces of those connected parts that enclose a positive volume: walls of hollows are turned the other way.
-
-    A solid is only known near its surface, so every mesh of this kind has a second wall within, which nobody sees.
-    """
-    from scipy.sparse import coo_array  # type: ignore[import-untyped]
-    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
-
-    ends = np.concatenate([faces[:, :2], faces[:, 1:]])
-    graph = coo_array((np.ones(len(ends)), ends.T), shape=(len(vertices),) * 2)
-    _, part = connected_components(graph, directed=False)
-    a, b, c = vertices[faces].transpose(1, 0, 2)
-    volume = np.bincount(part[faces[:, 0]], (a * np.cross(b, c)).sum(1), minlength=part.max() + 1)
-    kept: npt.NDArray[np.int64] = faces[volume[part[faces[:, 0]]] > 0]
-    return kept if len(kept) else faces
-
-
-def watertight(faces: npt.NDArray[np.int64]) -> bool:
-    """Whether every edge is shared by an even number of faces, as often one way round as the other."""
-    ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    low, high = ends.min(1), ends.max(1)
-    _, edge = np.unique(low * (int(high.max()) + 1) + high, return_inverse=True)
-    return bool(len(faces)) and not np.bincount(edge, np.where(ends[:, 0] < ends[:, 1], 1.0, -1.0)).any()
-
-
-def sample(vertices: Floats, values: Floats, faces: npt.NDArray[np.int64], count: int) -> tuple[Floats, Floats]:
-    """``count`` points uniform over the area, and ``values`` [V, C] interpolated there; the same ones every time."""
-    draw = np.random.default_rng(0)
-    a, b, c = vertices[faces].transpose(1, 0, 2)
-    area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
-    face = draw.choice(len(faces), count, p=area / area.sum())
-    weights = draw.dirichlet((1, 1, 1), count)[..., None]
-    return (weights * vertices[faces[face]]).sum(1), (weights * values[faces[face]]).sum(1)
 
 
 def channel_statistics(latents: list[Tensor]) -> tuple[list[float], list[float]]:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fewstep_shapes3d.data.attributes import CHANNELS
+from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_shapes3d.data.surface import SUBDIVISION
 from pydantic import Field
 from torch import Tensor, nn
 
-from fewstep_trellis.data.attributes import CHANNELS
-from fewstep_trellis.data.prepared import PreparedSet
-from fewstep_trellis.data.surface import SUBDIVISION
 from fewstep_trellis.models import SLatEncoder, SLatMeshDecoder
 from fewstep_trellis.teach.crops import Crop, draw_crop, layout_of
 from fewstep_trellis.teach.field_loss import field_terms

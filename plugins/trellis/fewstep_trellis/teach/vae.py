@@ -10,12 +10,12 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from fewstep_shapes3d.data.prepared import PreparedSet
 from pydantic import Field
 from torch import Tensor, nn
 
 from fewstep.config.base import Strict
 from fewstep_trellis.checkpoint import save_model
-from fewstep_trellis.data.prepared import PreparedSet
 from fewstep_trellis.models import SparseStructureDecoder, SparseStructureEncoder
 
 Log = Callable[[dict[str, float]], None]

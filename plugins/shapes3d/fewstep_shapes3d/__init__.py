@@ -1,0 +1,1 @@
+"""What any 3-D backbone shares: meshes, exporters, voxel rendering, prepared object sets, pictures and measures."""

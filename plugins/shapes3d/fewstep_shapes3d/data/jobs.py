@@ -1,0 +1,78 @@
+"""The work on one object, and two processes doing it: unpack, read, normalise, voxelise, render."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fewstep.errors import FewstepError
+from fewstep_shapes3d.data.sh3f import Entry, Skipped, extract_model
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Made:
+    """One object: occupancy bits uint8 [R^3/8], RGBA pictures uint8 [views,224,224,4], cameras [views,2] in degrees,
+    and what is known of the surface in each voxel, uint8 [voxels,11]."""
+
+    entry: Entry
+    bits: npt.NDArray[np.uint8]
+    pictures: npt.NDArray[np.uint8]
+    cameras: npt.NDArray[np.float64]
+    surface: npt.NDArray[np.uint8]
+
+
+def make_object(entry: Entry, resolution: int, views: int, seed: int) -> Made | Skipped:
+    """Does one object; whatever is wrong with the object itself comes back as a reason."""
+    from fewstep_shapes3d.data.attributes import describe
+    from fewstep_shapes3d.data.mesh import load_mesh, normalise
+    from fewstep_shapes3d.data.views import Renderer, draw_cameras
+    from fewstep_shapes3d.data.voxels import pack, voxelise
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="fewstep-") as folder:
+            mesh = normalise(load_mesh(extract_model(entry, Path(folder)), entry.rotation))
+        grid = voxelise(mesh, resolution)
+        cameras, renderer = draw_cameras(entry.key, views, seed), Renderer(mesh)
+        pictures = np.stack([renderer.render(camera) for camera in cameras])
+    except (FewstepError, RuntimeError, ValueError) as error:  # open3d and numpy on a mesh they cannot take
+        return Skipped(f"{entry.archive.name}: {entry.name} ({entry.model})", str(error))
+    if not grid.any() or not (pictures[..., 3] > 0.8 * 255).any((1, 2)).all():
+        return Skipped(f"{entry.archive.name}: {entry.name} ({entry.model})", "nothing of it can be seen")
+    angles = np.array([[c.azimuth, c.elevation] for c in cameras])
+    return Made(entry, pack(grid), pictures, angles, describe(mesh, grid))
+
+
+def make_all(
+    entries: Sequence[Entry], resolution: int, views: int, seed: int, workers: int, progress: Progress
+) -> Iterator[Made | Skipped]:
+    """All objects in the order of the entries; ``progress(done, total, name)`` after each."""
+    job = partial(make_object, resolution=resolution, views=views, seed=seed)
+    if workers < 2:
+        results = map(job, entries)
+        yield from _told(results, entries, progress)
+        return
+    # Spawned, not forked: torch and open3d keep threads, which a fork would lose.
+    try:
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield from _told(pool.map(job, entries, chunksize=4), entries, progress)
+    except BrokenProcessPool as error:
+        raise FewstepError(
+            "preparing data: a worker process died, of too little memory perhaps; try one worker"
+        ) from error
+
+
+def _told(results: Iterator[Made | Skipped], entries: Sequence[Entry], progress: Progress) -> Iterator[Made | Skipped]:
+    for done, (result, entry) in enumerate(zip(results, entries, strict=True), 1):
+        progress(done, len(entries), entry.name)
+        yield result

@@ -1,0 +1,81 @@
+"""Reads the files of a prepared set and checks them against each other; every error names the file and the remedy."""
+
+from __future__ import annotations
+
+import csv
+import json
+import lzma
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fewstep.errors import FewstepError
+from fewstep_shapes3d.data.setfiles import ARRAYS, FORMAT, MANIFEST, TABLE, VERSION
+from fewstep_shapes3d.measures.features import TOKENS, WIDTH
+
+HOW = "make one with: fewstep data prepare sweethome3d --source DIR --out DIR"
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def broken(path: Path, why: object) -> FewstepError:
+    """The error for a file that is there but cannot be used, or is missing from a set."""
+    return FewstepError(f"prepared set: {path} cannot be used: {why}; {HOW}")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest. Raises FewstepError: no prepared set, damaged, or of another version."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FewstepError(f"prepared set: {folder} is none, it has no {MANIFEST}; {HOW}")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise broken(path, error) from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise broken(path, f"it does not describe a {FORMAT}")
+    if manifest.get("version") != VERSION:
+        raise broken(path, f"it has version {manifest.get('version')!r}, this fewstep reads {VERSION}")
+    return manifest
+
+
+def read_arrays(folder: Path, name: str = ARRAYS) -> Arrays:
+    """The arrays. Raises FewstepError: missing, damaged or cut short."""
+    path = folder / name
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except FileNotFoundError as error:
+        raise broken(path, "it is missing") from error
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+        raise broken(path, f"damaged or cut short ({error})") from error
+
+
+def check(folder: Path, manifest: dict[str, Any], arrays: Arrays) -> None:
+    """Holds the arrays against the manifest. Raises FewstepError: one is missing or has another shape."""
+    try:
+        n, r, v, c = manifest["counts"]["objects"], manifest["resolution"], manifest["views"], manifest["channels"]
+    except (KeyError, TypeError) as error:
+        raise broken(folder / MANIFEST, f"it gives no {error}") from error
+    shapes = {"occupancy": (n, -(-(r**3) // 8)), "tokens": (n, v, 2, TOKENS, c), "token_scale": (c,), "split": (n,)}
+    shapes |= {"pca_mean": (WIDTH,), "pca_basis": (WIDTH, c)}
+    for key, shape in shapes.items():
+        if key not in arrays or arrays[key].shape != shape:
+            got = arrays[key].shape if key in arrays else "nothing"
+            raise broken(folder / ARRAYS, f"{key} should have shape {shape} by the {MANIFEST}, found {got}")
+
+
+def read_table(folder: Path, count: int) -> list[dict[str, str]]:
+    """The rows of the table. Raises FewstepError: missing, damaged, or not ``count`` rows."""
+    path = folder / TABLE
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise broken(path, error) from error
+    if len(rows) != count:
+        raise broken(path, f"it has {len(rows)} rows for {count} objects")
+    return rows

@@ -1,0 +1,130 @@
+"""What the structured-latent decoders are trained towards, from the catalogues: made once, kept, not shipped.
+
+An object is one ``.npz`` of a megabyte: signed distance, colour and normal at the corners of the fine cubes around its
+surface, and points of the surface with their colours.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.errors import FewstepError
+from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_shapes3d.data.sh3f import Entry, extract_model, find_catalogues, read_catalogues
+
+POINTS, CLIP = 20000, 0.5  # distances are kept up to half a voxel, two fine cubes
+
+
+@dataclass(frozen=True)
+class Target:
+    """``corners`` int64 [P,3] (0 to 4 R), their ``distance`` [P] in voxels, ``colour`` [P,3] in [0,1] and ``normal``
+    [P,3]; ``points`` [K,3] of the surface in [-0.5, 0.5], ``shade`` [K,3] their colours, ``exposed`` [K] bool."""
+
+    corners: Tensor
+    distance: Tensor
+    colour: Tensor
+    normal: Tensor
+    points: Tensor
+    shade: Tensor
+    exposed: Tensor
+
+    def flipped(self, top: int) -> Target:
+        """The mirror image in x, ``top`` being the greatest corner."""
+        turn = torch.tensor([-1, 1, 1])
+        corners = self.corners * turn + torch.tensor([top, 0, 0])
+        points = self.points * turn
+        return Target(corners, self.distance, self.colour, self.normal * turn, points, self.shade, self.exposed)
+
+
+def make_targets(
+    data: PreparedSet, source: Path, folder: Path, workers: int, progress: Callable[[int, int, str], None]
+) -> None:
+    """Writes the targets of every object of ``data`` that has none yet into ``folder``.
+
+    Raises:
+        FewstepError: the catalogues in ``source`` are not those that the set was made of.
+    """
+    entries = _matching(data, source)
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(index, entry) for index, entry in enumerate(entries) if not _path(folder, index).exists()]
+    job = partial(_make, folder=folder, resolution=data.resolution)
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for done, name in enumerate(pool.map(job, jobs, chunksize=4), 1):
+            progress(done, len(jobs), name)
+
+
+def load_target(folder: Path, index: int) -> Target:
+    """The targets of object ``index``.
+
+    Raises:
+        FewstepError: they were not made.
+    """
+    try:
+        with np.load(_path(folder, index)) as file:
+            read = {key: torch.from_numpy(file[key]) for key in file.files}
+    except FileNotFoundError as error:
+        raise FewstepError(
+            f"{folder}: no targets of object {index}; make them: fewstep teach --stage targets"
+        ) from error
+    return Target(
+        read["corners"].long(),
+        read["distance"].float() / 127 * CLIP,
+        read["colour"].float() / 255,
+        read["normal"].float() / 127,
+        read["points"].float() / 65535 - 0.5,
+        read["shade"].float() / 255,
+        read["exposed"],
+    )
+
+
+def _path(folder: Path, index: int) -> Path:
+    return folder / f"{index:05d}.npz"
+
+
+def _matching(data: PreparedSet, source: Path) -> list[Entry]:
+    entries, _ = read_catalogues(find_catalogues(source))
+    by_row = {(entry.archive.name, entry.model, entry.name): entry for entry in entries}
+    rows = [(row["file"], row["model"], row["name"]) for row in data.table]
+    missing = [row for row in rows if row not in by_row]
+    if missing:
+        raise FewstepError(f"source: {source} lacks {len(missing)} of {len(rows)} models of the set: {missing[0]}, ...")
+    return [by_row[row] for row in rows]
+
+
+def _make(job: tuple[int, Entry], folder: Path, resolution: int) -> str:
+    from fewstep_shapes3d.data.mesh import load_mesh, normalise
+    from fewstep_shapes3d.data.surface import SurfaceField
+    from fewstep_shapes3d.data.voxels import voxelise
+
+    index, entry = job
+    with tempfile.TemporaryDirectory(prefix="fewstep-") as unpacked:
+        mesh = normalise(load_mesh(extract_model(entry, Path(unpacked)), entry.rotation))
+    field = SurfaceField(mesh, voxelise(mesh, resolution))
+    at = field.at_corners()
+    points, shade, exposed = field.points(POINTS, zlib.crc32(entry.key.encode()))
+    part = _path(folder, index).with_suffix(f".{os.getpid()}.tmp")
+    with part.open("wb") as file:
+        np.savez(
+            file,
+            corners=field.corners.astype(np.uint16),
+            distance=np.rint(at.distance.clip(-CLIP, CLIP) / CLIP * 127).astype(np.int8),
+            colour=np.rint(at.colour * 255).astype(np.uint8),
+            normal=np.rint(at.normal * 127).astype(np.int8),
+            points=np.rint((points + 0.5).clip(0, 1) * 65535).astype(np.uint16),
+            shade=np.rint(shade * 255).astype(np.uint8),
+            exposed=exposed,
+        )
+    os.replace(part, _path(folder, index))
+    return entry.name

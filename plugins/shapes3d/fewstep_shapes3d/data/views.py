@@ -1,0 +1,119 @@
+"""Textured pictures of a mesh from a few cameras: ray casting on the CPU, no OpenGL.
+
+The light sits at the camera and the ambient light has no direction, so flipping a picture gives exactly the picture
+of the mirrored object. Rays are made here and not by open3d, whose ``up`` turns pictures over in some versions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fewstep_shapes3d.data.extras import need
+from fewstep_shapes3d.data.mesh import Floats, Material, Mesh
+
+Picture = npt.NDArray[np.uint8]
+SIZE, FOV, LAYERS = 224, 40.0, 6
+_AMBIENT, _FLOOR, _STEP = 0.35, 0.12, 1e-4  # the floor keeps black things visible on the black of the conditions
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Degrees; azimuth 0 looks at the front (from -y), positive azimuths look from the object's +x side."""
+
+    azimuth: float
+    elevation: float
+
+
+def draw_cameras(key: str, count: int, seed: int = 0) -> list[Camera]:
+    """Cameras of one object: azimuth uniform in [-60, 60], elevation in [10, 40]; a function of key and seed only."""
+    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
+    draw = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+    return [Camera(float(draw.uniform(-60, 60)), float(draw.uniform(10, 40))) for _ in range(count)]
+
+
+class Renderer:
+    """Renders one mesh from several cameras; the ray-casting structure is built once."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh, self.o3d = mesh, need("open3d")
+        self.scene = self.o3d.t.geometry.RaycastingScene(nthreads=1)
+        self.scene.add_triangles(mesh.vertices.astype(np.float32), mesh.faces.astype(np.uint32))
+        self.points = mesh.vertices[np.unique(mesh.faces)]
+
+    def render(self, camera: Camera, size: int = SIZE, samples: int = 2) -> Picture:
+        """RGBA uint8 [size,size,4], not premultiplied, the object as large as it fits.
+
+        A pixel is the mean over ``samples`` x ``samples`` rays.
+        """
+        rays = self._rays(camera, size * samples)
+        rgba = self._trace(rays).reshape(size, samples, size, samples, 4).mean((1, 3))
+        colour = rgba[..., :3] / np.maximum(rgba[..., 3:], 1e-6)
+        both = np.concatenate([colour, rgba[..., 3:]], -1)
+        found: npt.NDArray[np.uint8] = np.round(both.clip(0, 1) * 255).astype(np.uint8)
+        return found
+
+    def _rays(self, camera: Camera, size: int) -> npt.NDArray[np.float32]:
+        a, e = np.deg2rad(camera.azimuth), np.deg2rad(camera.elevation)
+        away = np.array([np.sin(a) * np.cos(e), -np.cos(a) * np.cos(e), np.sin(e)])
+        right = np.array([np.cos(a), np.sin(a), 0.0])
+        up = np.cross(away, right)
+        slope = np.tan(np.deg2rad(FOV / 2)) * 0.97  # a thin margin, or smoothing would cut the outline
+        sideways = np.maximum(np.abs(self.points @ right), np.abs(self.points @ up))
+        eye = away * float((sideways / slope + self.points @ away).max())
+        at = ((np.arange(size) + 0.5) / size * 2 - 1) * np.tan(np.deg2rad(FOV / 2))
+        toward = -away + at[None, :, None] * right - at[:, None, None] * up
+        toward /= np.linalg.norm(toward, axis=-1, keepdims=True)
+        both = np.concatenate([np.broadcast_to(eye, toward.shape), toward], -1)
+        rays: npt.NDArray[np.float32] = both.reshape(-1, 6).astype(np.float32)
+        return rays
+
+    def _trace(self, rays: npt.NDArray[np.float32]) -> Floats:
+        """Premultiplied RGBA [rays,4]: front to back through glass and cut-out textures; alpha is coverage, 0 or 1."""
+        colour, left = np.zeros((len(rays), 3)), np.ones(len(rays))
+        live = np.arange(len(rays))
+        for _ in range(LAYERS):
+            hit = {k: v.numpy() for k, v in self.scene.cast_rays(self.o3d.core.Tensor(rays[live])).items()}
+            met = np.isfinite(hit["t_hit"])
+            live, distance = live[met], hit["t_hit"][met]
+            if not len(live):
+                break
+            rgba = self._shade(hit["primitive_ids"][met].astype(np.int64), hit["primitive_uvs"][met], rays[live, 3:])
+            colour[live] += (left[live] * rgba[:, 3])[:, None] * rgba[:, :3]
+            left[live] *= 1 - rgba[:, 3]
+            rays[live, :3] += rays[live, 3:] * (distance + _STEP)[:, None]
+            live = live[left[live] > 0.02]
+        seen = (left < 0.95).astype(np.float64)  # glass counts as seen: the conditioning crop needs an opaque outline
+        return np.concatenate([colour / np.maximum(1 - left, 1e-6)[:, None] * seen[:, None], seen[:, None]], 1)
+
+    def _shade(self, face: npt.NDArray[np.int64], weights: Floats, toward: npt.NDArray[np.float32]) -> Floats:
+        corners = self.mesh.faces[face]
+        uv = self.mesh.uv[corners]
+        uv = uv[:, 0] + weights[:, :1] * (uv[:, 1] - uv[:, 0]) + weights[:, 1:] * (uv[:, 2] - uv[:, 0])
+        a, b, c = self.mesh.vertices[corners].transpose(1, 0, 2)
+        normal = np.cross(b - a, c - a)
+        facing = np.abs((normal * toward).sum(1)) / np.maximum(np.linalg.norm(normal, axis=1), 1e-20)
+        rgba = look_up(self.mesh, face, uv)
+        rgba[:, :3] = (_FLOOR + (1 - _FLOOR) * rgba[:, :3]) * (_AMBIENT + (1 - _AMBIENT) * facing)[:, None]
+        return rgba
+
+
+def look_up(mesh: Mesh, face: npt.NDArray[np.int64], uv: Floats) -> Floats:
+    """RGBA [N,4] in [0,1] of the materials at texture coordinates ``uv`` [N,2] on the faces ``face`` [N]."""
+    rgba, which = np.zeros((len(face), 4)), mesh.material[face]
+    for number in np.unique(which):
+        rgba[which == number] = _look_up(mesh.materials[number], uv[which == number])
+    return rgba
+
+
+def _look_up(material: Material, uv: Floats) -> Floats:
+    rgba: Floats = np.tile(material.colour, (len(uv), 1))
+    if material.texture is not None:
+        height, width = material.texture.shape[:2]
+        u, v = np.nan_to_num(uv).T % 1
+        texel = material.texture[((1 - v) * height).astype(int) % height, (u * width).astype(int) % width] / 255
+        rgba[:, :3], rgba[:, 3] = texel[:, :3], texel[:, 3] * material.colour[3]
+    return rgba

@@ -1,0 +1,1 @@
+"""Quality of generated objects: features of rendered views, shapes, coloured surfaces."""

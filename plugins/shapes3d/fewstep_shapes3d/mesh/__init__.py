@@ -1,0 +1,8 @@
+"""Meshes from the decoder's cubes."""
+
+from __future__ import annotations
+
+from fewstep_shapes3d.mesh.flexicubes import extract_mesh
+from fewstep_shapes3d.mesh.grid import corner_grid
+
+__all__ = ["corner_grid", "extract_mesh"]

@@ -1,0 +1,1 @@
+"""Condition pictures: reading them, removing the background, cropping to the object."""

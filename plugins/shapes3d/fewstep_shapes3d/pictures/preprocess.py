@@ -1,0 +1,104 @@
+"""From a picture to the square that an encoder sees: the pipeline's way and the data set's.
+
+They differ on purpose, as TRELLIS's own do: in the threshold of alpha, where the factor 1.2 is rounded, how the bounds
+are, the size, and whether the product with alpha is rounded to 8 bits. Sources: golden README, "Dataset";
+pipeline/facts.json, preprocess_image; dataset/facts.json, image condition.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fewstep.errors import FewstepError, invalid
+from fewstep_shapes3d.pictures.background import remove_background
+from fewstep_shapes3d.pictures.loading import as_rgba, needs_background_removal
+
+SIZE = 518  # 37 x 37 patches of 14 pixels
+MARGIN = 1.2
+Background = Literal["remove", "keep"]
+Box = tuple[int, int, int, int]
+Floats = npt.NDArray[np.float32]
+
+
+def prepare(
+    image: Image.Image, name: str = "the picture", size: int = SIZE, background: Background = "remove"
+) -> Image.Image:
+    """The object on black as TRELLIS's pipeline prepares it: an RGB picture of ``size`` squared.
+
+    Args:
+        image: of any mode; one with transparency is cropped to its object.
+        name: of the picture, for messages.
+        size: of a side in pixels.
+        background: of a picture without transparency: "remove" it (with rembg) and crop, or "keep" it: the picture is
+            used whole, padded to a square with black.
+
+    Raises:
+        FewstepError: no pixel is opaque enough to see an object, or the background cannot be removed.
+    """
+    rgba = as_rgba(image, name)
+    if not needs_background_removal(rgba):
+        return on_black(rgba, object_box(rgba, name), size)
+    if background == "keep":
+        return on_black(rgba, whole_box(rgba), size)
+    cut = remove_background(rgba, name)
+    return on_black(cut, object_box(cut, name), size)
+
+
+def object_box(rgba: Image.Image, name: str = "the picture") -> Box:
+    """The square around the pixels with alpha > 0.8, of 1.2 times their longer side, centred on them.
+
+    Raises:
+        FewstepError: there is no such pixel.
+    """
+    left, top, right, bottom = _extent(rgba, 0.8 * 255, name)
+    x, y = (left + right) / 2, (top + bottom) / 2
+    half = int(max(right - left, bottom - top) * MARGIN) // 2 or 1  # upstream has no pixel left of so small an object
+    return round(x - half), round(y - half), round(x + half), round(y + half)
+
+
+def whole_box(rgba: Image.Image) -> Box:
+    """The smallest square around the picture with the picture in its middle."""
+    (width, height), half = rgba.size, max(rgba.size) / 2
+    x, y = width / 2, height / 2
+    return round(x - half), round(y - half), round(x + half), round(y + half)
+
+
+def on_black(rgba: Image.Image, box: Box, size: int) -> Image.Image:
+    """``box`` of the picture, resized (Lanczos, alpha too), times alpha, cut to 8 bits; RGB."""
+    return Image.fromarray((_premultiplied(rgba, box, size) * 255).astype(np.uint8))
+
+
+def dataset_preparation(rgba: Image.Image, image_size: int) -> Tensor:
+    """The object on black as TRELLIS's training data are prepared: float32 [3, S, S] in [0, 1], not yet normalised.
+
+    Raises:
+        FewstepError: the picture has another mode than RGBA, is transparent everywhere, or shows a single pixel.
+    """
+    if rgba.mode != "RGBA":
+        raise invalid("condition picture", rgba.mode, "a picture of mode RGBA")
+    left, top, right, bottom = _extent(rgba, 0, "the condition picture")
+    x, y, half = (left + right) / 2, (top + bottom) / 2, max(right - left, bottom - top) / 2 * MARGIN
+    box = (int(x - half), int(y - half), int(x + half), int(y + half))
+    if box[2] <= box[0] or box[3] <= box[1]:
+        raise FewstepError("condition picture: the object is a single pixel; accepted: a larger one")
+    return torch.from_numpy(_premultiplied(rgba, box, image_size)).permute(2, 0, 1).contiguous()
+
+
+def _extent(rgba: Image.Image, threshold: float, name: str) -> Box:
+    """First and last column and row, both included, of the pixels with alpha above the threshold: (x, y, x, y)."""
+    rows, columns = np.nonzero(np.asarray(rgba.getchannel("A")) > threshold)
+    if not len(rows):
+        raise invalid("image", name, "a picture of an object; it is transparent everywhere")
+    return int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())
+
+
+def _premultiplied(rgba: Image.Image, box: Box, size: int) -> Floats:
+    square = rgba.crop(box).resize((size, size), Image.Resampling.LANCZOS)
+    pixels: Floats = np.asarray(square).astype(np.float32) / np.float32(255)
+    return pixels[..., :3] * pixels[..., 3:]

@@ -1,0 +1,9 @@
+"""What the decoders make: Gaussians, radiance fields, meshes."""
+
+from __future__ import annotations
+
+from fewstep_shapes3d.representations.gaussians import Gaussians
+from fewstep_shapes3d.representations.mesh import Mesh
+from fewstep_shapes3d.representations.radiance import RadianceField
+
+__all__ = ["Gaussians", "Mesh", "RadianceField"]

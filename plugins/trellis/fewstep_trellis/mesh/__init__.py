@@ -1,8 +1,0 @@
-"""Meshes from the decoder's cubes."""
-
-from __future__ import annotations
-
-from fewstep_trellis.mesh.flexicubes import extract_mesh
-from fewstep_trellis.mesh.grid import corner_grid
-
-__all__ = ["corner_grid", "extract_mesh"]

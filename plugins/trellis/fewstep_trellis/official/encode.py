@@ -1,0 +1,111 @@
+"""Conditions of a batch: prepared pictures or captions through their encoder, on the teacher's device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.core.backbone import Backbone
+from fewstep.core.batch import Condition
+from fewstep.errors import FewstepError
+from fewstep_trellis.conditioning.factory import image_conditioner, text_conditioner
+from fewstep_trellis.official.condition import prepared_picture
+from fewstep_trellis.official.config import IMAGE_ENCODER, TEXT_ENCODER, OfficialConfig
+from fewstep_trellis.official.items import Item
+from fewstep_trellis.official.network import arguments_of, device_of
+from fewstep_trellis.official.tokens import TokenCache, fingerprint, rounded
+
+CHUNK = 8  # pictures at a time
+E = TypeVar("E")
+
+
+class Conditions(Protocol):
+    """Reads what an item is conditioned on (in a thread), and encodes what a batch is (in the caller's)."""
+
+    def load(self, item: Item) -> Item:
+        """The item with all that has to be read. Raises ItemError."""
+
+    def encode(self, items: Sequence[Item]) -> Condition:
+        """Tokens [B, L, C] of loaded items, with the negative ones."""
+
+
+def conditions(config: OfficialConfig, backbone: Backbone) -> Conditions:
+    """The conditions that a config asks for, for this network.
+
+    Raises:
+        FewstepError: an encoder that cannot be had, or whose tokens do not fit the network.
+    """
+    return ImageConditions(config, backbone) if config.condition == "image" else TextConditions(config, backbone)
+
+
+class ImageConditions:
+    """Pictures, whose tokens may be kept on disk."""
+
+    def __init__(self, config: OfficialConfig, backbone: Backbone) -> None:
+        self.backbone, self.size = backbone, config.image_size
+        self.encoder = _named(image_conditioner, config.encoder or IMAGE_ENCODER)
+        _check_width(self.encoder.channels, backbone, self.encoder.name)
+        self.cache = None
+        if config.token_cache is not None:
+            weights = fingerprint(self.encoder) if isinstance(self.encoder, nn.Module) else self.encoder.name
+            self.cache = TokenCache(config.token_cache, f"{weights}/{self.size}")
+
+    def load(self, item: Item) -> Item:
+        assert item.picture is not None
+        tokens = self.cache.read(item.picture) if self.cache is not None else None
+        if tokens is not None:
+            return replace(item, tokens=tokens)
+        return replace(item, pixels=prepared_picture(item.picture, self.size))
+
+    def encode(self, items: Sequence[Item]) -> Condition:
+        device = device_of(self.backbone)
+        self.encoder.to(device)
+        found = [item.tokens for item in items]
+        fresh = [i for i, tokens in enumerate(found) if tokens is None]
+        for start in range(0, len(fresh), CHUNK):
+            rows = fresh[start : start + CHUNK]
+            pixels = torch.stack([p for i in rows if (p := items[i].pixels) is not None])
+            for i, tokens in zip(rows, self.encoder(pixels.to(device)), strict=True):
+                found[i] = self._kept(items[i], tokens)
+        tokens = torch.stack([tokens.to(device) for tokens in found if tokens is not None])
+        return Condition(tokens, self.encoder.negative(len(items)))
+
+    def _kept(self, item: Item, tokens: Tensor) -> Tensor:
+        if self.cache is None or item.picture is None:
+            return tokens
+        self.cache.write(item.picture, tokens)
+        return rounded(tokens)
+
+
+class TextConditions:
+    """Captions."""
+
+    def __init__(self, config: OfficialConfig, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.encoder = _named(text_conditioner, config.encoder or TEXT_ENCODER)
+        _check_width(self.encoder.channels, backbone, self.encoder.name)
+
+    def load(self, item: Item) -> Item:
+        return item
+
+    def encode(self, items: Sequence[Item]) -> Condition:
+        self.encoder.to(device_of(self.backbone))
+        tokens = self.encoder.encode([item.caption or "" for item in items])
+        return Condition(tokens, self.encoder.negative(len(items)))
+
+
+def _named(make: Callable[[str], E], name: str) -> E:
+    try:
+        return make(name)
+    except FewstepError as error:
+        raise FewstepError(f"data.encoder: {error}") from None
+
+
+def _check_width(channels: int, backbone: Backbone, name: str) -> None:
+    wanted = arguments_of(backbone).get("cond_channels", channels)
+    if wanted != channels:
+        raise FewstepError(f"data.encoder: {name!r} gives tokens of width {channels}; the teacher takes {wanted}")
