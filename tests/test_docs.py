@@ -33,7 +33,7 @@ def test_no_python_block_is_left_out() -> None:
 
 def test_what_the_page_registers_is_listed(demo: Cli) -> None:
     out = demo.works("plugins")
-    for name in ("demo-l1", "demo-points", "demo-midpoint", "demo-mean", "demo-attention", "demo-print"):
+    for name in ("demo-l1", "demo-points", "demo-midpoint", "demo-attention", "demo-print"):
         assert name in out
     assert "commands: demo" in out
     assert "broken" not in out
@@ -58,14 +58,11 @@ def test_the_pages_commands_run(demo: Cli) -> None:
     assert (demo.folder / "samples.txt").read_text().startswith("samples: [")
 
 
-def test_the_metric_and_the_kernel_of_the_page(site: Path, demo: Cli) -> None:
+def test_the_kernel_of_the_page(site: Path, demo: Cli) -> None:
     code = """
 import torch
 from fewstep.ops import attention, explain
 from fewstep.plugins.registry import registry
-metric = registry().get("metric", "demo-mean").load()()
-metric.update(torch.ones(2, 2), torch.zeros(2, 2), None)
-assert metric.compute() == {"mean_error": 1.0}
 q = torch.randn(2, 3, 8, 4)
 assert explain("attention", q, q, q)["demo-attention"] == "8 heads, made for at most 4"
 kernel = registry().get("kernel", "demo-attention").load()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fewstep_shapes3d.measures.occupancy import chamfer, volume_iou
 from fewstep_shapes3d.measures.shapes import Shapes, ViewEncoder, distances
 from fewstep_shapes3d.voxel_render import AZIMUTHS, render_views
 from fewstep_trellis.models import SparseStructureDecoder
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from fewstep.core.layout import Dense
 from fewstep.errors import FewstepError
-from fewstep.metrics import agreement, chamfer, frechet, kid, volume_iou
+from fewstep.metrics import agreement, frechet, kid
 
 COUNT, RESOLUTION = 6, 8
 

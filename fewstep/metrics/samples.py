@@ -1,4 +1,4 @@
-"""Distances between sets of low-dimensional samples: sliced Wasserstein, MMD, energy distance."""
+"""Distances between sets of low-dimensional samples, and the agreement of paired samples."""
 
 from __future__ import annotations
 
@@ -7,36 +7,56 @@ import math
 import torch
 from torch import Tensor
 
-from fewstep.errors import FewstepError
-from fewstep.metrics.base import PerSet, vectors
+from fewstep.errors import FewstepError, invalid
 
 DIRECTIONS = 256
 _MEDIAN_ROWS = 1000
 
 
-def directions(width: int, count: int = DIRECTIONS, seed: int = 0) -> Tensor:
-    """At least ``count`` unit vectors [K, F] in float64, whole orthonormal frames: less scatter than free draws."""
-    generator = torch.Generator().manual_seed(seed)
-    frames = torch.randn(math.ceil(count / width), width, width, generator=generator, dtype=torch.float64)
-    orthonormal: Tensor = torch.linalg.qr(frames)[0]
-    return orthonormal.transpose(1, 2).reshape(-1, width)
+def agreement(generated: Tensor, reference: Tensor) -> float:
+    """R squared of paired samples [B, ...], such as two samplers' results from the same noise.
+
+    1 - sum |x - y|^2 / sum |y - mean(y)|^2: identical samples give 1, answering every noise with the reference's mean
+    gives 0, independent samples of the same distribution about -1.
+
+    Raises:
+        FewstepError: for two shapes or fewer than 2 samples.
+    """
+    if generated.shape != reference.shape or len(reference) < 2:
+        raise invalid("generated", tuple(generated.shape), f"{tuple(reference.shape)}, at least 2 samples")
+    x, y = generated.double(), reference.double()
+    spread = (y - y.mean(0)).square().sum()
+    return float(1 - (x - y).square().sum() / spread) if float(spread) > 0 else float(torch.equal(x, y))
 
 
 def sliced_wasserstein(generated: Tensor, reference: Tensor, count: int = DIRECTIONS, seed: int = 0) -> float:
     """Sliced 2-Wasserstein distance of [N, F] and [M, F]: the root of the mean squared W2 over projections.
 
-    In the units of the data, by the usual convention (no factor sqrt(F)): a set shifted by d has distance
-    |d| / sqrt(F). Exact on each projection for N = M; otherwise both quantile functions are read at max(N, M)
-    midpoints.
+    In units of the data, without a factor sqrt(F): a set shifted by d has distance |d| / sqrt(F). Exact on each
+    projection for N = M; otherwise both quantile functions are read at max(N, M) midpoints. Source: Bonneel et al.
+    2015, "Sliced and Radon Wasserstein barycenters of measures".
+
+    Args:
+        count: the least number of projections; directions come in orthonormal frames, which scatter less than
+            independent ones.
+        seed: of the directions.
 
     Raises:
         FewstepError: for other shapes, no rows, or values that are not finite.
     """
     x, y = vectors(generated, reference, 1)
-    axes = directions(x.shape[1], count, seed).to(x.device)
+    axes = _directions(x.shape[1], count, seed).to(x.device)
     rows = max(len(x), len(y))
     a, b = (_quantiles((z @ axes.T).sort(0).values, rows) for z in (x, y))
     return float((a - b).square().mean().sqrt())
+
+
+def _directions(width: int, count: int, seed: int) -> Tensor:
+    """At least ``count`` unit vectors [K, F] in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randn(math.ceil(count / width), width, width, generator=generator, dtype=torch.float64)
+    orthonormal: Tensor = torch.linalg.qr(frames)[0]
+    return orthonormal.transpose(1, 2).reshape(-1, width)
 
 
 def _quantiles(ordered: Tensor, rows: int) -> Tensor:
@@ -47,6 +67,8 @@ def _quantiles(ordered: Tensor, rows: int) -> Tensor:
 
 def mmd_rbf(generated: Tensor, reference: Tensor, bandwidth: float | None = None) -> float:
     """Unbiased squared MMD of [N, F] and [M, F] under exp(-|a - b|^2 / (2 h^2)); around 0 for equal distributions.
+
+    Source: Gretton et al. 2012, "A kernel two-sample test", lemma 6.
 
     Args:
         bandwidth: h; None takes the median distance within (at most 1000 rows of) the reference, so that all sets
@@ -59,7 +81,7 @@ def mmd_rbf(generated: Tensor, reference: Tensor, bandwidth: float | None = None
     h = float(torch.pdist(y[:_MEDIAN_ROWS]).median()) if bandwidth is None else bandwidth
     if not h > 0:
         raise FewstepError(f"bandwidth: got {h}; accepted: above 0 (the median distance of the reference is 0)")
-    within = sum(_mean_apart(_rbf(z, z, h), 1.0) for z in (x, y))
+    within = sum(mean_off_diagonal(_rbf(z, z, h)) for z in (x, y))
     return within - 2 * float(_rbf(x, y, h).mean())
 
 
@@ -70,42 +92,31 @@ def _rbf(a: Tensor, b: Tensor, bandwidth: float) -> Tensor:
 def energy_distance(generated: Tensor, reference: Tensor) -> float:
     """2 E|x - y| - E|x - x'| - E|y - y'| of [N, F] and [M, F], unbiased: around 0 for equal distributions.
 
+    Source: Szekely and Rizzo 2013, "Energy statistics".
+
     Raises:
         FewstepError: for other shapes, fewer than 2 rows, or values that are not finite.
     """
     x, y = vectors(generated, reference, 2)
-    within = sum(_mean_apart(torch.cdist(z, z), 0.0) for z in (x, y))
+    within = sum(mean_off_diagonal(torch.cdist(z, z)) for z in (x, y))
     return 2 * float(torch.cdist(x, y).mean()) - within
 
 
-def _mean_apart(square: Tensor, diagonal: float) -> float:
-    """The mean over pairs of different rows, given what the diagonal holds."""
-    n = len(square)
-    return float((square.sum() - n * diagonal) / (n * (n - 1)))
+def mean_off_diagonal(matrix: Tensor) -> float:
+    """The mean of a square matrix [N, N] without its diagonal."""
+    n = len(matrix)
+    return float((matrix.sum() - matrix.diagonal().sum()) / (n * (n - 1)))
 
 
-class SlicedWasserstein(PerSet):
-    """Sliced 2-Wasserstein distance, in units of the data."""
+def vectors(generated: Tensor, reference: Tensor, least: int) -> tuple[Tensor, Tensor]:
+    """Both sets in float64.
 
-    name = "sliced_w2"
-
-    def distance(self, generated: Tensor, reference: Tensor) -> float:
-        return sliced_wasserstein(generated, reference)
-
-
-class Mmd(PerSet):
-    """Squared MMD, Gaussian kernel of the reference's median distance."""
-
-    name = "mmd"
-
-    def distance(self, generated: Tensor, reference: Tensor) -> float:
-        return mmd_rbf(generated, reference)
-
-
-class EnergyDistance(PerSet):
-    """Energy distance, in units of the data."""
-
-    name = "energy"
-
-    def distance(self, generated: Tensor, reference: Tensor) -> float:
-        return energy_distance(generated, reference)
+    Raises:
+        FewstepError: unless they are [N, F] and [M, F] with at least ``least`` rows, and finite.
+    """
+    for key, x in (("generated", generated), ("reference", reference)):
+        if x.dim() != 2 or len(x) < least or x.shape[1] != reference.shape[-1]:
+            raise invalid(key, tuple(x.shape), f"[N, {reference.shape[-1]}] with N at least {least}")
+        if not bool(x.isfinite().all()):
+            raise FewstepError(f"{key}: holds values that are not finite; accepted: finite numbers")
+    return generated.double(), reference.double()

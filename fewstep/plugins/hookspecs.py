@@ -1,4 +1,4 @@
-"""The eight hooks. A plugin implements those it needs with ``@fewstep.hookimpl`` and is found by the entry-point
+"""The seven hooks. A plugin implements those it needs with ``@fewstep.hookimpl`` and is found by the entry-point
 group "fewstep"; none of them should import torch (targets and configs are "package.module:Name", loaded on use).
 
 Each ``register_*`` hook is called with ``register(name, target=..., config=..., summary="...", aliases=())``.
@@ -44,11 +44,6 @@ def register_datasets(register: Register) -> None:
 @hookspec
 def register_samplers(register: Register) -> None:
     """Samplers: functions with the signature of ``fewstep.core.samplers.Sampler``."""
-
-
-@hookspec
-def register_metrics(register: Register) -> None:
-    """Quality measures: classes with the interface of ``fewstep.metrics.Metric``."""
 
 
 @hookspec

@@ -17,22 +17,12 @@ import pluggy
 from fewstep.errors import FewstepError, unknown
 from fewstep.plugins import hookspecs
 
-KINDS = ("objective", "backbone", "dataset", "sampler", "metric", "kernel", "tracker")
+KINDS = ("objective", "backbone", "dataset", "sampler", "kernel", "tracker")
 BUILTIN = {
     "euler": "first order along the velocity",
     "heun": "second order, two evaluations a step",
     "consistency": "jump to the data, put fresh noise on it",
     "jump": "two-time jump F(x, t, s)",
-}
-METRICS = {
-    "iou": ("fewstep.metrics:VolumeIou", "volume IoU of occupancy grids"),
-    "chamfer": ("fewstep.metrics:Chamfer", "Chamfer distance of occupied voxels, in grid sides"),
-    "agreement": ("fewstep.metrics:Agreement", "R squared against samples from the same noise"),
-    "kid": ("fewstep.metrics:Kid", "unbiased MMD of features, cubic kernel"),
-    "frechet": ("fewstep.metrics:Frechet", "Frechet distance on 32 principal components"),
-    "sliced_w2": ("fewstep.metrics:SlicedWasserstein", "sliced 2-Wasserstein distance"),
-    "mmd": ("fewstep.metrics:Mmd", "unbiased MMD of samples, Gaussian kernel"),
-    "energy": ("fewstep.metrics:EnergyDistance", "energy distance of samples"),
 }
 TRACKERS = {
     "tensorboard": ("fewstep.engine.trackers:TensorBoard", "TensorBoard event files in the run's folder"),
@@ -171,8 +161,7 @@ def registry() -> Registry:
     found.manager.add_hookspecs(hookspecs)
     for name, summary in BUILTIN.items():
         found.add(Entry("sampler", name, "fewstep", f"fewstep.core.samplers:{name}", None, summary))
-    for kind, table in (("metric", METRICS), ("tracker", TRACKERS)):
-        for name, (target, summary) in table.items():
-            found.add(Entry(kind, name, "fewstep", target, None, summary))
+    for name, (target, summary) in TRACKERS.items():
+        found.add(Entry("tracker", name, "fewstep", target, None, summary))
     discover(found)
     return found

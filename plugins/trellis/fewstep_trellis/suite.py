@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from fewstep_shapes3d.measures.features import ImageEncoder
 from fewstep_shapes3d.measures.held_out import HeldOut, PictureSuite
+from fewstep_shapes3d.measures.occupancy import chamfer, volume_iou
 from fewstep_shapes3d.measures.shapes import MetricNet, Shapes, ViewEncoder, distances
 from fewstep_shapes3d.voxel_render import render_views
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from fewstep.bench.contact import Picture, contact_sheet
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.errors import invalid
-from fewstep.metrics import agreement, chamfer, volume_iou
+from fewstep.metrics import agreement
 from fewstep_trellis.dataset import PreparedObjects
 
 TILE, SUFFIXES = 160, (".png", ".npz")

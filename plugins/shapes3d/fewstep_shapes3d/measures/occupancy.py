@@ -1,4 +1,4 @@
-"""Measures of occupancy grids, one value an object."""
+"""Distances between occupancy grids, one value an object: volume IoU and the Chamfer distance of voxels."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import torch
 from scipy.spatial import cKDTree  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
-from fewstep.core.layout import Layout
 from fewstep.errors import invalid
-from fewstep.metrics.base import PerSample
 
 
 def volume_iou(generated: Tensor, reference: Tensor) -> Tensor:
@@ -57,21 +55,3 @@ def _grids(generated: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         if x.dtype != torch.bool or x.shape != reference.shape:
             raise invalid(key, (str(x.dtype), tuple(x.shape)), f"boolean grids {tuple(reference.shape)}")
     return generated, reference
-
-
-class VolumeIou(PerSample):
-    """Mean volume IoU of boolean grids."""
-
-    name, higher_is_better = "iou", True
-
-    def values(self, generated: Tensor, reference: Tensor, layout: Layout) -> Tensor:
-        return volume_iou(generated, reference)
-
-
-class Chamfer(PerSample):
-    """Mean Chamfer distance of boolean grids, in units of the grid's side."""
-
-    name, higher_is_better = "chamfer", False
-
-    def values(self, generated: Tensor, reference: Tensor, layout: Layout) -> Tensor:
-        return chamfer(generated, reference)
