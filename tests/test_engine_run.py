@@ -21,8 +21,7 @@ from fewstep.config.presets import available
 from fewstep.engine.progress import RunProgress, duration
 from fewstep.engine.trackers import JsonLines, TensorBoard, WandB, flat
 from fewstep.errors import FewstepError
-from fewstep.plugins.discovery import load
-from fewstep.plugins.registry import registry
+from fewstep.plugins.registry import load, registry
 
 PLUGIN = """
 from fewstep import hookimpl

@@ -14,8 +14,7 @@ from fewstep.cli.ops import ops
 from fewstep.cli.plugins import plugins
 from fewstep.cli.sample import sample
 from fewstep.errors import FewstepError
-from fewstep.plugins.discovery import call, problem
-from fewstep.plugins.registry import Installed, Registry, registry
+from fewstep.plugins.registry import Installed, Registry, call, problem, registry
 
 IGNORE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 

@@ -15,8 +15,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from fewstep.config.describe import Row, describe
-from fewstep.config.explain import explain
+from fewstep.config.describe import Row, describe, explain
 from fewstep.errors import FewstepError
 
 if sys.version_info >= (3, 11):
