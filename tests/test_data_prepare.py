@@ -132,7 +132,7 @@ def test_rotation_applies_before_the_axes_turn(tmp_path: Path) -> None:
 
 
 def test_voxels_of_a_cube_are_its_shell(tmp_path: Path) -> None:
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     grid = voxelise(mesh_of(tmp_path, CUBE), 16)
     shell = np.ones((16, 16, 16), dtype=bool)
     shell[1:-1, 1:-1, 1:-1] = False
@@ -141,7 +141,7 @@ def test_voxels_of_a_cube_are_its_shell(tmp_path: Path) -> None:
 
 
 def test_pictures_are_upright_and_flip_with_the_object(tmp_path: Path) -> None:
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     mesh = mesh_of(tmp_path, ARROW)
     camera = draw_cameras("key", 1)[0]
     assert camera == draw_cameras("key", 2)[0] != draw_cameras("key", 1, seed=1)[0]
@@ -156,7 +156,7 @@ def test_pictures_are_upright_and_flip_with_the_object(tmp_path: Path) -> None:
 
 
 def test_textures_are_the_right_way_up(tmp_path: Path) -> None:
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     pixels = np.zeros((2, 2, 3), np.uint8)
     pixels[0, 0], pixels[0, 1], pixels[1, 0], pixels[1, 1] = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
     Image.fromarray(pixels).save(tmp_path / "t.png")
@@ -170,7 +170,7 @@ def test_textures_are_the_right_way_up(tmp_path: Path) -> None:
 
 
 def test_glass_lets_the_inside_through(tmp_path: Path) -> None:
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     text = obj([(0.4, 0.4, 0.4, 0.6, 0.6, 0.6)]) + obj(CUBE, material="glass").split("\n", 1)[1].replace("f ", "f  ")
     lines = text.splitlines()
     for at in range(len(lines)):
@@ -198,7 +198,7 @@ def test_a_damaged_texture_costs_only_the_texture(tmp_path: Path) -> None:
 def test_prepare_makes_a_whole_set_and_names_what_it_skips(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     from fewstep_shapes3d.data.prepare import prepare_sweethome3d
 
     calls: list[int] = []
@@ -235,7 +235,7 @@ def test_prepare_makes_a_whole_set_and_names_what_it_skips(
 
 
 def test_a_failing_write_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     from fewstep_shapes3d.data import prepare, setfiles
 
     def full(*_: object) -> None:

@@ -17,7 +17,7 @@ from fewstep.cli import main
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("open3d")
+    pytest.importorskip("open3d", exc_type=ImportError)
     pytest.importorskip("trimesh")
     folder = tmp_path_factory.mktemp("teach")
     boxes = {f"box{k}": obj([(0, 0, 0, 1, 0.15 * k, 1 - 0.15 * k)]) for k in range(1, 7)}

@@ -17,7 +17,7 @@ from fewstep_shapes3d.data.voxels import Grid, voxelise
 
 from fewstep.errors import FewstepError
 
-pytest.importorskip("open3d")
+pytest.importorskip("open3d", exc_type=ImportError)
 pytest.importorskip("trimesh")
 R = 16
 THICK = 0.5 / SUBDIVISION  # voxels added on every side

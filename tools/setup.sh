@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Makes .venv in this tree and installs fewstep with pinned packages. Does nothing when that is already done.
-# PYTHON names the interpreter (3.10 to 3.13), EXTRAS the optional parts (default: dev), TORCH the torch requirement.
+# PYTHON names the interpreter (3.10 to 3.13), EXTRAS the optional parts (default: what make demo and
+# make test need), TORCH the torch requirement.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
-EXTRAS=${EXTRAS:-dev}
+EXTRAS=${EXTRAS:-dev,trellis,bench}
 PIN=2.13.0
 
 "$PYTHON" - <<'PY' || { echo "fewstep needs Python 3.10 to 3.13: set PYTHON=..." >&2; exit 2; }

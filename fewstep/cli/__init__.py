@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from fewstep.errors import FewstepError, nearest
+from fewstep.errors import FewstepError, missing, nearest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,6 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `fewstep plugins | head`
         sys.stderr.close()
         return 0
+    except ImportError as error:
+        if sentence := missing(error):
+            return _say(f"error: {sentence}", 2)
+        raise
     except Exception as error:
         if not hasattr(error, "format_message"):  # not a usage error of the parser: a bug, with its traceback
             raise

@@ -16,7 +16,7 @@ from typing import Any
 
 import pluggy
 
-from fewstep.errors import FewstepError, unknown
+from fewstep.errors import FewstepError, missing, unknown
 from fewstep.plugins import hookspecs
 
 KINDS = ("objective", "backbone", "dataset", "sampler", "kernel", "tracker")
@@ -67,6 +67,8 @@ class Entry:
         try:
             return getattr(importlib.import_module(module), attribute)
         except (Exception, SystemExit) as error:
+            if isinstance(error, ImportError) and (sentence := missing(error)):
+                raise sentence from error
             raise FewstepError(
                 f"{_word(self.kind)} {self.name!r} of plugin {self.owner} cannot be loaded from {path!r}: "
                 f"{type(error).__name__}: {error}"

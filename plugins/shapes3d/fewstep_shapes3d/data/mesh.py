@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.errors import FewstepError
-from fewstep_shapes3d.data.extras import need
+from fewstep.errors import FewstepError, need
 
 Floats = npt.NDArray[np.float64]
 Y_UP_TO_Z_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])

@@ -13,10 +13,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from fewstep.errors import FewstepError, invalid
+from fewstep.errors import FewstepError, invalid, need
 from fewstep_shapes3d.data import clusters, setfiles
 from fewstep_shapes3d.data.attributes import write_codes
-from fewstep_shapes3d.data.extras import PACKAGES, need
 from fewstep_shapes3d.data.jobs import Made, Progress, make_all
 from fewstep_shapes3d.data.sh3f import Skipped, find_catalogues, read_catalogues
 from fewstep_shapes3d.data.voxels import unpack
@@ -84,7 +83,7 @@ def prepare_sweethome3d(
 
 
 def _check(target: Path, resolution: int, views: int, limit: int | None) -> None:
-    for package in PACKAGES:
+    for package in ("open3d", "trimesh"):
         need(package)  # once, here: later it would be a reason to skip each object
     if target.exists():
         raise invalid("data.out", str(target), "a folder that does not exist yet; nothing is overwritten")

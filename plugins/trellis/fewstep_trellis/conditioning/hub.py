@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.errors import FewstepError, invalid
+from fewstep.errors import FewstepError, invalid, need
 from fewstep_trellis.weights import listing
 
 CONFIG = "config.json"
@@ -49,7 +48,7 @@ def is_repository(name: str) -> bool:
 
 def quiet_hub() -> None:
     """Keep the hub's own lines about each retry off the screen: what went wrong is said once, at the end."""
-    importlib.import_module("huggingface_hub.utils.logging").set_verbosity_error()
+    need("huggingface_hub.utils.logging").set_verbosity_error()
 
 
 def download(name: str, kind: Kind, hint: str = "") -> Path:
@@ -63,7 +62,7 @@ def download(name: str, kind: Kind, hint: str = "") -> Path:
     Raises:
         FewstepError: no network and not in the cache, or no such repository.
     """
-    hub = importlib.import_module("huggingface_hub")
+    hub = need("huggingface_hub")
     quiet_hub()
     try:
         return Path(hub.snapshot_download(name, allow_patterns=list(_FILES)))
@@ -138,7 +137,7 @@ def check(report: dict[str, Any], kind: Kind, source: str) -> None:
 
 def transformers(name: str) -> Any:
     """A class of transformers, imported when it is first needed: the import takes seconds."""
-    return getattr(importlib.import_module("transformers"), name)
+    return getattr(need("transformers"), name)
 
 
 def reason(error: Exception) -> str:
@@ -150,7 +149,7 @@ def reason(error: Exception) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without transformers' own load report and progress bars: what is wrong, we say ourselves."""
-    log = importlib.import_module("transformers.utils.logging")
+    log = need("transformers.utils.logging")
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity(log.CRITICAL)
     log.disable_progress_bar()

@@ -1,0 +1,110 @@
+"""What the base install can do alone, and the one sentence for each package that an extra brings."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from conftest import refusal
+
+from fewstep.errors import EXTRAS, FewstepError, missing, need
+
+ROOT = Path(__file__).parent.parent
+DISTRIBUTIONS = {"PIL": "pillow", "open3d": "open3d-cpu"}  # by import name, where the two differ
+OPTIONAL = [package for packages in EXTRAS.values() for package in packages]
+
+
+def base_only(folder: Path, *arguments: str, hidden: list[str] = OPTIONAL) -> subprocess.CompletedProcess[str]:
+    """``fewstep ARGUMENTS`` where the packages of every extra are as good as not installed."""
+    code = (
+        f"import sys\nsys.modules.update(dict.fromkeys({hidden!r}))\n"
+        "from fewstep.cli import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder, check=False)
+
+
+def test_the_table_is_that_of_pyproject() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = text[text.index("[project.optional-dependencies]") : text.index("[project.scripts]")]
+    for extra, packages in EXTRAS.items():
+        listed = re.search(rf"^{extra} = \[(.*?)\]$", section, re.MULTILINE | re.DOTALL)
+        assert listed, extra
+        for package in packages:
+            name = DISTRIBUTIONS.get(package, package.replace("_", "-"))
+            assert re.search(rf'"{name}\b', listed[1]), f"{extra} lacks {name}"
+
+
+def test_no_package_of_an_extra_is_a_dependency() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    base = text[text.index("\ndependencies = [") : text.index("[project.optional-dependencies]")]
+    names = set(re.findall(r'^    "([\w-]+)', base, re.MULTILINE))
+    assert names == {
+        "torch", "numpy", "einops", "pluggy", "pydantic", "rich", "typer", "safetensors", "tomli",
+    }  # fmt: skip
+
+
+def test_every_import_of_an_optional_package_is_known() -> None:
+    """A new third-party import must be a dependency, or stand in the table with its extra."""
+    installed = packages_distributions()
+    known = {"torch", "numpy", "einops", "pluggy", "pydantic", "pydantic_core", "rich", "typer", "safetensors", "tomli"}
+    ours = {path.name for path in ROOT.glob("plugins/*/fewstep_*")} | {"fewstep"}
+    pattern = re.compile(r'^\s*(?:import|from) (\w+)|(?:import_module|need)\("(\w+)', re.MULTILINE)
+    for path in [*(ROOT / "fewstep").rglob("*.py"), *(ROOT / "plugins").rglob("fewstep_*/**/*.py")]:
+        for match in pattern.finditer(path.read_text(encoding="utf-8")):
+            name = match[1] or match[2]
+            if name in installed and name not in ours:
+                assert name in known or name in OPTIONAL, f"{path}: {name}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (("generate", "chair.png", "-o", "chair.glb"), "trellis"),
+        (("distill", "--method", "mdt-vd", "--backbone", "trellis", "--out", "run"), "trellis"),
+        (("bench", "--backbone", "trellis", "--methods", "mdt-vd"), "trellis"),
+        (("data", "prepare", "sweethome3d", "--source", ".", "--out", "set"), "trellis"),
+    ],
+)
+def test_a_missing_extra_is_one_sentence(arguments: tuple[str, ...], extra: str, tmp_path: Path) -> None:
+    done = base_only(tmp_path, *arguments)
+    message = refusal(done.returncode, done.stdout, done.stderr)
+    assert re.fullmatch(rf"\w+ is not installed; to install it: pip install 'fewstep\[{extra}\]'", message)
+
+
+def test_preparing_data_names_its_own_extra(tmp_path: Path) -> None:
+    done = base_only(tmp_path, "data", "prepare", "sweethome3d", "--source", ".", "--out", "set", hidden=["open3d"])
+    assert "pip install 'fewstep[data]'" in refusal(done.returncode, done.stdout, done.stderr)
+
+
+def test_the_base_install_distils_and_says_what_a_bench_needs(tmp_path: Path) -> None:
+    done = base_only(tmp_path, "distill", "--method", "mdt-vd", "--backbone", "toy", "--out", "run", "train.steps=3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run" / "student" / "model.safetensors").exists()
+    done = base_only(tmp_path, "bench", "--backbone", "toy", "--student", "run")
+    assert "pip install 'fewstep[bench]'" in refusal(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("command", ["--help", "plugins", "ops"])
+def test_the_base_install_answers(command: str, tmp_path: Path) -> None:
+    done = base_only(tmp_path, command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ModuleNotFoundError" not in done.stdout
+
+
+def test_a_package_of_no_extra_keeps_its_own_error() -> None:
+    assert missing(ModuleNotFoundError("No module named 'fewstep_lost'", name="fewstep_lost")) is None
+    with pytest.raises(ModuleNotFoundError, match="fewstep_lost"):
+        need("fewstep_lost")
+
+
+def test_a_missing_system_library_is_not_called_a_missing_package() -> None:
+    lost = ImportError("libusb-1.0.so.0: cannot open shared object file", name="pybind")
+    sentence = missing(lost, "open3d")
+    assert isinstance(sentence, FewstepError)
+    assert "libusb-1.0.so.0" in str(sentence)
+    assert "not installed" not in str(sentence)
