@@ -33,7 +33,7 @@ lint: setup
 # The site of docs/ in build/site; any warning is an error.
 docs: export EXTRAS ?= dev,trellis,bench,docs
 docs: setup
-	.venv/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
 clean:
 	rm -rf .venv runs build dist

@@ -1,4 +1,4 @@
-"""docs/plugins.md is true: its files are put together into a plugin, installed, tested and used."""
+"""The docs are true: the plugin whose files the pages show is put together, installed, tested and used."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 from conftest import Cli, fake_plugin
 
-PAGE = Path(__file__).parent.parent / "docs" / "plugins.md"
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = [DOCS / f"{name}.md" for name in ("your-objective", "your-backbone", "your-data", "gpus")]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 FILE = re.compile(r"^`(fewstep_demo/[\w./-]+)`\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def files() -> dict[str, str]:
-    found = dict(FILE.findall(PAGE.read_text(encoding="utf-8")))
+    """The files of the plugin ``fewstep-demo`` as the pages show them, the module with the hooks first."""
+    found = dict(FILE.findall(TEXT))
     assert next(iter(found)) == "fewstep_demo/plugin.py"
     return {**found, "fewstep_demo/__init__.py": ""}
 
@@ -27,8 +30,7 @@ def demo(cli: Cli, site: Path) -> Cli:
 
 
 def test_no_python_block_is_left_out() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    assert text.count("```python") == sum(name.endswith(".py") for name in files()) - 1
+    assert TEXT.count("```python") == sum(name.endswith(".py") for name in files()) - 1
 
 
 def test_what_the_page_registers_is_listed(demo: Cli) -> None:
@@ -47,8 +49,11 @@ def test_the_pages_own_tests_pass(site: Path, demo: Cli) -> None:
 
 
 def test_the_pages_commands_run(demo: Cli) -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    lines = [line.split()[1:] for line in text.splitlines() if re.match(r"fewstep (distill|bench|sample) ", line)]
+    lines = [
+        line.split()[1:]
+        for line in TEXT.splitlines()
+        if re.match(r"fewstep (distill|bench|sample) .*(demo|run)\b", line)
+    ]
     assert [words[0] for words in lines] == ["distill", "bench", "sample"]
     for words in lines:
         extra = {"distill": ["--tracker", "demo-print"], "bench": ["--limit", "8", "--seeds", "0"]}.get(words[0], [])

@@ -91,7 +91,7 @@ def test_a_mention_is_found() -> None:
 
 
 def test_every_hook_is_shown_in_the_docs() -> None:
-    text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "your-objective.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"^def (register_\w+)\(", text, re.MULTILINE))
     assert shown == set(HOOKS)
     assert {f"register_{kind}s" for kind in KINDS} | {"register_commands"} == set(HOOKS)
