@@ -33,7 +33,8 @@ class Cli:
 
     def __call__(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(map(str, self.paths))
+        inherited = filter(None, [os.environ.get("PYTHONPATH")])
+        environment["PYTHONPATH"] = os.pathsep.join([*map(str, self.paths), *inherited])
         command = [sys.executable, "-m", "fewstep", *map(str, arguments)]
         return subprocess.run(
             command, capture_output=True, text=True, timeout=300, cwd=self.folder, env=environment, check=False

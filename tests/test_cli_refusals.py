@@ -61,7 +61,7 @@ CASES = {
     "bench-backbone": (("bench", "--backbone", "tpy"), "unknown backbone 'tpy'", "did you mean 'toy'?"),
     "bench-method": ((*BENCH, "--methods", "mdt-vmm"), "unknown method 'mdt-vmm'", "did you mean 'mdt-vm'?"),
     "bench-not-shipped": ((*BENCH, "--methods", "cm"), "backbone 'toy' ships no student of method 'cm': accepted are none"),
-    "catalogue": (("data", "prepare", "sweethome", "--source", ".", "--out", "new"), "unknown catalogue 'sweethome'", "did you mean 'sweethome3d'?"),
+    "catalogue": (("data", "prepare", "sweethome", "--source", ".", "--out", "new"), "unknown kind of source 'sweethome'", "did you mean 'sweethome3d'?"),
     "command": (("distil",), "No such command 'distil'", "'distill'"),
     "option": (("distill", "--methd", "cm"), "No such option: --methd", "--method"),
     # keys and values

@@ -37,9 +37,10 @@ def test_what_the_page_registers_is_listed(demo: Cli) -> None:
     out = demo.works("plugins")
     for name in ("demo-l1", "demo-points", "demo-midpoint", "demo-attention", "demo-print"):
         assert name in out
-    assert "commands: demo" in out
+    assert "commands: generate (demo), demo" in out
     assert "broken" not in out
     assert demo.works("demo", "--name", "Ada") == "hello, Ada\n"
+    assert demo.works("generate", "--backbone", "demo", "hello", "--louder") == "hello!\n"
 
 
 def test_the_pages_own_tests_pass(site: Path, demo: Cli) -> None:

@@ -94,7 +94,7 @@ def test_every_hook_is_shown_in_the_docs() -> None:
     text = (ROOT / "docs" / "your-objective.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"^def (register_\w+)\(", text, re.MULTILINE))
     assert shown == set(HOOKS)
-    assert {f"register_{kind}s" for kind in KINDS} | {"register_commands"} == set(HOOKS)
+    assert {f"register_{kind}s" for kind in KINDS} | {"register_commands", "register_shared_commands"} == set(HOOKS)
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))

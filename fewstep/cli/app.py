@@ -1,4 +1,4 @@
-"""The app: our own commands first, then those of plugins, each built apart so that none can break the rest."""
+"""The app: the core's commands, the shared ones, then each plugin's own; none of the last can break the rest."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typer.main import get_group
 
 import fewstep
 from fewstep.cli.bench import bench
+from fewstep.cli.dispatch import add_shared_commands
 from fewstep.cli.distill import distill
 from fewstep.cli.ops import ops
 from fewstep.cli.plugins import plugins
 from fewstep.cli.sample import sample
 from fewstep.errors import FewstepError
+from fewstep.plugins.hookspecs import SHARED_COMMANDS
 from fewstep.plugins.registry import Installed, Registry, call, problem, registry
 
 IGNORE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -33,6 +35,7 @@ def build() -> Any:
     for command in (distill, bench, sample, ops, plugins):
         app.command(no_args_is_help=command not in (ops, plugins))(command)
     group = get_group(app)
+    add_shared_commands(group)
     add_plugin_commands(registry(), group)
     return group
 
@@ -53,7 +56,8 @@ def _root(
 
 def add_plugin_commands(found: Registry, group: Any) -> None:
     """Add what ``register_commands`` of each plugin offers; a name that is taken is a clash."""
-    owners = dict.fromkeys(group.commands, "fewstep")
+    shared = [command.partition(" ")[0] for command in SHARED_COMMANDS]
+    owners = dict.fromkeys([*group.commands, *shared], "fewstep")
     for installed in [p for p in found.plugins if p.error is None]:
         theirs: dict[str, Any] = {}
         error = problem(lambda p=installed, t=theirs: t.update(_commands(found, p)))  # type: ignore[misc]

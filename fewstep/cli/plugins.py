@@ -6,7 +6,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fewstep.plugins.hookspecs import SHARED_COMMANDS
 from fewstep.plugins.registry import KINDS, Installed, Registry, registry
+from fewstep.plugins.shared import implementations
 
 WORDS = {"objective": "methods"}
 
@@ -31,8 +33,14 @@ def _offer(found: Registry, installed: Installed) -> Text:
         names = [e.name for e in found.entries(kind) if (e.plugin, e.distribution) == mine]
         if names:
             lines.append(f"{WORDS.get(kind, kind + 's')}: {', '.join(names)}")
-    if installed.commands:
-        lines.append(f"commands: {', '.join(installed.commands)}")
+    shared = [
+        f"{command} ({e.name})"
+        for command in SHARED_COMMANDS
+        for e in implementations(command)
+        if (e.plugin, e.distribution) == mine
+    ]
+    if commands := [*shared, *installed.commands]:
+        lines.append(f"commands: {', '.join(commands)}")
     if installed.error:
         lines.append("broken, see below")
     return Text("\n".join(lines) or "nothing", style="red" if installed.error else "")

@@ -1,7 +1,8 @@
-"""The seven hooks. A plugin implements those it needs with ``@fewstep.hookimpl`` and is found by the entry-point
+"""The eight hooks. A plugin implements those it needs with ``@fewstep.hookimpl`` and is found by the entry-point
 group "fewstep"; none of them should import torch (targets and configs are "package.module:Name", loaded on use).
 
-Each ``register_*`` hook is called with ``register(name, target=..., config=..., summary="...", aliases=())``.
+Each ``register_*`` hook is called with ``register(name, target=..., config=..., summary="...", aliases=())``, except
+the last two, which are about commands.
 """
 
 from __future__ import annotations
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
     import typer
 
 GROUP = "fewstep"
+SHARED_COMMANDS = {
+    "generate": "Make finished results from pictures, texts or other prompts.",
+    "export": "Write students in the file format of the backbone's original project.",
+    "teach": "Train a teacher from data.",
+    "data inspect": "Count what a data set holds, and say what is left out and why.",
+    "data prepare": "Turn a raw source into a data set.",
+}
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 
@@ -23,6 +31,22 @@ class Register(Protocol):
 
     def __call__(
         self, name: str, *, target: str, config: str | None = None, summary: str = "", aliases: tuple[str, ...] = ()
+    ) -> None: ...
+
+
+class RegisterShared(Protocol):
+    """The callback of ``register_shared_commands``.
+
+    Args:
+        command: one of ``SHARED_COMMANDS``.
+        name: the backbone that this implementation serves; for "data prepare" the kind of source.
+        target: "package.module:function" with typer's annotations, without an option ``--backbone``.
+        summary: one line.
+        function: "package.module:function" for Python, called as ``fewstep.generate`` is.
+    """
+
+    def __call__(
+        self, command: str, name: str, *, target: str, summary: str = "", function: str | None = None
     ) -> None: ...
 
 
@@ -59,3 +83,8 @@ def register_trackers(register: Register) -> None:
 @hookspec
 def register_commands(app: typer.Typer) -> None:
     """Further commands on the ``fewstep`` command line."""
+
+
+@hookspec
+def register_shared_commands(register: RegisterShared) -> None:
+    """Implementations of commands that the core names (``SHARED_COMMANDS``), one for each backbone."""

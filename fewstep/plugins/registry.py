@@ -174,6 +174,7 @@ def load(found: Registry, point: metadata.EntryPoint) -> None:
         found.manager.check_pending()  # a hook that we do not have: a misspelling, or a newer fewstep's
         for kind in KINDS:
             call(found, installed, f"register_{kind}s", register=_registrar(found, kind, installed))
+        call(found, installed, "register_shared_commands", register=_shared_registrar(found, installed))
 
     error = problem(register_all)
     if error:
@@ -206,13 +207,29 @@ def _registrar(found: Registry, kind: str, installed: Installed) -> hookspecs.Re
         name: str, *, target: str, config: str | None = None, summary: str = "", aliases: tuple[str, ...] = ()
     ) -> None:
         for path in (target, *([config] if config else [])):
-            module, _, attribute = path.partition(":")
-            if not module or not attribute:
-                raise FewstepError(f"{kind} {name!r}: got {path!r}; accepted: 'package.module:Name'")
+            _check_path(f"{kind} {name!r}", path)
         entry = Entry(kind, name, installed.name, target, config, summary, tuple(aliases), installed.distribution)
         found.add(entry)
 
     return register
+
+
+def _shared_registrar(found: Registry, installed: Installed) -> hookspecs.RegisterShared:
+    def register(command: str, name: str, *, target: str, summary: str = "", function: str | None = None) -> None:
+        if command not in hookspecs.SHARED_COMMANDS:
+            raise unknown("shared command", command, hookspecs.SHARED_COMMANDS)
+        for kind, path in ((f"{command} command", target), (f"{command} function", function)):
+            if path is not None:
+                _check_path(f"{kind} {name!r}", path)
+                found.add(Entry(kind, name, installed.name, path, None, summary, (), installed.distribution))
+
+    return register
+
+
+def _check_path(key: str, path: str) -> None:
+    module, _, attribute = path.partition(":")
+    if not module or not attribute:
+        raise FewstepError(f"{key}: got {path!r}; accepted: 'package.module:Name'")
 
 
 def _check(plugin: Any) -> None:

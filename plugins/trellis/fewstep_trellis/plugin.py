@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 from fewstep import hookimpl
 
 if TYPE_CHECKING:
-    import typer
-
-    from fewstep.plugins.hookspecs import Register
+    from fewstep.plugins.hookspecs import Register, RegisterShared
 
 
 @hookimpl
@@ -62,7 +60,34 @@ def register_datasets(register: Register) -> None:
 
 
 @hookimpl
-def register_commands(app: typer.Typer) -> None:
-    from fewstep_trellis.commands import add_commands
-
-    add_commands(app)
+def register_shared_commands(register: RegisterShared) -> None:
+    register(
+        "generate",
+        "trellis",
+        target="fewstep_trellis.generate.cli:generate",
+        summary="meshes and Gaussians from pictures or texts",
+    )
+    register(
+        "export",
+        "trellis",
+        target="fewstep_trellis.generate.cli:export",
+        summary="a pipeline folder that TRELLIS itself loads",
+    )
+    register(
+        "teach",
+        "trellis",
+        target="fewstep_trellis.commands:teach",
+        summary="VAE and flow teacher of either stage on a prepared set",
+    )
+    register(
+        "data inspect",
+        "trellis",
+        target="fewstep_trellis.commands:inspect",
+        summary="data roots in TRELLIS's own layout",
+    )
+    register(
+        "data prepare",
+        "sweethome3d",
+        target="fewstep_shapes3d.data.command:prepare",
+        summary="Voxelise, render and encode furniture catalogues (.sh3f) into a prepared set.",
+    )

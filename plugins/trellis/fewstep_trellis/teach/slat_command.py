@@ -29,7 +29,7 @@ FIRST_DECODER = "slat_vae_decoder"
 
 def targets(config: TeachConfig, out: Path, overrides: list[str], resume: bool, console: Console) -> None:
     """Make what is missing of the decoders' targets (a megabyte an object, kept in the cache)."""
-    from fewstep_trellis.commands import shown
+    from fewstep_shapes3d.data.command import shown
 
     if config.source is None:
         raise FewstepError(

@@ -1,0 +1,29 @@
+"""``fewstep.generate``: the Python function behind ``fewstep generate``, served by the chosen backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fewstep.errors import FewstepError
+from fewstep.plugins.registry import registry
+from fewstep.plugins.shared import choose
+
+
+def generate(inputs: Any, *, backbone: str | None = None, **options: Any) -> Any:
+    """Make finished results from prompts.
+
+    Args:
+        inputs: one prompt or a list of them; what a prompt may be, the backbone says.
+        backbone: which backbone's implementation; None: the one that fewstep ships.
+        options: the implementation's own, such as ``student``, ``steps``, ``seed`` and ``device``.
+
+    Returns:
+        A result, or a list of them for a list of inputs.
+
+    Raises:
+        FewstepError: a backbone that does not generate, or bad input to the one that does.
+    """
+    name = choose("generate", backbone).name
+    if name not in registry().names("generate function"):
+        raise FewstepError(f"backbone {name!r} offers `fewstep generate` on the command line only")
+    return registry().get("generate function", name).load()(inputs, **options)
