@@ -19,13 +19,18 @@ from rich.console import Console
 from scipy import stats
 from torch import Tensor, nn
 
-from fewstep.bench import Report, drawing, run_bench
-from fewstep.bench.contact import contact_sheet
-from fewstep.bench.drawing import CHUNK, chunk_of
-from fewstep.bench.entrants import OTHER_NOISE, TRUTH
-from fewstep.bench.noise import noise_of
-from fewstep.bench.summary import gap_closed, interval
-from fewstep.config.base import Strict
+from fewstep.benchmark import sampling
+from fewstep.benchmark.api import BenchTable
+from fewstep.benchmark.compare import Change, compare
+from fewstep.benchmark.config import BenchConfig
+from fewstep.benchmark.contact import contact_sheet
+from fewstep.benchmark.entrants import OTHER_NOISE, TRUTH, Stage
+from fewstep.benchmark.noise import noise_of
+from fewstep.benchmark.rows import Row
+from fewstep.benchmark.run import run_bench
+from fewstep.benchmark.sampling import CHUNK, chunk_of
+from fewstep.benchmark.summary import gap_closed, interval
+from fewstep.config.base import Strict, validate
 from fewstep.core.backbone import Backbone, Guidance, Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.contract import Contract
@@ -115,7 +120,7 @@ class Info:
 class Bench:
     """A finished bench and what went into it."""
 
-    report: Report
+    report: BenchTable
     text: str
     suite: Points
     teacher: Gaussian
@@ -127,22 +132,33 @@ class Bench:
         return [row for row in found if all(row[key] == str(value) for key, value in wanted.items())]
 
 
-def bench(out: Path, guidance: float = GUIDANCE, students: Any = None, width: int = 200, **options: Any) -> Bench:
-    teacher, suite, text = Gaussian(), Points(), io.StringIO()
+def run(stages: list[Stage], out: Path, console: Console, compare: Path | None = None, **keys: Any) -> BenchTable:
+    keys = {"steps": (1, 2), "seeds": (0, 1, 2), "device": "cpu", **keys}
+    table = run_bench("gauss", stages, validate(BenchConfig, keys), out, compare=compare, console=console)
+    table.show(console)
+    return table
+
+
+def bench(
+    out: Path,
+    guidance: float = GUIDANCE,
+    students: Any = None,
+    width: int = 200,
+    suite: Points | None = None,
+    **options: Any,
+) -> Bench:
+    teacher, suite, text = Gaussian(), suite or Points(), io.StringIO()
     if students is None:
         students = [(None, Gaussian(0.0), Info()), ("worse", Gaussian(0.2), Info("perfect", Contract(steps=(1, 2))))]
-    options = {"steps": (1, 2), "seeds": (0, 1, 2), **options}
-    console = Console(file=text, width=width)
-    report = run_bench(
-        "gauss", Teacher(teacher, Guidance(guidance)), suite, students, out=out, console=console, **options
-    )
+    stage = Stage("", Teacher(teacher, Guidance(guidance)), suite, students)
+    report = run([stage], out, Console(file=text, width=width), **options)
     return Bench(report, text.getvalue(), suite, teacher, [student for _, student, _ in students])
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "ELEMENTS", 0)  # two chunks
+        patch.setattr(sampling, "ELEMENTS", 0)  # two chunks
         return bench(tmp_path_factory.mktemp("bench") / "out")
 
 
@@ -202,7 +218,7 @@ def test_an_unguided_teacher_and_a_second_order_student(tmp_path: Path) -> None:
 
 def test_guidance_on_an_interval_costs_only_there(tmp_path: Path) -> None:
     suite, teacher = Points(), Teacher(Gaussian(), Guidance(2.0, (0.5, 1.0)))
-    report = run_bench("g", teacher, suite, [], out=tmp_path / "b", steps=(2,), seeds=(0,), console=Console(quiet=True))
+    report = run([Stage("", teacher, suite, [])], tmp_path / "b", Console(quiet=True), steps=(2,), seeds=(0,))
     assert {(row.label, row.steps): row.nfe for row in report.rows if row.seed == 0}["teacher", 25] == 25 + 13
 
 
@@ -340,6 +356,8 @@ def test_a_narrow_console_splits_the_table_and_cuts_nothing(tmp_path: Path) -> N
 def test_pictures_and_environment(done: Bench) -> None:
     with Image.open(done.report.folder / "chart.png") as chart:
         assert chart.width > 800
+    assert done.report.chart().size[0] > 800
+    assert done.report.sheet().size[0] > 100
     assert done.suite.sheets[0][:3] == ["teacher, 25 steps", "undistilled, 1 step", "perfect, 1 step"]
     record = json.loads((done.report.folder / "environment.json").read_text())
     assert record["seeds"] == [0, 1, 2]
@@ -380,16 +398,8 @@ class Linear(Gaussian):
 
 
 def test_packed_samples(tmp_path: Path) -> None:
-    report = run_bench(
-        "ragged",
-        Teacher(Linear()),
-        Ragged(),
-        [],
-        out=tmp_path / "b",
-        steps=(1,),
-        seeds=(0,),
-        console=Console(quiet=True),
-    )
+    stage = Stage("", Teacher(Linear()), Ragged(), [])
+    report = run([stage], tmp_path / "b", Console(quiet=True), steps=(1,), seeds=(0,))
     assert {row.nfe for row in report.rows if row.label == "teacher"} == {25.0}
 
 
@@ -402,7 +412,108 @@ def test_consistency_students_differ_by_seed_and_chunk_in_their_fresh_noise(tmp_
     assert len({row["value"] for row in once.rows(**wanted)}) == 2
 
 
+class Gappy(Points):
+    """A suite that cannot measure everything everywhere: ``lacks(cell)`` names the measures that cell number lacks."""
+
+    def __init__(self, lacks: Any) -> None:
+        super().__init__()
+        self.lacks, self.cell = lacks, -1
+
+    def measure(self, objects: Any, teacher_objects: Any) -> dict[str, float]:
+        self.cell += 1
+        return {n: v for n, v in super().measure(objects, teacher_objects).items() if n not in self.lacks(self.cell)}
+
+
+@pytest.mark.parametrize(("cell", "label"), [(3, "perfect"), (0, "teacher"), (1, "undistilled")])
+def test_a_measure_that_one_cell_lacks_leaves_the_others(tmp_path: Path, cell: int, label: str) -> None:
+    """The cells of a seed in order: teacher, then undistilled, perfect and worse at 1 and at 2 steps each."""
+    found = bench(tmp_path / "b", suite=Gappy(lambda number: {"w2"} if number == cell else ()))
+    steps = 25 if label == "teacher" else 1
+    lines = summary(found)
+    assert lines[label, steps, "w2"]["count"] == "2"
+    assert len(found.rows(metric="w2", steps=steps, label=label)) == 2
+
+    def values(label: str, steps: int) -> list[float]:
+        rows = [row for seed in (1, 2) for row in found.rows(label=label, steps=steps, metric="w2", seed=seed)]
+        return [float(row["value"]) for row in rows]
+
+    u, s, t = values("undistilled", 1), values("perfect", 1), values("teacher", 25)
+    gap = lines["perfect", 1, "gap_closed/w2"]  # over the two seeds that all three have
+    assert float(gap["value"]) == pytest.approx((np.mean(u) - np.mean(s)) / (np.mean(u) - np.mean(t)))
+    assert gap["count"] == "2"
+    files = {path.name for path in found.report.folder.iterdir()}
+    assert files >= {"table.md", "chart.png", "sheet.png", "summary.csv"}
+
+
+def test_a_measure_that_a_method_lacks_on_every_seed_is_an_empty_cell(tmp_path: Path) -> None:
+    found = bench(tmp_path / "b", suite=Gappy(lambda number: {"w2"} if number % 7 == 3 else ()))
+    text = (found.report.folder / "table.md").read_text()
+    (line,) = (line for line in text.partition("time a sample")[0].splitlines() if "| perfect | 1 |" in line)
+    assert line.split("|")[5:7] == ["  ", "  "]  # w2 and the share of its gap
+    assert "±" in line  # the other measure is there
+
+
+def test_a_suite_without_any_measure_still_has_its_times(tmp_path: Path) -> None:
+    found = bench(tmp_path / "b", suite=Gappy(lambda number: {"w2", "agree"}))
+    assert "x flow" in (found.report.folder / "table.md").read_text()
+    assert (found.report.folder / "chart.png").exists()
+
+
 # Compare --------------------------------------------------------------------------------------------------------------
+
+
+def measured(values: dict[int, float], metric: str = "w2") -> list[Row]:
+    return [Row("mine", "m", 1, seed, 1.0, 1.0, "euler", True, metric, value) for seed, value in values.items()]
+
+
+def earlier(values: dict[int, float], metric: str = "w2") -> list[dict[str, str]]:
+    same = {"label": "mine", "steps": "1", "metric": metric}
+    return [{**same, "seed": str(seed), "value": str(value)} for seed, value in values.items()]
+
+
+def change(old: dict[int, float], new: dict[int, float]) -> Change:
+    (found,) = compare(earlier(old), measured(new))
+    return found
+
+
+def test_differences_are_paired_by_seed() -> None:
+    same = change({0: 1.0, 1: 2.0, 2: 3.0}, {2: 3.2, 0: 1.2, 1: 2.2})  # + 0.2 on every seed, in another order
+    assert (same.pairing, same.seeds, same.moved) == ("paired", 3, True)
+    assert same.difference == pytest.approx(0.2)
+    assert same.half == pytest.approx(0, abs=1e-12)
+    # Differences 0.1, 0.2, 0.3: mean 0.2, deviation 0.1, t(2) = 4.302653: 4.302653 * 0.1 / sqrt(3) = 0.248414
+    wide = change({0: 1.0, 1: 2.0, 2: 3.0}, {0: 1.1, 1: 2.2, 2: 3.3})
+    assert wide.half == pytest.approx(0.248414, rel=1e-5)
+    assert wide.moved is False
+
+
+def test_seeds_that_one_bench_lacks_are_left_out_of_the_pairs() -> None:
+    found = change({0: 1.0, 1: 2.0}, {0: 1.5, 1: 2.5, 7: 100.0})
+    assert (found.old, found.new, found.difference, found.seeds) == (1.5, 2.0, 0.5, 2)
+    assert found.moved is True
+
+
+def test_other_seeds_are_compared_unpaired() -> None:
+    # Variance 1 each: sqrt(1/3 + 1/3) = 0.816497, 4 degrees of freedom, t = 2.776445: half = 2.266958
+    found = change({0: 1.0, 1: 2.0, 2: 3.0}, {3: 4.0, 4: 5.0, 5: 6.0})
+    assert (found.pairing, found.difference, found.moved) == ("unpaired", 3.0, True)
+    assert found.half == pytest.approx(2.266958, rel=1e-6)
+    assert change({0: 1.0, 1: 2.0, 2: 3.0}, {3: 3.0, 4: 4.0, 5: 5.0}).moved is False
+
+
+def test_rounding_is_no_movement_and_nan_tells_nothing() -> None:
+    assert change({0: 1.0, 1: 2.0}, {0: 1.0 + 1e-8, 1: 2.0 + 1e-8}).moved is False
+    assert change({0: 1.0, 1: 2.0}, {0: math.nan, 1: 2.0}).moved is None
+    assert change({0: 1.0}, {0: 2.0}).moved is None
+    assert change({0: 1.0, 1: 2.0}, {5: 2.0}).moved is None
+
+
+def test_the_output_says_how_it_compared(done: Bench, tmp_path: Path) -> None:
+    old = done.report.folder / "rows.csv"
+    assert "differences paired by seed" in bench(tmp_path / "b", compare=old).text
+    text = bench(tmp_path / "c", compare=old, seeds=(5, 6)).text
+    assert "unpaired: the seeds differ" in text
+    assert "moved" in (tmp_path / "c" / "table.md").read_text()
 
 
 def changed(path: Path, out: Path, change: Any) -> Path:
@@ -427,9 +538,9 @@ def test_compare_shows_what_moved_and_only_that(done: Bench, tmp_path: Path) -> 
     moved = rows["worse", "1", "w2"]
     assert float(moved["difference"]) == pytest.approx(-5)
     assert float(moved["new"]) == pytest.approx(float(moved["old"]) - 5)
-    assert moved["outside"] == "yes"
-    assert rows["perfect", "1", "w2"]["outside"] == "no"
-    assert rows["perfect", "1", "seconds_flow"]["outside"] == "n/a"
+    assert (moved["moved"], moved["pairing"], moved["seeds"]) == ("yes", "paired", "3")
+    assert rows["perfect", "1", "w2"]["moved"] == "no"
+    assert rows["perfect", "1", "seconds_flow"]["moved"] == "n/a"
     table = found.text[found.text.index("what moved") :]
     assert "worse" in table
     assert "perfect" not in table
@@ -493,10 +604,10 @@ def test_an_unwritable_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"steps": ()}, "--steps"),
-        ({"steps": (0,)}, "--steps"),
-        ({"seeds": (1, 1)}, "--seeds"),
-        ({"limit": 1}, "--limit"),
+        ({"steps": ()}, r"^steps: got \(\)"),
+        ({"steps": (0,)}, r"^steps: got \(0,\); accepted: .*>= 1"),
+        ({"seeds": (1, 1)}, r"^seeds: got \(1, 1\); accepted: each number once"),
+        ({"limit": 1}, "^limit: got 1"),
     ],
 )
 def test_unusable_numbers(tmp_path: Path, options: dict[str, Any], key: str) -> None:

@@ -14,12 +14,13 @@ from rich.console import Console
 from scipy import stats
 from stages_helpers import COUNT, First, Second, Signs, Sums
 
-from fewstep.bench import Report, run_bench
-from fewstep.bench import drawing as drawing_module
-from fewstep.bench.drawing import chunks
-from fewstep.bench.entrants import Stage, entrants, line_up
-from fewstep.bench.noise import noise_of, voxel_noise
-from fewstep.bench.through import check_alike, prompts_on
+from fewstep.benchmark import sampling
+from fewstep.benchmark.api import BenchTable
+from fewstep.benchmark.config import BenchConfig
+from fewstep.benchmark.entrants import Stage, entrants, line_up
+from fewstep.benchmark.noise import noise_of, voxel_noise
+from fewstep.benchmark.run import run_bench
+from fewstep.benchmark.sampling import check_alike, chunks, prompts_on
 from fewstep.cli import main
 from fewstep.core.backbone import Guidance, Teacher
 from fewstep.core.batch import Batch, Condition
@@ -54,12 +55,9 @@ def two() -> list[Stage]:
     return [stage("one", First, 2.0, Signs(), 1), stage("two", Second, 1.5, Sums(), 5)]
 
 
-def bench(out: Path, stages: list[Stage], **options: object) -> Report:
-    first, *then = stages
-    return run_bench(
-        "duo", first.teacher, first.suite, first.students, out=out, stage=first.name, then=then,
-        console=Console(quiet=True), **{"steps": (1, 2), "seeds": (0, 1), "teacher_steps": 3, **options},
-    )  # fmt: skip
+def bench(out: Path, stages: list[Stage], seeds: tuple[int, ...] = (0, 1)) -> BenchTable:
+    config = BenchConfig(steps=(1, 2), seeds=seeds, teacher_steps=3, device="cpu")
+    return run_bench("duo", stages, config, out, console=Console(quiet=True))
 
 
 def table(folder: str | Path) -> list[dict[str, str]]:
@@ -67,7 +65,7 @@ def table(folder: str | Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def rows(report: Report, **wanted: object) -> list[dict[str, str]]:
+def rows(report: BenchTable, **wanted: object) -> list[dict[str, str]]:
     return [row for row in table(report.folder) if all(row[key] == str(value) for key, value in wanted.items())]
 
 
@@ -202,7 +200,7 @@ class TestNoise:
 
 
 def test_chunks_of_ragged_samples_hold_so_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing_module, "ROWS", 10)
+    monkeypatch.setattr(sampling, "ROWS", 10)
     layout = Packed.of_lengths([4, 6, 0, 1, 30, 2, 8])
     found = [chunk.tolist() for chunk in chunks(Batch(torch.zeros(layout.rows, 3), layout))]
     assert found == [[0, 1, 2], [3], [4], [5, 6]]

@@ -24,7 +24,8 @@ from memory import Phase, measured
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fewstep.bench.environment import machine, versions
+from fewstep.benchmark.run import machine
+from fewstep.config.run import versions
 from fewstep.core.batch import Condition
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.core.objective import Step

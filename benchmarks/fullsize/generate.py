@@ -22,7 +22,8 @@ from fewstep_trellis.pipeline.memory import peak_memory
 from fullsize import RESULTS, VOXELS, shell, write
 from PIL import Image, ImageDraw
 
-from fewstep.bench.environment import machine, versions
+from fewstep.benchmark.run import machine
+from fewstep.config.run import versions
 
 CONFIGS = Path(__file__).parents[2] / "tests/golden/data/statedict"
 ROLES = {

@@ -23,7 +23,7 @@ from fewstep_shapes3d.measures.surfaces import (
 from fewstep_shapes3d.representations import Mesh
 from torch import Tensor
 
-from fewstep.bench.contact import Picture, contact_sheet
+from fewstep.benchmark.contact import Picture, contact_sheet
 from fewstep.core.batch import Batch
 from fewstep.core.dataset import Dataset
 from fewstep.core.layout import Layout, Packed

@@ -15,7 +15,7 @@ from fewstep_shapes3d.measures.shapes import MetricNet, Shapes, ViewEncoder, dis
 from fewstep_shapes3d.voxel_render import render_views
 from torch import Tensor, nn
 
-from fewstep.bench.contact import Picture, contact_sheet
+from fewstep.benchmark.contact import Picture, contact_sheet
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.errors import invalid

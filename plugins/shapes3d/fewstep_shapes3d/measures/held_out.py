@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewstep.bench.contact import Picture
+from fewstep.benchmark.contact import Picture
 from fewstep.core.suite import Suite
 from fewstep.errors import invalid
 from fewstep_shapes3d.data.prepared import PreparedSet

@@ -13,7 +13,7 @@ import torch
 from scipy.spatial import cKDTree  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
-from fewstep.bench.contact import Picture
+from fewstep.benchmark.contact import Picture
 from fewstep.core.layout import Packed
 from fewstep.errors import invalid
 from fewstep.metrics import agreement

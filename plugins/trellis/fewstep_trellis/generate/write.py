@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from fewstep_shapes3d.export import turntable, write_glb, write_npz, write_ply, write_preview
 
-from fewstep.bench.contact import Picture
+from fewstep.benchmark.contact import Picture
 from fewstep_trellis.generate.outputs import SUFFIXES, Target
 from fewstep_trellis.generate.plan import DECODERS
 from fewstep_trellis.pipeline.objects import Objects

@@ -1,4 +1,4 @@
-"""From rows to lines: means with intervals over seeds, medians of times, speed-ups, the share of the gap closed."""
+"""Rows summarised over seeds: means with intervals, medians of times, speed-ups, the share of the gap closed."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from statistics import fmean, median, stdev
 
 from scipy.stats import t as student_t  # type: ignore[import-untyped,unused-ignore]
 
-from fewstep.bench.entrants import RESERVED, TEACHER, UNDISTILLED
-from fewstep.bench.rows import FLOW, GAP, NON_FINITE, SECONDS, Row
+from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
+from fewstep.benchmark.rows import FLOW, GAP, NON_FINITE, SECONDS, Row
 
 CONFIDENCE = 0.95
-Groups = dict[tuple[str, int, str], list[Row]]  # rows by label, steps and metric, in the order of the seeds
+Groups = dict[tuple[str, int, str], list[Row]]  # rows by label, steps and metric
 
 
 @dataclass(frozen=True)
 class Line:
     """One measure of one method at one step count.
 
-    ``value`` is the mean over seeds, for times the median; ``half`` is half the 95 % interval (None: one seed, or a
-    time); ``count`` the number of seeds.
+    ``value`` is the mean over seeds, for times the median; ``half`` is half the width of the 95 % interval (None: one
+    seed, or a time); ``count`` is the number of seeds that have this measure.
     """
 
     label: str
@@ -38,35 +38,8 @@ class Line:
 
     @property
     def cell(self) -> tuple[str, int]:
-        """What it is of: label and steps."""
+        """Label and steps."""
         return self.label, self.steps
-
-
-def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and half the 95 % confidence interval by Student's t; None with one value, where none can be known."""
-    if len(values) < 2 or not all(map(math.isfinite, values)):
-        return fmean(values), None
-    scale = float(student_t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1))
-    return fmean(values), scale * stdev(values) / math.sqrt(len(values))
-
-
-def gap_closed(
-    undistilled: Sequence[float], student: Sequence[float], teacher: Sequence[float], lower_is_better: bool
-) -> tuple[float, float | None] | None:
-    """The share (U - S) / (U - T) of means over seeds, and half its 95 % interval.
-
-    0 is no better than undistilled at the same steps, 1 is the teacher at its many steps. The interval is that of a
-    ratio of means over paired seeds (linearised, Student's t). None where undistilled is no worse than the teacher:
-    there is no gap then.
-    """
-    sign = 1 if lower_is_better else -1
-    gaps = [sign * (u - t) for u, t in zip(undistilled, teacher, strict=True)]
-    closed = [sign * (u - s) for u, s in zip(undistilled, student, strict=True)]
-    if not all(map(math.isfinite, (*gaps, *closed))) or fmean(gaps) <= 0:
-        return None
-    share = fmean(closed) / fmean(gaps)
-    _, half = interval([c - share * g for c, g in zip(closed, gaps, strict=True)])
-    return share, None if half is None else half / fmean(gaps)
 
 
 def summarise(rows: Iterable[Row], lower_is_better: frozenset[str]) -> list[Line]:
@@ -79,15 +52,50 @@ def summarise(rows: Iterable[Row], lower_is_better: frozenset[str]) -> list[Line
     return [*lines, *(line for line in gaps if line is not None), *_speedups(lines)]
 
 
-def _gap(groups: Groups, line: Line, lower_is_better: bool) -> Line | None:
-    teacher = next((key for key in groups if key[0] == TEACHER and key[2] == line.metric), None)
-    base = groups.get((UNDISTILLED, line.steps, line.metric))
-    if teacher is None or base is None or not is_quality(line.metric):
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean, and half the width of its 95 % confidence interval by Student's t; None with a single value."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return fmean(values), None
+    return fmean(values), student_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+
+
+def student_quantile(freedom: float) -> float:
+    """Student's t that a 95 % interval reaches to, with ``freedom`` degrees of freedom."""
+    return float(student_t.ppf(0.5 + CONFIDENCE / 2, freedom))
+
+
+def gap_closed(
+    undistilled: Sequence[float], student: Sequence[float], teacher: Sequence[float], lower_is_better: bool
+) -> tuple[float, float | None] | None:
+    """The share (U - S) / (U - T) of means over seeds, and half the width of its 95 % interval.
+
+    0 is no better than undistilled at the same steps, 1 is the teacher at its many steps. The interval is that of a
+    ratio of means over paired seeds (linearised, Student's t). None where undistilled is no worse than the teacher,
+    so that there is no gap.
+    """
+    sign = 1 if lower_is_better else -1
+    gaps = [sign * (u - t) for u, t in zip(undistilled, teacher, strict=True)]
+    closed = [sign * (u - s) for u, s in zip(undistilled, student, strict=True)]
+    if not all(map(math.isfinite, (*gaps, *closed))) or fmean(gaps) <= 0:
         return None
-    own = groups[line.label, line.steps, line.metric]
-    u, s, t = ([row.value for row in part] for part in (base, own, groups[teacher]))
-    found = gap_closed(u, s, t, lower_is_better)
-    return found and replace(line, metric=GAP + line.metric, value=found[0], half=found[1])
+    share = fmean(closed) / fmean(gaps)
+    _, half = interval([c - share * g for c, g in zip(closed, gaps, strict=True)])
+    return share, None if half is None else half / fmean(gaps)
+
+
+def _gap(groups: Groups, line: Line, lower_is_better: bool) -> Line | None:
+    """The share of the gap over the seeds that student, undistilled and teacher all have."""
+    teacher = next((key for key in groups if key[0] == TEACHER and key[2] == line.metric), None)
+    base = (UNDISTILLED, line.steps, line.metric)
+    if teacher is None or base not in groups or not is_quality(line.metric):
+        return None
+    keys = (base, (line.label, line.steps, line.metric), teacher)
+    u, s, t = ({row.seed: row.value for row in groups[key]} for key in keys)
+    seeds = [seed for seed in u if seed in s and seed in t]
+    if not seeds:
+        return None
+    found = gap_closed([u[n] for n in seeds], [s[n] for n in seeds], [t[n] for n in seeds], lower_is_better)
+    return found and replace(line, metric=GAP + line.metric, value=found[0], half=found[1], count=len(seeds))
 
 
 def is_quality(metric: str) -> bool:
@@ -97,10 +105,7 @@ def is_quality(metric: str) -> bool:
 
 def _line(group: list[Row]) -> Line:
     first, values = group[0], [row.value for row in group]
-    if first.metric.startswith(SECONDS):
-        value, half = median(values), None
-    else:
-        value, half = interval(values)
+    value, half = (median(values), None) if first.metric.startswith(SECONDS) else interval(values)
     return Line(
         first.label, first.method, first.steps, first.nfe, first.guidance, first.sampler, first.made_for,
         first.metric, value, half, len(values),
@@ -108,7 +113,7 @@ def _line(group: list[Row]) -> Line:
 
 
 def _speedups(lines: Sequence[Line]) -> list[Line]:
-    """Times of the teacher over those of each cell, the flows alone and all parts."""
+    """The teacher's time over that of each cell, of sampling and of all parts."""
     times: dict[tuple[str, int], list[Line]] = {}
     for line in lines:
         if line.metric.startswith(SECONDS):

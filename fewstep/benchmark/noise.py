@@ -1,4 +1,4 @@
-"""Starting noise: the same for every method under a seed, also where methods put their samples on other voxels."""
+"""Starting noise: the same for all methods under a seed, for packed voxels a function of their coordinates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ODD = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15, -0x61C8864680B583EB)  # SplitM
 
 
 def noise_of(seed: int, prompts: Batch) -> Tensor:
-    """The noise that every method starts from under this seed, like ``prompts.x0``."""
+    """The starting noise of this seed, in the shape of ``prompts.x0``."""
     layout = prompts.layout
     if isinstance(layout, Packed) and layout.coords is not None:
         return voxel_noise(seed, layout, prompts.x0)
@@ -27,8 +27,8 @@ def noise_of(seed: int, prompts: Batch) -> Tensor:
 def voxel_noise(seed: int, layout: Packed, like: Tensor) -> Tensor:
     """Standard normal noise [T, C] that is a function of (seed, sample, coordinates, channel) alone.
 
-    Two structures of one object so share the noise of the voxels that they share. Counters are mixed by SplitMix64's
-    finaliser (Steele et al. 2014) and made normal by Box and Muller's transform.
+    Two structures of one object get the same noise where they have the same voxels. A counter-based generator: the
+    finaliser of SplitMix64 (Steele et al. 2014), made normal by the Box-Muller transform.
     """
     assert layout.coords is not None
     place = layout.index.long()
@@ -42,7 +42,7 @@ def voxel_noise(seed: int, layout: Packed, like: Tensor) -> Tensor:
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """A bijection of 64-bit integers whose output bits look independent. Products wrap around."""
+    """SplitMix64: a bijection of 64-bit integers that scrambles their bits. Products wrap around."""
     x = x + _ODD[2]
     x = (x ^ _shifted(x, 30)) * _ODD[0]
     x = (x ^ _shifted(x, 27)) * _ODD[1]
@@ -50,7 +50,7 @@ def _mixed(x: Tensor) -> Tensor:
 
 
 def _shifted(x: Tensor, by: int) -> Tensor:
-    """To the right, filled with zeros: torch's own shift keeps the sign."""
+    """Logical shift to the right; torch's own is arithmetic, it keeps the sign."""
     return (x >> by) & ((1 << (64 - by)) - 1)
 
 

@@ -1,4 +1,4 @@
-"""Who is measured: the teacher, its network undistilled, and the students, each by its own sampling contract."""
+"""What is measured: the teacher, its undistilled network, and the students, each sampled as its contract says."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ OTHER_NOISE, TRUTH = "teacher, other noise", "truth, decoded"
 RESERVED = (TEACHER, UNDISTILLED, OTHER_NOISE, TRUTH)
 
 
-class Made(Protocol):
-    """What the bench reads of a student's ``StudentInfo``."""
+class Info(Protocol):
+    """What the bench needs of a student's ``StudentInfo``."""
 
     @property
     def contract(self) -> Contract: ...
@@ -36,23 +36,24 @@ class Stage:
     Args:
         name: for the columns of times; "" where there is one stage.
         teacher: sampled by Euler at its own guidance.
-        students: (label, network, what is known of it); a label of None is the method's name.
+        suite: decodes and measures.
+        students: (label, network, info); a label of None is the method's name.
         rescale_t: warp of the teacher's time grid.
     """
 
     name: str
     teacher: Teacher
     suite: Suite
-    students: Sequence[tuple[str | None, Backbone, Made]]
+    students: Sequence[tuple[str | None, Backbone, Info]]
     rescale_t: float = 1.0
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """One line of the chart: a field, and how it is sampled.
+    """A velocity field and how it is sampled: one line of the chart.
 
-    ``network`` is the module inside ``field`` whose evaluations count; ``steps`` are the step counts to run; ``made``
-    is what is known of a student; ``then`` samples the next stage, in as many steps.
+    ``network`` is the module inside ``field`` whose evaluations count; ``steps`` are the step counts to run; ``info``
+    is what a student's folder says of it; ``then`` samples the next stage, in as many steps.
     """
 
     label: str
@@ -62,12 +63,12 @@ class Entrant:
     contract: Contract
     steps: tuple[int, ...]
     sampler: Sampler = field(repr=False)
-    made: Made | None = field(default=None, repr=False)
+    info: Info | None = field(default=None, repr=False)
     then: Entrant | None = None
 
     @property
     def chain(self) -> list[Entrant]:
-        """This one and those that sample the stages after it."""
+        """The entrants of all stages in order, this one first."""
         return [self, *(self.then.chain if self.then is not None else ())]
 
     @property
@@ -91,7 +92,7 @@ class Entrant:
 
 
 def line_up(stages: Sequence[Stage], steps: Sequence[int], teacher_steps: int) -> list[Entrant]:
-    """The entrants of all stages, those of one label chained.
+    """The entrants of all stages: those of the first, each with that of its label in the next stage as ``then``.
 
     Raises:
         FewstepError: for stages with other students, and whatever ``entrants`` raises.
@@ -106,7 +107,7 @@ def line_up(stages: Sequence[Stage], steps: Sequence[int], teacher_steps: int) -
 
 
 def entrants(stage: Stage, steps: Sequence[int], teacher_steps: int) -> list[Entrant]:
-    """The teacher at ``teacher_steps``, undistilled at ``steps`` (without ``teacher_steps``), then the students.
+    """The teacher at ``teacher_steps``, undistilled at the other ``steps``, then the students at ``steps``.
 
     Raises:
         FewstepError: for a label twice or reserved, or a contract whose sampler is not registered.
@@ -118,8 +119,8 @@ def entrants(stage: Stage, steps: Sequence[int], teacher_steps: int) -> list[Ent
     found = [Entrant(TEACHER, TEACHER, teacher, teacher.backbone, contract, (teacher_steps,), euler)]
     if few:
         found.append(Entrant(UNDISTILLED, UNDISTILLED, teacher, teacher.backbone, contract, few, euler))
-    for label, network, made in students:
-        found.append(_student(label or made.method, network, made, tuple(steps)))
+    for label, network, info in students:
+        found.append(_student(label or info.method, network, info, tuple(steps)))
     labels = [one.label for one in found]
     for one in found[len(found) - len(students) :]:
         if one.label in RESERVED or labels.count(one.label) > 1:
@@ -129,16 +130,11 @@ def entrants(stage: Stage, steps: Sequence[int], teacher_steps: int) -> list[Ent
     return found
 
 
-def students_of(found: Sequence[Entrant]) -> list[Entrant]:
-    """Those that are neither the teacher nor undistilled."""
-    return [one for one in found if one.label not in RESERVED]
-
-
-def _student(label: str, network: Backbone, made: Made, steps: tuple[int, ...]) -> Entrant:
-    contract = made.contract
+def _student(label: str, network: Backbone, info: Info, steps: tuple[int, ...]) -> Entrant:
+    contract = info.contract
     guided = contract.guidance != 1.0
     module: nn.Module = Teacher(network, Guidance(contract.guidance)) if guided else network.eval()
-    return Entrant(label, made.method, module, network, contract, steps, _sampler(contract.sampler), made)
+    return Entrant(label, info.method, module, network, contract, steps, _sampler(contract.sampler), info)
 
 
 def _sampler(name: str) -> Sampler:

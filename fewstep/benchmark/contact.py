@@ -1,4 +1,4 @@
-"""Contact sheets: labelled rows of pictures, for suites whose objects can be seen."""
+"""Contact sheets: labelled rows of pictures in one file."""
 
 from __future__ import annotations
 
@@ -16,11 +16,8 @@ GAP, SIZE_OF_TEXT, LINE = 4, 18, 22
 
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[Picture]]], path: Path, tile: int = 160) -> None:
-    """A picture with one row for each (label, pictures), tiles of ``tile`` pixels, labels at the left.
-
-    A label's words go on lines of their own where it is too long for its column.
-    """
-    font, wide = _font(SIZE_OF_TEXT), 0
+    """Write a picture with a row for each (label, pictures): labels at the left, wrapped; tiles of ``tile`` pixels."""
+    font = _font(SIZE_OF_TEXT)
     texts = [_wrapped(label, font, 1.4 * tile) for label, _ in rows]
     wide = max((int(font.getlength(line)) for lines in texts for line in lines), default=0) + 3 * GAP
     columns = max((len(pictures) for _, pictures in rows), default=0)
@@ -54,7 +51,7 @@ def _wrapped(label: str, font: Any, wide: float) -> list[str]:
 
 
 def _font(size: int) -> Any:
-    """Matplotlib's own sans serif: there on every machine, and with accents and arrows."""
+    """The sans serif that comes with matplotlib: the same on every machine, with accents and arrows."""
     from matplotlib import get_data_path
 
     return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)

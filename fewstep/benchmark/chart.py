@@ -1,4 +1,4 @@
-"""Quality against steps, one line a method, the teacher as a band."""
+"""The chart: quality against steps, one line a method, the teacher as a horizontal band."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fewstep.bench.entrants import OTHER_NOISE, TEACHER, TRUTH, UNDISTILLED
-from fewstep.bench.summary import Line
+from fewstep.benchmark.entrants import OTHER_NOISE, RESERVED, TEACHER, TRUTH, UNDISTILLED
+from fewstep.benchmark.summary import Line
 
 MARKERS = "osD^vP*X"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#000000")
@@ -16,7 +16,7 @@ BESIDE = 0.035
 
 
 def chart(lines: Sequence[Line], names: Sequence[str], lower_is_better: frozenset[str], path: Path, title: str) -> None:
-    """One panel a measure in ``names``; bars are 95 % intervals over seeds."""
+    """Write the chart: one panel for each measure in ``names``, with 95 % intervals over seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -35,7 +35,7 @@ def chart(lines: Sequence[Line], names: Sequence[str], lower_is_better: frozense
 
 def _panel(axes: Any, lines: Sequence[Line]) -> None:
     labels = list(dict.fromkeys(line.label for line in lines))
-    students = [label for label in labels if label not in (TEACHER, OTHER_NOISE, TRUTH, UNDISTILLED)]
+    students = [label for label in labels if label not in RESERVED]
     for label in labels:
         found = sorted((line for line in lines if line.label == label), key=lambda line: line.steps)
         if label in (TEACHER, OTHER_NOISE, TRUTH):
@@ -44,15 +44,8 @@ def _panel(axes: Any, lines: Sequence[Line]) -> None:
             _line(axes, label, found, GREY, "o", "--", 0.0)
         else:
             index = students.index(label)
-            _line(
-                axes,
-                label,
-                found,
-                COLOURS[index % len(COLOURS)],
-                MARKERS[index % len(MARKERS)],
-                "-",
-                BESIDE * (index + 1),
-            )
+            colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+            _line(axes, label, found, colour, marker, "-", BESIDE * (index + 1))
     axes.set_xscale("log", base=2)
     ticks = sorted({line.steps for line in lines if line.label not in (TEACHER, OTHER_NOISE, TRUTH)})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -70,7 +63,7 @@ def _level(axes: Any, label: str, line: Line) -> None:
 
 
 def _line(axes: Any, label: str, lines: Sequence[Line], colour: str, marker: str, style: str, beside: float) -> None:
-    """``beside``: how far right of its step count, in doublings, so that bars do not cover each other."""
+    """``beside``: the shift to the right, in doublings of the steps, that keeps error bars apart."""
     at, values = [line.steps * 2**beside for line in lines], [line.value for line in lines]
     axes.errorbar(
         at, values, [line.half or 0.0 for line in lines],

@@ -1,0 +1,120 @@
+"""``fewstep.bench``: the benchmark as a Python function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from fewstep.benchmark import students as finding
+from fewstep.benchmark.config import BenchConfig, configure
+from fewstep.benchmark.entrants import Stage
+from fewstep.benchmark.report import BenchTable
+from fewstep.benchmark.run import run_bench
+from fewstep.config.base import merge
+from fewstep.config.run import data_of
+from fewstep.config.stages import chosen
+from fewstep.engine.folder import occupied
+from fewstep.plugins.registry import Entry, registry
+
+__all__ = ["BenchTable", "bench", "default_folder"]
+
+
+def bench(
+    backbone: str,
+    methods: Sequence[str] = (),
+    students: Mapping[str, Any] | Sequence[Any] = (),
+    steps: Sequence[int] | None = None,
+    seeds: Sequence[int] | None = None,
+    *,
+    stage: str | None = None,
+    dataset: str | None = None,
+    preset: str | None = None,
+    limit: int | None = None,
+    device: str | None = None,
+    out: str | Path | None = None,
+    compare: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+) -> BenchTable:
+    """Measure quality and time of students by steps, beside the teacher and the undistilled network.
+
+    ``steps``, ``seeds``, ``limit`` and ``device`` win over the same keys of ``config``, which wins over the preset.
+
+    Args:
+        backbone: registered name of the network.
+        methods: shipped students to measure, by method.
+        students: folders by label. In place of a folder: anything with one as its ``folder`` or ``path``, as
+            ``fewstep.distill`` and ``fewstep.load`` return it. A list may hold folders, named by their methods, or
+            (label, folder). Without ``methods`` and ``students`` all shipped students are measured.
+        steps: step counts, by default 1, 2, 4. Those that a student's contract does not name are marked ``*``.
+        seeds: seeds of the starting noise, by default 0, 1, 2; the noise is the same for all methods.
+        stage: a stage of the backbone's model, or "both": each stage samples on what the one before it decoded.
+        dataset: registered data set; by default the backbone's own.
+        preset: named settings that the backbone's plugin ships.
+        limit: only so many held-out samples.
+        device: torch device; "auto" is CUDA where there is one.
+        out: a new folder for the report; by default one under ``runs``, numbered where it exists.
+        compare: ``rows.csv`` of an earlier bench, to report what changed.
+        config: nested keys of ``BenchConfig``, for example ``{"teacher_steps": 50, "backbone": {...}}``.
+        console: shows the progress; by default on standard output.
+
+    Raises:
+        FewstepError: for unknown names or keys, unusable values, or an ``out`` that exists.
+    """
+    named = registry().get("backbone", backbone)
+    networks = chosen(named, stage)
+    given = {"steps": steps, "seeds": seeds, "limit": limit, "device": device}
+    values = merge(config or {}, {name: value for name, value in given.items() if value is not None})
+    configs = configure(networks, dataset, preset, values)
+    folders = finding.find(networks, methods, _labelled(students))
+    folder = Path(out) if out is not None else _fresh(default_folder(named.name, stage))
+    first, threads = next(iter(configs.values())), torch.get_num_threads()
+    try:
+        torch.set_num_threads(first.threads or threads)
+        stages = _stages(networks, configs, dataset, finding.load(folders, networks))
+        name = f"{named.name} {'+'.join(networks)}" if len(networks) > 1 else next(iter(networks.values())).name
+        return run_bench(name, stages, first, folder, compare=Path(compare) if compare else None, console=console)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def default_folder(backbone: str, stage: str | None) -> Path:
+    """Where the report of a bench goes unless told otherwise."""
+    return Path("runs") / f"bench-{backbone}{f'-{stage}' if stage else ''}"
+
+
+def _fresh(folder: Path) -> Path:
+    """``folder``, or the first free one of ``folder-2``, ``folder-3``, ..."""
+    number, found = 1, folder
+    while occupied(found):
+        number += 1
+        found = folder.with_name(f"{folder.name}-{number}")
+    return found
+
+
+def _labelled(students: Mapping[str, Any] | Sequence[Any]) -> list[tuple[str | None, Path]]:
+    if isinstance(students, Mapping):
+        pairs = list(students.items())
+    else:
+        pairs = [one if isinstance(one, tuple) else (None, one) for one in students]
+    return [(label, finding.folder_of(student)) for label, student in pairs]
+
+
+def _stages(
+    networks: Mapping[str, Entry],
+    configs: Mapping[str, BenchConfig],
+    dataset: str | None,
+    students: Mapping[str, list[finding.Student]],
+) -> list[Stage]:
+    found = []
+    for name, network in networks.items():
+        config, backbone = configs[name], network.load()
+        teacher = backbone.teacher(config.backbone)
+        data = data_of(network, dataset).load()(config.data, teacher.backbone)
+        suite, warp = backbone.suite(config.backbone, data), getattr(config.backbone, "rescale_t", 1.0)
+        found.append(Stage(name if len(networks) > 1 else "", teacher, suite, students[name], warp))
+    return found

@@ -1,0 +1,71 @@
+"""The config of a bench: its keys, and how preset and given values make one for each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, create_model
+
+from fewstep.config import presets
+from fewstep.config.base import Strict, merge, validate
+from fewstep.config.run import data_of
+from fewstep.config.stages import check_named, keys_of
+from fewstep.errors import unknown
+from fewstep.plugins.registry import Entry
+
+
+def _once(values: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("each number once")
+    return values
+
+
+class BenchConfig(Strict):
+    """Keys of a bench. ``configure`` gives ``backbone`` and ``data`` the config classes of what is measured."""
+
+    steps: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(_once)] = Field(
+        (1, 2, 4), min_length=1, description="step counts"
+    )
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_once)] = Field(
+        (0, 1, 2), min_length=1, description="seeds of the noise; intervals are over them"
+    )
+    limit: int | None = Field(None, ge=2, description="only so many held-out samples")
+    teacher_steps: int = Field(25, ge=1, description="steps of the teacher that all is measured against")
+    device: str = Field("auto", description="torch device; auto: CUDA where there is one, else the CPU")
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; none: torch's own choice")
+    columns: int = Field(8, ge=1, description="objects on the contact sheet")
+    backbone: Any = None
+    data: Any = None
+
+
+def configure(
+    networks: Mapping[str, Entry], dataset: str | None, preset: str | None, values: Mapping[str, Any]
+) -> dict[str, BenchConfig]:
+    """A config for each stage. Later wins: defaults, the preset ``presets/bench/<preset>.toml``, ``values``.
+
+    Args:
+        networks: the registered backbone of each stage.
+        values: nested keys; those below a stage's name (``slat.backbone``) are for that stage alone.
+
+    Raises:
+        FewstepError: for unknown keys or values, or a key below one stage that belongs to the whole bench.
+    """
+    first = next(iter(networks.values()))
+    known = first.load().stages
+    check_named(values, networks, known)
+    merged = merge(*[file.read() for file in presets.find_for("bench", first, preset)], values)
+    for name in networks:
+        for key in merged.get(name, {}):
+            if key not in ("backbone", "data"):
+                raise unknown(f"key below {name}", key, ("backbone", "data"))
+    return {
+        name: validate(_typed(network, data_of(network, dataset)), keys_of(merged, name, known))
+        for name, network in networks.items()
+    }
+
+
+def _typed(network: Entry, data: Entry) -> type[BenchConfig]:
+    tables = {"backbone": network.load_config(), "data": data.load_config()}
+    fields: dict[str, Any] = {table: (config, Field(default_factory=config)) for table, config in tables.items()}
+    return create_model("Bench", __base__=BenchConfig, **fields)

@@ -1,0 +1,45 @@
+"""The progress of a bench: a live bar on a terminal, a plain line a cell elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fewstep.benchmark.entrants import Entrant
+from fewstep.benchmark.rows import FLOW, Row
+from fewstep.benchmark.summary import seconds
+
+CELL = 12  # cost of decoding and measuring a cell, in network evaluations: a guess for the time left
+
+
+class BenchProgress:
+    """Shows each cell (an entrant at a step count under a seed) when it is done, with its headline measure."""
+
+    def __init__(self, console: Console, entrants: Sequence[Entrant], seeds: int, headline: str) -> None:
+        self.console, self.headline, self.done = console, headline, 0
+        self.cells = seeds * sum(len(one.steps) for one in entrants)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        cost = sum(one.cost + CELL * len(one.steps) for one in entrants)
+        self.task = self.bar.add_task("measuring", total=seeds * cost)
+
+    def __enter__(self) -> BenchProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def took(self, entrant: Entrant, steps: int, seed: int, rows: Sequence[Row]) -> None:
+        """A cell is done."""
+        self.done += 1
+        values = {row.metric: row.value for row in rows}
+        text = f"[{self.done}/{self.cells}] seed {seed}  {entrant.label}  {steps} step{'s' * (steps > 1)}"
+        if self.headline in values:
+            text += f"  {self.headline} {values[self.headline]:.4g}"
+        self.bar.update(self.task, advance=steps * entrant.cost / sum(entrant.steps) + CELL, description=text)
+        if self.bar.disable:
+            line = f"{text}  flow {1000 * seconds(rows, FLOW):.3g} ms"
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,166 @@
+"""Sampling: all prompts in chunks, evaluations counted and time taken, through one stage or through all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.benchmark.entrants import Entrant, Stage
+from fewstep.benchmark.noise import noise_of
+from fewstep.core.batch import Batch
+from fewstep.core.layout import Layout, Packed
+from fewstep.core.objective import Step
+from fewstep.engine.device import to_device
+from fewstep.errors import FewstepError
+
+CHUNK, ELEMENTS = 64, 2**18  # samples in a chunk: at least 64, more where they are small
+ROWS = 2**15  # rows in a chunk of samples of unequal length; at least one sample
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of one stage: ``x`` like the prompts' ``x0``, on the CPU; NFE and seconds a sample; the share of samples
+    with values that are not finite (which are 0 in ``x``)."""
+
+    x: Tensor
+    nfe: float
+    seconds: float
+    broken: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Objects of the last stage. Over all stages: NFE a sample, the largest share of samples that are not finite, and
+    seconds a sample by part (``seconds_flow`` and ``seconds_decode``, of a named stage ``seconds_flow_NAME``)."""
+
+    objects: Any
+    nfe: float
+    broken: float
+    seconds: dict[str, float]
+
+
+def sample_stages(
+    stages: Sequence[Stage], entrant: Entrant, prompts: Batch, steps: int, seed: int, device: torch.device
+) -> Outcome:
+    """Sample and decode stage after stage, each on what the one before it decoded, ``steps`` steps in each."""
+    batch, seconds, nfe, broken, objects = prompts, {}, 0.0, 0.0, None
+    for stage, one, following in zip(stages, entrant.chain, [*stages[1:], None], strict=True):
+        samples = sample(one, batch, noise_of(seed, batch), steps, seed, device)
+        began, layout = clock(device), batch.layout
+        objects = stage.suite.decode(samples.x, layout)
+        if following is not None:
+            batch = prompts_on(stage.suite.following(objects), following.suite.prompts(layout.batch_size))
+        suffix = f"_{stage.name}" if stage.name else ""
+        seconds[f"seconds_flow{suffix}"] = samples.seconds
+        seconds[f"seconds_decode{suffix}"] = (clock(device) - began) / layout.batch_size
+        nfe, broken = nfe + samples.nfe, max(broken, samples.broken)
+    return Outcome(objects, nfe, broken, seconds)
+
+
+def sample(entrant: Entrant, prompts: Batch, noise: Tensor, steps: int, seed: int, device: torch.device) -> Samples:
+    """Samples of all prompts, chunk by chunk. Noise that a sampler adds on its way depends on (seed, chunk) alone."""
+    layout, parts, seconds = prompts.layout, [], 0.0
+    with counted(entrant.network) as counter, torch.inference_mode():
+        for index, rows in enumerate(chunks(prompts)):
+            batch = to_device(prompts.select(rows), device)
+            x = layout.select(noise, rows)[0].to(device)
+            step = Step(index=index, interpolant=entrant.network.interpolant, seed=seed, device=device)
+            began = clock(device)
+            if x.numel():  # the stage before may have decoded empty structures
+                grid = entrant.contract.grid(steps)
+                x = entrant.sampler(entrant.field, x, batch.cond, batch.layout, grid, step)
+            seconds += clock(device) - began
+            parts.append(x.cpu())
+    x, count = torch.cat(parts), layout.batch_size
+    finite = x.isfinite()
+    broken = float((layout.sum((~finite).float()) > 0).float().mean())
+    return Samples(torch.where(finite, x, 0.0), counter.samples / count, seconds / count, broken)
+
+
+@dataclass
+class Counter:
+    """Evaluations of one network: the batch sizes of its calls added up."""
+
+    samples: int = 0
+
+
+@contextmanager
+def counted(network: nn.Module) -> Iterator[Counter]:
+    """Count evaluations while the block runs. CFG counts 2, in two calls or in one of twice the batch."""
+    counter = Counter()
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        layout: Layout = kwargs["layout"] if "layout" in kwargs else args[3]
+        counter.samples += layout.batch_size
+
+    handle = network.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield counter
+    finally:
+        handle.remove()
+
+
+def chunk_of(prompts: Batch) -> int:
+    """Samples of a chunk: a function of the prompts alone, so that all methods have the same chunks."""
+    return max(CHUNK, ELEMENTS * prompts.layout.batch_size // prompts.x0.numel())
+
+
+def chunks(prompts: Batch) -> list[Tensor]:
+    """Sample indices of each chunk; samples of unequal length share a chunk while their rows fit into ``ROWS``."""
+    layout = prompts.layout
+    if not isinstance(layout, Packed):
+        return list(torch.arange(layout.batch_size).split(chunk_of(prompts)))
+    found: list[list[int]] = []
+    room = 0
+    for index, length in enumerate(layout.lengths_list):
+        if not found or length > room:
+            found.append([])
+            room = ROWS
+        found[-1].append(index)
+        room -= length
+    return [torch.tensor(chunk) for chunk in found]
+
+
+def prompts_on(layout: Layout, prompts: Batch) -> Batch:
+    """The conditions of ``prompts`` in another layout, with an ``x0`` of zeros."""
+    rows = layout.rows if isinstance(layout, Packed) else layout.batch_size
+    return Batch(prompts.x0.new_zeros(rows, *prompts.x0.shape[1:]), layout, prompts.cond)
+
+
+def check_alike(batches: Sequence[Batch]) -> None:
+    """Refuse stages whose prompts are not of the same objects, as far as their conditions tell.
+
+    Raises:
+        FewstepError: naming what differs.
+    """
+    first = batches[0]
+    for other in batches[1:]:
+        sizes = first.layout.batch_size, other.layout.batch_size
+        if sizes[0] != sizes[1]:
+            raise FewstepError(f"stages: {sizes[0]} and {sizes[1]} held-out samples; accepted: the same in each stage")
+        a, b = first.cond.tokens, other.cond.tokens
+        if a is not None and b is not None and a.shape == b.shape and not torch.equal(a, b):
+            raise FewstepError("stages: their held-out samples have other conditions; accepted: the same in each stage")
+
+
+def warm_up(entrant: Entrant, prompts: Batch, device: torch.device) -> None:
+    """One evaluation of two samples: the first allocates memory and chooses kernels, and is not to be timed."""
+    rows = torch.arange(min(2, prompts.layout.batch_size))
+    batch = to_device(prompts.select(rows), device)
+    with torch.inference_mode():
+        t_B = torch.ones(len(rows), dtype=torch.float64, device=device)
+        two_time = {"s_B": torch.zeros_like(t_B)} if entrant.contract.two_time else {}
+        entrant.network(batch.x0, t_B, batch.cond, batch.layout, **two_time)
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, once the device has done all its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
