@@ -13,6 +13,7 @@ from rich.text import Text
 from typer import Option
 
 from fewstep.cli.lists import whole
+from fewstep.errors import need
 
 
 def prepare(
@@ -27,6 +28,7 @@ def prepare(
     workers: Annotated[int, whole("--workers", "Processes.", 1, 256)] = 2,
 ) -> None:
     """Read furniture catalogues, voxelise, render, encode and split them into a prepared set."""
+    need("open3d")  # before the imports below, which need [trellis] only: [data] brings both
     from fewstep_shapes3d.data.prepare import prepare_sweethome3d
 
     with shown() as progress:
