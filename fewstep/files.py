@@ -59,20 +59,25 @@ def clean(parent: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_file(path: Path, text: str) -> None:
-    """Replace a text file in one move.
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file in one move.
 
     Raises:
         FewstepError: when the disk refuses.
     """
     temp = path.parent / f"{TEMP}{path.name}-{os.getpid()}"
     try:
-        temp.write_text(text, encoding="utf-8")
+        temp.write_bytes(content)
         sync(temp)
         temp.replace(path)
     except OSError as error:
         temp.unlink(missing_ok=True)
         raise FewstepError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def write_file(path: Path, text: str) -> None:
+    """Replace a text file in one move; raises as ``write_bytes`` does."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

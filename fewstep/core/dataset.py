@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -17,6 +17,13 @@ from fewstep.errors import invalid
 
 if TYPE_CHECKING:
     from fewstep.core.backbone import Backbone
+
+
+Progress = Callable[[int, int, str], None]  # samples done, samples in all, what is being done
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """The ``Progress`` that shows nothing."""
 
 
 class PackedDataConfig(Strict):
@@ -60,6 +67,14 @@ class Dataset(ABC):
     @abstractmethod
     def batch(self, indices: list[int], generator: torch.Generator) -> Batch:
         """These samples; augmentation draws from ``generator`` only."""
+
+    def prepare(self, device: torch.device, progress: Progress = silent) -> None:  # noqa: B027
+        """Slow work that training needs, such as encoding latents. A run calls it once, before its first step.
+
+        Args:
+            device: where the run trains; the batches stay on the CPU.
+            progress: called with what is done so far.
+        """
 
     def loads(self) -> Sequence[int] | None:
         """Rows of each sample; None: all samples are alike."""

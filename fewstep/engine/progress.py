@@ -3,14 +3,58 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 SMOOTHING = 0.9  # of the loss terms shown; metrics.jsonl has the raw ones
+
+
+@contextmanager
+def counting(console: Console, every: float = 5.0) -> Iterator[Callable[[int, int, str], None]]:
+    """A callback ``(done, total, what)`` for work of known length: a bar with the time left on a terminal, elsewhere a
+    plain line at the first call, every ``every`` seconds and at the end. Nothing is shown before the first call."""
+    bar = Progress(*_columns(), console=console)
+    first, began, shown = -1, 0.0, 0.0
+
+    def count(done: int, total: int, what: str) -> None:
+        nonlocal first, began, shown
+        now = time.monotonic()
+        fresh = first < 0
+        if fresh:
+            first, began = done, now
+            bar.add_task(what, total=total, completed=done)
+        if console.is_terminal:
+            bar.start()
+            bar.update(bar.task_ids[0], completed=done, total=total, description=what)
+        elif fresh or now - shown >= every or done == total:
+            shown = now
+            left = (now - began) / (done - first) * (total - done) if done > first else None
+            time_left = "" if left is None else f"  {duration(left)} left"
+            console.print(f"{what} {done}/{total}{time_left}", highlight=False, markup=False, soft_wrap=True)
+
+    try:
+        yield count
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    text = TextColumn("{task.description}", markup=False)
+    return text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
 
 
 class RunProgress:
@@ -32,8 +76,7 @@ class RunProgress:
     def __enter__(self) -> RunProgress:
         self.began = self.shown = time.monotonic()
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.bar = Progress(*columns, console=self.console)
+            self.bar = Progress(*_columns(), console=self.console)
             self.task = self.bar.add_task("distilling", total=self.total, completed=self.start)
             self.bar.start()
         return self

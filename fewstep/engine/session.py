@@ -12,7 +12,7 @@ from fewstep.core.objective import Objective
 from fewstep.engine import folder as folders
 from fewstep.engine import state
 from fewstep.engine.export import StudentInfo, save_student
-from fewstep.engine.progress import RunProgress
+from fewstep.engine.progress import RunProgress, counting
 from fewstep.engine.resume import Header, Store
 from fewstep.engine.trackers import JsonLines, Tracker
 from fewstep.engine.trainer import NonFinite, Row, Trainer
@@ -50,6 +50,8 @@ def run(
         outputs: list[Tracker] = [JsonLines(out, resolved.tables(), trainer.step)]
         outputs += [entry.load()(out, resolved.tables(), trainer.step) for entry in chosen]
         window = Window(header.scalars.get("window") if header else None)
+        with counting(console) as count:
+            trainer.dataset.prepare(trainer.device, count)
         train(trainer, store, resolved, outputs, progress, window)
         export(trainer, resolved, out / "student")
     return out

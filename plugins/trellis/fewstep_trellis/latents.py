@@ -1,25 +1,35 @@
-"""Latents of a prepared set's training objects, encoded once and kept in the user's cache.
+"""Latents of a prepared set's training objects: encoded once, on the run's device, and kept in the user's cache.
 
-Encoding 1,420 grids of 32^3 takes most of a minute on two cores, their surfaces as long; no run should wait twice.
+The cache holds one folder per set and encoder, with a file for every ``PART`` samples. A file is written as soon as
+its samples are encoded, so an interrupted encode goes on where it stopped. Two processes that encode at once write the
+same files, each in one move.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from fewstep_shapes3d.data.prepared import PreparedSet
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from fewstep.core.dataset import Progress, silent
 from fewstep.core.layout import Packed
+from fewstep.errors import FewstepError
+from fewstep.files import write_bytes
 from fewstep_trellis.models import SLatEncoder, SparseStructureEncoder
 
-CHUNK = 16
+PART = 32  # samples of one file: an interruption repeats at most these
+CHUNK = 8  # samples of one call: with more, the activations no longer fit a CPU's cache
+
+Samples = Sequence[tuple[int, bool]]  # an object's index, and whether it is mirrored
+Surface = tuple[Tensor, Tensor]  # voxels [T, 3] and their features [T, F]
 
 
 def cache_folder() -> Path:
@@ -30,46 +40,76 @@ def cache_folder() -> Path:
 
 @torch.no_grad()
 def encode(encoder: SparseStructureEncoder, grids: Tensor) -> Tensor:
-    """Posterior means [N, C, r, r, r] of occupancy grids [N, 1, R, R, R]."""
-    return torch.cat([encoder.encode(chunk)[0] for chunk in grids.split(CHUNK)])
-
-
-def training_latents(data: PreparedSet, encoder: SparseStructureEncoder, *, mirror: bool) -> Tensor:
-    """[objects, 1 or 2, C, r, r, r]: latents of every training object and, with ``mirror``, of its mirror image."""
-    path = cache_folder() / f"latents-{_key(data, encoder, mirror)}.safetensors"
-    kept = _read(path)
-    if kept is not None and len(kept) == len(data.train):
-        return kept
-    flips = (False, True) if mirror else (False,)
-    found = torch.stack([encode(encoder, data.occupancy(data.train, flip)) for flip in flips], 1)
-    _write(path, found)
+    """Posterior means [N, C, r, r, r] of occupancy grids [N, 1, R, R, R], on the CPU; computed where the encoder is."""
+    device = next(encoder.parameters()).device
+    # Without TF32 a GPU gives the same latents as a CPU, up to float32 rounding.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        found = torch.cat([encoder.encode(chunk.to(device))[0].cpu() for chunk in grids.split(CHUNK)])
     return found
 
 
+def training_latents(
+    data: PreparedSet, encoder: SparseStructureEncoder, *, mirror: bool, progress: Progress = silent
+) -> Tensor:
+    """[objects, 1 or 2, C, r, r, r]: latents of every training object and, with ``mirror``, of its mirror image."""
+
+    def make(part: Samples) -> Tensor:
+        return encode(encoder, torch.cat([data.occupancy([row], flip) for row, flip in part]))
+
+    samples = _samples(data, mirror)
+    found = torch.cat(_cached(f"latents-{_key(data, encoder, mirror)}", samples, make, progress))
+    return found.reshape(len(data.train), -1, *found.shape[1:])
+
+
 @torch.no_grad()
-def encode_surfaces(encoder: SLatEncoder, surfaces: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """Posterior means [T, C] of objects given as voxels [T, 3] and features [T, F]."""
-    return [
-        encoder(features, Packed.of_lengths([len(coords)], coords.int()), sample_posterior=False)
-        for coords, features in surfaces
-    ]
+def encode_surfaces(encoder: SLatEncoder, surfaces: Iterable[Surface]) -> list[Tensor]:
+    """Posterior means [T, C] of objects, on the CPU; computed where the encoder is, ``CHUNK`` objects packed a call."""
+    device, waiting, found = next(encoder.parameters()).device, list(surfaces), list[Tensor]()
+    for start in range(0, len(waiting), CHUNK):
+        coords, features = zip(*waiting[start : start + CHUNK], strict=True)
+        lengths = [len(each) for each in coords]
+        layout = Packed.of_lengths(lengths, torch.cat(coords).int().to(device), device)
+        latents: Tensor = encoder(torch.cat(features).to(device), layout, sample_posterior=False)
+        found += latents.cpu().split(lengths)
+    return found
 
 
-def surface_latents(data: PreparedSet, encoder: SLatEncoder, *, mirror: bool) -> list[Tensor]:
+def surface_latents(
+    data: PreparedSet, encoder: SLatEncoder, *, mirror: bool, progress: Progress = silent
+) -> list[Tensor]:
     """Latents [T, C] of every training object, each followed by its mirror image's with ``mirror``."""
-    path = cache_folder() / f"slat-{_key(data, encoder, mirror)}.safetensors"
-    rows = [(int(row), flip) for row in data.train for flip in ((False, True) if mirror else (False,))]
-    lengths = [len(data.voxels(*row)) for row in rows]
-    kept = _read(path)
-    if kept is None or len(kept) != sum(lengths):
-        kept = torch.cat(encode_surfaces(encoder, (data.surface(*row) for row in rows)))
-        _write(path, kept)
-    return list(kept.split(lengths))
+
+    def make(part: Samples) -> Tensor:
+        return torch.cat(encode_surfaces(encoder, [data.surface(*sample) for sample in part]))
+
+    samples = _samples(data, mirror)
+    found = torch.cat(_cached(f"slat-{_key(data, encoder, mirror)}", samples, make, progress))
+    return list(found.split([len(data.voxels(*sample)) for sample in samples]))
+
+
+def _samples(data: PreparedSet, mirror: bool) -> Samples:
+    return [(int(row), flip) for row in data.train for flip in ((False, True) if mirror else (False,))]
+
+
+def _cached(name: str, samples: Samples, make: Callable[[Samples], Tensor], progress: Progress) -> list[Tensor]:
+    """``make`` of every ``PART`` samples; what the folder ``name`` of the cache lacks is made and added."""
+    found, done = list[Tensor](), 0
+    for start in range(0, len(samples), PART):
+        part, path = samples[start : start + PART], cache_folder() / name / f"{start:06d}.safetensors"
+        latents = _read(path)
+        if latents is None:
+            progress(done, len(samples), "encoding latents")
+            latents = make(part)
+            _write(path, latents)
+            progress(done + len(part), len(samples), "encoding latents")
+        found.append(latents)
+        done += len(part)
+    return found
 
 
 def _key(data: PreparedSet, encoder: nn.Module, mirror: bool) -> str:
-    """What the latents are a function of: the objects, which of them train, and the weights."""
-    digest = hashlib.sha256(str(mirror).encode())
+    """A digest of all that the cached files depend on: the objects, which of them train, the weights, the parts."""
+    digest = hashlib.sha256(f"{mirror} {PART}".encode())
     for name in ("occupancy", "split"):
         digest.update(data.arrays[name].tobytes())
     if isinstance(encoder, SLatEncoder):
@@ -81,7 +121,7 @@ def _key(data: PreparedSet, encoder: nn.Module, mirror: bool) -> str:
 
 
 def _read(path: Path) -> Tensor | None:
-    """The cached tensor; a damaged file counts as none and is written again."""
+    """The latents of a file; None for a missing or damaged one, which is then made again."""
     try:
         return load_file(path).get("latents")
     except (OSError, SafetensorError):
@@ -90,10 +130,6 @@ def _read(path: Path) -> Tensor | None:
 
 def _write(path: Path, latents: Tensor) -> None:
     """Best effort: without a writable cache every run encodes anew."""
-    temp = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
+    with suppress(OSError, FewstepError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"latents": latents.contiguous()}, temp)
-        os.replace(temp, path)
-    except OSError:
-        temp.unlink(missing_ok=True)
+        write_bytes(path, save({"latents": latents.contiguous()}))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewstep.core.backbone import Backbone
 from fewstep.core.batch import Batch, Condition
-from fewstep.core.dataset import Dataset, PackedDataConfig
+from fewstep.core.dataset import Dataset, PackedDataConfig, Progress, silent
 from fewstep.core.layout import Packed
 from fewstep_trellis.flow import load_frozen
 from fewstep_trellis.latents import encode_surfaces, surface_latents
@@ -49,10 +49,19 @@ class PreparedLatents(Dataset):
         self.normalisation = config.normalisation or Normalisation.beside(config.encoder)
         self._flips = 2 if config.mirror else 1
 
+    def prepare(self, device: torch.device, progress: Progress = silent) -> None:
+        """Encode the training objects on ``device``, or read their latents from the cache."""
+        self.encoder.to(device)
+        self.latents = self._latents(progress)
+
     @cached_property
     def latents(self) -> list[Tensor]:
         """[T, C] of every training sample; made on first use, since a bench never asks for them."""
-        return [self._scaled(z) for z in surface_latents(self.set, self.encoder, mirror=self.config.mirror)]
+        return self._latents()
+
+    def _latents(self, progress: Progress = silent) -> list[Tensor]:
+        found = surface_latents(self.set, self.encoder, mirror=self.config.mirror, progress=progress)
+        return [self._scaled(z) for z in found]
 
     @cached_property
     def _counts(self) -> list[int]:

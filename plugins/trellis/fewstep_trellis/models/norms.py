@@ -29,10 +29,11 @@ class WideGroupNorm(nn.GroupNorm):
 
 
 class ChannelLayerNorm(WideLayerNorm):
-    """Layer norm over the channels of ``[B, C, ...]``."""
+    """Layer norm over the channels of ``[B, C, D, H, W]``; the memory format of the input is kept."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1).contiguous()
+        out = super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        return out if x.is_contiguous(memory_format=torch.channels_last_3d) else out.contiguous()
 
 
 class HeadRMSNorm(nn.Module):
