@@ -15,7 +15,7 @@ from fewstep.core.batch import Batch, Condition
 from fewstep.core.derivatives import Tangents
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout
-from fewstep.core.objective import Nets, Step
+from fewstep.core.objective import Nets, Step, means
 from fewstep.core.times import TimeSampler
 
 GAUSSIAN = ToyConfig(target="gaussian")
@@ -99,7 +99,7 @@ class PolynomialStudent(Backbone):
 
 def total(losses: dict[str, Tensor]) -> Tensor:
     """What the engine minimises."""
-    return torch.stack(list(losses.values())).sum()
+    return torch.stack(list(means(losses).values())).sum()
 
 
 def gradients(losses: dict[str, Tensor], module: nn.Module) -> list[Tensor]:

@@ -153,7 +153,7 @@ class Transport(Objective[ObjectiveConfig]):
 
 
 class Critic(Objective[ObjectiveConfig]):
-    """Two networks in turn, one of them with a built-in average."""
+    """Two networks in turn, one of them with an EMA of its own."""
 
     Config = ObjectiveConfig
 
@@ -167,7 +167,7 @@ class Critic(Objective[ObjectiveConfig]):
         return {"fool": (self._of(nets.student, batch, step) - self._of(nets.critic, batch, step)).square().mean()}
 
     def critic_loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
-        kept = self._of(nets.average("student", 0.9), batch, step)
+        kept = self._of(nets.ema("student", 0.9), batch, step)
         return {"critic": (self._of(nets.critic, batch, step) - kept).square().mean()}
 
     def _of(self, net: nn.Module, batch: Batch, step: Step) -> Tensor:

@@ -22,7 +22,7 @@ from safetensors.torch import save
 
 from fewstep import files as atomic
 from fewstep.config import run
-from fewstep.engine import resume, session  # noqa: F401  (imported before the forks)
+from fewstep.engine import resume, session
 
 
 def slow_disk(seconds: float) -> None:
@@ -51,7 +51,7 @@ def distil(request: dict[str, Any]) -> None:
     if request["slow"]:
         slow_disk(request["slow"])
     resolved = run.resolve(request["objective"], "tiny", overrides=request["keys"])
-    run.start(resolved, Path(request["out"]), request["resume"], Console(file=io.StringIO()))
+    session.start(resolved, Path(request["out"]), request["resume"], Console(file=io.StringIO()))
 
 
 def child(request: dict[str, Any]) -> None:

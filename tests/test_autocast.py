@@ -19,7 +19,7 @@ from torch import Tensor
 from fewstep.core.backbone import Guidance, Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Dense, Packed
-from fewstep.core.objective import Nets, Step
+from fewstep.core.objective import Nets, Step, means
 from fewstep.ops import attention, submanifold_conv, varlen_attention, windowed_attention
 
 LOW = [(torch.bfloat16, 0.05), (torch.float16, 0.007)]
@@ -68,7 +68,7 @@ def gradients(flow: Flow, batch: Batch) -> dict[str, Tensor]:
     for parameter in teacher.parameters():
         parameter.data *= 1.1
     nets = Nets({"teacher": teacher, "student": student}, {})
-    terms = MDT(MDTConfig(kind="continuous")).loss(batch, nets, Step(0, flow.interpolant, seed=0))
+    terms = means(MDT(MDTConfig(kind="continuous")).loss(batch, nets, Step(0, flow.interpolant, seed=0)))
     torch.stack([t.float() for t in terms.values()]).sum().backward()
     return {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
 

@@ -17,8 +17,9 @@ from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.batching import Cuts, Stream, balanced_groups
 from fewstep.core.dataset import Dataset, PackedDataConfig
-from fewstep.core.layout import Packed, reduce_mean
-from fewstep.core.objective import Nets, Objective, Step
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Packed
+from fewstep.core.objective import Nets, Objective, Reduction, Step, means, per
 from fewstep.engine.trainer import Trainer
 from fewstep.errors import FewstepError
 from fewstep.testing import TinyBackbone
@@ -145,7 +146,7 @@ def test_a_budget_bounds_every_batch() -> None:
 
 
 class LevelConfig(Strict):
-    reduction: str = Field("element", description="mean over elements or samples")
+    reduction: Reduction = Field("element", description="mean over elements or samples")
 
 
 class Level(Objective[LevelConfig]):
@@ -156,7 +157,7 @@ class Level(Objective[LevelConfig]):
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         t_B = torch.full((batch.layout.batch_size,), 0.5)
         error = nets.student(batch.x0, t_B, batch.cond, batch.layout).square()
-        return {"level": reduce_mean(error, batch.layout, self.config.reduction)}
+        return {"level": per(self.config.reduction, error, batch.layout)}
 
 
 @pytest.mark.parametrize("reduction", ["element", "sample"])
@@ -167,7 +168,7 @@ def test_a_sample_counts_alike_in_whichever_pass_it_lies(reduction: str, budget:
     trainer = Trainer(objective, Teacher(TinyBackbone()), data, config)
     student = trainer.nets.trained["student"]
     whole = data.batch([i for rank in range(4) for i in data.indices(0, 5, 0, rank, 4)], torch.Generator())
-    loss = objective.loss(whole, trainer.nets.view, trainer.at(0))["level"]
+    loss = means(objective.loss(whole, trainer.nets.view, Step(0, Interpolant())))["level"]
     expected = torch.autograd.grad(loss, list(student.parameters()))
     seen: dict[str, Any] = {}
     zero = trainer.optimizers["student"].adam.step
@@ -181,3 +182,42 @@ def test_a_sample_counts_alike_in_whichever_pass_it_lies(reduction: str, budget:
     for ours, wanted in zip(seen["grads"], expected, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-7)
     assert seen["loss"]["level"] == pytest.approx(float(loss.detach()), rel=1e-6)
+
+
+class Readme(Objective[LevelConfig]):
+    """The loss of README's example as one writes it: unreduced, by sample, or with ``.mean()``."""
+
+    Config = LevelConfig
+    how: str = "element"
+
+    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
+        t_B = torch.full((batch.layout.batch_size,), 0.5)
+        target = nets.teacher(batch.x0, t_B, batch.cond, batch.layout)
+        error = (nets.student(batch.x0, t_B, batch.cond, batch.layout) - 0.5 * target).square()
+        sample = batch.layout.mean(error)
+        return {"mine": {"element": error, "sample": sample, "scalar": error.mean()}[self.how]}
+
+
+def one_iteration(objective: Objective[Any], batch_size: int, accumulate: int) -> tuple[dict[str, float], Tensor]:
+    """Loss terms and gradient of eight ragged samples, in so many micro-batches."""
+    config = TrainConfig(steps=1, batch_size=batch_size, accumulate=accumulate, device="cpu")
+    trainer = Trainer(objective, Teacher(TinyBackbone()), ragged(), config)
+    loss = trainer._backward(objective.phase(0), 0)
+    return loss, torch.cat([p.grad.flatten() for p in trainer.nets.view.student.parameters()])
+
+
+@pytest.mark.parametrize("how", ["element", "sample"])
+def test_one_micro_batch_of_eight_is_eight_of_one(how: str) -> None:
+    objective = Readme(LevelConfig())
+    objective.how = how
+    (one, one_gradient), (eight, eight_gradient) = one_iteration(objective, 8, 1), one_iteration(objective, 1, 8)
+    assert one["mine"] == pytest.approx(eight["mine"], rel=1e-5)
+    torch.testing.assert_close(one_gradient, eight_gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_scalar_term_of_ragged_micro_batches_is_refused_with_the_remedy() -> None:
+    objective = Readme(LevelConfig())
+    objective.how = "scalar"
+    assert one_iteration(objective, 8, 1)[0]["mine"] > 0
+    with pytest.raises(FewstepError, match=r"loss term 'mine' has shape \[\].*batch\.layout\.mean\(error\)"):
+        one_iteration(objective, 1, 8)

@@ -17,6 +17,7 @@ from rich.console import Console
 import fewstep
 from fewstep.config import run
 from fewstep.core.contract import Contract
+from fewstep.engine import session
 from fewstep.engine.export import StudentInfo, load_student, read_info, save_student
 from fewstep.engine.resume import Store
 from fewstep.errors import FewstepError
@@ -29,7 +30,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     engine_helpers.install()
     keys = ["train.steps=3", "train.batch_size=2", "train.device=cpu", "train.threads=1", "backbone.width=5"]
     resolved = run.resolve("tiny-transport", "tiny", overrides=keys)
-    return run.start(resolved, tmp_path_factory.mktemp("runs") / "run", False, Console(file=io.StringIO()))
+    return session.start(resolved, tmp_path_factory.mktemp("runs") / "run", False, Console(file=io.StringIO()))
 
 
 @pytest.fixture

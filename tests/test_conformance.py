@@ -94,9 +94,9 @@ class IgnoresStudent(Good):
         return {"constant": 0 * weight.sum() + self.parts(batch, nets, step)[2].mean()}
 
 
-class NotScalar(Good):
+class OddShape(Good):
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
-        return {"vector": super().loss(batch, nets, step)["good"].reshape(1)}
+        return {"odd": super().loss(batch, nets, step)["good"].reshape(1)}
 
 
 class NotFinite(Good):
@@ -189,7 +189,7 @@ class UnknownSampler(Good):
 
 
 class NeedsMuch(Good):
-    needs: ClassVar[frozenset[str]] = frozenset({"features"})
+    needs: ClassVar[frozenset[str]] = frozenset({"discrete"})
 
 
 class Forgetful(Strict):
@@ -208,8 +208,8 @@ def test_a_good_objective_passes() -> None:
     [
         (NoGraph, "does not depend on student: it has no graph"),
         (IgnoresStudent, "does not depend on student, which its phase trains"),
-        (NotScalar, "the terms ['vector'] are no finite scalar tensors"),
-        (NotFinite, "the terms ['nan'] are no finite scalar tensors"),
+        (OddShape, "the terms ['odd'] have neither a value a sample nor a value an element"),
+        (NotFinite, "the terms ['nan'] are no finite tensors"),
         (NoTerms, "must be a dict of named terms"),
         (GlobalNoise, "differs for equal seeds"),
         (TrainsTeacher, "reach the teacher"),
@@ -223,7 +223,7 @@ def test_a_good_objective_passes() -> None:
         (UnknownNetwork, "trains critic, which networks() does not have"),
         (UnusedNetwork, "does not depend on critic, which its phase trains"),
         (UnknownSampler, "its sampler 'eular' is none of"),
-        (NeedsMuch, "needs features, which the network does not provide"),
+        (NeedsMuch, "needs discrete, which the network does not provide"),
     ],
 )
 def test_a_fault_of_an_objective_is_named(cls: type[Objective[Any]], sentence: str) -> None:
@@ -341,11 +341,6 @@ class LoadsAnother(TinyBackbone):
         return TinyBackbone.load(folder)
 
 
-class StrangeShards(TinyBackbone):
-    def shard_units(self) -> list[torch.nn.Module]:
-        return [torch.nn.Linear(1, 1)]
-
-
 @pytest.mark.parametrize(
     ("cls", "sentence"),
     [
@@ -365,7 +360,6 @@ class StrangeShards(TinyBackbone):
         (SavesNothing, "save() writes nothing"),
         (Forgets, "save(half=False) and load() give another network"),
         (LoadsAnother, "load() gives a TinyBackbone"),
-        (StrangeShards, "modules that are not its own"),
     ],
 )
 def test_a_fault_of_a_backbone_is_named(cls: type[TinyBackbone], sentence: str) -> None:

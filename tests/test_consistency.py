@@ -18,7 +18,7 @@ from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Packed
-from fewstep.core.objective import Nets, Step
+from fewstep.core.objective import Nets, Step, means
 from fewstep.core.times import TimeSampler, step_grid
 from fewstep.methods.point import Look, PointConfig
 from fewstep.methods.residual import Derivative, normalise, phase_end
@@ -99,7 +99,7 @@ def test_weight_velocity_gives_velocity_matchings_gradient(batch: Batch, given: 
 def test_weight_interval_divides_by_it(batch: Batch, given: Given) -> None:
     nets = exact_nets(random_student(RING), RING)
     plain, weighted = (
-        Consistency(ConsistencyConfig(weight=w, **L2)).loss(batch, nets, given)["cm"].item()
+        means(Consistency(ConsistencyConfig(weight=w, **L2)).loss(batch, nets, given))["cm"].item()
         for w in ("none", "interval")
     )
     assert weighted == pytest.approx(plain / 0.03)
@@ -152,9 +152,9 @@ def test_pseudo_huber() -> None:
     difference = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64)
     ones = torch.ones(2, dtype=torch.float64)
     expected = ((12.5 + 0.25) ** 0.5 - 0.5) / 2
-    assert distance(difference, ones, Dense(2), 0.5, "sample").item() == pytest.approx(expected)
-    assert distance(difference, ones, Dense(2), None, "sample").item() == pytest.approx(12.5 / 2)
-    assert distance(difference, 2 * ones, Dense(2), 0.5, "element").item() == pytest.approx(2 * expected)
+    assert distance(difference, ones, Dense(2), 0.5, "sample").mean().item() == pytest.approx(expected)
+    assert distance(difference, ones, Dense(2), None, "sample").mean().item() == pytest.approx(12.5 / 2)
+    assert distance(difference, 2 * ones, Dense(2), 0.5, "element").mean().item() == pytest.approx(2 * expected)
 
 
 def test_pseudo_huber_by_element_weighs_longer_samples() -> None:
@@ -162,8 +162,8 @@ def test_pseudo_huber_by_element_weighs_longer_samples() -> None:
     difference = torch.tensor([[1.0], [0.0], [0.0], [0.0]], dtype=torch.float64)
     ones = torch.ones(2, dtype=torch.float64)
     root = (1 + 0.25) ** 0.5 - 0.5
-    assert distance(difference, ones, layout, 0.5, "sample").item() == pytest.approx(root / 2)
-    assert distance(difference, ones, layout, 0.5, "element").item() == pytest.approx(root / 4)
+    assert distance(difference, ones, layout, 0.5, "sample").mean().item() == pytest.approx(root / 2)
+    assert distance(difference, ones, layout, 0.5, "element").mean().item() == pytest.approx(root / 4)
 
 
 def test_phase_ends_lie_on_the_samplers_grid() -> None:
@@ -196,7 +196,7 @@ def test_contracts_and_refusals() -> None:
 def test_registered(name: str, batch: Batch) -> None:
     entry = registry().get("objective", name)
     objective = entry.load()(entry.load_config()())
-    losses = objective.loss(batch, exact_nets(random_student(RING), RING), Step(0, Interpolant()))
+    losses = means(objective.loss(batch, exact_nets(random_student(RING), RING), Step(0, Interpolant())))
     assert list(losses) == [name]
     assert bool(total(losses).isfinite())
 

@@ -12,8 +12,10 @@ from pydantic import ValidationError
 
 from fewstep.config.base import validate
 from fewstep.config.train import TrainConfig
-from fewstep.engine.networks import warmed
+from fewstep.core.objective import means
+from fewstep.engine.networks import ema_decay
 from fewstep.engine.optim import Clipper, NetOptimizer, lr_factor
+from fewstep.engine.trainer import TrainStep
 from fewstep.errors import FewstepError
 
 
@@ -41,7 +43,7 @@ def test_schedule_without_warmup_starts_at_the_full_rate_and_all_warmup_ends_the
 
 
 def test_network_scale_multiplies_the_rate() -> None:
-    optimizer = NetOptimizer("critic", Tiny(), 0.5, config(lr=1e-2, steps=4, warmup=2))
+    optimizer = NetOptimizer("critic", dict(Tiny().named_parameters()), 0.5, config(lr=1e-2, steps=4, warmup=2))
     assert optimizer.set_lr(0) == pytest.approx(2.5e-3)
     assert optimizer.adam.param_groups[0]["lr"] == pytest.approx(2.5e-3)
 
@@ -70,42 +72,45 @@ def test_adaptive_buffer_skips_overflows_and_other_kinds_keep_none() -> None:
 def test_clipping_scales_the_gradient_and_reports_its_norm_before(clip: str, after: float) -> None:
     net = torch.nn.Linear(2, 1, bias=False)
     net.weight.grad = torch.tensor([[3.0, 4.0]])
-    assert NetOptimizer("student", net, 1.0, config(clip=clip, clip_norm=1.0)).clip() == pytest.approx(5.0)
+    assert NetOptimizer(
+        "student", dict(net.named_parameters()), 1.0, config(clip=clip, clip_norm=1.0)
+    ).clip() == pytest.approx(5.0)
     assert float(net.weight.grad.norm()) == pytest.approx(after, rel=1e-4)
 
 
-def test_average_follows_its_formula() -> None:
-    run = trainer(ema=(0.8, 0.3), lr=0.05, steps=12)
+@pytest.mark.parametrize("warmup", [False, True])
+def test_ema_follows_its_formula(warmup: bool) -> None:
+    run = trainer(ema=(0.8, 0.3), lr=0.05, steps=12, ema_warmup=warmup)
     kept = {rate: [p.detach().double().clone() for p in run.nets.view.student.parameters()] for rate in (0.8, 0.3)}
 
     def log(row: dict[str, object]) -> None:
         updates = int(str(row["step"]))
         for rate, values in kept.items():
-            decay = min(rate, (1 + updates) / (10 + updates))
+            decay = min(rate, (1 + updates) / (10 + updates)) if warmup else rate
             for value, new in zip(values, run.nets.view.student.parameters(), strict=True):
                 value.mul_(decay).add_((1 - decay) * new.detach().double())
 
     run.train(log, lambda: None)
     for rate, values in kept.items():
-        for value, average in zip(values, run.nets.view.average("student", rate).parameters(), strict=True):
-            torch.testing.assert_close(average.double(), value, rtol=0, atol=1e-6)
-    assert (warmed(0.999, 1), warmed(0.999, 10_000), warmed(0.1, 1)) == (2 / 11, 0.999, 0.1)
+        for value, ours in zip(values, run.nets.view.ema("student", rate).parameters(), strict=True):
+            torch.testing.assert_close(ours.double(), value, rtol=0, atol=1e-6)
 
 
-def gradients(run: object, batch: object) -> list[torch.Tensor]:
-    losses = run.losses(run.objective.phase(0), batch, run.at(0))  # type: ignore[attr-defined]
-    return list(torch.autograd.grad(sum(losses.values()), list(run.nets.view.student.parameters())))  # type: ignore[attr-defined]
+def test_ema_keeps_its_rate_unless_warm_up_is_asked_for() -> None:
+    assert [ema_decay(0.9999, n, False) for n in (1, 6000)] == [0.9999, 0.9999]
+    assert [ema_decay(0.999, n, True) for n in (1, 10_000)] == [2 / 11, 0.999]
+    assert ema_decay(0.1, 1, True) == 0.1
 
 
 def test_accumulated_gradient_is_the_mean_of_the_micro_batches() -> None:
     run = trainer(batch_size=4, accumulate=3, clip="none")
     expected = [torch.zeros_like(p) for p in run.nets.view.student.parameters()]
     for micro in range(3):
-        losses = run.losses(run.objective.phase(0), run.batch(0, micro), run.at(0, micro))
-        parts = torch.autograd.grad(sum(losses.values()), list(run.nets.view.student.parameters()))
+        phase = run.objective.phase(0)
+        losses = means(run.losses(phase, run.batch(0, micro), TrainStep(run, phase, 0, micro)))
+        parts = torch.autograd.grad(sum(losses.values()), list(run.nets.view.student.parameters()))  # type: ignore[arg-type]
         expected = [total + part / 3 for total, part in zip(expected, parts, strict=True)]
-    for micro in range(3):
-        run._backward(run.objective.phase(0), 0, micro)
+    run._backward(run.objective.phase(0), 0)
     for parameter, value in zip(run.nets.view.student.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, value, rtol=1e-5, atol=1e-8)
 
@@ -121,7 +126,8 @@ def test_micro_batches_cover_what_one_large_batch_covers_with_draws_of_their_own
             small.dataset.training_batch(step, 4, 0, rank=micro, ranks=2)
         large.dataset.training_batch(step, 8, 0)
         assert seen[0] + seen[1] == seen[2]
-    noise = [small.at(0, micro).randn_like(torch.zeros(4), "noise") for micro in range(2)]
+    steps = [TrainStep(small, small.objective.phase(0), 0, micro) for micro in range(2)]
+    noise = [step.randn_like(torch.zeros(4), "noise") for step in steps]
     assert not torch.equal(*noise)
 
 
@@ -134,8 +140,8 @@ def test_micro_batches_cover_what_one_large_batch_covers_with_draws_of_their_own
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"ema": (1.0,)}, "ema"),
         ({"clip": "percentile"}, "clip"),
-        ({"export": "ema"}, "export: got 'ema'; accepted: 'student' or the rate of an average"),
-        ({"export": 1.5}, "export: got 1.5; accepted: 'student' or the rate of an average"),
+        ({"export": "ema"}, "export: got 'ema'; accepted: 'student' or the rate of an EMA"),
+        ({"export": 1.5}, "export: got 1.5; accepted: 'student' or the rate of an EMA"),
         ({"keep": 0}, "keep"),
     ],
 )

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from fewstep.config import run
 from fewstep.config.presets import available
+from fewstep.engine import session
 from fewstep.engine.progress import RunProgress, duration
 from fewstep.engine.trackers import JsonLines, TensorBoard, WandB, flat
 from fewstep.errors import FewstepError
@@ -149,7 +150,7 @@ def quiet() -> Console:
 
 def test_a_run_writes_config_metrics_checkpoint_and_student(tiny: run.Resolved, tmp_path: Path) -> None:
     console = quiet()
-    out = run.start(tiny, tmp_path / "a/run", False, console, command=["fewstep", "distill"])
+    out = session.start(tiny, tmp_path / "a/run", False, console, command=["fewstep", "distill"])
     record = json.loads((out / "config.json").read_text())
     assert record["config"]["train"]["steps"] == 5
     assert record["sources"]["train.steps"] == "command line"
@@ -164,14 +165,14 @@ def test_a_run_writes_config_metrics_checkpoint_and_student(tiny: run.Resolved, 
 
 def test_default_folder(tiny: run.Resolved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run.start(tiny, None, False, quiet()) == Path("runs/tiny-regress-tiny")
+    assert session.start(tiny, None, False, quiet()) == Path("runs/tiny-regress-tiny")
 
 
 def test_a_mistake_found_early_leaves_no_folder(tmp_path: Path) -> None:
     engine_helpers.install()
     resolved = run.resolve("tiny-regress", "tiny", overrides=["train.device=cpu", "train.export=0.5"])
     with pytest.raises(FewstepError, match=r"train\.export"):
-        run.start(resolved, tmp_path / "run", False, quiet())
+        session.start(resolved, tmp_path / "run", False, quiet())
     assert not (tmp_path / "run").exists()
 
 
@@ -180,12 +181,12 @@ def test_loss_that_is_no_number_says_what_is_kept(tmp_path: Path) -> None:
     keys = ["train.steps=9", "train.checkpoint_every=2", "train.device=cpu", "objective.bad_step=5"]
     resolved = run.resolve("tiny-regress", "tiny", overrides=keys)
     with pytest.raises(FewstepError) as caught:
-        run.start(resolved, tmp_path / "run", False, quiet())
+        session.start(resolved, tmp_path / "run", False, quiet())
     for text in ("step 6: loss term 'fit' is nan", "checkpoint of step 4 is kept", "step-00000004", "--resume"):
         assert text in str(caught.value)
     assert (tmp_path / "run/checkpoints/step-00000004/state.safetensors").is_file()
     with pytest.raises(FewstepError, match="step 6: loss term 'fit' is nan"):
-        run.start(resolved, tmp_path / "run", True, quiet())
+        session.start(resolved, tmp_path / "run", True, quiet())
 
 
 def test_interrupt_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch, tiny: run.Resolved, tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_interrupt_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch, tiny: r
     monkeypatch.setattr(engine_helpers, "Regress", Stopped)
     console = quiet()
     with pytest.raises(KeyboardInterrupt):
-        run.start(tiny, tmp_path / "run", False, console)
+        session.start(tiny, tmp_path / "run", False, console)
     assert "stopped after step 3" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -226,10 +227,10 @@ def test_registered_tracker_gets_rows_and_is_closed(
     tiny: run.Resolved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fewstep.engine.trackers.TensorBoard", Recorder)
-    run.start(tiny, tmp_path / "run", False, quiet(), trackers=["tensorboard"])
+    session.start(tiny, tmp_path / "run", False, quiet(), trackers=["tensorboard"])
     assert Recorder.made[-1].events == [2, 4, 5, "flush", "close"]
     with pytest.raises(FewstepError, match=r"unknown tracker 'tensorbord'.*did you mean 'tensorboard'"):
-        run.start(tiny, tmp_path / "other", False, quiet(), trackers=["tensorbord"])
+        session.start(tiny, tmp_path / "other", False, quiet(), trackers=["tensorbord"])
 
 
 @pytest.mark.parametrize(("cls", "package"), [(TensorBoard, "tensorboard"), (WandB, "wandb")])

@@ -16,8 +16,8 @@ from fewstep.core.layout import Dense, Packed
 from fewstep.core.objective import NetSpec
 from fewstep.engine.budget import Budget
 from fewstep.engine.device import autocast, pick_device, to_device
+from fewstep.engine.trackers import Window
 from fewstep.engine.trainer import NonFinite, Trainer
-from fewstep.engine.window import Window
 from fewstep.errors import FewstepError
 
 

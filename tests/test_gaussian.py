@@ -29,7 +29,7 @@ from torch import Tensor
 from fewstep.core.backbone import Backbone
 from fewstep.core.batch import Batch
 from fewstep.core.interpolant import Interpolant
-from fewstep.core.objective import Objective, Step
+from fewstep.core.objective import Objective, Step, means
 from fewstep.core.times import TimeSampler
 from fewstep.methods.point import Look, PointConfig
 from fewstep.methods.residual import Derivative, phase_end
@@ -90,7 +90,7 @@ def test_distillation_gradient_vanishes_at_the_exact_transport(batch: Batch) -> 
     def size(mean: float) -> float:
         student = GaussianMap(GAUSSIAN).double()
         student.mean.data += mean
-        loss = objective.loss(batch, exact_nets(student), Given(draws(batch.x0, 64)))
+        loss = means(objective.loss(batch, exact_nets(student), Given(draws(batch.x0, 64))))
         return max(float(g.abs().max()) for g in gradients(loss, student))
 
     assert size(0.0) < 1e-12
@@ -161,7 +161,7 @@ def test_training_converges_to_the_exact_transport(method: str, kind: str) -> No
 @pytest.mark.parametrize("weight", ["none", "velocity"])
 def test_exact_transport_is_consistent(exact: GaussianMap, batch: Batch, weight: str) -> None:
     config = ConsistencyConfig(kind="continuous", loss="l2", guidance=0.0, weight=weight)
-    loss = Consistency(config).loss(batch, exact_nets(exact), Given(draws(batch.x0, 64)))
+    loss = means(Consistency(config).loss(batch, exact_nets(exact), Given(draws(batch.x0, 64))))
     assert float(total(loss).detach()) < 1e-24
 
 

@@ -14,7 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from fewstep.core.batch import Condition
 from fewstep.core.derivatives import Tangents
 from fewstep.core.layout import Layout
-from fewstep.engine.probe import choose_tangents
+from fewstep.core.objective import means
+from fewstep.engine.derivatives import choose_tangents
+from fewstep.engine.trainer import Trainer, TrainStep
 from fewstep.errors import FewstepError
 
 
@@ -40,26 +42,33 @@ def test_modes_give_the_same_training_step_in_float64() -> None:
     grads = {}
     for mode in ("one-pass", "two-pass", "finite-difference"):
         run = trainer("tiny-transport", dtype=torch.float64)
-        step = run.at(0, tangents=Tangents(mode, step=1e-4))
+        step = TrainStep(run, run.objective.phase(0), 0, 0, Tangents(mode, step=1e-4))
         batch = run.batch(0)
         batch = type(batch)(batch.x0.double(), batch.layout, batch.cond)
-        losses = run.losses(run.objective.phase(0), batch, step)
+        losses = means(run.losses(run.objective.phase(0), batch, step))
         parts = torch.autograd.grad(losses["vm"], list(run.nets.view.student.parameters()))
         grads[mode] = torch.cat([losses["vm"].detach()[None], *(g.flatten() for g in parts)])
     torch.testing.assert_close(grads["two-pass"], grads["one-pass"], rtol=0, atol=1e-12)
     torch.testing.assert_close(grads["finite-difference"], grads["one-pass"], rtol=0, atol=1e-6)
 
 
+def started(objective: str, backbone: str = "tiny", said: list[str] | None = None, steps: int = 1) -> Trainer:
+    """A trainer after its first iterations, in which it chose how to differentiate."""
+    run = trainer(objective, backbone, said=said, steps=steps)
+    run.train(lambda _: None, lambda: None)
+    return run
+
+
 def test_exact_mode_is_announced() -> None:
     said: list[str] = []
-    assert trainer("tiny-transport", said=said).tangents.mode == "one-pass"
+    assert started("tiny-transport", said=said).derivatives.tangents.mode == "one-pass"
     assert said == ["derivatives: one-pass (the backbone provides 'jvp')"]
 
 
 def test_op_without_forward_mode_falls_back_and_the_warning_names_the_reason() -> None:
     said: list[str] = []
-    run = trainer("tiny-transport", "tiny-fused", said=said)
-    assert run.tangents.mode == "finite-difference"
+    run = started("tiny-transport", "tiny-fused", said)
+    assert run.derivatives.tangents.mode == "finite-difference"
     (line,) = said
     assert line.startswith("warning: derivatives by finite differences")
     assert "You must implement the jvp function" in line
@@ -67,7 +76,7 @@ def test_op_without_forward_mode_falls_back_and_the_warning_names_the_reason() -
 
 def test_backbone_without_jvp_gets_finite_differences_and_says_so() -> None:
     said: list[str] = []
-    assert trainer("tiny-transport", "tiny-nojvp", said=said).tangents.mode == "finite-difference"
+    assert started("tiny-transport", "tiny-nojvp", said).derivatives.tangents.mode == "finite-difference"
     assert said == [
         "warning: derivatives by finite differences, which are not exact: the backbone does not provide 'jvp'"
     ]
@@ -76,7 +85,7 @@ def test_backbone_without_jvp_gets_finite_differences_and_says_so() -> None:
 @pytest.mark.parametrize("backbone", ["tiny", "tiny-nojvp", "tiny-fused"])
 def test_method_without_derivatives_says_nothing(backbone: str) -> None:
     said: list[str] = []
-    trainer("tiny-regress", backbone, said=said)
+    started("tiny-regress", backbone, said)
     assert said == []
 
 
@@ -94,8 +103,8 @@ class Recomputed(Tiny):
 def test_two_passes_are_tried_before_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKBONES, "tiny-recomputed", Recomputed)
     said: list[str] = []
-    run = trainer("tiny-transport", "tiny-recomputed", said=said)
-    assert run.tangents.mode == "two-pass"
+    run = started("tiny-transport", "tiny-recomputed", said)
+    assert run.derivatives.tangents.mode == "two-pass"
     assert said[0].startswith("derivatives: two-pass (forward mode with a graph failed: ")
 
 
@@ -108,12 +117,14 @@ def test_choice_tries_every_phase(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(engine_helpers.OBJECTIVES, "tiny-late", Late)
     said: list[str] = []
-    assert trainer("tiny-late", "tiny-fused", said=said).tangents.mode == "finite-difference"
+    assert started("tiny-late", "tiny-fused", said, steps=3).derivatives.tangents.mode == "finite-difference"
     assert len(said) == 1
 
 
 def test_trial_leaves_no_trace() -> None:
     run = trainer("tiny-transport")
+    run.tangents_at(run.objective.phase(0), 0)
+    assert run.derivatives.tangents.mode == "one-pass"
     assert run.budget.snapshot()["student"] == {"forward": 0, "tangent": 0, "backward": 0}
     assert all(p.grad is None for p in run.nets.view.student.parameters())
 
@@ -125,22 +136,25 @@ def test_error_of_the_objective_itself_is_not_taken_for_a_missing_derivative(mon
 
     monkeypatch.setitem(engine_helpers.OBJECTIVES, "tiny-broken", Broken)
     with pytest.raises(RuntimeError, match="size"):
-        trainer("tiny-broken")
+        started("tiny-broken")
 
 
 def test_no_memory_is_not_taken_for_a_missing_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
     class Large(Transport):
         def loss(self, batch: Any, nets: Any, step: Any) -> dict[str, Tensor]:
-            raise torch.OutOfMemoryError("tried to allocate")
+            if len(batch.x0) == 2:
+                raise torch.OutOfMemoryError("tried to allocate")
+            return super().loss(batch, nets, step)
 
     monkeypatch.setitem(engine_helpers.OBJECTIVES, "tiny-large", Large)
-    with pytest.raises(FewstepError, match="out of memory with 2 samples"):
-        trainer("tiny-large")
+    with pytest.raises(FewstepError, match="out of memory while derivatives are tried on two samples"):
+        started("tiny-large")
 
 
 def test_reason_of_the_first_failure_is_kept() -> None:
-    def probe(tangents: Tangents) -> None:
-        raise RuntimeError(f"no derivative in {tangents.mode}\nmore")
+    def trial(tangents: Tangents) -> None:
+        if tangents.mode != "finite-difference":
+            raise RuntimeError(f"no derivative in {tangents.mode}\nmore")
 
-    chosen = choose_tangents(frozenset({"jvp"}), probe)
+    chosen = choose_tangents(Tangents(), trial)
     assert (chosen.mode, chosen.reason) == ("finite-difference", "forward mode failed: no derivative in one-pass")

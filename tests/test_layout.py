@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from fewstep.core.batch import Batch, Condition
-from fewstep.core.layout import Dense, Layout, Packed, reduce_mean
+from fewstep.core.layout import Dense, Layout, Packed
+from fewstep.core.objective import per
 from fewstep.errors import FewstepError
 
 LENGTHS = [3, 1, 0, 7]
@@ -104,9 +105,9 @@ def test_reductions_have_forward_and_reverse_derivatives(layout: Layout, name: s
     assert torch.allclose(forward, reverse, atol=1e-12)
 
 
-def test_reduce_mean_by_element_and_by_sample() -> None:
+def test_loss_terms_by_element_and_by_sample() -> None:
     layout = Packed.of_lengths([1, 3])
     x = torch.tensor([[4.0], [1.0], [1.0], [1.0]])
-    assert reduce_mean(x, layout, "element").item() == pytest.approx(7 / 4)
-    assert reduce_mean(x, layout, "sample").item() == pytest.approx(5 / 2)
-    assert reduce_mean(x, Dense(4), "sample").item() == reduce_mean(x, Dense(4), "element").item()
+    assert per("element", x, layout).mean().item() == pytest.approx(7 / 4)
+    assert per("sample", x, layout).mean().item() == pytest.approx(5 / 2)
+    assert per("sample", x, Dense(4)).mean().item() == per("element", x, Dense(4)).mean().item()

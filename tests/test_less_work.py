@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fewstep.core.backbone import Guidance
 from fewstep.core.batch import Batch, Condition, joined
 from fewstep.core.layout import Dense, Layout, Packed
-from fewstep.core.objective import Nets, Step
+from fewstep.core.objective import Nets, Step, means
 from fewstep.core.samplers import euler
 from fewstep.errors import FewstepError
 from fewstep.ops.economy import ENV, SWITCHES, economy, on
@@ -74,7 +74,7 @@ def step_of(flow: Flow, batch: Batch, config: MDTConfig, guidance: Guidance) -> 
     """Loss terms and gradients of one MDT step."""
     student, teacher = flow.student().train().requires_grad_(True), Teachers(flow, guidance)
     nets = Nets({"teacher": teacher.teacher, "student": student}, {})
-    terms = MDT(config).loss(fresh(batch), nets, Step(3, flow.interpolant, seed=5))
+    terms = means(MDT(config).loss(fresh(batch), nets, Step(3, flow.interpolant, seed=5)))
     names, parameters = zip(*student.named_parameters(), strict=True)
     gradients = torch.autograd.grad(torch.stack(list(terms.values())).sum(), parameters, allow_unused=True)
     # Queries that look at nothing but zeros have no gradient, by the shortcut as by the long way.
@@ -223,8 +223,10 @@ def test_grouped_evaluations_count_the_same_samples(case: tuple[Flow, Batch]) ->
         for network in (teacher.backbone, student):
             network.register_forward_hook(lambda m, args, out, seen=seen: seen.append(args[3].batch_size))
         with economy(*(["groups"] if grouped else [])):
-            MDT(MDTConfig()).loss(
-                fresh(batch), Nets({"teacher": teacher, "student": student}, {}), Step(3, flow.interpolant)
+            means(
+                MDT(MDTConfig()).loss(
+                    fresh(batch), Nets({"teacher": teacher, "student": student}, {}), Step(3, flow.interpolant)
+                )
             )
     assert sizes[False] == [2] * 9
     assert sorted(sizes[True]) == [4, 4, 4, 6]

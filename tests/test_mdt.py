@@ -27,7 +27,7 @@ from fewstep.core.backbone import Guidance, Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense
-from fewstep.core.objective import Nets, Step
+from fewstep.core.objective import Nets, Step, means
 from fewstep.core.times import step_grid
 
 DATA = Path(__file__).parent / "golden" / "data"
@@ -121,14 +121,14 @@ def given(batch: Batch, seed: int = 0) -> Given:
 
 
 def losses(config: MDTConfig, batch: Batch) -> dict[str, Tensor]:
-    return MDT(config).loss(batch, exact_nets(random_student(RING), RING), given(batch))
+    return means(MDT(config).loss(batch, exact_nets(random_student(RING), RING), given(batch)))
 
 
 def test_sum_has_the_terms_of_its_parts(batch: Batch) -> None:
     config, nets = MDTConfig(lambda_vm=0.7, lambda_vd=0.3), exact_nets(random_student(RING), RING)
-    both = MDT(config).loss(batch, nets, Step(3, Interpolant()))
-    alone = VelocityMatching(config).loss(batch, nets, Step(3, Interpolant()))
-    alone |= VelocityDistillation(config).loss(batch, nets, Step(3, Interpolant()))
+    both = means(MDT(config).loss(batch, nets, Step(3, Interpolant())))
+    alone = means(VelocityMatching(config).loss(batch, nets, Step(3, Interpolant())))
+    alone |= means(VelocityDistillation(config).loss(batch, nets, Step(3, Interpolant())))
     assert list(both) == ["vm", "vd"]
     assert {name: value.item() for name, value in both.items()} == pytest.approx(
         {name: value.item() for name, value in alone.items()}, rel=1e-6
@@ -137,7 +137,7 @@ def test_sum_has_the_terms_of_its_parts(batch: Batch) -> None:
 
 def test_terms_share_times_and_noise(batch: Batch) -> None:
     config, nets = MDTConfig(), exact_nets(random_student(RING), RING)
-    vm, vd = MDT(config).terms
+    vm, vd = MDT(config).objectives
     assert isinstance(vm, VelocityMatching)
     assert isinstance(vd, VelocityDistillation)
     step = Step(3, Interpolant())
@@ -168,7 +168,7 @@ def test_distillation_waits_for_matching(batch: Batch) -> None:
     nets = exact_nets(random_student(RING), RING)
     for index, terms in ((2, ["vm"]), (3, ["vm", "vd"])):
         step = Step(index, Interpolant())
-        assert list(MDT(MDTConfig(vd_after=3)).loss(batch, nets, step)) == terms
+        assert list(means(MDT(MDTConfig(vd_after=3)).loss(batch, nets, step))) == terms
 
 
 def test_distillation_gradient_is_the_written_one(batch: Batch) -> None:
@@ -193,7 +193,7 @@ def test_the_factor_moves_the_gradient_and_not_the_value(batch: Batch) -> None:
     found = {}
     for factor in (False, True):
         config = MDTConfig(vd_factor=factor)
-        loss = VelocityDistillation(config).loss(batch, nets, given(batch))
+        loss = means(VelocityDistillation(config).loss(batch, nets, given(batch)))
         found[factor] = loss["vd"].item(), gradients(loss, student)
     assert found[False][0] == found[True][0]
     assert largest(found[False][1], found[True][1]) > 1e-3
@@ -235,11 +235,13 @@ def test_a_list_of_guidance_is_drawn_from_each_step(batch: Batch) -> None:
     seen: dict[str, set[float]] = {"vm": set(), "vd": set()}
     pairs = set()
     for index in range(24):
-        got = objective.loss(batch, nets, Step(index, Interpolant()))
-        assert got == objective.loss(batch, nets, Step(index, Interpolant()))
+        got = means(objective.loss(batch, nets, Step(index, Interpolant())))
+        assert got == means(objective.loss(batch, nets, Step(index, Interpolant())))
         drawn = {}
         for term, value in got.items():
-            (w,) = [w for w, o in fixed.items() if o.loss(batch, nets, Step(index, Interpolant()))[term] == value]
+            (w,) = [
+                w for w, o in fixed.items() if means(o.loss(batch, nets, Step(index, Interpolant())))[term] == value
+            ]
             seen[term].add(w)
             drawn[term] = w
         pairs.add((drawn["vm"], drawn["vd"]))
@@ -270,7 +272,7 @@ def test_conditions_are_dropped_for_the_student_alone_and_anew_at_each_place() -
     batch = Batch(torch.randn(200, 2, generator=g, dtype=torch.float64), Dense(200), Condition(tokens))
     nets = exact_nets(Watch(random_student(RING)), RING)
     teacher = nets._modules["teacher"] = Watch(nets.teacher)
-    MDT(MDTConfig(p_uncond=0.3)).loss(batch, nets, Step(0, Interpolant()))
+    means(MDT(MDTConfig(p_uncond=0.3)).loss(batch, nets, Step(0, Interpolant())))
     assert all(torch.equal(seen, tokens) for seen in teacher.seen)
     vm, vm_before, fake, vd, vd_before = [seen.sum(1) == 0 for seen in nets.student.seen]
     assert torch.equal(vm, vm_before)
@@ -340,6 +342,6 @@ def test_published_preset(name: str) -> None:
 def test_dropped_conditions_are_a_function_of_the_step(batch: Batch) -> None:
     objective, nets = MDT(MDTConfig(p_uncond=0.5)), exact_nets(random_student(RING), RING)
     step = Step(0, Interpolant())
-    once, again, later = (objective.loss(batch, nets, s) for s in (step, step, Step(1, Interpolant())))
+    once, again, later = (means(objective.loss(batch, nets, s)) for s in (step, step, Step(1, Interpolant())))
     assert once == again
     assert once["vm"] != later["vm"]

@@ -18,7 +18,7 @@ from torch import Tensor
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.derivatives import Mode, Tangents
 from fewstep.core.layout import Dense, Packed
-from fewstep.core.objective import Objective, Step
+from fewstep.core.objective import Objective, Step, means
 
 LENGTHS = [3, 1, 7, 2, 5]
 Make = Callable[[str], Objective[Any]]
@@ -87,9 +87,9 @@ def test_packed_is_dense_sample_by_sample(name: str, reduction: str) -> None:
     nets, (batch, given) = exact_nets(student, RING), ragged()
     shares = torch.tensor(LENGTHS).double() / sum(LENGTHS)
     shares = shares if reduction == "element" else torch.full_like(shares, 1 / len(LENGTHS))
-    losses = [objective.loss(*_with(nets, *alone(i, batch, given))) for i in range(len(LENGTHS))]
+    losses = [means(objective.loss(*_with(nets, *alone(i, batch, given)))) for i in range(len(LENGTHS))]
     expected = {key: sum(w * one[key] for w, one in zip(shares, losses, strict=True)) for key in losses[0]}
-    packed = objective.loss(batch, nets, Given(given))
+    packed = means(objective.loss(batch, nets, Given(given)))
     for key, value in expected.items():
         assert abs(float((packed[key] - value).detach())) < 1e-12 * max(1.0, abs(float(packed[key].detach())))
     ours, theirs = gradients(packed, student), gradients(expected, student)
@@ -110,8 +110,8 @@ def test_sets_of_one_size_are_the_same_either_way(name: str) -> None:
     given = draws(x0, 4)
     flat = {k: v.flatten(0, 1) if v.dim() == 3 else v for k, v in given.items()}
     cond = Condition(torch.eye(8, dtype=torch.float64)[:4])
-    dense = objective.loss(Batch(x0, Dense(4), cond), nets, Given(given))
-    packed = objective.loss(Batch(x0.flatten(0, 1), Packed.of_lengths([3] * 4), cond), nets, Given(flat))
+    dense = means(objective.loss(Batch(x0, Dense(4), cond), nets, Given(given)))
+    packed = means(objective.loss(Batch(x0.flatten(0, 1), Packed.of_lengths([3] * 4), cond), nets, Given(flat)))
     assert largest(list(dense.values()), list(packed.values())) < 1e-12
     assert largest(gradients(dense, student), gradients(packed, student)) < 1e-12
 
@@ -121,8 +121,8 @@ def test_order_of_samples_does_not_matter() -> None:
     nets, (batch, given) = exact_nets(student, RING), ragged()
     order = torch.tensor([4, 2, 0, 1, 3])
     moved = {k: given[k][order] if k == "t" else batch.layout.select(given[k], order)[0] for k in given}
-    one = objective.loss(batch, nets, Given(given))
-    two = objective.loss(batch.select(order), nets, Given(moved))
+    one = means(objective.loss(batch, nets, Given(given)))
+    two = means(objective.loss(batch.select(order), nets, Given(moved)))
     assert largest(gradients(one, student), gradients(two, student)) < 1e-12
 
 
@@ -132,7 +132,7 @@ def test_the_three_ways_to_differentiate_agree(name: str) -> None:
     nets, (batch, given) = exact_nets(student, RING), ragged()
 
     def found(mode: Mode, step: float = 1e-4) -> tuple[float, list[Tensor]]:
-        losses = objective.loss(batch, nets, Given(given, Tangents(mode, step)))
+        losses = means(objective.loss(batch, nets, Given(given, Tangents(mode, step))))
         return float(total(losses).detach()), gradients(losses, student)
 
     exact, two_pass = found("one-pass"), found("two-pass")

@@ -22,7 +22,7 @@ from torch import Tensor
 from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Dense, Packed
-from fewstep.core.objective import Nets, Step
+from fewstep.core.objective import Nets, Step, means
 from fewstep.core.samplers import euler
 from fewstep.ops.economy import SWITCHES, economy, on
 
@@ -63,7 +63,7 @@ def step(case: Case) -> Callable[[], list[Tensor]]:
     nets = Nets({"teacher": teacher, "student": student}, {})
 
     def run() -> list[Tensor]:
-        losses = MDT(MDTConfig()).loss(fresh(batch), nets, Step(0, teacher.interpolant, seed=3))
+        losses = means(MDT(MDTConfig()).loss(fresh(batch), nets, Step(0, teacher.interpolant, seed=3)))
         total = torch.stack(list(losses.values())).sum()
         found = torch.autograd.grad(total, list(student.parameters()), allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(student.parameters(), found, strict=True)]

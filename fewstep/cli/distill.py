@@ -101,15 +101,15 @@ def show_config(console: Console, resolved: Resolved, stage: str = "") -> None:
 def _start(
     resolved: Mapping[str, Resolved], out: Path | None, resume: bool, trackers: list[str], console: Console
 ) -> None:
-    from fewstep.config import run
+    from fewstep.engine import session
 
     folder = out or next(iter(resolved.values())).folder
     try:
         if len(resolved) > 1:
-            students = run.start_stages(resolved, folder, resume, console, trackers=trackers, command=sys.argv)
+            students = session.start_stages(resolved, folder, resume, console, trackers=trackers, command=sys.argv)
         else:
             (one,) = resolved.values()
-            students = [run.start(one, folder, resume, console, trackers=trackers, command=sys.argv)]
+            students = [session.start(one, folder, resume, console, trackers=trackers, command=sys.argv)]
     except KeyboardInterrupt:
         print(f"interrupted; to go on: {_resuming(sys.argv[1:], folder)}", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args
@@ -23,7 +23,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
-__all__ = ["Row", "Strict", "describe", "merge", "parse_override", "read_toml", "validate"]
+__all__ = ["Row", "Strict", "describe", "flatten", "merge", "parse_override", "read_toml", "validate"]
 
 M = TypeVar("M", bound=BaseModel)
 EXAMPLE = "for example train.steps=400"
@@ -44,9 +44,19 @@ class Strict(BaseModel):
         kinds = {annotation, *get_args(annotation)}
         if value == "none" and NoneType in kinds:
             return None
-        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+        many = isinstance(value, list | tuple)
+        kinds = _types(annotation) if many else kinds
+        found = any(isinstance(item, bool) for item in (value if many else [value]))
+        if found and kinds & {int, float} and bool not in kinds:
             raise PydanticCustomError("no_number", "true and false are no numbers")
         return value
+
+
+def _types(annotation: Any) -> set[Any]:
+    """The types in an annotation, those of list elements included."""
+    if hasattr(annotation, "__metadata__"):
+        return _types(annotation.__origin__)
+    return {annotation}.union(*map(_types, get_args(annotation)))
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -113,6 +123,15 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
             both = isinstance(old, Mapping) and isinstance(value, Mapping)
             out[key] = merge(old, value) if both else value  # type: ignore[arg-type]
     return out
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested tables."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def validate(model: type[M], values: Mapping[str, Any]) -> M:

@@ -12,9 +12,8 @@ from typing import Any
 from pydantic import Field, create_model
 
 import fewstep
-from fewstep.config.base import Strict
+from fewstep.config.base import Strict, flatten
 from fewstep.config.train import TrainConfig
-from fewstep.engine.folder import flatten
 from fewstep.plugins.registry import Entry, registry
 
 TABLES = ("objective", "backbone", "data", "train")

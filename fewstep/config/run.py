@@ -1,22 +1,19 @@
-"""From the words of a command line to runs: configs of defaults, preset, file and overrides, checked, and started.
+"""From the words of a command line to the configs of runs: defaults, preset, file and overrides, checked.
 
 Imports torch late.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from fewstep.config import presets
-from fewstep.config.base import merge, parse_override, read_toml, validate
+from fewstep.config.base import flatten, merge, parse_override, read_toml, validate
 from fewstep.config.needs import check_needs
 from fewstep.config.resolved import TABLES, Resolved, RunConfig, model_of, source_of, versions
 from fewstep.config.stages import check_named, chosen, keys_of, preset_of
-from fewstep.engine.folder import CONFIG, check, flatten, occupied
 from fewstep.errors import FewstepError
 from fewstep.plugins.registry import Entry, registry
 
@@ -28,8 +25,6 @@ __all__ = [
     "pick",
     "resolve",
     "resolve_stages",
-    "start",
-    "start_stages",
     "versions",
 ]
 
@@ -121,57 +116,3 @@ def _located(line: str, sources: dict[str, str]) -> str:
     key = line.removeprefix("unknown key ").partition(":")[0].strip("'")
     source = source_of(sources, key)
     return line if source in ("default", "command line") else f"{line} (from {source})"
-
-
-def start(
-    resolved: Resolved,
-    out: Path | None,
-    resume: bool,
-    console: Console,
-    *,
-    trackers: Sequence[str] = (),
-    command: Sequence[str] = (),
-) -> Path:
-    """Distil, or go on where a killed run stopped, and export the student into ``student/`` of the run's folder.
-
-    Args:
-        out: the run's folder; None: ``runs/<method>-<backbone>``.
-        trackers: registered trackers beside ``metrics.jsonl``.
-        command: the command line, for the record.
-
-    Raises:
-        FewstepError: for anything a user can put right.
-    """
-    from fewstep.engine.session import run
-
-    return run(resolved, out or resolved.folder, resume, console, trackers, command)
-
-
-def start_stages(
-    resolved: Mapping[str, Resolved],
-    out: Path,
-    resume: bool,
-    console: Console,
-    *,
-    trackers: Sequence[str] = (),
-    command: Sequence[str] = (),
-) -> list[Path]:
-    """Distil stage after stage, each into a folder of its name in ``out``; returns these folders.
-
-    On ``resume`` a stage goes on where it was, or starts where it had not begun.
-
-    Raises:
-        FewstepError: before anything starts, where one of the folders cannot be used.
-    """
-    begun = {name: resume and occupied(out / name) for name in resolved}
-    foreign = resume and occupied(out) and not any((out / name).is_dir() for name in resolved)
-    if foreign or (out / CONFIG).is_file():
-        raise FewstepError(f"{str(out)!r} does not hold runs of stages {', '.join(resolved)}; accepted: another --out")
-    if not resume or not out.is_dir():
-        check(out, resume)
-    for name, again in begun.items():
-        check(out / name, again)
-    return [
-        start(one, out / name, begun[name], console, trackers=trackers, command=command)
-        for name, one in resolved.items()
-    ]

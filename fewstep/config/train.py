@@ -12,12 +12,12 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainConfig(Strict):
-    """How a run is trained: length, optimiser, precision, averages and what it writes."""
+    """How a run is trained: length, optimiser, precision, EMA and what it writes."""
 
     steps: int = Field(default=1000, ge=1, description="optimiser iterations")
-    batch_size: int = Field(default=16, ge=1, description="samples of one forward pass")
+    batch_size: int = Field(default=16, ge=1, description="samples of one micro-batch")
     accumulate: int = Field(
-        default=1, ge=1, description="passes per iteration; its batch is batch_size x accumulate samples"
+        default=1, ge=1, description="micro-batches of an iteration, which sees batch_size x accumulate samples"
     )
     lr: float = Field(default=1e-4, gt=0, le=1, description="AdamW learning rate, before a network's own factor")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
@@ -42,10 +42,15 @@ class TrainConfig(Strict):
         default="fp32", description="autocast type; the weights stay float32 (fp16 needs CUDA)"
     )
     ema: tuple[Rate, ...] = Field(
-        default=(), description="rates of the student's moving averages, beside the method's own"
+        default=(),
+        description="decay rates of EMAs (moving averages) of the student's weights, beside the method's",
+    )
+    ema_warmup: bool = Field(
+        default=False,
+        description="limit the decay of every EMA at its n-th update to (1 + n) / (10 + n), the method's included",
     )
     export: float | Literal["student"] = Field(
-        default="student", description="weights of the exported student: 'student', or the rate of one of its averages"
+        default="student", description="weights of the exported student: 'student', or the rate of one of its EMAs"
     )
     checkpoint_every: int = Field(
         default=500, ge=1, description="iterations between checkpoints; the last is always written"
@@ -65,5 +70,5 @@ class TrainConfig(Strict):
         except (TypeError, ValueError):
             rate = -1.0
         if not 0 <= rate < 1:
-            raise ValueError("'student' or the rate of an average, at least 0 and below 1")
+            raise ValueError("'student' or the rate of an EMA, at least 0 and below 1")
         return rate

@@ -34,7 +34,7 @@ class VelocityField(Protocol):
 class Backbone(nn.Module):
     """A network that predicts velocity, with what it can do declared.
 
-    A subclass sets ``Config``, ``provides`` (of "dense", "packed", "jvp", "two_time", "features", "shard") and
+    A subclass sets ``Config``, ``provides`` (of "dense", "packed", "jvp", "two_time") and
     ``interpolant``, and implements ``forward``, ``teacher``, ``save`` and ``load``. Where a model is several networks
     one after another, each is a backbone with its ``stage``, and the one that users name lists all in ``stages``.
     """
@@ -78,10 +78,6 @@ class Backbone(nn.Module):
         """Folders of the students that ship with the plugin, by method; ``fewstep bench --methods`` takes them."""
         return {}
 
-    def shard_units(self) -> list[nn.Module]:
-        """The modules that sharding and activation checkpointing treat as one piece each."""
-        return [self]
-
 
 @dataclass(frozen=True)
 class Guidance:
@@ -124,15 +120,19 @@ class Guidance:
 
 
 class Teacher(nn.Module):
-    """A frozen backbone with guidance, itself a ``Field``.
+    """A frozen backbone with guidance, itself a ``VelocityField``.
 
     Args:
         backbone: the pretrained network; its parameters are frozen here.
         guidance: used unless a call passes its own.
+
+    Attributes:
+        trainable: names of the parameters that were not frozen before, which a student trains.
     """
 
     def __init__(self, backbone: Backbone, guidance: Guidance = Guidance()) -> None:
         super().__init__()
+        self.trainable = frozenset(name for name, p in backbone.named_parameters() if p.requires_grad)
         self.backbone = backbone.eval().requires_grad_(False)
         self.guidance = guidance
 
@@ -150,10 +150,13 @@ class Teacher(nn.Module):
         s_B: Tensor | None = None,
         guidance: Guidance | None = None,
     ) -> Tensor:
-        """The guided velocity. Where the interval covers only some of the times, the scale falls to 1 for the rest."""
+        """The guided velocity; samples whose time is outside the guidance interval get the conditional one.
+
+        ``s_B`` [B] is the target time of a two-time backbone, for both passes.
+        """
         guidance = guidance or self.guidance
-        positive: Tensor = self.backbone(x, t_B, cond, layout)
+        positive: Tensor = self.backbone(x, t_B, cond, layout, s_B=s_B)
         if guidance.idle(t_B) or cond.tokens is None:
             return positive
-        negative: Tensor = self.backbone(x, t_B, cond.negative(), layout)
+        negative: Tensor = self.backbone(x, t_B, cond.negative(), layout, s_B=s_B)
         return guidance.guided(positive, negative, t_B, layout)

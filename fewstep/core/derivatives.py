@@ -1,7 +1,7 @@
-"""Directional derivatives of a network: one pass, two passes or finite differences, chosen once and said aloud.
+"""Directional derivatives of a network: by forward mode in one pass or two, or by finite differences.
 
-``torch.func.jvp`` is used and never ``torch.autograd.functional.jvp``, which returns 0 through an opaque kernel
-without a word.
+``torch.func.jvp`` is used and never ``torch.autograd.functional.jvp``, which silently returns 0 through an
+``autograd.Function`` without a double backward.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fewstep.core.layout import Dense, Layout
+from fewstep.errors import FewstepError
+
 Mode = Literal["one-pass", "two-pass", "finite-difference"]
 Function = Callable[..., Tensor]
 Tensors = tuple[Tensor, ...]
@@ -20,12 +23,12 @@ Tensors = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Tangents:
-    """The chosen way to differentiate.
+    """A way to differentiate.
 
     Args:
         mode: "one-pass" gets value and tangent together; "two-pass" takes the tangent under ``no_grad`` and the
-            value by an ordinary forward (activation checkpointing needs it); "finite-difference" is central.
-        step: half-width of the finite difference, in units of the tangent.
+            value by an ordinary forward (activation checkpointing needs it); "finite-difference" is of second order.
+        step: distance h of the finite difference, in units of the tangent.
         reason: why this mode, for the run's log.
     """
 
@@ -33,62 +36,75 @@ class Tangents:
     step: float = 5e-3
     reason: str = "default"
 
-    def __call__(self, f: Function, primals: Tensors, tangents: Tensors) -> tuple[Tensor, Tensor]:
-        """(f(*primals) with its graph, detached tangent of f along ``tangents``)."""
+    def __call__(
+        self, f: Function, primals: Tensors, tangents: Tensors, layout: Layout | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(f(*primals) with its graph, detached tangent of f along ``tangents``); see ``Step.jvp``."""
         if self.mode == "one-pass":
             found = torch.func.jvp(f, primals, tangents)
             return found[0], found[1].detach()
+        if self.mode == "finite-difference":
+            return finite_difference(f, primals, tangents, self.step, layout)
         with torch.no_grad():
-            if self.mode == "two-pass":
-                tangent = torch.func.jvp(f, primals, tangents)[1]
+            tangent = torch.func.jvp(f, primals, tangents)[1]
+        return f(*primals), tangent
+
+
+def finite_difference(
+    f: Function, primals: Tensors, tangents: Tensors, h: float, layout: Layout | None = None
+) -> tuple[Tensor, Tensor]:
+    """f(*primals) with its graph, and its derivative along ``tangents`` from two more evaluations.
+
+    The derivative of the parabola through f(0), f(a) and f(b), the values at distances 0, a and b along the tangents:
+
+        f'(0) = b / (a (b - a)) [f(a) - f(0)] - a / (b (b - a)) [f(b) - f(0)] + O(h^2)
+
+    For each sample (a, b) is (h, -h), the central difference, unless a time ([B] primal) would leave [0, 1]: then
+    (h, 2h) or (-h, -2h). Times are moved in float64: t - h in float32 would lose digits that the division magnifies.
+    All evaluations see the same random state.
+
+    Raises:
+        FewstepError: for packed states without their ``layout``.
+    """
+    a_B, b_B = _offsets(primals, tangents, h)
+
+    def moved(offset_B: Tensor) -> Tensor:
+        at = []
+        for primal, direction in zip(primals, tangents, strict=True):
+            if primal.dim() == 1:
+                at.append(primal.double() + offset_B * direction.double())
             else:
-                tangent = central_difference(f, primals, tangents, self.step)
-        return f(*primals), tangent.detach()
-
-
-def central_difference(f: Function, primals: Tensors, tangents: Tensors, step: float) -> Tensor:
-    """(f(x + h d) - f(x - h d)) / 2h with one random state for both evaluations.
-
-    Times ([B] vectors) are moved in float64: t - h in float32 loses half of the digits that the difference keeps.
-    """
-
-    def shifted(h: float) -> Tensor:
-        moved = [_moved(p, d, h) for p, d in zip(primals, tangents, strict=True)]
+                at.append(primal + _expand(offset_B, primal, layout) * direction)
         with torch.random.fork_rng():
-            return f(*moved)
+            return f(*at)
 
-    return (shifted(step) - shifted(-step)) / (2 * step)
+    with torch.no_grad():
+        at_a, at_b = moved(a_B), moved(b_B)
+    value = f(*primals)
+    here = value.detach()
+    weight_a, weight_b = b_B / (a_B * (b_B - a_B)), a_B / (b_B * (b_B - a_B))
+    slope = _expand(weight_a, here, layout) * (at_a - here) - _expand(weight_b, here, layout) * (at_b - here)
+    return value, slope
 
 
-def _moved(primal: Tensor, direction: Tensor, h: float) -> Tensor:
-    if primal.dim() == 1:
-        return primal.double() + h * direction.double()
-    return primal + h * direction
+def _offsets(primals: Tensors, tangents: Tensors, h: float) -> tuple[Tensor, Tensor]:
+    """[B] distances (a, b) for each sample, in float64."""
+    times = [(p.double(), d.double()) for p, d in zip(primals, tangents, strict=True) if p.dim() == 1]
+    count, device = len(primals[0]) if not times else len(times[0][0]), primals[0].device
+    a_B = torch.full((count,), h, dtype=torch.float64, device=device)
+    b_B = -a_B
+    forward, backward = (torch.zeros(count, dtype=torch.bool, device=device) for _ in range(2))
+    for t, d in times:
+        low, high = torch.minimum(t - h * d, t + h * d) < 0, torch.maximum(t - h * d, t + h * d) > 1
+        forward |= torch.where(d > 0, low, high)
+        backward |= torch.where(d > 0, high, low)
+    a_B = torch.where(backward, -a_B, a_B)
+    return a_B, torch.where(forward | backward, 2 * a_B, b_B)
 
 
-def choose(
-    provides: frozenset[str], probe: Callable[[Tangents], object] | None = None, *, checkpointing: bool = False
-) -> Tangents:
-    """The mode for a run: what the backbone declares, held against one trial call.
-
-    Args:
-        provides: the backbone's declared capabilities.
-        probe: runs the objective's loss once on a small batch with the given ``Tangents``; whatever it raises
-            under forward mode leads to finite differences with that reason.
-        checkpointing: activation checkpointing is on, which works only in two passes.
-    """
-    if "jvp" not in provides:
-        return Tangents("finite-difference", reason="the backbone does not provide 'jvp'")
-    wanted = (
-        Tangents("two-pass", reason="activation checkpointing is on")
-        if checkpointing
-        else Tangents("one-pass", reason="the backbone provides 'jvp'")
-    )
-    if probe is None:
-        return wanted
-    try:
-        probe(wanted)
-    except (RuntimeError, NotImplementedError) as error:
-        first = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        return Tangents("finite-difference", reason=f"forward mode failed: {first}")
-    return wanted
+def _expand(v_B: Tensor, like: Tensor, layout: Layout | None) -> Tensor:
+    if layout is not None:
+        return layout.expand(v_B, like)
+    if len(like) != len(v_B):
+        raise FewstepError(f"step.jvp: finite differences on packed states {list(like.shape)} need layout=batch.layout")
+    return Dense(len(v_B)).expand(v_B, like)

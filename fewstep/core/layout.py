@@ -195,9 +195,3 @@ class Packed:
     def _repeat(self, copies: int) -> Packed:
         coords = None if self.coords is None else self.coords.repeat(copies, 1)
         return Packed.of_lengths(copies * self.lengths_list, coords, self.cu_seqlens.device)
-
-
-def reduce_mean(x: Tensor, layout: Layout, how: str) -> Tensor:
-    """The loss over a batch: "element" is the mean over all elements (a longer sample weighs more, as published),
-    "sample" the mean over samples of each one's own mean."""
-    return x.mean() if how == "element" else layout.mean(x).mean()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,20 @@ from fewstep.core.layout import Layout
 from fewstep.core.times import TimeSampler
 
 C = TypeVar("C", bound=Strict)
+Reduction = Literal["element", "sample"]
+FORWARD_MODE = Tangents()
 
 
 @dataclass(frozen=True)
 class NetSpec:
-    """How the engine makes one trained network: from the teacher's weights, from a fresh ``build``, with its EMAs."""
+    """How the engine makes one trained network.
+
+    Args:
+        init: "teacher", or the name of an earlier network, whose weights it starts from.
+        lr_scale: factor on ``train.lr``.
+        ema: decay rates of its exponential moving averages (EMA), each a network of its own.
+        build: makes the network from the teacher's backbone instead of ``init``.
+    """
 
     init: str = "teacher"
     lr_scale: float = 1.0
@@ -42,10 +51,10 @@ class Phase:
 
 
 class Nets:
-    """The networks of a run by name: ``nets.student``, ``nets.teacher``; ``nets.average("student", 0.99)`` its EMA."""
+    """The networks of a run by name: ``nets.student``, ``nets.teacher``; ``nets.ema("student", 0.99)`` for an EMA."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], averages: Mapping[tuple[str, float], nn.Module]) -> None:
-        self._modules, self._averages = dict(modules), dict(averages)
+    def __init__(self, modules: Mapping[str, nn.Module], emas: Mapping[tuple[str, float], nn.Module]) -> None:
+        self._modules, self._emas = dict(modules), dict(emas)
 
     def __getattr__(self, name: str) -> Any:
         modules = self.__dict__.get("_modules", {})
@@ -53,34 +62,50 @@ class Nets:
             raise AttributeError(f"no network {name!r}: there are {', '.join(sorted(modules))}")
         return modules[name]
 
-    def average(self, name: str, rate: float) -> nn.Module:
-        """The exponential moving average of a network at a rate that its NetSpec declared."""
-        return self._averages[name, rate]
+    def ema(self, name: str, rate: float) -> nn.Module:
+        """The exponential moving average of a network, at a rate that its NetSpec declares."""
+        return self._emas[name, rate]
 
 
-@dataclass
 class Step:
     """One iteration's randomness and derivatives.
 
     Draws are named streams, each seeded by (seed, index, rank, name): two terms of one objective that ask for
     "noise" get the same noise, a resumed run needs no generator state, and adding a draw moves no other.
+
+    Args:
+        index: the iteration, from 0.
+        interpolant: the backbone's.
+        seed: of the run.
+        rank: the micro-batch (or process) within the iteration.
+        total: iterations of the run.
+        tangents: how ``jvp`` differentiates.
+        device: of all draws.
     """
 
-    index: int
-    interpolant: Interpolant
-    seed: int = 0
-    rank: int = 0
-    total: int = 1
-    tangents: Tangents = field(default_factory=Tangents)
-    device: torch.device | str = "cpu"
+    def __init__(
+        self,
+        index: int,
+        interpolant: Interpolant,
+        seed: int = 0,
+        rank: int = 0,
+        total: int = 1,
+        tangents: Tangents = FORWARD_MODE,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.index, self.interpolant, self.seed, self.rank = index, interpolant, seed, rank
+        self.tangents, self.device, self._total = tangents, device, total
+        self._streams: dict[str, torch.Generator] = {}
+
+    @property
+    def total(self) -> int:
+        """Iterations of the run. The length of a run whose objective reads this cannot change on resume."""
+        return self._total
 
     @property
     def generator(self) -> torch.Generator:
-        """The stream "default", continued for the length of the step."""
+        """The stream "default"."""
         return self.stream("default")
-
-    def __post_init__(self) -> None:
-        self._streams: dict[str, torch.Generator] = {}
 
     def stream(self, name: str) -> torch.Generator:
         """The generator of a named stream; a second call continues it."""
@@ -102,16 +127,28 @@ class Step:
         return sampler.draw(layout.batch_size, self._fresh(name), self.device)
 
     def choice(self, values: tuple[float, ...], name: str) -> float:
-        """One of ``values`` (guidance given as a list means one value drawn a call)."""
+        """One of ``values``, by a named draw."""
         if len(values) == 1:
             return values[0]
         return values[int(torch.randint(len(values), (1,), generator=self._fresh(name), device=self.device))]
 
     def jvp(
-        self, f: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+        self,
+        f: Callable[..., Tensor],
+        primals: tuple[Tensor, ...],
+        tangents: tuple[Tensor, ...],
+        layout: Layout | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """f's value with its graph, and its detached directional derivative."""
-        return self.tangents(f, primals, tangents)
+        """f(*primals) with its graph, and the detached derivative of f at ``primals`` in the direction ``tangents``.
+
+        Args:
+            primals: states [B, ...] or [T, C], and times [B].
+            layout: of the states; finite differences on packed states need it.
+
+        Raises:
+            FewstepError: finite differences on packed states without a layout.
+        """
+        return self.tangents(f, primals, tangents, layout)
 
 
 class Objective(ABC, Generic[C]):
@@ -136,32 +173,26 @@ class Objective(ABC, Generic[C]):
         """How the student is to be sampled; stored with it."""
         return Contract(sampler=self.sampler, two_time="two_time" in self.needs)
 
-    @property
-    def reduction(self) -> str:
-        """What its losses are means over, "element" or "sample": the engine weighs passes of unequal size by that."""
-        return str(getattr(self.config, "reduction", "sample"))
-
     def phase(self, step: int) -> Phase:
         """What iteration ``step`` trains."""
         return Phase()
 
     @abstractmethod
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
-        """Named scalar terms; the engine minimises their sum."""
+        """Named loss terms. The engine minimises the sum of their means over all micro-batches of the iteration.
+
+        Return a term unreduced: a value for each element (shaped like ``batch.x0``, each element counts alike) or for
+        each sample ([B], each sample counts alike). The engine takes the mean, also over micro-batches of unequal size.
+        A scalar works where micro-batches are of equal size, and is refused elsewhere.
+        """
 
 
-class Sum(Objective[C]):
-    """An objective that is a sum of others on the same batch; equal stream names share their draws."""
+def per(reduction: Reduction, error: Tensor, layout: Layout) -> Tensor:
+    """A loss term of ``error`` ([B, ...] or [T, C]) by the key ``reduction`` of a config: the error itself for
+    "element" (a long sample weighs more), [B] means for "sample"."""
+    return error if reduction == "element" else layout.mean(error)
 
-    def __init__(self, config: C, terms: list[Objective[Any]]) -> None:
-        super().__init__(config)
-        self.terms = terms
 
-    def networks(self) -> dict[str, NetSpec]:
-        return {name: spec for term in self.terms for name, spec in term.networks().items()}
-
-    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = {}
-        for term in self.terms:
-            losses.update(term.loss(batch, nets, step))
-        return losses
+def means(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The scalar mean of each loss term, in float32 at least."""
+    return {name: term.to(torch.promote_types(term.dtype, torch.float32)).mean() for name, term in terms.items()}

@@ -33,6 +33,9 @@ def pick_device(name: str) -> torch.device:
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """The autocast context of ``train.precision``; none for fp32.
 
+    Its weight cache is off: a weight that is cast under ``no_grad`` (a finite difference, a tangent, a target) would be
+    used again where a graph is recorded, and get no gradient on older versions of torch.
+
     Raises:
         FewstepError: for fp16 off CUDA, where there is no gradient scaling.
     """
@@ -40,11 +43,12 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
         return nullcontext()
     if precision == "fp16" and device.type != "cuda":
         raise FewstepError(f"train.precision: got 'fp16' on {device.type}; accepted there: fp32, bf16")
-    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    return torch.autocast(device.type, dtype, cache_enabled=False)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on ``device``, its layout included; the layout itself, with all that it keeps, where it is there."""
+    """The batch on ``device``. A layout that is there already stays the same object, with its cache."""
     return Batch(batch.x0.to(device), _moved(batch.layout, device), batch.cond.to(device))
 
 

@@ -9,21 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fewstep.config.base import flatten
 from fewstep.errors import FewstepError
 from fewstep.files import TEMP, clean
 
 CONFIG = "config.json"
 FREE = ("train.checkpoint_every", "train.export", "train.keep", "train.log_every")
 RUN_KEYS = ("method", "backbone", "dataset")
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of nested tables."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def occupied(folder: Path) -> bool:

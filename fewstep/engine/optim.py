@@ -55,16 +55,17 @@ class Clipper:
 
 
 class NetOptimizer:
-    """AdamW over all parameters of one network.
+    """AdamW over the trainable parameters of one network.
 
     Args:
         name: the network's name, for errors and the checkpoint.
+        parameters: by name.
         scale: the network's factor on ``train.lr``.
     """
 
-    def __init__(self, name: str, module: nn.Module, scale: float, config: TrainConfig) -> None:
+    def __init__(self, name: str, parameters: Mapping[str, nn.Parameter], scale: float, config: TrainConfig) -> None:
         self.name, self.scale, self.config = name, scale, config
-        self.named = dict(module.named_parameters())
+        self.named = dict(parameters)
         self.adam = torch.optim.AdamW(
             self.named.values(), lr=config.lr * scale, betas=config.betas, weight_decay=config.weight_decay
         )
@@ -73,13 +74,6 @@ class NetOptimizer:
     def lr(self, step: int) -> float:
         """The learning rate of iteration ``step``."""
         return self.config.lr * self.scale * lr_factor(step, self.config)
-
-    def scale_gradients(self, factor: float) -> None:
-        """Multiply the gradients; 1 leaves every bit as it is."""
-        if factor != 1:
-            for parameter in self.named.values():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
 
     def clip(self) -> float:
         """Scale the gradients down to the limit; their norm before that."""

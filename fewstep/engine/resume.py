@@ -1,7 +1,7 @@
-"""Resume state: a folder a checkpoint, tensors in safetensors, the rest in JSON, a checksum over both. No pickle.
+"""Resume state: what a trainer must remember to go on bit for bit, and the files that hold it.
 
-One process writes it. A sharded run would write one tensor file a rank and list their checksums in ``state.json``
-in place of ``sha256``: ``Store`` alone knows the files, the trainer only hands over named tensors.
+A checkpoint is a folder with tensors in safetensors, the rest in JSON and a checksum over both. No pickle. Draws need
+no state, since each step seeds its own; weights, EMAs, moments, clip buffers, the loss scale and counters do.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fewstep.core.derivatives import Tangents
+from fewstep.engine.trainer import Trainer
 from fewstep.errors import FewstepError
 from fewstep.files import clean, digest, discard, new_folder, sha256
 
-FORMAT = "fewstep-resume-1"
+FORMAT = "fewstep-resume-2"
 TENSORS, STATE = "state.safetensors", "state.json"
 KEYS = {"format", "step", "config", "config_sha256", "scalars", "sha256"}
 
@@ -122,6 +124,65 @@ class Store:
         if not older:
             return FewstepError(f"{text}; there is no older one: start a new run with another --out")
         return FewstepError(f"{text}; delete {str(file.parent)!r} to resume from the older one of step {older[-1]}")
+
+
+def tensors_of(trainer: Trainer) -> dict[str, Tensor]:
+    """Every tensor of the run's state by name."""
+    out = trainer.nets.state()
+    for name, optimizer in trainer.optimizers.items():
+        out.update({f"optim/{name}/{key}": value for key, value in optimizer.state().items()})
+    return out
+
+
+def scalars_of(trainer: Trainer) -> dict[str, Any]:
+    """The rest of the run's state, as JSON values."""
+    found = trainer.derivatives
+    return {
+        "seconds": trainer.seconds,
+        "updates": trainer.nets.updates,
+        "scaler": trainer.scaler.state_dict(),
+        "skipped": trainer.skipped,
+        "evaluations": trainer.budget.snapshot(),
+        "reads_total": trainer.reads_total,
+        "derivatives": [found.wanted.mode, found.wanted.reason] if found.probed else None,
+        **_surroundings(trainer),
+    }
+
+
+def restore(trainer: Trainer, header: Header, state: Mapping[str, Tensor]) -> list[str]:
+    """Put a checkpoint back into a fresh trainer of the same config; what the user should know about it.
+
+    Raises:
+        FewstepError: for tensors that do not fit, naming the file.
+    """
+    own = {f"optim/{name}/": optimizer for name, optimizer in trainer.optimizers.items()}
+    try:
+        trainer.nets.load({key: value for key, value in state.items() if not key.startswith(tuple(own))})
+        for prefix, optimizer in own.items():
+            optimizer.load({key[len(prefix) :]: v for key, v in state.items() if key.startswith(prefix)})
+    except FewstepError as error:
+        raise FewstepError(f"checkpoint {str(header.folder / TENSORS)!r} cannot be resumed from: {error}") from None
+    saved = header.scalars
+    trainer.step, trainer.seconds = header.step, float(saved["seconds"])
+    trainer.nets.updates.update({name: int(count) for name, count in saved["updates"].items()})
+    trainer.scaler.load_state_dict(saved["scaler"])
+    trainer.skipped.update(saved["skipped"])
+    trainer.budget.reset(saved["evaluations"])
+    trainer.reads_total |= bool(saved["reads_total"])
+    if saved["derivatives"] is not None:
+        mode, reason = saved["derivatives"]
+        trainer.derivatives.wanted = Tangents(mode, reason=reason)
+    return [
+        f"warning: the run goes on with {key} {value}, it was {saved.get(key)}: no longer bit for bit"
+        for key, value in _surroundings(trainer).items()
+        if saved.get(key) != value
+    ]
+
+
+def _surroundings(trainer: Trainer) -> dict[str, Any]:
+    """What is not in the config and may change the last bits of a result."""
+    threads = torch.get_num_threads() if trainer.device.type == "cpu" else None
+    return {"device": trainer.device.type, "threads": threads, "torch": torch.__version__}
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from fewstep.config.needs import check_needs
 from fewstep.core.objective import Objective
 from fewstep.engine import folder as folders
-from fewstep.engine import state
 from fewstep.engine.export import StudentInfo, save_student
 from fewstep.engine.progress import RunProgress, counting
-from fewstep.engine.resume import Header, Store
-from fewstep.engine.trackers import JsonLines, Tracker
+from fewstep.engine.resume import Header, Store, restore, scalars_of, tensors_of
+from fewstep.engine.trackers import JsonLines, Tracker, Window
 from fewstep.engine.trainer import NonFinite, Row, Trainer
-from fewstep.engine.window import Window
 from fewstep.errors import FewstepError
 from fewstep.files import write_json
 from fewstep.plugins.registry import registry
@@ -25,24 +24,47 @@ if TYPE_CHECKING:
     from fewstep.config.run import Resolved
 
 Say = Callable[[str], None]
+Callback = Callable[[Row], None]
 
 
-def run(
-    resolved: Resolved, out: Path, resume: bool, console: Console, trackers: Sequence[str], command: Sequence[str]
+def start(
+    resolved: Resolved,
+    out: Path | None,
+    resume: bool,
+    console: Console,
+    *,
+    trackers: Sequence[str] = (),
+    command: Sequence[str] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> Path:
-    """``fewstep.config.run.start``. Whatever can be refused is refused before the folder is made."""
+    """Distil, or go on where a killed run stopped, and export the student into ``student/`` of the run's folder.
+
+    Whatever can be refused is refused before the folder is made.
+
+    Args:
+        out: the run's folder; None: ``runs/<method>-<backbone>``.
+        trackers: registered trackers beside ``metrics.jsonl``.
+        command: the command line, for the record.
+        callbacks: called with every row of ``metrics.jsonl``. An exception of theirs ends the run as an interrupt does.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        FewstepError: for anything a user can put right.
+    """
+    out = out or resolved.folder
     chosen = [registry().get("tracker", name) for name in trackers]
-    objective_cls, backbone_cls = resolved.method.load(), resolved.backbone.load()
     folders.check(out, resume)
     store = Store(out / "checkpoints", resolved.config.train.keep)
     header = _resumable(resolved, out, store) if resume else None
     progress = RunProgress(console, resolved.config.train.steps, header.step if header else 0)
-    trainer = build(resolved, objective_cls(resolved.config.objective), backbone_cls, progress.say)
+    trainer = build(resolved, progress.say)
     with folders.locked(out):
         folders.check(out, resume)
         store.clean()
         if header is not None:
-            for note in state.restore(trainer, header, store.tensors(header)):
+            for note in restore(trainer, header, store.tensors(header)):
                 progress.say(note)
         if resume:
             progress.say(f"resuming {out} after step {trainer.step}")
@@ -52,14 +74,48 @@ def run(
         window = Window(header.scalars.get("window") if header else None)
         with counting(console) as count:
             trainer.dataset.prepare(trainer.device, count)
-        train(trainer, store, resolved, outputs, progress, window)
+        train(trainer, store, resolved, outputs, progress, window, callbacks)
         export(trainer, resolved, out / "student")
     return out
 
 
-def build(resolved: Resolved, objective: Objective[Any], backbone_cls: Any, say: Say) -> Trainer:
+def start_stages(
+    resolved: Mapping[str, Resolved],
+    out: Path,
+    resume: bool,
+    console: Console,
+    *,
+    trackers: Sequence[str] = (),
+    command: Sequence[str] = (),
+    callbacks: Sequence[Callback] = (),
+) -> list[Path]:
+    """Distil stage after stage, each into a folder of its name in ``out``; returns these folders.
+
+    On ``resume`` a stage goes on where it was, or starts where it had not begun. The other arguments are those of
+    ``start``.
+
+    Raises:
+        FewstepError: before anything starts, where one of the folders cannot be used.
+    """
+    begun = {name: resume and folders.occupied(out / name) for name in resolved}
+    foreign = resume and folders.occupied(out) and not any((out / name).is_dir() for name in resolved)
+    if foreign or (out / folders.CONFIG).is_file():
+        raise FewstepError(f"{str(out)!r} does not hold runs of stages {', '.join(resolved)}; accepted: another --out")
+    if not resume or not out.is_dir():
+        folders.check(out, resume)
+    for name, again in begun.items():
+        folders.check(out / name, again)
+    return [
+        start(one, out / name, begun[name], console, trackers=trackers, command=command, callbacks=callbacks)
+        for name, one in resolved.items()
+    ]
+
+
+def build(resolved: Resolved, say: Say) -> Trainer:
     """A trainer at step 0: the teacher, its data and the networks."""
-    config, dataset_cls = resolved.config, resolved.dataset.load()
+    config, dataset_cls, backbone_cls = resolved.config, resolved.dataset.load(), resolved.backbone.load()
+    objective: Objective[Any] = resolved.method.load()(config.objective)
+    check_needs(objective, backbone_cls, method=resolved.method.name, backbone=resolved.backbone.name)
     dataset_cls.check_config(config.data)
     teacher = backbone_cls.teacher(config.backbone)
     dataset = dataset_cls(config.data, teacher.backbone)
@@ -73,11 +129,12 @@ def train(
     outputs: Sequence[Tracker],
     progress: RunProgress,
     window: Window,
+    callbacks: Sequence[Callback] = (),
 ) -> None:
     """The loop with its outputs; on any end the trackers are closed.
 
     Raises:
-        FewstepError: for a loss that is no number, with what is left to resume from.
+        FewstepError: for a loss or gradient that is not finite, with what is left to resume from.
     """
     every, last = resolved.config.train.log_every, resolved.config.train.steps
 
@@ -88,19 +145,21 @@ def train(
             mean = window.take(row)
             for tracker in outputs:
                 tracker.log(mean)
+            for callback in callbacks:
+                callback(mean)
 
     def save() -> None:
         for tracker in outputs:
             tracker.flush()
-        scalars = {**state.scalars(trainer), "window": window.state()}
-        store.save(trainer.step, state.tensors(trainer), resolved.identity(), scalars)
+        scalars = {**scalars_of(trainer), "window": window.state()}
+        store.save(trainer.step, tensors_of(trainer), resolved.identity(), scalars)
 
     try:
         with progress:
             trainer.train(log, save)
     except NonFinite as error:
         raise FewstepError(f"{error}. {_kept(store)}") from None
-    except KeyboardInterrupt:
+    except BaseException:
         progress.say(f"stopped after step {trainer.step}. {_kept(store)}")
         raise
     finally:
@@ -112,7 +171,7 @@ def export(trainer: Trainer, resolved: Resolved, folder: Path) -> None:
     """Write the student with its contract and what it cost."""
     which = resolved.config.train.export
     info = StudentInfo(
-        contract=trainer.objective.contract(),
+        contract=trainer.contract,
         method=resolved.method.name,
         backbone=resolved.backbone.name,
         dataset=resolved.dataset.name,
@@ -121,7 +180,7 @@ def export(trainer: Trainer, resolved: Resolved, folder: Path) -> None:
         step=trainer.step,
         seconds=trainer.seconds,
         budget=trainer.budget.snapshot(),
-        derivatives=f"{trainer.tangents.mode} ({trainer.tangents.reason})",
+        derivatives=f"{trainer.derivatives.tangents.mode} ({trainer.derivatives.tangents.reason})",
         config=resolved.tables(),
         versions=resolved.versions(),
     )

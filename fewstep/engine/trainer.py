@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,22 +15,51 @@ from fewstep.config.train import TrainConfig
 from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch
 from fewstep.core.dataset import Dataset
-from fewstep.core.derivatives import Tangents
-from fewstep.core.objective import Objective, Phase
+from fewstep.core.derivatives import Function, Tangents, Tensors
+from fewstep.core.layout import Layout
+from fewstep.core.objective import Objective, Phase, Step, means
 from fewstep.engine.budget import Budget
+from fewstep.engine.derivatives import Derivatives
 from fewstep.engine.device import autocast, pick_device, to_device
 from fewstep.engine.networks import Networks
 from fewstep.engine.optim import NetOptimizer
-from fewstep.engine.passes import Pass, Terms, common_factor, mean_terms, size_of
-from fewstep.engine.probe import tangents_for
-from fewstep.engine.step import Notes, TrainStep, seed_torch
 from fewstep.errors import FewstepError
 
 Row = dict[str, Any]
+MAX_SKIPPED = 32  # from GradScaler's first scale of 2^16, half as many halvings end below 1
 
 
 class NonFinite(FewstepError):
-    """A loss term or gradient that is no number."""
+    """A loss term or gradient that is not finite."""
+
+
+class TrainStep(Step):
+    """The ``Step`` of one micro-batch. It counts evaluations under ``jvp`` and notes a read of ``total``."""
+
+    def __init__(self, trainer: Trainer, phase: Phase, index: int, rank: int, tangents: Tangents | None = None) -> None:
+        super().__init__(
+            index=index,
+            interpolant=trainer.teacher.interpolant,
+            seed=trainer.seed,
+            rank=rank,
+            total=trainer.config.steps,
+            tangents=tangents or trainer.derivatives.tangents,
+            device=trainer.device,
+        )
+        self.trainer, self.phase, self.given = trainer, phase, tangents
+
+    @property
+    def total(self) -> int:
+        self.trainer.reads_total = True
+        return super().total
+
+    def jvp(
+        self, f: Function, primals: Tensors, tangents: Tensors, layout: Layout | None = None
+    ) -> tuple[Tensor, Tensor]:
+        self.tangents = self.given or self.trainer.tangents_at(self.phase, self.index, self.rank)
+        value, tangent = super().jvp(f, primals, tangents, layout)
+        self.trainer.budget.attach(value, carries_graph=self.tangents.mode == "one-pass")
+        return value, tangent
 
 
 class Trainer:
@@ -38,13 +68,13 @@ class Trainer:
     Args:
         objective: the method; it owns losses and phases.
         teacher: moved to the run's device here.
-        dataset: hands out the batch of a step.
+        dataset: gives the batch of a step.
         config: the ``train`` table.
         seed: of every draw of the run.
         say: takes lines for the user.
 
     Raises:
-        FewstepError: for a device, precision, network or export rate that cannot be had.
+        FewstepError: for a device, precision, network, contract or EMA rate that cannot be had.
     """
 
     def __init__(
@@ -59,18 +89,19 @@ class Trainer:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.objective, self.dataset, self.config, self.seed, self.say = objective, dataset, config, seed, say
+        self.contract = objective.contract()
         self.device = pick_device(config.device)
         self.teacher = teacher.to(self.device)
-        self.autocast = autocast(config.precision, self.device)
+        autocast(config.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
-        self.nets = Networks(objective.networks(), self.teacher, self.device, config.ema, seed)
-        self.nets.exported(config.export)
+        self.nets = Networks(objective.networks(), self.teacher, self.device, config.ema, seed, config.ema_warmup)
+        self.derivatives = Derivatives(self.nets.exported(config.export).provides, say)
         self.optimizers = {
-            name: NetOptimizer(name, module, self.nets.specs[name].lr_scale, config)
-            for name, module in self.nets.trained.items()
+            name: NetOptimizer(name, parameters, self.nets.specs[name].lr_scale, config)
+            for name, parameters in self.nets.parameters.items()
         }
-        self.step, self.seconds, self.notes, self.budget = 0, 0.0, Notes(), self._watched()
-        self.tangents = tangents_for(self, say)
+        self.step, self.seconds, self.reads_total, self.budget = 0, 0.0, False, self._watched()
+        self.skipped = dict.fromkeys(self.optimizers, 0)  # updates in a row that fp16 overflow prevented
 
     def train(self, log: Callable[[Row], None], save: Callable[[], None]) -> None:
         """Run to the last step: ``log`` gets a row every iteration, ``save`` is called whenever a checkpoint is due.
@@ -82,14 +113,12 @@ class Trainer:
             started = time.perf_counter()
             phase = self.objective.phase(step)
             self.nets.select(phase.trains)
-            passes: list[Pass] = []
-            for micro in range(self.config.accumulate):
-                passes.append(self._backward(phase, step, micro, passes[0].size if passes else None))
-            norms = {name: self._update(name, step, common_factor(passes)) for name in phase.trains}
+            loss = self._backward(phase, step)
+            norms = {name: self._update(name, step) for name in phase.trains}
             self.scaler.update()
-            self.nets.average(phase.trains)
+            self.nets.update_ema(phase.trains)
             self.step, self.seconds = step + 1, self.seconds + time.perf_counter() - started
-            log(self._row(phase, passes, norms, step))
+            log(self._row(phase, loss, norms, step))
             if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
                 save()
 
@@ -100,26 +129,13 @@ class Trainer:
         )
         for note in self.dataset.notes():
             self.say(note)
-        return to_device(batch, self.device)
+        return batch
 
-    def at(self, step: int, micro: int = 0, tangents: Tangents | None = None) -> TrainStep:
-        """The randomness and derivatives of one micro-batch."""
-        return TrainStep(
-            index=step,
-            interpolant=self.teacher.interpolant,
-            seed=self.seed,
-            rank=micro,
-            total=self.config.steps,
-            tangents=tangents or self.tangents,
-            device=self.device,
-            notes=self.notes,
-            budget=self.budget,
-        )
-
-    def losses(self, phase: Phase, batch: Batch, step: TrainStep) -> dict[str, Tensor]:
-        """The phase's named loss terms, under the run's precision."""
-        seed_torch(self.seed, step.index, step.rank)
-        with self.autocast:
+    def losses(self, phase: Phase, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """The phase's named loss terms on a batch of the run's device, under the run's precision."""
+        # torch's own generators serve dropout; they too follow from the place in the run.
+        torch.manual_seed((self.seed << 32) ^ zlib.crc32(f"torch/{self.seed}/{step.index}/{step.rank}".encode()))
+        with autocast(self.config.precision, self.device):
             terms: dict[str, Tensor] = getattr(self.objective, phase.loss)(batch, self.nets.view, step)
         if not terms:
             raise FewstepError(
@@ -127,34 +143,64 @@ class Trainer:
             )
         return terms
 
-    def _backward(self, phase: Phase, step: int, micro: int, first: int | None = None) -> Pass:
-        """The gradient of one pass, weighed against the iteration's first, whose size is ``first``."""
-        batch = self.batch(step, micro)
-        size = size_of(batch, self.objective)
-        losses = self.losses(phase, batch, self.at(step, micro))
-        values = torch.stack([loss.detach().double() for loss in losses.values()]).tolist()
-        for name, value in zip(losses, values, strict=True):
-            if not math.isfinite(value):
-                raise NonFinite(f"step {step + 1}: loss term {name!r} is {value}")
-        total = torch.stack(list(losses.values())).sum() / self.config.accumulate
-        self.scaler.scale(total * (size / (first or size))).backward()
-        return Pass(dict(zip(losses, values, strict=True)), size)
+    def tangents_at(self, phase: Phase, index: int, rank: int = 0) -> Tangents:
+        """How to differentiate in this phase. The first call in a phase probes it on two samples of this step."""
 
-    def _update(self, name: str, step: int, factor: float = 1.0) -> float:
-        """Clip and apply one network's gradients times ``factor``; their norm before clipping."""
+        def trial(tangents: Tangents) -> None:
+            batch = self.batch(index, rank)
+            rows = torch.arange(min(2, batch.layout.batch_size))
+            small = to_device(batch.select(rows), self.device)
+            inputs = [p for name in phase.trains for p in self.nets.parameters[name].values()]
+            with torch.enable_grad(), torch.random.fork_rng():
+                terms = means(self.losses(phase, small, TrainStep(self, phase, index, rank, tangents)))
+                torch.autograd.grad(torch.stack(list(terms.values())).sum(), inputs, allow_unused=True)
+
+        counts = self.budget.snapshot()
+        found = self.derivatives.of(phase, trial)
+        self.budget.reset(counts)
+        return found
+
+    def _backward(self, phase: Phase, step: int) -> dict[str, float]:
+        """Accumulate the gradient of the iteration; its mean loss terms."""
+        loss: dict[str, float] = {}
+        batches = [self.batch(step, micro) for micro in range(self.config.accumulate)]
+        samples, rows = sum(b.layout.batch_size for b in batches), sum(len(b.x0) for b in batches)
+        for micro, batch in enumerate(batches):
+            terms = self.losses(phase, to_device(batch, self.device), TrainStep(self, phase, step, micro))
+            shares = {name: share_of(name, term, batch, samples, rows) for name, term in terms.items()}
+            weighted = {name: mean * shares[name] for name, mean in means(terms).items()}
+            values = torch.stack([value.detach().double() for value in weighted.values()]).tolist()
+            for name, value in zip(weighted, values, strict=True):
+                if not math.isfinite(value):
+                    raise NonFinite(f"step {step + 1}: loss term {name!r} is {value}")
+                loss[name] = loss.get(name, 0.0) + value
+            self.scaler.scale(torch.stack(list(weighted.values())).sum()).backward()
+        return loss
+
+    def _update(self, name: str, step: int) -> float:
+        """Clip and apply one network's gradients; their norm before clipping."""
         optimizer = self.optimizers[name]
         optimizer.set_lr(step)
         self.scaler.unscale_(optimizer.adam)
-        optimizer.scale_gradients(factor)
         norm = optimizer.clip()
-        if not math.isfinite(norm) and not self.scaler.is_enabled():
-            raise NonFinite(f"step {step + 1}: the gradient of network {name!r} has norm {norm}")
+        self._check_norm(name, norm, step)
         self.scaler.step(optimizer.adam)
         optimizer.adam.zero_grad(set_to_none=True)
         return norm
 
-    def _row(self, phase: Phase, passes: list[Pass], norms: Terms, step: int) -> Row:
-        loss = mean_terms(passes)
+    def _check_norm(self, name: str, norm: float, step: int) -> None:
+        """Under fp16 an overflow skips the update and lowers the loss scale; elsewhere it is an error at once."""
+        self.skipped[name] = 0 if math.isfinite(norm) else self.skipped[name] + 1
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            raise NonFinite(f"step {step + 1}: the gradient of network {name!r} has norm {norm}")
+        if self.skipped[name] > MAX_SKIPPED:
+            raise NonFinite(
+                f"step {step + 1}: {self.skipped[name]} updates of network {name!r} in a row had a gradient that is "
+                f"not finite, and fp16's loss scale has fallen to {self.scaler.get_scale():.1e}; accepted: "
+                "train.precision=bf16 or fp32, or a lower train.lr"
+            )
+
+    def _row(self, phase: Phase, loss: dict[str, float], norms: Mapping[str, float], step: int) -> Row:
         return {
             "step": step + 1,
             "loss": loss,
@@ -170,6 +216,31 @@ class Trainer:
         budget.watch("teacher", self.teacher.backbone)
         for name, module in self.nets.trained.items():
             budget.watch(name, module)
-        for (name, _), module in self.nets.averages.items():
+        for (name, _), module in self.nets.emas.items():
             budget.watch(name, module)
         return budget
+
+
+def share_of(name: str, term: Tensor, batch: Batch, samples: int, rows: int) -> float:
+    """The weight of a loss term's mean over one micro-batch in the mean over the iteration.
+
+    Args:
+        name: of the term.
+        term: as the loss returned it: a value a sample, a value an element, or a scalar.
+        samples, rows: of the whole iteration; rows are the length of x0.
+
+    Raises:
+        FewstepError: for a scalar whose weight is ambiguous, or another shape.
+    """
+    own_samples, own_rows = batch.layout.batch_size, len(batch.x0)
+    if own_samples * rows == own_rows * samples:
+        return own_samples / samples
+    if term.dim() == 1 and len(term) == own_samples:
+        return own_samples / samples
+    if term.dim() > 0 and len(term) == own_rows:
+        return own_rows / rows
+    raise FewstepError(
+        f"loss term {name!r} has shape {list(term.shape)} and cannot be weighed among micro-batches of unequal size "
+        f"(this one has {own_samples} samples of {own_rows} rows). Return error without .mean(), so that every element "
+        "counts alike, or batch.layout.mean(error), so that every sample counts alike; or set train.accumulate=1"
+    )

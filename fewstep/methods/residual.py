@@ -90,7 +90,7 @@ class Derivative:
         """
         velocity = velocity.detach().to(x_t.dtype)
         if self.kind == "continuous":
-            value, slope = step.jvp(student, (x_t, t_B), (velocity, torch.ones_like(t_B)))
+            value, slope = step.jvp(student, (x_t, t_B), (velocity, torch.ones_like(t_B)), layout)
         else:
             value = student(x_t, t_B)
             with torch.no_grad():

@@ -14,7 +14,8 @@ from fewstep.config.base import Strict
 from fewstep.core.backbone import Backbone, Guidance, Teacher
 from fewstep.core.batch import Batch
 from fewstep.core.derivatives import Function, Mode, Tangents, Tensors
-from fewstep.core.objective import Objective, Phase, Step
+from fewstep.core.layout import Layout
+from fewstep.core.objective import Objective, Phase, Step, means
 from fewstep.engine.networks import Networks
 from fewstep.testing.tiny import TinyBackbone, tiny_batch
 
@@ -27,9 +28,11 @@ class Spy(Tangents):
 
     calls: list[str] = field(default_factory=list)
 
-    def __call__(self, f: Function, primals: Tensors, tangents: Tensors) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, f: Function, primals: Tensors, tangents: Tensors, layout: Layout | None = None
+    ) -> tuple[Tensor, Tensor]:
         self.calls.append(self.mode)
-        return super().__call__(f, primals, tangents)
+        return super().__call__(f, primals, tangents, layout)
 
 
 @dataclass
@@ -104,7 +107,7 @@ class Bench:
         terms = getattr(self.objective, phase.loss)(
             batch, nets.view, Step(index, self.backbone.interpolant, 0, 0, TOTAL, spy)
         )
-        total = self._total(phase, terms)
+        total = self._total(phase, terms, batch)
         total.backward()
         after = {name: _state(module) for name, module in held.items()} | {"the batch": [batch.x0]}
         for name, old in before.items():
@@ -132,12 +135,15 @@ class Bench:
         nets.select(phase.trains)
         return teacher, nets
 
-    def _total(self, phase: Phase, terms: Any) -> Tensor:
+    def _total(self, phase: Phase, terms: Any, batch: Batch) -> Tensor:
         fine = isinstance(terms, dict) and len(terms) > 0
         self.claim(fine, f"{phase.loss}() returned {type(terms).__name__}; it must be a dict of named terms")
-        bad = [k for k, v in terms.items() if not isinstance(v, Tensor) or v.dim() != 0 or not v.isfinite()]
-        self.claim(not bad, f"{phase.loss}(): the terms {bad} are no finite scalar tensors")
-        total = torch.stack(list(terms.values())).sum()
+        bad = [k for k, v in terms.items() if not isinstance(v, Tensor) or not v.isfinite().all()]
+        self.claim(not bad, f"{phase.loss}(): the terms {bad} are no finite tensors")
+        sizes = {batch.layout.batch_size, len(batch.x0)}
+        odd = [k for k, v in terms.items() if v.dim() and len(v) not in sizes]
+        self.claim(not odd, f"{phase.loss}(): the terms {odd} have neither a value a sample nor a value an element")
+        total = torch.stack(list(means(terms).values())).sum()
         self.claim(
             total.requires_grad, f"{phase.loss}() does not depend on {' or '.join(phase.trains)}: it has no graph"
         )

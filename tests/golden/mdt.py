@@ -16,7 +16,7 @@ from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Layout
-from fewstep.core.objective import Nets, Step
+from fewstep.core.objective import Nets, Step, means
 from fewstep.core.times import TimeSampler
 from fewstep.methods.residual import phase_end
 from golden.cases import Case, Check, Record, compare, label, part, tensors_of
@@ -111,11 +111,11 @@ def run_scenario(path: Path, record: Record, name: str, tensors: Tensors) -> lis
     layout = layout_of(x0, tensors.get("input.coords"))
     batch, objective, theirs = Batch(x0, layout, cond), MDT(config), part(tensors, f"{name}.")
     checks, terms = [], {}
-    for key, term in zip(("vm", "vd"), objective.terms, strict=True):
+    for key, term in zip(("vm", "vd"), objective.objectives, strict=True):
         if weight := getattr(config, f"lambda_{key}"):
             terms[key] = (weight, term.targets(batch, nets, step))  # type: ignore[attr-defined]
             checks += _targets(terms[key][1], part(theirs, f"{key}."), key)
-    losses = objective.loss(batch, nets, step)
+    losses = means(objective.loss(batch, nets, step))
     torch.stack([*losses.values()]).sum().backward()
     checks += _losses(losses, one["terms"])
     for key, value in _bins(terms, tensors["input.t"], layout).items():

@@ -25,7 +25,7 @@ from fewstep.config.base import read_toml
 from fewstep.core.backbone import Guidance, Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Dense, Packed
-from fewstep.core.objective import Step
+from fewstep.core.objective import Step, means
 from fewstep.engine.networks import Networks
 from fewstep.errors import FewstepError
 
@@ -76,7 +76,7 @@ class Training:
             self.batch.x0, fresh(layout) if isinstance(layout, Packed) else layout, Condition(self.batch.cond.tokens)
         )
         step = Step(0, self.teacher.interpolant, seed=3, device=self.bench.device)
-        losses = self.objective.loss(batch, self.nets.view, step)
+        losses = means(self.objective.loss(batch, self.nets.view, step))
         (torch.stack(list(losses.values())).sum() * self.scale).backward()
         return {n: p.grad for n, p in self.student.named_parameters() if p.grad is not None}
 

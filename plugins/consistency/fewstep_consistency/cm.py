@@ -13,8 +13,7 @@ from torch import Tensor
 
 from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
-from fewstep.core.layout import reduce_mean
-from fewstep.core.objective import Nets, NetSpec, Objective, Step
+from fewstep.core.objective import Nets, NetSpec, Objective, Step, per
 from fewstep.methods.point import Look, Point
 from fewstep.methods.residual import Derivative
 from fewstep_consistency.config import BaseConfig, ConsistencyConfig, PhasedConfig
@@ -31,21 +30,21 @@ class Jumping(Objective[C]):
         return Look(self.config, Derivative("discrete", self.config.interval), self.config.guidance)
 
     def networks(self) -> dict[str, NetSpec]:
-        """The student, with the average that is its target if one is."""
+        """The student, with the EMA that predicts the target where ``target`` is "ema"."""
         return {"student": NetSpec(ema=(self.config.target_ema,) if self.config.target == "ema" else ())}
 
     def point(self, batch: Batch, nets: Nets, step: Step) -> Point:
-        """The point of this step; "ema": with the average's prediction at t - D."""
+        """The point of this step. With ``target`` "ema" the EMA predicts at t - D."""
         ema = self.config.target == "ema"
-        return self.look().at(batch, nets, step, nets.average("student", self.config.target_ema) if ema else None)
+        return self.look().at(batch, nets, step, nets.ema("student", self.config.target_ema) if ema else None)
 
     def jumps(self, batch: Batch, nets: Nets, step: Step) -> tuple[Tensor, Tensor, Point]:
         """The student's jump, with its graph, the detached target, and where they were taken."""
         at = self.point(batch, nets, step)
         return *at.residual.states(at.x_t, at.span, self.config.interval), at
 
-    def compared(self, batch: Batch, nets: Nets, step: Step) -> Tensor:
-        """The weighted distance of the two jumps."""
+    def jump_distance(self, batch: Batch, nets: Nets, step: Step) -> Tensor:
+        """The weighted distance of the two jumps, as a loss term."""
         jump, target, at = self.jumps(batch, nets, step)
         huber = self.config.huber if self.config.loss == "pseudo-huber" else None
         weight_B = self.weight(at.t_B - at.end_B)
@@ -74,12 +73,12 @@ class Consistency(Jumping[ConsistencyConfig]):
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         if self.config.kind == "discrete":
-            return {"cm": self.compared(batch, nets, step)}
+            return {"cm": self.jump_distance(batch, nets, step)}
         at = self.point(batch, nets, step)
         error = at.residual.value - at.residual.target(at.span)
         # The squared distance D^2 r^2 has its graph through span F: the gradient of its 1/D is 2 span r dF.
         weight = 1.0 if self.config.weight == "velocity" else at.span
-        return {"cm": reduce_mean(weight * error.square(), batch.layout, self.config.reduction)}
+        return {"cm": per(self.config.reduction, weight * error.square(), batch.layout)}
 
 
 class PhasedConsistency(Jumping[PhasedConfig]):
@@ -97,4 +96,4 @@ class PhasedConsistency(Jumping[PhasedConfig]):
         return Contract(sampler="euler", steps=(self.config.phases,), rescale_t=self.config.rescale_t)
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
-        return {"pcm": self.compared(batch, nets, step)}
+        return {"pcm": self.jump_distance(batch, nets, step)}

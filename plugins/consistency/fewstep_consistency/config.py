@@ -15,9 +15,9 @@ class BaseConfig(PointConfig):
 
     interval: float = Field(0.02, gt=0, lt=1, description="D between the two neighbouring times")
     target: Literal["student", "ema"] = Field(
-        "student", description="network of the target: the student itself, stopped, or its moving average"
+        "student", description="network of the target: the student itself, stopped, or its EMA (moving average)"
     )
-    target_ema: float = Field(0.95, ge=0, lt=1, description="rate of that average (target = ema)")
+    target_ema: float = Field(0.95, ge=0, lt=1, description="decay rate of that EMA (target = ema)")
     guidance: Strengths = Field(
         None, description="teacher's w in (1 + w) c - w u, of a list one value a step; none: the teacher's own"
     )

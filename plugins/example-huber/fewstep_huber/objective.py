@@ -22,7 +22,7 @@ class Huber(Objective[HuberConfig]):
         x_t = step.interpolant.interpolate(batch.x0, step.randn_like(batch.x0, "noise"), t_B, batch.layout)
         v = nets.teacher(x_t, t_B, batch.cond, batch.layout).detach()
         student = lambda x, t_B: nets.student(x, t_B, batch.cond, batch.layout)  # noqa: E731
-        average, slope = step.jvp(student, (x_t, t_B), (v, torch.ones_like(t_B)))
+        average, slope = step.jvp(student, (x_t, t_B), (v, torch.ones_like(t_B)), batch.layout)
         residual = average + batch.layout.expand(t_B, x_t) * slope - v
         size_B = batch.layout.mean(residual.square())
-        return {"huber": ((size_B + self.config.c**2).sqrt() - self.config.c).mean()}
+        return {"huber": (size_B + self.config.c**2).sqrt() - self.config.c}

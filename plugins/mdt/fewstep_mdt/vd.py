@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fewstep.core.batch import Batch
+from fewstep.core.compose import Sum
 from fewstep.core.contract import Contract
-from fewstep.core.layout import reduce_mean
-from fewstep.core.objective import Nets, Objective, Step, Sum
+from fewstep.core.objective import Nets, Objective, Step, per
 from fewstep.methods.point import dropped
 from fewstep_mdt import grouped
 from fewstep_mdt.config import MDTConfig
@@ -56,7 +56,7 @@ class VelocityDistillation(Objective[MDTConfig]):
         if self.config.vd_factor:
             carrier = batch.layout.expand(1 - found.t_B, carrier) * carrier
         error = (found.v_pred + carrier - found.v_tgt).square()
-        return {"vd": self.config.lambda_vd * reduce_mean(error, batch.layout, self.config.reduction)}
+        return {"vd": self.config.lambda_vd * per(self.config.reduction, error, batch.layout)}
 
 
 class MDT(Sum[MDTConfig]):

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
-from fewstep.core.layout import reduce_mean
-from fewstep.core.objective import Nets, Objective, Step
+from fewstep.core.objective import Nets, Objective, Step, per
 from fewstep_mdt.config import VMConfig
 from fewstep_mdt.match import Targets, contract, match
 
@@ -35,4 +34,4 @@ class VelocityMatching(Objective[VMConfig]):
     def term(self, found: Targets, batch: Batch) -> dict[str, Tensor]:
         """The loss of prediction and target."""
         error = (found.v_pred - found.v_tgt).square()
-        return {"vm": self.config.lambda_vm * reduce_mean(error, batch.layout, self.config.reduction)}
+        return {"vm": self.config.lambda_vm * per(self.config.reduction, error, batch.layout)}

@@ -95,9 +95,6 @@ class Flow(Backbone):
     def load(cls: type[F], folder: Path) -> F:
         return cls.load_file(folder / "model")
 
-    def shard_units(self) -> list[nn.Module]:
-        return list(self.model.blocks)
-
 
 def load_as(wanted: type[M], path: Path) -> M:
     """The model of a checkpoint, which must be of this class.

@@ -80,9 +80,6 @@ class StructuredLatentFlow(Flow):
             backbone.normalisation = validate(Normalisation, json.loads(file.read_text(encoding="utf-8")))
         return backbone
 
-    def shard_units(self) -> list[nn.Module]:
-        return [*self.model.input_blocks, *self.model.blocks, *self.model.out_blocks]
-
     @classmethod
     def students(cls) -> dict[str, Path]:
         return shipped_students("slat")

@@ -77,7 +77,8 @@ def _vae(config: TeachConfig, out: Path, overrides: list[str], resume: bool, con
 def _flow(config: TeachConfig, out: Path, overrides: list[str], resume: bool, console: Console) -> None:
     from fewstep_shapes3d.data.prepared import PreparedSet
 
-    from fewstep.config.run import resolve, start
+    from fewstep.config.run import resolve
+    from fewstep.engine.session import start
     from fewstep_trellis.checkpoint import load_model, save_model
     from fewstep_trellis.dataset import load_encoder
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from fewstep.config.base import Strict
 from fewstep.core.batch import Batch
-from fewstep.core.layout import reduce_mean
 from fewstep.core.objective import Nets, NetSpec, Objective, Step
 from fewstep.core.times import TimeSampler
 
@@ -25,10 +24,6 @@ class FlowMatching(Objective[FlowMatchingConfig]):
 
     Config = FlowMatchingConfig
 
-    @property
-    def reduction(self) -> str:
-        return "element"
-
     def networks(self) -> dict[str, NetSpec]:
         return {"student": NetSpec()}
 
@@ -39,4 +34,4 @@ class FlowMatching(Objective[FlowMatchingConfig]):
         drop_B = torch.rand(batch.layout.batch_size, generator=step.stream("drop"), device=t_B.device)
         cond = batch.cond.dropped(drop_B < self.config.p_uncond)
         error = nets.student(x_t, t_B, cond, batch.layout) - step.interpolant.velocity(batch.x0, noise)
-        return {"flow": reduce_mean(error.square(), batch.layout, "element")}
+        return {"flow": error.square()}

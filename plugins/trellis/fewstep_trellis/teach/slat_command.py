@@ -125,7 +125,8 @@ def measure_vae(config: TeachConfig, out: Path, overrides: list[str], resume: bo
 
 def flow(config: TeachConfig, out: Path, overrides: list[str], resume: bool, console: Console) -> None:
     """Train the flow by the engine that distils, and save its moving average in half precision."""
-    from fewstep.config.run import resolve, start
+    from fewstep.config.run import resolve
+    from fewstep.engine.session import start
 
     data = PreparedSet.load(config.root)
     encoder = load_frozen(SLatEncoder, "slat_encoder", out / "slat_encoder")
