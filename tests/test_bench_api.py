@@ -131,6 +131,7 @@ def test_the_option_device_wins_over_the_key(capsys: pytest.CaptureFixture[str])
     arguments = ["bench", "-b", "duo", "--student", "pair/first", "--steps", "1", "--seeds", "0", "teacher_steps=2"]
     message = refusal(main([*arguments, "device=cpu", "--device", "cud", "--out", "no"]), *capsys.readouterr())
     assert "device: got 'cud'" in message
+    assert not Path("no").exists()
     assert main([*arguments, "device=cud", "--device", "cpu", "--out", "yes"]) == 0
     out = capsys.readouterr().out
     assert "written: yes" in out

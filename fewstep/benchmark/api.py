@@ -18,6 +18,7 @@ from fewstep.config.base import merge
 from fewstep.config.run import data_of
 from fewstep.config.stages import chosen
 from fewstep.engine.folder import occupied
+from fewstep.errors import need
 from fewstep.plugins.registry import Entry, registry
 
 __all__ = ["BenchTable", "bench", "default_folder"]
@@ -63,13 +64,16 @@ def bench(
         console: shows the progress; by default on standard output.
 
     Raises:
-        FewstepError: for unknown names or keys, unusable values, or an ``out`` that exists.
+        FewstepError: for unknown names or keys, unusable values, an ``out`` that exists, or a package of the extra
+            ``bench`` that is not installed.
     """
     named = registry().get("backbone", backbone)
     networks = chosen(named, stage)
     given = {"steps": steps, "seeds": seeds, "limit": limit, "device": device}
     values = merge(config or {}, {name: value for name, value in given.items() if value is not None})
     configs = configure(networks, dataset, preset, values)
+    for package in ("scipy", "matplotlib", "PIL"):  # needed at the end only, so refuse before measuring
+        need(package)
     folders = finding.find(networks, methods, _labelled(students))
     folder = Path(out) if out is not None else _fresh(default_folder(named.name, stage))
     first, threads = next(iter(configs.values())), torch.get_num_threads()

@@ -12,7 +12,8 @@ from fewstep.benchmark.summary import Line
 MARKERS = "osD^vP*X"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#000000")
 GREY = "#777777"
-BESIDE = 0.035
+LEVELS = {TEACHER: "-", OTHER_NOISE: "-.", TRUTH: ":"}  # horizontal lines and their styles
+SHIFT = 0.035  # of a student to the right, in doublings of the steps, so that error bars do not cover each other
 
 
 def chart(lines: Sequence[Line], names: Sequence[str], lower_is_better: frozenset[str], path: Path, title: str) -> None:
@@ -38,16 +39,19 @@ def _panel(axes: Any, lines: Sequence[Line]) -> None:
     students = [label for label in labels if label not in RESERVED]
     for label in labels:
         found = sorted((line for line in lines if line.label == label), key=lambda line: line.steps)
-        if label in (TEACHER, OTHER_NOISE, TRUTH):
+        if label in LEVELS:
             _level(axes, label, found[0])
-        elif label == UNDISTILLED:
-            _line(axes, label, found, GREY, "o", "--", 0.0)
-        else:
+            continue
+        colour, marker, style, shift = GREY, "o", "--", 0.0
+        if label != UNDISTILLED:
             index = students.index(label)
             colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-            _line(axes, label, found, colour, marker, "-", BESIDE * (index + 1))
+            style, shift = "-", SHIFT * (index + 1)
+        steps, values = [line.steps * 2**shift for line in found], [line.value for line in found]
+        half = [line.half or 0.0 for line in found]
+        axes.errorbar(steps, values, half, label=label, color=colour, marker=marker, ls=style, capsize=3, lw=1.6, ms=5)
     axes.set_xscale("log", base=2)
-    ticks = sorted({line.steps for line in lines if line.label not in (TEACHER, OTHER_NOISE, TRUTH)})
+    ticks = sorted({line.steps for line in lines if line.label not in LEVELS})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.25)
@@ -55,17 +59,7 @@ def _panel(axes: Any, lines: Sequence[Line]) -> None:
 
 
 def _level(axes: Any, label: str, line: Line) -> None:
-    style = {TEACHER: "-", OTHER_NOISE: "-.", TRUTH: ":"}[label]
     text = f"{label} ({line.steps} steps)" if label == TEACHER else label
-    axes.axhline(line.value, color="black", lw=1.2, ls=style, label=text)
+    axes.axhline(line.value, color="black", lw=1.2, ls=LEVELS[label], label=text)
     if line.half is not None:
         axes.axhspan(line.value - line.half, line.value + line.half, color="black", alpha=0.08, lw=0)
-
-
-def _line(axes: Any, label: str, lines: Sequence[Line], colour: str, marker: str, style: str, beside: float) -> None:
-    """``beside``: the shift to the right, in doublings of the steps, that keeps error bars apart."""
-    at, values = [line.steps * 2**beside for line in lines], [line.value for line in lines]
-    axes.errorbar(
-        at, values, [line.half or 0.0 for line in lines],
-        label=label, color=colour, marker=marker, ls=style, capsize=3, lw=1.6, ms=5,
-    )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 Picture = npt.NDArray[Any]  # [H, W] or [H, W, 3], floats in [0, 1] or uint8
 
-GAP, SIZE_OF_TEXT, LINE = 4, 18, 22
+GAP = 4
+SIZE_OF_TEXT, CHARACTER, LINE = 18, 10, 22  # of the font, and about the width and height of a character
 
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[Picture]]], path: Path, tile: int = 160) -> None:
     """Write a picture with a row for each (label, pictures): labels at the left, wrapped; tiles of ``tile`` pixels."""
     font = _font(SIZE_OF_TEXT)
-    texts = [_wrapped(label, font, 1.4 * tile) for label, _ in rows]
+    characters = max(int(1.4 * tile / CHARACTER), 1)
+    texts = [textwrap.wrap(label, characters, break_long_words=False) for label, _ in rows]
     wide = max((int(font.getlength(line)) for lines in texts for line in lines), default=0) + 3 * GAP
     columns = max((len(pictures) for _, pictures in rows), default=0)
     sheet = Image.new("RGB", (wide + columns * (tile + GAP), len(rows) * (tile + GAP) + GAP), "white")
@@ -37,17 +40,6 @@ def _tile(picture: Picture, tile: int) -> Image.Image:
     pixels = picture if picture.dtype == np.uint8 else (picture.clip(0, 1) * 255).round().astype(np.uint8)
     image = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
     return image.resize((tile, tile), Image.Resampling.LANCZOS) if image.size != (tile, tile) else image
-
-
-def _wrapped(label: str, font: Any, wide: float) -> list[str]:
-    lines: list[str] = []
-    for word in label.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= wide:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines
 
 
 def _font(size: int) -> Any:

@@ -32,14 +32,16 @@ class BenchProgress:
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
-    def took(self, entrant: Entrant, steps: int, seed: int, rows: Sequence[Row]) -> None:
-        """A cell is done."""
+    def update(self, rows: Sequence[Row]) -> None:
+        """A cell is done, with these rows."""
         self.done += 1
-        values = {row.metric: row.value for row in rows}
-        text = f"[{self.done}/{self.cells}] seed {seed}  {entrant.label}  {steps} step{'s' * (steps > 1)}"
+        first, values = rows[0], {row.metric: row.value for row in rows}
+        text = (
+            f"[{self.done}/{self.cells}] seed {first.seed}  {first.label}  {first.steps} step{'s' * (first.steps > 1)}"
+        )
         if self.headline in values:
             text += f"  {self.headline} {values[self.headline]:.4g}"
-        self.bar.update(self.task, advance=steps * entrant.cost / sum(entrant.steps) + CELL, description=text)
+        self.bar.update(self.task, advance=first.nfe + CELL, description=text)
         if self.bar.disable:
             line = f"{text}  flow {1000 * seconds(rows, FLOW):.3g} ms"
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -34,7 +34,6 @@ from fewstep.engine.folder import occupied
 from fewstep.errors import FewstepError
 
 CONDITION_PROMPTS, CONDITION_REPEATS = 16, 3
-Took = Callable[[Entrant, int, int, list[Row]], None]  # (entrant, steps, seed, its rows)
 
 
 def run_bench(
@@ -64,16 +63,19 @@ def run_bench(
     """
     entrants = line_up(stages, config.steps, config.teacher_steps)
     old = read_rows(compare) if compare is not None else None
-    _claim(out)
     console, began = console or Console(), time.monotonic()
     cells = Cells(stages, entrants, config.seeds, config.limit, pick_device(config.device))
     same = {"backbone": name, "samples": cells.prompts.layout.batch_size, "machine": machine(cells.device)}
+    _claim(out)
     packages = "; ".join(f"{package} {version}" for package, version in versions().items())
     with (
         RowFile(out, {**same, "versions": packages}) as file,
         BenchProgress(console, entrants, len(config.seeds), cells.suite.headline) as progress,
     ):
-        file.add(cells.run(progress.took))
+        for rows in cells.run():
+            file.add(rows)
+            progress.update(rows)
+        file.add(cells.references())
     record = {
         **same,
         "versions": versions(),
@@ -137,7 +139,7 @@ class Cells:
         """The suite that measures, of the last stage."""
         return self.stages[-1].suite
 
-    def run(self, took: Took) -> Iterator[Row]:
+    def run(self) -> Iterator[list[Row]]:
         """Measure cell after cell: for each seed the teacher first, then all others from the same noise."""
         for stage in self.stages:
             stage.suite.to(self.device)
@@ -149,10 +151,7 @@ class Cells:
         for seed in self.seeds:
             for entrant in self.entrants:
                 for steps in entrant.steps:
-                    rows = self._cell(entrant, steps, seed, condition)
-                    took(entrant, steps, seed, rows)
-                    yield from rows
-        yield from self._references()
+                    yield self._cell(entrant, steps, seed, condition)
 
     def _condition_seconds(self) -> float:
         """Seconds a sample of the condition encoder."""
@@ -176,8 +175,8 @@ class Cells:
             values[NON_FINITE] = outcome.broken
         return [_row(entrant, steps, seed, outcome.nfe, name, value) for name, value in values.items()]
 
-    def _references(self) -> Iterator[Row]:
-        """The decoded truth and, from two seeds on, the teacher against itself from other noise: the best to expect."""
+    def references(self) -> Iterator[Row]:
+        """After ``run``: the decoded truth and, from two seeds on, the teacher against itself from other noise."""
         teacher, seeds, true = self.entrants[0], self.seeds, self._batches[-1]
         truth = self.suite.decode(true.x0, true.layout)
         for name, value in self.suite.measure(truth, self._teacher[seeds[0]]).items():

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median, stdev
 
-from scipy.stats import t as student_t  # type: ignore[import-untyped,unused-ignore]
-
 from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
 from fewstep.benchmark.rows import FLOW, GAP, NON_FINITE, SECONDS, Row
+from fewstep.errors import need
 
 CONFIDENCE = 0.95
 Groups = dict[tuple[str, int, str], list[Row]]  # rows by label, steps and metric
@@ -61,7 +60,7 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 def student_quantile(freedom: float) -> float:
     """Student's t that a 95 % interval reaches to, with ``freedom`` degrees of freedom."""
-    return float(student_t.ppf(0.5 + CONFIDENCE / 2, freedom))
+    return float(need("scipy.stats").t.ppf(0.5 + CONFIDENCE / 2, freedom))
 
 
 def gap_closed(
