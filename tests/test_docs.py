@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Cli, fake_plugin
 
+from fewstep.testing import check_objective
+
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = [DOCS / f"{name}.md" for name in ("your-objective", "your-backbone", "your-data", "gpus")]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+README_IMPORTS = """
+import torch
+from fewstep.config.base import Strict
+from fewstep.core.objective import Objective
+from fewstep.core.times import TimeSampler
+
+class MyConfig(Strict):
+    t: TimeSampler = TimeSampler()
+
+"""
 FILE = re.compile(r"^`(fewstep_demo/[\w./-]+)`\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -80,3 +94,24 @@ assert torch.allclose(kernel.run(q, q, q), attention(q, q, q), atol=1e-6)
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=site, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(DOCS / "pictures" / "chair.png", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks(DOCS / "python.md"):
+        exec(block, names)
+    assert len(names["run"].metrics()) == 4
+    assert all((tmp_path / name).is_file() for name in ("samples.png", "chair.glb", "runs/bench/table.md"))
+
+
+def test_the_objective_of_the_readme_works() -> None:
+    (block,) = blocks(DOCS.parent / "README.md")
+    names: dict[str, Any] = {}
+    exec(compile(README_IMPORTS + block, "README.md", "exec", dont_inherit=True), names)
+    check_objective(names["FlowRegression"])
