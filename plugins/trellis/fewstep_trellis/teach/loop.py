@@ -1,12 +1,10 @@
-"""The training loop of the structured-latent decoders: one cycle of AdamW, with a state to go on from."""
+"""The training loop of the structured-latent decoders: AdamW with a one-cycle schedule, and resumable checkpoints."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ from torch import Tensor, nn
 
 from fewstep.config.base import Strict
 from fewstep.engine.networks import SPREAD
+from fewstep.engine.resume import Header, Store
+from fewstep.errors import FewstepError
 
 Log = Callable[[dict[str, float]], None]
 Terms = Callable[[torch.Generator], dict[str, Tensor]]
@@ -32,23 +32,26 @@ class LoopConfig(Strict):
     checkpoint_every: int = Field(100, gt=0, description="steps between saved states, for --resume")
 
 
-@dataclass
 class Loop:
-    """What changes from step to step, kept in ``state``."""
+    """The state of a training, in memory and in checkpoints.
 
-    config: LoopConfig
-    model: nn.Module
-    state: Path
+    Args:
+        state: folder of the checkpoints; training goes on from the newest one.
 
-    def __post_init__(self) -> None:
-        config = self.config
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=config.lr, weight_decay=0.01, betas=(0.9, 0.98))
+    Raises:
+        FewstepError: for a damaged checkpoint, or one of another recipe.
+    """
+
+    def __init__(self, config: LoopConfig, model: nn.Module, state: Path) -> None:
+        self.config, self.model, self.store = config, model, Store(state, keep=1)
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.optimiser = torch.optim.AdamW(self.parameters.values(), lr=config.lr, weight_decay=0.01, betas=(0.9, 0.98))
         schedule = torch.optim.lr_scheduler.OneCycleLR
         self.schedule = schedule(self.optimiser, config.lr, total_steps=config.steps, pct_start=0.1)
         self.step, self.seconds = 0, 0.0
-        if self.state.exists():
-            self._restore()
+        header = self.store.newest()
+        if header is not None:
+            self._restore(header)
 
     def run(self, terms: Terms, weights: Mapping[str, float], log: Log) -> None:
         """Train to the end; ``terms`` draws its data from the generator it is given, a function of seed and step."""
@@ -56,7 +59,7 @@ class Loop:
         while self.step < self.config.steps:
             found = terms(torch.Generator().manual_seed((self.config.seed * SPREAD + self.step) % 2**32))
             torch.stack([weights[name] * term for name, term in found.items()]).sum().backward()
-            norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            norm = nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
             self.optimiser.step()
             self.schedule.step()
             self.optimiser.zero_grad()
@@ -65,21 +68,37 @@ class Loop:
             log({"step": self.step, **shown, "norm": float(norm), "seconds": self.seconds})
             self.step += 1
             if self.step % self.config.checkpoint_every == 0:
-                self._keep()
+                self._save()
 
-    def _keep(self) -> None:
-        part = self.state.with_suffix(".part")
-        kept: dict[str, Any] = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
-        kept |= {"schedule": self.schedule.state_dict(), "step": self.step, "seconds": self.seconds}
-        torch.save(kept, part)
-        os.replace(part, self.state)
+    def _save(self) -> None:
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for name, parameter in self.parameters.items():
+            moments = self.optimiser.state[parameter]
+            tensors |= {f"{key}.{name}": value for key, value in moments.items()}
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimiser.param_groups]
+        scalars = {"groups": groups, "schedule": self.schedule.state_dict(), "seconds": self.seconds}
+        self.store.save(self.step, tensors, self._recipe(), scalars)
 
-    def _restore(self) -> None:
-        kept: dict[str, Any] = torch.load(self.state, weights_only=True)
-        self.model.load_state_dict(kept["model"])
-        self.optimiser.load_state_dict(kept["optimiser"])
-        self.schedule.load_state_dict(kept["schedule"])
-        self.step, self.seconds = int(kept["step"]), float(kept["seconds"])
+    def _restore(self, header: Header) -> None:
+        changed = [key for key, value in self._recipe().items() if header.config.get(key) != value]
+        if changed:
+            lines = ", ".join(f"{key} was {header.config.get(key)}, is {self._recipe()[key]}" for key in changed)
+            raise FewstepError(f"--resume with a changed recipe: {lines}; accepted: the old values, or another --out")
+        tensors = self.store.tensors(header)
+        self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        for name, parameter in self.parameters.items():
+            kept = {
+                key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors
+            }
+            if kept:  # a parameter without a gradient so far has no moments
+                self.optimiser.state[parameter] = kept
+        for group, values in zip(self.optimiser.param_groups, header.scalars["groups"], strict=True):
+            group.update(values)
+        self.schedule.load_state_dict(header.scalars["schedule"])
+        self.step, self.seconds = header.step, float(header.scalars["seconds"])
+
+    def _recipe(self) -> dict[str, Any]:
+        return self.config.model_dump(mode="json", exclude={"checkpoint_every"})
 
 
 def curve(path: Path, log: Log) -> Log:
