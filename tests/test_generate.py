@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import trimesh
 from conftest import contents, refusal
 from fewstep_shapes3d.data import SWEETHOME3D
 from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_shapes3d.result import Result
 from fewstep_trellis.pipeline import run
 from fewstep_trellis.pipeline.loading import Pipeline
 from fewstep_trellis.shipped import student_for
@@ -26,6 +28,8 @@ from test_pipeline_students import distilled
 
 from fewstep.cli import main
 from fewstep.core.contract import Contract
+from fewstep.errors import FewstepError
+from fewstep.generation import generate
 
 
 @dataclass
@@ -355,3 +359,92 @@ def test_the_shipped_model_makes_a_bed(
     assert len(mesh.faces) > 1000
     height, longest = mesh.extents[1], max(mesh.extents)  # y is up
     assert height < 0.8 * longest
+
+
+def python(tiny_pipeline: Path, tiny_encoder: Path) -> Callable[..., Any]:
+    """``fewstep.generate`` on the tiny pipeline."""
+    return partial(generate, teacher=tiny_pipeline, encoder=tiny_encoder, backbone="trellis")
+
+
+def test_python_makes_what_the_command_line_makes(go: Go, tiny_pipeline: Path, tiny_encoder: Path) -> None:
+    picture(Path("disc.png"))
+    go("disc.png", "-o", "cli", "--formats", "glb,ply,npz,rf", "--seed", "5")
+    result = python(tiny_pipeline, tiny_encoder)("disc.png", seed=5)
+    for suffix in (".glb", ".ply", ".npz", ".rf.npz"):
+        assert result.save(f"python/disc{suffix}") == Path(f"python/disc{suffix}")
+    result.save("python/disc.preview.png")
+    assert contents(Path("python")) == contents(Path("cli"))
+
+
+def test_a_result_decodes_on_use_and_shows_itself(
+    go: Go, tiny_pipeline: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Image.open(picture(Path("disc.png"))) as opened:
+        result = python(tiny_pipeline, tiny_encoder)(opened.copy(), low_memory=True, device="cpu")
+    assert isinstance(result, Result)
+    assert repr(result).endswith("decoded: nothing yet)")
+    assert "latent flow" in result.seconds
+    assert "Gaussian decoder" not in result.seconds
+    assert result.coords.shape == (len(result.latents), 3)
+    assert result.occupancy.sum() == len(result.coords)
+    assert len(result.gaussians) == 2 * len(result.coords)
+    assert result.gaussians is result.gaussians
+    assert not result.gaussians.xyz.requires_grad
+    assert "Gaussian decoder" in result.seconds
+    assert result._repr_png_().startswith(b"\x89PNG")
+    assert "mesh decoder" not in result.seconds  # the picture is of what was decoded
+    assert result.mesh.success
+    with pytest.raises(FewstepError, match=r"got 'disc.obj'; accepted: a name ending in .glb, .ply"):
+        result.save("disc.obj")
+
+
+def test_one_input_gives_one_result_and_several_a_list(go: Go, tiny_pipeline: Path, tiny_encoder: Path) -> None:
+    make = python(tiny_pipeline, tiny_encoder)
+    Path("in").mkdir()
+    for name, colour in (("a", "red"), ("b", "blue")):
+        picture(Path(f"in/{name}.png"), colour)
+    first, second = make(["in/a.png", Path("in/b.png")])
+    assert [first.name, second.name] == ["in/a.png", "in/b.png"]
+    assert not torch.equal(first.latents[:5], second.latents[:5])
+    assert [one.name for one in make("in")] == ["in/a.png", "in/b.png"]
+    assert len(make(["in/a.png"])) == 1
+    assert [one.sample for one in make("in/a.png", samples=2)] == [0, 1]
+    both = make(["in/a.png", "in/b.png"], multi_image="stochastic", steps=(2, 1))
+    assert both.name == "in/a.png, in/b.png"
+
+
+def test_python_takes_students_as_paths_and_as_objects(
+    go: Go, tiny_pipeline: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    @dataclass
+    class Run:
+        folder: Path
+
+    picture(Path("disc.png"))
+    make = python(tiny_pipeline, tiny_encoder)
+    folder = student(tmp_path / "slat")
+    of_path, of_object = make("disc.png", student=folder), make("disc.png", student=[Run(folder)])
+    assert torch.equal(of_path.latents, of_object.latents)
+    assert not torch.equal(of_path.latents[:5], make("disc.png", student="none").latents[:5])
+    with pytest.warns(UserWarning, match="made for 1, 2 steps, got 3"):
+        make("disc.png", student=str(folder), steps=3)
+    for wrong, text in (
+        ({"steps": 1.5}, "--steps: got 1.5"),
+        ({"steps": (1, 2, 3)}, "a number from 1 on, or two"),
+        ({"device": "tpu9"}, "--device: got 'tpu9'"),
+        ({"background": "blur"}, "unknown --background"),
+        ({"student": ["none", "x"]}, "'none' alone"),
+        ({"backbone": "toy"}, "'toy' does not offer `fewstep generate`; accepted: trellis"),
+    ):
+        with pytest.raises(FewstepError, match=re.escape(text)):
+            make("disc.png", **wrong)
+    with pytest.raises(FewstepError, match="got 3; accepted: a picture"):
+        make(3)
+
+
+def test_the_shipped_chair_in_python_and_on_the_command_line(tmp_path: Path) -> None:
+    chair = Path(__file__).parent.parent / "docs" / "pictures" / "chair.png"
+    assert main(["generate", str(chair), "-o", str(tmp_path / "cli.npz"), "--steps", "1", "--no-preview"]) == 0
+    result = generate(chair, steps=1)
+    assert result.save(tmp_path / "python.npz").read_bytes() == (tmp_path / "cli.npz").read_bytes()
+    assert len(result.coords) > 500

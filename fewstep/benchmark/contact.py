@@ -18,7 +18,12 @@ SIZE_OF_TEXT, CHARACTER, LINE = 18, 10, 22  # of the font, and about the width a
 
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[Picture]]], path: Path, tile: int = 160) -> None:
-    """Write a picture with a row for each (label, pictures): labels at the left, wrapped; tiles of ``tile`` pixels."""
+    """Write the picture of :func:`contact_image`."""
+    contact_image(rows, tile).save(path)
+
+
+def contact_image(rows: Sequence[tuple[str, Sequence[Picture]]], tile: int = 160) -> Image.Image:
+    """A picture with a row for each (label, pictures): labels at the left, wrapped; tiles of ``tile`` pixels."""
     font = _font(SIZE_OF_TEXT)
     characters = max(int(1.4 * tile / CHARACTER), 1)
     texts = [textwrap.wrap(label, characters, break_long_words=False) for label, _ in rows]
@@ -33,7 +38,7 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Picture]]], path: Path, til
             pen.text((GAP, y), line, fill="black", font=font)
         for column, picture in enumerate(pictures):
             sheet.paste(_tile(picture, tile), (wide + column * (tile + GAP), top))
-    sheet.save(path)
+    return sheet
 
 
 def _tile(picture: Picture, tile: int) -> Image.Image:
@@ -43,7 +48,9 @@ def _tile(picture: Picture, tile: int) -> Image.Image:
 
 
 def _font(size: int) -> Any:
-    """The sans serif that comes with matplotlib: the same on every machine, with accents and arrows."""
-    from matplotlib import get_data_path
-
+    """Matplotlib's sans serif, which has accents and arrows; without matplotlib Pillow's own font."""
+    try:
+        from matplotlib import get_data_path
+    except ImportError:
+        return ImageFont.load_default(size)
     return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)

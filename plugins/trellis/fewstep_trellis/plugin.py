@@ -65,6 +65,7 @@ def register_shared_commands(register: RegisterShared) -> None:
         "generate",
         "trellis",
         target="fewstep_trellis.generate.cli:generate",
+        function="fewstep_trellis.generate.api:generate",
         summary="meshes and Gaussians from pictures or texts",
     )
     register(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fewstep_shapes3d.export.arrays import write_npz
 from fewstep_shapes3d.export.camera import Camera
+from fewstep_shapes3d.export.files import write_whole
 from fewstep_shapes3d.export.glb import write_glb
 from fewstep_shapes3d.export.ply import read_ply, write_ply
 from fewstep_shapes3d.export.preview import picture, turntable, write_preview
@@ -21,4 +22,5 @@ __all__ = [
     "write_npz",
     "write_ply",
     "write_preview",
+    "write_whole",
 ]

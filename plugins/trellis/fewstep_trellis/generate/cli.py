@@ -10,7 +10,6 @@ from rich.console import Console
 from typer import Argument, Option
 
 from fewstep.cli.lists import whole
-from fewstep_trellis.generate.options import Models, Options, by_stage
 
 TEACHER = "Pipeline folder or hub name (microsoft/TRELLIS-image-large); by default the shipped nano model."
 STUDENT = (
@@ -47,32 +46,15 @@ def generate(
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done, and stop.")] = False,
 ) -> None:
     """Make 3-D objects of pictures or texts: a mesh (.glb), Gaussians (.ply), arrays (.npz)."""
-    models = Models(
-        teacher,
-        tuple(student or ()),
-        by_stage("--steps", steps, int, 1),
-        by_stage("--guidance", guidance, float, 0.0),
-        sampler,
-        encoder,
-    )
-    options = Options(
-        tuple(inputs or ()),
-        tuple(text or ()),
-        out,
-        formats,
-        samples,
-        seed,
-        multi_image,
-        background,
-        device,
-        low_memory,
-        preview,
-        force,
-    )
+    from fewstep_trellis.generate import command
+    from fewstep_trellis.generate.api import Options
+    from fewstep_trellis.generate.models import models_of
 
-    from fewstep_trellis.generate.command import generate as run
-
-    raise typer.Exit(run(models, options, Console(), Console(stderr=True), dry_run=dry_run))
+    models = models_of(teacher, student, steps, guidance, sampler)
+    options = Options(samples, seed, multi_image, background, device, low_memory, encoder)
+    output = command.Output(out, formats, preview, force)
+    run = command.Run(models, options, output, Console(), Console(stderr=True))
+    raise typer.Exit(run.dry(inputs or [], text or []) if dry_run else run(inputs or [], text or []))
 
 
 def export(
@@ -84,10 +66,7 @@ def export(
     half: Annotated[bool, Option("--half", help="Store the students in half precision.")] = False,
 ) -> None:
     """Write a pipeline folder that TRELLIS itself loads, with students in place of its flows."""
-    models = Models(
-        teacher, tuple(student), by_stage("--steps", steps, int, 1), by_stage("--guidance", guidance, float, 0.0)
-    )
+    from fewstep_trellis.generate.command import export as run
+    from fewstep_trellis.generate.models import models_of
 
-    from fewstep_trellis.generate.export import export as run
-
-    run(models, out, Console(), Console(stderr=True), half=half)
+    run(models_of(teacher, student, steps, guidance), out, Console(), Console(stderr=True), half=half)

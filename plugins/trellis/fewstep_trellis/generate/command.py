@@ -1,96 +1,212 @@
-"""What ``fewstep generate`` does."""
+"""What ``fewstep generate`` and ``fewstep export`` do and print."""
 
 from __future__ import annotations
 
-import torch
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from fewstep.engine.device import pick_device
 from fewstep.errors import FewstepError
-from fewstep_trellis.conditioning import load_picture
-from fewstep_trellis.generate.inputs import Job
-from fewstep_trellis.generate.options import MULTI_IMAGE, Models, Options
-from fewstep_trellis.generate.outputs import Target
-from fewstep_trellis.generate.plan import Plan, choose, plan
-from fewstep_trellis.generate.report import memory_line, say, summary, time_table, told
-from fewstep_trellis.generate.write import write_objects, write_turntable
+from fewstep_trellis.conditioning.factory import DINO
+from fewstep_trellis.generate.api import ROLES, Generator, Options
+from fewstep_trellis.generate.inputs import Job, jobs_of
+from fewstep_trellis.generate.models import Chosen, Models, choose
+from fewstep_trellis.generate.outputs import (
+    DECODED,
+    SUFFIXES,
+    Target,
+    check_free,
+    formats_of,
+    targets,
+    write,
+    write_preview,
+)
+from fewstep_trellis.pipeline.export import save_pipeline
 from fewstep_trellis.pipeline.memory import peak_memory
-from fewstep_trellis.pipeline.objects import Request
-from fewstep_trellis.pipeline.prompt import Prompt, Unusable, about_one, of_pictures, of_text
-from fewstep_trellis.pipeline.run import Runner
+from fewstep_trellis.pipeline.prompt import Unusable
 
 
-def generate(models: Models, options: Options, console: Console, errors: Console, *, dry_run: bool = False) -> int:
-    """Make objects and write them.
+@dataclass(frozen=True)
+class Output:
+    """Where results go: ``--out``, ``--formats``, whether with a preview, whether over existing files."""
 
-    Args:
-        models: which networks, sampled how.
-        options: of what, how many, where to.
-        console: for what was done.
-        errors: for warnings and for inputs that failed.
-        dry_run: say what would be done, and stop.
+    out: Path
+    formats: str | None = None
+    preview: bool = True
+    force: bool = False
 
-    Returns:
-        0, or 1 where some of several inputs failed.
+
+@dataclass(frozen=True)
+class Run:
+    """``fewstep generate``. ``console`` is for what was done, ``errors`` for warnings and inputs that failed."""
+
+    models: Models
+    options: Options
+    output: Output
+    console: Console
+    errors: Console
+
+    def __call__(self, inputs: Sequence[str], texts: Sequence[str]) -> int:
+        """Make the objects and write them.
+
+        Returns:
+            0, or 1 where some of several inputs failed.
+
+        Raises:
+            FewstepError: bad input; nothing is written then. A single input that fails is one, too.
+        """
+        with told(self.errors):
+            chosen = self._chosen()
+            formats, planned = self._plan(chosen, inputs, texts)
+            make, failed = Generator(chosen, self.options), list[str]()
+            for job, target in planned:
+                try:
+                    self._one(make, job, target, formats)
+                except Unusable as error:
+                    if len(planned) == 1:
+                        raise
+                    failed.append(f"{job.label}: {error}")
+            self._summary(make, failed, len(planned) - len(failed))
+        return 1 if failed else 0
+
+    def dry(self, inputs: Sequence[str], texts: Sequence[str]) -> int:
+        """Check everything and say what would be done; 0."""
+        with told(self.errors):
+            formats, planned = self._plan(self._chosen(), inputs, texts)
+        for _, target in planned:
+            say(self.console, f"would write {', '.join(map(str, self._files(target, formats)))}")
+        return 0
+
+    def _chosen(self) -> Chosen:
+        chosen = choose(self.models)
+        announce(chosen, self.console, self.errors)
+        return chosen
+
+    def _plan(
+        self, chosen: Chosen, inputs: Sequence[str], texts: Sequence[str]
+    ) -> tuple[list[str], list[tuple[Job, Target]]]:
+        """Formats, and each job with where its files go. Checked before any weights are read."""
+        spec, output, together = chosen.pipeline.spec, self.output, self.options.multi_image is not None
+        jobs = jobs_of(inputs, spec.kind, together=together, texts=texts)
+        formats = formats_of(output.formats, output.out)
+        found = targets(jobs, output.out, self.options.samples)
+        for kind in decoded(formats):
+            if ROLES[kind] not in spec.models:
+                raise FewstepError(
+                    f"--formats {','.join(formats)}: needs {ROLES[kind]}, which {chosen.pipeline.name} lacks"
+                )
+        files = [path for target in found for path in self._files(target, formats)]
+        check_free(files, [path for job in jobs for path in job.pictures], force=output.force)
+        return formats, list(zip(jobs, found, strict=True))
+
+    def _files(self, target: Target, formats: Sequence[str]) -> list[Path]:
+        """The paths that a job may write."""
+        previews = [target.preview] if self.output.preview else []
+        return target.paths([SUFFIXES[name] for name in formats]) + previews
+
+    def _one(self, make: Generator, job: Job, target: Target, formats: Sequence[str]) -> None:
+        clock = make.runner.clock
+        with self.console.status(job.label) as status:
+            clock.tell = lambda text: status.update(f"{job.label}: {text}")
+            results = make(job, decoded(formats))
+            with clock("writing"):
+                written = write(results, target, formats)
+            with clock("preview"):
+                written += write_preview(results, target) if self.output.preview else []
+        voxels = ", ".join(str(len(result.coords)) for result in results)
+        say(self.console, f"{job.label}: {voxels} voxels; wrote {', '.join(map(str, written))}")
+
+    def _summary(self, make: Generator, failed: Sequence[str], done: int) -> None:
+        """Times, memory, and what was not made, after everything else."""
+        self.console.print(time_table(make.runner.clock.seconds, max(done, 1)))
+        say(self.console, memory_line(peak_memory(make.runner.device), self.options.low_memory))
+        for text in failed:
+            say(self.errors, f"failed: {text}")
+        if failed:
+            say(self.errors, f"{done} made, {len(failed)} failed")
+
+
+def export(models: Models, out: Path, console: Console, errors: Console, *, half: bool = False) -> None:
+    """Write a pipeline folder with students in place of its flows, and say what it holds.
 
     Raises:
-        FewstepError: bad input; nothing is written then. A single input that fails is one, too.
+        FewstepError: bad input; nothing is written then.
     """
     with told(errors):
         chosen = choose(models)
-        todo, device = plan(options, chosen), _device(options.device)
-        for line in chosen.lines():
-            say(console, line)
-        for line in chosen.warnings:
-            say(errors, f"warning: {line}")
-        if dry_run:
-            for target in todo.targets:
-                say(console, f"would write {', '.join(map(str, todo.files(target)))}")
-            return 0
-        runner = Runner(chosen.pipeline, chosen.recipes, chosen.students, device, options.low_memory, models.encoder)
-        return _all(runner, todo, options, console, errors)
+        announce(chosen, console, errors)
+        save_pipeline(out, chosen.pipeline, chosen.students, chosen.recipes, half=half)
+        spec = chosen.pipeline.spec
+        if spec.kind == "image" and spec.encoder not in DINO:
+            say(
+                errors,
+                f"warning: TRELLIS itself has no image encoder {spec.encoder!r}; fewstep generate takes the folder",
+            )
+    say(console, f"wrote {out}: fewstep generate --teacher {out}, or TRELLIS's own from_pretrained({str(out)!r})")
 
 
-def _device(name: str) -> torch.device:
-    try:
-        return pick_device(name)
-    except FewstepError as error:
-        raise FewstepError(str(error).replace("train.device", "--device")) from None
+def decoded(formats: Sequence[str]) -> list[str]:
+    """What the formats need decoded."""
+    return [DECODED[name] for name in formats if name in DECODED]
 
 
-def _all(runner: Runner, todo: Plan, options: Options, console: Console, errors: Console) -> int:
-    failed: list[str] = []
-    for job, target in zip(todo.jobs, todo.targets, strict=True):
-        try:
-            _one(runner, job, target, todo, options, console)
-        except Unusable as error:
-            if len(todo.jobs) == 1:
-                raise
-            failed.append(f"{job.label}: {error}")
-    done = len(todo.jobs) - len(failed)
-    console.print(time_table(runner.clock.seconds, max(done, 1)))
-    say(console, memory_line(peak_memory(runner.device), options.low_memory))
-    summary(errors, failed, done)
-    return 1 if failed else 0
+def announce(chosen: Chosen, console: Console, errors: Console) -> None:
+    """Say which networks are used and how, and where that departs from a contract."""
+    for line in chosen.lines():
+        say(console, line)
+    for line in chosen.warnings:
+        say(errors, f"warning: {line}")
 
 
-def _one(runner: Runner, job: Job, target: Target, todo: Plan, options: Options, console: Console) -> None:
-    with console.status(job.label) as status:
-        runner.clock.tell = lambda text: status.update(f"{job.label}: {text}")
-        prompt = _prompt(runner, job, options)
-        request = Request(prompt, options.samples, options.seed, options.multi_image or MULTI_IMAGE[0])
-        objects = runner(request, todo.decoders)
-        with runner.clock("writing"):
-            written = write_objects(objects, target, todo.formats)
-        with runner.clock("preview"):
-            preview = write_turntable(objects, prompt, target.preview) if todo.preview else None
-    voxels = ", ".join(map(str, objects.layout.lengths_list))
-    say(console, f"{job.label}: {voxels} voxels; wrote {', '.join(map(str, [*written, *filter(None, [preview])]))}")
+def say(console: Console, text: str) -> None:
+    """A line as it is: no markup, not wrapped."""
+    console.print(Text(text), soft_wrap=True)
 
 
-def _prompt(runner: Runner, job: Job, options: Options) -> Prompt:
-    if job.text:
-        return runner.prompt(lambda encoder: of_text(encoder, job.text))
-    with about_one():
-        pictures = [(str(path), load_picture(path)) for path in job.pictures]
-    return runner.prompt(lambda encoder: of_pictures(encoder, pictures, options.background))
+def time_table(seconds: dict[str, float], objects: int) -> Table:
+    """Seconds by stage and their share; with several objects the mean of one beside the sum."""
+    table = Table("stage")
+    for title in ("seconds", *(["an object"] if objects > 1 else []), "share"):
+        table.add_column(title, justify="right")
+    total = sum(seconds.values()) or 1.0
+    for name, value in [*seconds.items(), ("total", sum(seconds.values()))]:
+        each = [f"{value / objects:.2f}"] if objects > 1 else []
+        table.add_row(name, f"{value:.2f}", *each, f"{value / total:.0%}", end_section=name == list(seconds)[-1])
+    return table
+
+
+def memory_line(peaks: dict[str, float], low_memory: bool) -> str:
+    """The peaks in words."""
+    mode = "one model at a time" if low_memory else "every model kept"
+    return f"peak memory ({mode}): " + ", ".join(f"{name} {value:.2f} GiB" for name, value in peaks.items())
+
+
+@contextmanager
+def told(console: Console) -> Iterator[None]:
+    """Warnings in the block become lines of ours, each text once."""
+    seen: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        text = str(message)
+        if issubclass(category, UserWarning) and text not in seen:
+            seen.add(text)
+            say(console, f"warning: {text}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield

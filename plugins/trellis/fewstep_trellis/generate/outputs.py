@@ -1,4 +1,4 @@
-"""Which files a run will write, checked before any work: nothing is overwritten by accident. Imports no torch."""
+"""Which files a run writes: settled and checked before any work, so that nothing is overwritten by accident."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fewstep_shapes3d.export import write_whole
+from fewstep_shapes3d.result import GAUSSIANS, MESH, RADIANCE, Result, sheet
+
 from fewstep.errors import FewstepError, invalid, unknown
 from fewstep_trellis.generate.inputs import Job
+from fewstep_trellis.pipeline.prompt import Unusable
 
-FORMATS = ("glb", "ply", "npz", "rf")
 SUFFIXES = {"glb": ".glb", "ply": ".ply", "npz": ".npz", "rf": ".rf.npz"}
+DECODED = {"glb": MESH, "ply": GAUSSIANS, "rf": RADIANCE}  # what a format needs
 PREVIEW = ".preview.png"
 
 
@@ -22,12 +26,12 @@ def formats_of(text: str | None, out: Path) -> list[str]:
         FewstepError: an unknown format, one twice, or a suffix that is none of them.
     """
     suffix = "" if out.is_dir() else out.suffix.removeprefix(".").lower()
-    if suffix and suffix not in FORMATS:
+    if suffix and suffix not in SUFFIXES:
         raise invalid("--out", str(out), "a folder, or a file ending in .glb, .ply or .npz")
     asked = [part.strip() for part in text.split(",")] if text is not None else [suffix or "glb"]
     for name in asked:
-        if name not in FORMATS:
-            raise unknown("format", name, FORMATS)
+        if name not in SUFFIXES:
+            raise unknown("format", name, SUFFIXES)
     if suffix and suffix not in asked:
         raise FewstepError(f"--out: got {str(out)!r}, but --formats {','.join(asked)}; accepted: a suffix of these")
     return list(dict.fromkeys(asked))
@@ -91,3 +95,33 @@ def check_free(paths: Sequence[Path], inputs: Sequence[Path], *, force: bool) ->
         raise FewstepError(
             f"--out: {', '.join(present[:3])}{more} exists; accepted: a new name, or --force to overwrite"
         )
+
+
+def write(results: Sequence[Result], target: Target, formats: Sequence[str]) -> list[Path]:
+    """Write every sample in every format.
+
+    Raises:
+        Unusable: a mesh without faces; every other file is written first.
+        FewstepError: a place that cannot be written.
+    """
+    written, faceless = [], []
+    for result in results:
+        for name in formats:
+            path = target.path(result.sample, SUFFIXES[name])
+            if name == "glb" and not result.mesh.success:
+                faceless.append(str(path))
+            else:
+                written.append(result.save(path))
+    if faceless:
+        raise Unusable(f"{', '.join(faceless)}: the mesh came out without faces; try another --seed or more --steps")
+    return written
+
+
+def write_preview(results: Sequence[Result], target: Target) -> list[Path]:
+    """Write a turntable of all samples; nothing where nothing was decoded to look at.
+
+    Raises:
+        FewstepError: a place that cannot be written.
+    """
+    picture = sheet(results)
+    return [] if picture is None else [write_whole(target.preview, picture.save)]

@@ -76,6 +76,11 @@ class Shelf:
             del model
             self._release()
 
+    def clear(self) -> None:
+        """Free every model; one that is needed again is loaded again."""
+        self._kept.clear()
+        self._release()
+
     def _release(self) -> None:
         if not self.keep:
             gc.collect()

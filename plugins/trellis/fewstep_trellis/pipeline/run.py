@@ -114,7 +114,7 @@ class Runner:
             numbers, layout = occupied(occupied_coords(logits), request.samples)
             latents = self._latents(request, layout, generator)
             parts = [layout.select(latents, torch.tensor([row])) for row in range(layout.batch_size)]
-            decoded = {role: self._decode(role, parts) for role in decoders}
+            decoded = {role: self.decode(role, parts) for role in decoders}
         return Objects(numbers, layout, latents, logits.shape[-1], decoded)
 
     def _structure_latents(self, request: Request, generator: torch.Generator) -> Tensor:
@@ -141,10 +141,20 @@ class Runner:
         recipe, x = self.recipes[stage], noise.to(self.device)
         return sample(flow, recipe, x, layout, request.prompt, request.seed, request.multi_image, self.clock.on_step)
 
-    def _decode(self, role: str, parts: list[Part]) -> list[Any]:
-        """One representation a sample, one sample after the other: a batch would need their memory at once."""
+    @sampling()
+    def decode(self, role: str, parts: list[Part]) -> list[Any]:
+        """One representation a sample, on the CPU, one sample after the other: a batch would need their memory at once.
+
+        Args:
+            role: of the decoder.
+            parts: latents [T, C] and layout of each sample.
+
+        Raises:
+            Unusable: memory ran out.
+            FewstepError: a model that cannot be loaded.
+        """
         found = []
-        with self._lent(role) as decoder, self.clock(NAMES[role]):
+        with memory_guard(1, self.low_memory), self._lent(role) as decoder, self.clock(NAMES[role]):
             for z, layout in parts:
                 found += [made.to("cpu") for made in decoder.decode(z.to(self.device), layout.to(self.device))]
         return found

@@ -1,0 +1,154 @@
+"""One generated object: what was sampled, what can be decoded from it, and files and pictures of it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.benchmark.contact import contact_image
+from fewstep.errors import FewstepError, invalid
+from fewstep_shapes3d.export import turntable, write_glb, write_npz, write_ply, write_whole
+from fewstep_shapes3d.representations import Gaussians, Mesh, RadianceField
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MESH, GAUSSIANS, RADIANCE = "mesh", "gaussians", "radiance"
+VIEWS, TILE = 8, 192  # of a turntable
+SUFFIXES = (".glb", ".ply", ".npz", ".rf.npz", ".png")
+
+
+@dataclass(eq=False, repr=False)
+class Result:
+    """One generated object. All tensors are on the CPU; decoding happens on first use and is kept.
+
+    Args:
+        name: what it was made from, for messages and labels.
+        coords: int32 [T, 3], the occupied voxels (x, y, z).
+        latents: [T, C] at these voxels.
+        resolution: voxels on a side of the grid.
+        decoders: what decodes the latents, by ``"mesh"``, ``"gaussians"``, ``"radiance"``.
+        pictures: those of the prompt, as the encoder saw them (PIL).
+        seconds: by stage. Decoding adds to it.
+        sample: which of the prompt's samples this is, from 0.
+    """
+
+    name: str
+    coords: Tensor
+    latents: Tensor
+    resolution: int
+    decoders: Mapping[str, Callable[[], Any]]
+    pictures: Sequence[Any] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    sample: int = 0
+    _decoded: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def occupancy(self) -> Tensor:
+        """bool [R, R, R], the structure as a dense grid."""
+        grid = torch.zeros([self.resolution] * 3, dtype=torch.bool)
+        grid[tuple(self.coords.long().T)] = True
+        return grid
+
+    @property
+    def mesh(self) -> Mesh:
+        """The triangle mesh with vertex colours. Raises FewstepError where nothing decodes meshes."""
+        found: Mesh = self.decode(MESH)
+        return found
+
+    @property
+    def gaussians(self) -> Gaussians:
+        """The 3-D Gaussians. Raises FewstepError where nothing decodes them."""
+        found: Gaussians = self.decode(GAUSSIANS)
+        return found
+
+    @property
+    def radiance(self) -> RadianceField:
+        """The radiance field. Raises FewstepError where nothing decodes it."""
+        found: RadianceField = self.decode(RADIANCE)
+        return found
+
+    def decode(self, kind: str) -> Any:
+        """The representation of this kind: "mesh", "gaussians" or "radiance".
+
+        Raises:
+            FewstepError: no decoder for it, or it cannot be loaded or run.
+        """
+        if kind not in self.decoders:
+            raise FewstepError(f"no decoder for {kind!r} here; accepted: {', '.join(self.decoders) or 'none'}")
+        if kind not in self._decoded:
+            self._decoded[kind] = self.decoders[kind]()
+        return self._decoded[kind]
+
+    def save(self, path: str | Path) -> Path:
+        """Write a file, decoding what it needs; an existing file is replaced.
+
+        Args:
+            path: ending in .glb (mesh), .ply (Gaussians), .npz (coords, latents, resolution, and the mesh if it was
+                decoded), .rf.npz (radiance field) or .png (turntable).
+
+        Raises:
+            FewstepError: another suffix, a mesh without faces, or a place that cannot be written.
+        """
+        path = Path(path)
+        if path.suffix == ".glb":
+            return write_glb(self.mesh, path)
+        if path.suffix == ".ply":
+            return write_ply(self.gaussians, path)
+        if path.suffix == ".npz":
+            return write_npz(self._radiance_arrays() if path.name.endswith(".rf.npz") else self._arrays(), path)
+        if path.suffix == ".png":
+            return write_whole(path, self.picture().save)
+        raise invalid("output", str(path), f"a name ending in {', '.join(SUFFIXES)}")
+
+    def _arrays(self) -> dict[str, Tensor | None]:
+        found = {"coords": self.coords, "latents": self.latents, "resolution": torch.tensor(self.resolution)}
+        if (mesh := self._decoded.get(MESH)) is not None:
+            found |= {"vertices": mesh.vertices, "faces": mesh.faces, "vertex_attrs": mesh.vertex_attrs}
+        return found
+
+    def _radiance_arrays(self) -> dict[str, Tensor | None]:
+        tensors = {key: value for key, value in vars(self.radiance).items() if isinstance(value, Tensor)}
+        return {**tensors, "resolution": torch.tensor(self.radiance.resolution)}
+
+    def picture(self) -> Image.Image:
+        """A turntable of everything decoded so far (of the mesh, or else the Gaussians, if nothing was)."""
+        if not {MESH, GAUSSIANS} & self._decoded.keys():
+            self.decode(MESH if MESH in self.decoders else GAUSSIANS)
+        found = sheet([self])
+        assert found is not None
+        return found
+
+    def __repr__(self) -> str:
+        return f"Result({self.name!r}, {len(self.coords)} voxels, decoded: {', '.join(self._decoded) or 'nothing yet'})"
+
+    def _repr_png_(self) -> bytes:
+        """The picture, for notebooks."""
+        buffer = io.BytesIO()
+        self.picture().save(buffer, format="PNG")
+        return buffer.getvalue()
+
+
+def sheet(results: Sequence[Result]) -> Image.Image | None:
+    """The prompt's pictures, then a row of views for each decoded mesh and Gaussians of samples of one prompt.
+
+    None where nothing was decoded that can be looked at.
+    """
+    rows: list[tuple[str, list[Any]]] = []
+    for kind, label in ((MESH, "mesh"), (GAUSSIANS, "Gaussians")):
+        for result in results:
+            if (made := result._decoded.get(kind)) is not None:
+                name = f"{label} {result.sample + 1}" if len(results) > 1 else label
+                rows.append((name, list(turntable(made, VIEWS, TILE))))
+    if not rows:
+        return None
+    if pictures := results[0].pictures[:VIEWS]:
+        rows.insert(0, ("condition", [np.asarray(one.resize((TILE, TILE))) for one in pictures]))
+    return contact_image(rows, TILE)
