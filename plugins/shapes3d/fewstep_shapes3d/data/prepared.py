@@ -1,4 +1,4 @@
-"""Reading a prepared set. Only numpy, torch and Pillow: no open3d, no trimesh."""
+"""Reading a prepared set: numpy and torch do, and Pillow for its pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fewstep.errors import FewstepError, invalid
@@ -143,6 +142,8 @@ class PreparedSet:
         Raises:
             FewstepError: the object is not a test object, or the pictures cannot be read.
         """
+        from PIL import Image
+
         found = np.flatnonzero(self.test == index)
         if not len(found):
             raise invalid("index", index, "a test object; no other has its picture in the set")

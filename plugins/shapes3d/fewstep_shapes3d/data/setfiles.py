@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from fewstep_shapes3d.data.clusters import SPLITS, Ints
 from fewstep_shapes3d.data.jobs import Made
@@ -75,6 +74,8 @@ def write_table(path: Path, made: Sequence[Made], labels: Ints, codes: npt.NDArr
 
 def write_pictures(path: Path, made: Sequence[Made]) -> None:
     """One atlas: each test object's condition picture (view 0, on black), 112x112, twelve to a row, in index order."""
+    from PIL import Image
+
     rows = max(1, -(-len(made) // ACROSS))
     atlas = Image.new("RGB", (ACROSS * PICTURE, rows * PICTURE))
     for at, item in enumerate(made):

@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.errors import invalid, need
 from fewstep_shapes3d.pictures.loading import load_picture
 from fewstep_shapes3d.pictures.preprocess import prepare
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 TOKENS, WIDTH, SIZE = 49, 1280, 224
 ENCODER = "efficientnet-lite0/7x7x1280"
