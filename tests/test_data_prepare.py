@@ -332,6 +332,22 @@ except FewstepError as error:
     assert "pip install 'fewstep[data]'" in done.stdout
 
 
+def test_the_structure_flow_and_its_data_set_need_no_extra() -> None:
+    script = """
+import sys
+from fewstep.errors import EXTRAS
+for package in (package for packages in EXTRAS.values() for package in packages):
+    sys.modules[package] = None
+import fewstep_trellis.plugin
+from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_trellis.backbone import StructureFlow
+from fewstep_trellis.dataset import PreparedObjects
+print(len(PreparedSet.load()), StructureFlow.Config(), PreparedObjects)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def drop(name: str) -> object:
     return lambda folder: (folder / name).unlink()
 

@@ -113,3 +113,8 @@ def test_stored_tokens_are_what_the_encoder_makes_of_the_picture() -> None:
     likeness = torch.nn.functional.normalize(again, dim=1) @ torch.nn.functional.normalize(stored, dim=1).T
     assert (likeness.argmax(1) == torch.arange(6)).all()
     assert likeness.diag().min() > 0.4
+
+
+def test_pictures_are_encoded_on_the_encoders_device() -> None:
+    encoder = ImageEncoder().to("meta")  # as good as a GPU: a picture left on the CPU would be refused
+    assert encoder.encode([preprocess(disc())]).device.type == "meta"

@@ -41,6 +41,15 @@ def test_the_core_imports_no_plugin() -> None:
     assert offences(CORE, PLUGINS) == []
 
 
+MAY_IMPORT = {"fewstep_trellis": {"fewstep_shapes3d"}, "fewstep_kernels": {"fewstep_shapes3d"}}
+
+
+@pytest.mark.parametrize("plugin", sorted(PLUGINS))
+def test_a_plugin_imports_the_core_and_not_another_plugin(plugin: str) -> None:
+    others = PLUGINS - {plugin} - MAY_IMPORT.get(plugin, set())
+    assert offences(sorted((ROOT / "plugins").glob(f"*/{plugin}/**/*.py")), others) == []
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -14,8 +14,8 @@ from fewstep.core.layout import Layout
 from fewstep.errors import FewstepError, invalid
 
 
-def pick_device(name: str) -> torch.device:
-    """The torch device of ``train.device``; "auto" is CUDA where there is one.
+def pick_device(name: str, key: str = "train.device") -> torch.device:
+    """The torch device of this name; "auto" is CUDA where there is one. ``key`` names it in the error.
 
     Raises:
         FewstepError: for a name that torch does not know or a device that this machine lacks.
@@ -26,7 +26,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise invalid("train.device", name, f"auto, cpu, or a device of this machine ({_first(error)})") from None
+        raise invalid(key, name, f"auto, cpu, or a device of this machine ({_first(error)})") from None
     return device
 
 

@@ -109,7 +109,11 @@ class Result:
         raise invalid("output", str(path), f"a name ending in {', '.join(SUFFIXES)}")
 
     def _arrays(self) -> dict[str, Tensor | None]:
-        found = {"coords": self.coords, "latents": self.latents, "resolution": torch.tensor(self.resolution)}
+        found: dict[str, Tensor | None] = {
+            "coords": self.coords,
+            "latents": self.latents,
+            "resolution": torch.tensor(self.resolution),
+        }
         if (mesh := self._decoded.get(MESH)) is not None:
             found |= {"vertices": mesh.vertices, "faces": mesh.faces, "vertex_attrs": mesh.vertex_attrs}
         return found

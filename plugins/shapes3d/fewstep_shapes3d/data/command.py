@@ -26,6 +26,7 @@ def prepare(
     test_clusters: Annotated[int, whole("--test-clusters", "Clusters of near-duplicates kept for testing.", 1)] = 96,
     limit: Annotated[int | None, whole("--limit", "Read so many models only, to try it out.", 2)] = None,
     workers: Annotated[int, whole("--workers", "Processes.", 1, 256)] = 2,
+    device: Annotated[str, Option(help="Where pictures are encoded: auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
     """Read furniture catalogues, voxelise, render, encode and split them into a prepared set."""
     need("open3d")  # before the imports below, which need [trellis] only: [data] brings both
@@ -42,6 +43,7 @@ def prepare(
             test_clusters=test_clusters,
             limit=limit,
             workers=workers,
+            device=device,
             progress=progress,
         )
     Console().print(Text(f"{out}: {summary(manifest)}"), soft_wrap=True)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from fewstep.engine.device import pick_device
 from fewstep.errors import FewstepError, invalid, need
 from fewstep_shapes3d.data import clusters, setfiles
 from fewstep_shapes3d.data.attributes import write_codes
@@ -33,6 +34,7 @@ def prepare_sweethome3d(
     test_clusters: int = 96,
     limit: int | None = None,
     workers: int = 2,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Reads ``.sh3f`` catalogues and writes a prepared set to ``out``, whole or not at all.
@@ -47,6 +49,7 @@ def prepare_sweethome3d(
         test_clusters: clusters kept for testing; with ``limit`` at most a quarter of the clusters.
         limit: read this many models only, spread over the catalogues: for trying out.
         workers: processes.
+        device: where the pictures are encoded.
         progress: called as ``progress(done, total, name)`` after each model, then anew as its pictures are encoded.
 
     Returns:
@@ -58,6 +61,7 @@ def prepare_sweethome3d(
     """
     target = Path(out)
     _check(target, resolution, views, limit)
+    place = pick_device(device, "--device")
     files = find_catalogues(source)
     entries, skipped = read_catalogues(files)
     if limit is not None and limit < len(entries):
@@ -76,7 +80,7 @@ def prepare_sweethome3d(
         test_clusters = min(test_clusters, max(1, int(labels.max() + 1) // 4))
     codes = clusters.split(labels, grids.sum((1, 2, 3)), test_clusters, resolution, seed)
     arrays = {"occupancy": np.stack([item.bits for item in made]), "split": codes} | _tokens(
-        made, codes, channels, tell
+        made, codes, channels, place, tell
     )
     settings = {"resolution": resolution, "views": views, "channels": channels, "seed": seed}
     return _write(target, files, made, skipped, labels, codes, arrays, settings)
@@ -96,10 +100,10 @@ def _check(target: Path, resolution: int, views: int, limit: int | None) -> None
 
 
 def _tokens(
-    made: list[Made], codes: npt.NDArray[np.uint8], channels: int, tell: Progress
+    made: list[Made], codes: npt.NDArray[np.uint8], channels: int, device: torch.device, tell: Progress
 ) -> dict[str, npt.NDArray[Any]]:
     """int8 tokens [N,views,2,49,C] with their scale, and the basis, fitted on the training objects only."""
-    encoder, views = features.ImageEncoder(), len(made[0].pictures)
+    encoder, views = features.ImageEncoder().to(device), len(made[0].pictures)
     train, test = np.flatnonzero(codes == clusters.TRAIN), np.flatnonzero(codes == clusters.TEST)
     parts = []
     for done, at in enumerate(train, 1):
@@ -126,7 +130,7 @@ def _encode(
     """Raw tokens [views,flips,49,1280] in half precision of RGBA pictures [views,H,W,4]."""
     shown = [np.ascontiguousarray(p[:, ::-1]) if flip else p for p in pictures for flip in flips]
     tokens = encoder.encode([features.preprocess(Image.fromarray(p)) for p in shown])
-    return tokens.half().view(len(pictures), len(flips), *tokens.shape[1:])
+    return tokens.half().cpu().view(len(pictures), len(flips), *tokens.shape[1:])
 
 
 def _write(

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.errors import invalid, need
-from fewstep_shapes3d.pictures.loading import load_picture
-from fewstep_shapes3d.pictures.preprocess import prepare
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,6 +34,8 @@ def preprocess(image: Image.Image, name: str = "the picture", size: int = SIZE) 
     Raises:
         FewstepError: no pixel is opaque enough to see the object.
     """
+    from fewstep_shapes3d.pictures.preprocess import prepare  # Pillow, which reading a prepared set does without
+
     return np.asarray(prepare(image, name, size, background="keep"))
 
 
@@ -86,12 +87,15 @@ class ImageEncoder(nn.Module):
         return tokens if self.basis is None else self.basis(tokens)
 
     def encode(self, pictures: Sequence[Rgb], batch: int = 32) -> Tensor:
-        """Tokens [N,49,C] of pictures that :func:`preprocess` made."""
-        parts = [np.stack(pictures[at : at + batch]) for at in range(0, len(pictures), batch)]
-        return torch.cat([self(torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255) for part in parts])
+        """Tokens [N,49,C] of pictures that :func:`preprocess` made, on the encoder's device."""
+        device = next(self.parameters()).device
+        parts = [torch.from_numpy(np.stack(pictures[at : at + batch])) for at in range(0, len(pictures), batch)]
+        return torch.cat([self(rearrange(part.to(device), "b h w c -> b c h w").float() / 255) for part in parts])
 
     def encode_files(self, paths: Sequence[Path | str]) -> Tensor:
         """Tokens [N,49,C] of picture files, prepared as in training. Raises FewstepError, naming the file."""
+        from fewstep_shapes3d.pictures.loading import load_picture
+
         return self.encode([preprocess(load_picture(path), str(path)) for path in paths])
 
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from fewstep_shapes3d.pictures.loading import as_rgba, load_picture
 from fewstep_shapes3d.result import GAUSSIANS, MESH, RADIANCE, Result
 
 from fewstep.engine.device import pick_device
-from fewstep.errors import FewstepError, unknown
+from fewstep.errors import unknown
 from fewstep_trellis.generate.inputs import Job, jobs_of
 from fewstep_trellis.generate.models import Chosen, choose, models_of
 from fewstep_trellis.pipeline import spec
@@ -116,7 +116,7 @@ class Generator:
 
     def __init__(self, chosen: Chosen, options: Options) -> None:
         self.options = options
-        device = _device(options.device)
+        device = pick_device(options.device, "--device")
         self.runner = Runner(
             chosen.pipeline, chosen.recipes, chosen.students, device, options.low_memory, options.encoder
         )
@@ -144,7 +144,7 @@ class Generator:
             own = dict(seconds)
             result = Result(
                 job.label,
-                layout.coords,
+                cast(torch.Tensor, layout.coords),
                 latents,
                 objects.resolution,
                 {
@@ -187,10 +187,3 @@ class Generator:
 
 def _opened(picture: Any) -> Any:
     return load_picture(picture) if isinstance(picture, Path) else as_rgba(picture)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return pick_device(name)
-    except FewstepError as error:
-        raise FewstepError(str(error).replace("train.device", "--device")) from None
