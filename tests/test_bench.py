@@ -34,8 +34,10 @@ from fewstep.config.base import Strict, validate
 from fewstep.core.backbone import Backbone, Guidance, Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.contract import Contract
+from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout, Packed
-from fewstep.core.samplers import euler, sampling_path
+from fewstep.core.objective import Step
+from fewstep.core.samplers import euler
 from fewstep.core.suite import Suite
 from fewstep.errors import FewstepError
 from fewstep.metrics import agreement, sliced_wasserstein
@@ -170,7 +172,9 @@ def test_values_in_the_csv_are_those_of_direct_sampling(done: Bench, label: str,
     batch = done.suite.prompts()
     teacher = Teacher(Gaussian(), Guidance(GUIDANCE))
     for seed in (0, 1, 2):
-        x = euler(teacher, noise_of(seed, batch), batch.cond, batch.layout, Contract().grid(steps), sampling_path())
+        x = euler(
+            teacher, noise_of(seed, batch), batch.cond, batch.layout, Contract().grid(steps), Step(0, Interpolant())
+        )
         (row,) = done.rows(label=label, steps=steps, seed=seed, metric="w2")
         assert float(row["value"]) == pytest.approx(sliced_wasserstein(x, batch.x0), rel=1e-5)
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from fewstep.core.backbone import Backbone, Guidance, Teacher
 from fewstep.core.batch import Condition
+from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout, Packed
-from fewstep.core.samplers import euler, sampling_path
+from fewstep.core.objective import Step
+from fewstep.core.samplers import euler
 from fewstep.errors import FewstepError
 
 BATCH, IMAGES, TOKENS, WIDTH = 2, 3, 5, 4
@@ -50,7 +52,7 @@ def noise() -> Tensor:
 
 
 def sample(field: Any, cond: Condition, x: Tensor, layout: Layout) -> Tensor:
-    return euler(field, x, cond, layout, GRID, sampling_path())
+    return euler(field, x, cond, layout, GRID, Step(0, Interpolant()))
 
 
 def velocity(flow: Flow, x: Tensor, t: float, tokens_LC: Tensor) -> Tensor:

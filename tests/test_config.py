@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fewstep.config.base import Strict, describe, merge, parse_override, read_toml, validate
 from fewstep.config.describe import toml
+from fewstep.config.train import TrainConfig
 from fewstep.errors import FewstepError, nearest
 
 
@@ -211,3 +212,18 @@ def test_a_shown_value_can_be_typed(value: Any) -> None:
 def test_nearest_knows_when_nothing_is_near() -> None:
     assert nearest("mdt-vdd", ["mdt-vd", "cm"]) == "mdt-vd"
     assert nearest("zzz", ["mdt-vd", "cm"]) is None
+
+
+@pytest.mark.parametrize("values", [{"ema": [False]}, {"ema": [0.5, True]}, {"betas": [True, 0.9]}, {"steps": True}])
+def test_true_and_false_are_no_numbers_also_in_lists(values: dict[str, Any]) -> None:
+    with pytest.raises(FewstepError, match=f"{next(iter(values))}: got"):
+        validate(TrainConfig, values)
+
+
+class Flags(Strict):
+    flags: tuple[bool, ...] = ()
+    both: tuple[float | bool, ...] = ()
+
+
+def test_lists_of_true_and_false_are_accepted_where_they_belong() -> None:
+    assert validate(Flags, {"flags": [True], "both": [False, 0.5]}).flags == (True,)

@@ -260,8 +260,8 @@ def test_wandb_and_tensorboard_get_slashed_names(tmp_path: Path, monkeypatch: py
     for name, module in (("wandb", wandb), ("torch.utils.tensorboard", board), ("tensorboard", client)):
         monkeypatch.setitem(sys.modules, name, module)
     row = {"step": 3, "loss": {"vm": 0.5}}
-    WandB(tmp_path / "run", {"a": 1}, 0).log(row)
-    assert (seen[0]["id"], seen[0]["resume"], seen[1]) == ("run", None, ({"loss/vm": 0.5}, 3))
+    WandB(tmp_path, {"a": 1}, 0).log(row)
+    assert (seen[0]["resume"], seen[1]) == (None, ({"loss/vm": 0.5}, 3))
     TensorBoard(tmp_path / "run", {"a": 1}, 2).log(row)
     assert seen[2:] == [3, ("loss/vm", 0.5, 3)]
     assert dict(flat({"evaluations": {"teacher": {"forward": 2}}})) == {"evaluations/teacher/forward": 2}
@@ -294,3 +294,41 @@ def test_progress_is_smoothed_and_plain_lines_are_rare() -> None:
             progress.update({"step": step, "loss": {"vm": value}})
     assert progress.terms["vm"] == pytest.approx(0.9 * 1.1 + 0.2)
     assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def test_callbacks_get_the_rows_of_metrics_jsonl(tiny: run.Resolved, tmp_path: Path) -> None:
+    rows: list[Any] = []
+    out = session.start(tiny, tmp_path / "run", False, quiet(), callbacks=[rows.append])
+    assert rows == [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_an_exception_of_a_callback_ends_the_run_with_its_checkpoint_kept(tmp_path: Path) -> None:
+    engine_helpers.install()
+    keys = ["train.steps=6", "train.log_every=1", "train.checkpoint_every=2", "train.device=cpu"]
+    resolved, console = run.resolve("tiny-regress", "tiny", overrides=keys), quiet()
+
+    def stop(row: Any) -> None:
+        if row["step"] == 5:
+            raise LookupError("enough")
+
+    with pytest.raises(LookupError, match="enough"):
+        session.start(resolved, tmp_path / "run", False, console, callbacks=[stop])
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "stopped after step 5. The checkpoint of step 4 is kept" in text
+    out = session.start(resolved, tmp_path / "run", True, quiet())
+    rows = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [1, 2, 3, 4, 5, 6]
+
+
+def test_wandb_runs_of_two_stages_are_two_and_resume_keeps_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    wandb = ModuleType("wandb")
+    wandb.init = lambda **keys: seen.append(keys)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for parent in ("one", "two"):
+        (tmp_path / parent / "ss").mkdir(parents=True)
+        WandB(tmp_path / parent / "ss", {}, 0)
+    WandB(tmp_path / "one/ss", {}, 0)
+    assert [keys["name"] for keys in seen] == ["one/ss", "two/ss", "one/ss"]
+    assert seen[0]["id"] == seen[2]["id"] != seen[1]["id"]
+    assert [keys["resume"] for keys in seen] == [None, None, "allow"]

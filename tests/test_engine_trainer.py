@@ -16,8 +16,9 @@ from fewstep.core.layout import Dense, Packed
 from fewstep.core.objective import NetSpec
 from fewstep.engine.budget import Budget
 from fewstep.engine.device import autocast, pick_device, to_device
+from fewstep.engine.networks import Networks
 from fewstep.engine.trackers import Window
-from fewstep.engine.trainer import NonFinite, Trainer
+from fewstep.engine.trainer import NonFinite, Trainer, TrainStep
 from fewstep.errors import FewstepError
 
 
@@ -216,3 +217,67 @@ def test_teacher_is_never_trained() -> None:
     assert not any(p.requires_grad for p in run.teacher.parameters())
     assert isinstance(run.nets.exported("student"), Backbone)
     assert TinyConfig().width == 8
+
+
+class Adapted(Tiny):
+    """A frozen base with one layer to train, as LoRA has."""
+
+    def __init__(self, width: int = 8, dropout: float = 0.0) -> None:
+        super().__init__(width, dropout)
+        self.layers[0].requires_grad_(False)
+
+
+def test_parameters_that_a_backbone_freezes_stay_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(engine_helpers.BACKBONES, "tiny-adapted", Adapted)
+    run = trainer("tiny-regress", "tiny-adapted", steps=3, lr=0.1, ema=(0.5,), weight_decay=0.1)
+    student = run.nets.view.student
+    before = {key: p.clone() for key, p in student.named_parameters()}
+    trained(run)
+    changed = {key for key, p in student.named_parameters() if not torch.equal(p, before[key])}
+    assert changed == set(run.optimizers["student"].named) == {"layers.3.weight", "layers.3.bias"}
+    assert student.layers[0].weight.grad is None
+    assert not any(p.requires_grad for p in run.teacher.parameters())
+    assert not any("layers.0" in key for key in run.optimizers["student"].state())
+
+
+def test_a_network_frozen_as_a_whole_is_trained_as_a_whole() -> None:
+    frozen = Tiny().requires_grad_(False)
+    nets = Networks({"student": NetSpec()}, Teacher(frozen), torch.device("cpu"))
+    assert len(nets.parameters["student"]) == 4
+
+
+class Overflows(Regress):
+    """Its gradient is never finite, though its loss is."""
+
+    def loss(self, batch: Any, nets: Any, step: Any) -> dict[str, torch.Tensor]:
+        weight = next(nets.student.parameters())
+        return {"root": (weight - weight.detach()).square().sum().sqrt()}
+
+
+def test_fp16_that_never_becomes_finite_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OBJECTIVES, "tiny-overflows", Overflows)
+    run = trainer("tiny-overflows", steps=100)
+    run.scaler = torch.amp.GradScaler("cpu")
+    with pytest.raises(NonFinite, match=r"step 33: 33 updates of network 'student' in a row.*train\.precision=bf16"):
+        trained(run)
+    assert run.step == 32
+
+
+def test_fp16_that_overflows_now_and_then_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sometimes(Regress):
+        def loss(self, batch: Any, nets: Any, step: Any) -> dict[str, torch.Tensor]:
+            return (Regress if step.index % 20 == 0 else Overflows).loss(self, batch, nets, step)  # type: ignore[arg-type]
+
+    monkeypatch.setitem(OBJECTIVES, "tiny-sometimes", Sometimes)
+    run = trainer("tiny-sometimes", steps=70)
+    run.scaler = torch.amp.GradScaler("cpu")
+    assert len(trained(run)) == 70
+
+
+def test_only_a_read_of_total_is_noted() -> None:
+    run = trainer()
+    step = TrainStep(run, run.objective.phase(0), 0, 0)
+    assert "Step" in repr(step)
+    assert not run.reads_total
+    assert step.total == 10
+    assert run.reads_total

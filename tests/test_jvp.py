@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fewstep.core.batch import Condition
-from fewstep.core.derivatives import Tangents
-from fewstep.core.layout import Layout
-from fewstep.core.objective import means
-from fewstep.engine.derivatives import choose_tangents
+from fewstep.core.derivatives import Tangents, finite_difference
+from fewstep.core.layout import Dense, Layout, Packed
+from fewstep.core.objective import Phase, means
+from fewstep.engine.derivatives import Derivatives, choose_tangents
 from fewstep.engine.trainer import Trainer, TrainStep
 from fewstep.errors import FewstepError
 
@@ -158,3 +158,111 @@ def test_reason_of_the_first_failure_is_kept() -> None:
 
     chosen = choose_tangents(Tangents(), trial)
     assert (chosen.mode, chosen.reason) == ("finite-difference", "forward mode failed: no derivative in one-pass")
+
+
+def test_a_first_derivative_late_in_a_phase_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An op without a tangent kernel, first met at step 40: the run goes on by finite differences, and says so."""
+
+    class Late(Transport):
+        def loss(self, batch: Any, nets: Any, step: Any) -> dict[str, Tensor]:
+            source = Transport if step.index >= 40 else engine_helpers.Regress
+            return source.loss(self, batch, nets, step)  # type: ignore[arg-type]
+
+    monkeypatch.setitem(engine_helpers.OBJECTIVES, "tiny-late", Late)
+    said: list[str] = []
+    run = started("tiny-late", "tiny-fused", said, steps=40)
+    assert (said, run.derivatives.tangents.reason) == ([], "not used by this method")
+    run = started("tiny-late", "tiny-fused", said, steps=42)
+    assert run.derivatives.tangents.mode == "finite-difference"
+    assert said[0].startswith("warning: derivatives by finite differences")
+
+
+def test_probing_changes_nothing_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the method calls ``step.jvp`` under ``no_grad`` and has drawn before."""
+
+    class Quiet(Transport):
+        def loss(self, batch: Any, nets: Any, step: Any) -> dict[str, Tensor]:
+            torch.rand(3)
+            with torch.no_grad():
+                seen = super().loss(batch, nets, step)["vm"] + torch.rand(())
+            return {"fit": seen * nets.student(batch.x0, torch.ones(len(batch.x0)), batch.cond, batch.layout).square()}
+
+    monkeypatch.setitem(engine_helpers.OBJECTIVES, "tiny-quiet", Quiet)
+    rows: list[list[Any]] = []
+    for known in (False, True):
+        run = trainer("tiny-quiet", steps=1, precision="bf16")
+        if known:
+            run.tangents_at(run.objective.phase(0), 0)
+        rows.append([])
+        run.train(lambda row: rows[-1].append(row | {"seconds": 0}), lambda: None)
+    assert rows[0] == rows[1]
+
+
+def test_a_second_phase_that_fails_lowers_the_choice_once() -> None:
+    said: list[str] = []
+    choice = Derivatives(frozenset({"jvp"}), said.append)
+
+    def only_differences(tangents: Tangents) -> None:
+        if tangents.mode != "finite-difference":
+            raise NotImplementedError("op 'x' has no tangent")
+
+    assert choice.of(Phase(), lambda _: None).mode == "one-pass"
+    assert choice.of(Phase(("critic",)), only_differences).mode == "finite-difference"
+    assert choice.of(Phase(), only_differences).mode == "finite-difference"
+    assert [line.split(":")[0] for line in said] == ["derivatives", "warning"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_finite_differences_stay_within_the_times_and_are_of_second_order(packed: bool) -> None:
+    t_B = torch.tensor([0.0, 1.0, 0.003, 0.998, 0.5], dtype=torch.float64)
+    layout = Packed.of_lengths([2, 0, 1, 3, 2]) if packed else Dense(5)
+    x = torch.randn(8 if packed else 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    asked: list[Tensor] = []
+
+    def f(x: Tensor, t_B: Tensor) -> Tensor:
+        asked.append(t_B)
+        t = layout.expand(t_B, x)
+        return torch.sin(3 * x) * (1 + t**3)
+
+    def error(h: float) -> float:
+        slope = finite_difference(f, (x, t_B), (torch.ones_like(x), torch.ones_like(t_B)), h, layout)[1]
+        t = layout.expand(t_B, x)
+        return float((slope - 3 * torch.cos(3 * x) * (1 + t**3) - torch.sin(3 * x) * 3 * t**2).abs().max())
+
+    coarse, fine = error(1e-2), error(5e-3)
+    assert 3.3 < coarse / fine < 4.7
+    assert min(float(t.min()) for t in asked) >= 0
+    assert max(float(t.max()) for t in asked) <= 1
+
+
+def test_finite_differences_on_packed_states_need_the_layout() -> None:
+    with pytest.raises(FewstepError, match=r"packed states \[5, 3\] need layout=batch\.layout"):
+        finite_difference(lambda x, t: x, (torch.ones(5, 3), torch.ones(2)), (torch.ones(5, 3), torch.ones(2)), 0.1)
+
+
+@pytest.mark.parametrize("mode", ["two-pass", "finite-difference"])
+def test_autocast_keeps_the_gradients_of_weights_cast_without_a_graph(mode: Any) -> None:
+    grads = {}
+    for precision in ("fp32", "bf16"):
+        run = trainer("tiny-transport", precision=precision)
+        phase = run.objective.phase(0)
+        step = TrainStep(run, phase, 0, 0, Tangents(mode, step=0.1))
+        losses = means(run.losses(phase, run.batch(0), step))
+        grads[precision] = torch.autograd.grad(losses["vm"], list(run.nets.view.student.parameters()))
+    assert all(bool(g.any()) for g in grads["bf16"])
+    for ours, exact in zip(grads["bf16"], grads["fp32"], strict=True):
+        assert float((ours - exact).norm() / exact.norm()) < 0.3
+
+
+def test_autocast_has_no_weight_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    class Looks(Transport):
+        def loss(self, batch: Any, nets: Any, step: Any) -> dict[str, Tensor]:
+            seen.append(torch.is_autocast_cache_enabled())
+            return super().loss(batch, nets, step)
+
+    monkeypatch.setitem(engine_helpers.OBJECTIVES, "tiny-looks", Looks)
+    run = trainer("tiny-looks", precision="bf16", steps=1)
+    run.train(lambda _: None, lambda: None)
+    assert set(seen) == {False}

@@ -15,7 +15,8 @@ from fewstep.core.backbone import VelocityField
 from fewstep.core.batch import Condition
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout, Packed
-from fewstep.core.samplers import Sampler, consistency, euler, heun, jump, sampling_path
+from fewstep.core.objective import Step
+from fewstep.core.samplers import Sampler, consistency, euler, heun, jump
 from fewstep.core.times import step_grid
 from fewstep.methods.residual import phase_end
 
@@ -35,7 +36,7 @@ def exact() -> GaussianMap:
 
 def run(sampler: Sampler, field: VelocityField, noise: Tensor, steps: int, **more: Any) -> Tensor:
     grid = step_grid(steps, more.pop("rescale_t", 1.0))
-    return sampler(field, noise, Condition(), Dense(len(noise)), grid, more.pop("step", sampling_path()), **more)
+    return sampler(field, noise, Condition(), Dense(len(noise)), grid, more.pop("step", Step(0, Interpolant())), **more)
 
 
 def transported(noise: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ def test_consistency_is_exact_after_its_last_noise(noise: Tensor, exact: Gaussia
     x = run(consistency, exact, noise, 2, on_step=lambda i, x, data: seen.append(x.clone()))
     t_B = torch.full((COUNT,), 0.5, dtype=torch.float64)
     assert largest(seen[0] - 0.5 * exact(seen[0], t_B, Condition(), Dense(COUNT)), x) < 1e-12
-    fresh = sampling_path().randn_like(noise, "renoise/0")
+    fresh = Step(0, Interpolant()).randn_like(noise, "renoise/0")
     assert largest(seen[0], 0.5 * transported(noise) + 0.5 * fresh) < 1e-12
     many = torch.randn(20000, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for steps in (1, 2, 4):
@@ -133,12 +134,12 @@ def test_reported_data_are_the_students_jumps(name: str, noise: Tensor, exact: G
 def test_packed_is_dense(name: str, noise: Tensor, exact: GaussianMap) -> None:
     dense = run(SAMPLERS[name], exact, noise, 3)
     layout = Packed.of_lengths([1] * COUNT)
-    packed = SAMPLERS[name](exact, noise, Condition(), layout, step_grid(3), sampling_path())
+    packed = SAMPLERS[name](exact, noise, Condition(), layout, step_grid(3), Step(0, Interpolant()))
     assert torch.equal(dense, packed)
 
 
 def test_noise_of_the_consistency_sampler_comes_from_the_seed_alone(noise: Tensor, exact: GaussianMap) -> None:
-    one, same, other = (run(consistency, exact, noise, 2, step=sampling_path(seed=s)) for s in (0, 0, 1))
+    one, same, other = (run(consistency, exact, noise, 2, step=Step(0, Interpolant(), seed=s)) for s in (0, 0, 1))
     assert torch.equal(one, same)
     assert largest(one, other) > 0.1
 
@@ -147,9 +148,9 @@ def test_sigma_min_is_kept_by_the_renoising(noise: Tensor) -> None:
     config = GAUSSIAN.model_copy(update={"sigma_min": 0.2})
     exact = GaussianMap(config).double()
     seen: list[Tensor] = []
-    run(consistency, exact, noise, 2, step=sampling_path(0.2), on_step=lambda i, x, data: seen.append(x))
+    run(consistency, exact, noise, 2, step=Step(0, Interpolant(0.2)), on_step=lambda i, x, data: seen.append(x))
     data = noise - exact(noise, torch.ones(COUNT, dtype=torch.float64), Condition(), Dense(COUNT))
-    fresh = sampling_path(0.2).randn_like(noise, "renoise/0")
+    fresh = Step(0, Interpolant(0.2)).randn_like(noise, "renoise/0")
     half = torch.full((COUNT,), 0.5, dtype=torch.float64)
     assert largest(seen[0], Interpolant(0.2).interpolate(data, fresh, half, Dense(COUNT))) < 1e-12
 
@@ -165,7 +166,7 @@ def test_the_exact_map_at_one_time_is_the_velocity(noise: Tensor) -> None:
                 largest(exact(noise, t_B, Condition(), layout, s_B=t_B), flow(noise, t_B, Condition(), layout)) < 1e-12
             )
         solved = heun(
-            flow, noise, Condition(), layout, [1 - 0.7 * i / 300 for i in range(301)], sampling_path(sigma_min)
+            flow, noise, Condition(), layout, [1 - 0.7 * i / 300 for i in range(301)], Step(0, Interpolant(sigma_min))
         )
         ends = (torch.full((COUNT,), t, dtype=torch.float64) for t in (1.0, 0.3))
         average = exact(noise, next(ends), Condition(), layout, s_B=next(ends))

@@ -25,8 +25,10 @@ from fewstep.cli import main
 from fewstep.core.backbone import Guidance, Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.contract import Contract
+from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Packed
-from fewstep.core.samplers import euler, sampling_path
+from fewstep.core.objective import Step
+from fewstep.core.samplers import euler
 from fewstep.core.suite import Suite
 from fewstep.errors import FewstepError
 from fewstep.plugins.registry import registry
@@ -72,7 +74,7 @@ def rows(report: BenchTable, **wanted: object) -> list[dict[str, str]]:
 def by_hand(stages: list[Stage], label: str, steps: int, seed: int) -> torch.Tensor:
     """Both stages with samplers alone: sample, look at the signs, sample a row for each."""
     fields = [s.teacher if label == "teacher" else s.students[0][1] for s in stages]
-    prompts, grid, path = stages[0].suite.prompts(), Contract().grid(steps), sampling_path()
+    prompts, grid, path = stages[0].suite.prompts(), Contract().grid(steps), Step(0, Interpolant())
     x = euler(fields[0], noise_of(seed, prompts), prompts.cond, prompts.layout, grid, path)
     places = (x[..., 0] > 0).nonzero()
     layout = Packed.of_index(places[:, 0], places[:, 1:], COUNT)

@@ -27,8 +27,8 @@ from fewstep.core.batch import Condition
 from fewstep.core.dataset import Dataset
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Packed
-from fewstep.core.objective import NetSpec
-from fewstep.core.samplers import Sampler, euler, heun, sampling_path
+from fewstep.core.objective import NetSpec, Step
+from fewstep.core.samplers import Sampler, euler, heun
 from fewstep.core.times import TimeSampler, step_grid
 from fewstep.engine.networks import Networks
 from fewstep.engine.trainer import Trainer
@@ -311,7 +311,7 @@ def test_suite_runs_end_to_end(layout: str, tmp_path: Path) -> None:
     suite, teacher = suite_of(layout=layout), ToyFlow.teacher(QUICK)
     prompts = suite.prompts(200)
     noise = torch.randn(prompts.x0.shape, generator=torch.Generator().manual_seed(0))
-    x = euler(teacher, noise, prompts.cond, prompts.layout, step_grid(25), sampling_path())
+    x = euler(teacher, noise, prompts.cond, prompts.layout, step_grid(25), Step(0, Interpolant()))
     objects = suite.decode(x, prompts.layout)
     assert suite.measure(objects, objects)["wrong_class"] < 0.02
     suite.sheet([("teacher", objects), ("again", objects)], tmp_path / "sheet.png", 8)
@@ -355,8 +355,8 @@ def distance_to_teacher(student: Backbone, teacher: Any, data: ToyPoints, sample
     """Root mean square distance of one-step results to the teacher's 50-step ones."""
     held = data.held_out(400)
     noise = torch.randn(held.x0.shape, generator=torch.Generator().manual_seed(0))
-    end = heun(teacher, noise, held.cond, held.layout, step_grid(50), sampling_path())
-    one = sampler(student, noise, held.cond, held.layout, step_grid(1), sampling_path())
+    end = heun(teacher, noise, held.cond, held.layout, step_grid(50), Step(0, Interpolant()))
+    one = sampler(student, noise, held.cond, held.layout, step_grid(1), Step(0, Interpolant()))
     return float((one - end).square().sum(1).mean().sqrt())
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fewstep.core.backbone import VelocityField
 from fewstep.core.batch import Condition
-from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Step
 from fewstep.ops.replay import sampling
@@ -123,8 +122,3 @@ def jump(
         x = x - (t - s) * average
         _report(on_step, i, x, lambda data=data: data)  # type: ignore[misc]
     return x
-
-
-def sampling_path(sigma_min: float = 0.0, seed: int = 0) -> Step:
-    """The ``Step`` of a sampling run: its path and its fresh noise."""
-    return Step(index=0, interpolant=Interpolant(sigma_min), seed=seed)

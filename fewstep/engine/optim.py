@@ -1,4 +1,4 @@
-"""AdamW for one network, its learning rate as a function of the step alone, and gradient clipping."""
+"""AdamW for one network, with a learning-rate schedule and gradient clipping."""
 
 from __future__ import annotations
 
@@ -16,16 +16,25 @@ from fewstep.errors import FewstepError
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def lr_factor(step: int, config: TrainConfig) -> float:
-    """The schedule's factor at iteration ``step`` (from 0): a linear rise, then the chosen fall to 0."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    if config.lr_schedule == "linear":
-        return 1 - done
-    if config.lr_schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * done))
-    return 1.0
+class LRSchedule:
+    """The learning rate over a run, as a factor of ``train.lr``: a linear warm-up, then constant, or a fall to 0.
+
+    A function of the step alone, so that a resumed run needs no state.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.kind, self.warmup, self.steps = config.lr_schedule, config.warmup, config.steps
+
+    def factor(self, step: int) -> float:
+        """The factor of iteration ``step`` (from 0)."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        if self.kind == "linear":
+            return 1 - done
+        if self.kind == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        return 1.0
 
 
 class Clipper:
@@ -69,11 +78,11 @@ class NetOptimizer:
         self.adam = torch.optim.AdamW(
             self.named.values(), lr=config.lr * scale, betas=config.betas, weight_decay=config.weight_decay
         )
-        self.clipper = Clipper(config)
+        self.clipper, self.schedule = Clipper(config), LRSchedule(config)
 
     def lr(self, step: int) -> float:
         """The learning rate of iteration ``step``."""
-        return self.config.lr * self.scale * lr_factor(step, self.config)
+        return self.config.lr * self.scale * self.schedule.factor(step)
 
     def clip(self) -> float:
         """Scale the gradients down to the limit; their norm before that."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -132,13 +133,24 @@ class TensorBoard:
 
 
 class WandB:
-    """A Weights & Biases run; project and mode come from its own environment variables. Resumes the run by folder."""
+    """A Weights & Biases run, named by the last two parts of the folder. Its environment variables choose the mode.
+
+    The file ``wandb-id`` in the folder holds the run's id, so that a resumed run goes on in the same one.
+    """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
         module = _require("wandb", "wandb")
-        name, again = folder.resolve().name, "allow" if step else None
+        file = folder / "wandb-id"
+        known = file.is_file()
+        if not known:
+            write_file(file, uuid.uuid4().hex)
         self.run = module.init(
-            project="fewstep", name=name, id=name, dir=str(folder), config=dict(config), resume=again
+            project="fewstep",
+            name="/".join(folder.resolve().parts[-2:]),
+            id=file.read_text(encoding="utf-8").strip(),
+            dir=str(folder),
+            config=dict(config),
+            resume="allow" if known else None,
         )
 
     def log(self, row: Row) -> None:

@@ -47,7 +47,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Noised:
     """What is random about a point: ``x_t`` at times ``t_B`` [B], its noise, the condition that the student sees."""
 
     x_t: Tensor
@@ -93,13 +93,13 @@ class Look:
         residual = self.knobs.residual(student, drawn.x_t, drawn.t_B, velocity, layout, step, before)
         return self.point(drawn, residual, batch)
 
-    def draw(self, batch: Batch, step: Step) -> Drawn:
+    def draw(self, batch: Batch, step: Step) -> Noised:
         """Times, noise and the student's condition, before any network is asked."""
         t_B, noise = self.times(batch, step), step.randn_like(batch.x0, "noise")
         x_t = step.interpolant.interpolate(batch.x0, noise, t_B, batch.layout)
-        return Drawn(x_t, t_B, noise, dropped(batch, step, self.config.p_uncond, f"drop/{self.name}"))
+        return Noised(x_t, t_B, noise, dropped(batch, step, self.config.p_uncond, f"drop/{self.name}"))
 
-    def point(self, drawn: Drawn, residual: Residual, batch: Batch) -> Point:
+    def point(self, drawn: Noised, residual: Residual, batch: Batch) -> Point:
         """What was found, with the end of its phase."""
         t_B = drawn.t_B
         end_B = phase_end(self.knobs.before(t_B), self.phases, self.config.rescale_t)

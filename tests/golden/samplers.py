@@ -11,7 +11,9 @@ from torch import Tensor
 
 from fewstep.core.backbone import Guidance, Teacher
 from fewstep.core.batch import Condition
-from fewstep.core.samplers import euler, sampling_path
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.objective import Step
+from fewstep.core.samplers import euler
 from fewstep.core.times import step_grid
 from fewstep.errors import FewstepError
 from golden.cases import Case, Check, Record, compare, exact, label, part, tensors_of
@@ -55,7 +57,7 @@ def run_sampler(name: str, record: Record, tensors: dict[str, Tensor], backbone:
     # To the last bit: a guidance interval that ends on a grid time decides by it.
     checks = [exact("t_seq", grid == record["t_seq"])]
     layout = layout_of(noise, tensors.get("coords"))
-    cond, step = _condition(tensors, record, layout.batch_size), sampling_path(record["sigma_min"])
+    cond, step = _condition(tensors, record, layout.batch_size), Step(0, Interpolant(record["sigma_min"]))
     field = Teacher(backbone, _guidance(record))
     trace.found["samples"] = euler(field, noise, cond, layout, grid, step, trace)
     tolerance = TOLERANCE_FEW if params["steps"] <= FEW_STEPS else TOLERANCE_MANY

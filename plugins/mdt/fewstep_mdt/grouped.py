@@ -17,10 +17,10 @@ from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch, Condition, joined
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Nets, Step
-from fewstep.methods.point import Drawn, Look, dropped
+from fewstep.methods.point import Look, Noised, dropped
 from fewstep.ops.economy import on
 from fewstep_mdt.config import MDTConfig
-from fewstep_mdt.match import Targets, compared, look
+from fewstep_mdt.match import Targets, look, targets_at
 
 Pair = tuple[Tensor, Tensor]
 
@@ -51,7 +51,7 @@ def targets(config: MDTConfig, batch: Batch, nets: Nets, step: Step) -> tuple[Ta
         before, there, before_made = _evaluated(nets.student, wanted, [seen.cond, made.cond, made.cond], batch.layout)
     vm = real.point(seen, real.knobs.discrete(value, before, velocities[0], batch.layout), batch)
     vd = own.point(made, own.knobs.discrete(there, before_made, velocities[1], batch.layout), samples)
-    return compared(config, vm), replace(compared(config, vd), x_fake=x_fake, v_fake=v_fake)
+    return targets_at(config, vm), replace(targets_at(config, vd), x_fake=x_fake, v_fake=v_fake)
 
 
 def _evaluated(
@@ -64,7 +64,7 @@ def _evaluated(
 
 
 def _velocities(
-    looks: tuple[Look, Look], batches: tuple[Batch, Batch], drawn: tuple[Drawn, Drawn], nets: Nets, step: Step
+    looks: tuple[Look, Look], batches: tuple[Batch, Batch], drawn: tuple[Noised, Noised], nets: Nets, step: Step
 ) -> list[Tensor]:
     """The guided teacher's velocity (or the data's) at both terms' points, each with its own guidance."""
     if looks[0].config.velocity == "data":

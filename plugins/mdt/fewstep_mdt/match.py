@@ -46,7 +46,7 @@ def match(config: VMConfig, batch: Batch, nets: Nets, step: Step, term: str) -> 
 
     Terms of one step look at the same times and noise, as published.
     """
-    return compared(config, look(config, term).at(batch, nets, step))
+    return targets_at(config, look(config, term).at(batch, nets, step))
 
 
 def look(config: VMConfig, term: str) -> Look:
@@ -54,7 +54,7 @@ def look(config: VMConfig, term: str) -> Look:
     return Look(config, derivative(config), getattr(config, f"guidance_{term}"), config.multiphase, term)
 
 
-def compared(config: VMConfig, at: Point) -> Targets:
+def targets_at(config: VMConfig, at: Point) -> Targets:
     """Prediction and target at a point."""
     if config.kind == "cm":
         return Targets(*at.residual.states(at.x_t, at.span, config.interval), at.t_B, at.end_B)
