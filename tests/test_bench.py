@@ -108,6 +108,7 @@ class Points(Suite):
 
     def sheet(self, rows: Sequence[tuple[str, Any]], path: Path, count: int) -> None:
         self.sheets.append([label for label, _ in rows])
+        self.columns = count
         contact_sheet([(label, [np.full((4, 4), 0.5)] * count) for label, _ in rows], path)
 
 
@@ -377,6 +378,8 @@ def test_limit(tmp_path: Path) -> None:
     found = bench(tmp_path / "b", limit=10, seeds=(0,))
     assert {row["samples"] for row in found.rows()} == {"10"}
     assert max(size for size, _ in found.teacher.calls) == 10
+    assert found.suite.columns == 8
+    assert bench(tmp_path / "c", limit=5, seeds=(0,)).suite.columns == 5  # not more columns than there are samples
 
 
 def test_a_student_that_diverged_is_shown_as_such(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ MARKERS = "osD^vP*X"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#000000")
 GREY = "#777777"
 LEVELS = {TEACHER: "-", OTHER_NOISE: "-.", TRUTH: ":"}  # horizontal lines and their styles
+MARGIN = 1.4  # left and right of the step counts, as a factor: with one count only, methods still stand together
 SHIFT = 0.035  # of a student to the right, in doublings of the steps, so that error bars do not cover each other
 
 
@@ -53,6 +54,8 @@ def _panel(axes: Any, lines: Sequence[Line]) -> None:
     axes.set_xscale("log", base=2)
     ticks = sorted({line.steps for line in lines if line.label not in LEVELS})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    if ticks:
+        axes.set_xlim(ticks[0] / MARGIN, ticks[-1] * MARGIN)
     axes.minorticks_off()
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

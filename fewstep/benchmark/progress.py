@@ -36,9 +36,8 @@ class BenchProgress:
         """A cell is done, with these rows."""
         self.done += 1
         first, values = rows[0], {row.metric: row.value for row in rows}
-        text = (
-            f"[{self.done}/{self.cells}] seed {first.seed}  {first.label}  {first.steps} step{'s' * (first.steps > 1)}"
-        )
+        steps = f"{first.steps} step{'s' * (first.steps > 1)}"
+        text = f"[{self.done}/{self.cells}] seed {first.seed}  {first.label}  {steps}"
         if self.headline in values:
             text += f"  {self.headline} {values[self.headline]:.4g}"
         self.bar.update(self.task, advance=first.nfe + CELL, description=text)

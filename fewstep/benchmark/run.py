@@ -87,8 +87,9 @@ def run_bench(
         "command": sys.argv,
     }
     (out / "environment.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    columns = min(config.columns, cells.prompts.layout.batch_size)
     lines = summarise(file.rows, cells.suite.lower_is_better)
-    return write(out, cells.suite, file.rows, lines, record, old, cells.shown, config.columns)
+    return write(out, cells.suite, file.rows, lines, record, old, cells.shown, columns)
 
 
 def _claim(out: Path) -> None:
