@@ -76,7 +76,7 @@ def test_arguments_win_over_config_and_config_over_defaults(table: BenchTable) -
     assert {row.label for row in found.rows} >= {"mdt-vm", "teacher"}
     with pytest.raises(FewstepError, match="unknown key 'teacher_step'"):
         bench("duo", config={"teacher_step": 3})
-    with pytest.raises(FewstepError, match=r"device: got 'cud'.*auto"):
+    with pytest.raises(FewstepError, match=r"^device: got 'cud'.*auto"):
         bench("duo", device="cud", students=["pair/first"], console=QUIET)
 
 
@@ -130,7 +130,7 @@ def test_pandas_where_it_is_there(table: BenchTable, monkeypatch: pytest.MonkeyP
 def test_the_option_device_wins_over_the_key(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["bench", "-b", "duo", "--student", "pair/first", "--steps", "1", "--seeds", "0", "teacher_steps=2"]
     message = refusal(main([*arguments, "device=cpu", "--device", "cud", "--out", "no"]), *capsys.readouterr())
-    assert "device: got 'cud'" in message
+    assert message.startswith("device: got 'cud'")
     assert not Path("no").exists()
     assert main([*arguments, "device=cud", "--device", "cpu", "--out", "yes"]) == 0
     out = capsys.readouterr().out

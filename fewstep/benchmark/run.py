@@ -64,7 +64,7 @@ def run_bench(
     entrants = line_up(stages, config.steps, config.teacher_steps)
     old = read_rows(compare) if compare is not None else None
     console, began = console or Console(), time.monotonic()
-    cells = Cells(stages, entrants, config.seeds, config.limit, pick_device(config.device))
+    cells = Cells(stages, entrants, config.seeds, config.limit, pick_device(config.device, "device"))
     same = {"backbone": name, "samples": cells.prompts.layout.batch_size, "machine": machine(cells.device)}
     _claim(out)
     packages = "; ".join(f"{package} {version}" for package, version in versions().items())
