@@ -10,6 +10,7 @@ import torch
 from compile_helpers import layouts
 from fewstep_mdt.config import MDTConfig
 from fewstep_mdt.vd import MDT
+from fewstep_shapes3d.sparse import submanifold_conv, windowed_attention
 from fewstep_trellis.backbone import StructureFlow
 from fewstep_trellis.flow import Flow
 from fewstep_trellis.models import SLatFlowModel, SparseStructureFlowModel
@@ -20,7 +21,7 @@ from fewstep.core.backbone import Guidance, Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Dense, Packed
 from fewstep.core.objective import Nets, Step, means
-from fewstep.ops import attention, submanifold_conv, varlen_attention, windowed_attention
+from fewstep.ops import attention, varlen_attention
 
 LOW = [(torch.bfloat16, 0.05), (torch.float16, 0.007)]
 SMALL: dict[str, Any] = {"model_channels": 32, "cond_channels": 16, "num_blocks": 2, "num_heads": 2}

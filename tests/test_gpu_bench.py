@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from fewstep_shapes3d.sparse.geometry import pooling
 
 from benchmarks.gpu import installed, report, rows, targets
 from benchmarks.gpu.bench import BROKEN, remarks
@@ -22,7 +23,6 @@ from benchmarks.gpu.voxels import shell, voxels_for
 from benchmarks.gpu.work import Roof, attention_bytes, attention_flops, convolution_flops
 from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
-from fewstep.ops.geometry import pooling
 
 ROOT = Path(__file__).parents[1]
 

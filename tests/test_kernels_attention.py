@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from fewstep_shapes3d.sparse.windows import partitioned, windowed_attention, windows
 from kernel_helpers import DEVICE, TYPES, close, relative_rms
 from torch import Tensor
 
 from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
-from fewstep.ops import attention, dispatch, explain, varlen_attention, windowed_attention
-from fewstep.ops.attention import reference_attention
-from fewstep.ops.varlen import partitioned, reference_varlen
+from fewstep.ops import attention, dispatch, explain, varlen_attention
+from fewstep.ops.attention import reference_attention, reference_varlen
 
 pytestmark = pytest.mark.usefixtures("triton_only")
 
@@ -116,8 +116,6 @@ def test_windows_are_read_where_they_are(shift: int) -> None:
     assert dispatch("windowed_attention", *inputs, layout, 4, shift).name == "triton-windowed"
 
     def oracle(*x: Tensor) -> Tensor:
-        from fewstep.ops.geometry import windows
-
         found = windows(layout, 4, shift)
         inner = reference_varlen(*(y[found.order] for y in x), found.layout, found.layout)
         return inner[found.inverse]
@@ -211,7 +209,7 @@ def test_function_has_its_own_jvp() -> None:
     close(torch.func.jvp(call, tuple(inputs), tuple(directions))[1], wanted, torch.float32)
 
 
-def test_nested_transforms_are_for_the_oracle() -> None:
+def test_inside_torch_func() -> None:
     layout = Packed.of_lengths([9, 4], device=DEVICE)
     (x,) = draw([(13, 1, 16)], torch.float32)
     seen: list[str | None] = []
@@ -220,8 +218,34 @@ def test_nested_transforms_are_for_the_oracle() -> None:
         seen.append(explain("varlen_attention", x, x, x, layout, layout)["triton-varlen"])
         return varlen_attention(x, x, x, layout, layout).square().sum()
 
-    torch.func.jvp(torch.func.grad(loss), (x,), (x,))
-    assert seen == ["nested or reverse torch.func transforms"]
+    def oracle(x: Tensor) -> Tensor:
+        return reference_varlen(x, x, x, layout, layout).square().sum()
+
+    close(torch.func.grad(loss)(x), torch.func.grad(oracle)(x.double()), torch.float32)
+    nested = torch.func.jvp(torch.func.grad(loss), (x,), (x,))[1]
+    close(nested, torch.func.jvp(torch.func.grad(oracle), (x.double(),), (x.double(),))[1], torch.float32)
+    torch.func.vmap(loss)(x[None])
+    assert seen == [None, "nested torch.func transforms", "within torch.func.vmap"]
+
+
+@pytest.mark.parametrize("inner", [0, 1, 2])
+def test_a_tangent_beneath_a_gradient_is_not_lost(inner: int) -> None:
+    """jvp of grad, with the tangent on one input and the gradient of another: no tensor is wrapped twice."""
+    layout = Packed.of_lengths([9, 4], device=DEVICE)
+    tensors = draw([(13, 1, 16)] * 3, torch.float32)
+
+    def mixed(attend: Any, moving: Tensor) -> Tensor:
+        def loss(z: Tensor) -> Tensor:
+            inputs = [moving] * 3
+            inputs[inner] = z
+            return attend(*inputs, layout, layout).square().sum()
+
+        return torch.func.grad(loss)(tensors[inner].to(moving.dtype))
+
+    x, move = tensors[0] * 0.5, tensors[1]
+    got = torch.func.jvp(lambda y: mixed(varlen_attention, y), (x,), (move,))[1]
+    wide = torch.func.jvp(lambda y: mixed(reference_varlen, y), (x.double(),), (move.double(),))[1]
+    close(got, wide, torch.float32)
 
 
 def test_no_length_is_compiled_in() -> None:

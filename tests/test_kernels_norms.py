@@ -10,11 +10,18 @@ import pytest
 import torch
 from kernel_helpers import DEVICE, TYPES, close
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
 from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
-from fewstep.ops import dispatch, explain, gated_residual, head_rms_norm, modulated_norm, qk_rms_norm
+from fewstep.ops import (
+    dispatch,
+    explain,
+    gated_residual,
+    head_rms_norm,
+    in_transform,
+    modulated_norm,
+    qk_rms_norm,
+)
 from fewstep.ops.modulation import reference_gated_residual, reference_modulated_norm
 from fewstep.ops.norms import reference_qk_rms_norm
 
@@ -282,7 +289,7 @@ def test_a_layout_made_within_a_transform() -> None:
         return gated_residual(x, v, modulated_norm(x, v, v, made[0]), made[0])
 
     value, tangent = torch.func.jvp(run, (x,), (x,))
-    assert is_functorch_wrapped_tensor(made[0].index)
+    assert in_transform(made[0].index)
     inputs = graph((x, v))
     later = gated_residual(inputs[0], inputs[1], modulated_norm(inputs[0], inputs[1], inputs[1], made[0]), made[0])
     later.sum().backward()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fewstep.errors import FewstepError
 from fewstep.ops import (
@@ -16,6 +19,7 @@ from fewstep.ops import (
     reference_attention,
     register,
     sdpa_attention,
+    table,
 )
 from fewstep.ops.table import _TABLE
 
@@ -83,6 +87,50 @@ def seen_kernels(transform: str) -> list[tuple[str, str | None]]:
 def _dual(loss: object, x: Tensor) -> None:
     with torch.autograd.forward_ad.dual_level():
         loss(torch.autograd.forward_ad.make_dual(x, x))  # type: ignore[operator]
+
+
+NESTED = {
+    "jvp of grad": lambda f, x: torch.func.jvp(torch.func.grad(f), (x,), (x,))[1],
+    "jvp of a closure's grad": lambda f, x: torch.func.jvp(
+        lambda y: torch.func.grad(lambda z: f(z, y))(x * 0.5), (x,), (x,)
+    )[1],
+    "jvp of jvp": lambda f, x: torch.func.jvp(lambda y: torch.func.jvp(f, (y,), (x,))[1], (x,), (x,))[1],
+    "jvp of vmap": lambda f, x: torch.func.jvp(torch.func.vmap(f), (x[None],), (x[None],))[1],
+    "vmap of jvp": lambda f, x: torch.func.vmap(lambda y: torch.func.jvp(f, (y,), (x,))[1])(x[None]),
+    "grad of jvp": lambda f, x: torch.func.grad(lambda y: torch.func.jvp(f, (y,), (x,))[1])(x),
+    "dual numbers in grad": lambda f, x: _dual_gradient(f, x),
+}
+
+
+# No tensor is wrapped twice there, so the fused kernel is chosen; torch then refuses the tangent.
+REFUSED = {"jvp of a closure's grad", "dual numbers in grad"}
+
+
+def _dual_gradient(f: Any, x: Tensor) -> Tensor | None:
+    with forward_ad.dual_level():
+        found = torch.func.grad(f)(forward_ad.make_dual(x, x))
+        return forward_ad.unpack_dual(found).tangent
+
+
+@pytest.mark.parametrize("transform", list(NESTED))
+def test_no_nesting_of_transforms_drops_a_tangent(transform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, _ = qkv()
+
+    def loss(x: Tensor, y: Tensor = k) -> Tensor:
+        return attention(x, y, y).square().sum()
+
+    monkeypatch.setenv("FEWSTEP_OPS", "reference")
+    wanted = NESTED[transform](loss, q)
+    assert wanted is not None
+    assert wanted.abs().max() > 1e-3
+    monkeypatch.delenv("FEWSTEP_OPS")
+    if transform in REFUSED:
+        with pytest.raises(RuntimeError, match="forward AD"):
+            NESTED[transform](loss, q)
+        return
+    got = NESTED[transform](loss, q)
+    assert got is not None
+    assert torch.allclose(got, wanted, atol=1e-10)
 
 
 @pytest.mark.parametrize("transform", ["none", "grad"])
@@ -168,10 +216,33 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel("only", "odd", torch.neg, frozenset({"forward"}), check=lambda x: "never")
     register(kernel)
     with pytest.raises(FewstepError, match="two kernels are called 'only'"):
-        register(kernel)
+        register(Kernel("only", "odd", torch.abs, frozenset({"forward"})))
     with pytest.raises(FewstepError, match=r"no kernel can serve this call \(only: never\)"):
         dispatch("odd", torch.ones(1))
     with pytest.raises(FewstepError, match="backend of kernel 'x'"):
         register(Kernel("x", "odd", torch.neg, frozenset({"forward"}), backend="cuda"))
     with pytest.raises(FewstepError, match="capability of kernel 'y' 'jpv'"):
         register(Kernel("y", "odd", torch.neg, frozenset({"jpv"})))
+
+
+def test_two_names_of_one_kernel_are_one_entry(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    everything = frozenset({"forward", "backward", "jvp"})
+    kernel = Kernel("doubled", "aliased", torch.neg, everything, backend="reference")
+
+    class Names:
+        def names(self, kind: str) -> list[str]:
+            return ["plugin-doubled", "alias"]
+
+        def get(self, kind: str, name: str) -> Names:
+            return self
+
+        def load(self) -> Kernel:
+            return kernel
+
+    monkeypatch.setattr(table, "registry", Names)
+    monkeypatch.setitem(_TABLE, "aliased", {})
+    table._load_plugins.__wrapped__()
+    assert [k.name for k in table.kernels("aliased")] == ["doubled"]
+    assert not [w for w in recwarn if "left out" in str(w.message)]

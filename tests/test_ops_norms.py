@@ -13,15 +13,11 @@ from torch import Tensor
 from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
 from fewstep.ops import (
-    dispatch,
-    explain,
     gated_residual,
     head_rms_norm,
-    linear_gelu,
     modulated_norm,
     qk_rms_norm,
 )
-from fewstep.ops.mlp import epilogue_linear_gelu, reference_linear_gelu
 from fewstep.ops.norms import fused_qk_rms_norm, reference_qk_rms_norm
 
 LENGTHS = [4, 0, 1, 6]
@@ -122,33 +118,6 @@ def test_types_promote_as_under_autocast() -> None:
     assert gated_residual(x, v, x.bfloat16()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("shape", [(5, 4), (2, 5, 4), (0, 4)])
-def test_gelu_is_the_tanh_form(shape: tuple[int, ...]) -> None:
-    x, weight, bias = draw(*shape), draw(3, 4, seed=1), draw(3, seed=2)
-    h = torch.einsum("...k,nk->...n", x, weight) + bias
-    expected = h / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
-    assert torch.allclose(linear_gelu(x, weight, bias), expected, atol=1e-12)
-
-
-def test_epilogue_serves_no_cpu_and_no_gradient() -> None:
-    x, weight, bias = draw(5, 4), draw(3, 4), draw(3)
-    assert "cuBLASLt" in str(explain("linear_gelu", x, weight, bias)["cublaslt-epilogue"])
-    assert "backward" in str(explain("linear_gelu", x.requires_grad_(), weight, bias)["cublaslt-epilogue"])
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_epilogue_is_the_tanh_form_on_a_gpu() -> None:
-    x, weight, bias = (v.cuda() for v in (draw(2, 64, 32) * 2, draw(48, 32, seed=1) / 4, draw(48, seed=2)))
-    exact = F.gelu(F.linear(x, weight, bias))
-    oracle = reference_linear_gelu(x, weight, bias)
-    got = epilogue_linear_gelu(x.float(), weight.float(), bias.float()).double()
-    assert (got - oracle).abs().max() < (exact - oracle).abs().max() / 20
-    half = [v.half() for v in (x, weight, bias)]
-    assert dispatch("linear_gelu", *half).name == "cublaslt-epilogue"
-    assert (linear_gelu(*half).double() - oracle).norm() < 2e-3 * oracle.norm()
-
-
 X, V = torch.zeros(2, 5, 6), torch.zeros(2, 6)
 Q, GAMMA = torch.zeros(2, 5, 3, 8), torch.zeros(3, 8)
 TABLE = torch.zeros(5, 4)
@@ -174,8 +143,6 @@ MISUSE: list[tuple[Callable[..., object], tuple[object, ...], str]] = [
     (qk_rms_norm, (Q, Q[:, :3], GAMMA, GAMMA, (TABLE, TABLE)), "beside k"),
     (qk_rms_norm, (Q[..., :7], Q[..., :7], GAMMA[:, :7], GAMMA[:, :7], (TABLE[:, :3], TABLE[:, :3])), "D even"),
     (head_rms_norm, (Q[0, 0], GAMMA), "q_gamma"),
-    (linear_gelu, (X, V[:, :5], None), "shapes"),
-    (linear_gelu, (X, V, V), "shapes"),
 ]
 
 

@@ -211,7 +211,7 @@ def test_what_starts_at_zero() -> None:
 def test_patch_4_halves_twice() -> None:
     model, layout = awake("SLatFlowModel", FLOW | FLOWS["patch 4"]), ragged([60])
     levels = model.poolings(layout)
-    assert [level.fine for level in levels] == [layout, levels[0].coarse]
+    assert [len(level.parent) for level in levels] == [layout.rows, levels[0].coarse.rows]
     coarse = levels[1].coarse.coords
     assert coarse is not None
     assert layout.coords is not None

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from fewstep_shapes3d.sparse.geometry import coords_of
 from fewstep_trellis.checkpoint import build_model
 from fewstep_trellis.models import SLatGaussianDecoder, SLatMeshDecoder, SLatRadianceFieldDecoder
 from fewstep_trellis.models.slat_gaussians import hammersley
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 
 from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
-from fewstep.ops.geometry import coords_of
 
 
 def plain_embedding(place: list[int], channels: int) -> Tensor:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+from fewstep_shapes3d.sparse.geometry import pooling
 from torch import Tensor
 
 from benchmarks.gpu.bench import Bench
 from fewstep.core.layout import Packed
-from fewstep.ops.geometry import pooling
 
 EDGE = 64
 

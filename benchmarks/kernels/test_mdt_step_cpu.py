@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from fewstep.ops.economy import SWITCHES, economy, on
 from fewstep_mdt.config import MDTConfig
 from fewstep_mdt.vd import MDT
 from fewstep_trellis.backbone import StructureFlow, TrellisConfig
@@ -24,7 +25,6 @@ from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Dense, Packed
 from fewstep.core.objective import Nets, Step, means
 from fewstep.core.samplers import euler
-from fewstep.ops.economy import SWITCHES, economy, on
 
 ROUNDS = 9
 TOKENS = 65  # of one picture, for the shipped nano models

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fewstep.errors import FewstepError, unknown
+from fewstep.errors import unknown
+
+if TYPE_CHECKING:
+    from fewstep.ops.example import Draw
 
 TYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 NEEDS = ("forward", "backward", "jvp")
@@ -19,13 +22,13 @@ OFF = "left out by FEWSTEP_OPS"
 
 
 def ops(
-    device: str | None = typer.Option(None, help="cpu or cuda (default: the best one here)"),
+    device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1 and so on"),
     dtype: str | None = typer.Option(None, help="fp16, bf16 or fp32 (default: fp16 on cuda, fp32 on a cpu)"),
     need: str = typer.Option("forward", help="what a call needs: forward, backward or jvp"),
     as_json: bool = typer.Option(False, "--json", help="print JSON"),
 ) -> None:
     """Show every op's kernels, what they can do, and which one serves a call on this machine."""
-    rows = _rows(_device(device), dtype, _known("--need", need, NEEDS))
+    rows = _rows(device, dtype, _known("--need", need, NEEDS))
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -38,39 +41,34 @@ def _known(option: str, got: str, accepted: Any) -> str:
     return got
 
 
-def _device(asked: str | None) -> str:
-    import torch
-
-    best = "cuda" if torch.cuda.is_available() else "cpu"
-    device = _known("--device", asked or best, ("cpu", "cuda"))
-    if device == "cuda" and best == "cpu":
-        raise FewstepError("--device: got 'cuda'; accepted: cpu (torch sees no GPU here)")
-    return device
-
-
 def _rows(device: str, dtype: str | None, need: str) -> list[dict[str, Any]]:
     """One row a kernel: op, kernel, backend, what it provides, whether it is chosen, and why it is not."""
     import torch
 
-    from fewstep.ops.probes import PROBES, Draw
+    from fewstep.engine.device import pick_device
+    from fewstep.ops.example import Draw
     from fewstep.ops.table import table
 
-    word = _known("--dtype", dtype or ("fp16" if device == "cuda" else "fp32"), TYPES)
-    draw = Draw(torch.device(device), getattr(torch, TYPES[word]), need)
+    where = pick_device(device)
+    word = _known("--dtype", dtype or ("fp16" if where.type == "cuda" else "fp32"), TYPES)
+    draw = Draw(where, getattr(torch, TYPES[word]), need)
     found = []
     with torch.autograd.forward_ad.dual_level() if need == "jvp" else nullcontext():
         for op in sorted(table()):
-            found += _of(op, PROBES[op](draw) if op in PROBES else None)
+            found += _of(op, draw)
     return found
 
 
-def _of(op: str, call: tuple[Any, ...] | None) -> list[dict[str, Any]]:
+def _of(op: str, draw: Draw) -> list[dict[str, Any]]:
     from fewstep.ops.table import CAPABILITIES, kernels, table
 
+    known = table()[op].values()
+    example = next((k.example for k in known if k.example is not None), None)
+    args = None if example is None else example(draw)
     tried, rows, served = kernels(op), [], False
-    left_out = sorted((k for k in table()[op].values() if k not in tried), key=lambda k: -k.priority)
+    left_out = sorted((k for k in known if k not in tried), key=lambda k: -k.priority)
     for kernel in [*tried, *left_out]:
-        reason = OFF if kernel in left_out else "no probe for this op" if call is None else kernel.supports(*call)
+        reason = OFF if kernel in left_out else "no example call of this op" if args is None else kernel.supports(*args)
         rows.append(
             {
                 "op": op,

@@ -10,15 +10,26 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol, TypeVar, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from fewstep.core.alive import remember
-from fewstep.core.segments import add_rows
 from fewstep.errors import FewstepError, invalid
 
 T = TypeVar("T")
+
+
+def add_rows(x: Tensor, index: Tensor, count: int) -> Tensor:
+    """[T, ...] to [count, ...]: row i is the sum of the rows whose ``index`` [T] is i.
+
+    ``index_add``, because ``segment_reduce`` has no forward-mode derivative. Inside torch.compile ``scatter_add``,
+    because inductor (2.11 to 2.13) silently miscompiles the tangent of an ``index_add`` onto zeros.
+    """
+    zeros = x.new_zeros(count, *x.shape[1:])
+    if torch.compiler.is_compiling():
+        return zeros.scatter_add(0, index.reshape(-1, *[1] * (x.dim() - 1)).expand_as(x), x)
+    return zeros.index_add(0, index, x)
 
 
 @runtime_checkable
@@ -32,7 +43,6 @@ class Layout(Protocol):
     def mean(self, x: Tensor) -> Tensor: ...
     def norm(self, x: Tensor) -> Tensor: ...
     def select(self, x: Tensor, rows_B: Tensor) -> tuple[Tensor, Layout]: ...
-    def repeat(self, copies: int) -> Layout: ...
 
 
 @dataclass(frozen=True)
@@ -61,35 +71,35 @@ class Dense:
         """The samples ``rows_B`` (indices, int64) and their layout."""
         return x[rows_B], Dense(len(rows_B))
 
-    def repeat(self, copies: int) -> Dense:
-        """The layout of ``copies`` copies of the batch, joined along the first axis."""
-        return Dense(copies * self.batch_size)
-
 
 @dataclass(frozen=True, eq=False)
 class Packed:
     """Ragged samples one behind the other: x is [T, C], sample i owns rows cu_seqlens[i] to cu_seqlens[i + 1].
 
-    What is derived from a layout (neighbour maps, windows, coarser layouts) is computed once, kept on it by
-    :meth:`once`, and so reused by every layer, sampler step and pass that is handed the same layout.
+    What is derived from a layout (neighbour maps, windows, coarser layouts) is computed once and cached on it by
+    :meth:`once`, so that every layer, sampler step and pass with the same layout object shares it.
 
     Args:
         cu_seqlens: int64 [B + 1], non-decreasing, from 0 to T. A sample of length 0 is allowed.
         coords: optional integer coordinates [T, A] along A axes, carried for backbones that need positions.
 
     Raises:
-        FewstepError: for boundaries that are not a non-decreasing vector from 0, or coords of another length.
+        FewstepError: for boundaries that are not a non-decreasing vector from 0, or coords of another length or
+            on another device.
     """
 
     cu_seqlens: Tensor
     coords: Tensor | None = None
     index: Tensor = field(init=False)
     lengths_list: list[int] = field(init=False, repr=False)
-    _memo: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
+    _cache: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
+    _caches_beside: WeakKeyDictionary[Packed, dict[Hashable, Any]] = field(
+        init=False, repr=False, default_factory=WeakKeyDictionary
+    )
 
     def __post_init__(self) -> None:
         bounds = self.cu_seqlens
-        # The one look at the values from the host: everything later works from this list.
+        # The only copy of the boundaries to the host: everything later works from this list.
         listed = bounds.tolist() if bounds.dim() == 1 else []
         if len(listed) < 2 or listed[0] != 0 or any(b < a for a, b in pairwise(listed)):
             raise FewstepError(
@@ -97,11 +107,12 @@ class Packed:
             )
         if self.coords is not None and len(self.coords) != listed[-1]:
             raise invalid("layout.coords", tuple(self.coords.shape), f"one row for each of the {listed[-1]} rows")
+        if self.coords is not None and self.coords.device != bounds.device:
+            raise invalid("device of layout.coords", str(self.coords.device), f"{bounds.device}, as of cu_seqlens")
         rows = torch.arange(len(bounds) - 1, device=bounds.device)
         index = rows.repeat_interleave(bounds.diff(), output_size=listed[-1])
         object.__setattr__(self, "index", index)
         object.__setattr__(self, "lengths_list", [b - a for a, b in pairwise(listed)])
-        remember(self, bounds, self.coords)  # a compiled graph has these tensors and looks for the layout
 
     @classmethod
     def of_lengths(
@@ -132,13 +143,24 @@ class Packed:
         counts = torch.bincount(index, minlength=size)
         return cls(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), coords)
 
-    def once(self, key: Hashable, build: Callable[[], T]) -> T:
-        """What ``build`` returns, built at the first call with this key and kept for as long as the layout lives."""
-        if key not in self._memo:
-            # What a sampler's pass makes in inference mode must serve a later pass that needs gradients.
+    def once(self, key: Hashable, build: Callable[[], T], beside: Packed | None = None) -> T:
+        """What ``build`` returns: called once for each key, then cached for as long as the layout lives.
+
+        The cached object must not reference this layout: the cycle would keep its tensors until Python's garbage
+        collector runs.
+
+        Args:
+            key: what is built.
+            build: makes it.
+            beside: a second layout that the result depends on, such as that of the keys in cross attention. It is
+                held weakly, and may be this layout.
+        """
+        cache = self._cache if beside is None else self._caches_beside.setdefault(beside, {})
+        if key not in cache:
+            # A sampler may run in inference mode; what it builds must serve a later pass that needs gradients.
             with torch.inference_mode(False):
-                self._memo[key] = build()
-        found: T = self._memo[key]
+                cache[key] = build()
+        found: T = cache[key]
         return found
 
     def to(self, device: torch.device | str) -> Packed:
@@ -187,11 +209,3 @@ class Packed:
         rows = torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64, device=x.device)
         coords = None if self.coords is None else self.coords[rows]
         return x[rows], Packed.of_lengths([len(span) for span in spans], coords, x.device)
-
-    def repeat(self, copies: int) -> Packed:
-        """The layout of ``copies`` copies of the batch, joined along the first axis; the same object each time."""
-        return self.once(("repeat", copies), lambda: self._repeat(copies))
-
-    def _repeat(self, copies: int) -> Packed:
-        coords = None if self.coords is None else self.coords.repeat(copies, 1)
-        return Packed.of_lengths(copies * self.lengths_list, coords, self.cu_seqlens.device)

@@ -13,7 +13,6 @@ from fewstep.core.backbone import VelocityField
 from fewstep.core.batch import Condition
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Step
-from fewstep.ops.replay import sampling
 
 OnStep = Callable[[int, Tensor, Tensor], None]  # (step, state after it, predicted data)
 
@@ -43,7 +42,7 @@ def _report(on_step: OnStep | None, i: int, x: Tensor, data: Callable[[], Tensor
         on_step(i, x, data())
 
 
-@sampling()
+@torch.no_grad()
 def euler(
     field: VelocityField,
     noise: Tensor,
@@ -63,7 +62,7 @@ def euler(
     return x
 
 
-@sampling()
+@torch.no_grad()
 def heun(
     field: VelocityField,
     noise: Tensor,
@@ -84,7 +83,7 @@ def heun(
     return x
 
 
-@sampling()
+@torch.no_grad()
 def consistency(
     field: VelocityField,
     noise: Tensor,
@@ -104,7 +103,7 @@ def consistency(
     return x
 
 
-@sampling()
+@torch.no_grad()
 def jump(
     field: VelocityField,
     noise: Tensor,

@@ -1,4 +1,4 @@
-"""Attention on dense batches: the oracle and torch's fused kernel."""
+"""Attention on dense batches and on packed sequences: the oracles and torch's fused kernels."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewstep.ops.autocast import lowered
-from fewstep.ops.table import Kernel, dispatch, register
+from fewstep.core.layout import Packed
+from fewstep.errors import FewstepError, invalid
+from fewstep.ops.example import Draw
+from fewstep.ops.inputs import lowered
+from fewstep.ops.table import ALL, Kernel, call, register
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -28,33 +31,83 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.transpose(1, 2)
 
 
-def _same_dtype(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    if q.dtype == k.dtype == v.dtype:
-        return None
-    return f"dtypes differ ({q.dtype}, {k.dtype}, {v.dtype})"
+def reference_varlen(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: Packed) -> Tensor:
+    """Sample by sample with an explicit softmax: the oracle. A sample without keys gives zeros."""
+    parts = []
+    for one, keys, values in zip(
+        q.split(q_layout.lengths_list), k.split(k_layout.lengths_list), v.split(k_layout.lengths_list), strict=True
+    ):
+        parts.append(reference_attention(one[None], keys[None], values[None])[0] if len(keys) else one * 0)
+    return torch.cat(parts)
 
 
-register(
-    Kernel(
-        "reference",
-        "attention",
-        reference_attention,
-        frozenset({"forward", "backward", "jvp"}),
-        priority=0,
-        backend="reference",
+def grouped_varlen(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: Packed) -> Tensor:
+    """torch's fused attention, one call for all samples of the same lengths.
+
+    A batch of many short windows becomes a few calls; nothing is padded.
+    """
+    groups = _groups(q_layout, k_layout)
+    if len(groups) == 1:
+        (m, n), _, _ = groups[0]
+        return _sdpa(q, k, v, m, n)
+    parts = [_sdpa(q[rows], k[keys], v[keys], m, n) for (m, n), rows, keys in groups]
+    place = q_layout.once(
+        "place of rows", lambda: _inverse(torch.cat([rows for _, rows, _ in groups])), beside=k_layout
     )
-)
-register(
-    Kernel(
-        "sdpa",
-        "attention",
-        sdpa_attention,
-        frozenset({"forward", "backward"}),
-        priority=10,
-        backend="torch",
-        check=_same_dtype,
-    )
-)
+    return torch.cat(parts)[place]
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, m: int, n: int) -> Tensor:
+    """Sequences of m queries and n keys one behind the other: [S m, H, D]."""
+    if n == 0 or m == 0:
+        return q * 0
+    split = (x.unflatten(0, (-1, size)).transpose(1, 2) for x, size in ((q, m), (k, n), (v, n)))
+    return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(0, 1)
+
+
+def _groups(q_layout: Packed, k_layout: Packed) -> list[tuple[tuple[int, int], Tensor, Tensor]]:
+    """((queries, keys) of a sequence, rows of the queries, rows of the keys) for each pair of lengths."""
+    return q_layout.once("groups", lambda: _make_groups(q_layout, k_layout), beside=k_layout)
+
+
+def _make_groups(q_layout: Packed, k_layout: Packed) -> list[tuple[tuple[int, int], Tensor, Tensor]]:
+    pairs = torch.stack([q_layout.lengths, k_layout.lengths], 1)
+    shapes, group = torch.unique(pairs, dim=0, return_inverse=True)
+    found = []
+    for number, (m, n) in enumerate(shapes.tolist()):
+        members = (group == number).nonzero()[:, 0]
+        rows, keys = (
+            (layout.cu_seqlens[members, None] + torch.arange(size, device=members.device)).flatten()
+            for layout, size in ((q_layout, m), (k_layout, n))
+        )
+        found.append(((m, n), rows, keys))
+    return found
+
+
+def _inverse(order: Tensor) -> Tensor:
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order), device=order.device)
+    return inverse
+
+
+def _same_dtype(q: Tensor, k: Tensor, v: Tensor, *_: Packed) -> str | None:
+    return None if q.dtype == k.dtype == v.dtype else f"dtypes differ ({q.dtype}, {k.dtype}, {v.dtype})"
+
+
+def _example(draw: Draw) -> tuple[Tensor, ...]:
+    return tuple(x[None] for x in draw.heads())
+
+
+def _packed_example(draw: Draw) -> tuple[Tensor | Packed, ...]:
+    layout = draw.layout()
+    return (*draw.heads(), layout, layout)
+
+
+NO_TANGENT = frozenset({"forward", "backward"})
+register(Kernel("reference", "attention", reference_attention, ALL, 0, "reference", example=_example))
+register(Kernel("sdpa", "attention", sdpa_attention, NO_TANGENT, 10, "torch", _same_dtype))
+register(Kernel("reference", "varlen_attention", reference_varlen, ALL, 0, "reference", example=_packed_example))
+register(Kernel("grouped-sdpa", "varlen_attention", grouped_varlen, NO_TANGENT, 10, "torch", _same_dtype))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -72,5 +125,42 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         FewstepError: no kernel can serve the call.
     """
     q, k, v = lowered(q, k, v)
-    out: Tensor = dispatch("attention", q, k, v).run(q, k, v)
+    out: Tensor = call("attention", q, k, v)
+    return out
+
+
+def check_rows(name: str, x: Tensor, layout: Packed) -> None:
+    """Raise FewstepError for anything but a floating-point [T, H, D] where its layout is."""
+    if x.dim() != 3 or len(x) != layout.rows:
+        raise invalid(f"shape of {name}", tuple(x.shape), f"[T, H, D] with T = {layout.rows}, as its layout says")
+    if x.device != layout.cu_seqlens.device:
+        raise invalid(f"device of {name}", str(x.device), f"{layout.cu_seqlens.device}, where its layout is")
+    if not x.is_floating_point():
+        raise invalid(f"type of {name}", str(x.dtype), "a floating-point type")
+
+
+def varlen_attention(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: Packed) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v for each head and sample, with the best kernel for this call.
+
+    Args:
+        q: [T, H, D], packed as ``q_layout``.
+        k: [S, H, D], packed as ``k_layout``.
+        v: [S, H, D].
+
+    Returns:
+        [T, H, D]; zeros for a sample without keys.
+
+    Raises:
+        FewstepError: for shapes or layouts that do not fit together, or when no kernel can serve the call.
+    """
+    q, k, v = lowered(q, k, v)
+    for name, x, layout in (("q", q, q_layout), ("k", k, k_layout), ("v", v, k_layout)):
+        check_rows(name, x, layout)
+    if q.shape[1:] != k.shape[1:] or k.shape[1:2] != v.shape[1:2]:
+        raise invalid("heads of q, k, v", [tuple(x.shape[1:]) for x in (q, k, v)], "the same heads and widths")
+    if q_layout.batch_size != k_layout.batch_size:
+        raise FewstepError(f"q has {q_layout.batch_size} samples and k {k_layout.batch_size}; accepted: as many")
+    if len({q.dtype, k.dtype, v.dtype}) > 1:
+        raise invalid("types of q, k, v", [str(x.dtype) for x in (q, k, v)], "one type")
+    out: Tensor = call("varlen_attention", q, k, v, q_layout, k_layout)
     return out

@@ -2,7 +2,7 @@
 
 torch multiplies float32 matrices with MKL, which uses half the width of an AMD processor with AVX-512; its convolutions
 go to oneDNN, which uses all of it. There, a large product runs as a 1x1 convolution: twice as fast on a Zen 5. On
-every other machine these are ordinary products.
+every other machine, and inside torch.compile, these are ordinary products.
 """
 
 from __future__ import annotations
@@ -21,14 +21,9 @@ SMALLEST = 2**21  # multiplications below which the detour costs more than it sa
 BATCH = 128  # rows that the sum over rows takes at a time
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@lru_cache(maxsize=1)
 def half_width() -> bool:
     """True where torch's matrix products leave half of the processor unused."""
-    return _half_width()
-
-
-@lru_cache(maxsize=1)
-def _half_width() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     amd = cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text()[:4096]
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -42,8 +37,9 @@ def pays(rows: int, inner: int, columns: int) -> bool:
 
 
 def _detours(a: Tensor, rows: int, inner: int, columns: int) -> bool:
-    plain = a.dtype != torch.float32 or a.device.type != "cpu" or not half_width() or forced() == "reference"
-    return not plain and pays(rows, inner, columns)
+    if a.dtype != torch.float32 or a.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return half_width() and forced() != "reference" and pays(rows, inner, columns)
 
 
 def _image(x: Tensor, batch: int = 1) -> Tensor:

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from fewstep.core.layout import Packed
 from fewstep.errors import invalid
+from fewstep.ops.example import ROWS, Draw
 from fewstep.ops.norms import wide
-from fewstep.ops.table import Kernel, dispatch, register
-
-ALL = frozenset({"forward", "backward", "jvp"})
+from fewstep.ops.table import ALL, Kernel, call, register
 
 
 def of_rows(v: Tensor, layout: Packed | None) -> Tensor:
@@ -32,8 +31,16 @@ def reference_gated_residual(x: Tensor, gate: Tensor, y: Tensor, layout: Packed 
     return x + of_rows(gate, layout) * y
 
 
-register(Kernel("reference", "modulated_norm", reference_modulated_norm, ALL, priority=0, backend="reference"))
-register(Kernel("reference", "gated_residual", reference_gated_residual, ALL, priority=0, backend="reference"))
+def _norm_example(draw: Draw) -> tuple[Tensor | Packed | float, ...]:
+    return draw(ROWS, 64), draw(2, 64), draw(2, 64), draw.layout(), 1e-6
+
+
+def _gate_example(draw: Draw) -> tuple[Tensor | Packed, ...]:
+    return draw(ROWS, 64), draw(2, 64), draw(ROWS, 64), draw.layout()
+
+
+register(Kernel("reference", "modulated_norm", reference_modulated_norm, ALL, 0, "reference", example=_norm_example))
+register(Kernel("reference", "gated_residual", reference_gated_residual, ALL, 0, "reference", example=_gate_example))
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, layout: Packed | None = None, eps: float = 1e-6) -> Tensor:
@@ -57,7 +64,7 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, layout: Packed | Non
     wanted = _check(x, layout)
     _check_sample("shift", shift, x, wanted)
     _check_sample("scale", scale, x, wanted)
-    out: Tensor = dispatch("modulated_norm", x, shift, scale, layout, eps).run(x, shift, scale, layout, eps)
+    out: Tensor = call("modulated_norm", x, shift, scale, layout, eps)
     return out
 
 
@@ -79,7 +86,7 @@ def gated_residual(x: Tensor, gate: Tensor, y: Tensor, layout: Packed | None = N
         got = f"{y.dtype} {tuple(y.shape)} on {y.device}"
         raise invalid("y", got, f"a floating-point type, {list(x.shape)} on {x.device} as x")
     _check_sample("gate", gate, x, _check(x, layout))
-    out: Tensor = dispatch("gated_residual", x, gate, y, layout).run(x, gate, y, layout)
+    out: Tensor = call("gated_residual", x, gate, y, layout)
     return out
 
 

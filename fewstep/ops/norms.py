@@ -1,4 +1,4 @@
-"""Norms of queries and keys; with ``modulation`` and ``mlp``, what a block does between its matrix products.
+"""Norms of queries and keys; with ``modulation``, what a transformer block does between its matrix products.
 
 All of it is bound by memory: a few operations for each number read. In eager torch each elementary operation reads its
 operands and writes its result; a fused kernel reads each operand once and writes the result once. Counted, not
@@ -12,11 +12,7 @@ norm, modulation    cast 1+2, norm 2+2, cast 2+1, scale 1+1, shift 1+1          
   packed also       shift, scale spread to rows 0+2, 1 + scale 1+1, both read 2+0        20     2
 gate, residual      product 1+1, sum 2+1                                                  5     3
   packed also       gate spread to rows 0+1, read 1+0                                     7     3
-product, GELU       1024 to 4096 channels: product 0+4, GELU 4+4                         12     4
 =================== ================================================================= ===== =====
-
-So the first three are worth a kernel of our own; the last is left to the matrix library's epilogue, which has the
-values in registers.
 """
 
 from __future__ import annotations
@@ -26,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.errors import invalid
-from fewstep.ops.table import Kernel, dispatch, register
+from fewstep.ops.example import HEADS, WIDTH, Draw
+from fewstep.ops.table import ALL, Kernel, call, register
 
-ALL = frozenset({"forward", "backward", "jvp"})
 TINY = 1e-12  # a shorter head vector is divided by this, not by its length
 Rotary = tuple[Tensor, Tensor]
 
@@ -72,8 +68,12 @@ def _no_rotary(q: Tensor, k: Tensor, q_gamma: Tensor, k_gamma: Tensor, rotary: R
     return None if rotary is None else "rotary embedding"
 
 
-register(Kernel("reference", "qk_rms_norm", reference_qk_rms_norm, ALL, priority=0, backend="reference"))
-register(Kernel("rms-norm", "qk_rms_norm", fused_qk_rms_norm, ALL, priority=10, backend="torch", check=_no_rotary))
+def _example(draw: Draw) -> tuple[Tensor | None, ...]:
+    return (*draw.heads()[:2], draw(HEADS, WIDTH), draw(HEADS, WIDTH), None)
+
+
+register(Kernel("reference", "qk_rms_norm", reference_qk_rms_norm, ALL, 0, "reference", example=_example))
+register(Kernel("rms-norm", "qk_rms_norm", fused_qk_rms_norm, ALL, 10, "torch", _no_rotary))
 
 
 def qk_rms_norm(
@@ -103,9 +103,7 @@ def qk_rms_norm(
         FewstepError: for shapes, types or devices that do not fit together.
     """
     _check(q, k, q_gamma, k_gamma, rotary)
-    out: tuple[Tensor, Tensor] = dispatch("qk_rms_norm", q, k, q_gamma, k_gamma, rotary).run(
-        q, k, q_gamma, k_gamma, rotary
-    )
+    out: tuple[Tensor, Tensor] = call("qk_rms_norm", q, k, q_gamma, k_gamma, rotary)
     return out
 
 

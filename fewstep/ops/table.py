@@ -1,15 +1,13 @@
 """The table of kernels: each op has a plain oracle and, beside it, faster kernels that cannot do everything.
 
-``dispatch`` takes the first kernel, by priority, that can do what the call needs; a rejected one says why.
+``call`` runs the first kernel, by priority, that can do what the call needs; a rejected one says why.
 
-The environment variable FEWSTEP_OPS forces a backend:
+The environment variable FEWSTEP_OPS, read at each call, forces a backend:
 
 * ``reference``: the oracle, always.
 * ``torch``: kernels made of torch's own ops, then the oracle.
 * ``triton``: kernels in Triton, then the oracle. torch's fused kernels are left out, so that whatever Triton does not
   serve is plain; a call of an op that has a kernel in Triton and falls to the oracle is warned of, once a reason.
-
-It is read at each call; torch.compile reads it when it traces.
 """
 
 from __future__ import annotations
@@ -22,14 +20,17 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fewstep.errors import FewstepError, unknown
-from fewstep.ops.plugins import load_kernels
-from fewstep.ops.tangents import carries_tangent, needs_backward
+from fewstep.ops.example import Example
+from fewstep.ops.inputs import carries_tangent, needs_backward
+from fewstep.plugins.registry import registry
 
 ENV = "FEWSTEP_OPS"
 BACKENDS = ("reference", "torch", "triton")
 CAPABILITIES = ("forward", "backward", "jvp")
+ALL = frozenset(CAPABILITIES)
 
 
 def _anything(*_: Any) -> str | None:
@@ -48,6 +49,7 @@ class Kernel:
         priority: higher is tried first.
         backend: ``"reference"`` (plain torch, does everything), ``"torch"`` (fused ops of torch) or ``"triton"``.
         check: None for arguments it takes, else the reason why not; called by :meth:`supports`.
+        example: makes the arguments of a small call, for ``fewstep ops``; one kernel of each op has it.
         limited: whether something is missing in ``provides``.
     """
 
@@ -58,6 +60,7 @@ class Kernel:
     priority: int = 0
     backend: str = "torch"
     check: Callable[..., str | None] = field(default=_anything, repr=False)
+    example: Example | None = field(default=None, repr=False)
     limited: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -68,8 +71,7 @@ class Kernel:
         return (self._lacks(args) if self.limited else None) or self.check(*args)
 
     def _lacks(self, args: tuple[Any, ...]) -> str | None:
-        # isinstance with Tensor itself asks its metaclass, which is slow.
-        tensors: list[Any] = [a for a in args if isinstance(a, torch._C.TensorBase)]
+        tensors = [a for a in args if isinstance(a, Tensor)]
         if "jvp" not in self.provides and carries_tangent(*tensors):
             return "no forward-mode derivative, and an input carries a tangent"
         if "backward" not in self.provides and needs_backward(*tensors):
@@ -82,15 +84,17 @@ _ORDER: dict[tuple[str, str | None], list[Kernel]] = {}  # what kernels() has so
 
 
 def register(kernel: Kernel) -> Kernel:
-    """Add a kernel to the table. Raises FewstepError when its name is taken or its words are unknown."""
-    kernels = _TABLE.setdefault(kernel.op, {})
-    if kernel.name in kernels:
-        raise FewstepError(f"op {kernel.op!r}: two kernels are called {kernel.name!r}")
+    """Add a kernel to the table; one that is there already, say by an alias of its plugin's name, stays as it is.
+
+    Raises:
+        FewstepError: another kernel of the op has this name, or a word is unknown.
+    """
     if kernel.backend not in BACKENDS:
         raise unknown(f"backend of kernel {kernel.name!r}", kernel.backend, BACKENDS)
-    if odd := kernel.provides - set(CAPABILITIES):
+    if odd := kernel.provides - ALL:
         raise unknown(f"capability of kernel {kernel.name!r}", min(odd), CAPABILITIES)
-    kernels[kernel.name] = kernel
+    if _TABLE.setdefault(kernel.op, {}).setdefault(kernel.name, kernel) is not kernel:
+        raise FewstepError(f"op {kernel.op!r}: two kernels are called {kernel.name!r}")
     _ORDER.clear()
     return kernel
 
@@ -103,9 +107,19 @@ def forced() -> str | None:
     return backend or None
 
 
+@lru_cache(maxsize=1)
+def _load_plugins() -> None:
+    """Add every kernel that a plugin registers; one that cannot be loaded is a warning, the others serve."""
+    for name in registry().names("kernel"):
+        try:
+            register(registry().get("kernel", name).load())
+        except FewstepError as error:
+            warnings.warn(f"kernel {name!r} is left out: {error}", stacklevel=2)
+
+
 def table() -> dict[str, dict[str, Kernel]]:
     """Every kernel, those of plugins included, by op and by name."""
-    load_kernels()
+    _load_plugins()
     return _TABLE
 
 
@@ -115,29 +129,19 @@ def kernels(op: str) -> list[Kernel]:
     Raises FewstepError for an op without kernels.
     """
     backend = forced()
-    if torch.compiler.is_dynamo_compiling():
-        _sorted_before(backend)
-    if (op, backend) not in _ORDER:
-        _sort(backend)
     found = _ORDER.get((op, backend))
     if found is None:
-        raise unknown("op", op, _TABLE)
+        found = _ORDER[op, backend] = _sorted(op, backend)
     return found
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _sorted_before(backend: str | None) -> None:
-    """Sort while torch.compile traces, without being traced, and all ops at once: it looks at ``_ORDER`` only once."""
-    if not all((op, backend) in _ORDER for op in table()):
-        _sort(backend)
-
-
-def _sort(backend: str | None) -> None:
-    for op, known in table().items():
-        found: Iterable[Kernel] = known.values()
-        if backend is not None:
-            found = (k for k in found if k.backend in (backend, "reference"))
-        _ORDER[op, backend] = sorted(found, key=lambda k: (k.backend == backend, k.priority), reverse=True)
+def _sorted(op: str, backend: str | None) -> list[Kernel]:
+    if op not in table():
+        raise unknown("op", op, _TABLE)
+    found: Iterable[Kernel] = _TABLE[op].values()
+    if backend is not None:
+        found = (k for k in found if k.backend in (backend, "reference"))
+    return sorted(found, key=lambda k: (k.backend == backend, k.priority), reverse=True)
 
 
 def dispatch(op: str, *args: Any) -> Kernel:
@@ -154,17 +158,24 @@ def dispatch(op: str, *args: Any) -> Kernel:
     for kernel in kernels(op):
         reason = kernel.supports(*args)
         if reason is None:
-            if reasons and kernel.backend == "reference":
-                _fell(op, reasons[0])
+            if reasons and kernel.backend == "reference" and forced() == "triton":
+                _warn_of(f"{ENV}=triton: op {op!r} is served by its plain oracle ({reasons[0]})")
             return kernel
         reasons.append(f"{kernel.name}: {reason}")
     raise FewstepError(f"op {op!r}: no kernel can serve this call ({'; '.join(reasons)})")
 
 
-def _fell(op: str, reason: str) -> None:
-    """Says that the oracle serves where FEWSTEP_OPS asks for Triton."""
-    if not torch.compiler.is_dynamo_compiling() and forced() == "triton":
-        _warn_of(f"{ENV}=triton: op {op!r} is served by its plain oracle ({reason})")
+def call(op: str, *args: Any) -> Any:
+    """The op's result, by the kernel that :func:`dispatch` chooses.
+
+    Inside torch.compile this is a graph break: kernels read environment variables and Python lists of lengths, and
+    differentiate by ``autograd.Function``. Value, gradient and tangent are those of the eager call.
+    """
+    if torch.compiler.is_compiling():
+        from fewstep.ops.eager import call_eagerly
+
+        return call_eagerly(op, *args)
+    return dispatch(op, *args).run(*args)
 
 
 @lru_cache(maxsize=256)

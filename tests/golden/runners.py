@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from fewstep_shapes3d.mesh import corner_grid
+from fewstep_shapes3d.sparse.geometry import coords_of
 from fewstep_trellis.models import (
     SLatEncoder,
     SLatFlowModel,
@@ -19,7 +20,6 @@ from fewstep_trellis.models import (
 from torch import Tensor, nn
 
 from fewstep.core.layout import Packed
-from fewstep.ops.geometry import coords_of
 
 Tensors = dict[str, Tensor]
 GAUSSIAN_FIELDS = {

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
+from fewstep.ops.economy import ENV as ECONOMY
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -14,7 +15,6 @@ from benchmarks.gpu.optable import forcing
 from benchmarks.gpu.peers.attention import Call, VarlenAttn
 from benchmarks.gpu.peers.convolution import as_kernel
 from fewstep.core.layout import Packed
-from fewstep.ops.economy import ENV as ECONOMY
 from fewstep.ops.table import Kernel, register, table
 
 EAGER = "eager torch, FA2"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from fewstep_shapes3d.sparse.geometry import neighbours
 from torch import Tensor
 
 from benchmarks.gpu.bench import PEER, Bench, Case, Runs, name_of
@@ -16,7 +17,6 @@ from benchmarks.gpu.sections.attention import like
 from benchmarks.gpu.voxels import fresh, object_layout
 from benchmarks.gpu.work import convolution_bytes, convolution_flops
 from fewstep.core.layout import Packed
-from fewstep.ops.geometry import neighbours
 
 OP = "submanifold_conv"
 SHAPES = ((20_000, 128), (5_000, 1024), (20_000, 1024), (5_000, 128))

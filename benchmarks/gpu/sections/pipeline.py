@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from fewstep.ops.economy import SWITCHES, economy
+from fewstep.ops.replay import AFTER, sampling
 from fewstep_trellis.pipeline.spec import MESH, STAGES
 
 from benchmarks.gpu.bench import OURS, PEER, Bench, Case, Runs, name_of
@@ -20,8 +22,6 @@ from benchmarks.gpu.times import Timing
 from benchmarks.gpu.voxels import object_layout
 from fewstep.core.batch import Condition
 from fewstep.core.layout import Dense
-from fewstep.ops.economy import SWITCHES, economy
-from fewstep.ops.replay import AFTER, sampling
 
 RECORDED = "ours, CUDA graphs"
 TARGETS = {1: "image-1", 2: "image-2"}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from fewstep_shapes3d.sparse.windows import partitioned, windows
 from torch import Tensor
 
 from benchmarks.gpu.bench import OURS, PEER, Bench, Case, Runs, name_of
@@ -17,9 +18,7 @@ from benchmarks.gpu.sections.attention import timed
 from benchmarks.gpu.voxels import fresh, object_layout
 from benchmarks.gpu.work import attention_bytes, attention_flops
 from fewstep.core.layout import Packed
-from fewstep.ops.geometry import windows
 from fewstep.ops.table import Kernel
-from fewstep.ops.varlen import partitioned
 
 OP = "windowed_attention"
 VOXELS, HEADS, WIDTH, SIZE, SHIFT = 20_000, 12, 64, 8, 4

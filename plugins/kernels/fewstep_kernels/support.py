@@ -7,13 +7,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import lru_cache, wraps
 from importlib.util import find_spec
-from typing import ParamSpec, TypeVar, cast
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.func import debug_unwrap
 
 from fewstep.ops.table import forced
-from fewstep.ops.tangents import transforms
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,25 +22,13 @@ CPU = "needs a GPU"
 LEAST = (8, 0)  # compute capability: asynchronous copies and bfloat16 matrix instructions
 
 
-def constant(function: Callable[P, R]) -> Callable[P, R]:
-    """Called once for the same arguments; torch.compile does not look into it."""
-    cached = lru_cache(maxsize=8)(function)
-
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        return cached(*args, **kwargs)  # type: ignore[arg-type]
-
-    return cast(Callable[P, R], call)
-
-
-@constant
+@lru_cache(maxsize=1)
 def installed() -> bool:
     """Whether Triton is there; it is not imported for that."""
     return find_spec("triton") is not None
 
 
-@constant
+@lru_cache(maxsize=1)
 def interpreted() -> bool:
     """Whether Triton runs kernels on the CPU (TRITON_INTERPRET=1), which is for tests.
 
@@ -49,7 +37,7 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")
 
 
-@constant
+@lru_cache(maxsize=8)
 def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
@@ -88,10 +76,20 @@ def _off_gpu(x: Tensor) -> str | None:
     return CPU
 
 
-def nested() -> str | None:
-    """Why these kernels leave a call to others inside ``torch.func``: they serve one forward-mode derivative."""
-    levels = transforms()
-    return None if levels in ((), ("jvp",)) else "nested or reverse torch.func transforms"
+def batched(*tensors: Tensor) -> bool:
+    """Whether ``torch.func.vmap``, at any nesting, hides an axis of one of the tensors."""
+    return any(debug_unwrap(x).dim() != x.dim() for x in tensors)
+
+
+def nested(*tensors: Tensor) -> str | None:
+    """Why these kernels leave a call inside ``torch.func`` to others: they serve one level of grad or jvp."""
+    if batched(*tensors):
+        return "within torch.func.vmap"
+    for x in tensors:
+        inner = debug_unwrap(x, recurse=False)
+        if debug_unwrap(inner, recurse=False) is not inner:
+            return "nested torch.func transforms"
+    return None
 
 
 def upcast(x: Tensor) -> bool:

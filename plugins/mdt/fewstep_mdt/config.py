@@ -50,3 +50,12 @@ class MDTConfig(VMConfig):
     vd_factor: bool = Field(
         False, description="weigh VD's gradient by (1 - t), as in the paper's equation 17; the published code does not"
     )
+
+    @model_validator(mode="after")
+    def _something_from_the_start(self) -> MDTConfig:
+        if self.lambda_vm == 0 and self.vd_after > 0:
+            raise ValueError(
+                f"vd_after={self.vd_after} with lambda_vm=0: nothing is minimised before iteration {self.vd_after}; "
+                "set vd_after=0, or a lambda_vm above 0"
+            )
+        return self

@@ -1,4 +1,4 @@
-"""What both MDT terms do at a point of a path: make prediction and target."""
+"""Prediction and target of both MDT terms at a point of a path."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
 from fewstep.core.objective import Nets, Step
-from fewstep.methods.point import Look, Point
+from fewstep.methods.point import Look
 from fewstep.methods.residual import Derivative
 from fewstep_mdt.config import VMConfig
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What a term compares, on the samples' layout.
+    """Prediction and target of a term, on the samples' layout.
 
     Args:
         v_pred: the student's velocity F (kind "cm": its state at the phase end), with graph in VM, without in VD.
-        v_tgt: what it is compared with, detached.
+        v_tgt: its target, detached.
         t_B: [B] times.
         end_B: [B] phase ends, all 0 for one phase.
         x_fake, v_fake: VD only: the student's sample z' - F(z', 1), and F(z', 1); both with graph.
@@ -35,7 +35,7 @@ class Targets:
 
 
 def derivative(config: VMConfig) -> Derivative:
-    """The residual's knobs. The published consistency loss has no tangent to normalise."""
+    """How dF/dt is taken. The published consistency loss (kind "cm") has no tangent to normalise."""
     if config.kind == "cm":
         return Derivative("discrete", config.interval)
     return Derivative(config.kind, config.interval, config.d_norm, config.d_norm_constant)
@@ -46,16 +46,8 @@ def match(config: VMConfig, batch: Batch, nets: Nets, step: Step, term: str) -> 
 
     Terms of one step look at the same times and noise, as published.
     """
-    return targets_at(config, look(config, term).at(batch, nets, step))
-
-
-def look(config: VMConfig, term: str) -> Look:
-    """How a term looks at a point."""
-    return Look(config, derivative(config), getattr(config, f"guidance_{term}"), config.multiphase, term)
-
-
-def targets_at(config: VMConfig, at: Point) -> Targets:
-    """Prediction and target at a point."""
+    look = Look(config, derivative(config), getattr(config, f"guidance_{term}"), config.multiphase, term)
+    at = look.at(batch, nets, step)
     if config.kind == "cm":
         return Targets(*at.residual.states(at.x_t, at.span, config.interval), at.t_B, at.end_B)
     return Targets(at.residual.value, at.residual.target(at.span), at.t_B, at.end_B)

@@ -13,7 +13,6 @@ from fewstep.core.compose import Sum
 from fewstep.core.contract import Contract
 from fewstep.core.objective import Nets, Objective, Step, per
 from fewstep.methods.point import dropped
-from fewstep_mdt import grouped
 from fewstep_mdt.config import MDTConfig
 from fewstep_mdt.match import Targets, contract, match
 from fewstep_mdt.vm import VelocityMatching
@@ -47,10 +46,7 @@ class VelocityDistillation(Objective[MDTConfig]):
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         if self.config.lambda_vd == 0 or step.index < self.config.vd_after:
             return {}
-        return self.term(self.targets(batch, nets, step), batch)
-
-    def term(self, found: Targets, batch: Batch) -> dict[str, Tensor]:
-        """The loss of what :meth:`targets` gives."""
+        found = self.targets(batch, nets, step)
         carrier = cast(Tensor, found.v_fake)
         carrier = carrier - carrier.detach()  # 0 with the graph of v_fake
         if self.config.vd_factor:
@@ -66,14 +62,7 @@ class MDT(Sum[MDTConfig]):
     needs: ClassVar[frozenset[str]] = frozenset({"jvp"})
 
     def __init__(self, config: MDTConfig) -> None:
-        self.vm, self.vd = VelocityMatching(config), VelocityDistillation(config)
-        super().__init__(config, [self.vm, self.vd])
-
-    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
-        if not grouped.applies(self.config, batch, nets, step):
-            return super().loss(batch, nets, step)
-        vm, vd = grouped.targets(self.config, batch, nets, step)
-        return self.vm.term(vm, batch) | self.vd.term(vd, batch)
+        super().__init__(config, [VelocityMatching(config), VelocityDistillation(config)])
 
     def contract(self) -> Contract:
         return contract(self.config)

@@ -29,9 +29,6 @@ class VelocityMatching(Objective[VMConfig]):
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         if self.config.lambda_vm == 0:
             return {}
-        return self.term(self.targets(batch, nets, step), batch)
-
-    def term(self, found: Targets, batch: Batch) -> dict[str, Tensor]:
-        """The loss of prediction and target."""
+        found = self.targets(batch, nets, step)
         error = (found.v_pred - found.v_tgt).square()
         return {"vm": self.config.lambda_vm * per(self.config.reduction, error, batch.layout)}

@@ -11,7 +11,6 @@ from torch import Tensor
 from fewstep.core.batch import Condition
 from fewstep.core.layout import Layout
 from fewstep.errors import FewstepError
-from fewstep.ops.replay import replay
 from fewstep_trellis.flow import Flow, FlowConfig, load_frozen
 from fewstep_trellis.models import SparseStructureDecoder, SparseStructureFlowModel
 from fewstep_trellis.shipped import NANO, shipped_students
@@ -38,12 +37,7 @@ class StructureFlow(Flow):
     stage = "ss"
 
     def velocity(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout) -> Tensor:
-        def call(x: Tensor, t_B: Tensor, tokens: Tensor) -> Tensor:
-            return cast(Tensor, self.model(x, t_B, Condition(tokens, blank=cond.blank)))
-
-        assert cond.tokens is not None
-        found = replay(self, call, x, t_B, cond.tokens, key=cond.blank)
-        return cast(Tensor, self.model(x, t_B, cond)) if found is None else found
+        return cast(Tensor, self.model(x, t_B, cond))
 
     @classmethod
     def students(cls) -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from fewstep_kernels import support
 from fewstep_kernels.attention.schedule import Sequences
 from fewstep_kernels.attention.tiles import variant
-from fewstep_kernels.support import constant, upcast
+from fewstep_kernels.support import upcast
 
 ROOM = 163_840  # bytes of shared memory a block, which tf32 wants for heads wider than 64 channels
 
@@ -38,6 +39,6 @@ def precision(q: Tensor) -> str:
     return "ieee" if q.shape[-1] > 64 and q.is_cuda and not _roomy(q.device.index) else support.precision(q)
 
 
-@constant
+@lru_cache(maxsize=8)
 def _roomy(index: int) -> bool:
     return bool(torch.cuda.get_device_properties(index).shared_memory_per_block_optin >= ROOM)  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.ops.varlen import reference_varlen
+from fewstep.ops.attention import reference_varlen
 from fewstep_kernels.attention.schedule import Sequences
 
 Maybe = Tensor | None

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fewstep.core.layout import Packed
-from fewstep.ops.replay import hold
 
 SHORT = 256  # sequences up to this length are served by small tiles
 
@@ -39,7 +38,7 @@ class Sequences:
     @property
     def short(self) -> bool:
         """Whether small tiles fit better: a bucket of lengths, the only thing about them that tuning may see."""
-        return self.q.once(("short", self.k), lambda: max(self.q.lengths_list + self.k.lengths_list) <= SHORT)
+        return self.q.once("short", lambda: max(self.q.lengths_list + self.k.lengths_list) <= SHORT, beside=self.k)
 
 
 def bounds(layout: Packed) -> Tensor:
@@ -52,7 +51,7 @@ def tiles(rows: Packed, others: Packed, block: int) -> Tensor:
 
     ``others`` are the rows that a tile loops over. Made on the host from the lengths that it knows, once a layout.
     """
-    return rows.once(("tiles", block, others), lambda: _tiles(rows, others, block))
+    return rows.once(("tiles", block), lambda: _tiles(rows, others, block), beside=others)
 
 
 def _tiles(rows: Packed, others: Packed, block: int) -> Tensor:
@@ -66,12 +65,8 @@ def _tiles(rows: Packed, others: Packed, block: int) -> Tensor:
     return torch.from_numpy(found).to(rows.cu_seqlens.device)
 
 
+@lru_cache(maxsize=64)
 def uniform(batch: int, length: int, device: torch.device) -> Packed:
     """The layout of a dense batch [batch, length, ...] whose first two axes are joined."""
-    return hold(_uniform(batch, length, device))
-
-
-@lru_cache(maxsize=64)
-def _uniform(batch: int, length: int, device: torch.device) -> Packed:
     with torch.inference_mode(False):
         return Packed.of_lengths([length] * batch, device=device)

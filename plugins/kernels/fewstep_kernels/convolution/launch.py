@@ -1,4 +1,4 @@
-"""The two bilinear products of a submanifold convolution, launched: a ``fewstep.ops.convolution.Map``."""
+"""The two bilinear products of a submanifold convolution, launched: a ``fewstep_shapes3d.sparse.convolution.Map``."""
 
 from __future__ import annotations
 

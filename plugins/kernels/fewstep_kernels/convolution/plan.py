@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from fewstep_shapes3d.sparse.geometry import neighbours
 from torch import Tensor
 
 from fewstep.core.layout import Packed
-from fewstep.ops.geometry import neighbours
 
 
 @dataclass(frozen=True, eq=False)

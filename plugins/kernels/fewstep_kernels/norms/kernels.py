@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from fewstep.core.layout import Packed
-from fewstep.ops.opaque import opaque
-from fewstep.ops.table import Kernel
-from fewstep.ops.tangents import carries_tangent, in_transform, needs_backward, transforms
+from fewstep.ops.inputs import carries_tangent, needs_backward
+from fewstep.ops.table import ALL, Kernel
 from fewstep_kernels.norms.tiles import WIDEST
-from fewstep_kernels.opaque import FusedLaunches, promoted
-from fewstep_kernels.support import FLOATS, reason
+from fewstep_kernels.support import FLOATS, batched, reason
 
-if TYPE_CHECKING:
-    from fewstep_kernels.norms.functions import FusedOp
-
-ALL = frozenset({"forward", "backward", "jvp"})
 WIDEST_HEAD = 256
 
 
@@ -28,7 +20,7 @@ def _refusal(first: Tensor, *others: Tensor) -> str | None:
     for x in others:
         if x.dtype not in FLOATS:
             return f"type {x.dtype}"
-    return "within torch.func.vmap" if in_transform() and "vmap" in transforms() else None
+    return "within torch.func.vmap" if batched(first, *others) else None
 
 
 def _qk_refusal(
@@ -55,15 +47,9 @@ def _row_refusal(x: Tensor, second: Tensor, third: Tensor, layout: Packed | None
 def _qk(
     q: Tensor, k: Tensor, q_gamma: Tensor, k_gamma: Tensor, rotary: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
-    return _qk_flat(q, k, q_gamma, k_gamma, *((None, None) if rotary is None else rotary))  # type: ignore[no-any-return]
-
-
-def _qk_eager(
-    q: Tensor, k: Tensor, q_gamma: Tensor, k_gamma: Tensor, cos: Tensor | None, sin: Tensor | None
-) -> tuple[Tensor, Tensor]:
     from fewstep_kernels.norms.heads import qk_rms_norm
 
-    return qk_rms_norm(q, k, q_gamma, k_gamma, None if cos is None or sin is None else (cos, sin))
+    return qk_rms_norm(q, k, q_gamma, k_gamma, rotary)
 
 
 def _modulated(x: Tensor, shift: Tensor, scale: Tensor, layout: Packed | None, eps: float) -> Tensor:
@@ -78,41 +64,6 @@ def _gated(x: Tensor, gate: Tensor, y: Tensor, layout: Packed | None) -> Tensor:
     return gated_residual(x, gate, y, layout)
 
 
-def _head_norm(q: Tensor, k: Tensor, q_gamma: Tensor, k_gamma: Tensor, *tables: Tensor | None) -> FusedOp:
-    from fewstep_kernels.norms.heads import HeadNorm
-
-    return HeadNorm(tables[0] is not None)
-
-
-def _modulation(x: Tensor, shift: Tensor, scale: Tensor, layout: Packed | None, eps: float) -> FusedOp:
-    from fewstep_kernels.norms.modulation import ModulatedNorm
-    from fewstep_kernels.norms.samples import Samples
-
-    return ModulatedNorm(Samples(layout), eps)
-
-
-def _gate(x: Tensor, gate: Tensor, y: Tensor, layout: Packed | None) -> FusedOp:
-    from fewstep_kernels.norms.gate import GatedResidual
-    from fewstep_kernels.norms.samples import Samples
-
-    return GatedResidual(Samples(layout))
-
-
-def _like_qk(q: Tensor, k: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    return q, k
-
-
-def _like_rows(x: Tensor, second: Tensor, third: Tensor, *_: object) -> tuple[Tensor]:
-    return (x.new_empty(x.shape, dtype=promoted(x, second, third)),)
-
-
-_qk_flat = opaque("qk_rms_norm_triton", FusedLaunches(_head_norm, _like_qk, outputs=2), _qk_eager)
-_modulated_node = opaque("modulated_norm_triton", FusedLaunches(_modulation, _like_rows), _modulated)
-_gated_node = opaque("gated_residual_triton", FusedLaunches(_gate, _like_rows), _gated)
-QK = Kernel("triton-qk-rms-norm", "qk_rms_norm", _qk, ALL, priority=20, backend="triton", check=_qk_refusal)
-MODULATED = Kernel(
-    "triton-modulated-norm", "modulated_norm", _modulated_node, ALL, priority=20, backend="triton", check=_row_refusal
-)
-GATED = Kernel(
-    "triton-gated-residual", "gated_residual", _gated_node, ALL, priority=20, backend="triton", check=_row_refusal
-)
+QK = Kernel("triton-qk-rms-norm", "qk_rms_norm", _qk, ALL, 20, "triton", _qk_refusal)
+MODULATED = Kernel("triton-modulated-norm", "modulated_norm", _modulated, ALL, 20, "triton", _row_refusal)
+GATED = Kernel("triton-gated-residual", "gated_residual", _gated, ALL, 20, "triton", _row_refusal)

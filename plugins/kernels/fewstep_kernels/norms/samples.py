@@ -7,7 +7,7 @@ from functools import reduce
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch.func import debug_unwrap
 
 from fewstep.core.layout import Packed
 from fewstep_kernels.norms.tiles import span
@@ -39,24 +39,21 @@ def empty_like(x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(x.shape, dtype=dtype, device=x.device)
 
 
-def _bare(x: Tensor) -> Tensor:
-    """Without the wrappers of a ``torch.func`` transform that a model made the layout in, by pooling."""
-    while is_functorch_wrapped_tensor(x):
-        x = get_unwrapped(x)
-    return x
-
-
 @dataclass(frozen=True)
 class Samples:
-    """Where the samples of a batch lie, for rows of x: [B, L, C], or [T, C] packed."""
+    """Where the samples of a batch lie, for rows of x: [B, L, C], or [T, C] packed.
+
+    A layout that was made inside a ``torch.func`` transform (by pooling, say) has wrapped tensors; kernels take the
+    plain ones beneath. Both are integers without derivatives.
+    """
 
     layout: Packed | None
 
     def index(self) -> Tensor | None:
-        return None if self.layout is None else _bare(self.layout.index)
+        return None if self.layout is None else debug_unwrap(self.layout.index)
 
     def bounds(self) -> Tensor | None:
-        return None if self.layout is None else _bare(self.layout.cu_seqlens)
+        return None if self.layout is None else debug_unwrap(self.layout.cu_seqlens)
 
     def length(self, x: Tensor) -> int:
         """Rows of each sample of a dense batch, of the longest one of a packed batch."""

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.errors import invalid
-from fewstep.ops.replay import replayed
 from fewstep_trellis.conditioning import hub
 from fewstep_trellis.conditioning.dino_keys import read_original
 from fewstep_trellis.conditioning.protocol import OPTION_IMAGE
@@ -106,10 +105,7 @@ class DinoConditioner(nn.Module):
         """The tokens after the last block: class, registers, patches row by row from the top left."""
         if images.ndim != 4 or images.shape[1] != 3 or any(side % self.patch for side in images.shape[2:]):
             raise invalid("images", tuple(images.shape), f"[B, 3, H, W] with sides that are multiples of {self.patch}")
-        return replayed(self, self._encoded, normalise(images))
-
-    def _encoded(self, pixels: Tensor) -> Tensor:
-        return cast(Tensor, self.model.encoder(self.embed(pixels)).last_hidden_state)
+        return cast(Tensor, self.model.encoder(self.embed(normalise(images))).last_hidden_state)
 
     def embed(self, pixels: Tensor) -> Tensor:
         """What the first block sees: patches and class with positions, registers between them without."""

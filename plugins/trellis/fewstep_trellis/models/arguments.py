@@ -45,12 +45,12 @@ def check_divides(name: str, number: int, by: int, by_name: str) -> None:
         raise invalid(name, number, f"a multiple of {by_name} ({by})")
 
 
-def check_shape(name: str, x: Tensor, expected: tuple[int | None, ...], legend: str) -> None:
-    """Raise FewstepError unless ``x`` has the expected shape; None stands for any size."""
-    fits = x.ndim == len(expected) and all(e is None or e == s for e, s in zip(expected, x.shape, strict=True))
-    if not fits:
+def check_shape(name: str, x: Tensor | None, expected: tuple[int | None, ...], legend: str) -> None:
+    """Raise FewstepError unless ``x`` is a tensor of the expected shape; None in ``expected`` stands for any size."""
+    got = None if x is None else tuple(x.shape)
+    if got is None or len(got) != len(expected) or any(e not in (None, g) for e, g in zip(expected, got, strict=True)):
         shape = ", ".join("any" if e is None else str(e) for e in expected)
-        raise invalid(f"shape of {name}", tuple(x.shape), f"{legend} = [{shape}]")
+        raise invalid(f"shape of {name}", got, f"{legend} = [{shape}]")
 
 
 def at_least_float32(x: Tensor) -> Tensor:

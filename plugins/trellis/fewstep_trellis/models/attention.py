@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fewstep.core.batch import Condition
 from fewstep.ops import attention, qk_rms_norm
 from fewstep_trellis.models.arguments import check_divides
-from fewstep_trellis.models.context import as_condition, keys_values
 from fewstep_trellis.models.linear import Linear
 from fewstep_trellis.models.norms import HeadRMSNorm
 
@@ -82,10 +80,10 @@ class ToCondition(Heads):
         return self.q_rms_norm(q) if self.qk_rms_norm else q
 
     def of_blank(self, like: Tensor) -> Tensor:
-        """``[C]``: the answer to every query where all tokens are 0.
+        """``[C]``: the output for every query where all tokens of the condition are 0.
 
-        All keys are equal then, whatever the norm makes of them, so that each weight is 1 / L and the values' mean is
-        the projection's bias.
+        All keys are equal then, with or without their norm, so each attention weight is 1 / L and the mean of the
+        values is the projection's bias.
         """
         bias: Tensor | None = self.to_kv.bias  # type: ignore[assignment]
         width = self.heads * self.width
@@ -112,7 +110,7 @@ class CrossAttention(ToCondition):
         self.to_kv = Linear(cond_channels, 2 * channels, bias=qkv_bias)
         self.finish(channels, qk_rms_norm)
 
-    def forward(self, x: Tensor, cond: Tensor | Condition) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         (q,) = self.split(self.to_q(x), 1)
-        k, v = keys_values(self, self.to_kv, as_condition(cond), self.keys_values)
+        k, v = self.keys_values(tokens)
         return self.joined(attention(self.normed_queries(q), k, v))

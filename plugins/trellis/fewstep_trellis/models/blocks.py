@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from fewstep.core.batch import Condition
 from fewstep.core.layout import Packed
-from fewstep.ops import gated_residual, linear_gelu
-from fewstep.ops.economy import on
+from fewstep.ops import gated_residual
 from fewstep_trellis.models.attention import CrossAttention, SelfAttention
 from fewstep_trellis.models.linear import Linear
 from fewstep_trellis.models.norms import WideLayerNorm
@@ -24,8 +24,7 @@ class FeedForward(nn.Module):
         self.mlp = nn.Sequential(Linear(channels, hidden), nn.GELU("tanh"), Linear(hidden, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        first: Linear = self.mlp[0]  # type: ignore[assignment]
-        out: Tensor = self.mlp[2](linear_gelu(x, first.weight, first.bias))
+        out: Tensor = self.mlp(x)
         return out
 
 
@@ -34,8 +33,17 @@ def modulation(channels: int) -> nn.Sequential:
     return nn.Sequential(nn.SiLU(), Linear(channels, 6 * channels))
 
 
+def tokens_for_blocks(cond: Tensor | Condition, dtype: torch.dtype) -> Tensor | None:
+    """The condition tokens ``[B, M, Cc]`` in this type; None where all of them are known to be 0."""
+    if not isinstance(cond, Condition):
+        return cond.to(dtype)
+    return None if cond.blank or cond.tokens is None else cond.tokens.to(dtype)
+
+
 class ModulatedCrossBlock(nn.Module):
     """Tokens ``[B, L, C]``, modulation input and condition ``[B, M, Cc]`` to ``[B, L, C]``.
+
+    The condition None stands for tokens that are all 0.
 
     Args:
         channels: C.
@@ -71,27 +79,27 @@ class ModulatedCrossBlock(nn.Module):
         if not share_mod:
             self.adaLN_modulation = modulation(channels)
 
-    def forward(self, x: Tensor, mod: Tensor, cond: Tensor | Condition) -> Tensor:
-        return self.mix(x, self.six(mod), cond)
+    def forward(self, x: Tensor, mod: Tensor, tokens: Tensor | None) -> Tensor:
+        return self.mix(x, self.six(mod), tokens)
 
     def six(self, mod: Tensor) -> Tensor:
         """``[B, 6C]``, whether it comes from outside or is made here."""
         out: Tensor = mod if self.share_mod else self.adaLN_modulation(mod)
         return out
 
-    def mix(self, x: Tensor, six: Tensor, cond: Tensor | Condition, *layout: Packed) -> Tensor:
+    def mix(self, x: Tensor, six: Tensor, tokens: Tensor | None, *layout: Packed) -> Tensor:
         """The block itself, with ``six`` ``[B, 6C]`` and, for packed ``x``, its layout."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = six.chunk(6, -1)
         attended = self.self_attn(self.norm1.modulated(x, shift_a, scale_a, *layout), *layout)
         x = gated_residual(x, gate_a, attended, *layout)
-        x = x + self.look(x, cond, *layout)
+        x = x + self.look(x, tokens, *layout)
         made = self.mlp(self.norm3.modulated(x, shift_m, scale_m, *layout))
         return gated_residual(x, gate_m, made, *layout)
 
-    def look(self, x: Tensor, cond: Tensor | Condition, *layout: Packed) -> Tensor:
-        """What the tokens find in the condition, broadcastable against them."""
-        if isinstance(cond, Condition) and cond.blank and on("blank"):
+    def look(self, x: Tensor, tokens: Tensor | None, *layout: Packed) -> Tensor:
+        """Cross attention to the condition, broadcastable against ``x``; a constant for blank tokens."""
+        if tokens is None:
             constant: Tensor = self.cross_attn.of_blank(x)
             return constant
-        found: Tensor = self.cross_attn(self.norm2(x), cond, *layout)
+        found: Tensor = self.cross_attn(self.norm2(x), tokens, *layout)
         return found

@@ -12,11 +12,15 @@ from fewstep.ops import carries_tangent, in_transform
 
 
 def run_block(block: nn.Module, *args: Any, recompute: bool) -> Tensor:
-    """``block(*args)``; with ``recompute`` its activations are made anew in the backward pass.
+    """``block(*args)``; with ``recompute`` its activations are recomputed in the backward pass.
 
     Without effect under ``torch.func`` transforms and on tangents, which activation checkpointing does not support.
     """
-    tensors = [a for a in args if isinstance(a, Tensor)]
-    if recompute and torch.is_grad_enabled() and not (in_transform() or carries_tangent(*tensors)):
+    if recompute and torch.is_grad_enabled() and not _transformed(block, args):
         return cast(Tensor, checkpoint(block, *args, use_reentrant=False))
     return cast(Tensor, block(*args))
+
+
+def _transformed(block: nn.Module, args: tuple[Any, ...]) -> bool:
+    inputs = [a for a in args if isinstance(a, Tensor)]
+    return in_transform(*inputs, *block.parameters()) or carries_tangent(*inputs)

@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 from fewstep_shapes3d.representations import RadianceField
+from fewstep_shapes3d.sparse.geometry import coords_of
 from torch import Tensor, nn
 
 from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
-from fewstep.ops.geometry import coords_of
 from fewstep_trellis.models.arguments import check_positive
 from fewstep_trellis.models.sparse_transformer import SparseTransformer
 

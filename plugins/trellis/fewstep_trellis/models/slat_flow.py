@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from fewstep_shapes3d.sparse.geometry import Pooling, pooling
 from torch import Tensor, nn
 
 from fewstep.core.batch import Condition
 from fewstep.core.layout import Packed
-from fewstep.ops.geometry import Pooling, pooling
 from fewstep_trellis.models.arguments import check_positive, check_shape
 from fewstep_trellis.models.attention import number_of_heads
-from fewstep_trellis.models.blocks import modulation
-from fewstep_trellis.models.context import as_condition, tokens_of
+from fewstep_trellis.models.blocks import modulation, tokens_for_blocks
 from fewstep_trellis.models.embeddings import TimestepEmbedder
 from fewstep_trellis.models.initialise import initialise
 from fewstep_trellis.models.precision import HalfTorso
@@ -105,11 +104,11 @@ class SLatFlowModel(HalfTorso):
     def torso(self) -> list[nn.Module]:
         return [self.input_blocks, self.blocks, self.out_blocks]
 
-    def _check(self, x: Tensor, t: Tensor, cond: Condition, layout: Packed) -> None:
+    def _check(self, x: Tensor, t: Tensor, tokens: Tensor | None, layout: Packed) -> None:
         check_packed(layout)
         check_shape("x", x, (layout.rows, self.in_channels), "[T, C]")
         check_shape("t", t, (layout.batch_size,), "[B]")
-        check_shape("cond", tokens_of(cond), (layout.batch_size, None, self.cond_channels), "[B, L, Cc]")
+        check_shape("cond", tokens, (layout.batch_size, None, self.cond_channels), "[B, L, Cc]")
 
     def poolings(self, layout: Packed) -> list[Pooling]:
         """The halvings between ``layout`` and the transformer's, finest first."""
@@ -125,7 +124,7 @@ class SLatFlowModel(HalfTorso):
         Args:
             x: ``[T, C]`` noisy latents, packed as ``layout``.
             t: ``[B]`` times, 0 (data) to 1000 (noise).
-            cond: ``[B, L, Cc]`` condition tokens, or a condition that keeps what can be reused of them.
+            cond: ``[B, L, Cc]`` condition tokens, or a condition, of which a blank one (all 0) costs no attention.
             layout: of ``x``, with coords ``[T, 3]``.
 
         Returns:
@@ -134,19 +133,18 @@ class SLatFlowModel(HalfTorso):
         Raises:
             FewstepError: a shape that does not fit.
         """
-        cond = as_condition(cond)
-        self._check(x, t, cond, layout)
+        self._check(x, t, cond.tokens if isinstance(cond, Condition) else cond, layout)
         h, emb, levels = self.input_layer(x), self.t_embedder(t), self.poolings(layout)
         mod = emb if self.adaLN_modulation is None else self.adaLN_modulation(emb)
         torso = self.torso_type(h)
         h, emb, mod = (tensor.to(torso) for tensor in (h, emb, mod))
-        cond = cond.cast(torso)
+        tokens = tokens_for_blocks(cond, torso)
         coarse = levels[-1].coarse if levels else layout
         h, skips = down(self.input_blocks, h, emb, layout, levels)
         h = h + position_embedding_of(coarse, self.model_channels).to(torso)
         for block in self.blocks:
-            h = run_block(block, h, mod, cond, coarse, recompute=self.use_checkpoint)
-        h = up(self.out_blocks, h, emb, coarse, levels, skips if self.use_skip else None)
+            h = run_block(block, h, mod, tokens, coarse, recompute=self.use_checkpoint)
+        h = up(self.out_blocks, h, emb, layout, levels, skips if self.use_skip else None)
         # On the torso's own type, and with torch's default eps 1e-5.
         out: Tensor = self.out_layer(F.layer_norm(h, h.shape[-1:]).to(x.dtype))
         return out

@@ -5,11 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
+from fewstep_shapes3d.sparse.geometry import Pooling
 from torch import Tensor, nn
 
 from fewstep.core.layout import Packed
 from fewstep.errors import invalid
-from fewstep.ops.geometry import Pooling
 from fewstep_trellis.models.sparse_blocks import SparseResBlock
 
 
@@ -66,11 +66,13 @@ def down(
 def up(
     blocks: nn.ModuleList, h: Tensor, emb: Tensor, layout: Packed, levels: list[Pooling], skips: list[Tensor] | None
 ) -> Tensor:
-    """Through the output blocks from the coarsest layout; ``skips`` are those of :func:`down`, or None."""
-    remaining, kept = list(levels), list(skips or [])
+    """Through the output blocks up to the finest layout, ``layout``; ``skips`` are those of :func:`down`, or None."""
+    layouts, remaining, kept = [layout, *(level.coarse for level in levels)], list(levels), list(skips or [])
     for block in blocks:
-        step = remaining.pop() if block.resample else None
-        layout = step.fine if step else layout
+        step = None
+        if block.resample:
+            step = remaining.pop()
+            layouts.pop()
         # Joined before the resolution doubles.
-        h = block(torch.cat([h, kept.pop()], -1) if skips else h, emb, layout, step)
+        h = block(torch.cat([h, kept.pop()], -1) if skips else h, emb, layouts[-1], step)
     return h

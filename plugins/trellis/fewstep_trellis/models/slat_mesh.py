@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fewstep_shapes3d.mesh import extract_mesh
 from fewstep_shapes3d.representations import Mesh
+from fewstep_shapes3d.sparse.geometry import children, coords_of
 from torch import Tensor, nn
 
 from fewstep.core.layout import Packed
-from fewstep.ops.geometry import children, coords_of
 from fewstep_trellis.models.arguments import check_divides
 from fewstep_trellis.models.recompute import run_block
 from fewstep_trellis.models.slat_decoders import Fields, SLatDecoder

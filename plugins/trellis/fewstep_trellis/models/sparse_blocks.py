@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch.nn.functional as F
+from fewstep_shapes3d.sparse import pool_mean, subdivide, unpool
+from fewstep_shapes3d.sparse.geometry import Pooling, children
 from torch import Tensor, nn
 
-from fewstep.core.batch import Condition
 from fewstep.core.layout import Packed
-from fewstep.ops import pool_mean, subdivide, unpool
-from fewstep.ops.geometry import Pooling, children
 from fewstep_trellis.models.blocks import FeedForward, ModulatedCrossBlock
 from fewstep_trellis.models.initialise import zero
 from fewstep_trellis.models.norms import WideLayerNorm
@@ -31,9 +30,9 @@ class SparseModulatedCrossBlock(ModulatedCrossBlock):
     cross_attention = SparseCrossAttention
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, mod: Tensor, cond: Tensor | Condition, layout: Packed
+        self, x: Tensor, mod: Tensor, tokens: Tensor | None, layout: Packed
     ) -> Tensor:
-        return self.mix(x, self.six(mod), cond, layout)
+        return self.mix(x, self.six(mod), tokens, layout)
 
 
 class SparseTransformerBlock(nn.Module):
@@ -129,7 +128,7 @@ class SparseSubdivideBlock(nn.Module):
         zero(self.out_layers[3])
 
     def forward(self, x: Tensor, layout: Packed) -> Tensor:
-        """``layout`` is that of the input; the output's is :func:`fewstep.ops.geometry.children` of it."""
+        """``layout`` is that of the input; the output's is :func:`~fewstep_shapes3d.sparse.geometry.children` of it."""
         finer = children(layout)
         h = subdivide(F.silu(self.act_layers[0](x, layout)))
         x = subdivide(x)

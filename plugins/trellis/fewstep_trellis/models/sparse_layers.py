@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 
 import torch
+from fewstep_shapes3d.sparse import sample_group_norm, submanifold_conv, windowed_attention
+from fewstep_shapes3d.sparse.geometry import coords_of
 from torch import Tensor, nn
 
-from fewstep.core.batch import Condition
 from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError, unknown
-from fewstep.ops import sample_group_norm, submanifold_conv, varlen_attention, windowed_attention
-from fewstep.ops.geometry import coords_of
+from fewstep.ops import varlen_attention
 from fewstep_trellis.models.attention import Heads, ToCondition
-from fewstep_trellis.models.context import as_condition, keys_values, tokens_of
 from fewstep_trellis.models.embeddings import position_embedding
 from fewstep_trellis.models.linear import Linear
 
@@ -92,16 +91,14 @@ class SparseCrossAttention(ToCondition):
         self.to_kv = Linear(cond_channels, 2 * channels, bias=qkv_bias)
         self.finish(channels, qk_rms_norm)
 
-    def forward(self, x: Tensor, cond: Tensor | Condition, layout: Packed) -> Tensor:
-        cond = as_condition(cond)
+    def forward(self, x: Tensor, tokens: Tensor, layout: Packed) -> Tensor:
         (q,) = self.split(self.to_q(x), 1)
-        k, v = keys_values(self, self.to_kv, cond, lambda tokens: self.keys_values(tokens.flatten(0, 1)))
-        keys = _layout_of(tokens_of(cond), layout)
-        return self.joined(varlen_attention(self.normed_queries(q), k, v, layout, keys))
+        k, v = self.keys_values(tokens.flatten(0, 1))
+        return self.joined(varlen_attention(self.normed_queries(q), k, v, layout, _layout_of(tokens, layout)))
 
 
 def _layout_of(cond: Tensor, layout: Packed) -> Packed:
-    """The packed layout of a dense condition, kept on the layout of the voxels that look at it."""
+    """The packed layout of a dense condition, cached on the layout of the voxels that attend to it."""
     batch, tokens = cond.shape[:2]
     return layout.once(("condition", tokens), lambda: Packed.of_lengths([tokens] * batch, device=cond.device))
 

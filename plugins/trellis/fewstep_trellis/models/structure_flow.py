@@ -9,8 +9,7 @@ from fewstep.core.batch import Condition
 from fewstep.errors import FewstepError, unknown
 from fewstep_trellis.models.arguments import check_divides, check_positive, check_shape
 from fewstep_trellis.models.attention import number_of_heads
-from fewstep_trellis.models.blocks import ModulatedCrossBlock, modulation
-from fewstep_trellis.models.context import as_condition, tokens_of
+from fewstep_trellis.models.blocks import ModulatedCrossBlock, modulation, tokens_for_blocks
 from fewstep_trellis.models.embeddings import TimestepEmbedder, grid_coords, position_embedding
 from fewstep_trellis.models.initialise import initialise
 from fewstep_trellis.models.patches import patchify, unpatchify
@@ -105,11 +104,11 @@ class SparseStructureFlowModel(HalfTorso):
     def torso(self) -> list[nn.Module]:
         return [self.blocks]
 
-    def _check(self, x: Tensor, t: Tensor, cond: Condition) -> None:
+    def _check(self, x: Tensor, t: Tensor, tokens: Tensor | None) -> None:
         size, batch = self.resolution, x.shape[0]
         check_shape("x", x, (None, self.in_channels, size, size, size), "[B, C, R, R, R]")
         check_shape("t", t, (batch,), "[B]")
-        check_shape("cond", tokens_of(cond), (batch, None, self.cond_channels), "[B, L, Cc]")
+        check_shape("cond", tokens, (batch, None, self.cond_channels), "[B, L, Cc]")
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | Condition) -> Tensor:
         """The velocity at ``x``.
@@ -117,7 +116,7 @@ class SparseStructureFlowModel(HalfTorso):
         Args:
             x: ``[B, C, R, R, R]`` noisy latents.
             t: ``[B]`` times, 0 (data) to 1000 (noise).
-            cond: ``[B, L, Cc]`` condition tokens, or a condition that keeps what can be reused of them.
+            cond: ``[B, L, Cc]`` condition tokens, or a condition, of which a blank one (all 0) costs no attention.
 
         Returns:
             ``[B, out_channels, R, R, R]`` in the type of ``x``.
@@ -125,16 +124,16 @@ class SparseStructureFlowModel(HalfTorso):
         Raises:
             FewstepError: a shape that does not fit.
         """
-        cond = as_condition(cond)
-        self._check(x, t, cond)
+        self._check(x, t, cond.tokens if isinstance(cond, Condition) else cond)
         h = self.input_layer(patchify(x, self.patch_size)) + self.pos_emb
         mod = self.t_embedder(t)
         if self.adaLN_modulation is not None:
             mod = self.adaLN_modulation(mod)
         torso = self.torso_type(h)
-        h, mod, cond = h.to(torso), mod.to(torso), cond.cast(torso)
+        h, mod = h.to(torso), mod.to(torso)
+        tokens = tokens_for_blocks(cond, torso)
         for block in self.blocks:
-            h = run_block(block, h, mod, cond, recompute=self.use_checkpoint)
+            h = run_block(block, h, mod, tokens, recompute=self.use_checkpoint)
         # This last norm has torch's default eps 1e-5, unlike those of the blocks.
         out: Tensor = self.out_layer(F.layer_norm(h.to(x.dtype), h.shape[-1:]))
         return unpatchify(out, self.patch_size, self.grid)

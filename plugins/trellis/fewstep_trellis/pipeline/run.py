@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fewstep.core.layout import Dense, Packed
 from fewstep.errors import FewstepError
-from fewstep.ops.replay import replayed, sampling
 from fewstep_trellis.conditioning import image_conditioner, text_conditioner
 from fewstep_trellis.models import occupied_coords
 from fewstep_trellis.pipeline.loading import Pipeline
@@ -75,7 +74,7 @@ class Runner:
                 warnings.warn(text, stacklevel=2)
         return cls(pipeline, recipes, found, **more)
 
-    @sampling()
+    @torch.no_grad()
     def prompt(self, make: Callable[[Any], Prompt]) -> Prompt:
         """What ``make`` (of :mod:`fewstep_trellis.pipeline.prompt`) makes with the encoder of conditions.
 
@@ -96,7 +95,7 @@ class Runner:
             )
         return encoder
 
-    @sampling()
+    @torch.no_grad()
     def __call__(self, request: Request, decoders: Iterable[str] = (MESH,)) -> Objects:
         """Make the objects of a prompt.
 
@@ -127,7 +126,7 @@ class Runner:
     def _structures(self, z: Tensor) -> Tensor:
         """Occupancy logits [N, 1, R, R, R] on the CPU."""
         with self._lent(STRUCTURE_DECODER) as decoder, self.clock("structure decoder"):
-            return torch.cat([replayed(decoder, decoder, one).cpu() for one in z.split(1)])
+            return torch.cat([decoder(one).cpu() for one in z.split(1)])
 
     def _latents(self, request: Request, layout: Packed, generator: torch.Generator) -> Tensor:
         """[T, C] as the decoders take them, on the CPU."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from fewstep.core.backbone import Backbone, Teacher, VelocityField
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Step
-from fewstep.ops.replay import sampling
 from fewstep.plugins.registry import registry
 from fewstep_trellis.conditioning import several_field
 from fewstep_trellis.pipeline.prompt import Prompt
@@ -19,7 +19,7 @@ from fewstep_trellis.pipeline.recipe import Recipe
 MULTI_IMAGE = ("stochastic", "multidiffusion")
 
 
-@sampling()
+@torch.no_grad()
 def sample(
     flow: Backbone,
     recipe: Recipe,

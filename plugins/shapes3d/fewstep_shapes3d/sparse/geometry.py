@@ -1,7 +1,7 @@
-"""Geometry of sparse voxels: who neighbours whom, windows, coarser and finer grids. Indices only, no features.
+"""Geometry of sparse voxels: neighbour maps, coarser and finer grids. Indices only, no features.
 
-Each function keeps its result on the layout (``Packed.once``), and layouts that it makes are kept with it, so that a
-network with any number of layers, steps and passes works each of them out once.
+Each function caches its result on the layout (``Packed.once``), so that a network with any number of layers, sampler
+steps and passes computes it once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError, invalid
+from fewstep.ops.example import Draw
 
 TABLE_LIMIT = 2**27  # cells of a lookup table (512 MiB of int32); larger boxes are searched instead
 
@@ -48,19 +49,12 @@ class Neighbours:
 
 
 @dataclass(frozen=True, eq=False)
-class Windows:
-    """Rows sorted by window: ``x[order]`` is packed as ``layout`` says, ``y[inverse]`` brings it back."""
-
-    order: Tensor
-    inverse: Tensor
-    layout: Packed
-
-
-@dataclass(frozen=True, eq=False)
 class Pooling:
-    """A layout, the coarser one above it, each fine row's parent [T] and each parent's number of children [Tc]."""
+    """From a layout to a coarser one: that layout, each fine row's parent [T], each parent's number of children [Tc].
 
-    fine: Packed
+    It does not reference the fine layout, on which it is cached.
+    """
+
     coarse: Packed
     parent: Tensor
     count: Tensor
@@ -143,33 +137,7 @@ def _refuse_twice(twice: bool) -> None:
         raise FewstepError("layout.coords: two rows of one sample are at the same place; accepted: each voxel once")
 
 
-def windows(layout: Packed, size: int, shift: int = 0) -> Windows:
-    """Cubic windows: voxel (x, y, z) of a sample is in window (coord + shift) // size. Empty windows do not exist.
-
-    Raises:
-        FewstepError: for a size below 1.
-    """
-    if size < 1:
-        raise invalid("window size", size, "a whole number from 1 up")
-    return layout.once(("windows", size, shift), lambda: _windows(layout, size, shift))
-
-
-def _windows(layout: Packed, size: int, shift: int) -> Windows:
-    cell = (coords_of(layout) + shift).div(size, rounding_mode="floor")
-    _, groups, counts = _grouped(layout, cell)
-    order = groups.argsort(stable=True)
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(len(order), device=order.device)
-    return Windows(
-        order, inverse, Packed(torch.cat([counts.new_zeros(1), counts.cumsum(0)]) if len(counts) else _none(order))
-    )
-
-
-def _none(like: Tensor) -> Tensor:
-    return torch.zeros(2, dtype=torch.int64, device=like.device)
-
-
-def _grouped(layout: Packed, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def grouped(layout: Packed, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Distinct (sample, x, y, z) [G, 4] in ascending order, each row's group [T], rows of each group [G]."""
     rows = torch.cat([layout.index[:, None], cell], 1)
     if not len(rows):
@@ -190,9 +158,9 @@ def pooling(layout: Packed, factor: int = 2) -> Pooling:
 
 
 def _pooling(layout: Packed, factor: int) -> Pooling:
-    cells, parent, count = _grouped(layout, coords_of(layout).div(factor, rounding_mode="floor"))
+    cells, parent, count = grouped(layout, coords_of(layout).div(factor, rounding_mode="floor"))
     coarse = Packed.of_index(cells[:, 0], cells[:, 1:], layout.batch_size)
-    return Pooling(layout, coarse, parent, count)
+    return Pooling(coarse, parent, count)
 
 
 def children(layout: Packed) -> Packed:
@@ -205,3 +173,10 @@ def _children(layout: Packed) -> Packed:
     corner = torch.arange(2, device=coords.device)
     finer = (2 * coords[:, None] + torch.cartesian_prod(corner, corner, corner)).reshape(-1, 3)
     return Packed(8 * layout.cu_seqlens, finer)
+
+
+def example_layout(draw: Draw) -> Packed:
+    """A cube of 27 voxels and one of 8, for the example calls of ``fewstep ops``."""
+    line = torch.arange(3, device=draw.device)
+    cells = torch.cartesian_prod(line, line, line)
+    return draw.layout(torch.cat([cells, cells[(cells < 2).all(1)]]))
