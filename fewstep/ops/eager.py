@@ -1,7 +1,7 @@
-"""An op call inside torch.compile: a graph break around it, so that it runs as without torch.compile.
+"""An op call that torch.compile does not look into.
 
-A module of its own, imported when torch.compile first traces an op: ``torch.compiler.disable`` imports torch's
-compiler, which takes seconds.
+A module of its own, imported when torch.compile first meets an op: ``torch.compiler.disable`` imports torch's compiler,
+which takes seconds.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from fewstep.ops.table import call
+from fewstep.ops.table import run
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def call_eagerly(op: str, *args: Any) -> Any:
-    """:func:`fewstep.ops.table.call`, never traced."""
-    return call(op, *args)
+def run_eagerly(op: str, *args: Any) -> Any:
+    """:func:`fewstep.ops.table.run`, never traced: a graph break around the op."""
+    return run(op, *args)

@@ -24,11 +24,14 @@ def carries_tangent(*tensors: Tensor) -> bool:
 
 def _carries(x: Tensor) -> bool:
     inner = debug_unwrap(x, recurse=False)
-    if inner is not x and debug_unwrap(inner, recurse=False) is not inner:
+    if inner is x:
+        return forward_ad.unpack_dual(x).tangent is not None
+    if debug_unwrap(inner, recurse=False) is not inner:
         return True
-    if inner.dim() != x.dim():  # of vmap alone, for which unpack_dual has no batching rule
-        x = inner
-    return forward_ad.unpack_dual(x).tangent is not None
+    if inner.dim() != x.dim():  # vmap, for which unpack_dual has no batching rule
+        return forward_ad.unpack_dual(inner).tangent is not None
+    # Level 0 by name: a jvp that torch.compile has traced opens it without unpack_dual's default knowing.
+    return forward_ad.unpack_dual(x, level=0).tangent is not None
 
 
 def needs_backward(*tensors: Tensor) -> bool:

@@ -13,6 +13,7 @@ The environment variable FEWSTEP_OPS, read at each call, forces a backend:
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ ENV = "FEWSTEP_OPS"
 BACKENDS = ("reference", "torch", "triton")
 CAPABILITIES = ("forward", "backward", "jvp")
 ALL = frozenset(CAPABILITIES)
+EAGER = "fewstep.ops.eager"
 
 
 def _anything(*_: Any) -> str | None:
@@ -171,10 +173,16 @@ def call(op: str, *args: Any) -> Any:
     Inside torch.compile this is a graph break: kernels read environment variables and Python lists of lengths, and
     differentiate by ``autograd.Function``. Value, gradient and tangent are those of the eager call.
     """
-    if torch.compiler.is_compiling():
-        from fewstep.ops.eager import call_eagerly
+    # Once torch.compile has met an op, calls from frames that it does not compile must be kept from it too.
+    if torch.compiler.is_compiling() or EAGER in sys.modules:
+        from fewstep.ops.eager import run_eagerly
 
-        return call_eagerly(op, *args)
+        return run_eagerly(op, *args)
+    return run(op, *args)
+
+
+def run(op: str, *args: Any) -> Any:
+    """:func:`call`, outside of torch.compile."""
     return dispatch(op, *args).run(*args)
 
 

@@ -96,9 +96,9 @@ def differentiable(q: Tensor, k: Tensor, v: Tensor, seq: Sequences) -> Tensor:
     Tangents are taken off their tensors here: a Function's ``forward`` does not see them, and its ``jvp`` would have to
     make the value anew.
     """
-    (q, tq), (k, tk), (v, tv) = (forward_ad.unpack_dual(x) for x in (q, k, v))
-    if tq is None and tk is None and tv is None:
+    if not carries_tangent(q, k, v):
         out: tuple[Tensor, Tensor] = Attention.apply(q, k, v, seq)  # type: ignore[no-untyped-call]
         return out[0]
-    dual: Tensor = forward_ad.make_dual(*_pushed(q, k, v, (tq, tk, tv), seq))
+    (q, tq), (k, tk), (v, tv) = (forward_ad.unpack_dual(x, level=0) for x in (q, k, v))
+    dual: Tensor = forward_ad.make_dual(*_pushed(q, k, v, (tq, tk, tv), seq), level=0)
     return dual

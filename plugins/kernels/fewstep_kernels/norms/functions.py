@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fewstep.ops.inputs import carries_tangent
 from fewstep_kernels.support import on_its_device
 
 Tensors = tuple[Tensor, ...]
@@ -37,12 +38,14 @@ class FusedOp(Protocol):
 
 def call(op: FusedOp, *tensors: Tensor) -> Tensors:
     """The op's values; where the innermost transform pushes tangents forward, both come out of one launch."""
-    duals = [forward_ad.unpack_dual(x) for x in tensors]
-    if all(dual.tangent is None for dual in duals):  # none, or those of a transform further out: Value.jvp has these
+    if not carries_tangent(*tensors):
+        return _apply(Value, op, *tensors)
+    duals = [forward_ad.unpack_dual(x, level=0) for x in tensors]
+    if all(dual.tangent is None for dual in duals):  # those of a transform further out, which Value.jvp serves
         return _apply(Value, op, *tensors)
     out = _apply(Pushed, op, len(tensors), True, *[d.primal for d in duals], *[d.tangent for d in duals])
     half = len(out) // 2
-    return tuple([forward_ad.make_dual(y, t) for y, t in zip(out[:half], out[half:], strict=True)])
+    return tuple([forward_ad.make_dual(y, t, level=0) for y, t in zip(out[:half], out[half:], strict=True)])
 
 
 @on_its_device
