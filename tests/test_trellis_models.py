@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fewstep_trellis.configs import official_config, official_names
 from fewstep_trellis.models import MODELS, SparseStructureDecoder, SparseStructureEncoder, SparseStructureFlowModel
 from fewstep_trellis.models.convolutions import pixel_shuffle_3d
 from fewstep_trellis.models.embeddings import grid_coords, position_embedding
@@ -51,7 +52,8 @@ def flow_inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Ten
 def test_state_dict_is_the_official_one(path: Path) -> None:
     record = json.loads(path.read_text())
     with torch.device("meta"):
-        model = MODELS[record["class"]](**record["args"])
+        name, args = official_config(path.stem)
+        model = MODELS[name](**args)
     parameters = {key for key, _ in model.named_parameters()}
     ours = [
         [key, list(v.shape), str(v.dtype).removeprefix("torch."), "param" if key in parameters else "buffer"]
@@ -62,6 +64,9 @@ def test_state_dict_is_the_official_one(path: Path) -> None:
 
 def test_all_six_official_configurations_are_here() -> None:
     assert len(CONFIGS) == 6
+    assert len(official_names()) == 14
+    with pytest.raises(FewstepError, match=r"did you mean 'ss_flow_img_dit_L_16l8_fp16'"):
+        official_config("ss_flow_img_dit_L_16l8_fp32")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from fewstep_trellis.conditioning import image_conditioner
+from fewstep_trellis.configs import official_config
 from fewstep_trellis.pipeline import Request, Runner, of_pictures
 from fewstep_trellis.pipeline import run as stages
 from fewstep_trellis.pipeline.memory import peak_memory
@@ -25,7 +26,6 @@ from PIL import Image, ImageDraw
 from fewstep.benchmark.run import machine
 from fewstep.config.run import versions
 
-CONFIGS = Path(__file__).parents[2] / "tests/golden/data/statedict"
 ROLES = {
     "sparse_structure_flow_model": "ss_flow_img_dit_L_16l8_fp16",
     "sparse_structure_decoder": "ss_vae_conv3d_16l8_fp16.decoder",
@@ -44,9 +44,8 @@ SAMPLER = {
 def write_pipeline(folder: Path) -> None:
     """Models of the official sizes and types, and a DINOv2 ViT-L/14 with registers; all weights random."""
     for role, name in ROLES.items():
-        record = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
         (folder / "ckpts").mkdir(parents=True, exist_ok=True)
-        write(record["class"], record["args"], folder / "ckpts" / role)
+        write(*official_config(name), folder / "ckpts" / role)
     args: dict[str, Any] = {
         "models": {role: f"ckpts/{role}" for role in ROLES},
         "sparse_structure_sampler": SAMPLER,

@@ -39,7 +39,7 @@ SECTIONS = (
     _correct("varlen-single", ("varlen_attention",), SINGLE),
     _correct("windows", ("windowed_attention", "attention")),
     _correct("convolution", ("submanifold_conv",)),
-    _correct("norms", ("modulated_norm", "gated_residual", "qk_rms_norm", "linear_gelu")),
+    _correct("norms", ("modulated_norm", "gated_residual", "qk_rms_norm")),
     Section("warm-attention", "warm", 130.0, 1, arguments={"modules": ("attention",)}),
     Section("warm-others", "warm", 130.0, 1, arguments={"modules": ("convolution", "windows", "norms")}),
     Section("attention", "attention", 105.0, 2),

@@ -84,11 +84,6 @@ def heads() -> Trial:
     return Trial(f"{sum(LENGTHS)} rows, {HEADS} x 64", (q, k, *gains, None), (0, 1, 2, 3))
 
 
-def gelu() -> Trial:
-    words, _, count, width = rows()
-    return Trial(words, (randn(count, width), randn(4 * width, width) * width**-0.5, randn(4 * width)), ())
-
-
 CALLS: dict[str, Callable[[], Trial]] = {
     "attention": attention,
     "varlen_attention": varlen,
@@ -97,7 +92,6 @@ CALLS: dict[str, Callable[[], Trial]] = {
     "modulated_norm": modulation,
     "gated_residual": gate,
     "qk_rms_norm": heads,
-    "linear_gelu": gelu,
 }
 PASSES = {"forward": "output", "backward": "gradient", "jvp": "tangent"}
 

@@ -85,7 +85,7 @@ def plain() -> Iterator[None]:
     """The oracles of all other ops, and layouts that forget."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ENV, "reference")
-        patch.setattr(Packed, "once", lambda self, key, build: build())
+        patch.setattr(Packed, "once", lambda self, key, build, beside=None: build())
         patch.setattr(sparse_layers, "submanifold_conv", plain_convolution)
         yield
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from fewstep_trellis.checkpoint import build_model
+from fewstep_trellis.configs import official_config
 from fewstep_trellis.models import MODELS
 from fewstep_trellis.weights import fit
 from torch import nn
@@ -67,9 +68,9 @@ def run_model(path: Path, record: Record) -> list[Check]:
     return checks
 
 
-def run_state_dict(record: Record) -> list[Check]:
+def run_state_dict(record: Record, name: str) -> list[Check]:
     """Keys, shapes, types and order of an official configuration."""
-    model = build_model(record["class"], record["args"], "meta")
+    model = build_model(*official_config(name), "meta")
     parameters = {key for key, _ in model.named_parameters()}
     ours = [
         [key, list(v.shape), re.sub("^torch.", "", str(v.dtype)), "param" if key in parameters else "buffer"]
@@ -80,11 +81,11 @@ def run_state_dict(record: Record) -> list[Check]:
 
 def cases(root: Path, path: Path, record: Record) -> list[Case]:
     """The cases of a record, if it is one of a model or of a state dict."""
-    if not {"class", "args"} <= record.keys() or not ({"outputs", "tensors"} & record.keys()):
+    name = label(root, path)
+    if {"config", "tensors"} <= record.keys():
+        return [Case(name, lambda: run_state_dict(record, path.stem))]
+    if not {"class", "args", "outputs"} <= record.keys():
         return []
-    name, class_name = label(root, path), record["class"]
-    if class_name not in MODELS:
-        return [Case(name, missing=f"class {class_name}")]
-    if "tensors" in record:
-        return [Case(name, lambda: run_state_dict(record))]
+    if record["class"] not in MODELS:
+        return [Case(name, missing=f"class {record['class']}")]
     return [Case(name, lambda: run_model(path, record))]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
-from fewstep.ops.economy import ENV as ECONOMY
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -44,13 +42,10 @@ def register_baseline() -> None:
 
 @contextmanager
 def eager(device: torch.device) -> Iterator[None]:
-    """The baseline: nothing of ours saves work or fuses it."""
-    before = os.environ.get(ECONOMY)
-    os.environ[ECONOMY] = "none"
+    """The baseline: nothing of ours fuses its work."""
     _eager_now.append(True)
     try:
         with forcing("torch"), sdpa_kernel(BACKENDS, set_priority=True) if device.type == "cuda" else nullcontext():
             yield
     finally:
         _eager_now.pop()
-        os.environ.pop(ECONOMY) if before is None else os.environ.update({ECONOMY: before})

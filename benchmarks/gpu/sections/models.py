@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ if str(FULLSIZE) not in sys.path:
 import fullsize as full  # noqa: E402
 import generate as generate  # noqa: E402
 from fewstep_trellis.checkpoint import build_model  # noqa: E402
+from fewstep_trellis.configs import official_config  # noqa: E402
 from fewstep_trellis.weights import fit  # noqa: E402
 
 TOKENS = full.TOKENS  # of a picture
@@ -40,8 +40,8 @@ SMALL: dict[str, dict[str, Any]] = {
 
 def described(bench: Bench, role: str) -> tuple[str, dict[str, Any]]:
     """Class and arguments of the model of a role in ``pipeline.json``."""
-    record = json.loads((generate.CONFIGS / f"{generate.ROLES[role]}.json").read_text(encoding="utf-8"))
-    return record["class"], {**record["args"], **(SMALL[role] if bench.dry else {})}
+    name, args = official_config(generate.ROLES[role])
+    return name, {**args, **(SMALL[role] if bench.dry else {})}
 
 
 def model(bench: Bench, role: str, **changed: Any) -> nn.Module:

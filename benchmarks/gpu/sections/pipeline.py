@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from fewstep.ops.economy import SWITCHES, economy
-from fewstep.ops.replay import AFTER, sampling
 from fewstep_trellis.pipeline.spec import MESH, STAGES
 
 from benchmarks.gpu.bench import OURS, PEER, Bench, Case, Runs, name_of
@@ -23,14 +21,14 @@ from benchmarks.gpu.voxels import object_layout
 from fewstep.core.batch import Condition
 from fewstep.core.layout import Dense
 
-RECORDED = "ours, CUDA graphs"
+WARM = 2  # objects before the timed ones: the first compiles and loads
 TARGETS = {1: "image-1", 2: "image-2"}
 
 
 def report(whole: Whole, steps: int, mode: str, rounds: int) -> None:
-    """Rows of ``rounds`` objects after some that compile, load and record."""
+    """Rows of ``rounds`` objects after some that compile and load."""
     bench = whole.bench
-    for _ in range(AFTER + 1):  # the first compiles and loads, the last may record
+    for _ in range(WARM):
         whole.once(steps)
     found = [whole.once(steps) for _ in range(rounds)]
     totals = {"image to Gaussians": [sum(one.values()) for one in found]}
@@ -69,10 +67,10 @@ def network_cases(whole: Whole) -> Iterator[Case]:
     tokens = bench.randn(1, bench.sizes(models.TOKENS, 9), args["cond_channels"])
     t_B = torch.full((1,), 0.7, device=bench.device)
 
-    def forward() -> Any:  # a new condition each time: nothing of an earlier call is reused
+    def forward() -> Any:
         return flow(noise, t_B, Condition(tokens), Dense(1))
 
-    yield Case("ss-flow", "forward", "batch 1", dtype, lambda: _both(forward, graphs=True), rate="ss-flow")
+    yield Case("ss-flow", "forward", "batch 1", dtype, lambda: _both(forward), rate="ss-flow")
     decoder: Any = whole.pipeline.model(MESH)
     layout = object_layout(bench, [whole.voxels], decoder.resolution)
     z = bench.randn(layout.rows, decoder.in_channels)
@@ -80,7 +78,7 @@ def network_cases(whole: Whole) -> Iterator[Case]:
     yield Case("mesh-decoder", "forward", words, dtype, lambda: _both(lambda: decoder(z, layout)[0]))
 
 
-def _both(function: Run, graphs: bool = False) -> Runs:
+def _both(function: Run) -> Runs:
     def ours() -> Any:
         with torch.no_grad():
             return function()
@@ -89,19 +87,8 @@ def _both(function: Run, graphs: bool = False) -> Runs:
         with torch.no_grad(), eager(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
             return function()
 
-    def recorded() -> Any:
-        with sampling(), economy(*SWITCHES):
-            return function()
-
-    def recording() -> Run:
-        for _ in range(AFTER + 1):
-            recorded()
-        return recorded
-
     runs = Runs()
     runs.add(OURS, OURS, lambda: ours)
-    if graphs:
-        runs.add(RECORDED, OURS, recording)
     runs.add(EAGER, PEER, lambda: baseline)
     return runs
 
@@ -113,17 +100,10 @@ def run(bench: Bench) -> None:
     parts: list[tuple[str, Callable[[], Any]]] = [
         ("1 x 2 steps", lambda: report(whole, 1, OURS, bench.sizes(7, 1))),
         ("2 x 2 steps", lambda: report(whole, 2, OURS, bench.sizes(7, 1))),
-        ("1 x 2 steps, recorded", lambda: whole_recorded(whole)),
         ("networks", lambda: measure_all(bench, network_cases(whole))),
         ("1 x 2 steps, eager", lambda: whole_eager(whole)),
     ]
     bench.each("pipeline", parts, least=8.0)
-
-
-def whole_recorded(whole: Whole) -> None:
-    """Latency by stage with CUDA graphs, which are off by default."""
-    with economy(*SWITCHES):
-        report(whole, 1, RECORDED, whole.bench.sizes(7, 1))
 
 
 def whole_eager(whole: Whole) -> None:

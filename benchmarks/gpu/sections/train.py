@@ -1,7 +1,7 @@
 """The MDT training step at TRELLIS's size: ours against the same algorithm in eager torch with FlashAttention-2.
 
 Random weights, float32 student under autocast to float16, teacher with a float16 torso, the published presets, AdamW.
-Eager is FEWSTEP_ECONOMY=none and FEWSTEP_OPS=torch, attention by varlen_attn and SDPA's flash backend, convolution by
+Eager is FEWSTEP_OPS=torch, attention by varlen_attn and SDPA's flash backend, convolution by
 spconv-triton where its wheel is there. Gradients of both are held against the same step in float32 throughout.
 """
 

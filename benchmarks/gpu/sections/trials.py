@@ -120,12 +120,6 @@ def gated(bench: Bench, dtype: torch.dtype) -> Iterator[Trial]:
         yield Trial(words, (x, gate, y, layout), (0, 1, 2))
 
 
-def linear_gelu(bench: Bench, dtype: torch.dtype) -> Iterator[Trial]:
-    rows, inner, outer = bench.sizes((1001, 768, 3072), (9, 16, 24))
-    x, bias = bench.randn(rows, inner, dtype=dtype), bench.randn(outer, dtype=dtype)
-    yield Trial(f"{rows} x {inner} to {outer}", (x, (bench.randn(outer, inner) * inner**-0.5).to(dtype), bias), ())
-
-
 TRIALS: dict[str, Make] = {
     "varlen_attention": varlen,
     "attention": dense,
@@ -134,5 +128,4 @@ TRIALS: dict[str, Make] = {
     "qk_rms_norm": qk_norm,
     "modulated_norm": modulated,
     "gated_residual": gated,
-    "linear_gelu": linear_gelu,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from fewstep.errors import unknown
@@ -59,9 +60,7 @@ class Downsample3d(nn.Module):
 
 def pixel_shuffle_3d(x: Tensor, scale: int) -> Tensor:
     """``[B, C s^3, R, R, R]`` to ``[B, C, s R, s R, s R]``; channels are packed (C, sx, sy, sz)."""
-    batch, channels, *size = x.shape
-    x = x.reshape(batch, channels // scale**3, scale, scale, scale, *size)
-    return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(batch, -1, *(scale * n for n in size))
+    return rearrange(x, "b (c sx sy sz) x y z -> b c (x sx) (y sy) (z sz)", sx=scale, sy=scale, sz=scale)
 
 
 class Upsample3d(nn.Module):

@@ -140,7 +140,7 @@ class Runner:
         recipe, x = self.recipes[stage], noise.to(self.device)
         return sample(flow, recipe, x, layout, request.prompt, request.seed, request.multi_image, self.clock.on_step)
 
-    @sampling()
+    @torch.no_grad()
     def decode(self, role: str, parts: list[Part]) -> list[Any]:
         """One representation a sample, on the CPU, one sample after the other: a batch would need their memory at once.
 

@@ -1,0 +1,29 @@
+"""TRELLIS's fourteen published model configurations, one JSON file each: class name and constructor arguments."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import unknown
+
+FOLDER = Path(__file__).parent
+
+
+def official_names() -> list[str]:
+    """The names, as of the published checkpoints: for example "ss_flow_img_dit_L_16l8_fp16"."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def official_config(name: str) -> tuple[str, dict[str, Any]]:
+    """Class name and constructor arguments, as ``checkpoint.build_model`` takes them.
+
+    Raises:
+        FewstepError: for an unknown name.
+    """
+    path = FOLDER / f"{name}.json"
+    if name not in official_names():
+        raise unknown("official configuration", name, official_names())
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found["name"], found["args"]
