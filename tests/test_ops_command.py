@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import Cli
+from torch import Tensor
+
+from fewstep.core.layout import Packed
+from fewstep.ops.example import Draw
+from fewstep.ops.table import dispatch, table
 
 BLOCKED = """
 import importlib.abc, importlib.util, sys
@@ -67,13 +73,34 @@ def test_the_interpreter_can_be_asked_for(cli: Cli, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--device", "cpuu", "unknown --device 'cpuu': accepted are cpu, cuda; did you mean 'cpu'?"),
+        ("--device", "cpuu", "--device: got 'cpuu'; accepted: auto, cpu, or a device of this machine"),
         ("--dtype", "fp8", "unknown --dtype 'fp8': accepted are bf16, fp16, fp32"),
         ("--need", "jpv", "unknown --need 'jpv': accepted are backward, forward, jvp; did you mean 'jvp'?"),
     ],
 )
 def test_bad_options(cli: Cli, option: str, value: str, message: str) -> None:
     assert cli.refuses("ops", option, value).startswith(message)
+
+
+@pytest.mark.parametrize("need", ["forward", "backward", "jvp"])
+@pytest.mark.parametrize("op", sorted(table()))
+def test_an_example_is_on_the_device_asked_for(op: str, need: str) -> None:
+    """Stands in for a GPU: whatever does not name its device lands on the default one, which is "meta" here."""
+    example = next(k.example for k in table()[op].values() if k.example is not None)
+    with torch.autograd.forward_ad.dual_level(), torch.device("meta"):
+        args = example(Draw(torch.device("cpu"), torch.float32, need))
+        assert {x.device.type for x in tensors_of(args)} == {"cpu"}
+        found = dispatch(op, *args).run(*args)
+    assert {x.device.type for x in tensors_of(found if isinstance(found, tuple) else (found,))} == {"cpu"}
+
+
+def tensors_of(values: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors among the values, those of layouts included."""
+    found = []
+    for value in values:
+        parts = (value.cu_seqlens, value.coords, value.index) if isinstance(value, Packed) else (value,)
+        found += [part for part in parts if isinstance(part, Tensor)]
+    return found
 
 
 def test_a_bad_backend_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def _rows(device: str, dtype: str | None, need: str) -> list[dict[str, Any]]:
     from fewstep.ops.example import Draw
     from fewstep.ops.table import table
 
-    where = pick_device(device)
+    where = pick_device(device, "--device")
     word = _known("--dtype", dtype or ("fp16" if where.type == "cuda" else "fp32"), TYPES)
     draw = Draw(where, getattr(torch, TYPES[word]), need)
     found = []
