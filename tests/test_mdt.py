@@ -162,7 +162,7 @@ def test_weights_scale_their_terms_and_0_leaves_one_out(batch: Batch) -> None:
         MDTConfig(lambda_vm=0.0, lambda_vd=0.0)
     with pytest.raises(ValidationError, match="nothing is left"):
         VMConfig(lambda_vm=0.0)
-    with pytest.raises(ValidationError, match="vd_after=10 with lambda_vm=0.*set vd_after=0"):
+    with pytest.raises(ValidationError, match=r"vd_after=10 with lambda_vm=0.*set vd_after=0"):
         MDTConfig(lambda_vm=0.0, vd_after=10)
 
 
