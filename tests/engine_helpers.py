@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fewstep.config.base import Strict
+from fewstep.config.resolve import Layers, resolve_stages
+from fewstep.config.run import Resolved
 from fewstep.config.train import TrainConfig
 from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Batch, Condition
@@ -212,3 +214,11 @@ def trainer(
     data = TinyData(TinyDataConfig(), teacher.backbone)
     say = (said if said is not None else []).append
     return Trainer(OBJECTIVES[objective](ObjectiveConfig()), teacher, data, config, seed, say)
+
+
+def resolve(
+    method: str, backbone: str, preset: str | None = None, layers: Layers = (), dataset: str | None = None
+) -> Resolved:
+    """The config of a run on one backbone."""
+    (found,) = resolve_stages(method, backbone, None, preset, layers, dataset).values()
+    return found

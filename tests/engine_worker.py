@@ -21,7 +21,6 @@ from rich.console import Console
 from safetensors.torch import save
 
 from fewstep import files as atomic
-from fewstep.config import run
 from fewstep.engine import resume, session
 
 
@@ -50,7 +49,7 @@ def distil(request: dict[str, Any]) -> None:
     """One run, in the child."""
     if request["slow"]:
         slow_disk(request["slow"])
-    resolved = run.resolve(request["objective"], "tiny", overrides=request["keys"])
+    resolved = engine_helpers.resolve(request["objective"], "tiny", layers=request["keys"])
     session.start(resolved, Path(request["out"]), request["resume"], Console(file=io.StringIO()))
 
 

@@ -15,7 +15,6 @@ from engine_helpers import Tiny
 from rich.console import Console
 
 import fewstep
-from fewstep.config import run
 from fewstep.core.contract import Contract
 from fewstep.engine import session
 from fewstep.engine.export import StudentInfo, load_student, read_info, save_student
@@ -29,7 +28,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a few steps, to be copied before it is damaged."""
     engine_helpers.install()
     keys = ["train.steps=3", "train.batch_size=2", "train.device=cpu", "train.threads=1", "backbone.width=5"]
-    resolved = run.resolve("tiny-transport", "tiny", overrides=keys)
+    resolved = engine_helpers.resolve("tiny-transport", "tiny", layers=keys)
     return session.start(resolved, tmp_path_factory.mktemp("runs") / "run", False, Console(file=io.StringIO()))
 
 

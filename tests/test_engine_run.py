@@ -16,8 +16,8 @@ import pytest
 from engine_helpers import OBJECTIVES, Regress
 from rich.console import Console
 
-from fewstep.config import run
 from fewstep.config.presets import available
+from fewstep.config.run import Resolved
 from fewstep.engine import session
 from fewstep.engine.progress import RunProgress, duration
 from fewstep.engine.trackers import JsonLines, TensorBoard, WandB, flat
@@ -74,11 +74,11 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         del sys.modules[name]
 
 
-def resolve(preset: str | None = None, *keys: str, file: Path | None = None) -> run.Resolved:
-    return run.resolve("fit", "net", preset, file, keys)
+def resolve(preset: str | None = None, *keys: str, file: Path | None = None) -> Resolved:
+    return engine_helpers.resolve("fit", "net", preset, [*([] if file is None else [file]), *keys])
 
 
-def sources(resolved: run.Resolved) -> dict[str, tuple[Any, str]]:
+def sources(resolved: Resolved) -> dict[str, tuple[Any, str]]:
     return {key: (value, source) for key, value, source in resolved.rows()}
 
 
@@ -100,7 +100,7 @@ class TestResolve:
     def test_default_preset_applies_when_none_is_asked_for(self) -> None:
         assert sources(resolve())["train.batch_size"] == (3, "preset default (preset_method)")
         assert resolve("quick").config.train.batch_size == 16
-        assert run.resolve("tiny-regress", "tiny").config.train.batch_size == 16  # ships none: no error
+        assert engine_helpers.resolve("tiny-regress", "tiny").config.train.batch_size == 16  # ships none: no error
 
     def test_preset_names_with_a_slash(self) -> None:
         assert resolve("small/slat").config.backbone.width == 4
@@ -127,28 +127,28 @@ class TestResolve:
         for arguments, text in (
             (("fitt", "net"), "unknown method 'fitt'"),
             (("fit", "nett"), "unknown backbone 'nett'"),
-            (("fit", "net", None, None, (), "tiny-dat"), "unknown dataset 'tiny-dat'"),
+            (("fit", "net", None, (), "tiny-dat"), "unknown dataset 'tiny-dat'"),
         ):
             with pytest.raises(FewstepError, match=text):
-                run.resolve(*arguments)
+                engine_helpers.resolve(*arguments)
 
     def test_needs_are_checked_before_anything_loads(self) -> None:
         with pytest.raises(FewstepError, match="method 'tiny-two-times' needs 'two_time', which backbone 'net'"):
-            run.resolve("tiny-two-times", "net")
+            engine_helpers.resolve("tiny-two-times", "net")
 
 
 @pytest.fixture
-def tiny() -> run.Resolved:
+def tiny() -> Resolved:
     engine_helpers.install()
     keys = ["train.steps=5", "train.batch_size=2", "train.log_every=2", "train.device=cpu", "train.threads=1"]
-    return run.resolve("tiny-regress", "tiny", overrides=keys)
+    return engine_helpers.resolve("tiny-regress", "tiny", layers=keys)
 
 
 def quiet() -> Console:
     return Console(file=io.StringIO(), width=200)
 
 
-def test_a_run_writes_config_metrics_checkpoint_and_student(tiny: run.Resolved, tmp_path: Path) -> None:
+def test_a_run_writes_config_metrics_checkpoint_and_student(tiny: Resolved, tmp_path: Path) -> None:
     console = quiet()
     out = session.start(tiny, tmp_path / "a/run", False, console, command=["fewstep", "distill"])
     record = json.loads((out / "config.json").read_text())
@@ -163,14 +163,14 @@ def test_a_run_writes_config_metrics_checkpoint_and_student(tiny: run.Resolved, 
     assert "step 5/5  fit " in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_default_folder(tiny: run.Resolved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_folder(tiny: Resolved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert session.start(tiny, None, False, quiet()) == Path("runs/tiny-regress-tiny")
 
 
 def test_a_mistake_found_early_leaves_no_folder(tmp_path: Path) -> None:
     engine_helpers.install()
-    resolved = run.resolve("tiny-regress", "tiny", overrides=["train.device=cpu", "train.export=0.5"])
+    resolved = engine_helpers.resolve("tiny-regress", "tiny", layers=["train.device=cpu", "train.export=0.5"])
     with pytest.raises(FewstepError, match=r"train\.export"):
         session.start(resolved, tmp_path / "run", False, quiet())
     assert not (tmp_path / "run").exists()
@@ -179,7 +179,7 @@ def test_a_mistake_found_early_leaves_no_folder(tmp_path: Path) -> None:
 def test_loss_that_is_no_number_says_what_is_kept(tmp_path: Path) -> None:
     engine_helpers.install()
     keys = ["train.steps=9", "train.checkpoint_every=2", "train.device=cpu", "objective.bad_step=5"]
-    resolved = run.resolve("tiny-regress", "tiny", overrides=keys)
+    resolved = engine_helpers.resolve("tiny-regress", "tiny", layers=keys)
     with pytest.raises(FewstepError) as caught:
         session.start(resolved, tmp_path / "run", False, quiet())
     for text in ("step 6: loss term 'fit' is nan", "checkpoint of step 4 is kept", "step-00000004", "--resume"):
@@ -189,7 +189,7 @@ def test_loss_that_is_no_number_says_what_is_kept(tmp_path: Path) -> None:
         session.start(resolved, tmp_path / "run", True, quiet())
 
 
-def test_interrupt_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch, tiny: run.Resolved, tmp_path: Path) -> None:
+def test_interrupt_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch, tiny: Resolved, tmp_path: Path) -> None:
     class Stopped(Regress):
         def loss(self, batch: Any, nets: Any, step: Any) -> dict[str, Any]:
             if step.index == 3 and len(batch.x0) == 2 and step.tangents.reason == "not used by this method":
@@ -224,7 +224,7 @@ class Recorder:
 
 
 def test_registered_tracker_gets_rows_and_is_closed(
-    tiny: run.Resolved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Resolved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fewstep.engine.trackers.TensorBoard", Recorder)
     session.start(tiny, tmp_path / "run", False, quiet(), trackers=["tensorboard"])
@@ -296,7 +296,7 @@ def test_progress_is_smoothed_and_plain_lines_are_rare() -> None:
     assert console.file.getvalue() == ""  # type: ignore[attr-defined]
 
 
-def test_callbacks_get_the_rows_of_metrics_jsonl(tiny: run.Resolved, tmp_path: Path) -> None:
+def test_callbacks_get_the_rows_of_metrics_jsonl(tiny: Resolved, tmp_path: Path) -> None:
     rows: list[Any] = []
     out = session.start(tiny, tmp_path / "run", False, quiet(), callbacks=[rows.append])
     assert rows == [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -305,7 +305,7 @@ def test_callbacks_get_the_rows_of_metrics_jsonl(tiny: run.Resolved, tmp_path: P
 def test_an_exception_of_a_callback_ends_the_run_with_its_checkpoint_kept(tmp_path: Path) -> None:
     engine_helpers.install()
     keys = ["train.steps=6", "train.log_every=1", "train.checkpoint_every=2", "train.device=cpu"]
-    resolved, console = run.resolve("tiny-regress", "tiny", overrides=keys), quiet()
+    resolved, console = engine_helpers.resolve("tiny-regress", "tiny", layers=keys), quiet()
 
     def stop(row: Any) -> None:
         if row["step"] == 5:

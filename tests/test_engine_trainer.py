@@ -9,7 +9,7 @@ import pytest
 import torch
 from engine_helpers import OBJECTIVES, Regress, Tiny, TinyConfig, TwoTimes, trainer
 
-from fewstep.config.needs import check_needs
+from fewstep.config.resolve import check_needs
 from fewstep.core.backbone import Backbone, Guidance, Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Dense, Packed

@@ -13,7 +13,7 @@ from fewstep_mdt.config import VMConfig
 from fewstep_mdt.vm import VelocityMatching
 from torch import Tensor, nn
 
-from fewstep.config.needs import check_needs
+from fewstep.config.resolve import check_needs
 from fewstep.core.backbone import Guidance, Teacher
 from fewstep.core.batch import Batch
 from fewstep.core.compose import Sum

@@ -8,20 +8,23 @@ from typing import Any
 
 import pytest
 import torch
+from engine_helpers import resolve
 from fewstep_trellis.checkpoint import load_model, save_model
 from fewstep_trellis.models import SLatFlowModel, SparseStructureFlowModel
 from official_root import CHANNELS, make_root
 
 from fewstep.cli import main
-from fewstep.config import run
+from fewstep.config.resolve import resolve_stages
+from fewstep.config.run import Resolved
+from fewstep.errors import FewstepError
 
 WIDTH = 32  # of a DINOv2 token
 NETWORK = {"model_channels": 32, "num_blocks": 1, "num_heads": 2, "patch_size": 2, "qk_rms_norm": True}
 SPARSE = {"num_io_res_blocks": 1, "io_block_channels": [16]}
 
 
-def resolved(stage: str, *keys: str) -> run.Resolved:
-    found = run.resolve_stages("mdt-vd", "trellis", stage, f"mdt-dist/{stage}", None, keys)
+def resolved(stage: str, *keys: str) -> Resolved:
+    found = resolve_stages("mdt-vd", "trellis", stage, f"mdt-dist/{stage}", keys)
     return found[stage]
 
 
@@ -75,15 +78,15 @@ def test_without_data_the_refusal_comes_before_anything_is_loaded_or_written(
 def test_a_data_set_is_named_by_preset_file_or_option(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('dataset = "trellis-ss"\n[data]\nroots = "a,b"\n')
-    found = run.resolve("mdt-vd", "trellis", None, file)
+    found = resolve("mdt-vd", "trellis", None, [file])
     assert found.dataset.name == "trellis-ss"
     assert found.config.data.roots == (Path("a"), Path("b"))
-    assert run.resolve("mdt-vd", "trellis").dataset.name == "sweethome3d"
+    assert resolve("mdt-vd", "trellis").dataset.name == "sweethome3d"
     file.write_text('dataset = "trellis-ss"\n')
-    assert run.resolve("mdt-vd", "trellis", None, file, dataset="sweethome3d").dataset.name == "sweethome3d"
+    assert resolve("mdt-vd", "trellis", None, [file], dataset="sweethome3d").dataset.name == "sweethome3d"
     file.write_text("dataset = 3\n")
-    with pytest.raises(run.FewstepError, match=r"dataset \(from .*run\.toml\): got 3"):
-        run.resolve("mdt-vd", "trellis", None, file)
+    with pytest.raises(FewstepError, match=r"dataset \(from .*run\.toml\): got 3"):
+        resolve("mdt-vd", "trellis", None, [file])
 
 
 @pytest.fixture(scope="module")

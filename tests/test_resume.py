@@ -20,7 +20,6 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from fewstep.config import run
 from fewstep.engine import session
 from fewstep.engine.export import load_student
 from fewstep.engine.resume import STATE, TENSORS, Store
@@ -143,7 +142,7 @@ def _installed() -> None:
 
 
 def begin(out: Path, *keys: str, objective: str = "tiny-regress", resume: bool = False, file: Any = None) -> Path:
-    resolved = run.resolve(objective, "tiny", overrides=[*SHORT, *keys])
+    resolved = engine_helpers.resolve(objective, "tiny", layers=[*SHORT, *keys])
     return session.start(resolved, out, resume, Console(file=file or open(os.devnull, "w")))
 
 

@@ -11,7 +11,7 @@ import stages_helpers
 from conftest import contents, refusal
 
 from fewstep.cli import main
-from fewstep.config import run
+from fewstep.config.resolve import resolve_stages
 from fewstep.config.stages import chosen, keys_of
 from fewstep.engine.export import load_student
 from fewstep.errors import FewstepError
@@ -58,7 +58,7 @@ def test_which_backbones_a_stage_names() -> None:
 def test_trellis_is_its_structure_stage_unless_told_otherwise() -> None:
     assert names(None, "trellis") == {"ss": "trellis"}
     assert names("both", "trellis") == names("both", "trellis-slat") == {"ss": "trellis", "slat": "trellis-slat"}
-    found = run.resolve_stages("mdt-vd", "trellis", "both", overrides=["slat.train.steps=7"])
+    found = resolve_stages("mdt-vd", "trellis", "both", layers=["slat.train.steps=7"])
     assert (found["slat"].config.train.steps, found["ss"].config.train.steps) == (7, 1080)
 
 
@@ -82,9 +82,7 @@ def test_keys_below_a_stage_are_for_it_alone_and_win() -> None:
 def test_overrides_file_and_sources_by_stage(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("[train]\nlr = 0.5\n[second.train]\nlr = 0.25\nsteps = 9\n")
-    found = run.resolve_stages(
-        "mdt-vd", "duo", "both", config_file=file, overrides=["train.steps=4", "first.train.steps=5"]
-    )
+    found = resolve_stages("mdt-vd", "duo", "both", layers=[file, "train.steps=4", "first.train.steps=5"])
     assert {name: one.config.train.steps for name, one in found.items()} == {"first": 5, "second": 4}
     assert {name: one.config.train.lr for name, one in found.items()} == {"first": 0.5, "second": 0.25}
     sources = {key: source for key, _, source in found["second"].rows()}

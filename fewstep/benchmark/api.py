@@ -15,7 +15,7 @@ from fewstep.benchmark.entrants import Stage
 from fewstep.benchmark.report import BenchTable
 from fewstep.benchmark.run import run_bench
 from fewstep.config.base import merge
-from fewstep.config.run import data_of
+from fewstep.config.resolve import data_of
 from fewstep.config.stages import chosen
 from fewstep.engine.folder import occupied
 from fewstep.errors import need

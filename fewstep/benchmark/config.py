@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, create_model
 
 from fewstep.config import presets
 from fewstep.config.base import Strict, merge, validate
-from fewstep.config.run import data_of
+from fewstep.config.resolve import data_of
 from fewstep.config.stages import check_named, keys_of
 from fewstep.errors import unknown
 from fewstep.plugins.registry import Entry

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -17,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from fewstep.cli.app import build
 
     try:
-        code = build().main(args=arguments, prog_name="fewstep", standalone_mode=False)
+        with warnings_as_lines():
+            code = build().main(args=arguments, prog_name="fewstep", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except FewstepError as error:
         return _say(f"error: {error}", 2)
@@ -34,6 +37,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not hasattr(error, "format_message"):  # not a usage error of the parser: a bug, with its traceback
             raise
         return _say(_usage(error), 2) if error.format_message() else 2  # no message: the help was asked for
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """A Python warning for the user becomes one line on stderr, each text once."""
+    seen: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        text = str(message)
+        if issubclass(category, UserWarning) and text not in seen:
+            seen.add(text)
+            print(f"warning: {text}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _usage(error: Any) -> str:

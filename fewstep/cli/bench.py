@@ -9,7 +9,7 @@ from rich.console import Console
 from typer import Argument, Option
 
 from fewstep.cli.distill import STAGE, needed
-from fewstep.cli.lists import integers, names, whole
+from fewstep.cli.options import integers, names, whole
 from fewstep.config.base import merge, parse_override
 from fewstep.errors import FewstepError
 from fewstep.plugins.registry import registry

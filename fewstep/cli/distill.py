@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from typer import Argument, Option
 
+from fewstep.cli.options import DEVICE
 from fewstep.config.describe import describe, toml
 from fewstep.config.stages import chosen
 from fewstep.errors import FewstepError
@@ -44,19 +45,23 @@ def distill(
     dry_run: Annotated[bool, Option("--dry-run", help="Print the resolved config and start nothing.")] = False,
     help_config: Annotated[bool, Option("--help-config", help="List every config key of this choice.")] = False,
     tracker: Annotated[list[str] | None, Option(help="Where numbers go beside metrics.jsonl; repeatable.")] = None,
+    device: Annotated[str | None, DEVICE] = None,
 ) -> None:
     """Distill a teacher into a few-step student.
 
     Later wins: defaults, --preset, --config, KEY=VALUE.
     """
-    from fewstep.config import run
+    from fewstep.config.resolve import resolve_stages
 
     console = Console()
     method, backbone = needed("--method", "objective", method), needed("--backbone", "backbone", backbone)
     if help_config:
         show_keys(console, method, backbone, stage, dataset)
         return
-    resolved = run.resolve_stages(method, backbone, stage, preset, config, overrides or [], dataset)
+    layers: list[Any] = [*([config] if config is not None else []), *(overrides or [])]
+    if device is not None:
+        layers.append(f"train.device={device}")
+    resolved = resolve_stages(method, backbone, stage, preset, layers, dataset)
     if dry_run:
         for name, one in resolved.items():
             show_config(console, one, name if len(resolved) > 1 else "")
@@ -74,13 +79,14 @@ def needed(option: str, kind: str, value: str | None) -> str:
 
 def show_keys(console: Console, method: str, backbone: str, stage: str | None, dataset: str | None) -> None:
     """Every key with what it accepts, its default and its meaning."""
-    from fewstep.config import run
+    from fewstep.config.resolve import pick
+    from fewstep.config.run import model_of
 
     running = chosen(registry().get("backbone", backbone), stage)
     for name, network in running.items():
         title = "config keys" + (f" of stage {name}" if len(running) > 1 else "")
         table = Table("key", "accepted", "default", "meaning", title=title, title_justify="left")
-        for row in describe(run.model_of(*run.pick(method, network.name, dataset))):
+        for row in describe(model_of(*pick(method, network.name, dataset))):
             table.add_row(*(Text(cell) for cell in row))
         console.print(table)
 
@@ -101,19 +107,15 @@ def show_config(console: Console, resolved: Resolved, stage: str = "") -> None:
 def _start(
     resolved: Mapping[str, Resolved], out: Path | None, resume: bool, trackers: list[str], console: Console
 ) -> None:
-    from fewstep.engine import session
+    from fewstep.api.distillation import run_resolved
 
     folder = out or next(iter(resolved.values())).folder
     try:
-        if len(resolved) > 1:
-            students = session.start_stages(resolved, folder, resume, console, trackers=trackers, command=sys.argv)
-        else:
-            (one,) = resolved.values()
-            students = [session.start(one, folder, resume, console, trackers=trackers, command=sys.argv)]
+        run = run_resolved(resolved, folder, resume, console, trackers=trackers, command=sys.argv)
     except KeyboardInterrupt:
         print(f"interrupted; to go on: {_resuming(sys.argv[1:], folder)}", file=sys.stderr)
         raise typer.Exit(130) from None
-    for student in students:
+    for student in run.folders.values():
         console.print(Text(f"student: {student / 'student'}\nnext: fewstep sample {student}"), soft_wrap=True)
 
 

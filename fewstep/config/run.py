@@ -1,118 +1,90 @@
-"""From the words of a command line to the configs of runs: defaults, preset, file and overrides, checked.
-
-Imports torch late.
-"""
+"""A run that could start: what was chosen, its config, and where every key came from. Imports torch late."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fewstep.config import presets
-from fewstep.config.base import flatten, merge, parse_override, read_toml, validate
-from fewstep.config.needs import check_needs
-from fewstep.config.resolved import TABLES, Resolved, RunConfig, model_of, source_of, versions
-from fewstep.config.stages import check_named, chosen, keys_of, preset_of
-from fewstep.errors import FewstepError
+from pydantic import Field, create_model
+
+import fewstep
+from fewstep.config.base import Strict, flatten
+from fewstep.config.train import TrainConfig
 from fewstep.plugins.registry import Entry, registry
 
-__all__ = [
-    "Resolved",
-    "RunConfig",
-    "data_of",
-    "model_of",
-    "pick",
-    "resolve",
-    "resolve_stages",
-    "versions",
-]
-
-Layer = tuple[str, dict[str, Any]]  # (source, nested values)
+TABLES = ("objective", "backbone", "data", "train")
 
 
-def pick(method: str, backbone: str, dataset: str | None = None) -> tuple[Entry, Entry, Entry]:
-    """The registered method, backbone and data set (the backbone's own unless named).
+class RunConfig(Strict):
+    """The config of a run; ``model_of`` gives each table the class of the chosen objective, backbone and data set."""
 
-    Raises:
-        FewstepError: for a name that is not registered, with the nearest.
-    """
-    objective, network = registry().get("objective", method), registry().get("backbone", backbone)
-    return objective, network, data_of(network, dataset)
-
-
-def data_of(backbone: Entry, dataset: str | None = None) -> Entry:
-    """The data set: the one that was named, or the backbone's own.
-
-    Raises:
-        FewstepError: for a name that is not registered, or a backbone without a data set of its own.
-    """
-    name = dataset or getattr(backbone.load(), "dataset", None)
-    if name is None:
-        raise FewstepError(f"backbone {backbone.name!r} names no data set of its own; accepted: --dataset with one")
-    return registry().get("dataset", name)
+    seed: int = Field(default=0, ge=0, lt=2**31, description="seed of every draw: data, noise, times, dropout")
+    objective: Any = None
+    backbone: Any = None
+    data: Any = None
+    train: TrainConfig = Field(default_factory=TrainConfig)
 
 
-def resolve(
-    method: str,
-    backbone: str,
-    preset: str | None = None,
-    config_file: Path | None = None,
-    overrides: Sequence[str] = (),
-    dataset: str | None = None,
-) -> Resolved:
-    """Assemble the config of a run on this very backbone; see ``resolve_stages``."""
-    (found,) = resolve_stages(method, backbone, None, preset, config_file, overrides, dataset).values()
-    return found
+@dataclass(frozen=True)
+class Resolved:
+    """A run that could start: what was chosen, its config, and where every key came from."""
+
+    method: Entry
+    backbone: Entry
+    dataset: Entry
+    config: Any  # a RunConfig with its tables typed
+    sources: dict[str, str]
+    preset: str | None = None
+
+    def rows(self) -> Iterator[tuple[str, Any, str]]:
+        """(dotted key, value, source) of every key."""
+        for key, value in flatten(self.tables()):
+            yield key, value, source_of(self.sources, key)
+
+    def tables(self) -> dict[str, Any]:
+        """The config as JSON values."""
+        values: dict[str, Any] = self.config.model_dump(mode="json")
+        return values
+
+    def identity(self) -> dict[str, Any]:
+        """The config with the names of what it configures: what a resumed run is held against."""
+        names = {"method": self.method.name, "backbone.name": self.backbone.name, "data.name": self.dataset.name}
+        return {**names, **self.tables()}
+
+    @property
+    def folder(self) -> Path:
+        """Where the run goes unless told otherwise."""
+        return Path("runs") / f"{self.method.name}-{self.backbone.name}"
+
+    def versions(self) -> dict[str, str]:
+        """Versions of Python, fewstep, torch, numpy and the plugins' distributions."""
+        return versions()
 
 
-def resolve_stages(
-    method: str,
-    backbone: str,
-    stage: str | None = None,
-    preset: str | None = None,
-    config_file: Path | None = None,
-    overrides: Sequence[str] = (),
-    dataset: str | None = None,
-) -> dict[str, Resolved]:
-    """Assemble the configs of the runs of ``--stage`` by stage, in order; without a stage one run, on ``backbone``.
-
-    Later wins: defaults, preset, ``config_file``, ``overrides`` (KEY=VALUE).
-
-    Raises:
-        FewstepError: for unknown names and keys and for values out of bounds, with where they came from.
-    """
-    named = registry().get("backbone", backbone)
-    running = chosen(named, stage)
-    given: list[Layer] = [] if config_file is None else [(str(config_file), read_toml(Path(config_file)))]
-    for text in overrides:
-        given.append(("command line", parse_override(text)))
-        check_named(given[-1][1], running, named.load().stages)
-    return {name: _resolve(method, network.name, preset, given, dataset) for name, network in running.items()}
+def versions() -> dict[str, str]:
+    """Versions of Python, fewstep, torch, numpy and the plugins' distributions."""
+    found = {p.distribution: p.version for p in registry().plugins if not p.error}
+    found |= {name: metadata.version(name) for name in ("torch", "numpy")}
+    return {"python": platform.python_version(), **found, "fewstep": fewstep.__version__}
 
 
-def _resolve(method: str, backbone: str, preset: str | None, given: Sequence[Layer], dataset: str | None) -> Resolved:
-    objective, network = registry().get("objective", method), registry().get("backbone", backbone)
-    own = network.load()
-    check_needs(objective.load(), own, method=objective.name, backbone=network.name)
-    preset = preset_of(objective, network, preset)
-    layers = [(found.source, found.read()) for found in presets.find(objective, network, preset)] + list(given)
-    layers = [(source, keys_of(values, own.stage, own.stages)) for source, values in layers]
-    data = data_of(network, dataset or presets.data_set(layers))
-    layers = [(source, {k: v for k, v in values.items() if k != presets.DATASET}) for source, values in layers]
-    sources: dict[str, str] = {}
-    for source, values in layers:
-        sources.update({key: source for key, _ in flatten(values)})
-    merged = merge({table: {} for table in TABLES}, *(values for _, values in layers))
-    try:
-        config = validate(model_of(objective, network, data), merged)
-    except FewstepError as error:
-        raise FewstepError("\n".join(_located(line, sources) for line in str(error).splitlines())) from None
-    return Resolved(objective, network, data, config, sources, preset)
+def model_of(method: Entry, backbone: Entry, dataset: Entry) -> type[RunConfig]:
+    """The config class of a run with these three."""
+    fields: dict[str, Any] = {}
+    for table, entry in zip(TABLES, (method, backbone, dataset), strict=False):
+        config = entry.load_config()
+        fields[table] = (config, Field(default_factory=config))
+    return create_model("Run", __base__=RunConfig, **fields)
 
 
-def _located(line: str, sources: dict[str, str]) -> str:
-    """An error's line with the source of the key it is about, where that is not the command line."""
-    key = line.removeprefix("unknown key ").partition(":")[0].strip("'")
-    source = source_of(sources, key)
-    return line if source in ("default", "command line") else f"{line} (from {source})"
+def source_of(sources: dict[str, str], key: str) -> str:
+    """A key's source, or that of the table it was given with."""
+    while key:
+        if key in sources:
+            return sources[key]
+        key = key.rpartition(".")[0]
+    return "default"

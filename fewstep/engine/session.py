@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fewstep.config.needs import check_needs
+from fewstep.config.resolve import check_needs
 from fewstep.core.objective import Objective
 from fewstep.engine import folder as folders
 from fewstep.engine.export import StudentInfo, save_student

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from fewstep.cli.lists import whole
+from fewstep.cli.options import whole
 
 STAGES = (
     "vae, flow, measure or all (these three); "

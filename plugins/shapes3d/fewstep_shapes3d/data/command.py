@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from typer import Option
 
-from fewstep.cli.lists import whole
+from fewstep.cli.options import whole
 from fewstep.errors import need
 
 

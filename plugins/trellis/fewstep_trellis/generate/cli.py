@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from fewstep.cli.lists import whole
+from fewstep.cli.options import whole
 
 TEACHER = "Pipeline folder or hub name (microsoft/TRELLIS-image-large); by default the shipped nano model."
 STUDENT = (

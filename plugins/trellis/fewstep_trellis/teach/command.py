@@ -77,7 +77,7 @@ def _vae(config: TeachConfig, out: Path, overrides: list[str], resume: bool, con
 def _flow(config: TeachConfig, out: Path, overrides: list[str], resume: bool, console: Console) -> None:
     from fewstep_shapes3d.data.prepared import PreparedSet
 
-    from fewstep.config.run import resolve
+    from fewstep.config.resolve import resolve_stages
     from fewstep.engine.session import start
     from fewstep_trellis.checkpoint import load_model, save_model
     from fewstep_trellis.dataset import load_encoder
@@ -94,7 +94,7 @@ def _flow(config: TeachConfig, out: Path, overrides: list[str], resume: bool, co
         "data.root": config.root,
     }
     texts = [f"{key}={json.dumps(str(path))}" for key, path in paths.items()]
-    resolved = resolve("flow-matching", "trellis", overrides=[*texts, *overrides])
+    (resolved,) = resolve_stages("flow-matching", "trellis", layers=[*texts, *overrides]).values()
     run = start(resolved, out / "flow", resume=resume and (out / "flow").exists(), console=console)
     save_model(load_model(run / "student" / "model"), out / "ss_flow", dtype=_half())
     console.print(f"teacher: {out / 'ss_flow'}.safetensors")

@@ -125,7 +125,7 @@ def measure_vae(config: TeachConfig, out: Path, overrides: list[str], resume: bo
 
 def flow(config: TeachConfig, out: Path, overrides: list[str], resume: bool, console: Console) -> None:
     """Train the flow by the engine that distils, and save its moving average in half precision."""
-    from fewstep.config.run import resolve
+    from fewstep.config.resolve import resolve_stages
     from fewstep.engine.session import start
 
     data = PreparedSet.load(config.root)
@@ -140,7 +140,7 @@ def flow(config: TeachConfig, out: Path, overrides: list[str], resume: bool, con
         "data.root": config.root,
     }
     texts = [f"{key}={json.dumps(str(path))}" for key, path in paths.items()]
-    resolved = resolve("flow-matching", "trellis-slat", preset="slat", overrides=[*texts, *overrides])
+    (resolved,) = resolve_stages("flow-matching", "trellis-slat", preset="slat", layers=[*texts, *overrides]).values()
     run = start(resolved, out / "slat-flow", resume=resume and (out / "slat-flow").exists(), console=console)
     save_model(load_model(run / "student" / "model"), out / "slat_flow", dtype=torch.float16)
     console.print(f"teacher: {out / 'slat_flow'}.safetensors")

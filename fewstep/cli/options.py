@@ -1,4 +1,4 @@
-"""Numbers and lists on the command line: ``--count 8``, ``--steps 1,2,4``, ``--methods a,b``."""
+"""Options that commands share: ``--device cuda``, ``--count 8``, ``--steps 1,2,4``, ``--methods a,b``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import typer
 
 from fewstep.errors import FewstepError, invalid
+
+DEVICE = typer.Option("--device", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")
 
 
 def whole(name: str, help: str, least: int, most: int | None = None, *more: str) -> Any:

@@ -1,0 +1,1 @@
+"""The Python API behind ``import fewstep``: distilling, loading and sampling. The command line is built on it."""

@@ -1,0 +1,136 @@
+"""``fewstep.distill``: from names and settings to a trained student."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from fewstep.config.resolve import resolve_stages
+from fewstep.config.run import Resolved
+from fewstep.engine.session import start, start_stages
+from fewstep.engine.trackers import METRICS
+
+if TYPE_CHECKING:
+    import torch
+
+    from fewstep.api.students import Student
+
+Row = dict[str, Any]
+Callback = Callable[[Row], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. ``folder`` holds its config, metrics, checkpoints and student; with several stages, one folder of
+    each stage's name."""
+
+    folder: Path
+    stages: tuple[str, ...] = ()
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """The folder of each stage; of a run of one stage, itself under the name ""."""
+        return {name: self.folder / name for name in self.stages} or {"": self.folder}
+
+    def student(self, stage: str = "", device: str | torch.device = "auto") -> Student:
+        """The trained student, ready to sample. See ``fewstep.load``.
+
+        Raises:
+            FewstepError: for a stage that the run does not have.
+        """
+        from fewstep.api.students import load
+        from fewstep.errors import unknown
+
+        if stage not in self.folders:
+            raise unknown("stage", stage, self.folders)
+        return load(self.folders[stage], device=device)
+
+    def metrics(self, stage: str = "") -> list[Row]:
+        """The rows of ``metrics.jsonl``: step, loss by term, grad_norm, lr, seconds, evaluations."""
+        text = (self.folders[stage] / METRICS).read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for stage, folder in self.folders.items():
+            last = (self.metrics(stage) or [{}])[-1]
+            losses = ", ".join(f"{name} {value:.4g}" for name, value in last.get("loss", {}).items())
+            cells = (stage, str(folder), str(last.get("step", "")), losses)
+            rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+        head = "".join(f"<th>{name}</th>" for name in ("stage", "folder", "step", "loss"))
+        return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+
+
+def distill(
+    method: str,
+    backbone: str,
+    *,
+    stage: str | None = None,
+    dataset: str | None = None,
+    preset: str | None = None,
+    config: Path | str | Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    out: Path | str | None = None,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+    trackers: Sequence[str] = (),
+    console: Console | None = None,
+    **tables: Any,
+) -> Run:
+    """Distil a teacher into a few-step student; ``fewstep distill`` from Python.
+
+        run = fewstep.distill("mdt-vd", "trellis", out="runs/a", train={"steps": 400}, objective={"lambda_vd": 0.5})
+
+    Later wins: defaults, ``preset``, ``config``, ``overrides``, ``tables``.
+
+    Args:
+        method: registered objective.
+        backbone: registered backbone, whose teacher is distilled.
+        stage: a stage of the backbone's model, or "both": each into a folder of its name.
+        dataset: registered data set; by default the backbone's own.
+        preset: named settings that a plugin ships.
+        config: TOML file, or nested tables.
+        overrides: as on the command line, ``"train.steps=400"``.
+        out: folder of the run; by default ``runs/<method>-<backbone>``.
+        resume: go on with the run in ``out`` from its newest checkpoint.
+        callbacks: each is called with every row of ``metrics.jsonl`` (every ``train.log_every`` iterations): step, loss
+            by term, grad_norm, lr, seconds. What one raises ends the run; its checkpoints stay.
+        trackers: registered trackers beside ``metrics.jsonl``.
+        console: where progress goes; by default the standard output.
+        tables: top-level keys of the config: ``train={"steps": 400}``, ``objective=``, ``data=``, ``seed=1``, or of one
+            stage alone, ``slat={"train": {...}}``. The backbone's own table is given as ``config={"backbone": {...}}``.
+
+    Raises:
+        FewstepError: for anything that a user can put right.
+    """
+    if isinstance(config, str):
+        config = Path(config)
+    layers = [*([] if config is None else [config]), *overrides, tables]
+    resolved = resolve_stages(method, backbone, stage, preset, layers, dataset)
+    return run_resolved(resolved, out, resume, console or Console(), callbacks=callbacks, trackers=trackers)
+
+
+def run_resolved(
+    resolved: Mapping[str, Resolved],
+    out: Path | str | None,
+    resume: bool,
+    console: Console,
+    *,
+    callbacks: Sequence[Callback] = (),
+    trackers: Sequence[str] = (),
+    command: Sequence[str] = (),
+) -> Run:
+    """Start what ``resolve_stages`` found; ``command`` is recorded. See ``distill``."""
+    folder = Path(out) if out is not None else next(iter(resolved.values())).folder
+    if len(resolved) > 1:
+        start_stages(resolved, folder, resume, console, trackers=trackers, command=command, callbacks=callbacks)
+        return Run(folder, tuple(resolved))
+    (one,) = resolved.values()
+    start(one, folder, resume, console, trackers=trackers, command=command, callbacks=callbacks)
+    return Run(folder)

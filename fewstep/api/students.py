@@ -1,0 +1,212 @@
+"""``fewstep.load``: a student by folder, shipped name or hub name, and how it is sampled."""
+
+from __future__ import annotations
+
+import html
+import warnings
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fewstep.config.base import validate
+from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.batch import Batch
+from fewstep.core.contract import Contract
+from fewstep.core.objective import Step
+from fewstep.core.suite import Suite
+from fewstep.engine.device import pick_device, to_device
+from fewstep.engine.export import StudentInfo, load_student
+from fewstep.errors import FewstepError, nearest, need
+from fewstep.plugins.registry import Entry, registry
+
+Prompts = Batch | Path | str | int | None
+
+
+class Student:
+    """A few-step student, on one device, with the contract that says how it is sampled.
+
+    Args:
+        folder: where it was read from.
+        network: predicts velocity (average velocity, for a distilled student).
+        info: what ``config.json`` says: contract, method, backbone, cost.
+    """
+
+    def __init__(self, folder: Path, network: Backbone, info: StudentInfo, device: torch.device) -> None:
+        self.folder, self.network, self.info, self.device = folder, network.to(device), info, device
+
+    @property
+    def contract(self) -> Contract:
+        """Sampler, step counts, time grid and guidance that the student was made for."""
+        return self.info.contract
+
+    @cached_property
+    def suite(self) -> Suite:
+        """The backbone's held-out evaluation: prompts, decoder, measures, pictures."""
+        data, backbone = registry().get("dataset", self.info.dataset), registry().get("backbone", self.info.backbone)
+        dataset = data.load()(_config_of(data, self.info.config.get("data", {})), self.network)
+        suite: Suite = backbone.load().suite(_config_of(backbone, self.info.config.get("backbone", {})), dataset)
+        suite.to(self.device)
+        return suite
+
+    def prompts(self, source: Prompts = None, count: int | None = None) -> Batch:
+        """What to sample: conditions with a layout and an ``x0`` of the right shape.
+
+        Args:
+            source: a picture's path; a number of held-out prompts; None for 8 of them; a batch is returned as it is.
+            count: so many samples of them, in turn.
+        """
+        if isinstance(source, Batch):
+            batch = source
+        elif isinstance(source, Path | str):
+            batch = self.suite.prompt_from(Path(source))
+        else:
+            batch = self.suite.prompts(source or count or 8)
+        if count is None:
+            return batch
+        return batch.select(torch.arange(count) % batch.layout.batch_size)
+
+    def sample(
+        self, prompts: Prompts = None, *, steps: int | None = None, seed: int = 0, sampler: str | None = None
+    ) -> Tensor:
+        """Samples like ``prompts.x0``, on the CPU: [B, ...], or [T, C] packed as ``prompts.layout``.
+
+        The contract decides what is not given. A departure from it is a warning. The starting noise depends on the seed
+        alone, not on the device.
+
+        Args:
+            prompts: as of ``Student.prompts``.
+            steps: sampling steps; by default the contract's first.
+            sampler: registered sampler; by default the contract's.
+
+        Raises:
+            FewstepError: for a sampler that is not registered, or steps below 1.
+        """
+        if steps is not None and steps < 1:
+            raise FewstepError(f"steps: got {steps}; accepted: an integer from 1 on")
+        entry = registry().get("sampler", sampler or self.contract.sampler)
+        steps = steps or self.contract.steps[0]
+        for departure in self.departures(entry.name, steps):
+            warnings.warn(departure, stacklevel=2)
+        batch = self.prompts(prompts)
+        noise = Step(index=0, interpolant=self.network.interpolant, seed=seed).randn_like(batch.x0, "noise")
+        step = Step(index=0, interpolant=self.network.interpolant, seed=seed, device=self.device)
+        here, guidance = to_device(batch, self.device), self.contract.guidance
+        field = Teacher(self.network, Guidance(guidance)) if guidance != 1.0 else self.network
+        grid = self.contract.grid(steps)
+        found: Tensor = entry.load()(field, noise.to(self.device), here.cond, here.layout, grid, step)
+        return found.cpu()
+
+    def departures(self, sampler: str, steps: int) -> list[str]:
+        """Where a way of sampling departs from the contract, in words."""
+        found = []
+        if sampler != self.contract.sampler:
+            found.append(f"the student was made for sampler {self.contract.sampler!r}, got {sampler!r}")
+        if steps not in self.contract.steps:
+            made_for = ", ".join(map(str, self.contract.steps))
+            found.append(f"the student was made for {made_for} steps, got {steps}")
+        return found
+
+    def decode(self, latents: Tensor, prompts: Batch) -> Any:
+        """The objects of samples, as the backbone's decoder makes them."""
+        return self.suite.decode(latents, prompts.layout)
+
+    def save(self, latents: Tensor, prompts: Batch, path: Path | str) -> list[Path]:
+        """Decode samples and write them as a picture or as files; the files written."""
+        return self.suite.write(self.decode(latents, prompts), Path(path))
+
+    def __repr__(self) -> str:
+        steps = ", ".join(map(str, self.contract.steps))
+        return (
+            f"Student({str(self.folder)!r}: {self.info.method} of {self.info.backbone}, {steps} steps, {self.device})"
+        )
+
+    def _repr_html_(self) -> str:
+        info = self.info
+        facts: dict[str, object] = {"method": info.method, "backbone": info.backbone, "iterations": info.step}
+        facts |= {"weights": info.weights, "folder": self.folder, "device": self.device}
+        facts |= self.contract.model_dump()
+        rows = (f"<tr><th>{key}</th><td>{html.escape(str(value))}</td></tr>" for key, value in facts.items())
+        return f"<table>{''.join(rows)}</table>"
+
+
+class InFolder(Protocol):
+    """What has a student in its folder: a ``Run``, a ``Student``."""
+
+    @property
+    def folder(self) -> Path: ...
+
+
+def load(student: Path | str | InFolder, *, device: str | torch.device = "auto") -> Student:
+    """A student, ready to sample.
+
+    Args:
+        student: a run or its folder, a student's folder, a shipped student's name ("mdt-vd", or "trellis/mdt-vd" where
+            several backbones ship one of that name), or a hub repository ("owner/name", or "owner/name/folder").
+        device: "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        FewstepError: for a student that is missing, damaged, or of a backbone that is not installed.
+    """
+    folder = _find(str(student)) if isinstance(student, Path | str) else student.folder
+    network, info = load_student(folder)
+    return Student(folder, network, info, pick_device(str(device), "device"))
+
+
+def _find(name: str) -> Path:
+    if Path(name).exists():
+        return Path(name)
+    shipped = _shipped(name)
+    if len(shipped) == 1:
+        return next(iter(shipped.values()))
+    if shipped:
+        raise FewstepError(f"student {name!r}: several backbones ship one; accepted: {', '.join(sorted(shipped))}")
+    parts = name.split("/")
+    if len(parts) >= 2 and all(parts) and not name.startswith((".", "~")):
+        return _from_hub("/".join(parts[:2]), "/".join(parts[2:]))
+    names = sorted(_shipped())
+    hint = nearest(name, names)
+    raise FewstepError(
+        f"student {name!r}: no such folder; accepted: a folder that `fewstep distill` wrote, owner/name on the hub, or "
+        f"a shipped student ({', '.join(names)})" + (f"; did you mean {hint!r}?" if hint else "")
+    )
+
+
+def _shipped(name: str | None = None) -> dict[str, Path]:
+    """Shipped students as "backbone/name"; with ``name``, those that it means."""
+    found: dict[str, Path] = {}
+    for entry in registry().entries("backbone"):
+        try:
+            students = entry.load().students()
+        except FewstepError:  # a plugin whose packages are missing
+            continue
+        found.update({f"{entry.name}/{own}": folder for own, folder in students.items()})
+    return {key: path for key, path in found.items() if name is None or name in (key, key.partition("/")[2])}
+
+
+def _from_hub(repository: str, inner: str) -> Path:
+    hub, errors = need("huggingface_hub"), need("huggingface_hub.errors")
+    try:
+        folder = Path(hub.snapshot_download(repository, allow_patterns=f"{inner}/*" if inner else None))
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FewstepError(
+            f"student {repository!r}: no such folder, and not to be had from the hub: {reason}"
+        ) from None
+    return folder / inner
+
+
+def _config_of(entry: Entry, values: dict[str, Any]) -> Any:
+    """The config that the student was made with. A path of another machine gives way to this one's default."""
+    model = entry.load_config()
+    gone = [name for name, value in values.items() if _is_missing_path(model, name, value)]
+    for name in sorted(gone):
+        warnings.warn(f"{entry.name}.{name} = {values[name]} is not on this machine: its default is used", stacklevel=4)
+    return validate(model, {name: value for name, value in values.items() if name not in gone})
+
+
+def _is_missing_path(model: Any, name: str, value: object) -> bool:
+    field = model.model_fields.get(name)
+    return isinstance(value, str) and field is not None and field.annotation is Path and not Path(value).parent.exists()

@@ -1,0 +1,127 @@
+"""From names and settings to the configs of runs: defaults, preset, file, overrides and tables, checked.
+
+Imports torch late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fewstep.config import presets
+from fewstep.config.base import flatten, merge, parse_override, read_toml, validate
+from fewstep.config.run import TABLES, Resolved, model_of, source_of
+from fewstep.config.stages import check_named, chosen, keys_of, preset_of
+from fewstep.errors import FewstepError, invalid
+from fewstep.plugins.registry import Entry, registry
+
+Layers = Sequence[str | Path | Mapping[str, Any]]  # KEY=VALUE, a TOML file, or nested tables
+Layer = tuple[str, dict[str, Any]]  # (source, nested values)
+OVERRIDES, PYTHON = "command line", "Python"  # sources of a run's keys
+
+
+def pick(method: str, backbone: str, dataset: str | None = None) -> tuple[Entry, Entry, Entry]:
+    """The registered method, backbone and data set (the backbone's own unless named).
+
+    Raises:
+        FewstepError: for a name that is not registered, with the nearest.
+    """
+    objective, network = registry().get("objective", method), registry().get("backbone", backbone)
+    return objective, network, data_of(network, dataset)
+
+
+def data_of(backbone: Entry, dataset: str | None = None) -> Entry:
+    """The data set: the one that was named, or the backbone's own.
+
+    Raises:
+        FewstepError: for a name that is not registered, or a backbone without a data set of its own.
+    """
+    name = dataset or getattr(backbone.load(), "dataset", None)
+    if name is None:
+        raise FewstepError(f"backbone {backbone.name!r} names no data set of its own; accepted: --dataset with one")
+    return registry().get("dataset", name)
+
+
+def resolve_stages(
+    method: str,
+    backbone: str,
+    stage: str | None = None,
+    preset: str | None = None,
+    layers: Layers = (),
+    dataset: str | None = None,
+) -> dict[str, Resolved]:
+    """The config of each stage's run, in order; without ``stage`` one run, on ``backbone`` itself.
+
+    Later wins: defaults, preset, then ``layers`` in their order.
+
+    Args:
+        stage: a stage of the backbone's model, or "both".
+        layers: each ``"train.steps=400"``, the ``Path`` of a TOML file, or nested tables.
+
+    Raises:
+        FewstepError: for unknown names and keys and for values out of bounds, with where they came from.
+    """
+    named = registry().get("backbone", backbone)
+    running, stages = chosen(named, stage), named.load().stages
+    given = [_layer(layer) for layer in layers]
+    for source, values in given:
+        if source in (OVERRIDES, PYTHON):
+            check_named(values, running, stages)
+    return {name: _resolve(method, network.name, preset, given, dataset) for name, network in running.items()}
+
+
+def _layer(layer: str | Path | Mapping[str, Any]) -> Layer:
+    if isinstance(layer, str):
+        return OVERRIDES, parse_override(layer)
+    if isinstance(layer, Path):
+        return str(layer), read_toml(layer)
+    if isinstance(layer, Mapping):
+        return PYTHON, dict(layer)
+    raise invalid("config", layer, "a TOML file's path, or nested tables")
+
+
+def _resolve(method: str, backbone: str, preset: str | None, given: Sequence[Layer], dataset: str | None) -> Resolved:
+    objective, network = registry().get("objective", method), registry().get("backbone", backbone)
+    own = network.load()
+    check_needs(objective.load(), own, method=objective.name, backbone=network.name)
+    preset = preset_of(objective, network, preset)
+    layers = [(found.source, found.read()) for found in presets.find(objective, network, preset)] + list(given)
+    layers = [(source, keys_of(values, own.stage, own.stages)) for source, values in layers]
+    data = data_of(network, dataset or presets.data_set(layers))
+    layers = [(source, {k: v for k, v in values.items() if k != presets.DATASET}) for source, values in layers]
+    sources: dict[str, str] = {}
+    for source, values in layers:
+        sources.update({key: source for key, _ in flatten(values)})
+    merged = merge({table: {} for table in TABLES}, *(values for _, values in layers))
+    try:
+        config = validate(model_of(objective, network, data), merged)
+    except FewstepError as error:
+        raise FewstepError("\n".join(_located(line, sources) for line in str(error).splitlines())) from None
+    return Resolved(objective, network, data, config, sources, preset)
+
+
+def _located(line: str, sources: dict[str, str]) -> str:
+    """An error's line with the source of the key it is about, where that is a preset or a file."""
+    key = line.removeprefix("unknown key ").partition(":")[0].strip("'")
+    source = source_of(sources, key)
+    return line if source in ("default", OVERRIDES, PYTHON) else f"{line} (from {source})"
+
+
+def check_needs(objective_cls: Any, backbone_cls: Any, *, method: str = "", backbone: str = "") -> None:
+    """Compare ``Objective.needs`` with ``Backbone.provides``. A missing "jvp" is met by finite differences.
+
+    Args:
+        method, backbone: the registered names for the message; by default the names of the classes.
+
+    Raises:
+        FewstepError: naming both sides and what is missing.
+    """
+    missing = sorted(set(objective_cls.needs) - set(backbone_cls.provides) - {"jvp"})
+    if missing:
+        raise FewstepError(
+            f"method {(method or objective_cls.__name__)!r} needs {', '.join(map(repr, missing))}, which backbone "
+            f"{(backbone or backbone_cls.__name__)!r} does not provide: it provides "
+            f"{', '.join(sorted(backbone_cls.provides)) or 'nothing'}, the method needs "
+            f"{', '.join(sorted(objective_cls.needs))}"
+        )
