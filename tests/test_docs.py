@@ -104,3 +104,15 @@ def test_the_objective_of_the_readme_works() -> None:
     names: dict[str, Any] = {}
     exec(compile(README_IMPORTS + block, "README.md", "exec", dont_inherit=True), names)
     check_objective(names["FlowRegression"])
+
+
+def test_paths_and_links_of_the_texts_exist() -> None:
+    root = DOCS.parent
+    texts = [*DOCS.rglob("*.md"), root / "README.md", root / "CONTRIBUTING.md", root / "ATTRIBUTION.md"]
+    for text in texts:
+        content = text.read_text(encoding="utf-8")
+        paths = re.findall(r"`((?:fewstep|plugins|docs|tests|benchmarks)/[\w./-]*\w/?)`", content)
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", content)
+        lost = [path for path in paths if not (root / path).exists()]
+        lost += [link for link in links if not (text.parent / link).exists()]
+        assert not lost, f"{text.relative_to(root)}: {lost}"
