@@ -65,7 +65,6 @@ def test_every_import_of_an_optional_package_is_known() -> None:
     ("arguments", "extra"),
     [
         (("generate", "chair.png", "-o", "chair.glb"), "trellis"),
-        (("distill", "--method", "mdt-vd", "--backbone", "trellis", "--out", "run"), "trellis"),
         (("bench", "--backbone", "trellis", "--methods", "mdt-vd"), "bench"),
         (("data", "prepare", "sweethome3d", "--source", ".", "--out", "set"), "data"),
     ],
