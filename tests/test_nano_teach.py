@@ -16,9 +16,9 @@ from fewstep_trellis.normalisation import Normalisation
 from fewstep_trellis.slat_dataset import PreparedLatents, PreparedLatentsConfig
 from fewstep_trellis.teach.crops import WALL, Crop, choose, cut, layout_of
 from fewstep_trellis.teach.describe import write_pipeline
-from fewstep_trellis.teach.field_loss import BITS, at_corners, field_terms
-from fewstep_trellis.teach.gaussian_loss import gaussian_terms
+from fewstep_trellis.teach.slat_gs import gaussian_terms
 from fewstep_trellis.teach.slat_quality import channel_statistics, compare, sample, watertight, without_cavities
+from fewstep_trellis.teach.slat_vae import BITS, at_corners, field_terms
 from torch import Tensor
 
 from fewstep.core.backbone import Backbone

@@ -12,7 +12,7 @@ from rich.console import Console
 from fewstep.config.base import merge, parse_override, validate
 from fewstep.errors import FewstepError, unknown
 from fewstep_trellis.teach.config import OWN, TeachConfig
-from fewstep_trellis.teach.initial import write_initial
+from fewstep_trellis.teach.flows import write_structure_initial
 from fewstep_trellis.teach.vae import teach_vae
 
 STRUCTURE = ("vae", "flow", "measure")
@@ -86,7 +86,7 @@ def _flow(config: TeachConfig, out: Path, overrides: list[str], resume: bool, co
     latent = encoder.encode(prepared.occupancy(prepared.train[:1]))[0]
     shape = {"resolution": latent.shape[-1], "channels": latent.shape[1], "cond_channels": prepared.channels}
     if not (out / "initial.safetensors").exists():
-        write_initial(config.flow, out / "initial", **shape)
+        write_structure_initial(config.flow, out / "initial", **shape)
     paths = {
         "backbone.teacher": out / "initial",
         "backbone.decoder": out / "ss_decoder",
@@ -110,13 +110,13 @@ def _measure(config: TeachConfig, out: Path, overrides: list[str], resume: bool,
     """The condition test at each guidance scale, into ``quality.json``."""
     from fewstep_trellis.backbone import StructureFlow, load_decoder
     from fewstep_trellis.dataset import PreparedConfig, PreparedObjects
-    from fewstep_trellis.teach.quality import condition_test
+    from fewstep_trellis.teach.condition import structure_condition_test
 
     teacher = StructureFlow.teacher(StructureFlow.Config(teacher=out / "ss_flow"))
     data = PreparedObjects(PreparedConfig(root=config.root, encoder=out / "ss_encoder"), teacher.backbone)
     rows = []
     for guidance in config.guidances:
-        rows.append(condition_test(teacher, load_decoder(out / "ss_decoder"), data, guidance=guidance))
+        rows.append(structure_condition_test(teacher, load_decoder(out / "ss_decoder"), data, guidance=guidance))
         console.print("  ".join(f"{key} {value:.3f}" for key, value in rows[-1].items()))
     _write(out / "quality.json", {"steps": 25, "seed": 0, "rows": rows})
 

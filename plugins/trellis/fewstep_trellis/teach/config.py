@@ -8,9 +8,8 @@ from fewstep_shapes3d.data import SWEETHOME3D
 from pydantic import Field
 
 from fewstep.config.base import Strict
-from fewstep_trellis.teach.initial import FlowConfig
+from fewstep_trellis.teach.flows import SlatFlowConfig, StructureFlowConfig
 from fewstep_trellis.teach.slat_gs import GaussianConfig
-from fewstep_trellis.teach.slat_initial import SlatFlowConfig
 from fewstep_trellis.teach.slat_vae import MeshConfig, SlatVaeConfig
 from fewstep_trellis.teach.vae import VaeConfig
 
@@ -20,7 +19,7 @@ class TeachConfig(Strict):
 
     root: Path = Field(SWEETHOME3D, description="prepared set")
     vae: VaeConfig = Field(default_factory=VaeConfig, description="recipe of the structure VAE")
-    flow: FlowConfig = Field(default_factory=FlowConfig, description="size of the structure flow")
+    flow: StructureFlowConfig = Field(default_factory=StructureFlowConfig, description="size of the structure flow")
     guidances: tuple[float, ...] = Field((1.0, 2.0, 3.0, 5.0), description="guidance scales that are measured")
     source: Path | None = Field(None, description="catalogues that the prepared set was made of (targets only)")
     targets: Path | None = Field(None, description="folder of the SLat decoders' targets; none: in the user's cache")

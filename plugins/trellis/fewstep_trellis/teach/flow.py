@@ -1,4 +1,4 @@
-"""Flow matching: how the teacher itself is trained, as an objective of the same engine."""
+"""Flow matching as an objective: how a teacher is trained, by the engine that also distils."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fewstep.config.base import Strict
 from fewstep.core.batch import Batch
-from fewstep.core.objective import Nets, NetSpec, Objective, Step
+from fewstep.core.objective import Nets, Objective, Step
 from fewstep.core.times import TimeSampler
 
 
@@ -20,12 +20,12 @@ class FlowMatchingConfig(Strict):
 
 
 class FlowMatching(Objective[FlowMatchingConfig]):
-    """|| v(x_t, t) - ((1 - sigma_min) eps - x0) ||^2 (Lipman et al. 2023; TRELLIS's own training loss)."""
+    """Squared error of the velocity, ``|v(x_t, t) - ((1 - sigma_min) eps - x0)|^2``, with condition dropout for CFG.
+
+    Source: Lipman et al. 2023, arXiv 2210.02747, equation 23 with t reversed. It is TRELLIS's own training loss.
+    """
 
     Config = FlowMatchingConfig
-
-    def networks(self) -> dict[str, NetSpec]:
-        return {"student": NetSpec()}
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         t_B = step.times(batch.layout, self.config.t)

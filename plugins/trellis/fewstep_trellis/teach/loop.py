@@ -19,6 +19,7 @@ from fewstep.errors import FewstepError
 
 Log = Callable[[dict[str, float]], None]
 Terms = Callable[[torch.Generator], dict[str, Tensor]]
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
 
 
 class LoopConfig(Strict):
@@ -87,9 +88,7 @@ class Loop:
         tensors = self.store.tensors(header)
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         for name, parameter in self.parameters.items():
-            kept = {
-                key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors
-            }
+            kept = {key: tensors[at] for key in MOMENTS if (at := f"{key}.{name}") in tensors}
             if kept:  # a parameter without a gradient so far has no moments
                 self.optimiser.state[parameter] = kept
         for group, values in zip(self.optimiser.param_groups, header.scalars["groups"], strict=True):

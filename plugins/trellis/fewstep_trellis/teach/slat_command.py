@@ -19,8 +19,8 @@ from fewstep_trellis.models import SLatEncoder, SLatGaussianDecoder, SLatMeshDec
 from fewstep_trellis.teach import slat_gs, slat_vae
 from fewstep_trellis.teach.config import TeachConfig
 from fewstep_trellis.teach.describe import set_slat_guidance, write_pipeline
+from fewstep_trellis.teach.flows import write_slat_initial
 from fewstep_trellis.teach.loop import Log, curve
-from fewstep_trellis.teach.slat_initial import write_initial
 from fewstep_trellis.teach.slat_quality import channel_statistics, reconstruction
 
 MODELS = {"encoder": "slat_encoder", "mesh": "slat_decoder_mesh", "gs": "slat_decoder_gs"}
@@ -132,7 +132,7 @@ def flow(config: TeachConfig, out: Path, overrides: list[str], resume: bool, con
     encoder = load_frozen(SLatEncoder, "slat_encoder", out / "slat_encoder")
     shape = {"channels": encoder.args["latent_channels"], "cond_channels": data.channels, "resolution": data.resolution}
     if not (out / "slat_initial.safetensors").exists():
-        write_initial(config.slat_flow, out / "slat_initial", **shape)
+        write_slat_initial(config.slat_flow, out / "slat_initial", **shape)
     paths = {
         "backbone.teacher": out / "slat_initial",
         "backbone.decoder": out / "slat_decoder_mesh",
@@ -150,7 +150,7 @@ def measure_flow(config: TeachConfig, out: Path, overrides: list[str], resume: b
     """The condition test at each guidance scale, into ``slat_quality.json``; the best goes into ``pipeline.json``."""
     from fewstep_trellis.slat import StructuredLatentFlow
     from fewstep_trellis.slat_dataset import PreparedLatents, PreparedLatentsConfig
-    from fewstep_trellis.teach.slat_condition import condition_test
+    from fewstep_trellis.teach.condition import slat_condition_test
 
     teacher = StructuredLatentFlow.teacher(StructuredLatentFlow.Config(teacher=out / "slat_flow"))
     data = PreparedLatents(PreparedLatentsConfig(root=config.root, encoder=out / "slat_encoder"), teacher.backbone)
@@ -158,7 +158,7 @@ def measure_flow(config: TeachConfig, out: Path, overrides: list[str], resume: b
     rows = []
     for guidance in config.guidances:
         objects = config.measure_objects
-        rows.append(condition_test(teacher, decoder, data, guidance=guidance, objects=objects, steps=25))
+        rows.append(slat_condition_test(teacher, decoder, data, guidance=guidance, objects=objects, steps=25))
         console.print("  ".join(f"{key} {value:.3f}" for key, value in rows[-1].items()))
         write(out / "slat_quality.json", {"seed": 0, "rows": rows})
     best = min(rows, key=lambda row: row["colour_error_own_picture"])

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fewstep_trellis.models import SLatEncoder, SLatGaussianDecoder, SLatMeshDecoder
 from fewstep_trellis.teach.crops import Crop, layout_of, whole
-from fewstep_trellis.teach.field_loss import BITS, COLOUR, SDF
-from fewstep_trellis.teach.gaussian_loss import SH0
+from fewstep_trellis.teach.slat_gs import SH0
+from fewstep_trellis.teach.slat_vae import BITS, COLOUR, SDF
 
 COUNT, CLOSE = 20000, 0.5  # points of a mesh; F-score: nearer than half a voxel
 

@@ -11,6 +11,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_shapes3d.measures.occupancy import volume_iou
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -114,8 +115,7 @@ def quality(encoder: SparseStructureEncoder, decoder: SparseStructureDecoder, da
         for chunk in rows.split(8):
             grid = data.occupancy(chunk.numpy()) > 0
             found = decoder(encoder.encode(grid.float())[0]) > 0
-            both, either = (grid & found).flatten(1).sum(1), (grid | found).flatten(1).sum(1)
-            total += float((both / either.clamp(min=1)).sum())
+            total += float(volume_iou(found, grid).sum())
         return total / len(rows)
 
     train_rows = torch.as_tensor(data.train[:: max(1, len(data.train) // 96)])

@@ -1,23 +1,56 @@
-"""Whether the structured-latent flow reads its picture: the same shape under its own and under another's."""
+"""Does a teacher follow its picture? Its samples must fit the pictured object better than samples made from another
+object's picture do. Only such a teacher is worth distilling."""
 
 from __future__ import annotations
 
 import torch
+from fewstep_shapes3d.measures.occupancy import volume_iou
 from torch import Tensor
 
 from fewstep.core.backbone import Guidance, Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.interpolant import Interpolant
-from fewstep.core.layout import Packed
+from fewstep.core.layout import Dense, Packed
 from fewstep.core.objective import Step
 from fewstep.core.samplers import euler
 from fewstep.core.times import step_grid
-from fewstep_trellis.models import SLatGaussianDecoder
+from fewstep_trellis.dataset import PreparedObjects
+from fewstep_trellis.models import SLatGaussianDecoder, SparseStructureDecoder
 from fewstep_trellis.slat_dataset import PreparedLatents
-from fewstep_trellis.teach.gaussian_loss import SH0
+from fewstep_trellis.teach.slat_gs import SH0
 
 
-def sample(teacher: Teacher, batch: Batch, tokens: Tensor, noise: Tensor, steps: int) -> Tensor:
+def sample_occupancy(
+    teacher: Teacher, decoder: SparseStructureDecoder, tokens: Tensor, noise: Tensor, steps: int, rescale_t: float = 1.0
+) -> Tensor:
+    """Occupancy [B, R, R, R] of samples from these tokens and this noise."""
+    grid = step_grid(steps, rescale_t)
+    step = Step(0, Interpolant(teacher.interpolant.sigma_min))
+    z = euler(teacher, noise, Condition(tokens), Dense(len(tokens)), grid, step)
+    with torch.no_grad():
+        return torch.cat([decoder(part)[:, 0] > 0 for part in z.split(16)])
+
+
+def structure_condition_test(
+    teacher: Teacher, decoder: SparseStructureDecoder, data: PreparedObjects, *, guidance: float, seed: int = 0
+) -> dict[str, float]:
+    """Mean IoU to the true held-out object: own picture, another object's picture, and how often the own one wins."""
+    batch, teacher.guidance = data.held_out(), Guidance(guidance)
+    assert batch.cond.tokens is not None
+    truth = data.set.occupancy(data.set.test)[:, 0] > 0
+    noise = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(seed))
+    own = volume_iou(sample_occupancy(teacher, decoder, batch.cond.tokens, noise, 25), truth)
+    other = volume_iou(sample_occupancy(teacher, decoder, batch.cond.tokens.roll(1, 0), noise, 25), truth)
+    return {
+        "guidance": guidance,
+        "iou_own_picture": float(own.mean()),
+        "iou_other_picture": float(other.mean()),
+        "own_wins": float((own > other).float().mean()),
+        "objects": float(len(truth)),
+    }
+
+
+def sample_latents(teacher: Teacher, batch: Batch, tokens: Tensor, noise: Tensor, steps: int) -> Tensor:
     """Latents [T, C] on the batch's voxels from these tokens and this noise."""
     step = Step(0, Interpolant(teacher.interpolant.sigma_min))
     return euler(teacher, noise, Condition(tokens), batch.layout, step_grid(steps), step)
@@ -34,7 +67,7 @@ def colours(decoder: SLatGaussianDecoder, data: PreparedLatents, batch: Batch, l
 
 
 @torch.no_grad()
-def condition_test(
+def slat_condition_test(
     teacher: Teacher, decoder: SLatGaussianDecoder, data: PreparedLatents, *, guidance: float, objects: int, steps: int
 ) -> dict[str, float]:
     """On the true voxels of held-out objects: error of colours and latents under the own and under another's picture.
@@ -51,7 +84,7 @@ def condition_test(
     noise = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(0))
     errors, figures = {}, {"guidance": guidance, "objects": float(objects), "steps": float(steps)}
     for name, tokens in (("own", batch.cond.tokens), ("other", batch.cond.tokens.roll(1, 0))):
-        found = sample(teacher, batch, tokens, noise, steps)
+        found = sample_latents(teacher, batch, tokens, noise, steps)
         off = (colours(decoder, data, batch, found) - truth).abs().mean(1)
         errors[name] = batch.layout.mean(off[:, None])
         figures[f"colour_error_{name}_picture"] = float(errors[name].mean())
