@@ -14,13 +14,14 @@ from typing import Any, ClassVar
 import engine_helpers
 import pytest
 from engine_helpers import OBJECTIVES, Regress
+from fewstep_trackers.services import TensorBoard, WandB, flat
 from rich.console import Console
 
 from fewstep.config.presets import available
 from fewstep.config.run import Resolved
 from fewstep.engine import session
 from fewstep.engine.progress import RunProgress, duration
-from fewstep.engine.trackers import JsonLines, TensorBoard, WandB, flat
+from fewstep.engine.trackers import JsonLines
 from fewstep.errors import FewstepError
 from fewstep.plugins.registry import load, registry
 
@@ -226,7 +227,7 @@ class Recorder:
 def test_registered_tracker_gets_rows_and_is_closed(
     tiny: Resolved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fewstep.engine.trackers.TensorBoard", Recorder)
+    monkeypatch.setattr("fewstep_trackers.services.TensorBoard", Recorder)
     session.start(tiny, tmp_path / "run", False, quiet(), trackers=["tensorboard"])
     assert Recorder.made[-1].events == [2, 4, 5, "flush", "close"]
     with pytest.raises(FewstepError, match=r"unknown tracker 'tensorbord'.*did you mean 'tensorboard'"):

@@ -11,7 +11,6 @@ import fewstep
 from fewstep.cli.bench import bench
 from fewstep.cli.dispatch import add_shared_commands
 from fewstep.cli.distill import distill
-from fewstep.cli.ops import ops
 from fewstep.cli.plugins import plugins
 from fewstep.cli.sample import sample
 from fewstep.errors import FewstepError
@@ -32,8 +31,8 @@ def build() -> Any:
     """The whole command group. A plugin whose commands fail is reported by ``fewstep plugins``."""
     app = new_app("Few-step distillation of flow models: a slow teacher in, a one-step student out.")
     app.callback()(_root)
-    for command in (distill, bench, sample, ops, plugins):
-        app.command(no_args_is_help=command not in (ops, plugins))(command)
+    for command in (distill, bench, sample, plugins):
+        app.command(no_args_is_help=command is not plugins)(command)
     group = get_group(app)
     add_shared_commands(group)
     add_plugin_commands(registry(), group)

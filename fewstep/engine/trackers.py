@@ -1,10 +1,8 @@
-"""Where a run's numbers go: always ``metrics.jsonl``; TensorBoard and Weights & Biases when asked for."""
+"""Where a run's numbers go: always ``metrics.jsonl``; to registered trackers when asked for."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,15 +66,6 @@ class Window:
         return {"sums": {key: dict(names) for key, names in self.sums.items()}, "lr": dict(self.lr)}
 
 
-def flat(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a row by slashed names: ``loss/vm``, ``evaluations/teacher/forward``."""
-    for key, value in row.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}/")
-        elif isinstance(value, (int, float)):
-            yield prefix + key, value
-
-
 class JsonLines:
     """``metrics.jsonl``, a JSON object a line. Rows beyond ``step`` and a half-written last line are dropped."""
 
@@ -109,62 +98,3 @@ def _until(path: Path, step: int) -> Iterator[str]:
             continue
         if isinstance(row, dict) and row.get("step", step + 1) <= step:
             yield line
-
-
-class TensorBoard:
-    """Event files under ``tensorboard/`` of the run's folder."""
-
-    def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
-        _require("tensorboard", "tensorboard")
-        module = importlib.import_module("torch.utils.tensorboard")
-        self.writer = module.SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
-        self.writer.add_text("config", "    " + json.dumps(config, indent=1).replace("\n", "\n    "), step)
-
-    def log(self, row: Row) -> None:
-        for name, value in flat(row):
-            if name != "step":
-                self.writer.add_scalar(name, value, row["step"])
-
-    def flush(self) -> None:
-        self.writer.flush()
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-class WandB:
-    """A Weights & Biases run, named by the last two parts of the folder. Its environment variables choose the mode.
-
-    The file ``wandb-id`` in the folder holds the run's id, so that a resumed run goes on in the same one.
-    """
-
-    def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
-        module = _require("wandb", "wandb")
-        file = folder / "wandb-id"
-        known = file.is_file()
-        if not known:
-            write_file(file, uuid.uuid4().hex)
-        self.run = module.init(
-            project="fewstep",
-            name="/".join(folder.resolve().parts[-2:]),
-            id=file.read_text(encoding="utf-8").strip(),
-            dir=str(folder),
-            config=dict(config),
-            resume="allow" if known else None,
-        )
-
-    def log(self, row: Row) -> None:
-        self.run.log({name: value for name, value in flat(row) if name != "step"}, step=row["step"])
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.run.finish()
-
-
-def _require(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise FewstepError(f"tracker {module!r} needs a package: pip install {package} ({error})") from None

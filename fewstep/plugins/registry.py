@@ -26,10 +26,6 @@ BUILTIN = {
     "consistency": "jump to the data, put fresh noise on it",
     "jump": "two-time jump F(x, t, s)",
 }
-TRACKERS = {
-    "tensorboard": ("fewstep.engine.trackers:TensorBoard", "TensorBoard event files in the run's folder"),
-    "wandb": ("fewstep.engine.trackers:WandB", "Weights & Biases"),
-}
 
 
 @dataclass(frozen=True)
@@ -255,7 +251,5 @@ def registry() -> Registry:
     found.manager.add_hookspecs(hookspecs)
     for name, summary in BUILTIN.items():
         found.add(Entry("sampler", name, "fewstep", f"fewstep.core.samplers:{name}", None, summary))
-    for name, (target, summary) in TRACKERS.items():
-        found.add(Entry("tracker", name, "fewstep", target, None, summary))
     discover(found)
     return found

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from fewstep import hookimpl
 
 if TYPE_CHECKING:
+    import typer
+
     from fewstep.plugins.hookspecs import Register
 
 
@@ -47,3 +49,10 @@ def register_kernels(register: Register) -> None:
         target="fewstep_kernels.norms.kernels:GATED",
         summary="x + gate y, one pass",
     )
+
+
+@hookimpl
+def register_commands(app: typer.Typer) -> None:
+    from fewstep_kernels.command import ops
+
+    app.command()(ops)
