@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,16 @@ assert torch.allclose(kernel.run(q, q, q), attention(q, q, q), atol=1e-6)
 
 def blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(DOCS / "pictures" / "chair.png", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks(DOCS / "python.md"):
+        exec(block, names)
+    assert len(names["run"].metrics()) == 4
+    assert all((tmp_path / name).is_file() for name in ("samples.png", "chair.glb", "runs/bench/table.md"))
 
 
 def test_the_objective_of_the_readme_works() -> None:
