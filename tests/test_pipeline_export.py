@@ -11,9 +11,8 @@ import pytest
 import torch
 from fewstep_trellis.pipeline.export import sampler, save_pipeline
 from fewstep_trellis.pipeline.loading import Pipeline
-from fewstep_trellis.pipeline.objects import Request
-from fewstep_trellis.pipeline.prompt import Prompt
 from fewstep_trellis.pipeline.recipe import Asked, Recipe, recipe_of
+from fewstep_trellis.pipeline.request import Prompt, Request
 from fewstep_trellis.pipeline.run import Runner
 from fewstep_trellis.pipeline.students import Student, find_students
 from pipeline_helpers import COND, MODELS, ROLES, description, network

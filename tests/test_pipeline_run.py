@@ -14,11 +14,9 @@ import pytest
 import torch
 from fewstep_trellis.checkpoint import load_model
 from fewstep_trellis.pipeline.loading import Pipeline
-from fewstep_trellis.pipeline.memory import memory_guard, peak_memory
-from fewstep_trellis.pipeline.objects import Objects, Request, occupied
-from fewstep_trellis.pipeline.prompt import Prompt, Unusable
+from fewstep_trellis.pipeline.memory import Clock, Shelf, memory_guard, peak_memory
 from fewstep_trellis.pipeline.recipe import Asked, recipe_of
-from fewstep_trellis.pipeline.residency import Clock, Shelf
+from fewstep_trellis.pipeline.request import Objects, Prompt, Request, Unusable, occupied
 from fewstep_trellis.pipeline.run import Runner
 from pipeline_helpers import (
     COND,

@@ -15,9 +15,8 @@ from fewstep_trellis.backbone import StructureFlow
 from fewstep_trellis.checkpoint import save_model
 from fewstep_trellis.normalisation import Normalisation
 from fewstep_trellis.pipeline.loading import Pipeline
-from fewstep_trellis.pipeline.objects import Request
-from fewstep_trellis.pipeline.prompt import Prompt
 from fewstep_trellis.pipeline.recipe import Asked, Recipe, recipe_of
+from fewstep_trellis.pipeline.request import Prompt, Request
 from fewstep_trellis.pipeline.run import Runner
 from fewstep_trellis.pipeline.students import Student, find_students
 from fewstep_trellis.slat import StructuredLatentFlow

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from fewstep_trellis.pipeline import Pipeline, Recipe, Request, Runner, of_pictures
 from fewstep_trellis.pipeline import run as stages
-from fewstep_trellis.pipeline.residency import LOADING, Clock, Shelf
+from fewstep_trellis.pipeline.memory import LOADING, Clock, Shelf
 from fewstep_trellis.pipeline.spec import GAUSSIANS, STAGES, PipelineSpec
 from PIL import Image, ImageDraw
 from torch import Tensor, nn

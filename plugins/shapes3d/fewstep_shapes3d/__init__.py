@@ -1,1 +1,1 @@
-"""What any 3-D backbone shares: meshes, exporters, voxel rendering, prepared object sets, pictures and measures."""
+"""What any 3-D backbone shares: meshes, exporters, voxel rendering, object data sets, pictures, measures, results."""

@@ -1,1 +1,1 @@
-"""Quality of generated objects: features of rendered views, shapes, coloured surfaces."""
+"""Quality of generated objects: features of rendered views, voxel overlap, distances of coloured surfaces."""

@@ -1,4 +1,4 @@
-"""Meshes from the decoder's cubes."""
+"""FlexiCubes: triangle meshes from signed distances at the corners of sparse voxels."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Condition pictures: reading them, removing the background, cropping to the object."""
+"""The pictures that a model is conditioned on: reading, removing the background, cropping to the object."""

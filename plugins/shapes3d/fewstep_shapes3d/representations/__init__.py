@@ -1,4 +1,4 @@
-"""What the decoders make: Gaussians, radiance fields, meshes."""
+"""What a 3-D model decodes to: triangle meshes, 3-D Gaussians, radiance fields. Plain dataclasses of tensors."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""``fewstep generate`` and ``fewstep export``: the pipeline on the command line."""
+"""``fewstep.generate``, ``fewstep generate`` and ``fewstep export``: from a picture or a text to files."""

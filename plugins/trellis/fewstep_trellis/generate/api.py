@@ -15,13 +15,12 @@ from fewstep_shapes3d.result import GAUSSIANS, MESH, RADIANCE, Result
 
 from fewstep.engine.device import pick_device
 from fewstep.errors import unknown
+from fewstep_trellis.conditioning.several import MODES
 from fewstep_trellis.generate.inputs import Job, jobs_of
 from fewstep_trellis.generate.models import Chosen, choose, models_of
 from fewstep_trellis.pipeline import spec
-from fewstep_trellis.pipeline.objects import Request
-from fewstep_trellis.pipeline.prompt import Prompt, about_one, of_pictures, of_text
+from fewstep_trellis.pipeline.request import Prompt, Request, about_one, of_pictures, of_text
 from fewstep_trellis.pipeline.run import Runner
-from fewstep_trellis.pipeline.sampling import MULTI_IMAGE
 
 ROLES = {MESH: spec.MESH, GAUSSIANS: spec.GAUSSIANS, RADIANCE: spec.RADIANCE}  # by what a Result calls it
 BACKGROUND = ("remove", "keep")
@@ -40,8 +39,8 @@ class Options:
     encoder: str | None = None
 
     def __post_init__(self) -> None:
-        if self.multi_image is not None and self.multi_image not in MULTI_IMAGE:
-            raise unknown("--multi-image", self.multi_image, MULTI_IMAGE)
+        if self.multi_image is not None and self.multi_image not in MODES:
+            raise unknown("--multi-image", self.multi_image, MODES)
         if self.background not in BACKGROUND:
             raise unknown("--background", self.background, BACKGROUND)
 
@@ -136,7 +135,7 @@ class Generator:
         seconds: dict[str, float] = {}
         with self._timed(seconds):
             prompt = self._prompt(job)
-            request = Request(prompt, options.samples, options.seed, options.multi_image or MULTI_IMAGE[0])
+            request = Request(prompt, options.samples, options.seed, options.multi_image or MODES[0])
             objects = runner(request, [ROLES[kind] for kind in kinds])
         found = []
         for row in range(objects.layout.batch_size):

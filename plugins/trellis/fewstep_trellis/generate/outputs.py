@@ -12,7 +12,7 @@ from fewstep_shapes3d.result import GAUSSIANS, MESH, RADIANCE, Result, sheet
 
 from fewstep.errors import FewstepError, invalid, unknown
 from fewstep_trellis.generate.inputs import Job
-from fewstep_trellis.pipeline.prompt import Unusable
+from fewstep_trellis.pipeline.request import Unusable
 
 SUFFIXES = {"glb": ".glb", "ply": ".ply", "npz": ".npz", "rf": ".rf.npz"}
 DECODED = {"glb": MESH, "ply": GAUSSIANS, "rf": RADIANCE}  # what a format needs

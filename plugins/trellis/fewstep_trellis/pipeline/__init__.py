@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from fewstep_trellis.pipeline.export import save_pipeline
 from fewstep_trellis.pipeline.loading import Pipeline
-from fewstep_trellis.pipeline.objects import Objects, Request
-from fewstep_trellis.pipeline.prompt import Prompt, of_pictures, of_text
 from fewstep_trellis.pipeline.recipe import Asked, Recipe, recipe_of
+from fewstep_trellis.pipeline.request import Objects, Prompt, Request, of_pictures, of_text
 from fewstep_trellis.pipeline.run import Runner
 from fewstep_trellis.pipeline.students import Student, find_students
 

@@ -16,11 +16,9 @@ from fewstep.errors import FewstepError
 from fewstep_trellis.conditioning import image_conditioner, text_conditioner
 from fewstep_trellis.models import occupied_coords
 from fewstep_trellis.pipeline.loading import Pipeline
-from fewstep_trellis.pipeline.memory import memory_guard
-from fewstep_trellis.pipeline.objects import Objects, Request, occupied
-from fewstep_trellis.pipeline.prompt import Prompt
+from fewstep_trellis.pipeline.memory import Clock, Shelf, memory_guard
 from fewstep_trellis.pipeline.recipe import Recipe, recipe_of
-from fewstep_trellis.pipeline.residency import Clock, Shelf
+from fewstep_trellis.pipeline.request import Objects, Prompt, Request, occupied
 from fewstep_trellis.pipeline.sampling import sample
 from fewstep_trellis.pipeline.spec import GAUSSIANS, MESH, RADIANCE, STAGES, STRUCTURE_DECODER
 from fewstep_trellis.pipeline.students import Student, find_students
@@ -76,7 +74,7 @@ class Runner:
 
     @torch.no_grad()
     def prompt(self, make: Callable[[Any], Prompt]) -> Prompt:
-        """What ``make`` (of :mod:`fewstep_trellis.pipeline.prompt`) makes with the encoder of conditions.
+        """What ``make`` (of :mod:`fewstep_trellis.pipeline.request`) makes with the encoder of conditions.
 
         Raises:
             Unusable: a picture that cannot be used.

@@ -12,11 +12,9 @@ from fewstep.core.backbone import Backbone, Teacher, VelocityField
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Step
 from fewstep.plugins.registry import registry
-from fewstep_trellis.conditioning import several_field
-from fewstep_trellis.pipeline.prompt import Prompt
+from fewstep_trellis.conditioning.several import MODES, several_field
 from fewstep_trellis.pipeline.recipe import Recipe
-
-MULTI_IMAGE = ("stochastic", "multidiffusion")
+from fewstep_trellis.pipeline.request import Prompt
 
 
 @torch.no_grad()
@@ -27,7 +25,7 @@ def sample(
     layout: Layout,
     prompt: Prompt,
     seed: int = 42,
-    multi_image: str = MULTI_IMAGE[0],
+    multi_image: str = MODES[0],
     on_step: Callable[[int, int], None] = lambda done, steps: None,
 ) -> Tensor:
     """Latents of a stage, shaped as ``noise``.

@@ -1,0 +1,69 @@
+"""What ``fewstep generate`` and ``fewstep export`` print: networks, seconds by stage, the memory's peak, warnings."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fewstep_trellis.generate.models import Chosen
+
+
+def announce(chosen: Chosen, console: Console, errors: Console) -> None:
+    """Say which networks are used and how, and where that departs from a contract."""
+    for line in chosen.lines():
+        say(console, line)
+    for line in chosen.warnings:
+        say(errors, f"warning: {line}")
+
+
+def say(console: Console, text: str) -> None:
+    """A line as it is: no markup, not wrapped."""
+    console.print(Text(text), soft_wrap=True)
+
+
+def time_table(seconds: dict[str, float], objects: int) -> Table:
+    """Seconds by stage and their share; with several objects the mean of one beside the sum."""
+    table = Table("stage")
+    for title in ("seconds", *(["an object"] if objects > 1 else []), "share"):
+        table.add_column(title, justify="right")
+    total = sum(seconds.values()) or 1.0
+    for name, value in [*seconds.items(), ("total", sum(seconds.values()))]:
+        each = [f"{value / objects:.2f}"] if objects > 1 else []
+        table.add_row(name, f"{value:.2f}", *each, f"{value / total:.0%}", end_section=name == list(seconds)[-1])
+    return table
+
+
+def memory_line(peaks: dict[str, float], low_memory: bool) -> str:
+    """The peaks in words."""
+    mode = "one model at a time" if low_memory else "every model kept"
+    return f"peak memory ({mode}): " + ", ".join(f"{name} {value:.2f} GiB" for name, value in peaks.items())
+
+
+@contextmanager
+def told(console: Console) -> Iterator[None]:
+    """Warnings in the block become lines of ours, each text once."""
+    seen: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        text = str(message)
+        if issubclass(category, UserWarning) and text not in seen:
+            seen.add(text)
+            say(console, f"warning: {text}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield
