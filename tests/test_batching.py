@@ -70,7 +70,7 @@ def test_passes_fit_the_budget_and_leave_no_sample_out(ranks: int, budget: int, 
     loads, stream = lengths(), Stream(53, seed=1)
     cuts, seen = Cuts(stream, loads, budget, ranks, most), []
     for step in range(40):
-        passes = cuts.passes(step)
+        passes = cuts.micro_batches(step)
         assert len(passes) == ranks
         assert all(0 < len(one) <= most and sum(loads[i] for i in one) <= budget for one in passes)
         seen.append(sorted(i for one in passes for i in one))
@@ -78,14 +78,14 @@ def test_passes_fit_the_budget_and_leave_no_sample_out(ranks: int, budget: int, 
     assert Counter(flat) == Counter(stream.take(0, len(flat)))
     used = sum(loads[i] for i in flat) / (40 * ranks * min(budget, most * 50))
     assert used > 0.75  # of what is allowed: a rule that stops early would be safe and useless
-    assert Cuts(Stream(53, 1), loads, budget, ranks, most).passes(37) == cuts.passes(37)
+    assert Cuts(Stream(53, 1), loads, budget, ranks, most).micro_batches(37) == cuts.micro_batches(37)
 
 
 def test_a_single_rank_takes_as_much_as_fits() -> None:
     loads, stream = lengths(), Stream(53, seed=1)
     cuts = Cuts(stream, loads, 300, 1, 99)
     for step in range(20):
-        (taken,) = cuts.passes(step)
+        (taken,) = cuts.micro_batches(step)
         (following,) = stream.take(cuts.starts[step] + len(taken), cuts.starts[step] + len(taken) + 1)
         assert sum(loads[i] for i in taken) + loads[following] > 300
 

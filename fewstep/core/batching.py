@@ -1,8 +1,8 @@
-"""Which samples a pass sees, as a function of (seed, step, rank) alone: nothing to save, nothing to restore.
+"""Which samples a micro-batch sees: a function of (seed, step, rank) alone, so that there is no state to save.
 
-Training order is one seeded permutation of the samples after the other, without end. A step takes the next samples of
-that stream, the passes (ranks, or micro-batches of one process) share them. No sample is left out at the end of an
-epoch and none is taken twice within one.
+The training order is an endless stream of seeded permutations of the data set, one an epoch. A step takes the next
+samples of the stream and divides them among its micro-batches (ranks). No sample is skipped at the end of an epoch, and
+none is taken twice within one.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ class Stream:
 
 
 class Cuts:
-    """The stream cut into steps whose samples fit into ``ranks`` passes of at most ``budget`` rows each.
+    """The stream cut into steps whose samples fit into ``ranks`` micro-batches of at most ``budget`` rows each.
 
-    A step takes as many of the next samples as fit. Where a step begins follows from all steps before it, so they are
-    cut again after a restart: milliseconds a step, and the same cuts.
+    A step takes as many of the next samples as fit. Where it begins depends on all steps before it, so a resumed run
+    computes these again, which takes milliseconds a step.
 
     Args:
         loads: rows of each sample, none above ``budget``.
-        most: samples of one pass at most, however short they are.
+        most: largest number of samples of a micro-batch, however short they are.
     """
 
     def __init__(self, stream: Stream, loads: Sequence[int], budget: int, ranks: int, most: int) -> None:
@@ -84,8 +84,8 @@ class Cuts:
         self.loads = [max(int(load), 1) for load in loads]  # a sample without rows still needs a place
         self.starts = [0]
 
-    def passes(self, step: int) -> list[list[int]]:
-        """The samples of a step by pass, each in the order of the stream."""
+    def micro_batches(self, step: int) -> list[list[int]]:
+        """The samples of a step by micro-batch, each in the order of the stream."""
         while len(self.starts) <= step:
             self.starts.append(self.starts[-1] + sum(map(len, self._packed(self.starts[-1]))))
         return self._packed(self.starts[step])

@@ -32,7 +32,7 @@ class PackedDataConfig(Strict):
     voxel_budget: int | None = Field(
         None,
         ge=1,
-        description="voxels of one pass at most: it takes as many samples as fit, train.batch_size at most; "
+        description="largest number of voxels of a micro-batch, which takes as many samples as fit, up to train.batch_size; "
         "none: train.batch_size samples, whatever their size",
     )
 
@@ -40,8 +40,8 @@ class PackedDataConfig(Strict):
 class Dataset(ABC):
     """Training batches for a backbone. A subclass sets ``Config`` and implements ``__len__`` and ``batch``.
 
-    Samples of unequal length: implement ``loads``, so that the passes of a step are balanced, and derive ``Config``
-    from ``PackedDataConfig``, so that they can be packed by a budget.
+    Samples of unequal length: implement ``loads``, so that micro-batches are balanced, and derive ``Config`` from
+    ``PackedDataConfig``, so that they can be packed by a budget.
 
     Args:
         config: an instance of ``Config``.
@@ -85,21 +85,21 @@ class Dataset(ABC):
         return []
 
     def training_batch(self, step: int, size: int, seed: int, rank: int = 0, ranks: int = 1) -> Batch:
-        """The batch of a pass: epochs are seeded permutations, so a resumed run sees what an unbroken one sees."""
+        """A micro-batch. Epochs are seeded permutations, so a resumed run sees what an unbroken one sees."""
         key = zlib.crc32(f"data/{seed}/{step}/{rank}".encode())
         draws = torch.Generator().manual_seed((seed << 32) ^ key)
         return self.batch(self.indices(step, size, seed, rank, ranks), draws)
 
     def indices(self, step: int, size: int, seed: int, rank: int = 0, ranks: int = 1) -> list[int]:
-        """The samples of a pass. The ranks of a step share the next samples of the stream: equal slices of it, or,
-        where samples differ in length, groups of ``size`` samples balanced by length, or groups packed by the budget.
+        """The samples of a micro-batch. The ranks of a step divide the next samples of the stream: into equal slices,
+        or, where samples differ in length, groups of ``size`` samples balanced by length or packed by the budget.
 
         Args:
-            size: samples of a pass; with a voxel budget, at most so many.
+            size: samples of a micro-batch; with a voxel budget, the largest number of them.
         """
         loads, budget = self.loads(), getattr(self.config, "voxel_budget", None)
         if loads is not None and budget is not None:
-            return self._cuts(loads, budget, size, seed, ranks).passes(step)[rank]
+            return self._cuts(loads, budget, size, seed, ranks).micro_batches(step)[rank]
         start = step * ranks * size
         if loads is None or ranks == 1:
             return self._stream(seed).take(start + rank * size, start + (rank + 1) * size)

@@ -26,7 +26,7 @@ class Budget:
         self._pending: list[tuple[str, int]] = []
 
     def watch(self, name: str, module: nn.Module) -> None:
-        """Count this module's evaluations under ``name``; averages share the name of their network."""
+        """Count this module's evaluations under ``name``. An EMA counts under the name of its network."""
         self.counts.setdefault(name, {"forward": 0, "tangent": 0, "backward": 0})
         module.register_forward_hook(partial(self._seen, name), with_kwargs=True)
 

@@ -33,7 +33,7 @@ class StudentInfo(Strict):
     backbone: str = Field(description="registered backbone; it reads the weights")
     dataset: str = Field(description="registered data set of the run")
     plugin: str = Field(description="distribution that registers the backbone")
-    weights: str = Field(description="'student', or the rate of the exported average")
+    weights: str = Field(description="'student', or the rate of the exported EMA")
     step: int = Field(description="iterations trained")
     seconds: float = Field(description="training time on the run's machine")
     budget: dict[str, dict[str, int]] = Field(description="evaluations by network: forward, tangent, backward")

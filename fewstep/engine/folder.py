@@ -15,7 +15,6 @@ from fewstep.files import TEMP, clean
 
 CONFIG = "config.json"
 FREE = ("train.checkpoint_every", "train.export", "train.keep", "train.log_every")
-RUN_KEYS = ("method", "backbone", "dataset")
 
 
 def occupied(folder: Path) -> bool:
@@ -85,9 +84,9 @@ def started_with(folder: Path) -> dict[str, Any]:
 
 
 def check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any], done: int, *, reads_total: bool) -> None:
-    """Hold the config of a run against the one given on resume. Only what leaves the run's course alone may change.
+    """Compare the config of a run with the one given on resume: only keys without influence on training may differ.
 
-    The number of steps is among it where neither a schedule nor the objective has looked at it so far.
+    ``train.steps`` is one of them where the learning rate is constant and the objective has not read ``step.total``.
 
     Args:
         old, new: config tables, with the names of method, backbone and dataset beside them.

@@ -56,10 +56,10 @@ class Networks:
     ) -> None:
         if "student" not in specs:
             raise unknown("network to export", "student", specs)
-        self.specs, self.teacher, self.device, self.warmup = dict(specs), teacher, device, warmup
+        self.specs, self.teacher, self.warmup = dict(specs), teacher, warmup
         self.trained: dict[str, nn.Module] = {}
         for name, spec in specs.items():
-            self.trained[name] = self._make(name, spec, seed)
+            self.trained[name] = self._make(name, spec, seed).to(device)
         self.parameters = {
             name: {key: p for key, p in module.named_parameters() if p.requires_grad}
             for name, module in self.trained.items()
@@ -88,7 +88,7 @@ class Networks:
             module.requires_grad_(True)
         if any(p.dtype in HALF for p in module.parameters()):
             module = module.float()
-        return module.to(self.device).train()
+        return module.train()
 
     def _student(self) -> nn.Module:
         """The backbone's student. A copy of the frozen teacher gets back what was trainable before."""

@@ -24,7 +24,7 @@ from fewstep.files import clean, digest, discard, new_folder, sha256
 
 FORMAT = "fewstep-resume-2"
 TENSORS, STATE = "state.safetensors", "state.json"
-KEYS = {"format", "step", "config", "config_sha256", "scalars", "sha256"}
+KEYS = {"format", "step", "config", "scalars", "sha256"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Store:
                 save_file(_separate(tensors), temp / TENSORS)
             except SafetensorError as error:
                 raise FewstepError(f"{self.path(step)}: cannot be written: {error}") from error
-            state = {"format": FORMAT, "step": step, "config": dict(config), "config_sha256": digest(config)}
+            state = {"format": FORMAT, "step": step, "config": dict(config)}
             state |= {"scalars": dict(scalars), "sha256": sha256(temp / TENSORS)}
             (temp / STATE).write_text(json.dumps({**state, "digest": digest(state)}, indent=1), encoding="utf-8")
         for old in self.steps()[: -self.keep]:

@@ -1,4 +1,4 @@
-"""One point of a path with the shared residual there: what VM, VD, CM and PCM evaluate before they differ."""
+"""What VM, VD, CM and PCM have in common: the noisy samples, the teacher's velocity and the shared residual there."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ UNIFORM = TimeSampler(kind="uniform")
 
 
 class PointConfig(Strict):
-    """Keys of every objective that looks at one point of a path; an objective's Config derives from it."""
+    """Keys of every objective that evaluates the residual at a noisy sample; its Config derives from this one."""
 
     velocity: Literal["teacher", "data"] = Field(
-        "teacher", description="velocity along the path: the guided teacher's, or eps - x0 of the data (no teacher)"
+        "teacher",
+        description="velocity at the noisy sample: the guided teacher's, or the data's own, eps - x0",
     )
     t: TimeSampler = Field(default_factory=TimeSampler, description="distribution of the training time")
     rescale_t: float = Field(1.0, gt=0, description="warp of the student's time grid, and of its phase ends")
@@ -48,7 +49,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Noised:
-    """What is random about a point: ``x_t`` at times ``t_B`` [B], its noise, the condition that the student sees."""
+    """Noisy samples ``x_t`` at times ``t_B`` [B], their noise, and the condition that the student sees."""
 
     x_t: Tensor
     t_B: Tensor
@@ -58,7 +59,7 @@ class Noised:
 
 @dataclass(frozen=True)
 class Look:
-    """How an objective, or one term of it, looks at a point.
+    """The settings of one term's evaluation at noisy samples.
 
     Args:
         config: the shared keys.
@@ -94,13 +95,13 @@ class Look:
         return self.point(drawn, residual, batch)
 
     def draw(self, batch: Batch, step: Step) -> Noised:
-        """Times, noise and the student's condition, before any network is asked."""
+        """Noisy samples at drawn times, before any network is evaluated."""
         t_B, noise = self.times(batch, step), step.randn_like(batch.x0, "noise")
         x_t = step.interpolant.interpolate(batch.x0, noise, t_B, batch.layout)
         return Noised(x_t, t_B, noise, dropped(batch, step, self.config.p_uncond, f"drop/{self.name}"))
 
     def point(self, drawn: Noised, residual: Residual, batch: Batch) -> Point:
-        """What was found, with the end of its phase."""
+        """The residual with its samples, times and phase ends."""
         t_B = drawn.t_B
         end_B = phase_end(self.knobs.before(t_B), self.phases, self.config.rescale_t)
         return Point(drawn.x_t, t_B, end_B, batch.layout.expand(t_B - end_B, drawn.x_t), residual)
