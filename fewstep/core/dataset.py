@@ -32,7 +32,7 @@ class PackedDataConfig(Strict):
     voxel_budget: int | None = Field(
         None,
         ge=1,
-        description="largest number of voxels of a micro-batch, which takes as many samples as fit, up to train.batch_size; "
+        description="most voxels of a micro-batch, which takes as many samples as fit, up to train.batch_size; "
         "none: train.batch_size samples, whatever their size",
     )
 
