@@ -18,13 +18,13 @@ DISTRIBUTIONS = {"PIL": "pillow", "open3d": "open3d-cpu"}  # by import name, whe
 OPTIONAL = [package for packages in EXTRAS.values() for package in packages]
 
 
-def base_only(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """``fewstep ARGUMENTS`` where the packages of every extra are as good as not installed."""
-    code = (
-        f"import sys\nsys.modules.update(dict.fromkeys({OPTIONAL!r}))\n"
-        "from fewstep.cli import main\nsys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, *arguments]
+MAIN = "from fewstep.cli import main\nsys.exit(main(sys.argv[1:]))"
+
+
+def base_only(code: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run code where the packages of every extra are as good as not installed."""
+    hidden = f"import sys\nsys.modules.update(dict.fromkeys({OPTIONAL!r}))\n"
+    command = [sys.executable, "-c", hidden + code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder, check=False)
 
 
@@ -70,22 +70,33 @@ def test_every_import_of_an_optional_package_is_known() -> None:
     ],
 )
 def test_a_missing_extra_is_one_sentence(arguments: tuple[str, ...], extra: str, tmp_path: Path) -> None:
-    done = base_only(tmp_path, *arguments)
+    done = base_only(MAIN, tmp_path, *arguments)
     message = refusal(done.returncode, done.stdout, done.stderr)
     assert re.fullmatch(rf"\w+ is not installed; to install it: pip install 'fewstep\[{extra}\]'", message)
 
 
-def test_the_base_install_distils_and_says_what_a_bench_needs(tmp_path: Path) -> None:
-    done = base_only(tmp_path, "distill", "--method", "mdt-vd", "--backbone", "toy", "--out", "run", "train.steps=3")
+def test_the_base_install_distils_and_samples(tmp_path: Path) -> None:
+    code = """
+import fewstep
+run = fewstep.distill("mdt-vd", "toy", out="run", train={"steps": 3})
+print(run.student().sample(4).shape)
+for needs_bench in (lambda: fewstep.bench("toy", students=[run]), lambda: run.student().save(*made, "samples.png")):
+    prompts = run.student().prompts(4)
+    made = run.student().sample(prompts), prompts
+    try:
+        needs_bench()
+    except fewstep.FewstepError as error:
+        print(error)
+"""
+    done = base_only(code, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "run" / "student" / "model.safetensors").exists()
-    done = base_only(tmp_path, "bench", "--backbone", "toy", "--student", "run")
-    assert "pip install 'fewstep[bench]'" in refusal(done.returncode, done.stdout, done.stderr)
+    assert "torch.Size([4, 2])" in done.stdout
+    assert done.stdout.count("pip install 'fewstep[bench]'") == 2
 
 
 @pytest.mark.parametrize("command", ["--help", "plugins", "ops"])
 def test_the_base_install_answers(command: str, tmp_path: Path) -> None:
-    done = base_only(tmp_path, command)
+    done = base_only(MAIN, tmp_path, command)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ModuleNotFoundError" not in done.stdout
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from fewstep.core.batch import Batch
 from fewstep.core.layout import Layout
 from fewstep.core.suite import Suite
+from fewstep.errors import need
 from fewstep.metrics import mmd_rbf, sliced_wasserstein
 from fewstep_toy.dataset import ToyPoints
 from fewstep_toy.mixture import most_probable
@@ -66,6 +65,10 @@ class ToySuite(Suite):
         panels = [("truth", self.truth[: len(self.dataset.held_out().x0)]), *rows]
         columns = min(COLUMNS, len(panels))
         lines = math.ceil(len(panels) / columns)
+        need("matplotlib")
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(3 * columns, 3 * lines + 0.3), layout="constrained")
         FigureCanvasAgg(figure)
         for axes, (label, points) in zip(figure.subplots(lines, columns, squeeze=False).flat, panels, strict=False):
