@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 from fewstep_kernels.convolution.plan import pairs, tiles
-from fewstep_shapes3d.sparse.convolution import reference_convolution
+from fewstep_shapes3d.sparse.convolution import reference_convolution, submanifold_conv
 from fewstep_shapes3d.sparse.geometry import neighbours
 from kernel_helpers import DEVICE, TYPES, close, relative_rms
 from torch import Tensor
 
 from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
-from fewstep.ops import dispatch, explain, submanifold_conv
+from fewstep.ops import dispatch, explain
 
 pytestmark = pytest.mark.usefixtures("triton_only")
 
