@@ -19,9 +19,7 @@ PAGES = [DOCS / f"{name}.md" for name in ("your-objective", "your-backbone", "yo
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 README_IMPORTS = """
 import torch
-from fewstep.config.base import Strict
-from fewstep.core.objective import Objective
-from fewstep.core.times import TimeSampler
+from fewstep.core import Objective, Strict, TimeSampler
 
 class MyConfig(Strict):
     t: TimeSampler = TimeSampler()

@@ -3,9 +3,7 @@
 import torch
 from pydantic import Field
 
-from fewstep.config.base import Strict
-from fewstep.core.objective import Objective
-from fewstep.core.times import TimeSampler
+from fewstep.core import Objective, Strict, TimeSampler
 
 
 class HuberConfig(Strict):
