@@ -89,7 +89,7 @@ class TestResolve:
         file = tmp_path / "run.toml"
         file.write_text("[train]\nsteps = 11\nema = [0.9]\n[backbone]\nwidth = 5\n")
         found = sources(resolve("paper", "train.steps=13", "seed=4", file=file))
-        assert found["train.lr"] == (0.125, "preset paper (preset_backbone)")
+        assert found["train.lr"] == (0.25, "preset paper (preset_backbone)")  # of the method, before that of all
         assert found["objective.weight"] == (2.0, "preset paper (preset_method)")
         assert found["train.batch_size"] == (4, "preset paper (preset_backbone)")
         assert found["backbone.width"] == (5, str(file))

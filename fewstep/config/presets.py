@@ -1,7 +1,7 @@
 """Presets: TOML files in ``presets/`` beside a plugin's module. Imports no torch.
 
-For method M and preset P: ``presets/M/P.toml`` and ``presets/P.toml``, first of the method's plugin, then of the
-backbone's, merged in that order.
+For method M and preset P: ``presets/P.toml`` and ``presets/M/P.toml``, first of the method's plugin, then of the
+backbone's, merged in that order: the more specific file wins.
 """
 
 from __future__ import annotations
@@ -43,15 +43,14 @@ def find(method: Entry, backbone: Entry, name: str | None) -> list[Preset]:
     Raises:
         FewstepError: for a preset that neither plugin ships, with all that they do.
     """
-    wanted = name or DEFAULT
     found = [
-        Preset(wanted, package, path)
+        Preset(name or DEFAULT, package, path)
         for package, folder in _folders(method, backbone)
-        for path in (folder / method.name / f"{wanted}.toml", folder / f"{wanted}.toml")
+        for path in (folder / f"{name or DEFAULT}.toml", folder / method.name / f"{name or DEFAULT}.toml")
         if path.is_file()
     ]
     if not found and name not in (None, DEFAULT):
-        raise unknown("preset", wanted, available(method, backbone))
+        raise unknown("preset", name, available(method, backbone))
     return found
 
 
@@ -61,13 +60,12 @@ def find_for(place: str, backbone: Entry, name: str | None) -> list[Preset]:
     Raises:
         FewstepError: for a preset that the plugin does not ship, with all that it does.
     """
-    homes = [(package, folder / place) for package, folder in _folders(backbone, backbone)]
-    wanted = name or DEFAULT
-    found = [Preset(wanted, package, folder / f"{wanted}.toml") for package, folder in homes]
-    found = [preset for preset in found if preset.path.is_file()]
-    if not found and name not in (None, DEFAULT):
-        raise unknown("preset", wanted, [file.stem for _, folder in homes for file in folder.glob("*.toml")])
-    return found
+    files = {
+        path.stem: (package, path) for package, home in _folders(backbone) for path in (home / place).glob("*.toml")
+    }
+    if name not in (None, DEFAULT, *files):
+        raise unknown("preset", name, files)
+    return [Preset(stem, *file) for stem, file in files.items() if stem == (name or DEFAULT)]
 
 
 def data_set(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str | None:
@@ -93,9 +91,9 @@ def available(method: Entry, backbone: Entry) -> list[str]:
     return sorted(name for name in names if name.partition("/")[0] not in others or "/" not in name)
 
 
-def _folders(method: Entry, backbone: Entry) -> list[tuple[str, Path]]:
-    """(package, its presets folder) of the method's plugin and then the backbone's, each once."""
-    homes = [_home(*owner) for owner in dict.fromkeys((e.distribution, e.plugin) for e in (method, backbone))]
+def _folders(*entries: Entry) -> list[tuple[str, Path]]:
+    """(package, its presets folder) of the plugins that brought these entries, in this order, each once."""
+    homes = [_home(*owner) for owner in dict.fromkeys((e.distribution, e.plugin) for e in entries)]
     return [(package, folder / "presets") for package, folder in homes if folder is not None]
 
 

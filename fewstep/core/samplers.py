@@ -1,9 +1,11 @@
-"""Samplers: from noise to data along a grid of times. Functions over a field, without hidden state."""
+"""Samplers: from noise to data along a grid of times. Functions of a velocity field, without hidden state."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -32,92 +34,84 @@ class Sampler(Protocol):
     ) -> Tensor: ...
 
 
-def times(t: float, layout: Layout, like: Tensor) -> Tensor:
-    """[B] copies of t in float64: a backbone that scales time rounds once, after scaling."""
-    return torch.full((layout.batch_size,), t, dtype=torch.float64, device=like.device)
+@dataclass(frozen=True)
+class Move:
+    """One step of a sampler, number ``index``, from the state ``x`` at time ``t`` to the earlier time ``s``."""
+
+    index: int
+    x: Tensor
+    t: float
+    s: float
+    field: VelocityField
+    cond: Condition
+    layout: Layout
+    step: Step
+
+    def times(self, t: float) -> Tensor:
+        """[B] copies of t in float64: a backbone that scales time rounds once, after scaling."""
+        return torch.full((self.layout.batch_size,), t, dtype=torch.float64, device=self.x.device)
+
+    def velocity(self, x: Tensor, t: float) -> Tensor:
+        """The velocity at (x, t)."""
+        return self.field(x, self.times(t), self.cond, self.layout)
+
+    def data(self, x: Tensor, v: Tensor, t: float) -> Tensor:
+        """The data end of the straight line through x at t with velocity v."""
+        return self.step.interpolant.x0(x, v, self.times(t), self.layout)
 
 
-def _report(on_step: OnStep | None, i: int, x: Tensor, data: Callable[[], Tensor]) -> None:
-    if on_step is not None:
-        on_step(i, x, data())
+def sampler(advance: Callable[[Move], tuple[Tensor, Tensor]]) -> Sampler:
+    """A ``Sampler`` of one step's rule: ``advance`` returns the state at ``s`` and the data predicted there."""
+
+    @functools.wraps(advance)
+    @torch.no_grad()
+    def sample(
+        field: VelocityField,
+        noise: Tensor,
+        cond: Condition,
+        layout: Layout,
+        grid: list[float],
+        step: Step,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        x = noise
+        for index, (t, s) in enumerate(itertools.pairwise(grid)):
+            x, data = advance(Move(index, x, t, s, field, cond, layout, step))
+            if on_step is not None:
+                on_step(index, x, data)
+        return x
+
+    return sample
 
 
-@torch.no_grad()
-def euler(
-    field: VelocityField,
-    noise: Tensor,
-    cond: Condition,
-    layout: Layout,
-    grid: list[float],
-    step: Step,
-    on_step: OnStep | None = None,
-) -> Tensor:
+@sampler
+def euler(move: Move) -> tuple[Tensor, Tensor]:
     """x_s = x_t - (t - s) v(x_t, t): for a teacher its ODE, for a one-time student its average velocity."""
-    x = noise
-    for i, (t, s) in enumerate(itertools.pairwise(grid)):
-        t_B, before = times(t, layout, x), x
-        v = field(x, t_B, cond, layout)
-        x = x - (t - s) * v
-        _report(on_step, i, x, lambda b=before, v=v, t_B=t_B: step.interpolant.x0(b, v, t_B, layout))  # type: ignore[misc]
-    return x
+    v = move.velocity(move.x, move.t)
+    return move.x - (move.t - move.s) * v, move.data(move.x, v, move.t)
 
 
-@torch.no_grad()
-def heun(
-    field: VelocityField,
-    noise: Tensor,
-    cond: Condition,
-    layout: Layout,
-    grid: list[float],
-    step: Step,
-    on_step: OnStep | None = None,
-) -> Tensor:
+@sampler
+def heun(move: Move) -> tuple[Tensor, Tensor]:
     """Second order: the mean of the velocities at both ends of a step (the last step to 0 included)."""
-    x = noise
-    for i, (t, s) in enumerate(itertools.pairwise(grid)):
-        t_B, s_B = times(t, layout, x), times(s, layout, x)
-        v = field(x, t_B, cond, layout)
-        v_next = field(x - (t - s) * v, s_B, cond, layout)
-        x = x - (t - s) * 0.5 * (v + v_next)
-        _report(on_step, i, x, lambda x=x, v=v_next, s_B=s_B: step.interpolant.x0(x, v, s_B, layout))  # type: ignore[misc]
-    return x
+    v = move.velocity(move.x, move.t)
+    v_next = move.velocity(move.x - (move.t - move.s) * v, move.s)
+    x = move.x - (move.t - move.s) * 0.5 * (v + v_next)
+    return x, move.data(x, v_next, move.s)
 
 
-@torch.no_grad()
-def consistency(
-    field: VelocityField,
-    noise: Tensor,
-    cond: Condition,
-    layout: Layout,
-    grid: list[float],
-    step: Step,
-    on_step: OnStep | None = None,
-) -> Tensor:
+@sampler
+def consistency(move: Move) -> tuple[Tensor, Tensor]:
     """Jump to the data with the average velocity, put fresh noise on it, jump again (consistency models, Alg. 1)."""
-    x = noise
-    for i, (t, s) in enumerate(itertools.pairwise(grid)):
-        data = x - t * field(x, times(t, layout, x), cond, layout)
-        fresh = step.randn_like(x, f"renoise/{i}")
-        x = step.interpolant.interpolate(data, fresh, times(s, layout, x), layout) if s > 0 else data
-        _report(on_step, i, x, lambda data=data: data)  # type: ignore[misc]
-    return x
+    data = move.x - move.t * move.velocity(move.x, move.t)
+    if move.s == 0:
+        return data, data
+    fresh = move.step.randn_like(move.x, f"renoise/{move.index}")
+    return move.step.interpolant.interpolate(data, fresh, move.times(move.s), move.layout), data
 
 
-@torch.no_grad()
-def jump(
-    field: VelocityField,
-    noise: Tensor,
-    cond: Condition,
-    layout: Layout,
-    grid: list[float],
-    step: Step,
-    on_step: OnStep | None = None,
-) -> Tensor:
+@sampler
+def jump(move: Move) -> tuple[Tensor, Tensor]:
     """x_s = x_t - (t - s) F(x_t, t, s): a two-time student (MeanFlow, shortcut models)."""
-    x = noise
-    for i, (t, s) in enumerate(itertools.pairwise(grid)):
-        average = field(x, times(t, layout, x), cond, layout, s_B=times(s, layout, x))
-        data = x - t * average
-        x = x - (t - s) * average
-        _report(on_step, i, x, lambda data=data: data)  # type: ignore[misc]
-    return x
+    average = move.field(move.x, move.times(move.t), move.cond, move.layout, s_B=move.times(move.s))
+    return move.x - (move.t - move.s) * average, move.x - move.t * average
