@@ -1,4 +1,4 @@
-"""Rows to tables and a chart: ``python -m benchmarks.gpu.report ROWS.csv [--into README.md] [--chart chart.png]``.
+"""Rows to tables and a chart: ``python -m benchmarks.gpu.report ROWS.csv... [--into docs/gpus.md] [--chart chart.png]``.
 
 The table stands between the markers ``<!-- gpu-table -->`` and ``<!-- /gpu-table -->``. Where nothing was measured, it
 says "not yet measured"; so does the chart.
@@ -110,7 +110,8 @@ def series(rows: Sequence[Row], what: str) -> dict[str, tuple[list[tuple[int, fl
     found: dict[str, tuple[list[tuple[int, float]], bool]] = {}
     for r in rows:
         fits = r.section == "attention" and r.what == what and r.dtype == "float16" and r.shape.startswith("self ")
-        if fits and r.status == MEASURED and r.tflops is not None:
+        # "own forward" is the forward pass's time under the tangent's operations: a ratio, not a rate.
+        if fits and r.status == MEASURED and r.tflops is not None and r.kernel != "own forward":
             tokens = r.shape.split()[1]
             if tokens.isdigit():
                 found.setdefault(r.kernel, ([], r.role == "ours"))[0].append((int(tokens), r.tflops))
@@ -119,13 +120,13 @@ def series(rows: Sequence[Row], what: str) -> dict[str, tuple[list[tuple[int, fl
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.gpu.report", description="Tables and chart of the GPU benchmark.")
-    parser.add_argument("rows", type=Path, help="rows.csv of a run, or targets.csv's folder for none")
+    parser.add_argument("rows", type=Path, nargs="+", help="rows.csv of a run, or of its parts")
     parser.add_argument("--into", type=Path, action="append", default=[], help="file with the markers; repeatable")
     parser.add_argument("--chart", type=Path, help="PNG to write")
     parser.add_argument("--targets", type=Path, help="CSV of the targets to write")
     given = parser.parse_args(arguments)
     try:
-        rows = read(given.rows)
+        rows = [row for path in given.rows for row in read(path)]
         for path in given.into:
             into(path, markdown(rows))
     except FewstepError as error:
