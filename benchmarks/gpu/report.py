@@ -1,4 +1,4 @@
-"""Rows to tables and a chart: ``python -m benchmarks.gpu.report ROWS.csv... [--into docs/gpus.md] [--chart chart.png]``.
+"""Rows to tables and a chart: ``python -m benchmarks.gpu.report ROWS.csv... [--into PAGE.md] [--chart OUT.png]``.
 
 The table stands between the markers ``<!-- gpu-table -->`` and ``<!-- /gpu-table -->``. Where nothing was measured, it
 says "not yet measured"; so does the chart.
