@@ -67,6 +67,25 @@ def test_from_catalogues_to_a_pipeline_folder(prepared: Path, tmp_path: Path, mo
     assert (out / "slat_encoder.safetensors").read_bytes() == before, "nothing is overwritten"
 
 
+def test_structure_stage_from_a_prepared_set_to_its_measure(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    small = ("vae.steps=2", "vae.channels=[4, 8, 8]", "flow.width=24", "flow.blocks=1", "guidances=[1.0]")
+    train = ("train.steps=2", "train.batch_size=2", "train.warmup=1")
+    assert teach(prepared, out, "--stage", "all", "--device", "cpu", *small, *train) == 0
+    for name in ("ss_encoder", "ss_decoder", "ss_flow"):
+        load_model(out / name)
+    (row,) = json.loads((out / "quality.json").read_text())["rows"]
+    assert row["guidance"] == 1.0
+    assert row["objects"] == 2
+    assert json.loads((out / "flow" / "config.json").read_text())["config"]["train"]["device"] == "cpu"
+    assert "encoding latents" in capsys.readouterr().out
+    assert teach(prepared, out, "--stage", "vae", "--device", "abacus") != 0
+    assert "--device: got 'abacus'" in capsys.readouterr().err
+
+
 def test_refusals_name_what_is_accepted(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["teach", "--stage", "slat-vea", "--out", str(tmp_path)]) != 0
     assert "slat-vae" in capsys.readouterr().err

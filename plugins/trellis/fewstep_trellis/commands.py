@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from fewstep.cli.options import whole
+from fewstep.cli.options import DEVICE, whole
 
 STAGES = (
     "vae, flow, measure or all (these three); "
@@ -39,9 +39,10 @@ def teach(
     ] = None,
     stage: Annotated[str, Option(help=STAGES)] = "all",
     out: Annotated[Path, Option("--out", "-o", help="Folder of the models.")] = Path("runs/teach"),
+    device: Annotated[str, DEVICE] = "auto",
     resume: Annotated[bool, Option("--resume", help="Go on where a killed run stopped.")] = False,
 ) -> None:
     """Train VAE and flow teacher of either stage on a prepared set, at a size for a CPU by default."""
     from fewstep_trellis.teach.command import teach as run
 
-    run(stage, out, overrides or [], resume=resume, console=Console())
+    run(stage, out, overrides or [], device=device, resume=resume, console=Console())

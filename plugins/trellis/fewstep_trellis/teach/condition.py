@@ -14,6 +14,7 @@ from fewstep.core.layout import Dense, Packed
 from fewstep.core.objective import Step
 from fewstep.core.samplers import euler
 from fewstep.core.times import step_grid
+from fewstep.engine.device import to_device
 from fewstep_trellis.dataset import PreparedObjects
 from fewstep_trellis.models import SLatGaussianDecoder, SparseStructureDecoder
 from fewstep_trellis.slat_dataset import PreparedLatents
@@ -25,20 +26,26 @@ def sample_occupancy(
 ) -> Tensor:
     """Occupancy [B, R, R, R] of samples from these tokens and this noise."""
     grid = step_grid(steps, rescale_t)
-    step = Step(0, Interpolant(teacher.interpolant.sigma_min))
+    step = Step(0, Interpolant(teacher.interpolant.sigma_min), device=tokens.device)
     z = euler(teacher, noise, Condition(tokens), Dense(len(tokens)), grid, step)
     with torch.no_grad():
         return torch.cat([decoder(part)[:, 0] > 0 for part in z.split(16)])
 
 
 def structure_condition_test(
-    teacher: Teacher, decoder: SparseStructureDecoder, data: PreparedObjects, *, guidance: float, seed: int = 0
+    teacher: Teacher,
+    decoder: SparseStructureDecoder,
+    data: PreparedObjects,
+    *,
+    guidance: float,
+    device: torch.device,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Mean IoU to the true held-out object: own picture, another object's picture, and how often the own one wins."""
-    batch, teacher.guidance = data.held_out(), Guidance(guidance)
+    batch, teacher.guidance = to_device(data.held_out(), device), Guidance(guidance)
     assert batch.cond.tokens is not None
-    truth = data.set.occupancy(data.set.test)[:, 0] > 0
-    noise = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(seed))
+    truth = data.set.occupancy(data.set.test)[:, 0].to(device) > 0
+    noise = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(seed)).to(device)
     own = volume_iou(sample_occupancy(teacher, decoder, batch.cond.tokens, noise, 25), truth)
     other = volume_iou(sample_occupancy(teacher, decoder, batch.cond.tokens.roll(1, 0), noise, 25), truth)
     return {
@@ -52,7 +59,7 @@ def structure_condition_test(
 
 def sample_latents(teacher: Teacher, batch: Batch, tokens: Tensor, noise: Tensor, steps: int) -> Tensor:
     """Latents [T, C] on the batch's voxels from these tokens and this noise."""
-    step = Step(0, Interpolant(teacher.interpolant.sigma_min))
+    step = Step(0, Interpolant(teacher.interpolant.sigma_min), device=tokens.device)
     return euler(teacher, noise, Condition(tokens), batch.layout, step_grid(steps), step)
 
 
@@ -68,7 +75,14 @@ def colours(decoder: SLatGaussianDecoder, data: PreparedLatents, batch: Batch, l
 
 @torch.no_grad()
 def slat_condition_test(
-    teacher: Teacher, decoder: SLatGaussianDecoder, data: PreparedLatents, *, guidance: float, objects: int, steps: int
+    teacher: Teacher,
+    decoder: SLatGaussianDecoder,
+    data: PreparedLatents,
+    *,
+    guidance: float,
+    objects: int,
+    steps: int,
+    device: torch.device,
 ) -> dict[str, float]:
     """On the true voxels of held-out objects: error of colours and latents under the own and under another's picture.
 
@@ -77,11 +91,11 @@ def slat_condition_test(
     """
     batch = data.held_out()
     rows = torch.linspace(0, batch.layout.batch_size - 1, objects).round().long()
-    batch, teacher.guidance = batch.select(rows), Guidance(guidance)
+    batch, teacher.guidance = to_device(batch.select(rows), device), Guidance(guidance)
     assert batch.cond.tokens is not None
     chosen = data.set.test[rows.numpy()]
-    truth = torch.cat([data.set.surface(int(row))[1][:, -3:] for row in chosen]) / 2 + 0.5
-    noise = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(0))
+    truth = torch.cat([data.set.surface(int(row))[1][:, -3:] for row in chosen]).to(device) / 2 + 0.5
+    noise = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(0)).to(device)
     errors, figures = {}, {"guidance": guidance, "objects": float(objects), "steps": float(steps)}
     for name, tokens in (("own", batch.cond.tokens), ("other", batch.cond.tokens.roll(1, 0))):
         found = sample_latents(teacher, batch, tokens, noise, steps)

@@ -1,11 +1,18 @@
-"""Keys of ``fewstep teach``."""
+"""Keys of ``fewstep teach``, and what one call of it hands to every stage."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import torch
 from fewstep_shapes3d.data import SWEETHOME3D
+from fewstep_shapes3d.data.prepared import PreparedSet
 from pydantic import Field
+from rich.console import Console
 
 from fewstep.config.base import Strict
 from fewstep_trellis.teach.flows import SlatFlowConfig, StructureFlowConfig
@@ -32,3 +39,33 @@ class TeachConfig(Strict):
 
 
 OWN = tuple(TeachConfig.model_fields)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of ``fewstep teach``.
+
+    Args:
+        overrides: KEY=VALUE texts for the engine, which trains the flows.
+        device: where every stage computes. Random numbers are drawn on the CPU, so they do not depend on it.
+    """
+
+    config: TeachConfig
+    out: Path
+    overrides: list[str]
+    device: torch.device
+    resume: bool
+    console: Console
+
+    @cached_property
+    def data(self) -> PreparedSet:
+        """The prepared set."""
+        return PreparedSet.load(self.config.root)
+
+    def write(self, name: str, value: dict[str, Any]) -> None:
+        """Write a JSON file into the output folder."""
+        (self.out / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+    def show(self, row: dict[str, float]) -> None:
+        """Print figures in one line."""
+        self.console.print("  ".join(f"{key} {value:.3f}" for key, value in row.items()))

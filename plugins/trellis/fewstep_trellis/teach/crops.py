@@ -38,6 +38,10 @@ class Crop:
     shade: Tensor
     owner: Tensor
 
+    def to(self, device: torch.device) -> Crop:
+        """The crop on another device."""
+        return Crop(**{name: value.to(device) for name, value in vars(self).items()})
+
 
 def choose(coords: Tensor, count: int, centre: Tensor) -> Tensor:
     """Rows of the voxels in the greatest cube round ``centre`` [3] that holds at most ``count`` (at least one)."""
@@ -95,7 +99,8 @@ def whole(data: PreparedSet, folder: Path, index: int) -> Crop:
 
 def layout_of(crops: list[Crop]) -> Packed:
     """The layout of a batch of crops."""
-    return Packed.of_lengths([len(crop.coords) for crop in crops], torch.cat([crop.coords for crop in crops]).int())
+    coords = torch.cat([crop.coords for crop in crops]).int()
+    return Packed.of_lengths([len(crop.coords) for crop in crops], coords, coords.device)
 
 
 def _key(coords: Tensor, side: int) -> Tensor:

@@ -1,15 +1,20 @@
-"""Flows of both stages with random weights, where the training of a teacher starts."""
+"""The flows of both stages: their random start, and their training by the engine that distils."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
 
+import fewstep
 from fewstep.config.base import Strict
-from fewstep_trellis.checkpoint import save_model
+from fewstep_trellis.checkpoint import load_model, save_model
 from fewstep_trellis.models import SLatFlowModel, SparseStructureFlowModel
+
+if TYPE_CHECKING:
+    from fewstep_trellis.teach.config import Job
 
 
 class StructureFlowConfig(Strict):
@@ -82,3 +87,33 @@ def write_slat_initial(
         qk_rms_norm=True,
     )
     save_model(model, path)
+
+
+def train_flow(
+    job: Job, backbone: str, *, initial: str, encoder: str, decoder: str, run: str, name: str, preset: str | None = None
+) -> None:
+    """Train a flow by flow matching and save its moving average in half precision.
+
+    Args:
+        initial, encoder, decoder: checkpoints in the job's folder.
+        run: folder of the training run there.
+        name: the trained flow's checkpoint there.
+    """
+    out = job.out
+    tables = {
+        "backbone": {"teacher": out / initial, "decoder": out / decoder},
+        "data": {"encoder": out / encoder, "root": job.config.root},
+        "train": {"device": str(job.device)},
+    }
+    found = fewstep.distill(
+        "flow-matching",
+        backbone,
+        preset=preset,
+        config=tables,
+        overrides=job.overrides,
+        out=out / run,
+        resume=job.resume and (out / run).exists(),
+        console=job.console,
+    )
+    save_model(load_model(found.folder / "student" / "model"), out / name, dtype=torch.float16)
+    job.console.print(f"teacher: {out / name}.safetensors")

@@ -89,8 +89,9 @@ class Loop:
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         for name, parameter in self.parameters.items():
             kept = {key: tensors[at] for key in MOMENTS if (at := f"{key}.{name}") in tensors}
-            if kept:  # a parameter without a gradient so far has no moments
-                self.optimiser.state[parameter] = kept
+            if kept:  # a parameter without a gradient so far has no moments; AdamW counts steps on the CPU
+                on_device = {key: value.to(parameter.device) for key, value in kept.items() if key != "step"}
+                self.optimiser.state[parameter] = {"step": kept["step"], **on_device}
         for group, values in zip(self.optimiser.param_groups, header.scalars["groups"], strict=True):
             group.update(values)
         self.schedule.load_state_dict(header.scalars["schedule"])

@@ -58,13 +58,14 @@ def train(
     """Train on samples of the posterior of a frozen encoder; goes on from the newest checkpoint in
     the folder ``state``."""
     channels = int(encoder.args["latent_channels"])
-    decoder = build(config, data.resolution, channels)
+    device = encoder.out_layer.weight.device
+    decoder = build(config, data.resolution, channels).to(device)
     loop = Loop(config, decoder, state)
 
     def terms(generator: torch.Generator) -> dict[str, Tensor]:
-        crops = [draw_crop(data, targets, config.voxels, generator) for _ in range(config.crops)]
+        crops = [draw_crop(data, targets, config.voxels, generator).to(device) for _ in range(config.crops)]
         layout, features = layout_of(crops), torch.cat([crop.features for crop in crops])
-        eps = torch.randn(len(features), channels, generator=generator)
+        eps = torch.randn(len(features), channels, generator=generator).to(device)
         with torch.no_grad():
             z = encoder(features, layout, sample_posterior=True, noise=eps)
         parts = zip(crops, decoder.decode(z, layout), strict=True)
@@ -92,7 +93,7 @@ def gaussian_terms(crop: Crop, found: Gaussians, resolution: int) -> dict[str, T
     shade = crop.shade[rows][seen]
     tint = (colour[seen] - shade.gather(1, nearest[..., None].expand(-1, -1, 3))).abs().mean()
     back = (colour[seen].gather(1, owner[..., None].expand(-1, -1, 3)) - shade).abs().mean(-1)[held].mean()
-    spacing = torch.cdist(centres, centres).detach() + 9 * torch.eye(per_voxel)
+    spacing = torch.cdist(centres, centres).detach() + 9 * torch.eye(per_voxel, device=centres.device)
     wanted = (0.6 * spacing.min(2).values).clamp(2e-3, 1e-2).log()
     return {
         "chamfer": resolution * (to_point.mean() + to_gaussian[held].mean()),
@@ -107,7 +108,7 @@ def _points_of(crop: Crop, most: int) -> tuple[Tensor, Tensor]:
     order = crop.owner.argsort(stable=True)
     counts = torch.bincount(crop.owner, minlength=len(crop.coords))
     start = counts.cumsum(0) - counts
-    slot = torch.arange(most)
+    slot = torch.arange(most, device=counts.device)
     valid = slot < counts[:, None]
     rows = order[(start[:, None] + slot).clamp(max=max(len(order) - 1, 0))] if len(order) else valid.long()
     return rows, valid

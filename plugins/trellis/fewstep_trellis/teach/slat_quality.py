@@ -33,15 +33,16 @@ def reconstruction(
     (``without_cavities``). Two bounds: ``exact_*`` of the mesh extracted from the true field, ``voxels_*`` of the
     voxel centres alone, what the first stage knew already. The truth is 20,000 points: some 0.15 voxels apart.
     """
-    rows = []
+    rows, device = [], encoder.out_layer.weight.device
     for index in data.test[np.linspace(0, len(data.test) - 1, min(most, len(data.test))).round().astype(int)]:
         crop, target = whole(data, targets, int(index)), load_target(targets, int(index))
         coords, layout = crop.coords, layout_of([crop])
-        z = encoder(crop.features, layout)
-        row = mesh_figures(mesh.decode(z, layout)[0], target, data.resolution)
+        layout = layout.to(device)
+        z = encoder(crop.features.to(device), layout)
+        row = mesh_figures(mesh.decode(z, layout)[0].to("cpu"), target, data.resolution)
         exact = mesh_figures(exact_mesh(crop, data.resolution), target, data.resolution)
         row |= {f"exact_{key}": value for key, value in exact.items()}
-        splats = gs.decode(z, layout)[0]
+        splats = gs.decode(z, layout)[0].to("cpu")
         colour = (splats.features_dc.reshape(-1, 3) * SH0 + 0.5).numpy()
         found = compare(splats.xyz.numpy(), colour, target, data.resolution)
         row |= {f"gs_{key}": value for key, value in found.items()}

@@ -98,12 +98,12 @@ def train(vae: SlatVae, config: LoopConfig, data: PreparedSet, targets: Path, st
 
     A frozen encoder stays as it is, and the decoder learns on.
     """
-    loop, channels = Loop(config, vae, state), vae.channels
+    loop, channels, device = Loop(config, vae, state), vae.channels, vae.mesh.out_layer.weight.device
 
     def terms(generator: torch.Generator) -> dict[str, Tensor]:
-        crops = [draw_crop(data, targets, config.voxels, generator) for _ in range(config.crops)]
+        crops = [draw_crop(data, targets, config.voxels, generator).to(device) for _ in range(config.crops)]
         eps = torch.randn(sum(len(crop.coords) for crop in crops), channels, generator=generator)
-        return losses(vae, crops, eps, data.resolution)
+        return losses(vae, crops, eps.to(device), data.resolution)
 
     loop.run(terms, WEIGHTS | {"kl": vae.kl}, log)
     return vae.eval()
@@ -120,11 +120,11 @@ def at_corners(raw: Tensor, cubes: Tensor, corners: Tensor) -> tuple[Tensor, Ten
         Signed distance [P], 1 standing for half a voxel and without extraction's bias, and attributes [P, 6] in [0, 1].
     """
     side = int(corners.max()) + 1
-    key = (cubes[:, None].long() + BITS).flatten(0, 1)
+    key = (cubes[:, None].long() + BITS.to(cubes.device)).flatten(0, 1)
     wanted, known = ((k[:, 0] * side + k[:, 1]) * side + k[:, 2] for k in (key, corners))
     at = torch.searchsorted(known, wanted)
     values = torch.cat([raw[:, SDF].reshape(-1, 1), raw[:, COLOUR].reshape(-1, 6)], 1)
-    total = torch.zeros(len(corners), 7, dtype=raw.dtype).index_add(0, at, values)
+    total = raw.new_zeros(len(corners), 7).index_add(0, at, values)
     mean = total / torch.bincount(at, minlength=len(corners))[:, None]
     return mean[:, 0], mean[:, 1:].sigmoid()
 
@@ -138,7 +138,7 @@ def field_terms(crop: Crop, raw: Tensor, cubes: Tensor, bias: float) -> dict[str
     error = (value - truth).abs()
     # Farther than the targets reach, any value on the right side will do.
     beyond = (crop.distance > CLIP - WALL - 0.01) | (truth < -0.99)
-    error = torch.where(beyond & (value.abs() > truth.abs()) & (value * truth > 0), 0.0, error)
+    error = error.masked_fill(beyond & (value.abs() > truth.abs()) & (value * truth > 0), 0.0)
     near = crop.distance.abs() < NEAR
     gap = (attributes - crop.attributes).abs()[near]
     lid = crop.border & (truth < LID + 1e-3)

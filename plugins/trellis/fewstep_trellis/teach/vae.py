@@ -65,9 +65,13 @@ def terms(
     return {"bce": F.binary_cross_entropy_with_logits(logits, grid), "dice": dice.mean(), "kl": kl}
 
 
-def train(config: VaeConfig, data: PreparedSet, log: Log) -> tuple[SparseStructureEncoder, SparseStructureDecoder]:
-    """Train on the set's training objects."""
+def train(
+    config: VaeConfig, data: PreparedSet, device: torch.device, log: Log
+) -> tuple[SparseStructureEncoder, SparseStructureDecoder]:
+    """Train on the set's training objects; the random numbers are drawn on the CPU."""
     encoder, decoder = build(config)
+    encoder.to(device)
+    decoder.to(device)
     parameters = [*encoder.parameters(), *decoder.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=config.steps, pct_start=0.1)
@@ -77,7 +81,7 @@ def train(config: VaeConfig, data: PreparedSet, log: Log) -> tuple[SparseStructu
         grid = symmetric(data.occupancy(rows), generator)
         edge = grid.shape[-1] >> (len(config.channels) - 1)
         noise = torch.randn(len(grid), config.latent_channels, edge, edge, edge, generator=generator)
-        losses = terms(encoder, decoder, grid, noise)
+        losses = terms(encoder, decoder, grid.to(device), noise.to(device))
         (10 * losses["bce"] + losses["dice"] + config.kl * losses["kl"]).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
@@ -93,8 +97,9 @@ def unit_scale(encoder: SparseStructureEncoder, decoder: SparseStructureDecoder,
 
     The flow wants unit variance and TRELLIS's structure stage carries no normalisation. Returns the scales [C].
     """
+    device = next(encoder.parameters()).device
     rows = data.train[:: max(1, len(data.train) // 128)]
-    latents = torch.cat([encoder.encode(data.occupancy(chunk))[0] for chunk in torch.as_tensor(rows).split(8)])
+    latents = torch.cat([encoder.encode(chunk)[0] for chunk in data.occupancy(rows).to(device).split(8)])
     scale = latents.square().mean((0, 2, 3, 4)).sqrt()
     last, first = cast(nn.Conv3d, encoder.out_layer[2]), decoder.input_layer
     assert last.bias is not None
@@ -113,7 +118,7 @@ def quality(encoder: SparseStructureEncoder, decoder: SparseStructureDecoder, da
     def mean_iou(rows: Tensor) -> float:
         total = 0.0
         for chunk in rows.split(8):
-            grid = data.occupancy(chunk.numpy()) > 0
+            grid = data.occupancy(chunk.numpy()).to(next(encoder.parameters()).device) > 0
             found = decoder(encoder.encode(grid.float())[0]) > 0
             total += float(volume_iou(found, grid).sum())
         return total / len(rows)
@@ -122,9 +127,8 @@ def quality(encoder: SparseStructureEncoder, decoder: SparseStructureDecoder, da
     return {"test_iou": mean_iou(torch.as_tensor(data.test)), "train_iou": mean_iou(train_rows)}
 
 
-def teach_vae(config: VaeConfig, root: Path, out: Path, log: Log) -> dict[str, float]:
+def teach_vae(config: VaeConfig, data: PreparedSet, out: Path, device: torch.device, log: Log) -> dict[str, float]:
     """Train, scale, measure and save ``ss_encoder`` and ``ss_decoder`` (half precision) into ``out``."""
-    data = PreparedSet.load(root)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "vae.jsonl").open("w") as curve:
 
@@ -134,7 +138,7 @@ def teach_vae(config: VaeConfig, root: Path, out: Path, log: Log) -> dict[str, f
                 curve.write(json.dumps({k: round(v, 6) for k, v in row.items()}) + "\n")
                 curve.flush()
 
-        encoder, decoder = train(config, data, both)
+        encoder, decoder = train(config, data, device, both)
     unit_scale(encoder, decoder, data)
     save_model(encoder, out / "ss_encoder", dtype=torch.float16)
     save_model(decoder, out / "ss_decoder", dtype=torch.float16)
