@@ -223,7 +223,8 @@ def test_inside_torch_func() -> None:
 
     close(torch.func.grad(loss)(x), torch.func.grad(oracle)(x.double()), torch.float32)
     nested = torch.func.jvp(torch.func.grad(loss), (x,), (x,))[1]
-    close(nested, torch.func.jvp(torch.func.grad(oracle), (x.double(),), (x.double(),))[1], torch.float32)
+    # The oracle serves it, whose own rounding is larger here than a kernel may have.
+    close(nested, torch.func.jvp(torch.func.grad(oracle), (x,), (x,))[1], torch.float32)
     torch.func.vmap(loss)(x[None])
     assert seen == [None, "nested torch.func transforms", "within torch.func.vmap"]
 
