@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from compile_helpers import layouts
 from fewstep_mdt.config import MDTConfig
 from fewstep_mdt.vd import MDT
 from fewstep_shapes3d.sparse import submanifold_conv, windowed_attention
@@ -25,7 +24,8 @@ from fewstep.ops import attention, varlen_attention
 
 LOW = [(torch.bfloat16, 0.05), (torch.float16, 0.007)]
 SMALL: dict[str, Any] = {"model_channels": 32, "cond_channels": 16, "num_blocks": 2, "num_heads": 2}
-OWN, KEYS = layouts()
+CELLS = [[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0], [0, 0, 1], [3, 3, 3]]
+OWN, KEYS = Packed.of_lengths([5, 0, 3], torch.tensor(CELLS)), Packed.of_lengths([2, 3, 0])
 OPS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "attention": (attention, [(2, 4, 2, 16)] * 3),
     "self": (lambda q, k, v: varlen_attention(q, k, v, OWN, OWN), [(8, 2, 16)] * 3),
