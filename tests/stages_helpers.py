@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from fewstep_shapes3d.sparse.noise import voxel_noise
 from torch import Tensor
 
 from fewstep.config.base import Strict
@@ -112,6 +113,9 @@ class Sums(Signs):
         x0, cond = held_out(2)
         coords = torch.tensor([[0], [3]] * COUNT)
         return Batch(x0, Packed.of_lengths([2] * COUNT, coords), cond).select(torch.arange(limit or COUNT))
+
+    def noise(self, seed: int, batch: Batch) -> Tensor:
+        return voxel_noise(seed, batch.layout, batch.x0)
 
     def decode(self, x: Tensor, layout: Layout) -> Tensor:
         return torch.stack([layout.sum(x[:, i]) for i in range(CHANNELS)], 1)

@@ -10,6 +10,7 @@ import pytest
 import stages_helpers
 import torch
 from conftest import refusal
+from fewstep_shapes3d.sparse.noise import voxel_noise
 from rich.console import Console
 from scipy import stats
 from stages_helpers import COUNT, First, Second, Signs, Sums
@@ -18,7 +19,6 @@ from fewstep.benchmark import sampling
 from fewstep.benchmark.api import BenchTable
 from fewstep.benchmark.config import BenchConfig
 from fewstep.benchmark.entrants import Stage, entrants, line_up
-from fewstep.benchmark.noise import noise_of, voxel_noise
 from fewstep.benchmark.run import run_bench
 from fewstep.benchmark.sampling import check_alike, chunks, prompts_on
 from fewstep.cli import main
@@ -75,7 +75,7 @@ def by_hand(stages: list[Stage], label: str, steps: int, seed: int) -> torch.Ten
     """Both stages with samplers alone: sample, look at the signs, sample a row for each."""
     fields = [s.teacher if label == "teacher" else s.students[0][1] for s in stages]
     prompts, grid, path = stages[0].suite.prompts(), Contract().grid(steps), Step(0, Interpolant())
-    x = euler(fields[0], noise_of(seed, prompts), prompts.cond, prompts.layout, grid, path)
+    x = euler(fields[0], stages[0].suite.noise(seed, prompts), prompts.cond, prompts.layout, grid, path)
     places = (x[..., 0] > 0).nonzero()
     layout = Packed.of_index(places[:, 0], places[:, 1:], COUNT)
     start = voxel_noise(seed, layout, torch.zeros(len(places), 3))
@@ -195,10 +195,12 @@ class TestNoise:
         for a, b in pairs:  # a sum of n products of independent normals has deviation sqrt(n)
             assert abs(float((a * b).sum())) < 4 * a.numel() ** 0.5
 
-    def test_a_layout_without_coordinates_gets_plain_noise(self) -> None:
+    def test_other_suites_have_noise_of_the_seed_alone(self) -> None:
         batch = Batch(torch.zeros(6, 2), Packed.of_lengths([4, 2]))
         dense = Batch(torch.zeros(6, 2), Dense(6))
-        assert torch.equal(noise_of(5, batch), noise_of(5, dense))
+        assert torch.equal(Signs().noise(5, batch), Signs().noise(5, dense))
+        with pytest.raises(FewstepError, match=r"layout: got 'Packed'; accepted: Packed, with coords"):
+            voxel_noise(5, batch.layout, batch.x0)
 
 
 def test_chunks_of_ragged_samples_hold_so_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:

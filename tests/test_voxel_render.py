@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from fewstep_shapes3d.export.contact import contact_sheet
 from fewstep_shapes3d.voxel_render import frame, render_views
+from PIL import Image
 
 from fewstep.errors import FewstepError
 
@@ -106,3 +110,17 @@ def test_sizes_and_elevations_out_of_range_are_refused() -> None:
     for size, elevation in ((0, 0.0), (8, 91.0)):
         with pytest.raises(FewstepError, match="elevation_deg"):
             render_views(torch.zeros(1, 8, 8, 8), size=size, elevation_deg=elevation)
+
+
+def test_contact_sheet(tmp_path: Path) -> None:
+    black, red = np.zeros((20, 20)), np.zeros((30, 30, 3), np.uint8)
+    red[..., 0] = 255
+    label = "a label of many words that cannot stay on one line"
+    contact_sheet([("first", [black, red]), (label, [red, black])], tmp_path / "s.png", tile=60)
+    with Image.open(tmp_path / "s.png") as sheet:
+        left = sheet.width - 2 * 64
+        assert sheet.height == 2 * 64 + 4
+        assert 60 < left < 200
+        assert sheet.getpixel((left + 30, 34)) == (0, 0, 0)
+        assert sheet.getpixel((left + 94, 34)) == (255, 0, 0)
+        assert min(sheet.crop((0, 0, left - 8, sheet.height)).convert("L").tobytes()) < 100  # there is text

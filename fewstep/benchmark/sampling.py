@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.benchmark.entrants import Entrant, Stage
-from fewstep.benchmark.noise import noise_of
 from fewstep.core.batch import Batch
 from fewstep.core.layout import Layout, Packed
 from fewstep.core.objective import Step
@@ -51,7 +50,7 @@ def sample_stages(
     """Sample and decode stage after stage, each on what the one before it decoded, ``steps`` steps in each."""
     batch, seconds, nfe, broken, objects = prompts, {}, 0.0, 0.0, None
     for stage, one, following in zip(stages, entrant.chain, [*stages[1:], None], strict=True):
-        samples = sample(one, batch, noise_of(seed, batch), steps, seed, device)
+        samples = sample(one, batch, stage.suite.noise(seed, batch), steps, seed, device)
         began, layout = clock(device), batch.layout
         objects = stage.suite.decode(samples.x, layout)
         if following is not None:

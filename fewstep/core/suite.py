@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from fewstep.core.batch import Batch
+from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Layout
+from fewstep.core.objective import Step
 from fewstep.errors import FewstepError
 
 
@@ -36,6 +38,14 @@ class Suite(ABC):
     @abstractmethod
     def prompts(self, limit: int | None = None) -> Batch:
         """The held-out batch, in a fixed order: true latents, layout, conditions."""
+
+    def noise(self, seed: int, batch: Batch) -> Tensor:
+        """The starting noise of a seed, like ``batch.x0``: the same for every method that is measured.
+
+        A suite whose layout depends on an earlier stage may override it, so that samples of different layouts share
+        their noise where they overlap.
+        """
+        return Step(index=0, interpolant=Interpolant(), seed=seed).randn_like(batch.x0, "noise")
 
     def condition(self, limit: int | None = None) -> None:
         """Run the condition encoder once for these prompts, for the time by stage. Nothing where there is none."""

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.benchmark.contact import contact_image
 from fewstep.errors import FewstepError, invalid
 from fewstep_shapes3d.export import turntable, write_glb, write_npz, write_ply, write_whole
+from fewstep_shapes3d.export.contact import contact_image
 from fewstep_shapes3d.representations import Gaussians, Mesh, RadianceField
 
 if TYPE_CHECKING:

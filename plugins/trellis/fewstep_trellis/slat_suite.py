@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from fewstep_shapes3d.export import turntable, write_glb
+from fewstep_shapes3d.export.contact import Picture, contact_sheet
 from fewstep_shapes3d.measures.features import ImageEncoder
 from fewstep_shapes3d.measures.held_out import HeldOut, PictureSuite
 from fewstep_shapes3d.measures.shapes import MetricNet, ViewEncoder, distances
@@ -21,9 +22,9 @@ from fewstep_shapes3d.measures.surfaces import (
     view_error,
 )
 from fewstep_shapes3d.representations import Mesh
+from fewstep_shapes3d.sparse.noise import voxel_noise
 from torch import Tensor
 
-from fewstep.benchmark.contact import Picture, contact_sheet
 from fewstep.core.batch import Batch
 from fewstep.core.dataset import Dataset
 from fewstep.core.layout import Layout, Packed
@@ -123,6 +124,10 @@ class StructuredLatentSuite(PictureSuite):
 
     def prompts(self, limit: int | None = None) -> Batch:
         return self.batch if limit is None else self.batch.select(torch.arange(min(limit, len(self.pictures))))
+
+    def noise(self, seed: int, batch: Batch) -> Tensor:
+        """Noise of each voxel, so that students whose structures differ start alike on the voxels they share."""
+        return voxel_noise(seed, batch.layout, batch.x0)
 
     def prompt_from(self, image: Path) -> Batch:
         raise FewstepError(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fewstep_shapes3d.export.contact import Picture, contact_sheet
 from fewstep_shapes3d.measures.features import ImageEncoder
 from fewstep_shapes3d.measures.held_out import HeldOut, PictureSuite
 from fewstep_shapes3d.measures.occupancy import chamfer, volume_iou
@@ -15,7 +16,6 @@ from fewstep_shapes3d.measures.shapes import MetricNet, Shapes, ViewEncoder, dis
 from fewstep_shapes3d.voxel_render import render_views
 from torch import Tensor, nn
 
-from fewstep.benchmark.contact import Picture, contact_sheet
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.errors import invalid

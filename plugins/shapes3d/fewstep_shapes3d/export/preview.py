@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.benchmark.contact import Picture, contact_sheet
 from fewstep_shapes3d.export.camera import Camera
+from fewstep_shapes3d.export.contact import Picture, contact_sheet
 from fewstep_shapes3d.export.files import check_suffix, write_whole
 from fewstep_shapes3d.export.raster import render_mesh
 from fewstep_shapes3d.export.splat import render_gaussians

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewstep.benchmark.contact import Picture
 from fewstep.core.suite import Suite
 from fewstep.errors import invalid
 from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_shapes3d.export.contact import Picture
 from fewstep_shapes3d.measures.features import SIZE, ImageEncoder
 from fewstep_shapes3d.voxel_render import AZIMUTHS
 

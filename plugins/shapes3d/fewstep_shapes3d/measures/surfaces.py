@@ -13,13 +13,13 @@ import torch
 from scipy.spatial import cKDTree  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
-from fewstep.benchmark.contact import Picture
 from fewstep.core.layout import Packed
 from fewstep.errors import invalid
 from fewstep.metrics import agreement
 from fewstep_shapes3d.data.attributes import PARTS, RANGE
 from fewstep_shapes3d.data.surface import CENTRES
 from fewstep_shapes3d.export import picture
+from fewstep_shapes3d.export.contact import Picture
 from fewstep_shapes3d.mesh.faces import sample, without_cavities
 from fewstep_shapes3d.representations import Mesh
 from fewstep_shapes3d.voxel_render import AZIMUTHS

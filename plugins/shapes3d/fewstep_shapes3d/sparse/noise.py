@@ -1,4 +1,4 @@
-"""Starting noise: the same for all methods under a seed, for packed voxels a function of their coordinates."""
+"""Starting noise of voxels as a function of their coordinates."""
 
 from __future__ import annotations
 
@@ -7,30 +7,24 @@ import math
 import torch
 from torch import Tensor
 
-from fewstep.core.batch import Batch
-from fewstep.core.interpolant import Interpolant
-from fewstep.core.layout import Packed
-from fewstep.core.objective import Step
+from fewstep.core.layout import Layout, Packed
+from fewstep.errors import invalid
 
 _BITS, _HALF = 20, 1 << 19  # of a coordinate, which may be negative
 _ODD = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15, -0x61C8864680B583EB)  # SplitMix64's, as signed numbers
 
 
-def noise_of(seed: int, prompts: Batch) -> Tensor:
-    """The starting noise of this seed, in the shape of ``prompts.x0``."""
-    layout = prompts.layout
-    if isinstance(layout, Packed) and layout.coords is not None:
-        return voxel_noise(seed, layout, prompts.x0)
-    return Step(index=0, interpolant=Interpolant(), seed=seed).randn_like(prompts.x0, "noise")
-
-
-def voxel_noise(seed: int, layout: Packed, like: Tensor) -> Tensor:
+def voxel_noise(seed: int, layout: Layout, like: Tensor) -> Tensor:
     """Standard normal noise [T, C] that is a function of (seed, sample, coordinates, channel) alone.
 
     Two structures of one object get the same noise where they have the same voxels. A counter-based generator: the
     finaliser of SplitMix64 (Steele et al. 2014), made normal by the Box-Muller transform.
+
+    Raises:
+        FewstepError: for a layout without coordinates.
     """
-    assert layout.coords is not None
+    if not isinstance(layout, Packed) or layout.coords is None:
+        raise invalid("layout", type(layout).__name__, "Packed, with coords")
     place = layout.index.long()
     for axis in layout.coords.long().unbind(1):
         place = _mixed(place) + ((axis + _HALF) & ((1 << _BITS) - 1))
