@@ -56,6 +56,11 @@ def invalid(key: str, got: object, accepted: str) -> FewstepError:
     return FewstepError(f"{key}: got {got!r}; accepted: {accepted}")
 
 
+def first_line(error: Exception) -> str:
+    """What an error of another library says, short enough for a sentence of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
 def missing(error: ImportError, module: str | None = None) -> FewstepError | None:
     """The sentence that says which extra to install, for an import that failed; None for a package of no extra.
 

@@ -122,7 +122,7 @@ class Regress(Objective[ObjectiveConfig]):
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         x0, layout, cond = batch.x0, batch.layout, batch.cond
-        t_B = torch.rand(layout.batch_size, generator=step.generator, device=x0.device)
+        t_B = torch.rand(layout.batch_size, generator=step.stream("default"), device=x0.device)
         x_t = step.interpolant.interpolate(x0, step.randn_like(x0, "noise"), t_B, layout)
         with torch.no_grad():
             v = nets.teacher(x_t, t_B, cond, layout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from fewstep.config.base import Strict
 from fewstep.config.train import TrainConfig
 from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch, Condition
-from fewstep.core.batching import Cuts, Stream, balanced_groups
+from fewstep.core.batching import Cuts, balanced_groups, training_order
 from fewstep.core.dataset import Dataset, PackedDataConfig
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Packed
@@ -49,44 +50,44 @@ def lengths(count: int = 53, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(1, 100, size=count).tolist()
 
 
-def test_the_stream_is_one_permutation_after_another() -> None:
-    stream = Stream(7, seed=3)
-    orders = [stream.take(7 * epoch, 7 * epoch + 7) for epoch in range(6)]
+def test_the_order_is_one_permutation_after_another() -> None:
+    take = partial(training_order, 7, 3)
+    orders = [take(7 * epoch, 7 * epoch + 7) for epoch in range(6)]
     assert all(sorted(order) == list(range(7)) for order in orders)
     assert len({*map(tuple, orders)}) == 6
-    assert stream.take(35, 42) == orders[5]
-    assert stream.take(0, 7) == orders[0]  # back again
-    assert stream.take(5, 9) == [*stream.take(5, 7), *stream.take(7, 9)]
+    assert take(35, 42) == orders[5]
+    assert take(0, 7) == orders[0]  # back again
+    assert take(5, 9) == [*take(5, 7), *take(7, 9)]
 
 
-def test_the_stream_depends_on_the_seed() -> None:
-    assert len({tuple(Stream(30, seed).take(0, 30)) for seed in range(20)}) == 20
+def test_the_order_depends_on_the_seed() -> None:
+    assert len({tuple(training_order(30, seed, 0, 30)) for seed in range(20)}) == 20
     first = torch.randperm(30, generator=torch.Generator().manual_seed(4)).tolist()
-    assert Stream(30, 0).take(120, 150) == first  # seed 0 as in earlier releases, epoch 4
+    assert training_order(30, 0, 120, 150) == first  # seed 0 as in earlier releases, epoch 4
 
 
 @pytest.mark.parametrize(("ranks", "budget", "most"), [(1, 300, 99), (3, 150, 99), (4, 99, 99), (2, 5000, 6)])
 def test_passes_fit_the_budget_and_leave_no_sample_out(ranks: int, budget: int, most: int) -> None:
-    loads, stream = lengths(), Stream(53, seed=1)
-    cuts, seen = Cuts(stream, loads, budget, ranks, most), []
+    loads = lengths()
+    cuts, seen = Cuts(1, loads, budget, ranks, most), []
     for step in range(40):
         passes = cuts.micro_batches(step)
         assert len(passes) == ranks
         assert all(0 < len(one) <= most and sum(loads[i] for i in one) <= budget for one in passes)
         seen.append(sorted(i for one in passes for i in one))
     flat = [sample for step in seen for sample in step]
-    assert Counter(flat) == Counter(stream.take(0, len(flat)))
+    assert Counter(flat) == Counter(training_order(53, 1, 0, len(flat)))
     used = sum(loads[i] for i in flat) / (40 * ranks * min(budget, most * 50))
     assert used > 0.75  # of what is allowed: a rule that stops early would be safe and useless
-    assert Cuts(Stream(53, 1), loads, budget, ranks, most).micro_batches(37) == cuts.micro_batches(37)
+    assert Cuts(1, loads, budget, ranks, most).micro_batches(37) == cuts.micro_batches(37)
 
 
 def test_a_single_rank_takes_as_much_as_fits() -> None:
-    loads, stream = lengths(), Stream(53, seed=1)
-    cuts = Cuts(stream, loads, 300, 1, 99)
+    loads = lengths()
+    cuts = Cuts(1, loads, 300, 1, 99)
     for step in range(20):
         (taken,) = cuts.micro_batches(step)
-        (following,) = stream.take(cuts.starts[step] + len(taken), cuts.starts[step] + len(taken) + 1)
+        (following,) = training_order(53, 1, cuts.starts[step] + len(taken), cuts.starts[step] + len(taken) + 1)
         assert sum(loads[i] for i in taken) + loads[following] > 300
 
 
@@ -121,13 +122,13 @@ def test_passes_of_a_count_are_balanced() -> None:
     loads = data.loads()
     for step in range(20):
         passes = [data.indices(step, 4, 0, rank, 3) for rank in range(3)]
-        block = Stream(31, 0).take(step * 12, step * 12 + 12)
+        block = training_order(31, 0, step * 12, step * 12 + 12)
         assert sorted(i for one in passes for i in one) == sorted(block)
         assert all(len(one) == 4 for one in passes)
         for name, split in {"ours": passes, "slices": [block[i : i + 4] for i in (0, 4, 8)]}.items():
             sums = [sum(loads[i] for i in one) for one in split]
             spreads[name] += max(sums) - min(sums)
-        assert data.indices(step, 12, 0) == block  # a single pass keeps the stream's order
+        assert data.indices(step, 12, 0) == block  # a single pass keeps the training order
     assert spreads["ours"] < 0.25 * spreads["slices"]
 
 

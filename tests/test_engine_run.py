@@ -166,7 +166,7 @@ def test_a_run_writes_config_metrics_checkpoint_and_student(tiny: Resolved, tmp_
 
 def test_default_folder(tiny: Resolved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert session.start(tiny, None, False, quiet()) == Path("runs/tiny-regress-tiny")
+    assert session.start(tiny, tiny.folder, False, quiet()) == Path("runs/tiny-regress-tiny")
 
 
 def test_a_mistake_found_early_leaves_no_folder(tmp_path: Path) -> None:

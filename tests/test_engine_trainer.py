@@ -15,7 +15,7 @@ from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Dense, Packed
 from fewstep.core.objective import NetSpec
 from fewstep.engine.budget import Budget
-from fewstep.engine.device import autocast, pick_device, to_device
+from fewstep.engine.device import autocast, pick_device
 from fewstep.engine.networks import Networks
 from fewstep.engine.trackers import Window
 from fewstep.engine.trainer import NonFinite, Trainer, TrainStep
@@ -152,7 +152,7 @@ def test_bf16_autocast_trains_float32_weights() -> None:
 
 
 def test_fp16_is_refused_off_cuda() -> None:
-    with pytest.raises(FewstepError, match="got 'fp16' on cpu; accepted there: fp32, bf16"):
+    with pytest.raises(FewstepError, match="got 'fp16'; accepted: fp32 or bf16 on cpu"):
         autocast("fp16", torch.device("cpu"))
 
 
@@ -190,7 +190,7 @@ def test_a_network_may_start_from_an_earlier_one(monkeypatch: pytest.MonkeyPatch
 def test_packed_batch_moves_with_its_layout() -> None:
     layout = Packed.of_lengths([2, 0, 3], torch.zeros(5, 3, dtype=torch.int64))
     batch = Batch(torch.zeros(5, 4), layout, Condition(torch.zeros(3, 1)))
-    moved = to_device(batch, pick_device("auto"))
+    moved = batch.to(pick_device("auto"))
     assert isinstance(moved.layout, Packed)
     assert {t.device for t in (moved.layout.index, moved.layout.cu_seqlens, moved.layout.coords)} == {moved.x0.device}
     assert moved.layout.lengths.tolist() == [2, 0, 3]
@@ -200,13 +200,13 @@ def test_window_gives_means_since_the_last_row_and_survives_a_checkpoint() -> No
     row = {"step": 1, "loss": {"a": 1.0}, "grad_norm": {"n": 2.0}, "lr": {"n": 0.1}, "total": 1.0}
     window = Window()
     window.add(row)
-    window = Window(window.state())
+    window = Window(window.state)
     window.add({**row, "loss": {"b": 4.0}, "grad_norm": {"n": None}})
     window.add({**row, "loss": {"a": 2.0}})
     out = window.take({**row, "step": 3})
     assert (out["step"], out["loss"], out["total"]) == (3, {"a": 1.5, "b": 4.0}, 5.5)
     assert out["grad_norm"] == {"n": 2.0}
-    assert window.state() == Window().state()
+    assert window.state == Window().state
 
 
 def test_teacher_is_never_trained() -> None:

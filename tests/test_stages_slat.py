@@ -29,7 +29,6 @@ from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.core.objective import Nets, Objective, Step, means
 from fewstep.core.times import TimeSampler
-from fewstep.engine.device import to_device
 from fewstep.engine.trainer import Trainer
 from fewstep.errors import FewstepError
 from fewstep.testing import check_backbone, check_objective
@@ -178,12 +177,12 @@ def test_the_engine_trains_it_and_counts_samples(cls: type[StructuredLatentFlow]
 
 def test_a_layout_keeps_what_it_has_where_it_is() -> None:
     batch = slat_batch()
-    assert to_device(batch, torch.device("cpu")).layout is batch.layout
+    assert batch.to(torch.device("cpu")).layout is batch.layout
 
 
 @pytest.mark.gpu
 def test_a_batch_moves_with_its_coordinates_and_trains() -> None:
-    batch = to_device(slat_batch(dtype=torch.float32), torch.device("cuda"))
+    batch = slat_batch(dtype=torch.float32).to(torch.device("cuda"))
     assert isinstance(batch.layout, Packed)
     assert batch.layout.coords is not None
     assert {t.device.type for t in (batch.x0, batch.layout.coords, batch.layout.index)} == {"cuda"}

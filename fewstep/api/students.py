@@ -17,7 +17,7 @@ from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
 from fewstep.core.objective import Step
 from fewstep.core.suite import Suite
-from fewstep.engine.device import pick_device, to_device
+from fewstep.engine.device import pick_device
 from fewstep.engine.export import StudentInfo, load_student
 from fewstep.errors import FewstepError, nearest, need
 from fewstep.plugins.registry import Entry, registry
@@ -93,7 +93,7 @@ class Student:
         batch = self.prompts(prompts)
         noise = Step(index=0, interpolant=self.network.interpolant, seed=seed).randn_like(batch.x0, "noise")
         step = Step(index=0, interpolant=self.network.interpolant, seed=seed, device=self.device)
-        here, guidance = to_device(batch, self.device), self.contract.guidance
+        here, guidance = batch.to(self.device), self.contract.guidance
         field = Teacher(self.network, Guidance(guidance)) if guidance != 1.0 else self.network
         grid = self.contract.grid(steps)
         found: Tensor = entry.load()(field, noise.to(self.device), here.cond, here.layout, grid, step)

@@ -15,7 +15,6 @@ from fewstep.benchmark.entrants import Entrant, Stage
 from fewstep.core.batch import Batch
 from fewstep.core.layout import Layout, Packed
 from fewstep.core.objective import Step
-from fewstep.engine.device import to_device
 from fewstep.errors import FewstepError
 
 CHUNK, ELEMENTS = 64, 2**18  # samples in a chunk: at least 64, more where they are small
@@ -67,7 +66,7 @@ def sample(entrant: Entrant, prompts: Batch, noise: Tensor, steps: int, seed: in
     layout, parts, seconds = prompts.layout, [], 0.0
     with counted(entrant.network) as counter, torch.inference_mode():
         for index, rows in enumerate(chunks(prompts)):
-            batch = to_device(prompts.select(rows), device)
+            batch = prompts.select(rows).to(device)
             x = layout.select(noise, rows)[0].to(device)
             step = Step(index=index, interpolant=entrant.network.interpolant, seed=seed, device=device)
             began = clock(device)
@@ -151,7 +150,7 @@ def check_alike(batches: Sequence[Batch]) -> None:
 def warm_up(entrant: Entrant, prompts: Batch, device: torch.device) -> None:
     """One evaluation of two samples: the first allocates memory and chooses kernels, and is not to be timed."""
     rows = torch.arange(min(2, prompts.layout.batch_size))
-    batch = to_device(prompts.select(rows), device)
+    batch = prompts.select(rows).to(device)
     with torch.inference_mode():
         t_B = torch.ones(len(rows), dtype=torch.float64, device=device)
         two_time = {"s_B": torch.zeros_like(t_B)} if entrant.contract.two_time else {}

@@ -34,9 +34,9 @@ class VelocityField(Protocol):
 class Backbone(nn.Module):
     """A network that predicts velocity, with what it can do declared.
 
-    A subclass sets ``Config``, ``provides`` (of "dense", "packed", "jvp", "two_time") and
-    ``interpolant``, and implements ``forward``, ``teacher``, ``save`` and ``load``. Where a model is several networks
-    one after another, each is a backbone with its ``stage``, and the one that users name lists all in ``stages``.
+    A subclass sets ``Config``, ``provides`` (of "dense", "packed", "jvp", "two_time"), ``dataset`` and ``interpolant``,
+    and implements ``forward``, ``teacher``, ``save`` and ``load``. Where a model is several networks one after another,
+    each is a backbone with its ``stage``, and the one that users name lists all in ``stages``.
     """
 
     Config: ClassVar[type[Strict]]
@@ -98,21 +98,17 @@ class Guidance:
         """Whether the unconditional pass is needed at time t."""
         return self.scale != 1.0 and self.interval[0] <= t <= self.interval[1]
 
-    @property
-    def everywhere(self) -> bool:
-        """Whether the interval leaves no time out, which spares a look at times on a device."""
-        return self.interval[0] <= 0.0 and self.interval[1] >= 1.0
-
     def idle(self, t_B: Tensor) -> bool:
         """Whether the unconditional pass is needed at none of the times [B]."""
-        if self.scale == 1.0 or self.everywhere:
-            return self.scale == 1.0
+        if self.scale == 1.0:
+            return True
+        if self.interval[0] <= 0.0 and self.interval[1] >= 1.0:  # spares a look at times on a device
+            return False
         return not bool(self._inside(t_B).any())
 
     def guided(self, positive: Tensor, negative: Tensor, t_B: Tensor, layout: Layout) -> Tensor:
         """positive + (g - 1) (positive - negative) inside the interval, positive outside."""
-        inside_B = torch.ones_like(t_B, dtype=torch.bool) if self.everywhere else self._inside(t_B)
-        extra_B = torch.where(inside_B, self.scale - 1.0, 0.0)
+        extra_B = torch.where(self._inside(t_B), self.scale - 1.0, 0.0)
         return positive + layout.expand(extra_B, positive) * (positive - negative)
 
     def _inside(self, t_B: Tensor) -> Tensor:

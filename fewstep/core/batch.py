@@ -64,3 +64,7 @@ class Batch:
         """A sub-batch."""
         x0, layout = self.layout.select(self.x0, rows_B)
         return Batch(x0, layout, self.cond.select(rows_B))
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on another device. A layout that is there already stays the same object, with its cache."""
+        return Batch(self.x0.to(device), self.layout.to(device), self.cond.to(device))

@@ -1,21 +1,21 @@
 """Which samples a micro-batch sees: a function of (seed, step, rank) alone, so that there is no state to save.
 
 The training order is an endless stream of seeded permutations of the data set, one an epoch. A step takes the next
-samples of the stream and divides them among its micro-batches (ranks). No sample is skipped at the end of an epoch, and
+samples in this order and divides them among its micro-batches (ranks). No sample is skipped at the end of an epoch, and
 none is taken twice within one.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import torch
 
 Sort = Literal["stable", "quicksort"]
-ODD = 0x9E3779B1  # odd, so that no two seeds below 2^32 share their first epoch
+SPREAD = 0x9E3779B1  # spreads seeds over the 32 bits that torch's CPU generator looks at; odd: no two collide
 
 
 def balanced_groups(
@@ -32,44 +32,30 @@ def balanced_groups(
         sort: numpy's kind. The reference uses "quicksort", which orders equal loads as the processor likes.
     """
     found: list[list[int]] = [[] for _ in range(groups)]
-    open_groups = [(0, group) for group in range(groups)]  # (load so far, group): a heap
+    totals, spare = [0] * groups, list(range(groups))
     for item in np.argsort(np.asarray(loads, dtype=np.int64), kind=sort)[::-1].tolist():
-        load, group = open_groups[0] if open_groups else (0, 0)
+        group = min(spare, key=totals.__getitem__, default=0)
         found[group].append(item)
-        if most is not None and len(found[group]) == most and open_groups:
-            heapq.heappop(open_groups)
-        elif open_groups:
-            heapq.heapreplace(open_groups, (load + int(loads[item]), group))
+        totals[group] += int(loads[item])
+        if len(found[group]) == most and group in spare:
+            spare.remove(group)
     return found
 
 
-class Stream:
-    """The samples in training order, by position.
+def training_order(count: int, seed: int, start: int, stop: int) -> list[int]:
+    """The samples at these positions of the training order, for a data set of ``count`` samples."""
+    return [_epoch(count, seed, position // count)[position % count] for position in range(start, stop)]
 
-    Args:
-        count: samples of the data set.
-        seed: epoch e is the permutation that a generator draws with the seed ``seed * ODD + e`` modulo 2^32:
-            torch's generator on a CPU looks at the lower 32 bits alone.
-    """
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed = count, seed
-        self._orders: dict[int, list[int]] = {}
-
-    def take(self, start: int, stop: int) -> list[int]:
-        """The samples at these positions."""
-        return [self._order(position // self.count)[position % self.count] for position in range(start, stop)]
-
-    def _order(self, epoch: int) -> list[int]:
-        if epoch not in self._orders:
-            draws = torch.Generator().manual_seed((self.seed * ODD + epoch) % 2**32)
-            kept = {e: order for e, order in self._orders.items() if e == epoch - 1}  # a step may straddle two
-            self._orders = {**kept, epoch: torch.randperm(self.count, generator=draws).tolist()}
-        return self._orders[epoch]
+@lru_cache(maxsize=4)  # a step may straddle two epochs
+def _epoch(count: int, seed: int, epoch: int) -> list[int]:
+    draws = torch.Generator().manual_seed((seed * SPREAD + epoch) % 2**32)
+    order: list[int] = torch.randperm(count, generator=draws).tolist()
+    return order
 
 
 class Cuts:
-    """The stream cut into steps whose samples fit into ``ranks`` micro-batches of at most ``budget`` rows each.
+    """The training order cut into steps whose samples fit into ``ranks`` micro-batches of at most ``budget`` rows each.
 
     A step takes as many of the next samples as fit. Where it begins depends on all steps before it, so a resumed run
     computes these again, which takes milliseconds a step.
@@ -79,19 +65,19 @@ class Cuts:
         most: largest number of samples of a micro-batch, however short they are.
     """
 
-    def __init__(self, stream: Stream, loads: Sequence[int], budget: int, ranks: int, most: int) -> None:
-        self.stream, self.budget, self.ranks, self.most = stream, budget, ranks, most
+    def __init__(self, seed: int, loads: Sequence[int], budget: int, ranks: int, most: int) -> None:
+        self.seed, self.budget, self.ranks, self.most = seed, budget, ranks, most
         self.loads = [max(int(load), 1) for load in loads]  # a sample without rows still needs a place
         self.starts = [0]
 
     def micro_batches(self, step: int) -> list[list[int]]:
-        """The samples of a step by micro-batch, each in the order of the stream."""
+        """The samples of a step by micro-batch, each in training order."""
         while len(self.starts) <= step:
             self.starts.append(self.starts[-1] + sum(map(len, self._packed(self.starts[-1]))))
         return self._packed(self.starts[step])
 
     def _packed(self, start: int) -> list[list[int]]:
-        samples = self.stream.take(start, start + self.most * self.ranks)
+        samples = training_order(len(self.loads), self.seed, start, start + self.most * self.ranks)
         loads = [self.loads[sample] for sample in samples]
         fitting = int(np.searchsorted(np.cumsum(loads), self.budget * self.ranks, side="right"))
         for count in range(max(fitting, self.ranks), self.ranks, -1):

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from fewstep.config.base import Strict
 from fewstep.core.batch import Batch
-from fewstep.core.batching import Cuts, Stream, balanced_groups
+from fewstep.core.batching import Cuts, balanced_groups, training_order
 from fewstep.errors import invalid
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ class Dataset(ABC):
     """
 
     Config: ClassVar[type[Strict]]
-    _order: Stream | None = None
     _cut: tuple[tuple[int, int, int], Cuts] | None = None
 
     def __init__(self, config: Any, backbone: Backbone) -> None:
@@ -91,7 +90,7 @@ class Dataset(ABC):
         return self.batch(self.indices(step, size, seed, rank, ranks), draws)
 
     def indices(self, step: int, size: int, seed: int, rank: int = 0, ranks: int = 1) -> list[int]:
-        """The samples of a micro-batch. The ranks of a step divide the next samples of the stream: into equal slices,
+        """The samples of a micro-batch. The ranks of a step divide its samples in training order: into equal slices,
         or, where samples differ in length, groups of ``size`` samples balanced by length or packed by the budget.
 
         Args:
@@ -100,22 +99,16 @@ class Dataset(ABC):
         loads, budget = self.loads(), getattr(self.config, "voxel_budget", None)
         if loads is not None and budget is not None:
             return self._cuts(loads, budget, size, seed, ranks).micro_batches(step)[rank]
-        start = step * ranks * size
+        samples = training_order(len(self), seed, step * ranks * size, (step + 1) * ranks * size)
         if loads is None or ranks == 1:
-            return self._stream(seed).take(start + rank * size, start + (rank + 1) * size)
-        samples = self._stream(seed).take(start, start + ranks * size)
+            return samples[rank * size : (rank + 1) * size]
         groups = balanced_groups([loads[sample] for sample in samples], ranks, size)
         return [samples[i] for i in sorted(groups[rank])]
-
-    def _stream(self, seed: int) -> Stream:
-        if self._order is None or self._order.seed != seed:
-            self._order = Stream(len(self), seed)
-        return self._order
 
     def _cuts(self, loads: Sequence[int], budget: int, most: int, seed: int, ranks: int) -> Cuts:
         key = (seed, ranks, most)
         if self._cut is None or self._cut[0] != key:
             if max(loads) > budget:
                 raise invalid("data.voxel_budget", budget, f"at least the largest sample, {max(loads)} voxels")
-            self._cut = key, Cuts(self._stream(seed), loads, budget, ranks, most)
+            self._cut = key, Cuts(seed, loads, budget, ranks, most)
         return self._cut[1]

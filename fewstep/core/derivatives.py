@@ -95,11 +95,14 @@ def _offsets(primals: Tensors, tangents: Tensors, h: float) -> tuple[Tensor, Ten
     b_B = -a_B
     forward, backward = (torch.zeros(count, dtype=torch.bool, device=device) for _ in range(2))
     for t, d in times:
-        low, high = torch.minimum(t - h * d, t + h * d) < 0, torch.maximum(t - h * d, t + h * d) > 1
-        forward |= torch.where(d > 0, low, high)
-        backward |= torch.where(d > 0, high, low)
+        forward |= _outside(t - h * d)
+        backward |= _outside(t + h * d)
     a_B = torch.where(backward, -a_B, a_B)
     return a_B, torch.where(forward | backward, 2 * a_B, b_B)
+
+
+def _outside(t_B: Tensor) -> Tensor:
+    return (t_B < 0) | (t_B > 1)
 
 
 def _expand(v_B: Tensor, like: Tensor, layout: Layout | None) -> Tensor:

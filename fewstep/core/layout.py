@@ -43,6 +43,7 @@ class Layout(Protocol):
     def mean(self, x: Tensor) -> Tensor: ...
     def norm(self, x: Tensor) -> Tensor: ...
     def select(self, x: Tensor, rows_B: Tensor) -> tuple[Tensor, Layout]: ...
+    def to(self, device: torch.device | str) -> Layout: ...
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,10 @@ class Dense:
     def select(self, x: Tensor, rows_B: Tensor) -> tuple[Tensor, Dense]:
         """The samples ``rows_B`` (indices, int64) and their layout."""
         return x[rows_B], Dense(len(rows_B))
+
+    def to(self, device: torch.device | str) -> Dense:
+        """Itself: it holds no tensors."""
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,10 +170,10 @@ class Packed:
 
     def to(self, device: torch.device | str) -> Packed:
         """The same layout on another device; itself where it already is there."""
-        if self.cu_seqlens.device == torch.device(device):
+        bounds = self.cu_seqlens.to(device)
+        if bounds is self.cu_seqlens:
             return self
-        coords = None if self.coords is None else self.coords.to(device)
-        return Packed(self.cu_seqlens.to(device), coords)
+        return Packed(bounds, None if self.coords is None else self.coords.to(device))
 
     @property
     def rows(self) -> int:
@@ -203,9 +208,7 @@ class Packed:
 
     def select(self, x: Tensor, rows_B: Tensor) -> tuple[Tensor, Packed]:
         """The samples ``rows_B`` in that order, and their layout."""
-        starts, lengths = [0, *self.lengths_list], self.lengths_list
-        starts = torch.tensor(starts).cumsum(0).tolist()
-        spans = [torch.arange(starts[i], starts[i] + lengths[i], device=x.device) for i in rows_B.tolist()]
-        rows = torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64, device=x.device)
+        samples, chosen = torch.arange(self.rows, device=x.device).split(self.lengths_list), rows_B.tolist()
+        rows = torch.cat([samples[i] for i in chosen])
         coords = None if self.coords is None else self.coords[rows]
-        return x[rows], Packed.of_lengths([len(span) for span in spans], coords, x.device)
+        return x[rows], Packed.of_lengths([self.lengths_list[i] for i in chosen], coords, x.device)

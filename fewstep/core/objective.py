@@ -15,14 +15,13 @@ from fewstep.config.base import Strict
 from fewstep.core.backbone import Backbone
 from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
-from fewstep.core.derivatives import Tangents
+from fewstep.core.derivatives import Function, Tangents, Tensors
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Layout
 from fewstep.core.times import TimeSampler
 
 C = TypeVar("C", bound=Strict)
 Reduction = Literal["element", "sample"]
-FORWARD_MODE = Tangents()
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Step:
         seed: of the run.
         rank: the micro-batch (or process) within the iteration.
         total: iterations of the run.
-        tangents: how ``jvp`` differentiates.
+        tangents: how ``jvp`` differentiates; by default in one pass of forward mode.
         device: of all draws.
     """
 
@@ -90,22 +89,17 @@ class Step:
         seed: int = 0,
         rank: int = 0,
         total: int = 1,
-        tangents: Tangents = FORWARD_MODE,
+        tangents: Tangents | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.index, self.interpolant, self.seed, self.rank = index, interpolant, seed, rank
-        self.tangents, self.device, self._total = tangents, device, total
+        self.tangents, self.device, self._total = tangents or Tangents(), device, total
         self._streams: dict[str, torch.Generator] = {}
 
     @property
     def total(self) -> int:
         """Iterations of the run. The length of a run whose objective reads this cannot change on resume."""
         return self._total
-
-    @property
-    def generator(self) -> torch.Generator:
-        """The stream "default"."""
-        return self.stream("default")
 
     def stream(self, name: str) -> torch.Generator:
         """The generator of a named stream; a second call continues it."""
@@ -119,7 +113,7 @@ class Step:
 
     def randn_like(self, x: Tensor, name: str | None = None) -> Tensor:
         """Standard normal noise. A named draw is the same each time it is asked for; an unnamed one is always new."""
-        generator = self.generator if name is None else self._fresh(name)
+        generator = self.stream("default") if name is None else self._fresh(name)
         return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
     def times(self, layout: Layout, sampler: TimeSampler, name: str = "t") -> Tensor:
@@ -133,11 +127,7 @@ class Step:
         return values[int(torch.randint(len(values), (1,), generator=self._fresh(name), device=self.device))]
 
     def jvp(
-        self,
-        f: Callable[..., Tensor],
-        primals: tuple[Tensor, ...],
-        tangents: tuple[Tensor, ...],
-        layout: Layout | None = None,
+        self, f: Function, primals: Tensors, tangents: Tensors, layout: Layout | None = None
     ) -> tuple[Tensor, Tensor]:
         """f(*primals) with its graph, and the detached derivative of f at ``primals`` in the direction ``tangents``.
 

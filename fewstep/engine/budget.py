@@ -11,9 +11,9 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from fewstep.core.layout import Layout
+from fewstep.ops.inputs import carries_tangent
 
 Counts = dict[str, dict[str, int]]
 
@@ -33,11 +33,11 @@ class Budget:
     def _seen(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         values = [*args, *kwargs.values()]
         samples = _samples(values)
-        if any(isinstance(v, Tensor) and _is_dual(v) for v in values):
-            self._add(name, "tangent", samples)
+        if carries_tangent(*(v for v in values if isinstance(v, Tensor))):
+            self.counts[name]["tangent"] += samples
             self._pending.append((name, samples))
             return
-        self._add(name, "forward", samples)
+        self.counts[name]["forward"] += samples
         if isinstance(out, Tensor) and out.requires_grad:
             out.register_hook(partial(self._passed, [(name, samples)]))
 
@@ -49,10 +49,7 @@ class Budget:
 
     def _passed(self, evaluations: list[tuple[str, int]], gradient: Tensor) -> None:
         for name, samples in evaluations:
-            self._add(name, "backward", samples)
-
-    def _add(self, name: str, kind: str, samples: int) -> None:
-        self.counts[name][kind] += samples
+            self.counts[name]["backward"] += samples
 
     def reset(self, counts: Mapping[str, Mapping[str, int]] | None = None) -> None:
         """Start from 0, or from a checkpoint's counts."""
@@ -71,7 +68,3 @@ def _samples(values: list[Any]) -> int:
         if isinstance(value, Layout):
             return value.batch_size
     return next((len(v) for v in values if isinstance(v, Tensor) and v.dim()), 1)
-
-
-def _is_dual(x: Tensor) -> bool:
-    return forward_ad.unpack_dual(x).tangent is not None

@@ -8,7 +8,7 @@ import torch
 
 from fewstep.core.derivatives import Mode, Tangents
 from fewstep.core.objective import Phase
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, first_line
 
 MODES: tuple[Mode, ...] = ("one-pass", "two-pass", "finite-difference")
 UNUSED = Tangents(reason="not used by this method")
@@ -46,7 +46,10 @@ class Derivatives:
             except torch.OutOfMemoryError as error:
                 raise FewstepError(f"out of memory while derivatives are tried on two samples: {error}") from None
             if found != self.wanted or not self.probed:
-                self.say(announcement(found))
+                text = f"derivatives: {found.mode} ({found.reason})"
+                if found.mode == "finite-difference":
+                    text = f"warning: derivatives by finite differences, which are not exact: {found.reason}"
+                self.say(text)
             self.wanted = found
             self.probed.add(phase)
         return self.wanted
@@ -69,15 +72,8 @@ def choose_tangents(wanted: Tangents, trial: Trial) -> Tangents:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            failure = failure or (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            failure = failure or first_line(error)
         with_graph = " with a graph" if mode == "two-pass" else ""
         tangents = Tangents(mode, reason=f"forward mode{with_graph} failed: {failure}")
     trial(tangents)
     return tangents
-
-
-def announcement(tangents: Tangents) -> str:
-    """The line of a run's log that says how it differentiates and why."""
-    if tangents.mode != "finite-difference":
-        return f"derivatives: {tangents.mode} ({tangents.reason})"
-    return f"warning: derivatives by finite differences, which are not exact: {tangents.reason}"

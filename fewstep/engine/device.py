@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fewstep.core.batch import Batch
-from fewstep.core.layout import Layout
-from fewstep.errors import FewstepError, invalid
+from fewstep.errors import first_line, invalid
 
 
 def pick_device(name: str, key: str = "train.device") -> torch.device:
@@ -26,7 +22,7 @@ def pick_device(name: str, key: str = "train.device") -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise invalid(key, name, f"auto, cpu, or a device of this machine ({_first(error)})") from None
+        raise invalid(key, name, f"auto, cpu, or a device of this machine ({first_line(error)})") from None
     return device
 
 
@@ -42,25 +38,6 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     if precision == "fp32":
         return nullcontext()
     if precision == "fp16" and device.type != "cuda":
-        raise FewstepError(f"train.precision: got 'fp16' on {device.type}; accepted there: fp32, bf16")
+        raise invalid("train.precision", precision, f"fp32 or bf16 on {device.type}")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float16
     return torch.autocast(device.type, dtype, cache_enabled=False)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on ``device``. A layout that is there already stays the same object, with its cache."""
-    return Batch(batch.x0.to(device), _moved(batch.layout, device), batch.cond.to(device))
-
-
-def _moved(layout: Layout, device: torch.device) -> Layout:
-    """A layout is a dataclass whose constructor arguments may be tensors; the rest it derives itself."""
-    if not dataclasses.is_dataclass(layout):
-        return layout
-    values = {f.name: getattr(layout, f.name) for f in dataclasses.fields(layout) if f.init}
-    tensors = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
-    moved = any(tensor is not values[name] for name, tensor in tensors.items())
-    return dataclasses.replace(layout, **tensors) if moved else layout
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

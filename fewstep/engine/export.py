@@ -65,7 +65,6 @@ def load_student(folder: Path) -> tuple[Backbone, StudentInfo]:
     Raises:
         FewstepError: for a missing, empty, foreign, unfinished or damaged folder, or a backbone that is not installed.
     """
-    folder = Path(folder)
     info = read_info(folder)
     folder = _inner(folder)
     for name, expected in info.sha256.items():
@@ -73,7 +72,11 @@ def load_student(folder: Path) -> tuple[Backbone, StudentInfo]:
             raise FewstepError(f"student {str(folder)!r}: {name} is missing")
         if sha256(folder / name) != expected:
             raise FewstepError(f"student {str(folder / name)!r}: truncated or changed (its checksum does not match)")
-    backbone_cls = _backbone(info, folder)
+    try:
+        backbone_cls = registry().get("backbone", info.backbone).load()
+    except FewstepError as error:
+        needs = f"needs backbone {info.backbone!r} of package {info.plugin!r}"
+        raise FewstepError(f"student {str(folder)!r} {needs}: {error}") from None
     try:
         student: Backbone = backbone_cls.load(folder)
     except FewstepError:
@@ -89,7 +92,6 @@ def read_info(folder: Path) -> StudentInfo:
     Raises:
         FewstepError: for a missing, empty, foreign or unfinished folder.
     """
-    folder = Path(folder)
     name = f"student {str(folder)!r}"
     if not folder.is_dir():
         raise FewstepError(f"{name}: no such folder; accepted: a folder that `fewstep distill` wrote")
@@ -104,20 +106,11 @@ def read_info(folder: Path) -> StudentInfo:
         raise FewstepError(f"{name}: holds no {INFO}; accepted: {accepted}") from None
     except ValueError:
         raise FewstepError(f"student {str(file)!r}: truncated or no JSON") from None
-    return _parsed(values, file)
-
-
-def _inner(folder: Path) -> Path:
-    return folder / "student" if (folder / "student" / INFO).is_file() else folder
-
-
-def _parsed(values: Any, file: Path) -> StudentInfo:
-    if isinstance(values, dict) and "sources" in values:
-        raise FewstepError(
-            f"student {str(file.parent)!r}: this run has not finished, so it has no student; continue it with --resume"
-        )
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        got = values.get("format") if isinstance(values, dict) else None
+    values = values if isinstance(values, dict) else {}
+    if "sources" in values:  # config.json of a run's own folder
+        raise FewstepError(f"{name}: this run has not finished, so it has no student; continue it with --resume")
+    got = values.get("format")
+    if got != FORMAT:
         raise FewstepError(f"student {str(file)!r}: format {got!r}; accepted: {FORMAT!r}, as `fewstep distill` writes")
     try:
         return StudentInfo.model_validate(values)
@@ -127,9 +120,5 @@ def _parsed(values: Any, file: Path) -> StudentInfo:
         raise FewstepError(f"student {str(file)!r}: {key}: {first['msg']}") from None
 
 
-def _backbone(info: StudentInfo, folder: Path) -> Any:
-    try:
-        return registry().get("backbone", info.backbone).load()
-    except FewstepError as error:
-        needs = f"needs backbone {info.backbone!r} of package {info.plugin!r}"
-        raise FewstepError(f"student {str(folder)!r} {needs}: {error}") from None
+def _inner(folder: Path) -> Path:
+    return folder / "student" if (folder / "student" / INFO).is_file() else folder

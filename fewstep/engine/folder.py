@@ -52,7 +52,12 @@ def locked(folder: Path) -> Iterator[None]:
         raise FewstepError(f"--out: got {str(folder)!r}; accepted: a folder to write to ({error.strerror})") from None
     try:
         if handle is not None:
-            _lock(handle, folder)
+            import fcntl
+
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise FewstepError(f"{str(folder)!r}: another process trains there; accepted: another --out") from None
         clean(folder)
         yield
     finally:
@@ -60,25 +65,15 @@ def locked(folder: Path) -> Iterator[None]:
             os.close(handle)
 
 
-def _lock(handle: int, folder: Path) -> None:
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise FewstepError(f"{str(folder)!r}: another process trains there; accepted: another --out") from None
-
-
 def started_with(folder: Path) -> dict[str, Any]:
-    """``config.json`` of the run: config, sources, versions, command.
+    """The identity of the run, from its ``config.json``: what ``check_unchanged`` compares.
 
     Raises:
         FewstepError: for a file that is not one.
     """
     file = folder / CONFIG
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        return {**values, "config": dict(values["config"])}
+        return dict(json.loads(file.read_text(encoding="utf-8"))["identity"])
     except (OSError, ValueError, KeyError, TypeError):
         raise FewstepError(f"{str(file)!r}: damaged, or not written by fewstep; give another --out") from None
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.core.backbone import Backbone, Teacher
+from fewstep.core.batching import SPREAD
 from fewstep.core.objective import Nets, NetSpec
 from fewstep.errors import FewstepError, unknown
-
-SPREAD = 2654435761  # torch's CPU generator uses 32 bits of a seed: this makes runs differ within them
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -153,20 +152,13 @@ class Networks:
             FewstepError: naming the first tensors that do not.
         """
         own = self.state()
-        wrong = [key for key in own if key not in state or not _alike(own[key], state[key])]
-        wrong += sorted(set(state) - set(own))
+        wanted, got = ({key: f"{list(t.shape)} {t.dtype}" for key, t in one.items()} for one in (own, state))
+        wrong = sorted(key for key in {**wanted, **got} if wanted.get(key) != got.get(key))
         if wrong:
-            shown = ", ".join(_mismatch(key, own, state) for key in wrong[:3])
+            shown = ", ".join(
+                f"{key}: got {got.get(key, 'nothing')}, accepted {wanted.get(key, 'nothing')}" for key in wrong[:3]
+            )
             raise FewstepError(f"{len(wrong)} tensors do not fit this run's networks: {shown}")
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(state[key])
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype
-
-
-def _mismatch(key: str, own: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> str:
-    texts = [f"{list(t[key].shape)} {t[key].dtype}" if key in t else "nothing" for t in (got, own)]
-    return f"{key}: got {texts[0]}, accepted {texts[1]}"

@@ -16,25 +16,19 @@ from fewstep.errors import FewstepError
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-class LRSchedule:
-    """The learning rate over a run, as a factor of ``train.lr``: a linear warm-up, then constant, or a fall to 0.
+def lr_factor(config: TrainConfig, step: int) -> float:
+    """The learning rate of iteration ``step`` (from 0), as a factor of ``train.lr``.
 
-    A function of the step alone, so that a resumed run needs no state.
+    A linear warm-up, then constant, or a fall to 0 (``train.lr_schedule``).
     """
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.kind, self.warmup, self.steps = config.lr_schedule, config.warmup, config.steps
-
-    def factor(self, step: int) -> float:
-        """The factor of iteration ``step`` (from 0)."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        if self.kind == "linear":
-            return 1 - done
-        if self.kind == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * done))
-        return 1.0
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    if config.lr_schedule == "linear":
+        return 1 - done
+    if config.lr_schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 1.0
 
 
 class Clipper:
@@ -78,11 +72,11 @@ class NetOptimizer:
         self.adam = torch.optim.AdamW(
             self.named.values(), lr=config.lr * scale, betas=config.betas, weight_decay=config.weight_decay
         )
-        self.clipper, self.schedule = Clipper(config), LRSchedule(config)
+        self.clipper = Clipper(config)
 
     def lr(self, step: int) -> float:
         """The learning rate of iteration ``step``."""
-        return self.config.lr * self.scale * self.schedule.factor(step)
+        return self.config.lr * self.scale * lr_factor(self.config, step)
 
     def clip(self) -> float:
         """Scale the gradients down to the limit; their norm before that."""
@@ -90,11 +84,10 @@ class NetOptimizer:
         self.clipper.record(norm)
         return norm
 
-    def set_lr(self, step: int) -> float:
-        """Set and return the learning rate of iteration ``step``."""
+    def set_lr(self, step: int) -> None:
+        """Use the learning rate of iteration ``step`` from now on."""
         for group in self.adam.param_groups:
             group["lr"] = self.lr(step)
-        return self.lr(step)
 
     def state(self) -> dict[str, Tensor]:
         """The moments by ``<parameter>/<moment>`` and the clip buffer, oldest norm first."""

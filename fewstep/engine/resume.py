@@ -20,11 +20,10 @@ from torch import Tensor
 from fewstep.core.derivatives import Tangents
 from fewstep.engine.trainer import Trainer
 from fewstep.errors import FewstepError
-from fewstep.files import clean, digest, discard, new_folder, sha256
+from fewstep.files import digest, discard, new_folder, sha256
 
-FORMAT = "fewstep-resume-2"
+FORMAT = "fewstep-resume-3"
 TENSORS, STATE = "state.safetensors", "state.json"
-KEYS = {"format", "step", "config", "scalars", "sha256"}
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,6 @@ class Store:
         """The folder of a step's checkpoint."""
         return self.folder / f"step-{step:08d}"
 
-    def clean(self) -> None:
-        """Remove what a killed run left half-written."""
-        clean(self.folder)
-
     def save(
         self, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], scalars: Mapping[str, Any]
     ) -> None:
@@ -71,7 +66,9 @@ class Store:
         """
         with new_folder(self.path(step)) as temp:
             try:
-                save_file(_separate(tensors), temp / TENSORS)
+                # Copies, because safetensors refuses tensors that share storage, such as tied weights.
+                copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+                save_file(copies, temp / TENSORS)
             except SafetensorError as error:
                 raise FewstepError(f"{self.path(step)}: cannot be written: {error}") from error
             state = {"format": FORMAT, "step": step, "config": dict(config)}
@@ -96,7 +93,7 @@ class Store:
             raise self._damaged(file, str(error.strerror or error)) from None
         except ValueError:
             raise self._damaged(file, "truncated or no JSON") from None
-        if not isinstance(state, dict) or state.get("format") != FORMAT or not set(state) >= KEYS:
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise self._damaged(file, f"no resume state of this version ({FORMAT})")
         if state.pop("digest", None) != digest(state) or state["step"] != steps[-1]:
             raise self._damaged(file, "changed since it was written (its checksum does not match)")
@@ -183,18 +180,3 @@ def _surroundings(trainer: Trainer) -> dict[str, Any]:
     """What is not in the config and may change the last bits of a result."""
     threads = torch.get_num_threads() if trainer.device.type == "cpu" else None
     return {"device": trainer.device.type, "threads": threads, "torch": torch.__version__}
-
-
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, contiguous, and no two in one storage (safetensors refuses tied weights)."""
-    seen: set[int] = set()
-    out: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        value = tensor.detach().cpu().contiguous()
-        storage = value.untyped_storage()
-        whole = storage.nbytes() == value.numel() * value.element_size()
-        if not whole or storage.data_ptr() in seen:
-            value = value.clone(memory_format=torch.contiguous_format)
-        seen.add(value.untyped_storage().data_ptr())
-        out[name] = value
-    return out

@@ -17,7 +17,7 @@ from fewstep.engine.resume import Header, Store, restore, scalars_of, tensors_of
 from fewstep.engine.trackers import JsonLines, Tracker, Window
 from fewstep.engine.trainer import NonFinite, Row, Trainer
 from fewstep.errors import FewstepError
-from fewstep.files import write_json
+from fewstep.files import clean, write_json
 from fewstep.plugins.registry import registry
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Callback = Callable[[Row], None]
 
 def start(
     resolved: Resolved,
-    out: Path | None,
+    out: Path,
     resume: bool,
     console: Console,
     *,
@@ -42,18 +42,17 @@ def start(
     Whatever can be refused is refused before the folder is made.
 
     Args:
-        out: the run's folder; None: ``runs/<method>-<backbone>``.
+        out: the run's folder.
         trackers: registered trackers beside ``metrics.jsonl``.
         command: the command line, for the record.
         callbacks: called with every row of ``metrics.jsonl``. An exception of theirs ends the run as an interrupt does.
 
     Returns:
-        The run's folder.
+        ``out``.
 
     Raises:
         FewstepError: for anything a user can put right.
     """
-    out = out or resolved.folder
     chosen = [registry().get("tracker", name) for name in trackers]
     folders.check(out, resume)
     store = Store(out / "checkpoints", resolved.config.train.keep)
@@ -62,7 +61,7 @@ def start(
     trainer = build(resolved, progress.say)
     with folders.locked(out):
         folders.check(out, resume)
-        store.clean()
+        clean(store.folder)
         if header is not None:
             for note in restore(trainer, header, store.tensors(header)):
                 progress.say(note)
@@ -71,7 +70,7 @@ def start(
         write_json(out / folders.CONFIG, record(resolved, command))
         outputs: list[Tracker] = [JsonLines(out, resolved.tables(), trainer.step)]
         outputs += [entry.load()(out, resolved.tables(), trainer.step) for entry in chosen]
-        window = Window(header.scalars.get("window") if header else None)
+        window = Window(header.scalars["window"] if header else None)
         with counting(console) as count:
             trainer.dataset.prepare(trainer.device, count)
         train(trainer, store, resolved, outputs, progress, window, callbacks)
@@ -151,7 +150,7 @@ def train(
     def save() -> None:
         for tracker in outputs:
             tracker.flush()
-        scalars = {**scalars_of(trainer), "window": window.state()}
+        scalars = {**scalars_of(trainer), "window": window.state}
         store.save(trainer.step, tensors_of(trainer), resolved.identity(), scalars)
 
     try:
@@ -209,8 +208,7 @@ def _resumable(resolved: Resolved, out: Path, store: Store) -> Header | None:
         total = bool(header.scalars.get("reads_total", True))
         folders.check_unchanged(header.config, resolved.identity(), header.step, reads_total=total)
     elif (out / folders.CONFIG).is_file():
-        old = folders.started_with(out).get("identity", {})
-        folders.check_unchanged(old, resolved.identity(), 0, reads_total=False)
+        folders.check_unchanged(folders.started_with(out), resolved.identity(), 0, reads_total=False)
     return header
 
 

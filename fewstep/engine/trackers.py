@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,35 +35,31 @@ class Tracker(Protocol):
 class Window:
     """The means of every number since the last written row, so that no phase falls between two rows.
 
-    Its state is part of a checkpoint.
+    Args:
+        state: of a checkpoint.
+
+    Attributes:
+        state: sum and count of each number by name, and the newest learning rates; a JSON value.
     """
 
-    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
-        self.sums: dict[str, dict[str, list[float]]] = {key: {} for key in MEANS}
-        self.lr: dict[str, float] = {}
-        if state is not None:
-            self.sums = {key: {name: list(pair) for name, pair in state["sums"][key].items()} for key in MEANS}
-            self.lr = dict(state["lr"])
+    def __init__(self, state: dict[str, Any] | None = None) -> None:
+        self.state = state or {"loss": {}, "grad_norm": {}, "lr": {}}
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Row) -> None:
         """Take the row of an iteration; a number that is None (an overflow under fp16) does not count."""
         for key in MEANS:
             for name, value in row[key].items():
                 if value is not None:
-                    total, count = self.sums[key].get(name, [0.0, 0])
-                    self.sums[key][name] = [total + value, count + 1]
-        self.lr.update(row["lr"])
+                    total, count = self.state[key].get(name, [0.0, 0])
+                    self.state[key][name] = [total + value, count + 1]
+        self.state["lr"].update(row["lr"])
 
-    def take(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def take(self, row: Row) -> dict[str, Any]:
         """The row to write at this iteration: means, the newest learning rates, the sum of the loss terms' means."""
-        means = {key: {name: s / n for name, (s, n) in self.sums[key].items()} for key in MEANS}
-        out = {**row, **means, "total": sum(means["loss"].values()), "lr": self.lr}
-        self.sums, self.lr = {key: {} for key in MEANS}, {}
+        means = {key: {name: total / count for name, (total, count) in self.state[key].items()} for key in MEANS}
+        out = {**row, **means, "total": sum(means["loss"].values()), "lr": self.state["lr"]}
+        self.state = Window().state
         return out
-
-    def state(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"sums": {key: dict(names) for key, names in self.sums.items()}, "lr": dict(self.lr)}
 
 
 class JsonLines:
@@ -73,7 +69,8 @@ class JsonLines:
         del config
         self.path = folder / METRICS
         if self.path.exists():
-            write_file(self.path, "".join(line + "\n" for line in _until(self.path, step)))
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            write_file(self.path, "".join(line + "\n" for line in lines if _written_until(step, line)))
         self.file = self.path.open("a", encoding="utf-8")
 
     def log(self, row: Row) -> None:
@@ -90,11 +87,9 @@ class JsonLines:
         self.file.close()
 
 
-def _until(path: Path, step: int) -> Iterator[str]:
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and row.get("step", step + 1) <= step:
-            yield line
+def _written_until(step: int, line: str) -> bool:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(row, dict) and bool(row.get("step", step + 1) <= step)

@@ -20,7 +20,7 @@ from fewstep.core.layout import Layout
 from fewstep.core.objective import Objective, Phase, Step, means
 from fewstep.engine.budget import Budget
 from fewstep.engine.derivatives import Derivatives
-from fewstep.engine.device import autocast, pick_device, to_device
+from fewstep.engine.device import autocast, pick_device
 from fewstep.engine.networks import Networks
 from fewstep.engine.optim import NetOptimizer
 from fewstep.errors import FewstepError
@@ -100,7 +100,10 @@ class Trainer:
             name: NetOptimizer(name, parameters, self.nets.specs[name].lr_scale, config)
             for name, parameters in self.nets.parameters.items()
         }
-        self.step, self.seconds, self.reads_total, self.budget = 0, 0.0, False, self._watched()
+        self.step, self.seconds, self.reads_total, self.budget = 0, 0.0, False, Budget()
+        emas = [(name, ema) for (name, _), ema in self.nets.emas.items()]
+        for name, module in [("teacher", teacher.backbone), *self.nets.trained.items(), *emas]:
+            self.budget.watch(name, module)
         self.skipped = dict.fromkeys(self.optimizers, 0)  # updates in a row that fp16 overflow prevented
 
     def train(self, log: Callable[[Row], None], save: Callable[[], None]) -> None:
@@ -149,7 +152,7 @@ class Trainer:
         def trial(tangents: Tangents) -> None:
             batch = self.batch(index, rank)
             rows = torch.arange(min(2, batch.layout.batch_size))
-            small = to_device(batch.select(rows), self.device)
+            small = batch.select(rows).to(self.device)
             inputs = [p for name in phase.trains for p in self.nets.parameters[name].values()]
             with torch.enable_grad(), torch.random.fork_rng():
                 terms = means(self.losses(phase, small, TrainStep(self, phase, index, rank, tangents)))
@@ -166,7 +169,7 @@ class Trainer:
         batches = [self.batch(step, micro) for micro in range(self.config.accumulate)]
         samples, rows = sum(b.layout.batch_size for b in batches), sum(len(b.x0) for b in batches)
         for micro, batch in enumerate(batches):
-            terms = self.losses(phase, to_device(batch, self.device), TrainStep(self, phase, step, micro))
+            terms = self.losses(phase, batch.to(self.device), TrainStep(self, phase, step, micro))
             shares = {name: share_of(name, term, batch, samples, rows) for name, term in terms.items()}
             weighted = {name: mean * shares[name] for name, mean in means(terms).items()}
             values = torch.stack([value.detach().double() for value in weighted.values()]).tolist()
@@ -183,13 +186,7 @@ class Trainer:
         optimizer.set_lr(step)
         self.scaler.unscale_(optimizer.adam)
         norm = optimizer.clip()
-        self._check_norm(name, norm, step)
-        self.scaler.step(optimizer.adam)
-        optimizer.adam.zero_grad(set_to_none=True)
-        return norm
-
-    def _check_norm(self, name: str, norm: float, step: int) -> None:
-        """Under fp16 an overflow skips the update and lowers the loss scale; elsewhere it is an error at once."""
+        # Under fp16 an overflow skips the update and lowers the loss scale; elsewhere it is an error at once.
         self.skipped[name] = 0 if math.isfinite(norm) else self.skipped[name] + 1
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             raise NonFinite(f"step {step + 1}: the gradient of network {name!r} has norm {norm}")
@@ -199,6 +196,9 @@ class Trainer:
                 f"not finite, and fp16's loss scale has fallen to {self.scaler.get_scale():.1e}; accepted: "
                 "train.precision=bf16 or fp32, or a lower train.lr"
             )
+        self.scaler.step(optimizer.adam)
+        optimizer.adam.zero_grad(set_to_none=True)
+        return norm
 
     def _row(self, phase: Phase, loss: dict[str, float], norms: Mapping[str, float], step: int) -> Row:
         return {
@@ -210,15 +210,6 @@ class Trainer:
             "seconds": round(self.seconds, 3),
             "evaluations": self.budget.snapshot(),
         }
-
-    def _watched(self) -> Budget:
-        budget = Budget()
-        budget.watch("teacher", self.teacher.backbone)
-        for name, module in self.nets.trained.items():
-            budget.watch(name, module)
-        for (name, _), module in self.nets.emas.items():
-            budget.watch(name, module)
-        return budget
 
 
 def share_of(name: str, term: Tensor, batch: Batch, samples: int, rows: int) -> float:
@@ -233,9 +224,7 @@ def share_of(name: str, term: Tensor, batch: Batch, samples: int, rows: int) -> 
         FewstepError: for a scalar whose weight is ambiguous, or another shape.
     """
     own_samples, own_rows = batch.layout.batch_size, len(batch.x0)
-    if own_samples * rows == own_rows * samples:
-        return own_samples / samples
-    if term.dim() == 1 and len(term) == own_samples:
+    if own_samples * rows == own_rows * samples or (term.dim() == 1 and len(term) == own_samples):
         return own_samples / samples
     if term.dim() > 0 and len(term) == own_rows:
         return own_rows / rows

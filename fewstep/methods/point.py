@@ -48,16 +48,6 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Noised:
-    """Noisy samples ``x_t`` at times ``t_B`` [B], their noise, and the condition that the student sees."""
-
-    x_t: Tensor
-    t_B: Tensor
-    noise: Tensor
-    cond: Condition
-
-
-@dataclass(frozen=True)
 class Look:
     """The settings of one term's evaluation at noisy samples.
 
@@ -82,29 +72,20 @@ class Look:
             batch: real clean samples, or a student's own.
             previous: the network that predicts at t - D in place of the student.
         """
-        drawn, layout = self.draw(batch, step), batch.layout
-        velocity = self.velocity(batch, drawn.noise, drawn.x_t, drawn.t_B, nets, step)
+        layout, t_B, noise = batch.layout, self.times(batch, step), step.randn_like(batch.x0, "noise")
+        x_t = step.interpolant.interpolate(batch.x0, noise, t_B, layout)
+        cond = dropped(batch, step, self.config.p_uncond, f"drop/{self.name}")
+        velocity = self.velocity(batch, noise, x_t, t_B, nets, step)
 
         def student(x: Tensor, t: Tensor) -> Tensor:
-            return cast(Tensor, nets.student(x, t, drawn.cond, layout))
+            return cast(Tensor, nets.student(x, t, cond, layout))
 
         def before(x: Tensor, t: Tensor) -> Tensor:
-            return cast(Tensor, (previous or nets.student)(x, t, drawn.cond, layout))
+            return cast(Tensor, (previous or nets.student)(x, t, cond, layout))
 
-        residual = self.knobs.residual(student, drawn.x_t, drawn.t_B, velocity, layout, step, before)
-        return self.point(drawn, residual, batch)
-
-    def draw(self, batch: Batch, step: Step) -> Noised:
-        """Noisy samples at drawn times, before any network is evaluated."""
-        t_B, noise = self.times(batch, step), step.randn_like(batch.x0, "noise")
-        x_t = step.interpolant.interpolate(batch.x0, noise, t_B, batch.layout)
-        return Noised(x_t, t_B, noise, dropped(batch, step, self.config.p_uncond, f"drop/{self.name}"))
-
-    def point(self, drawn: Noised, residual: Residual, batch: Batch) -> Point:
-        """The residual with its samples, times and phase ends."""
-        t_B = drawn.t_B
+        residual = self.knobs.residual(student, x_t, t_B, velocity, layout, step, before)
         end_B = phase_end(self.knobs.before(t_B), self.phases, self.config.rescale_t)
-        return Point(drawn.x_t, t_B, end_B, batch.layout.expand(t_B - end_B, drawn.x_t), residual)
+        return Point(x_t, t_B, end_B, layout.expand(t_B - end_B, x_t), residual)
 
     def times(self, batch: Batch, step: Step) -> Tensor:
         """[B] times of the draw "t": s + D + (1 - D - s) u for a finite difference, s + (1 - s) u for jvp."""

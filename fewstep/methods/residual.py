@@ -88,27 +88,16 @@ class Derivative:
         Args:
             previous: predicts at t - D in place of the student (an average of it); discrete only.
         """
-        velocity = velocity.detach().to(x_t.dtype)
+        dtype, interval = x_t.dtype, self.interval
+        velocity = velocity.detach().to(dtype)
         if self.kind == "continuous":
             value, slope = step.jvp(student, (x_t, t_B), (velocity, torch.ones_like(t_B)), layout)
+            value, slope = value.to(dtype), slope.to(dtype)
         else:
-            value = student(x_t, t_B)
-            with torch.no_grad():
-                before = (previous or student)(*self.earlier(x_t, t_B, velocity))
-            return self.discrete(value, before, velocity, layout)
-        return Residual(value.to(x_t.dtype), normalise(slope.to(x_t.dtype), layout, self.norm, self.constant), velocity)
-
-    def earlier(self, x_t: Tensor, t_B: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
-        """The point that the finite difference also looks at: D back along the velocity.
-
-        Its time is in float64: t - D in float32 would lose digits that the division by D then magnifies.
-        """
-        return x_t - self.interval * velocity, t_B.double() - self.interval
-
-    def discrete(self, value: Tensor, before: Tensor, velocity: Tensor, layout: Layout) -> Residual:
-        """The residual of F here and F at the earlier point, both taken already; in the type of ``velocity``."""
-        value = value.to(velocity.dtype)
-        slope = (value.detach() - before.to(velocity.dtype)) / self.interval
+            value = student(x_t, t_B).to(dtype)
+            with torch.no_grad():  # time in float64: t - D in float32 would lose digits that the division magnifies
+                before = (previous or student)(x_t - interval * velocity, t_B.double() - interval)
+            slope = (value.detach() - before.to(dtype)) / interval
         return Residual(value, normalise(slope, layout, self.norm, self.constant), velocity)
 
     def times(self, u_B: Tensor, sigma_min: float) -> Tensor:

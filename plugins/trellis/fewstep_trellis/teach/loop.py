@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fewstep.config.base import Strict
-from fewstep.engine.networks import SPREAD
+from fewstep.core.batching import SPREAD
 from fewstep.engine.resume import Header, Store
 from fewstep.errors import FewstepError
 
