@@ -14,7 +14,6 @@ from fewstep.core.layout import Dense, Packed
 from fewstep.core.objective import Step
 from fewstep.core.samplers import euler
 from fewstep.core.times import step_grid
-from fewstep.engine.device import to_device
 from fewstep_trellis.dataset import PreparedObjects
 from fewstep_trellis.models import SLatGaussianDecoder, SparseStructureDecoder
 from fewstep_trellis.slat_dataset import PreparedLatents
@@ -42,7 +41,7 @@ def structure_condition_test(
     seed: int = 0,
 ) -> dict[str, float]:
     """Mean IoU to the true held-out object: own picture, another object's picture, and how often the own one wins."""
-    batch, teacher.guidance = to_device(data.held_out(), device), Guidance(guidance)
+    batch, teacher.guidance = data.held_out().to(device), Guidance(guidance)
     assert batch.cond.tokens is not None
     truth = data.set.occupancy(data.set.test)[:, 0].to(device) > 0
     noise = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(seed)).to(device)
@@ -91,7 +90,7 @@ def slat_condition_test(
     """
     batch = data.held_out()
     rows = torch.linspace(0, batch.layout.batch_size - 1, objects).round().long()
-    batch, teacher.guidance = to_device(batch.select(rows), device), Guidance(guidance)
+    batch, teacher.guidance = batch.select(rows).to(device), Guidance(guidance)
     assert batch.cond.tokens is not None
     chosen = data.set.test[rows.numpy()]
     truth = torch.cat([data.set.surface(int(row))[1][:, -3:] for row in chosen]).to(device) / 2 + 0.5
