@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from fewstep.metrics.features import frechet, frechet_gaussians, kid
-from fewstep.metrics.samples import agreement, energy_distance, mmd_rbf, sliced_wasserstein
+from fewstep.metrics.samples import agreement, mmd_rbf, sliced_wasserstein
 
-__all__ = ["agreement", "energy_distance", "frechet", "frechet_gaussians", "kid", "mmd_rbf", "sliced_wasserstein"]
+__all__ = ["agreement", "frechet", "frechet_gaussians", "kid", "mmd_rbf", "sliced_wasserstein"]

@@ -89,19 +89,6 @@ def _rbf(a: Tensor, b: Tensor, bandwidth: float) -> Tensor:
     return (-0.5 * (torch.cdist(a, b) / bandwidth).square()).exp()
 
 
-def energy_distance(generated: Tensor, reference: Tensor) -> float:
-    """2 E|x - y| - E|x - x'| - E|y - y'| of [N, F] and [M, F], unbiased: around 0 for equal distributions.
-
-    Source: Szekely and Rizzo 2013, "Energy statistics".
-
-    Raises:
-        FewstepError: for other shapes, fewer than 2 rows, or values that are not finite.
-    """
-    x, y = vectors(generated, reference, 2)
-    within = sum(mean_off_diagonal(torch.cdist(z, z)) for z in (x, y))
-    return 2 * float(torch.cdist(x, y).mean()) - within
-
-
 def mean_off_diagonal(matrix: Tensor) -> float:
     """The mean of a square matrix [N, N] without its diagonal."""
     n = len(matrix)
