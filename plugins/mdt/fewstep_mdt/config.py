@@ -45,17 +45,16 @@ class MDTConfig(VMConfig):
     )
     lambda_vd: float = Field(0.5, ge=0, description="weight of VD; 0 leaves it out")
     vd_after: int = Field(
-        0, ge=0, description="iterations of VM alone first: VD reads the student's own velocity, which VM has to make"
+        0,
+        ge=0,
+        description="iterations of VM alone first: VD reads the student's own velocity, which VM has to make; without "
+        "VM (lambda_vm=0) VD starts at once",
     )
     vd_factor: bool = Field(
         False, description="weigh VD's gradient by (1 - t), as in the paper's equation 17; the published code does not"
     )
 
-    @model_validator(mode="after")
-    def _something_from_the_start(self) -> MDTConfig:
-        if self.lambda_vm == 0 and self.vd_after > 0:
-            raise ValueError(
-                f"vd_after={self.vd_after} with lambda_vm=0: nothing is minimised before iteration {self.vd_after}; "
-                "set vd_after=0, or a lambda_vm above 0"
-            )
-        return self
+    @property
+    def vd_start(self) -> int:
+        """The first iteration with VD."""
+        return self.vd_after if self.lambda_vm > 0 else 0

@@ -44,7 +44,7 @@ class VelocityDistillation(Objective[MDTConfig]):
         return replace(found, x_fake=x_fake, v_fake=v_fake)
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
-        if self.config.lambda_vd == 0 or step.index < self.config.vd_after:
+        if self.config.lambda_vd == 0 or step.index < self.config.vd_start:
             return {}
         found = self.targets(batch, nets, step)
         carrier = cast(Tensor, found.v_fake)
