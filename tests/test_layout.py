@@ -111,3 +111,7 @@ def test_loss_terms_by_element_and_by_sample() -> None:
     assert per("element", x, layout).mean().item() == pytest.approx(7 / 4)
     assert per("sample", x, layout).mean().item() == pytest.approx(5 / 2)
     assert per("sample", x, Dense(4)).mean().item() == per("element", x, Dense(4)).mean().item()
+
+
+def test_a_layout_shows_its_size_and_not_its_tensors() -> None:
+    assert repr(Packed.of_lengths([2, 0, 3])) == "Packed(3 samples, 5 rows)"

@@ -77,7 +77,7 @@ class Dense:
         return self
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Packed:
     """Ragged samples one behind the other: x is [T, C], sample i owns rows cu_seqlens[i] to cu_seqlens[i + 1].
 
@@ -96,11 +96,14 @@ class Packed:
     cu_seqlens: Tensor
     coords: Tensor | None = None
     index: Tensor = field(init=False)
-    lengths_list: list[int] = field(init=False, repr=False)
-    _cache: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
+    lengths_list: list[int] = field(init=False)
+    _cache: dict[Hashable, Any] = field(init=False, default_factory=dict)
     _caches_beside: WeakKeyDictionary[Packed, dict[Hashable, Any]] = field(
-        init=False, repr=False, default_factory=WeakKeyDictionary
+        init=False, default_factory=WeakKeyDictionary
     )
+
+    def __repr__(self) -> str:
+        return f"Packed({self.batch_size} samples, {self.rows} rows)"
 
     def __post_init__(self) -> None:
         bounds = self.cu_seqlens

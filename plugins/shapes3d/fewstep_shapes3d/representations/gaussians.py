@@ -18,7 +18,7 @@ ACTIVATIONS = ("softplus", "exp")
 AABB = (-0.5, -0.5, -0.5, 1.0, 1.0, 1.0)  # origin and size of the cube that raw places in [0, 1] are mapped to
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Gaussians:
     """N Gaussians, as raw as they left the decoder, and their activated values.
 
@@ -52,6 +52,9 @@ class Gaussians:
     def __post_init__(self) -> None:
         if self.scaling_activation not in ACTIVATIONS:
             raise unknown("scaling_activation", self.scaling_activation, ACTIVATIONS)
+
+    def __repr__(self) -> str:
+        return f"Gaussians({len(self.raw_xyz)})"
 
     @classmethod
     def of_config(cls, fields: Mapping[str, Tensor], config: Mapping[str, Any]) -> Gaussians:

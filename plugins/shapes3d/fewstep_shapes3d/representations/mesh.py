@@ -10,7 +10,7 @@ from torch import Tensor
 from fewstep_shapes3d.representations.moving import moved
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Mesh:
     """Vertices, faces and what the vertices carry.
 
@@ -31,6 +31,9 @@ class Mesh:
     regulariser: dict[str, Tensor] | None = None
     corner_positions: Tensor | None = None
     corner_sdf: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"Mesh({len(self.vertices)} vertices, {len(self.faces)} faces)"
 
     @property
     def success(self) -> bool:

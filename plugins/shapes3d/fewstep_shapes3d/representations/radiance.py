@@ -10,7 +10,7 @@ from torch import Tensor
 from fewstep_shapes3d.representations.moving import moved
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RadianceField:
     """N local fields.
 
@@ -27,6 +27,9 @@ class RadianceField:
     density: Tensor
     features_dc: Tensor
     resolution: int
+
+    def __repr__(self) -> str:
+        return f"RadianceField({len(self)} voxels)"
 
     def __len__(self) -> int:
         return len(self.position)
