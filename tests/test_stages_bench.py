@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ from fewstep_shapes3d.sparse.noise import voxel_noise
 from rich.console import Console
 from scipy import stats
 from stages_helpers import COUNT, First, Second, Signs, Sums
+from test_bench import info
 
 from fewstep.benchmark import sampling
 from fewstep.benchmark.api import BenchTable
 from fewstep.benchmark.config import BenchConfig
-from fewstep.benchmark.entrants import Stage, entrants, line_up
+from fewstep.benchmark.entrants import Entrant, Stage, line_up, student
 from fewstep.benchmark.run import run_bench
 from fewstep.benchmark.sampling import check_alike, chunks, prompts_on
 from fewstep.cli import main
@@ -36,8 +38,15 @@ from fewstep.plugins.registry import registry
 QUICK = ("train.steps=2", "train.batch_size=4", "train.threads=1")
 
 
-class Info:
-    method, contract = "made-up", Contract(steps=(1, 2))
+def mine(*networks: First, contracts: Sequence[Contract] = (Contract(steps=(1, 2)),) * 2) -> Entrant:
+    """A student of both stages."""
+    return student(
+        "mine", [(one, info("made-up", contract)) for one, contract in zip(networks, contracts, strict=True)]
+    )
+
+
+def students() -> list[Entrant]:
+    return [mine(First(seed=2), Second(seed=6))]
 
 
 @pytest.fixture(autouse=True)
@@ -49,17 +58,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def stage(name: str, cls: type[First], guidance: float, suite: Signs, seed: int) -> Stage:
-    return Stage(name, Teacher(cls(seed=seed), Guidance(guidance)), suite, [("mine", cls(seed=seed + 1), Info())])
-
-
-def two() -> list[Stage]:
-    return [stage("one", First, 2.0, Signs(), 1), stage("two", Second, 1.5, Sums(), 5)]
+def two(first: Signs | None = None) -> list[Stage]:
+    teachers = Teacher(First(seed=1), Guidance(2.0)), Teacher(Second(seed=5), Guidance(1.5))
+    return [Stage("one", teachers[0], first or Signs()), Stage("two", teachers[1], Sums())]
 
 
 def bench(out: Path, stages: list[Stage], seeds: tuple[int, ...] = (0, 1)) -> BenchTable:
     config = BenchConfig(steps=(1, 2), seeds=seeds, teacher_steps=3, device="cpu")
-    return run_bench("duo", stages, config, out, console=Console(quiet=True))
+    return run_bench("duo", stages, students(), config, out, console=Console(quiet=True))
 
 
 def table(folder: str | Path) -> list[dict[str, str]]:
@@ -73,7 +79,8 @@ def rows(report: BenchTable, **wanted: object) -> list[dict[str, str]]:
 
 def by_hand(stages: list[Stage], label: str, steps: int, seed: int) -> torch.Tensor:
     """Both stages with samplers alone: sample, look at the signs, sample a row for each."""
-    fields = [s.teacher if label == "teacher" else s.students[0][1] for s in stages]
+    (entrant,) = students()
+    fields = [s.teacher if label == "teacher" else m.network for s, m in zip(stages, entrant.models, strict=True)]
     prompts, grid, path = stages[0].suite.prompts(), Contract().grid(steps), Step(0, Interpolant())
     x = euler(fields[0], stages[0].suite.noise(seed, prompts), prompts.cond, prompts.layout, grid, path)
     places = (x[..., 0] > 0).nonzero()
@@ -129,24 +136,13 @@ def test_the_truth_is_that_of_the_last_stage(tmp_path: Path) -> None:
 
 
 def test_a_step_count_is_made_for_only_if_both_contracts_name_it() -> None:
-    stages = two()
-
-    class Other(Info):
-        contract = Contract(steps=(2,), sampler="consistency")
-
-    second = Stage("two", stages[1].teacher, Sums(), [("mine", Second(), Other())])
-    (*_, mine) = line_up([stages[0], second], (1, 2), 25)
-    assert (mine.made_for(1), mine.made_for(2)) == (False, True)
-    assert mine.samplers == "euler+consistency"
-    assert [one.label for one in mine.chain] == ["mine", "mine"]
+    contracts = Contract(steps=(1, 2)), Contract(steps=(2,), sampler="consistency")
+    entrant = mine(First(), Second(), contracts=contracts)
+    assert [one.made_for(steps) for one, steps in line_up(two(), [entrant], (1, 2), 25)[-2:]] == [False, True]
+    assert entrant.samplers == "euler+consistency"
 
 
-def test_stages_that_do_not_belong_together(tmp_path: Path) -> None:
-    stages = two()
-    other = Stage("two", stages[1].teacher, Sums(), [("yours", Second(), Info())])
-    with pytest.raises(FewstepError, match=r"students .*mine.*yours.*the same in each"):
-        line_up([stages[0], other], (1,), 3)
-    assert len(entrants(stages[0], (1,), 3)) == 3
+def test_prompts_that_do_not_belong_together() -> None:
     batch = Signs().prompts()
     with pytest.raises(FewstepError, match="7 and 2 held-out samples"):
         check_alike([batch, Sums().prompts(2)])
@@ -162,9 +158,7 @@ def test_structures_that_come_out_empty_are_measured_all_the_same(tmp_path: Path
         def decode(self, x: torch.Tensor, layout: object) -> torch.Tensor:
             return torch.zeros(len(x), 4, dtype=torch.bool)
 
-    first, second = two()
-    empty = Stage("one", first.teacher, Nothing(), first.students)
-    report = bench(tmp_path / "b", [empty, second], seeds=(0,))
+    report = bench(tmp_path / "b", two(Nothing()), seeds=(0,))
     assert {float(row["value"]) for row in rows(report, label="mine", metric="size")} == {0.0}
     assert {float(row["nfe"]) for row in rows(report, label="mine", steps=2)} == {2.0}  # the first stage's alone
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fewstep.benchmark import students as finding
 from fewstep.benchmark.config import BenchConfig, configure
 from fewstep.benchmark.entrants import Stage
 from fewstep.benchmark.report import BenchTable
 from fewstep.benchmark.run import run_bench
+from fewstep.benchmark.students import load_students
 from fewstep.config.base import merge
 from fewstep.config.resolve import data_of
 from fewstep.config.stages import chosen
@@ -48,7 +48,7 @@ def bench(
     Args:
         backbone: registered name of the network.
         methods: shipped students to measure, by method.
-        students: folders by label. In place of a folder: anything with one as its ``folder`` or ``path``, as
+        students: folders by label. In place of a folder: anything with one as its ``folder``, as
             ``fewstep.distill`` and ``fewstep.load`` return it. A list may hold folders, named by their methods, or
             (label, folder). Without ``methods`` and ``students`` all shipped students are measured.
         steps: step counts, by default 1, 2, 4. Those that a student's contract does not name are marked ``*``.
@@ -72,16 +72,19 @@ def bench(
     given = {"steps": steps, "seeds": seeds, "limit": limit, "device": device}
     values = merge(config or {}, {name: value for name, value in given.items() if value is not None})
     configs = configure(networks, dataset, preset, values)
-    for package in ("scipy", "matplotlib", "PIL"):  # needed at the end only, so refuse before measuring
+    for package in ("scipy", "matplotlib"):  # needed at the end only, so refuse before measuring
         need(package)
-    folders = finding.find(networks, methods, _labelled(students))
+    pairs = list(students.items()) if isinstance(students, Mapping) else students
+    entrants = load_students(networks, methods, [one if isinstance(one, tuple) else (None, one) for one in pairs])
     folder = Path(out) if out is not None else _fresh(default_folder(named.name, stage))
     first, threads = next(iter(configs.values())), torch.get_num_threads()
+    name = f"{named.name} {'+'.join(networks)}" if len(networks) > 1 else next(iter(networks.values())).name
     try:
         torch.set_num_threads(first.threads or threads)
-        stages = _stages(networks, configs, dataset, finding.load(folders, networks))
-        name = f"{named.name} {'+'.join(networks)}" if len(networks) > 1 else next(iter(networks.values())).name
-        return run_bench(name, stages, first, folder, compare=Path(compare) if compare else None, console=console)
+        several = len(networks) > 1
+        stages = [_stage(one if several else "", networks[one], configs[one], dataset) for one in networks]
+        earlier = Path(compare) if compare else None
+        return run_bench(name, stages, entrants, first, folder, compare=earlier, console=console)
     finally:
         torch.set_num_threads(threads)
 
@@ -100,25 +103,9 @@ def _fresh(folder: Path) -> Path:
     return found
 
 
-def _labelled(students: Mapping[str, Any] | Sequence[Any]) -> list[tuple[str | None, Path]]:
-    if isinstance(students, Mapping):
-        pairs = list(students.items())
-    else:
-        pairs = [one if isinstance(one, tuple) else (None, one) for one in students]
-    return [(label, finding.folder_of(student)) for label, student in pairs]
-
-
-def _stages(
-    networks: Mapping[str, Entry],
-    configs: Mapping[str, BenchConfig],
-    dataset: str | None,
-    students: Mapping[str, list[finding.Student]],
-) -> list[Stage]:
-    found = []
-    for name, network in networks.items():
-        config, backbone = configs[name], network.load()
-        teacher = backbone.teacher(config.backbone)
-        data = data_of(network, dataset).load()(config.data, teacher.backbone)
-        suite, warp = backbone.suite(config.backbone, data), getattr(config.backbone, "rescale_t", 1.0)
-        found.append(Stage(name if len(networks) > 1 else "", teacher, suite, students[name], warp))
-    return found
+def _stage(name: str, network: Entry, config: BenchConfig, dataset: str | None) -> Stage:
+    backbone = network.load()
+    teacher = backbone.teacher(config.backbone)
+    data = data_of(network, dataset).load()(config.data, teacher.backbone)
+    suite = backbone.suite(config.backbone, data)
+    return Stage(name, teacher, suite, getattr(config.backbone, "rescale_t", 1.0))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import fmean, variance
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
 
 from fewstep.benchmark.entrants import OTHER_NOISE, TRUTH
-from fewstep.benchmark.rows import Row, seed_text
+from fewstep.benchmark.rows import Row, yes_or_no
 from fewstep.benchmark.summary import interval, is_quality, student_quantile
-from fewstep.benchmark.tables import Grid
+from fewstep.benchmark.tables import new_table
 
 Key = tuple[str, int, str]  # label, steps, metric
 Values = dict[str, float]  # by seed
@@ -42,14 +44,15 @@ class Change:
     moved: bool | None
 
 
-def compare(old: Iterable[Mapping[str, str]], new: Iterable[Row]) -> list[Change]:
+def compare(old: Iterable[Mapping[str, Any]], new: Iterable[Row]) -> list[Change]:
     """Every measure that both have, in the order of the new rows. ``old`` is as ``read_rows`` returns it."""
     before: dict[Key, Values] = {}
     for row in old:
-        before.setdefault((row["label"], int(row["steps"]), row["metric"]), {})[row["seed"]] = float(row["value"])
+        before.setdefault((row["label"], row["steps"], row["metric"]), {})[row["seed"]] = row["value"]
     now: dict[Key, Values] = {}
-    for line in new:
-        now.setdefault((line.label, line.steps, line.metric), {})[seed_text(line)] = line.value
+    for one in new:
+        seed = "" if one.seed is None else str(one.seed)  # as in rows.csv
+        now.setdefault((one.label, one.steps, one.metric), {})[seed] = one.value
     return [_change(key, before[key], values) for key, values in now.items() if key in before]
 
 
@@ -79,7 +82,7 @@ def _welch(old: Sequence[float], new: Sequence[float]) -> tuple[float, float | N
     return difference, student_quantile(freedom) * math.sqrt(total)
 
 
-def unlike(old: Sequence[Mapping[str, str]], extra: Mapping[str, str]) -> list[str]:
+def unlike(old: Sequence[Mapping[str, Any]], extra: Mapping[str, str]) -> list[str]:
     """A line for each of backbone, samples, machine and versions in which the two benches differ."""
     found = []
     for name, now in extra.items():
@@ -89,36 +92,18 @@ def unlike(old: Sequence[Mapping[str, str]], extra: Mapping[str, str]) -> list[s
     return found
 
 
-def write_changes(changes: Iterable[Change], path: Path) -> None:
-    """``compare.csv``."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Change)], lineterminator="\n")
-        writer.writeheader()
-        for change in changes:
-            values = {**asdict(change), "moved": _yes(change.moved)}
-            writer.writerow({key: "n/a" if value is None else value for key, value in values.items()})
-
-
-def changes_table(changes: Sequence[Change]) -> Grid:
+def changes_table(changes: Iterable[Change]) -> Table:
     """The measures of quality that moved, and differences of methods of which nobody can tell."""
     header = ["method", "steps", "measure", "old", "new", "difference", "pairing", "seeds", "moved"]
-    return Grid("what moved", header, 3, [[_texts(change) for change in changes if _shown(change)]])
-
-
-def _shown(change: Change) -> bool:
-    untold = change.moved is None and change.difference != 0 and change.label not in (OTHER_NOISE, TRUTH)
-    return is_quality(change.metric) and (change.moved is True or untold)
-
-
-def _texts(change: Change) -> list[str]:
-    half = "n/a" if change.half is None else f"{change.half:.2g}"
-    values = [f"{change.old:.4g}", f"{change.new:.4g}", f"{change.difference:+.3g} ±{half}"]
-    judged = [change.pairing, str(change.seeds), _yes(change.moved)]
-    return [change.label, str(change.steps), change.metric, *values, *judged]
-
-
-def _yes(moved: bool | None) -> str:
-    return {True: "yes", False: "no", None: "n/a"}[moved]
+    table = new_table("what moved", header)
+    for change in changes:
+        untold = change.moved is None and change.difference != 0 and change.label not in (OTHER_NOISE, TRUTH)
+        if is_quality(change.metric) and (change.moved or untold):
+            half = "n/a" if change.half is None else f"{change.half:.2g}"
+            values = [f"{change.old:.4g}", f"{change.new:.4g}", f"{change.difference:+.3g} ±{half}"]
+            judged = [change.pairing, str(change.seeds), yes_or_no(change.moved)]
+            table.add_row(*map(Text, (change.label, str(change.steps), change.metric, *values, *judged)))
+    return table
 
 
 def verdict(changes: Sequence[Change]) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -12,6 +11,7 @@ from fewstep.core.backbone import Backbone, Guidance, Teacher
 from fewstep.core.contract import Contract
 from fewstep.core.samplers import Sampler
 from fewstep.core.suite import Suite
+from fewstep.engine.export import StudentInfo
 from fewstep.errors import FewstepError
 from fewstep.plugins.registry import registry
 
@@ -20,121 +20,100 @@ OTHER_NOISE, TRUTH = "teacher, other noise", "truth, decoded"
 RESERVED = (TEACHER, UNDISTILLED, OTHER_NOISE, TRUTH)
 
 
-class Info(Protocol):
-    """What the bench needs of a student's ``StudentInfo``."""
-
-    @property
-    def contract(self) -> Contract: ...
-    @property
-    def method(self) -> str: ...
-
-
 @dataclass(frozen=True)
 class Stage:
-    """One stage of what is measured: its networks, and the suite that decodes its samples.
+    """One stage of what is measured: its teacher, and the suite that decodes its samples.
 
     Args:
         name: for the columns of times; "" where there is one stage.
         teacher: sampled by Euler at its own guidance.
         suite: decodes and measures.
-        students: (label, network, info); a label of None is the method's name.
         rescale_t: warp of the teacher's time grid.
     """
 
     name: str
     teacher: Teacher
     suite: Suite
-    students: Sequence[tuple[str | None, Backbone, Info]]
     rescale_t: float = 1.0
 
 
-@dataclass(frozen=True)
-class Entrant:
-    """A velocity field and how it is sampled: one line of the chart.
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A velocity field of one stage and how it is sampled.
 
-    ``network`` is the module inside ``field`` whose evaluations count; ``steps`` are the step counts to run; ``info``
-    is what a student's folder says of it; ``then`` samples the next stage, in as many steps.
+    ``network`` is the module inside ``field`` whose evaluations count; ``info`` is what a student's folder says of it.
     """
 
-    label: str
-    method: str
     field: nn.Module
     network: Backbone
     contract: Contract
-    steps: tuple[int, ...]
-    sampler: Sampler = field(repr=False)
-    info: Info | None = field(default=None, repr=False)
-    then: Entrant | None = None
+    sampler: Sampler
+    info: StudentInfo | None = None
 
-    @property
-    def chain(self) -> list[Entrant]:
-        """The entrants of all stages in order, this one first."""
-        return [self, *(self.then.chain if self.then is not None else ())]
+
+@dataclass(frozen=True, eq=False)
+class Entrant:
+    """One line of the chart: a model for each stage, all sampled in the same number of steps."""
+
+    label: str
+    method: str
+    models: tuple[Model, ...]
 
     @property
     def guidance(self) -> float:
-        """The scale at sampling, the largest of all stages."""
-        return max(one.contract.guidance for one in self.chain)
+        """The guidance scale at sampling, the largest of all stages."""
+        return max(model.contract.guidance for model in self.models)
 
     @property
     def samplers(self) -> str:
         """The samplers of all stages, each once."""
-        return "+".join(dict.fromkeys(one.contract.sampler for one in self.chain))
-
-    @property
-    def cost(self) -> int:
-        """About how many evaluations all its step counts take, for the progress display."""
-        return sum(sum(one.steps) * (1 if one.contract.guidance == 1.0 else 2) for one in self.chain)
+        return "+".join(dict.fromkeys(model.contract.sampler for model in self.models))
 
     def made_for(self, steps: int) -> bool:
         """Whether the contracts of all stages name this step count."""
-        return all(steps in one.contract.steps for one in self.chain)
+        return all(steps in model.contract.steps for model in self.models)
 
 
-def line_up(stages: Sequence[Stage], steps: Sequence[int], teacher_steps: int) -> list[Entrant]:
-    """The entrants of all stages: those of the first, each with that of its label in the next stage as ``then``.
-
-    Raises:
-        FewstepError: for stages with other students, and whatever ``entrants`` raises.
-    """
-    *earlier, found = [entrants(stage, steps, teacher_steps) for stage in stages]
-    for before in reversed(earlier):
-        labels = [[one.label for one in part] for part in (before, found)]
-        if labels[0] != labels[1]:
-            raise FewstepError(f"stages: got the students {labels[0]} and {labels[1]}; accepted: the same in each")
-        found = [replace(one, then=later) for one, later in zip(before, found, strict=True)]
-    return found
-
-
-def entrants(stage: Stage, steps: Sequence[int], teacher_steps: int) -> list[Entrant]:
-    """The teacher at ``teacher_steps``, undistilled at the other ``steps``, then the students at ``steps``.
+def student(label: str | None, networks: Sequence[tuple[Backbone, StudentInfo]]) -> Entrant:
+    """A student of one network a stage; without a label it is named by its methods.
 
     Raises:
-        FewstepError: for a label twice or reserved, or a contract whose sampler is not registered.
+        FewstepError: for a contract whose sampler is not registered.
     """
-    teacher, students = stage.teacher, stage.students
-    few = tuple(n for n in steps if n != teacher_steps)
-    contract = Contract(steps=(teacher_steps, *few), rescale_t=stage.rescale_t, guidance=teacher.guidance.scale)
-    euler = _sampler("euler")
-    found = [Entrant(TEACHER, TEACHER, teacher, teacher.backbone, contract, (teacher_steps,), euler)]
-    if few:
-        found.append(Entrant(UNDISTILLED, UNDISTILLED, teacher, teacher.backbone, contract, few, euler))
-    for label, network, info in students:
-        found.append(_student(label or info.method, network, info, tuple(steps)))
-    labels = [one.label for one in found]
-    for one in found[len(found) - len(students) :]:
-        if one.label in RESERVED or labels.count(one.label) > 1:
+    models = []
+    for network, info in networks:
+        guidance = info.contract.guidance
+        field: nn.Module = Teacher(network, Guidance(guidance)) if guidance != 1.0 else network.eval()
+        models.append(Model(field, network, info.contract, _sampler(info.contract.sampler), info))
+    methods = list(dict.fromkeys(info.method for _, info in networks))
+    return Entrant(label or "+".join(methods), methods[0], tuple(models))
+
+
+def line_up(
+    stages: Sequence[Stage], students: Sequence[Entrant], steps: Sequence[int], teacher_steps: int
+) -> list[tuple[Entrant, int]]:
+    """Who is sampled in how many steps: the teacher, undistilled at the other ``steps``, the students at ``steps``.
+
+    Raises:
+        FewstepError: for a label twice or reserved.
+    """
+    labels = [one.label for one in students]
+    for label in labels:
+        if label in RESERVED or labels.count(label) > 1:
             raise FewstepError(
-                f"--student: label {one.label!r} is taken; accepted: LABEL=FOLDER with a label of its own for each"
+                f"--student: label {label!r} is taken; accepted: LABEL=FOLDER with a label of its own for each"
             )
-    return found
-
-
-def _student(label: str, network: Backbone, info: Info, steps: tuple[int, ...]) -> Entrant:
-    contract = info.contract
-    guided = contract.guidance != 1.0
-    module: nn.Module = Teacher(network, Guidance(contract.guidance)) if guided else network.eval()
-    return Entrant(label, info.method, module, network, contract, steps, _sampler(contract.sampler), info)
+    few, models = [n for n in steps if n != teacher_steps], []
+    for stage in stages:
+        teacher = stage.teacher
+        contract = Contract(steps=(teacher_steps, *few), rescale_t=stage.rescale_t, guidance=teacher.guidance.scale)
+        models.append(Model(teacher, teacher.backbone, contract, _sampler(contract.sampler)))
+    teacher_entrant, undistilled = (Entrant(name, name, tuple(models)) for name in (TEACHER, UNDISTILLED))
+    return [
+        (teacher_entrant, teacher_steps),
+        *((undistilled, n) for n in few),
+        *((one, n) for one in students for n in steps),
+    ]
 
 
 def _sampler(name: str) -> Sampler:

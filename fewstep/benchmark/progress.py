@@ -14,25 +14,17 @@ from fewstep.benchmark.summary import seconds
 CELL = 12  # cost of decoding and measuring a cell, in network evaluations: a guess for the time left
 
 
-class BenchProgress:
+class BenchProgress(Progress):
     """Shows each cell (an entrant at a step count under a seed) when it is done, with its headline measure."""
 
-    def __init__(self, console: Console, entrants: Sequence[Entrant], seeds: int, headline: str) -> None:
-        self.console, self.headline, self.done = console, headline, 0
-        self.cells = seeds * sum(len(one.steps) for one in entrants)
+    def __init__(self, console: Console, cells: Sequence[tuple[Entrant, int]], seeds: int, headline: str) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        cost = sum(one.cost + CELL * len(one.steps) for one in entrants)
-        self.task = self.bar.add_task("measuring", total=seeds * cost)
+        super().__init__(*columns, console=console, disable=not console.is_terminal)
+        evaluations = [steps * sum(1 + (m.contract.guidance != 1.0) for m in one.models) for one, steps in cells]
+        self.bar = self.add_task("measuring", total=seeds * (sum(evaluations) + CELL * len(cells)))
+        self.headline, self.done, self.cells = headline, 0, seeds * len(cells)
 
-    def __enter__(self) -> BenchProgress:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def update(self, rows: Sequence[Row]) -> None:
+    def cell(self, rows: Sequence[Row]) -> None:
         """A cell is done, with these rows."""
         self.done += 1
         first, values = rows[0], {row.metric: row.value for row in rows}
@@ -40,7 +32,7 @@ class BenchProgress:
         text = f"[{self.done}/{self.cells}] seed {first.seed}  {first.label}  {steps}"
         if self.headline in values:
             text += f"  {self.headline} {values[self.headline]:.4g}"
-        self.bar.update(self.task, advance=first.nfe + CELL, description=text)
-        if self.bar.disable:
+        self.update(self.bar, advance=first.nfe + CELL, description=text)
+        if self.disable:
             line = f"{text}  flow {1000 * seconds(rows, FLOW):.3g} ms"
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from fewstep.benchmark import compare as comparing
 from fewstep.benchmark.chart import chart
 from fewstep.benchmark.entrants import TEACHER, UNDISTILLED
-from fewstep.benchmark.rows import NON_FINITE, Row
+from fewstep.benchmark.rows import NON_FINITE, Row, csv_file
 from fewstep.benchmark.summary import Line
-from fewstep.benchmark.tables import Grid, measures, quality_table, time_table
+from fewstep.benchmark.tables import html, markdown, measures, quality_table, time_table
 from fewstep.core.suite import Suite
 from fewstep.errors import FewstepError
 
-WIDTH = 160  # characters of a table as plain text
+WIDTH = 240  # characters of a table as plain text: nothing is folded
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,14 +41,13 @@ class BenchTable:
     rows: list[Row]
     lines: list[Line]
     title: str
-    tables: list[Grid]
+    tables: list[Table]
     notes: list[str]
 
     def show(self, console: Console) -> None:
         """Print the tables and their notes."""
-        for grid in self.tables:
-            for table in grid.rich(console.width):
-                console.print(table)
+        for table in self.tables:
+            console.print(table)
         for note in self.notes:
             console.print(note, highlight=False, markup=False, soft_wrap=True)
 
@@ -61,11 +60,11 @@ class BenchTable:
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
-        return f"<h4>{escape(self.title)}</h4>{''.join(grid.html() for grid in self.tables)}<ul>{notes}</ul>"
+        return f"<h4>{escape(self.title)}</h4>{''.join(map(html, self.tables))}<ul>{notes}</ul>"
 
     def markdown(self) -> str:
         """The text of ``table.md``."""
-        tables = [f"## {grid.title}\n\n{grid.markdown()}\n" for grid in self.tables]
+        tables = [f"## {table.title}\n\n{markdown(table)}\n" for table in self.tables]
         return "\n".join([f"# {self.title}\n", *tables, *(f"* {note}" for note in self.notes)]) + "\n"
 
     def to_pandas(self) -> Any:
@@ -103,7 +102,7 @@ def write(
     rows: list[Row],
     lines: list[Line],
     record: Mapping[str, Any],
-    old: Sequence[Mapping[str, str]] | None,
+    old: Sequence[Mapping[str, Any]] | None,
     shown: Mapping[tuple[str, int], Any],
     columns: int,
 ) -> BenchTable:
@@ -119,14 +118,20 @@ def write(
     notes = _notes(suite, lines, record)
     if old is not None:
         changes = comparing.compare(old, rows)
-        comparing.write_changes(changes, out / "compare.csv")
+        with csv_file(out / "compare.csv", comparing.Change) as write_change:
+            for change in changes:
+                write_change(change, {})
         same = {name: str(record[name]) for name in ("backbone", "samples", "machine")}
         notes += [*comparing.unlike(old, same), comparing.verdict(changes)]
-        tables += [grid for grid in (comparing.changes_table(changes),) if grid.rows]
+        moved = comparing.changes_table(changes)
+        tables += [moved] if moved.row_count else []
     seeds = len(record["seeds"])
     title = f"{record['backbone']}: {record['samples']} held-out samples, {seeds} seed{'s' * (seeds > 1)}"
     table = BenchTable(out, rows, lines, title, tables, notes)
-    _write_summary(out / "summary.csv", lines)
+    with csv_file(out / "summary.csv", Line, ("low", "high")) as write_line:
+        for line in lines:
+            bounds = {} if line.half is None else {"low": line.value - line.half, "high": line.value + line.half}
+            write_line(line, bounds)
     (out / "table.md").write_text(table.markdown(), encoding="utf-8")
     measured = measures(lines, suite.headline)
     panels = [name for name in dict.fromkeys((suite.headline, *suite.charts)) if name in measured]
@@ -136,20 +141,6 @@ def write(
     objects = [shown[key] for key in order]
     suite.sheet(list(zip(labels, objects, strict=True)), out / "sheet.png", columns)
     return table
-
-
-def _write_summary(path: Path, lines: Iterable[Line]) -> None:
-    """One row a line; ``low`` and ``high`` bound the interval, empty where there is none."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*(f.name for f in fields(Line)), "low", "high"], lineterminator="\n")
-        writer.writeheader()
-        for line in lines:
-            values = {**asdict(line), "made_for": "yes" if line.made_for else "no"}
-            if line.half is None:
-                values["half"] = "n/a"
-            else:
-                values.update(low=line.value - line.half, high=line.value + line.half)
-            writer.writerow(values)
 
 
 def _notes(suite: Suite, lines: Sequence[Line], record: Mapping[str, Any]) -> list[str]:

@@ -10,8 +10,9 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,15 +21,13 @@ import torch
 from rich.console import Console
 
 from fewstep.benchmark.config import BenchConfig
-from fewstep.benchmark.entrants import OTHER_NOISE, RESERVED, TEACHER, TRUTH, Entrant, Stage, line_up
+from fewstep.benchmark.entrants import OTHER_NOISE, TEACHER, TRUTH, Entrant, Stage, line_up
 from fewstep.benchmark.progress import BenchProgress
 from fewstep.benchmark.report import BenchTable, write
-from fewstep.benchmark.rows import NON_FINITE, ROWS, Row, RowFile, read_rows
+from fewstep.benchmark.rows import EXTRA, NON_FINITE, ROWS, Row, csv_file, read_rows
 from fewstep.benchmark.sampling import check_alike, clock, sample_stages, warm_up
 from fewstep.benchmark.summary import summarise
 from fewstep.config.run import versions
-from fewstep.core.batch import Batch
-from fewstep.core.suite import Suite
 from fewstep.engine.device import pick_device
 from fewstep.engine.folder import occupied
 from fewstep.errors import FewstepError
@@ -39,13 +38,14 @@ CONDITION_PROMPTS, CONDITION_REPEATS = 16, 3
 def run_bench(
     name: str,
     stages: Sequence[Stage],
+    students: Sequence[Entrant],
     config: BenchConfig,
     out: Path,
     *,
     compare: Path | None = None,
     console: Console | None = None,
 ) -> BenchTable:
-    """Measure the students of ``stages`` by steps by seeds, with the teacher and its undistilled network.
+    """Measure ``students`` by steps by seeds, with the teacher and its undistilled network.
 
     Writes ``rows.csv`` (row by row, so that a bench that is killed leaves what it measured), ``summary.csv``,
     ``table.md``, ``chart.png``, ``sheet.png``, ``environment.json`` and, with ``compare``, ``compare.csv``.
@@ -53,43 +53,57 @@ def run_bench(
     Args:
         name: of what is measured, for the record.
         stages: each samples on what the one before it decoded; the objects of the last one are measured.
+        students: with a model for each stage.
         out: must not exist, or be empty.
         compare: ``rows.csv`` of an earlier bench.
         console: shows the progress.
 
     Raises:
-        FewstepError: for an ``out`` that is occupied, a label twice, stages with other students, or an unusable
+        FewstepError: for an ``out`` that is occupied, a label twice, stages with other prompts, or an unusable
             ``compare``.
     """
-    entrants = line_up(stages, config.steps, config.teacher_steps)
+    cells = line_up(stages, students, config.steps, config.teacher_steps)
     old = read_rows(compare) if compare is not None else None
     console, began = console or Console(), time.monotonic()
-    cells = Cells(stages, entrants, config.seeds, config.limit, pick_device(config.device, "device"))
-    same = {"backbone": name, "samples": cells.prompts.layout.batch_size, "machine": machine(cells.device)}
-    _claim(out)
+    measurement = Measurement(stages, cells, config, pick_device(config.device, "device"))
+    samples, suite = measurement.prompts.layout.batch_size, stages[-1].suite
+    same = {"backbone": name, "samples": samples, "machine": machine(measurement.device)}
     packages = "; ".join(f"{package} {version}" for package, version in versions().items())
-    with (
-        RowFile(out, {**same, "versions": packages}) as file,
-        BenchProgress(console, entrants, len(config.seeds), cells.suite.headline) as progress,
-    ):
-        for rows in cells.run():
-            file.add(rows)
-            progress.update(rows)
-        file.add(cells.references())
+    rows: list[Row] = []
+    _claim(out)
+    try:
+        with (
+            csv_file(out / ROWS, Row, EXTRA, none="") as write_row,
+            BenchProgress(console, cells, len(config.seeds), suite.headline) as progress,
+        ):
+
+            def keep(found: Sequence[Row]) -> None:
+                for row in found:
+                    write_row(row, {**same, "versions": packages})
+                rows.extend(found)
+
+            for found in measurement.run():
+                keep(found)
+                progress.cell(found)
+            keep(measurement.references())
+    finally:
+        if not rows:
+            (out / ROWS).unlink()
+            with suppress(OSError):  # other files may lie there
+                out.rmdir()
     record = {
         **same,
         "versions": versions(),
         "seeds": list(config.seeds),
         "steps": list(config.steps),
-        "teacher": _recorded(entrants[0]),
-        "students": [_recorded(one) for one in entrants if one.label not in RESERVED],
+        "teacher": _recorded(cells[0][0]),
+        "students": [_recorded(one) for one in students],
         "seconds": round(time.monotonic() - began, 1),
         "command": sys.argv,
     }
     (out / "environment.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    columns = min(config.columns, cells.prompts.layout.batch_size)
-    lines = summarise(file.rows, cells.suite.lower_is_better)
-    return write(out, cells.suite, file.rows, lines, record, old, cells.shown, columns)
+    lines = summarise(rows, suite.lower_is_better)
+    return write(out, suite, rows, lines, record, old, measurement.shown, min(config.columns, samples))
 
 
 def _claim(out: Path) -> None:
@@ -103,56 +117,46 @@ def _claim(out: Path) -> None:
 
 
 def _recorded(entrant: Entrant) -> dict[str, Any]:
-    """An entrant as JSON: its contract, what a student cost, and the same of the stages that follow."""
-    values = {"label": entrant.label, "method": entrant.method, "contract": entrant.contract.model_dump(mode="json")}
-    others = {name: getattr(entrant.info, name, None) for name in ("step", "seconds", "budget", "weights")}
-    others["then"] = _recorded(entrant.then) if entrant.then is not None else None
-    return {**values, **{name: value for name, value in others.items() if value is not None}}
+    """An entrant as JSON: its contract, what a student cost, and under "then" the same of the stages that follow."""
+    record: dict[str, Any] = {}
+    for model in reversed(entrant.models):
+        values = {"label": entrant.label, "method": entrant.method, "contract": model.contract.model_dump(mode="json")}
+        if model.info is not None:
+            values["method"] = model.info.method
+            values |= {name: getattr(model.info, name) for name in ("step", "seconds", "budget", "weights")}
+        record = {**values, "then": record} if record else values
+    return record
 
 
-@dataclass
-class Cells:
+class Measurement:
     """All measurements of one bench.
 
     Prompts and conditions are those of the first stage; objects of the last stage are measured. ``shown`` keeps the
     objects of the first seed by (label, steps), for the contact sheet.
     """
 
-    stages: Sequence[Stage]
-    entrants: Sequence[Entrant]
-    seeds: Sequence[int]
-    limit: int | None
-    device: torch.device
-    shown: dict[tuple[str, int], Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._batches = [stage.suite.prompts(self.limit) for stage in self.stages]
-        check_alike(self._batches)
+    def __init__(
+        self, stages: Sequence[Stage], cells: Sequence[tuple[Entrant, int]], config: BenchConfig, device: torch.device
+    ) -> None:
+        self.stages, self.cells, self.seeds, self.device = stages, cells, config.seeds, device
+        self.batches = [stage.suite.prompts(config.limit) for stage in stages]
+        check_alike(self.batches)
+        self.prompts, self.suite = self.batches[0], stages[-1].suite
+        self.shown: dict[tuple[str, int], Any] = {}
         self._teacher: dict[int, Any] = {}  # the teacher's objects by seed
 
-    @property
-    def prompts(self) -> Batch:
-        """The held-out batch that the first stage samples."""
-        return self._batches[0]
-
-    @property
-    def suite(self) -> Suite:
-        """The suite that measures, of the last stage."""
-        return self.stages[-1].suite
-
     def run(self) -> Iterator[list[Row]]:
-        """Measure cell after cell: for each seed the teacher first, then all others from the same noise."""
+        """The rows of cell after cell: for each seed the teacher first, then all others from the same noise."""
         for stage in self.stages:
             stage.suite.to(self.device)
-        for entrant in self.entrants:
-            for one, batch in zip(entrant.chain, self._batches, strict=True):
-                one.field.to(self.device)
-                warm_up(one, batch, self.device)
+        for entrant in dict.fromkeys(entrant for entrant, _ in self.cells):
+            for model, batch in zip(entrant.models, self.batches, strict=True):
+                model.field.to(self.device)
+                warm_up(model, batch, self.device)
         condition = self._condition_seconds()
         for seed in self.seeds:
-            for entrant in self.entrants:
-                for steps in entrant.steps:
-                    yield self._cell(entrant, steps, seed, condition)
+            for entrant, steps in self.cells:
+                yield self._cell(entrant, steps, seed, condition)
 
     def _condition_seconds(self) -> float:
         """Seconds a sample of the condition encoder."""
@@ -167,34 +171,48 @@ class Cells:
     def _cell(self, entrant: Entrant, steps: int, seed: int, condition: float) -> list[Row]:
         outcome = sample_stages(self.stages, entrant, self.prompts, steps, seed, self.device)
         if entrant.label == TEACHER:
-            self._teacher[seed], self._nfe = outcome.objects, outcome.nfe
-        values = dict(self.suite.measure(outcome.objects, self._teacher[seed]))
+            self._teacher[seed] = outcome.objects
         if seed == self.seeds[0]:
             self.shown[entrant.label, steps] = outcome.objects
+        values = dict(self.suite.measure(outcome.objects, self._teacher[seed]))
         values.update(seconds_condition=condition, **outcome.seconds)
         if outcome.broken:
             values[NON_FINITE] = outcome.broken
-        return [_row(entrant, steps, seed, outcome.nfe, name, value) for name, value in values.items()]
+        rows = [
+            Row(
+                label=entrant.label,
+                method=entrant.method,
+                steps=steps,
+                nfe=outcome.nfe,
+                guidance=entrant.guidance,
+                sampler=entrant.samplers,
+                made_for=entrant.made_for(steps),
+                metric=metric,
+                value=value,
+                seed=seed,
+            )
+            for metric, value in values.items()
+        ]
+        if entrant.label == TEACHER:
+            self._teacher_row = rows[0]
+        return rows
 
-    def references(self) -> Iterator[Row]:
+    def references(self) -> list[Row]:
         """After ``run``: the decoded truth and, from two seeds on, the teacher against itself from other noise."""
-        teacher, seeds, true = self.entrants[0], self.seeds, self._batches[-1]
-        truth = self.suite.decode(true.x0, true.layout)
-        for name, value in self.suite.measure(truth, self._teacher[seeds[0]]).items():
-            yield Row(TRUTH, TRUTH, 0, None, 0.0, 1.0, "", True, name, value)
-        for one, other in zip(seeds, [*seeds[1:], seeds[0]], strict=True):
-            if one == other or (len(seeds) == 2 and one == seeds[1]):
-                continue  # each pair once
-            for name, value in self.suite.measure(self._teacher[one], self._teacher[other]).items():
-                row = _row(teacher, teacher.steps[0], one, self._nfe, name, value)
-                yield replace(row, label=OTHER_NOISE, method=OTHER_NOISE)
+        true, row = self.batches[-1], self._teacher_row
+        truth = self.suite.measure(self.suite.decode(true.x0, true.layout), self._teacher[self.seeds[0]])
+        blank = replace(row, label=TRUTH, method=TRUTH, steps=0, nfe=0.0, guidance=1.0, sampler="", seed=None)
+        rows = _rows(blank, truth)
+        pairs = list(zip(self.seeds, [*self.seeds[1:], self.seeds[0]], strict=True))
+        for seed, other in pairs if len(pairs) > 2 else pairs[:-1]:  # each pair once, none of a seed with itself
+            found = self.suite.measure(self._teacher[seed], self._teacher[other])
+            rows += _rows(replace(row, label=OTHER_NOISE, method=OTHER_NOISE, seed=seed), found)
+        return rows
 
 
-def _row(entrant: Entrant, steps: int, seed: int, nfe: float, metric: str, value: float) -> Row:
-    made_for = entrant.made_for(steps)
-    return Row(
-        entrant.label, entrant.method, steps, seed, nfe, entrant.guidance, entrant.samplers, made_for, metric, value
-    )
+def _rows(row: Row, values: Mapping[str, float]) -> list[Row]:
+    """A row for each measure."""
+    return [replace(row, metric=name, value=value) for name, value in values.items()]
 
 
 def machine(device: torch.device) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.benchmark.entrants import Entrant, Stage
+from fewstep.benchmark.entrants import Entrant, Model, Stage
 from fewstep.core.batch import Batch
 from fewstep.core.layout import Layout, Packed
 from fewstep.core.objective import Step
@@ -48,12 +48,13 @@ def sample_stages(
 ) -> Outcome:
     """Sample and decode stage after stage, each on what the one before it decoded, ``steps`` steps in each."""
     batch, seconds, nfe, broken, objects = prompts, {}, 0.0, 0.0, None
-    for stage, one, following in zip(stages, entrant.chain, [*stages[1:], None], strict=True):
-        samples = sample(one, batch, stage.suite.noise(seed, batch), steps, seed, device)
+    for index, (stage, model) in enumerate(zip(stages, entrant.models, strict=True)):
+        if index:
+            layout = stages[index - 1].suite.following(objects)
+            batch = prompts_on(layout, stage.suite.prompts(layout.batch_size))
+        samples = sample(model, batch, stage.suite.noise(seed, batch), steps, seed, device)
         began, layout = clock(device), batch.layout
         objects = stage.suite.decode(samples.x, layout)
-        if following is not None:
-            batch = prompts_on(stage.suite.following(objects), following.suite.prompts(layout.batch_size))
         suffix = f"_{stage.name}" if stage.name else ""
         seconds[f"seconds_flow{suffix}"] = samples.seconds
         seconds[f"seconds_decode{suffix}"] = (clock(device) - began) / layout.batch_size
@@ -61,59 +62,50 @@ def sample_stages(
     return Outcome(objects, nfe, broken, seconds)
 
 
-def sample(entrant: Entrant, prompts: Batch, noise: Tensor, steps: int, seed: int, device: torch.device) -> Samples:
+def sample(model: Model, prompts: Batch, noise: Tensor, steps: int, seed: int, device: torch.device) -> Samples:
     """Samples of all prompts, chunk by chunk. Noise that a sampler adds on its way depends on (seed, chunk) alone."""
     layout, parts, seconds = prompts.layout, [], 0.0
-    with counted(entrant.network) as counter, torch.inference_mode():
+    with counted(model.network) as sizes, torch.inference_mode():
         for index, rows in enumerate(chunks(prompts)):
             batch = prompts.select(rows).to(device)
             x = layout.select(noise, rows)[0].to(device)
-            step = Step(index=index, interpolant=entrant.network.interpolant, seed=seed, device=device)
+            step = Step(index=index, interpolant=model.network.interpolant, seed=seed, device=device)
             began = clock(device)
             if x.numel():  # the stage before may have decoded empty structures
-                grid = entrant.contract.grid(steps)
-                x = entrant.sampler(entrant.field, x, batch.cond, batch.layout, grid, step)
+                x = model.sampler(model.field, x, batch.cond, batch.layout, model.contract.grid(steps), step)
             seconds += clock(device) - began
             parts.append(x.cpu())
     x, count = torch.cat(parts), layout.batch_size
     finite = x.isfinite()
     broken = float((layout.sum((~finite).float()) > 0).float().mean())
-    return Samples(torch.where(finite, x, 0.0), counter.samples / count, seconds / count, broken)
-
-
-@dataclass
-class Counter:
-    """Evaluations of one network: the batch sizes of its calls added up."""
-
-    samples: int = 0
+    return Samples(torch.where(finite, x, 0.0), sum(sizes) / count, seconds / count, broken)
 
 
 @contextmanager
-def counted(network: nn.Module) -> Iterator[Counter]:
-    """Count evaluations while the block runs. CFG counts 2, in two calls or in one of twice the batch."""
-    counter = Counter()
+def counted(network: nn.Module) -> Iterator[list[int]]:
+    """Collect the batch size of every call of a network. CFG is two calls, or one of twice the batch."""
+    sizes: list[int] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         layout: Layout = kwargs["layout"] if "layout" in kwargs else args[3]
-        counter.samples += layout.batch_size
+        sizes.append(layout.batch_size)
 
     handle = network.register_forward_pre_hook(before, with_kwargs=True)
     try:
-        yield counter
+        yield sizes
     finally:
         handle.remove()
 
 
-def chunk_of(prompts: Batch) -> int:
-    """Samples of a chunk: a function of the prompts alone, so that all methods have the same chunks."""
-    return max(CHUNK, ELEMENTS * prompts.layout.batch_size // prompts.x0.numel())
-
-
 def chunks(prompts: Batch) -> list[Tensor]:
-    """Sample indices of each chunk; samples of unequal length share a chunk while their rows fit into ``ROWS``."""
+    """Sample indices of each chunk, a function of the prompts alone: all methods have the same chunks.
+
+    Samples of unequal length share a chunk while their rows fit into ``ROWS``.
+    """
     layout = prompts.layout
     if not isinstance(layout, Packed):
-        return list(torch.arange(layout.batch_size).split(chunk_of(prompts)))
+        size = max(CHUNK, ELEMENTS * layout.batch_size // prompts.x0.numel())
+        return list(torch.arange(layout.batch_size).split(size))
     found: list[list[int]] = []
     room = 0
     for index, length in enumerate(layout.lengths_list):
@@ -147,14 +139,10 @@ def check_alike(batches: Sequence[Batch]) -> None:
             raise FewstepError("stages: their held-out samples have other conditions; accepted: the same in each stage")
 
 
-def warm_up(entrant: Entrant, prompts: Batch, device: torch.device) -> None:
-    """One evaluation of two samples: the first allocates memory and chooses kernels, and is not to be timed."""
-    rows = torch.arange(min(2, prompts.layout.batch_size))
-    batch = prompts.select(rows).to(device)
-    with torch.inference_mode():
-        t_B = torch.ones(len(rows), dtype=torch.float64, device=device)
-        two_time = {"s_B": torch.zeros_like(t_B)} if entrant.contract.two_time else {}
-        entrant.network(batch.x0, t_B, batch.cond, batch.layout, **two_time)
+def warm_up(model: Model, prompts: Batch, device: torch.device) -> None:
+    """Two samples in one step: the first call allocates memory and chooses kernels, and is not to be timed."""
+    two = prompts.select(torch.arange(min(2, prompts.layout.batch_size)))
+    sample(model, two, torch.zeros_like(two.x0), 1, 0, device)
 
 
 def clock(device: torch.device) -> float:

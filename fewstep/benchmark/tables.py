@@ -1,11 +1,11 @@
-"""The result as two tables, quality and time a sample, shown by rich or written as Markdown and HTML."""
+"""The result as two tables, quality and time a sample: for the console (rich), as Markdown and as HTML."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from typing import cast
 
 from rich import box
 from rich.table import Table
@@ -13,109 +13,74 @@ from rich.text import Text
 
 from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
 from fewstep.benchmark.rows import GAP, NON_FINITE, SECONDS
-from fewstep.benchmark.summary import Line, is_quality
+from fewstep.benchmark.summary import Key, Line, by_cell, is_quality
 
-Key = tuple[str, int]  # label and steps
-Cells = dict[Key, dict[str, Line]]  # then by measure
+Cells = Mapping[Key, Mapping[str, Line]]  # by label and steps, then by measure
 LEFT = ("method", "measure", "pairing")  # columns that are flush left
 
 
-class Best(str):
-    """The text of the best value of its section: shown bold."""
-
-    __slots__ = ()
-
-
-@dataclass
-class Grid:
-    """Sections of rows of text under one header. The first ``keys`` columns name a row."""
-
-    title: str
-    header: list[str]
-    keys: int = 2
-    sections: list[list[list[str]]] = field(default_factory=list)
-
-    @property
-    def rows(self) -> list[list[str]]:
-        """The rows of all sections."""
-        return [row for section in self.sections for row in section]
-
-    def rich(self, width: int) -> list[Table]:
-        """For a console of ``width`` characters: as many tables as it takes, each with the columns that name a row."""
-        return [self._table(columns) for columns in self._split(width)]
-
-    def _split(self, width: int) -> list[list[int]]:
-        """Columns of each table; a column takes its text, a blank and a divider, the table two edges."""
-        needs = [2 + max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
-        names = list(range(self.keys))
-        parts, used = [list(names)], sum(needs[: self.keys])
-        for column in range(self.keys, len(self.header)):
-            if used + needs[column] > width - 2 and len(parts[-1]) > self.keys:
-                parts.append(list(names))
-                used = sum(needs[: self.keys])
-            parts[-1].append(column)
-            used += needs[column]
-        return parts
-
-    def _table(self, columns: list[int]) -> Table:
-        table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for name in (self.header[column] for column in columns):
-            table.add_column(name, justify="left" if name in LEFT else "right", no_wrap=True)
-        for section in self.sections:
-            for row in section:
-                table.add_row(*(Text(row[c], "bold" if isinstance(row[c], Best) else "") for c in columns))
-            table.add_section()
-        return table
-
-    def markdown(self) -> str:
-        """A Markdown table; the sections follow each other."""
-        marks = [":--" if name in LEFT else "--:" for name in self.header]
-        lines = [self.header, marks, *([_bold(_escaped(text), text, "**", "**") for text in row] for row in self.rows)]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-    def html(self) -> str:
-        """An HTML table."""
-        head = "".join(f"<th>{escape(name)}</th>" for name in self.header)
-        rows = ([f"<td>{_bold(escape(text), text, '<b>', '</b>')}</td>" for text in row] for row in self.rows)
-        body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-        return f"<table><caption>{escape(self.title)}</caption><tr>{head}</tr>{body}</table>"
+def new_table(title: str, header: Iterable[str]) -> Table:
+    """A table without rows. A narrow console folds its cells. Rows are of ``Text``; bold marks the best value."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in header:
+        table.add_column(name, justify="left" if name in LEFT else "right", overflow="fold")
+    return table
 
 
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*")
+def markdown(table: Table) -> str:
+    """A Markdown table; the sections follow each other."""
+    marks = [":--" if column.justify == "left" else "--:" for column in table.columns]
+    rows = _texts(table, lambda text: text.replace("|", "\\|").replace("*", "\\*"), "**", "**")
+    lines = [[str(column.header) for column in table.columns], marks, *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _bold(shown: str, text: str, before: str, after: str) -> str:
-    return f"{before}{shown}{after}" if isinstance(text, Best) and text else shown
+def html(table: Table) -> str:
+    """An HTML table."""
+    head = "".join(f"<th>{escape(str(column.header))}</th>" for column in table.columns)
+    rows = ("".join(f"<td>{text}</td>" for text in row) for row in _texts(table, escape, "<b>", "</b>"))
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f"<table><caption>{escape(str(table.title))}</caption><tr>{head}</tr>{body}</table>"
 
 
-def quality_table(lines: Sequence[Line], headline: str, lower_is_better: frozenset[str]) -> Grid:
+def _texts(table: Table, escaped: Callable[[str], str], before: str, after: str) -> list[list[str]]:
+    """The rows, with marks around what is bold."""
+    columns = [cast("Iterable[Text]", column.cells) for column in table.columns]
+    texts = [[(escaped(cell.plain), cell.style == "bold") for cell in row] for row in zip(*columns, strict=True)]
+    return [[f"{before}{text}{after}" if bold else text for text, bold in row] for row in texts]
+
+
+def quality_table(lines: Sequence[Line], headline: str, lower_is_better: frozenset[str]) -> Table:
     """Every measure as mean and half its 95 % interval, the best of each step count bold; headline first."""
-    cells, names = _by_cell(lines), measures(lines, headline)
+    cells, names = by_cell(lines), measures(lines, headline)
     heads = [f"{name} {'↓' if name in lower_is_better else '↑'}" for name in names]
-    grid = Grid("quality", ["method", "steps", "NFE", "guidance", *heads[:1], "gap closed", *heads[1:]])
-    places = {name: _places(found[name] for found in cells.values() if name in found) for name in names}
+    table = new_table("quality", ["method", "steps", "NFE", "guidance", *heads[:1], "gap closed", *heads[1:]])
+    places = {name: _places(found[name].value for found in cells.values() if name in found) for name in names}
     for index, section in enumerate(_sections(cells)):
-        best = {name: _best(section, cells, name, lower_is_better) for name in names} if index else {}
-        grid.sections.append([])
-        for key in section:
-            texts = {name: _value(cells[key].get(name), places[name]) for name in names}
-            values = [Best(text) if key == best.get(name) else text for name, text in texts.items()]
-            gap = _share(cells[key].get(GAP + headline))
-            grid.sections[-1].append([*_head(key, cells[key]), *values[:1], gap, *values[1:]])
-    return grid
+        best = {name: _best(section, name, lower_is_better) for name in names} if index else {}
+        for key, found in section.items():
+            values = [
+                Text(_value(found.get(name), places[name]), "bold" if best.get(name) == key else "") for name in names
+            ]
+            head = map(Text, _head(found))
+            table.add_row(*head, *values[:1], Text(_share(found.get(GAP + headline))), *values[1:])
+        table.add_section()
+    return table
 
 
-def time_table(lines: Sequence[Line]) -> Grid:
+def time_table(lines: Sequence[Line]) -> Table:
     """Milliseconds a sample by part of the work, and how much faster than the teacher."""
-    cells = _by_cell(lines)
     parts = list(dict.fromkeys(line.metric for line in lines if line.metric.startswith(SECONDS)))
     heads = [f"{name.removeprefix(SECONDS).replace('_', ' ')} ms" for name in parts]
-    grid = Grid("time a sample", ["method", "steps", "NFE", *heads, "x flow", "x whole"])
-    for section in _sections(cells):
-        timed = [key for key in section if cells[key].keys() & set(parts)]
-        grid.sections.append([[*_head(key, cells[key])[:3], *_times(cells[key], parts)] for key in timed])
-    return grid
+    table = new_table("time a sample", ["method", "steps", "NFE", *heads, "x flow", "x whole"])
+    for section in _sections(by_cell(lines)):
+        for found in section.values():
+            if found.keys() & set(parts):
+                times = [_milliseconds(found[name].value) if name in found else "" for name in parts]
+                faster = [f"{found[n].value:.3g}" if n in found else "" for n in ("speedup_flow", "speedup_total")]
+                table.add_row(*map(Text, (*_head(found)[:3], *times, *faster)))
+        table.add_section()
+    return table
 
 
 def measures(lines: Iterable[Line], headline: str) -> list[str]:
@@ -124,41 +89,30 @@ def measures(lines: Iterable[Line], headline: str) -> list[str]:
     return sorted(names, key=lambda name: name != headline)
 
 
-def _by_cell(lines: Iterable[Line]) -> Cells:
-    found: Cells = {}
-    for line in lines:
-        found.setdefault(line.cell, {})[line.metric] = line
-    return found
-
-
-def _sections(cells: Cells) -> list[list[Key]]:
+def _sections(cells: Cells) -> list[Cells]:
     """The teacher and the other references first, then one section a step count."""
-    fixed = [key for key in cells if key[0] in RESERVED and key[0] != UNDISTILLED]
-    fixed.sort(key=lambda key: key[0] != TEACHER)
-    steps = sorted({key[1] for key in cells if key not in fixed})
-    return [fixed, *([key for key in cells if key[1] == n and key not in fixed] for n in steps)]
+    references = [key for key in cells if key[0] in RESERVED and key[0] != UNDISTILLED]
+    others = [key for key in cells if key not in references]
+    steps = sorted({key[1] for key in others})
+    keys = [sorted(references, key=lambda key: key[0] != TEACHER), *([k for k in others if k[1] == n] for n in steps)]
+    return [{key: cells[key] for key in section} for section in keys]
 
 
-def _head(key: Key, found: dict[str, Line]) -> list[str]:
+def _head(found: Mapping[str, Line]) -> list[str]:
     line = next(iter(found.values()))
-    if not key[1]:
-        return [key[0], "", "", ""]
+    if not line.steps:
+        return [line.label, "", "", ""]
     broken = "!" if NON_FINITE in found else ""
-    return [key[0] + broken, f"{key[1]}{'' if line.made_for else '*'}", f"{line.nfe:g}", f"{line.guidance:g}"]
-
-
-def _times(found: dict[str, Line], parts: Sequence[str]) -> list[str]:
-    times = [_milliseconds(found[name].value) if name in found else "" for name in parts]
-    return [*times, *(f"{found[n].value:.3g}" if n in found else "" for n in ("speedup_flow", "speedup_total"))]
+    return [line.label + broken, f"{line.steps}{'' if line.made_for else '*'}", f"{line.nfe:g}", f"{line.guidance:g}"]
 
 
 def _milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.3g}" if seconds >= 1e-6 or not seconds else "<0.001"
 
 
-def _places(lines: Iterable[Line]) -> int:
+def _places(values: Iterable[float]) -> int:
     """Decimals that leave the largest value of a column four digits."""
-    largest = max((abs(line.value) for line in lines if math.isfinite(line.value)), default=0.0)
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     return min(max(3 - math.floor(math.log10(largest)), 0), 6) if largest > 0 else 1
 
 
@@ -175,8 +129,9 @@ def _share(line: Line | None) -> str:
     return f"{100 * line.value:.0f} % ±{'n/a' if line.half is None else f'{100 * line.half:.0f}'}"
 
 
-def _best(section: Sequence[Key], cells: Cells, name: str, lower_is_better: frozenset[str]) -> Key | None:
+def _best(section: Cells, name: str, lower_is_better: frozenset[str]) -> Key | None:
+    """The cell with the best finite value; None where there are fewer than two."""
     sign = 1 if name in lower_is_better else -1
-    values = {key: sign * cells[key][name].value for key in section if name in cells[key]}
+    values = {key: sign * found[name].value for key, found in section.items() if name in found}
     finite = {key: value for key, value in values.items() if math.isfinite(value)}
     return min(finite, key=lambda key: finite[key]) if len(finite) > 1 else None
