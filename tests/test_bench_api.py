@@ -136,3 +136,13 @@ def test_the_option_device_wins_over_the_key(capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     assert "written: yes" in out
     assert "gap closed" in out
+
+
+def test_tables_in_a_pipe_are_not_folded(
+    table: BenchTable, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    keys = ("teacher_steps=2", "device=cpu")
+    assert main(["bench", "-b", "duo", "--student", "pair/first", "--steps", "1", "--seeds", "0", *keys]) == 0
+    (header,) = (line for line in capsys.readouterr().out.splitlines() if "x flow" in line and "method" in line)
+    assert "x whole" in header

@@ -43,9 +43,14 @@ def bench(
     named = registry().get("backbone", needed("--backbone", "backbone", backbone))
     counts, noises = integers("--steps", steps, 1), integers("--seeds", seeds, 0)
     wanted, folders = names("--methods", methods), [_labelled(text) for text in student or []]
-    config, console = merge(*map(parse_override, overrides or [])), Console()
+    config = merge(*map(parse_override, overrides or []))
 
     from fewstep.benchmark import api
+    from fewstep.benchmark.report import WIDTH
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH  # into a file or a pipe the tables go unfolded
 
     table = api.bench(
         named.name,
