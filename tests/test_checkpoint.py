@@ -61,12 +61,10 @@ def test_student_says_everything_about_itself(student: Path) -> None:
 
 def test_weights_come_back_bit_for_bit_and_a_run_stands_for_its_student(finished: Path) -> None:
     engine_helpers.install()
-    state = Store(finished / "checkpoints")
-    header = state.newest()
-    assert header is not None
-    tensors = state.tensors(header)
+    state = Store(finished / "checkpoints").newest()
+    assert state is not None
     for key, value in load_student(finished)[0].state_dict().items():
-        assert torch.equal(value, tensors[f"net/student/{key}"])
+        assert torch.equal(value, state.tensors[f"net/student/{key}"])
 
 
 def test_half_precision_export(tmp_path: Path) -> None:
@@ -164,10 +162,10 @@ def test_store_keeps_the_last_k_and_replaces_a_step(tmp_path: Path) -> None:
         store.save(step, {"a": torch.full((2,), float(step))}, {"k": 1}, {})
     assert store.steps() == [3, 10]
     store.save(10, {"a": torch.zeros(2)}, {"k": 1}, {"new": True})
-    header = store.newest()
-    assert header is not None
-    assert (header.step, header.config, header.scalars) == (10, {"k": 1}, {"new": True})
-    assert torch.equal(store.tensors(header)["a"], torch.zeros(2))
+    found = store.newest()
+    assert found is not None
+    assert (found.step, found.config, found.scalars) == (10, {"k": 1}, {"new": True})
+    assert torch.equal(found.tensors["a"], torch.zeros(2))
 
 
 def test_tied_sliced_scalar_and_low_precision_tensors_survive(tmp_path: Path) -> None:
@@ -176,9 +174,9 @@ def test_tied_sliced_scalar_and_low_precision_tensors_survive(tmp_path: Path) ->
     tensors |= {"half": base.to(torch.bfloat16), "count": torch.tensor([2**40]), "none": torch.zeros(0)}
     store = Store(tmp_path)
     store.save(1, tensors, {}, {})
-    header = store.newest()
-    assert header is not None
-    found = store.tensors(header)
+    newest = store.newest()
+    assert newest is not None
+    found = newest.tensors
     assert all(torch.equal(found[key], value) and found[key].dtype == value.dtype for key, value in tensors.items())
 
 

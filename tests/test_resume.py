@@ -220,11 +220,11 @@ def test_tensors_of_another_network_are_refused(tmp_path: Path) -> None:
     """A checkpoint that is whole but fits another network, as after a plugin's update."""
     out = begin(tmp_path / "run")
     store = Store(out / "checkpoints")
-    header = store.newest()
-    assert header is not None
-    tensors = store.tensors(header)
+    newest = store.newest()
+    assert newest is not None
+    tensors = newest.tensors
     tensors["net/student/layers.0.weight"] = tensors["net/student/layers.0.weight"][:1]
-    store.save(6, tensors, header.config, header.scalars)
+    store.save(6, tensors, newest.config, newest.scalars)
     with pytest.raises(
         FewstepError, match=re.escape(TENSORS) + r".*layers\.0\.weight: got \[1, 3\].*accepted \[8, 3\]"
     ):

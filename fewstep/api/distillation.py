@@ -13,7 +13,8 @@ from rich.console import Console
 
 from fewstep.config.resolve import resolve_stages
 from fewstep.config.run import Resolved
-from fewstep.engine.session import start, start_stages
+from fewstep.engine.folder import check_stages
+from fewstep.engine.session import start
 from fewstep.engine.trackers import METRICS
 
 if TYPE_CHECKING:
@@ -129,8 +130,10 @@ def run_resolved(
     """Start what ``resolve_stages`` found; ``command`` is recorded. See ``distill``."""
     folder = Path(out) if out is not None else next(iter(resolved.values())).folder
     if len(resolved) > 1:
-        start_stages(resolved, folder, resume, console, trackers=trackers, command=command, callbacks=callbacks)
-        return Run(folder, tuple(resolved))
-    (one,) = resolved.values()
-    start(one, folder, resume, console, trackers=trackers, command=command, callbacks=callbacks)
-    return Run(folder)
+        stages = tuple(resolved)
+        runs = {folder / name: again for name, again in check_stages(folder, stages, resume).items()}
+    else:
+        stages, runs = (), {folder: resume}
+    for one, (out, again) in zip(resolved.values(), runs.items(), strict=True):
+        start(one, out, again, console, trackers=trackers, command=command, callbacks=callbacks)
+    return Run(folder, stages)

@@ -43,19 +43,15 @@ class Sum(Objective[C]):
 
     def contract(self) -> Contract:
         """The contract that all objectives share. A subclass may decide otherwise."""
-        first, *others = [one.contract() for one in self.objectives]
-        for one, other in zip(self.objectives[1:], others, strict=True):
-            if other != first:
-                raise self._refusal("their students are sampled differently", first, one, other)
-        return first
+        contracts = [one.contract() for one in self.objectives]
+        self._check_equal(contracts, "their students are sampled differently")
+        return contracts[0]
 
     def phase(self, step: int) -> Phase:
         """All objectives at once, which needs that they train the same networks at this step."""
-        first, *others = [one.phase(step) for one in self.objectives]
-        for one, other in zip(self.objectives[1:], others, strict=True):
-            if set(other.trains) != set(first.trains):
-                raise self._refusal(f"they train different networks at step {step}", first.trains, one, other.trains)
-        return Phase(first.trains)
+        trains = [one.phase(step).trains for one in self.objectives]
+        self._check_equal([sorted(one) for one in trains], f"they train different networks at step {step}")
+        return Phase(trains[0])
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         found = [getattr(one, one.phase(step.index).loss)(batch, nets, step) for one in self.objectives]
@@ -73,9 +69,11 @@ class Sum(Objective[C]):
             for i, name in enumerate(classes)
         ]
 
-    def _refusal(self, why: str, first: object, one: Objective[Any], other: object) -> FewstepError:
-        pair = f"{type(self.objectives[0]).__name__} and {type(one).__name__}"
-        return FewstepError(f"{type(self).__name__}: {pair} cannot be summed, {why}: {first}, {other}")
+    def _check_equal(self, values: Sequence[object], why: str) -> None:
+        for one, value in zip(self.objectives, values, strict=True):
+            if value != values[0]:
+                pair = f"{type(self.objectives[0]).__name__} and {type(one).__name__}"
+                raise FewstepError(f"{type(self).__name__}: {pair} cannot be summed, {why}: {values[0]}, {value}")
 
 
 def _merged(name: str, a: NetSpec, b: NetSpec) -> NetSpec:

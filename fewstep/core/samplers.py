@@ -1,4 +1,4 @@
-"""Samplers: from noise to data along a grid of times. Functions of a velocity field, without hidden state."""
+"""Samplers: from noise to data along a grid of times. They have no state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,21 +16,6 @@ from fewstep.core.layout import Layout
 from fewstep.core.objective import Step
 
 OnStep = Callable[[int, Tensor, Tensor], None]  # (step, state after it, predicted data)
-
-
-class Sampler(Protocol):
-    """Carries ``noise`` from grid[0] = 1 to grid[-1] = 0."""
-
-    def __call__(
-        self,
-        field: VelocityField,
-        noise: Tensor,
-        cond: Condition,
-        layout: Layout,
-        grid: list[float],
-        step: Step,
-        on_step: OnStep | None = None,
-    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -60,12 +44,20 @@ class Move:
         return self.step.interpolant.x0(x, v, self.times(t), self.layout)
 
 
-def sampler(advance: Callable[[Move], tuple[Tensor, Tensor]]) -> Sampler:
-    """A ``Sampler`` of one step's rule: ``advance`` returns the state at ``s`` and the data predicted there."""
+class Sampler:
+    """Carries noise from grid[0] = 1 to grid[-1] = 0, a function of a velocity field.
 
-    @functools.wraps(advance)
+    Args:
+        advance: the rule of one step; returns the state at ``s`` and the data predicted there.
+    """
+
+    def __init__(self, advance: Callable[[Move], tuple[Tensor, Tensor]]) -> None:
+        functools.update_wrapper(self, advance)
+        self.advance = advance
+
     @torch.no_grad()
-    def sample(
+    def __call__(
+        self,
         field: VelocityField,
         noise: Tensor,
         cond: Condition,
@@ -74,24 +66,23 @@ def sampler(advance: Callable[[Move], tuple[Tensor, Tensor]]) -> Sampler:
         step: Step,
         on_step: OnStep | None = None,
     ) -> Tensor:
+        """The samples, [B, ...] or [T, C] as ``noise``; ``on_step`` sees each step, ``step`` serves fresh noise."""
         x = noise
         for index, (t, s) in enumerate(itertools.pairwise(grid)):
-            x, data = advance(Move(index, x, t, s, field, cond, layout, step))
+            x, data = self.advance(Move(index, x, t, s, field, cond, layout, step))
             if on_step is not None:
                 on_step(index, x, data)
         return x
 
-    return sample
 
-
-@sampler
+@Sampler
 def euler(move: Move) -> tuple[Tensor, Tensor]:
     """x_s = x_t - (t - s) v(x_t, t): for a teacher its ODE, for a one-time student its average velocity."""
     v = move.velocity(move.x, move.t)
     return move.x - (move.t - move.s) * v, move.data(move.x, v, move.t)
 
 
-@sampler
+@Sampler
 def heun(move: Move) -> tuple[Tensor, Tensor]:
     """Second order: the mean of the velocities at both ends of a step (the last step to 0 included)."""
     v = move.velocity(move.x, move.t)
@@ -100,7 +91,7 @@ def heun(move: Move) -> tuple[Tensor, Tensor]:
     return x, move.data(x, v_next, move.s)
 
 
-@sampler
+@Sampler
 def consistency(move: Move) -> tuple[Tensor, Tensor]:
     """Jump to the data with the average velocity, put fresh noise on it, jump again (consistency models, Alg. 1)."""
     data = move.x - move.t * move.velocity(move.x, move.t)
@@ -110,7 +101,7 @@ def consistency(move: Move) -> tuple[Tensor, Tensor]:
     return move.step.interpolant.interpolate(data, fresh, move.times(move.s), move.layout), data
 
 
-@sampler
+@Sampler
 def jump(move: Move) -> tuple[Tensor, Tensor]:
     """x_s = x_t - (t - s) F(x_t, t, s): a two-time student (MeanFlow, shortcut models)."""
     average = move.field(move.x, move.times(move.t), move.cond, move.layout, s_B=move.times(move.s))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,23 @@ def check(folder: Path, resume: bool) -> None:
         raise FewstepError(f"--resume: {str(folder)!r} is no run's folder (it has no {CONFIG}); give another --out")
     if not resume and occupied(folder):
         raise FewstepError(f"{str(folder)!r} exists; pass --resume to continue it or another --out")
+
+
+def check_stages(folder: Path, stages: Sequence[str], resume: bool) -> dict[str, bool]:
+    """Whether each stage's run, in a folder of its name, goes on where it was; those that had not begun start.
+
+    Raises:
+        FewstepError: where one of the folders cannot be used.
+    """
+    foreign = resume and occupied(folder) and not any((folder / name).is_dir() for name in stages)
+    if foreign or (folder / CONFIG).is_file():
+        raise FewstepError(f"{str(folder)!r} does not hold runs of stages {', '.join(stages)}; accepted: another --out")
+    if not resume or not folder.is_dir():
+        check(folder, resume)
+    begun = {name: resume and occupied(folder / name) for name in stages}
+    for name, again in begun.items():
+        check(folder / name, again)
+    return begun
 
 
 @contextmanager

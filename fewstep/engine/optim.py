@@ -103,22 +103,17 @@ class NetOptimizer:
         Raises:
             FewstepError: for moments of another shape or of an unknown parameter.
         """
-        known = {f"moments/{name}/{key}" for name in self.named for key in MOMENTS} | {"clip"}
-        if stray := sorted(set(state) - known):
-            raise FewstepError(f"optimiser of {self.name!r} has no {stray[0]!r}")
+        shapes = {f"moments/{name}/{key}": p.shape for name, p in self.named.items() for key in MOMENTS}
+        shapes |= {f"moments/{name}/step": torch.Size() for name in self.named}
+        for key, value in state.items():
+            if key != "clip" and value.shape != shapes.get(key):
+                accepted = list(shapes[key]) if key in shapes else "nothing of this name"
+                raise FewstepError(f"optimiser of {self.name!r}, {key}: got {list(value.shape)}, accepted {accepted}")
         self.clipper.norms.clear()
-        self.clipper.norms.extend(state["clip"].tolist() if "clip" in state else [])
+        self.clipper.norms.extend(state["clip"].tolist())
         for name, parameter in self.named.items():
             found = {key: state[f"moments/{name}/{key}"] for key in MOMENTS if f"moments/{name}/{key}" in state}
-            if found:
-                self.adam.state[parameter] = self._placed(name, parameter, found)
-
-    def _placed(self, name: str, parameter: Tensor, found: dict[str, Tensor]) -> dict[str, Tensor]:
-        for key in MOMENTS:
-            shape = torch.Size() if key == "step" else parameter.shape
-            if key not in found or found[key].shape != shape:
-                got = list(found[key].shape) if key in found else "nothing"
-                raise FewstepError(f"optimiser of {self.name!r}, {name!r}, {key}: got {got}, accepted {list(shape)}")
-        # AdamW keeps its counter on the CPU unless it is fused or capturable.
-        moments = {key: found[key].to(parameter.device, parameter.dtype) for key in MOMENTS[1:]}
-        return {"step": found["step"].clone(), **moments}
+            if found:  # a parameter without a gradient so far has no moments
+                moments = {key: found[key].to(parameter.device, parameter.dtype) for key in MOMENTS[1:]}
+                # AdamW keeps its counter on the CPU unless it is fused or capturable.
+                self.adam.state[parameter] = {"step": found["step"].clone(), **moments}

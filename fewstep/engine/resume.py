@@ -27,14 +27,14 @@ TENSORS, STATE = "state.safetensors", "state.json"
 
 
 @dataclass(frozen=True)
-class Header:
-    """A checkpoint without its tensors. ``config`` is the run's, as resolved."""
+class Checkpoint:
+    """What ``Store.save`` wrote into ``folder``; the tensors are on the CPU."""
 
     folder: Path
     step: int
+    tensors: dict[str, Tensor]
     config: dict[str, Any]
     scalars: dict[str, Any]
-    sha256: str
 
 
 class Store:
@@ -77,11 +77,11 @@ class Store:
         for old in self.steps()[: -self.keep]:
             discard(self.path(old))
 
-    def newest(self) -> Header | None:
-        """The newest checkpoint, checked but for its tensors; None where there is none.
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint; None where there is none.
 
         Raises:
-            FewstepError: for a damaged or foreign ``state.json``, naming it.
+            FewstepError: for a missing, truncated, changed or foreign file, naming it.
         """
         steps = self.steps()
         if not steps:
@@ -97,23 +97,14 @@ class Store:
             raise self._damaged(file, f"no resume state of this version ({FORMAT})")
         if state.pop("digest", None) != digest(state) or state["step"] != steps[-1]:
             raise self._damaged(file, "changed since it was written (its checksum does not match)")
-        return Header(file.parent, state["step"], state["config"], state["scalars"], state["sha256"])
-
-    def tensors(self, header: Header) -> dict[str, Tensor]:
-        """The tensors of a checkpoint, on the CPU.
-
-        Raises:
-            FewstepError: for a missing, truncated or changed file, naming it.
-        """
-        file = header.folder / TENSORS
+        file = file.parent / TENSORS
         try:
-            if sha256(file) != header.sha256:
+            if sha256(file) != state["sha256"]:
                 raise self._damaged(file, "truncated or changed since it was written (its checksum does not match)")
-            return load_file(file)
+            tensors = load_file(file)
         except OSError as error:
             raise self._damaged(file, str(error.strerror or error)) from None
-        except SafetensorError as error:
-            raise self._damaged(file, f"no safetensors: {error}") from None
+        return Checkpoint(file.parent, state["step"], tensors, state["config"], state["scalars"])
 
     def _damaged(self, file: Path, why: str) -> FewstepError:
         text = f"checkpoint {str(file)!r} cannot be resumed from: {why}"
@@ -146,7 +137,7 @@ def scalars_of(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def restore(trainer: Trainer, header: Header, state: Mapping[str, Tensor]) -> list[str]:
+def restore(trainer: Trainer, found: Checkpoint) -> list[str]:
     """Put a checkpoint back into a fresh trainer of the same config; what the user should know about it.
 
     Raises:
@@ -154,13 +145,13 @@ def restore(trainer: Trainer, header: Header, state: Mapping[str, Tensor]) -> li
     """
     own = {f"optim/{name}/": optimizer for name, optimizer in trainer.optimizers.items()}
     try:
-        trainer.nets.load({key: value for key, value in state.items() if not key.startswith(tuple(own))})
+        trainer.nets.load({key: value for key, value in found.tensors.items() if not key.startswith(tuple(own))})
         for prefix, optimizer in own.items():
-            optimizer.load({key[len(prefix) :]: v for key, v in state.items() if key.startswith(prefix)})
+            optimizer.load({key[len(prefix) :]: v for key, v in found.tensors.items() if key.startswith(prefix)})
     except FewstepError as error:
-        raise FewstepError(f"checkpoint {str(header.folder / TENSORS)!r} cannot be resumed from: {error}") from None
-    saved = header.scalars
-    trainer.step, trainer.seconds = header.step, float(saved["seconds"])
+        raise FewstepError(f"checkpoint {str(found.folder / TENSORS)!r} cannot be resumed from: {error}") from None
+    saved = found.scalars
+    trainer.step, trainer.seconds = found.step, float(saved["seconds"])
     trainer.nets.updates.update({name: int(count) for name, count in saved["updates"].items()})
     trainer.scaler.load_state_dict(saved["scaler"])
     trainer.skipped.update(saved["skipped"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from fewstep.core.objective import Objective
 from fewstep.engine import folder as folders
 from fewstep.engine.export import StudentInfo, save_student
 from fewstep.engine.progress import RunProgress, counting
-from fewstep.engine.resume import Header, Store, restore, scalars_of, tensors_of
+from fewstep.engine.resume import Checkpoint, Store, restore, scalars_of, tensors_of
 from fewstep.engine.trackers import JsonLines, Tracker, Window
 from fewstep.engine.trainer import NonFinite, Row, Trainer
 from fewstep.errors import FewstepError
@@ -42,13 +42,10 @@ def start(
     Whatever can be refused is refused before the folder is made.
 
     Args:
-        out: the run's folder.
+        out: the run's folder; returned.
         trackers: registered trackers beside ``metrics.jsonl``.
         command: the command line, for the record.
         callbacks: called with every row of ``metrics.jsonl``. An exception of theirs ends the run as an interrupt does.
-
-    Returns:
-        ``out``.
 
     Raises:
         FewstepError: for anything a user can put right.
@@ -56,58 +53,27 @@ def start(
     chosen = [registry().get("tracker", name) for name in trackers]
     folders.check(out, resume)
     store = Store(out / "checkpoints", resolved.config.train.keep)
-    header = _resumable(resolved, out, store) if resume else None
-    progress = RunProgress(console, resolved.config.train.steps, header.step if header else 0)
+    found = _resumable(resolved, out, store) if resume else None
+    progress = RunProgress(console, resolved.config.train.steps, found.step if found else 0)
     trainer = build(resolved, progress.say)
     with folders.locked(out):
         folders.check(out, resume)
         clean(store.folder)
-        if header is not None:
-            for note in restore(trainer, header, store.tensors(header)):
+        if found is not None:
+            for note in restore(trainer, found):
                 progress.say(note)
         if resume:
             progress.say(f"resuming {out} after step {trainer.step}")
         write_json(out / folders.CONFIG, record(resolved, command))
         outputs: list[Tracker] = [JsonLines(out, resolved.tables(), trainer.step)]
         outputs += [entry.load()(out, resolved.tables(), trainer.step) for entry in chosen]
-        window = Window(header.scalars["window"] if header else None)
+        window = Window(found.scalars["window"] if found else None)
         with counting(console) as count:
             trainer.dataset.prepare(trainer.device, count)
+        del found  # its tensors need not stay in memory
         train(trainer, store, resolved, outputs, progress, window, callbacks)
         export(trainer, resolved, out / "student")
     return out
-
-
-def start_stages(
-    resolved: Mapping[str, Resolved],
-    out: Path,
-    resume: bool,
-    console: Console,
-    *,
-    trackers: Sequence[str] = (),
-    command: Sequence[str] = (),
-    callbacks: Sequence[Callback] = (),
-) -> list[Path]:
-    """Distil stage after stage, each into a folder of its name in ``out``; returns these folders.
-
-    On ``resume`` a stage goes on where it was, or starts where it had not begun. The other arguments are those of
-    ``start``.
-
-    Raises:
-        FewstepError: before anything starts, where one of the folders cannot be used.
-    """
-    begun = {name: resume and folders.occupied(out / name) for name in resolved}
-    foreign = resume and folders.occupied(out) and not any((out / name).is_dir() for name in resolved)
-    if foreign or (out / folders.CONFIG).is_file():
-        raise FewstepError(f"{str(out)!r} does not hold runs of stages {', '.join(resolved)}; accepted: another --out")
-    if not resume or not out.is_dir():
-        folders.check(out, resume)
-    for name, again in begun.items():
-        folders.check(out / name, again)
-    return [
-        start(one, out / name, begun[name], console, trackers=trackers, command=command, callbacks=callbacks)
-        for name, one in resolved.items()
-    ]
 
 
 def build(resolved: Resolved, say: Say) -> Trainer:
@@ -201,15 +167,15 @@ def record(resolved: Resolved, command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _resumable(resolved: Resolved, out: Path, store: Store) -> Header | None:
+def _resumable(resolved: Resolved, out: Path, store: Store) -> Checkpoint | None:
     """The newest checkpoint, if its config is this one; None for a run that was killed before its first."""
-    header = store.newest()
-    if header is not None:
-        total = bool(header.scalars.get("reads_total", True))
-        folders.check_unchanged(header.config, resolved.identity(), header.step, reads_total=total)
+    found = store.newest()
+    if found is not None:
+        total = found.scalars["reads_total"]
+        folders.check_unchanged(found.config, resolved.identity(), found.step, reads_total=total)
     elif (out / folders.CONFIG).is_file():
         folders.check_unchanged(folders.started_with(out), resolved.identity(), 0, reads_total=False)
-    return header
+    return found
 
 
 def _kept(store: Store) -> str:

@@ -33,12 +33,13 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def reference_varlen(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: Packed) -> Tensor:
     """Sample by sample with an explicit softmax: the oracle. A sample without keys gives zeros."""
-    parts = []
-    for one, keys, values in zip(
-        q.split(q_layout.lengths_list), k.split(k_layout.lengths_list), v.split(k_layout.lengths_list), strict=True
-    ):
-        parts.append(reference_attention(one[None], keys[None], values[None])[0] if len(keys) else one * 0)
-    return torch.cat(parts)
+    queries, k_lengths = q.split(q_layout.lengths_list), k_layout.lengths_list
+    return torch.cat(
+        [
+            reference_attention(one[None], keys[None], values[None])[0] if len(keys) else one * 0
+            for one, keys, values in zip(queries, k.split(k_lengths), v.split(k_lengths), strict=True)
+        ]
+    )
 
 
 def grouped_varlen(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: Packed) -> Tensor:
@@ -46,15 +47,11 @@ def grouped_varlen(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: 
 
     A batch of many short windows becomes a few calls; nothing is padded.
     """
-    groups = _groups(q_layout, k_layout)
+    groups, place = q_layout.once("groups", lambda: _groups(q_layout, k_layout), beside=k_layout)
     if len(groups) == 1:
         (m, n), _, _ = groups[0]
         return _sdpa(q, k, v, m, n)
-    parts = [_sdpa(q[rows], k[keys], v[keys], m, n) for (m, n), rows, keys in groups]
-    place = q_layout.once(
-        "place of rows", lambda: _inverse(torch.cat([rows for _, rows, _ in groups])), beside=k_layout
-    )
-    return torch.cat(parts)[place]
+    return torch.cat([_sdpa(q[rows], k[keys], v[keys], m, n) for (m, n), rows, keys in groups])[place]
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, m: int, n: int) -> Tensor:
@@ -65,12 +62,11 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, m: int, n: int) -> Tensor:
     return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(0, 1)
 
 
-def _groups(q_layout: Packed, k_layout: Packed) -> list[tuple[tuple[int, int], Tensor, Tensor]]:
-    """((queries, keys) of a sequence, rows of the queries, rows of the keys) for each pair of lengths."""
-    return q_layout.once("groups", lambda: _make_groups(q_layout, k_layout), beside=k_layout)
+def _groups(q_layout: Packed, k_layout: Packed) -> tuple[list[tuple[tuple[int, int], Tensor, Tensor]], Tensor]:
+    """For each pair of lengths: ((queries, keys) of a sequence, rows of the queries, rows of the keys).
 
-
-def _make_groups(q_layout: Packed, k_layout: Packed) -> list[tuple[tuple[int, int], Tensor, Tensor]]:
+    And where, in the groups one behind the other, each row of the queries is.
+    """
     pairs = torch.stack([q_layout.lengths, k_layout.lengths], 1)
     shapes, group = torch.unique(pairs, dim=0, return_inverse=True)
     found = []
@@ -81,13 +77,7 @@ def _make_groups(q_layout: Packed, k_layout: Packed) -> list[tuple[tuple[int, in
             for layout, size in ((q_layout, m), (k_layout, n))
         )
         found.append(((m, n), rows, keys))
-    return found
-
-
-def _inverse(order: Tensor) -> Tensor:
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(len(order), device=order.device)
-    return inverse
+    return found, torch.cat([rows for _, rows, _ in found]).argsort()
 
 
 def _same_dtype(q: Tensor, k: Tensor, v: Tensor, *_: Packed) -> str | None:

@@ -62,8 +62,8 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, layout: Packed | Non
         FewstepError: for shapes, types or devices that do not fit together.
     """
     wanted = _check(x, layout)
-    _check_sample("shift", shift, x, wanted)
-    _check_sample("scale", scale, x, wanted)
+    _check_beside("shift", shift, x, wanted, "[B, C] = ")
+    _check_beside("scale", scale, x, wanted, "[B, C] = ")
     out: Tensor = call("modulated_norm", x, shift, scale, layout, eps)
     return out
 
@@ -82,16 +82,10 @@ def gated_residual(x: Tensor, gate: Tensor, y: Tensor, layout: Packed | None = N
     Raises:
         FewstepError: for shapes, types or devices that do not fit together.
     """
-    if y.shape != x.shape or not _alike(x, y):
-        got = f"{y.dtype} {tuple(y.shape)} on {y.device}"
-        raise invalid("y", got, f"a floating-point type, {list(x.shape)} on {x.device} as x")
-    _check_sample("gate", gate, x, _check(x, layout))
+    _check_beside("gate", gate, x, _check(x, layout), "[B, C] = ")
+    _check_beside("y", y, x, x.shape, "the shape of x, ")
     out: Tensor = call("gated_residual", x, gate, y, layout)
     return out
-
-
-def _alike(x: Tensor, v: Tensor) -> bool:
-    return v.device == x.device and v.is_floating_point()
 
 
 def _check(x: Tensor, layout: Packed | None) -> tuple[int, int]:
@@ -108,7 +102,7 @@ def _check(x: Tensor, layout: Packed | None) -> tuple[int, int]:
     return layout.batch_size, x.shape[1]
 
 
-def _check_sample(name: str, v: Tensor, x: Tensor, wanted: tuple[int, int]) -> None:
-    if v.shape != wanted or not _alike(x, v):
+def _check_beside(name: str, v: Tensor, x: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    if v.shape != shape or v.device != x.device or not v.is_floating_point():
         got = f"{v.dtype} {tuple(v.shape)} on {v.device}"
-        raise invalid(name, got, f"a floating-point type, [B, C] = {list(wanted)} on {x.device}")
+        raise invalid(name, got, f"a floating-point type, {meaning}{list(shape)} on {x.device}")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -35,10 +35,6 @@ ALL = frozenset(CAPABILITIES)
 EAGER = "fewstep.ops.eager"
 
 
-def _anything(*_: Any) -> str | None:
-    return None
-
-
 @dataclass(frozen=True)
 class Kernel:
     """One implementation of one op.
@@ -50,9 +46,8 @@ class Kernel:
         provides: a subset of ``{"forward", "backward", "jvp"}``.
         priority: higher is tried first.
         backend: ``"reference"`` (plain torch, does everything), ``"torch"`` (fused ops of torch) or ``"triton"``.
-        check: None for arguments it takes, else the reason why not; called by :meth:`supports`.
+        check: returns None for arguments that it takes, else the reason why not.
         example: makes the arguments of a small call, for ``fewstep ops``; one kernel of each op has it.
-        limited: whether something is missing in ``provides``.
     """
 
     name: str
@@ -61,28 +56,21 @@ class Kernel:
     provides: frozenset[str]
     priority: int = 0
     backend: str = "torch"
-    check: Callable[..., str | None] = field(default=_anything, repr=False)
+    check: Callable[..., str | None] | None = field(default=None, repr=False)
     example: Example | None = field(default=None, repr=False)
-    limited: bool = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "limited", not self.provides >= {"backward", "jvp"})
 
     def supports(self, *args: Any) -> str | None:
         """None when this kernel can serve a call with ``args``; else the reason why not."""
-        return (self._lacks(args) if self.limited else None) or self.check(*args)
-
-    def _lacks(self, args: tuple[Any, ...]) -> str | None:
-        tensors = [a for a in args if isinstance(a, Tensor)]
-        if "jvp" not in self.provides and carries_tangent(*tensors):
-            return "no forward-mode derivative, and an input carries a tangent"
-        if "backward" not in self.provides and needs_backward(*tensors):
-            return "no backward, and an input requires a gradient"
-        return None
+        if not self.provides >= ALL:
+            tensors = [a for a in args if isinstance(a, Tensor)]
+            if "jvp" not in self.provides and carries_tangent(*tensors):
+                return "no forward-mode derivative, and an input carries a tangent"
+            if "backward" not in self.provides and needs_backward(*tensors):
+                return "no backward, and an input requires a gradient"
+        return None if self.check is None else self.check(*args)
 
 
 _TABLE: dict[str, dict[str, Kernel]] = {}
-_ORDER: dict[tuple[str, str | None], list[Kernel]] = {}  # what kernels() has sorted before
 
 
 def register(kernel: Kernel) -> Kernel:
@@ -97,7 +85,7 @@ def register(kernel: Kernel) -> Kernel:
         raise unknown(f"capability of kernel {kernel.name!r}", min(odd), CAPABILITIES)
     if _TABLE.setdefault(kernel.op, {}).setdefault(kernel.name, kernel) is not kernel:
         raise FewstepError(f"op {kernel.op!r}: two kernels are called {kernel.name!r}")
-    _ORDER.clear()
+    _in_order.cache_clear()
     return kernel
 
 
@@ -130,19 +118,14 @@ def kernels(op: str) -> list[Kernel]:
 
     Raises FewstepError for an op without kernels.
     """
-    backend = forced()
-    found = _ORDER.get((op, backend))
-    if found is None:
-        found = _ORDER[op, backend] = _sorted(op, backend)
-    return found
+    return _in_order(op, forced())
 
 
-def _sorted(op: str, backend: str | None) -> list[Kernel]:
+@lru_cache(maxsize=256)
+def _in_order(op: str, backend: str | None) -> list[Kernel]:
     if op not in table():
         raise unknown("op", op, _TABLE)
-    found: Iterable[Kernel] = _TABLE[op].values()
-    if backend is not None:
-        found = (k for k in found if k.backend in (backend, "reference"))
+    found = [k for k in _TABLE[op].values() if backend is None or k.backend in (backend, "reference")]
     return sorted(found, key=lambda k: (k.backend == backend, k.priority), reverse=True)
 
 

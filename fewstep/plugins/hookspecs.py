@@ -67,7 +67,7 @@ def register_datasets(register: Register) -> None:
 
 @hookspec
 def register_samplers(register: Register) -> None:
-    """Samplers: functions with the signature of ``fewstep.core.samplers.Sampler``."""
+    """Samplers: each a ``fewstep.core.samplers.Sampler``, or a function with the signature of its call."""
 
 
 @hookspec

@@ -44,10 +44,8 @@ class TinyBackbone(Backbone):
 
     def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
         s_B = torch.zeros_like(t_B) if s_B is None else s_B
-        scalars = [t_B, s_B, layout.mean(x)]
-        scalars += (
-            [cond.tokens[:, i] for i in range(COND)] if cond.tokens is not None else [torch.zeros_like(t_B)] * COND
-        )
+        tokens = t_B.new_zeros(len(t_B), COND) if cond.tokens is None else cond.tokens
+        scalars = [t_B, s_B, layout.mean(x), *tokens.unbind(1)]
         columns = [layout.expand(v_B, x).expand(*x.shape[:-1], 1) for v_B in scalars]
         velocity: Tensor = self.outer(torch.tanh(self.inner(torch.cat([x, *columns], -1))))
         return velocity
@@ -78,3 +76,8 @@ def tiny_batch(
     if packed:
         return Batch(x0, Packed.of_lengths(list(lengths)), cond)
     return Batch(x0.reshape(len(lengths), -1, CHANNELS), Dense(len(lengths)), cond)
+
+
+def near(got: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Whether two tensors are of one shape and differ by at most this share of the norm of ``expected``."""
+    return got.shape == expected.shape and bool((got - expected).norm() <= tolerance * (expected.norm() + 1e-12))

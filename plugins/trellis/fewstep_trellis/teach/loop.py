@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fewstep.config.base import Strict
 from fewstep.core.batching import SPREAD
-from fewstep.engine.resume import Header, Store
+from fewstep.engine.resume import Checkpoint, Store
 from fewstep.errors import FewstepError
 
 Log = Callable[[dict[str, float]], None]
@@ -50,9 +50,9 @@ class Loop:
         schedule = torch.optim.lr_scheduler.OneCycleLR
         self.schedule = schedule(self.optimiser, config.lr, total_steps=config.steps, pct_start=0.1)
         self.step, self.seconds = 0, 0.0
-        header = self.store.newest()
-        if header is not None:
-            self._restore(header)
+        found = self.store.newest()
+        if found is not None:
+            self._restore(found)
 
     def run(self, terms: Terms, weights: Mapping[str, float], log: Log) -> None:
         """Train to the end; ``terms`` draws its data from the generator it is given, a function of seed and step."""
@@ -80,22 +80,22 @@ class Loop:
         scalars = {"groups": groups, "schedule": self.schedule.state_dict(), "seconds": self.seconds}
         self.store.save(self.step, tensors, self._recipe(), scalars)
 
-    def _restore(self, header: Header) -> None:
-        changed = [key for key, value in self._recipe().items() if header.config.get(key) != value]
+    def _restore(self, found: Checkpoint) -> None:
+        changed = [key for key, value in self._recipe().items() if found.config.get(key) != value]
         if changed:
-            lines = ", ".join(f"{key} was {header.config.get(key)}, is {self._recipe()[key]}" for key in changed)
+            lines = ", ".join(f"{key} was {found.config.get(key)}, is {self._recipe()[key]}" for key in changed)
             raise FewstepError(f"--resume with a changed recipe: {lines}; accepted: the old values, or another --out")
-        tensors = self.store.tensors(header)
+        tensors = found.tensors
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         for name, parameter in self.parameters.items():
             kept = {key: tensors[at] for key in MOMENTS if (at := f"{key}.{name}") in tensors}
             if kept:  # a parameter without a gradient so far has no moments; AdamW counts steps on the CPU
                 on_device = {key: value.to(parameter.device) for key, value in kept.items() if key != "step"}
                 self.optimiser.state[parameter] = {"step": kept["step"], **on_device}
-        for group, values in zip(self.optimiser.param_groups, header.scalars["groups"], strict=True):
+        for group, values in zip(self.optimiser.param_groups, found.scalars["groups"], strict=True):
             group.update(values)
-        self.schedule.load_state_dict(header.scalars["schedule"])
-        self.step, self.seconds = header.step, float(header.scalars["seconds"])
+        self.schedule.load_state_dict(found.scalars["schedule"])
+        self.step, self.seconds = found.step, float(found.scalars["seconds"])
 
     def _recipe(self) -> dict[str, Any]:
         return self.config.model_dump(mode="json", exclude={"checkpoint_every"})
