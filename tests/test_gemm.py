@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fewstep_shapes3d import gemm
 from torch import Tensor
 
-from fewstep.ops import gemm
 from fewstep.ops.table import ENV
 
 

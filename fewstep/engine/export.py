@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 import fewstep
-from fewstep.config.base import Strict
+from fewstep.config.base import Strict, validate
 from fewstep.core.backbone import Backbone
 from fewstep.core.contract import Contract
 from fewstep.errors import FewstepError
@@ -113,11 +113,9 @@ def read_info(folder: Path) -> StudentInfo:
     if got != FORMAT:
         raise FewstepError(f"student {str(file)!r}: format {got!r}; accepted: {FORMAT!r}, as `fewstep distill` writes")
     try:
-        return StudentInfo.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise FewstepError(f"student {str(file)!r}: {key}: {first['msg']}") from None
+        return validate(StudentInfo, values)
+    except FewstepError as error:
+        raise FewstepError(f"student {str(file)!r}: {error}") from None
 
 
 def _inner(folder: Path) -> Path:

@@ -16,9 +16,9 @@ from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError, invalid
 from fewstep.ops import Kernel, call, register
 from fewstep.ops.example import ROWS, Draw
-from fewstep.ops.gemm import product, row_sum
 from fewstep.ops.inputs import lowered
 from fewstep.ops.table import ALL
+from fewstep_shapes3d.gemm import product, row_sum
 from fewstep_shapes3d.sparse.geometry import Neighbours, check_coords, example_layout, neighbours
 
 

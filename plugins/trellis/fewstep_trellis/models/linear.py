@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from fewstep_shapes3d.gemm import product
 from torch import Tensor, nn
-
-from fewstep.ops.gemm import product
 
 
 class Linear(nn.Linear):
