@@ -22,14 +22,14 @@ from rich.console import Console
 
 from fewstep.benchmark.config import BenchConfig
 from fewstep.benchmark.entrants import OTHER_NOISE, TEACHER, TRUTH, Entrant, Stage, line_up
-from fewstep.benchmark.progress import BenchProgress
 from fewstep.benchmark.report import BenchTable, write
-from fewstep.benchmark.rows import EXTRA, NON_FINITE, ROWS, Row, csv_file, read_rows
+from fewstep.benchmark.rows import EXTRA, FLOW, NON_FINITE, ROWS, Row, csv_file, read_rows
 from fewstep.benchmark.sampling import check_alike, clock, sample_stages, warm_up
-from fewstep.benchmark.summary import summarise
+from fewstep.benchmark.summary import seconds, summarise
 from fewstep.config.run import versions
 from fewstep.engine.device import pick_device
 from fewstep.engine.folder import occupied
+from fewstep.engine.progress import counting
 from fewstep.errors import FewstepError
 
 CONDITION_PROMPTS, CONDITION_REPEATS = 16, 3
@@ -72,19 +72,16 @@ def run_bench(
     rows: list[Row] = []
     _claim(out)
     try:
-        with (
-            csv_file(out / ROWS, Row, EXTRA, none="") as write_row,
-            BenchProgress(console, cells, len(config.seeds), suite.headline) as progress,
-        ):
+        with csv_file(out / ROWS, Row, EXTRA, none="") as write_row, counting(console, every=0.0) as progress:
 
             def keep(found: Sequence[Row]) -> None:
                 for row in found:
                     write_row(row, {**same, "versions": packages})
                 rows.extend(found)
 
-            for found in measurement.run():
+            for number, found in enumerate(measurement.run(), 1):
                 keep(found)
-                progress.cell(found)
+                progress(number, len(config.seeds) * len(cells), _shown(found, suite.headline))
             keep(measurement.references())
     finally:
         if not rows:
@@ -114,6 +111,14 @@ def _claim(out: Path) -> None:
         (out / ROWS).touch()
     except OSError as error:
         raise FewstepError(f"--out: got {str(out)!r}; accepted: a folder to write to ({error.strerror})") from None
+
+
+def _shown(rows: Sequence[Row], headline: str) -> str:
+    """A cell in the progress display: what it is of, its headline measure and its time."""
+    first, values = rows[0], {row.metric: row.value for row in rows}
+    measured = f"  {headline} {values[headline]:.4g}" if headline in values else ""
+    flow = f"{1000 * seconds(rows, FLOW):.3g} ms"
+    return f"seed {first.seed}  {first.label}  {first.steps} step{'s' * (first.steps > 1)}{measured}  flow {flow}  cell"
 
 
 def _recorded(entrant: Entrant) -> dict[str, Any]:
