@@ -21,9 +21,9 @@ from fewstep.plugins.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from fewstep.api.distillation import Run, distill
+    from fewstep.api.generation import generate
     from fewstep.api.students import Student, load
     from fewstep.benchmark.api import BenchTable, bench
-    from fewstep.generation import generate
 
 __version__ = "0.1.0"
 
@@ -34,7 +34,7 @@ LAZY = {
     "load": "fewstep.api.students",
     "BenchTable": "fewstep.benchmark.api",
     "bench": "fewstep.benchmark.api",
-    "generate": "fewstep.generation",
+    "generate": "fewstep.api.generation",
 }
 
 __all__ = [

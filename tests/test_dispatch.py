@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import Cli, fake_plugin
 
+from fewstep.api.generation import generate
 from fewstep.cli.dispatch import asked
 from fewstep.errors import FewstepError
-from fewstep.generation import generate
 from fewstep.plugins.registry import Entry, registry
 from fewstep.plugins.shared import choose
 

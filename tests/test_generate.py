@@ -26,10 +26,10 @@ from pipeline_helpers import COND, describe, picture, write_encoder, write_pipel
 from plyfile import PlyData
 from test_pipeline_students import distilled
 
+from fewstep.api.generation import generate
 from fewstep.cli import main
 from fewstep.core.contract import Contract
 from fewstep.errors import FewstepError
-from fewstep.generation import generate
 
 
 @dataclass

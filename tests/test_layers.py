@@ -16,7 +16,7 @@ FLOORS = (
     {"core"},
     {"ops", "methods", "metrics"},
     {"engine", "testing"},
-    {"api", "benchmark", "generation"},
+    {"api", "benchmark"},
     {"cli"},
     {"__init__", "__main__"},
 )

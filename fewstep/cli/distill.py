@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 STAGE = Option(
     "--stage",
-    help="Which stage of the backbone's model, or both; by default the backbone's own (trellis: ss, not slat).",
+    help="Which stage of the backbone's model, or both; by default the stage that the backbone itself is.",
 )
 
 
@@ -93,6 +93,8 @@ def show_keys(console: Console, method: str, backbone: str, stage: str | None, d
 
 def show_config(console: Console, resolved: Resolved, stage: str = "") -> None:
     """The resolved config with sources, and the versions."""
+    from fewstep.config.run import versions
+
     title = f"resolved config{f' of stage {stage}' if stage else ''} (nothing was started)"
     table = Table("key", Column("value", overflow="fold"), "from", title=title)
     entries = {"method": resolved.method, "backbone": resolved.backbone, "dataset": resolved.dataset}
@@ -101,7 +103,7 @@ def show_config(console: Console, resolved: Resolved, stage: str = "") -> None:
     for key, value, source in resolved.rows():
         table.add_row(Text(key), Text(toml(value)), Text(source))
     console.print(table)
-    console.print(Text(", ".join(f"{name} {version}" for name, version in resolved.versions().items())), soft_wrap=True)
+    console.print(Text(", ".join(f"{name} {version}" for name, version in versions().items())), soft_wrap=True)
 
 
 def _start(

@@ -50,19 +50,14 @@ def accepted(annotation: Any, rules: tuple[Any, ...] = ()) -> str:
     if origin is Literal:
         return ", ".join(repr(arg) for arg in args)
     if origin in (list, tuple, set, frozenset):
-        return _series(origin, args) + _limits(rules, SIZES)
+        length = f" of {len(args)}" if origin is tuple and Ellipsis not in args else " of"
+        return f"a list{length} {_plural(args[0])}{_limits(rules, SIZES)}"
     if origin is dict:
         return f"a table of {_plural(args[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return f"a table ({', '.join(sorted(annotation.model_fields))})"
     words = WORDS[annotation][0] if annotation in WORDS else str(getattr(annotation, "__name__", annotation))
     return words + (_limits(rules, BOUNDS) if annotation in (int, float) else "")
-
-
-def _series(origin: Any, args: tuple[Any, ...]) -> str:
-    if origin is tuple and Ellipsis not in args:
-        return f"a list of {len(args)} {_plural(args[0])}"
-    return f"a list of {_plural(args[0])}"
 
 
 def _plural(annotation: Any) -> str:
@@ -90,7 +85,8 @@ def inner_model(annotation: Any) -> type[BaseModel] | None:
 def describe(model: type[BaseModel], prefix: str = "", defaults: Any = None) -> Iterator[Row]:
     """Every key with what it accepts, its default and its meaning; nested keys dotted."""
     for name, info in model.model_fields.items():
-        default = _default(info) if defaults is None else getattr(defaults, name)
+        own = PydanticUndefined if info.is_required() else info.get_default(call_default_factory=True)
+        default = own if defaults is None else getattr(defaults, name)
         inner = inner_model(info.annotation)
         table = inner is not None and get_origin(info.annotation) not in (list, tuple, dict)
         if not table or default is None:
@@ -112,10 +108,6 @@ def toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(json.dumps(str(v)) if isinstance(v, str | Path) else toml(v) for v in value) + "]"
     return repr(value)
-
-
-def _default(info: FieldInfo) -> Any:
-    return PydanticUndefined if info.is_required() else info.get_default(call_default_factory=True)
 
 
 def explain(model: type[BaseModel], values: Mapping[str, Any], error: ValidationError) -> str:
@@ -150,17 +142,12 @@ def _unknown(model: type[BaseModel], owner: type[BaseModel], item: ErrorDetails)
     *table, name = (str(part) for part in item["loc"])
     prefix, fields = "".join(f"{part}." for part in table), sorted(owner.model_fields)
     same = [row.key for row in describe(model) if row.key.rpartition(".")[2] == name]
-    close = nearest(name, fields)
-    hints = same or ([prefix + close] if close else _near_elsewhere(model, name))
+    close, keys = nearest(name, fields), {row.key.rpartition(".")[2]: row.key for row in describe(model)}
+    elsewhere = nearest(name, keys)
+    hints = same or ([prefix + close] if close else [keys[elsewhere]] if elsewhere else [])
     where = f"under {prefix[:-1]}" if prefix else "at the top"
     text = f"unknown key {prefix + name!r}: accepted {where} are {', '.join(fields)}"
     return text + (f"; did you mean {' or '.join(map(repr, hints[:3]))}?" if hints else "")
-
-
-def _near_elsewhere(model: type[BaseModel], name: str) -> list[str]:
-    keys = {row.key.rpartition(".")[2]: row.key for row in describe(model)}
-    hint = nearest(name, keys)
-    return [keys[hint]] if hint else []
 
 
 def _locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel], FieldInfo | None]:

@@ -60,10 +60,6 @@ class Resolved:
         """Where the run goes unless told otherwise."""
         return Path("runs") / f"{self.method.name}-{self.backbone.name}"
 
-    def versions(self) -> dict[str, str]:
-        """Versions of Python, fewstep, torch, numpy and the plugins' distributions."""
-        return versions()
-
 
 def versions() -> dict[str, str]:
     """Versions of Python, fewstep, torch, numpy and the plugins' distributions."""

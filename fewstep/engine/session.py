@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
 from fewstep.config.resolve import check_needs
+from fewstep.config.run import Resolved, versions
 from fewstep.core.objective import Objective
 from fewstep.engine import folder as folders
 from fewstep.engine.export import StudentInfo, save_student
@@ -19,9 +20,6 @@ from fewstep.engine.trainer import NonFinite, Row, Trainer
 from fewstep.errors import FewstepError
 from fewstep.files import clean, write_json
 from fewstep.plugins.registry import registry
-
-if TYPE_CHECKING:
-    from fewstep.config.run import Resolved
 
 Say = Callable[[str], None]
 Callback = Callable[[Row], None]
@@ -147,7 +145,7 @@ def export(trainer: Trainer, resolved: Resolved, folder: Path) -> None:
         budget=trainer.budget.snapshot(),
         derivatives=f"{trainer.derivatives.tangents.mode} ({trainer.derivatives.tangents.reason})",
         config=resolved.tables(),
-        versions=resolved.versions(),
+        versions=versions(),
     )
     save_student(folder, trainer.nets.exported(which), info)
 
@@ -162,7 +160,7 @@ def record(resolved: Resolved, command: Sequence[str]) -> dict[str, Any]:
         "config": resolved.tables(),
         "sources": {key: source for key, _, source in resolved.rows()},
         "identity": resolved.identity(),
-        "versions": resolved.versions(),
+        "versions": versions(),
         "command": list(command),
     }
 

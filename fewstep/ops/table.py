@@ -160,7 +160,7 @@ def call(op: str, *args: Any) -> Any:
     if torch.compiler.is_compiling() or EAGER in sys.modules:
         from fewstep.ops.eager import run_eagerly
 
-        return run_eagerly(op, *args)
+        return run_eagerly(run, op, *args)
     return run(op, *args)
 
 
