@@ -152,7 +152,7 @@ def load(student: Path | str | InFolder, *, device: str | torch.device = "auto")
     """
     folder = _find(str(student)) if isinstance(student, Path | str) else student.folder
     network, info = load_student(folder)
-    return Student(folder, network, info, pick_device(str(device), "device"))
+    return Student(folder, network, info, pick_device(str(device), "--device"))
 
 
 def _find(name: str) -> Path:
