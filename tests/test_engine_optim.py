@@ -14,7 +14,7 @@ from fewstep.config.base import validate
 from fewstep.config.train import TrainConfig
 from fewstep.core.objective import means
 from fewstep.engine.networks import ema_decay
-from fewstep.engine.optim import Clipper, NetOptimizer, lr_factor
+from fewstep.engine.optim import Clipper, LRSchedule, NetOptimizer
 from fewstep.engine.trainer import TrainStep
 from fewstep.errors import FewstepError
 
@@ -33,13 +33,13 @@ def config(**keys: object) -> TrainConfig:
 )
 def test_schedule_values(schedule: str, expected: list[float]) -> None:
     keys = config(steps=8, warmup=4, lr_schedule=schedule)
-    assert [lr_factor(keys, step) for step in range(8)] == pytest.approx(expected, abs=1e-12)
+    assert [LRSchedule(keys)(step) for step in range(8)] == pytest.approx(expected, abs=1e-12)
 
 
 def test_schedule_without_warmup_starts_at_the_full_rate_and_all_warmup_ends_there() -> None:
-    assert lr_factor(config(steps=5, lr_schedule="cosine"), 0) == 1.0
-    assert lr_factor(config(steps=5, warmup=5, lr_schedule="linear"), 4) == 1.0
-    assert lr_factor(config(steps=2, warmup=10, lr_schedule="cosine"), 1) == 0.2
+    assert LRSchedule(config(steps=5, lr_schedule="cosine"))(0) == 1.0
+    assert LRSchedule(config(steps=5, warmup=5, lr_schedule="linear"))(4) == 1.0
+    assert LRSchedule(config(steps=2, warmup=10, lr_schedule="cosine"))(1) == 0.2
 
 
 def test_network_scale_multiplies_the_rate() -> None:

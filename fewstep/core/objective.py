@@ -101,6 +101,11 @@ class Step:
         """Iterations of the run. The length of a run whose objective reads this cannot change on resume."""
         return self._total
 
+    @property
+    def generator(self) -> torch.Generator:
+        """The stream "default", for draws of your own."""
+        return self.stream("default")
+
     def stream(self, name: str) -> torch.Generator:
         """The generator of a named stream; a second call continues it."""
         if name not in self._streams:
@@ -113,7 +118,7 @@ class Step:
 
     def randn_like(self, x: Tensor, name: str | None = None) -> Tensor:
         """Standard normal noise. A named draw is the same each time it is asked for; an unnamed one is always new."""
-        generator = self.stream("default") if name is None else self._fresh(name)
+        generator = self.generator if name is None else self._fresh(name)
         return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
     def times(self, layout: Layout, sampler: TimeSampler, name: str = "t") -> Tensor:

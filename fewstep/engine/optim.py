@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,19 +17,23 @@ from fewstep.errors import FewstepError
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def lr_factor(config: TrainConfig, step: int) -> float:
-    """The learning rate of iteration ``step`` (from 0), as a factor of ``train.lr``.
+@dataclass(frozen=True)
+class LRSchedule:
+    """The learning rate as a factor of ``train.lr``: a linear warm-up, then constant, or a fall to 0."""
 
-    A linear warm-up, then constant, or a fall to 0 (``train.lr_schedule``).
-    """
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    if config.lr_schedule == "linear":
-        return 1 - done
-    if config.lr_schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * done))
-    return 1.0
+    config: TrainConfig
+
+    def __call__(self, step: int) -> float:
+        """The factor of iteration ``step``, from 0."""
+        config = self.config
+        if step < config.warmup:
+            return (step + 1) / config.warmup
+        done = (step - config.warmup) / max(1, config.steps - config.warmup)
+        if config.lr_schedule == "linear":
+            return 1 - done
+        if config.lr_schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        return 1.0
 
 
 class Clipper:
@@ -76,7 +81,7 @@ class NetOptimizer:
 
     def lr(self, step: int) -> float:
         """The learning rate of iteration ``step``."""
-        return self.config.lr * self.scale * lr_factor(self.config, step)
+        return self.config.lr * self.scale * LRSchedule(self.config)(step)
 
     def clip(self) -> float:
         """Scale the gradients down to the limit; their norm before that."""
