@@ -1,9 +1,15 @@
-"""What is measured: the teacher, its undistilled network, and the students, each sampled as its contract says."""
+"""What is measured: the teacher, its undistilled network, and the students, found by method or by folder.
+
+Each entrant has a model for every stage, sampled as its contract says.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -11,9 +17,9 @@ from fewstep.core.backbone import Backbone, Guidance, Teacher
 from fewstep.core.contract import Contract
 from fewstep.core.samplers import Sampler
 from fewstep.core.suite import Suite
-from fewstep.engine.export import StudentInfo
-from fewstep.errors import FewstepError
-from fewstep.plugins.registry import registry
+from fewstep.engine.export import StudentInfo, load_student
+from fewstep.errors import FewstepError, invalid
+from fewstep.plugins.registry import Entry, registry
 
 TEACHER, UNDISTILLED = "teacher", "undistilled"
 OTHER_NOISE, TRUTH = "teacher, other noise", "truth, decoded"
@@ -22,7 +28,7 @@ RESERVED = (TEACHER, UNDISTILLED, OTHER_NOISE, TRUTH)
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of what is measured: its teacher, and the suite that decodes its samples.
+    """One stage of what is measured.
 
     Args:
         name: for the columns of times; "" where there is one stage.
@@ -39,16 +45,18 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A velocity field of one stage and how it is sampled.
-
-    ``network`` is the module inside ``field`` whose evaluations count; ``info`` is what a student's folder says of it.
-    """
+    """A velocity field of one stage. ``network`` is the module inside ``field`` whose evaluations are counted."""
 
     field: nn.Module
     network: Backbone
     contract: Contract
-    sampler: Sampler
-    info: StudentInfo | None = None
+    info: StudentInfo | None = None  # of students
+
+    @property
+    def sampler(self) -> Sampler:
+        """The sampler that the contract names."""
+        sampler: Sampler = registry().get("sampler", self.contract.sampler).load()
+        return sampler
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,19 +82,15 @@ class Entrant:
         return all(steps in model.contract.steps for model in self.models)
 
 
-def student(label: str | None, networks: Sequence[tuple[Backbone, StudentInfo]]) -> Entrant:
-    """A student of one network a stage; without a label it is named by its methods.
-
-    Raises:
-        FewstepError: for a contract whose sampler is not registered.
-    """
-    models = []
+def student(label: str | None, networks: Iterable[tuple[Backbone, StudentInfo]]) -> Entrant:
+    """A student of one network a stage; without a label it is named by its methods."""
+    models, methods = [], []
     for network, info in networks:
         guidance = info.contract.guidance
         field: nn.Module = Teacher(network, Guidance(guidance)) if guidance != 1.0 else network.eval()
-        models.append(Model(field, network, info.contract, _sampler(info.contract.sampler), info))
-    methods = list(dict.fromkeys(info.method for _, info in networks))
-    return Entrant(label or "+".join(methods), methods[0], tuple(models))
+        models.append(Model(field, network, info.contract, info))
+        methods.append(info.method)
+    return Entrant(label or "+".join(dict.fromkeys(methods)), methods[0], tuple(models))
 
 
 def line_up(
@@ -107,15 +111,68 @@ def line_up(
     for stage in stages:
         teacher = stage.teacher
         contract = Contract(steps=(teacher_steps, *few), rescale_t=stage.rescale_t, guidance=teacher.guidance.scale)
-        models.append(Model(teacher, teacher.backbone, contract, _sampler(contract.sampler)))
-    teacher_entrant, undistilled = (Entrant(name, name, tuple(models)) for name in (TEACHER, UNDISTILLED))
+        models.append(Model(teacher, teacher.backbone, contract))
+    first, undistilled = (Entrant(name, name, tuple(models)) for name in (TEACHER, UNDISTILLED))
+    others = [(undistilled, n) for n in few] + [(one, n) for one in students for n in steps]
+    return [(first, teacher_steps), *others]
+
+
+def load_students(
+    networks: Mapping[str, Entry], methods: Sequence[str], given: Iterable[tuple[str | None, Any]]
+) -> list[Entrant]:
+    """Shipped students of ``methods``, then the ``given`` ones; all shipped ones where neither is named.
+
+    Args:
+        networks: the registered backbone of each stage.
+        given: (label, student): a folder, or an object with one as its ``folder``. A label of None is the method's
+            name.
+
+    Raises:
+        FewstepError: for a method of which a stage ships no student, a folder without a student of each stage, or a
+            student of another backbone.
+    """
+    named = [(label, _folders(one, list(networks))) for label, one in given]
+    shipped = [(None, folders) for folders in _shipped(networks, methods)] if methods or not named else []
     return [
-        (teacher_entrant, teacher_steps),
-        *((undistilled, n) for n in few),
-        *((one, n) for one in students for n in steps),
+        student(label, [_load(folders[stage], network) for stage, network in networks.items()])
+        for label, folders in [*shipped, *named]
     ]
 
 
-def _sampler(name: str) -> Sampler:
-    sampler: Sampler = registry().get("sampler", name).load()
-    return sampler
+def _shipped(networks: Mapping[str, Entry], methods: Sequence[str]) -> list[dict[str, Path]]:
+    """The folders by stage of the shipped students of ``methods``; without, of every method that all stages ship."""
+    shipped: dict[str, dict[str, Path]] = {stage: network.load().students() for stage, network in networks.items()}
+    complete = [name for name in next(iter(shipped.values())) if all(name in found for found in shipped.values())]
+    names = [registry().get("objective", name).name for name in methods] or complete
+    for name in names:
+        if name not in complete:
+            lacking = next(network.name for stage, network in networks.items() if name not in shipped[stage])
+            raise FewstepError(
+                f"--methods: backbone {lacking!r} ships no student of method {name!r}: accepted are "
+                f"{', '.join(complete) or 'none'}; make one with fewstep distill and give it with --student"
+            )
+    return [{stage: shipped[stage][name] for stage in networks} for name in names]
+
+
+def _folders(student: Any, stages: list[str]) -> dict[str, Path]:
+    """A student's folder of each stage: its subfolder of that name, or with one stage also the folder itself."""
+    value = getattr(student, "folder", student)
+    if not isinstance(value, str | os.PathLike):
+        raise invalid("students", student, "a folder, or what fewstep.distill or fewstep.load returned")
+    path = Path(value)
+    missing = [name for name in stages if not name or not (path / name).is_dir()]
+    if missing and len(stages) == 1:
+        return {stages[0]: path}
+    if missing:
+        accepted = f"a folder with a student in each of {', '.join(stages)}, as fewstep distill --stage both writes"
+        raise FewstepError(f"--student {str(path)!r}: holds no {', '.join(missing)}; accepted: {accepted}")
+    return {name: path / name for name in stages}
+
+
+def _load(folder: Path, network: Entry) -> tuple[Backbone, StudentInfo]:
+    student, info = load_student(folder)
+    if info.backbone != network.name:
+        raise FewstepError(
+            f"--student {str(folder)!r}: a student of backbone {info.backbone!r}; accepted: one of {network.name!r}"
+        )
+    return student, info
