@@ -82,12 +82,12 @@ def _welch(old: Sequence[float], new: Sequence[float]) -> tuple[float, float | N
     return difference, student_quantile(freedom) * math.sqrt(total)
 
 
-def unlike(old: Sequence[Mapping[str, Any]], extra: Mapping[str, str]) -> list[str]:
+def unlike(old: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> list[str]:
     """A line for each of backbone, samples, machine and versions in which the two benches differ."""
     found = []
     for name, now in extra.items():
         then = sorted({row[name] for row in old if row.get(name)})
-        if then and then != [now]:
+        if then and then != [str(now)]:
             found.append(f"not the same in both: {name}: {', '.join(then)} then, {now} now")
     return found
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fewstep.benchmark import compare as comparing
 from fewstep.benchmark.chart import chart
+from fewstep.benchmark.compare import Change, changes_table, verdict
 from fewstep.benchmark.entrants import TEACHER, UNDISTILLED
 from fewstep.benchmark.rows import NON_FINITE, Row, csv_file
-from fewstep.benchmark.summary import Line
+from fewstep.benchmark.summary import Line, summarise
 from fewstep.benchmark.tables import html, markdown, measures, quality_table, time_table
 from fewstep.core.suite import Suite
 from fewstep.errors import FewstepError
@@ -77,7 +77,7 @@ class BenchTable:
             import pandas  # type: ignore[import-untyped,import-not-found,unused-ignore]
         except ImportError:
             raise FewstepError("to_pandas: needs pandas, which is not installed; run: pip install pandas") from None
-        return pandas.DataFrame([asdict(row) for row in self.rows], columns=[f.name for f in fields(Row)])
+        return pandas.DataFrame([asdict(row) for row in self.rows])
 
     def chart(self) -> Any:
         """Quality against steps, as a PIL image."""
@@ -86,6 +86,35 @@ class BenchTable:
     def sheet(self) -> Any:
         """Sampled objects side by side, as a PIL image."""
         return _image(self.folder / "sheet.png")
+
+    def add_changes(self, changes: Sequence[Change], notes: Iterable[str]) -> None:
+        """Add what changed since an earlier bench, and write it to ``compare.csv``."""
+        with csv_file(self.folder / "compare.csv", Change) as write:
+            for change in changes:
+                write(change, {})
+        moved = changes_table(changes)
+        if moved.row_count:
+            self.tables.append(moved)
+        self.notes.extend([*notes, verdict(changes)])
+
+    def write(self, suite: Suite, shown: Mapping[tuple[str, int], Any], columns: int) -> None:
+        """Write ``summary.csv`` and ``table.md``, then chart and contact sheet.
+
+        Args:
+            shown: objects for the sheet by (label, steps); ``columns`` of each are drawn.
+        """
+        with csv_file(self.folder / "summary.csv", Line, ("low", "high")) as write:
+            for line in self.lines:
+                half = line.half
+                write(line, {} if half is None else {"low": line.value - half, "high": line.value + half})
+        (self.folder / "table.md").write_text(self.markdown(), encoding="utf-8")
+        measured = measures(self.lines, suite.headline)
+        panels = [name for name in dict.fromkeys((suite.headline, *suite.charts)) if name in measured]
+        path = self.folder / "chart.png"
+        chart(self.lines, panels or [suite.headline], suite.lower_is_better, path, self.title)
+        order = sorted(shown, key=lambda key: (key[0] != TEACHER, key[1], key[0] != UNDISTILLED))
+        objects = [(f"{label}, {steps} step{'s' * (steps > 1)}", shown[label, steps]) for label, steps in order]
+        suite.sheet(objects, self.folder / "sheet.png", columns)
 
 
 def _image(path: Path) -> Any:
@@ -96,69 +125,30 @@ def _image(path: Path) -> Any:
         return image
 
 
-def write(
-    out: Path,
-    suite: Suite,
-    rows: list[Row],
-    lines: list[Line],
-    record: Mapping[str, Any],
-    old: Sequence[Mapping[str, Any]] | None,
-    shown: Mapping[tuple[str, int], Any],
-    columns: int,
-) -> BenchTable:
-    """Write all files but ``rows.csv`` and ``environment.json``; tables before pictures.
+def tabulate(folder: Path, suite: Suite, rows: list[Row], record: Mapping[str, Any]) -> BenchTable:
+    """Summarise the rows and set them in tables, with notes on how to read the columns.
 
     Args:
         record: the content of ``environment.json``.
-        old: rows of an earlier bench to compare with.
-        shown: objects for the contact sheet by (label, steps).
-        columns: how many of them are shown.
     """
-    tables = [quality_table(lines, suite.headline, suite.lower_is_better), time_table(lines)]
-    notes = _notes(suite, lines, record)
-    if old is not None:
-        changes = comparing.compare(old, rows)
-        with csv_file(out / "compare.csv", comparing.Change) as write_change:
-            for change in changes:
-                write_change(change, {})
-        same = {name: str(record[name]) for name in ("backbone", "samples", "machine")}
-        notes += [*comparing.unlike(old, same), comparing.verdict(changes)]
-        moved = comparing.changes_table(changes)
-        tables += [moved] if moved.row_count else []
-    seeds = len(record["seeds"])
+    lines, seeds = summarise(rows, suite.lower_is_better), len(record["seeds"])
     title = f"{record['backbone']}: {record['samples']} held-out samples, {seeds} seed{'s' * (seeds > 1)}"
-    table = BenchTable(out, rows, lines, title, tables, notes)
-    with csv_file(out / "summary.csv", Line, ("low", "high")) as write_line:
-        for line in lines:
-            bounds = {} if line.half is None else {"low": line.value - line.half, "high": line.value + line.half}
-            write_line(line, bounds)
-    (out / "table.md").write_text(table.markdown(), encoding="utf-8")
-    measured = measures(lines, suite.headline)
-    panels = [name for name in dict.fromkeys((suite.headline, *suite.charts)) if name in measured]
-    chart(lines, panels or [suite.headline], suite.lower_is_better, out / "chart.png", title)
-    order = sorted(shown, key=lambda key: (key[0] != TEACHER, key[1], key[0] != UNDISTILLED))
-    labels = [f"{label}, {steps} step{'s' * (steps > 1)}" for label, steps in order]
-    objects = [shown[key] for key in order]
-    suite.sheet(list(zip(labels, objects, strict=True)), out / "sheet.png", columns)
-    return table
-
-
-def _notes(suite: Suite, lines: Sequence[Line], record: Mapping[str, Any]) -> list[str]:
-    """How the columns are to be read."""
+    tables = [quality_table(lines, suite.headline, suite.lower_is_better), time_table(lines)]
     teacher = record["teacher"]["contract"]["steps"][0]
-    found = [
-        f"{record['machine']}; the same noise for all methods under a seed; ± is half the 95 % interval over "
-        f"{len(record['seeds'])} seeds (Student's t; n/a with one seed).",
+    notes = [
+        f"{record['machine']}; all methods start from the same noise; ± is half the 95 % interval over {seeds} seeds "
+        "(Student's t; n/a with one seed).",
         f"gap closed: (U - S) / (U - T) of the means of {suite.headline}, S the student, U undistilled at the same "
         f"steps, T the teacher at {teacher}.",
-        f"time: a sample's share of its batch, median over seeds; x flow and x whole: how many times faster than the "
-        f"teacher at {teacher}, sampling alone and all stages.",
+        "time: a sample's share of its batch, median over seeds; x flow, x whole: times faster than the teacher in "
+        "sampling alone and in all parts.",
     ]
     measured = {line.metric for line in lines}
-    found += [f"{names}: {text}" for names, text in suite.legend.items() if measured & set(names.split(", "))]
+    notes += [f"{names}: {text}" for names, text in suite.legend.items() if measured & set(names.split(", "))]
     if any(not line.made_for for line in lines):
-        found.append("steps*: the student's contract does not name this step count.")
+        notes.append("steps*: the student's contract does not name this step count.")
     broken = {line.label: line.value for line in lines if line.metric == NON_FINITE}
-    return found + [
-        f"{label}!: {100 * value:.0f} % of the samples were not finite, set to 0" for label, value in broken.items()
+    notes += [
+        f"{name}!: {100 * value:.0f} % of the samples were not finite, set to 0" for name, value in broken.items()
     ]
+    return BenchTable(folder, rows, lines, title, tables, notes)

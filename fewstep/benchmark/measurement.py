@@ -1,0 +1,209 @@
+"""One cell of a bench: sample all prompts through every stage, count evaluations, take times, measure the objects."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.benchmark.entrants import OTHER_NOISE, TEACHER, TRUTH, Entrant, Model, Stage
+from fewstep.benchmark.rows import NON_FINITE, Row
+from fewstep.core.batch import Batch
+from fewstep.core.layout import Layout, Packed
+from fewstep.core.objective import Step
+from fewstep.errors import FewstepError
+
+CHUNK, ELEMENTS = 64, 2**18  # samples in a chunk: at least 64, more where they are small
+ROWS = 2**15  # rows in a chunk of samples of unequal length; at least one sample
+CONDITION_PROMPTS, CONDITION_REPEATS = 16, 3
+
+
+class Measurement:
+    """All measurements of one bench.
+
+    Conditions are those of the first stage; objects of the last stage are measured. ``shown`` keeps the objects of the
+    first seed by (label, steps), for the contact sheet.
+    """
+
+    def __init__(self, stages: Sequence[Stage], seeds: Sequence[int], limit: int | None, device: torch.device) -> None:
+        self.stages, self.seeds, self.device, self.suite = stages, seeds, device, stages[-1].suite
+        self.batches = [stage.suite.prompts(limit) for stage in stages]
+        check_alike(self.batches)
+        self.samples = self.batches[0].layout.batch_size
+        self.shown: dict[tuple[str, int], Any] = {}
+        self._teacher: dict[int, Any] = {}  # the teacher's objects by seed
+
+    def cells(self, cells: Sequence[tuple[Entrant, int]]) -> Iterator[list[Row]]:
+        """The rows of cell after cell (entrant, steps), all from the same noise under a seed. The teacher is first."""
+        for stage in self.stages:
+            stage.suite.to(self.device)
+        for entrant in dict.fromkeys(entrant for entrant, _ in cells):
+            for model, batch in zip(entrant.models, self.batches, strict=True):
+                model.field.to(self.device)
+                warm_up(model, batch, self.device)
+        condition = self._condition_seconds()
+        for seed in self.seeds:
+            for entrant, steps in cells:
+                yield self._cell(entrant, steps, seed, condition)
+
+    def _condition_seconds(self) -> float:
+        """Seconds a sample of the condition encoder."""
+        count, times = min(CONDITION_PROMPTS, self.samples), []
+        for _ in range(CONDITION_REPEATS):
+            began = clock(self.device)
+            self.stages[0].suite.condition(count)
+            times.append(clock(self.device) - began)
+        return median(times) / count
+
+    def _cell(self, entrant: Entrant, steps: int, seed: int, condition: float) -> list[Row]:
+        """Sample and decode stage after stage, each on what the one before it decoded, and measure the objects."""
+        nfe, broken, objects, layout = 0.0, 0.0, None, self.batches[0].layout
+        times = {"seconds_condition": condition}
+        for index, (stage, model, batch) in enumerate(zip(self.stages, entrant.models, self.batches, strict=True)):
+            if index:
+                layout = self.stages[index - 1].suite.following(objects)
+                batch = prompts_on(layout, batch)
+            suffix = f"_{stage.name}" if stage.name else ""
+            x, evaluations, times[f"seconds_flow{suffix}"] = sample(
+                model, batch, stage.suite.noise(seed, batch), steps, seed, self.device
+            )
+            bad = ~x.isfinite()
+            nfe, broken = nfe + evaluations, max(broken, float((layout.sum(bad.float()) > 0).float().mean()))
+            x, began = x.masked_fill(bad, 0.0), clock(self.device)
+            objects = stage.suite.decode(x, layout)
+            times[f"seconds_decode{suffix}"] = (clock(self.device) - began) / self.samples
+        if entrant.label == TEACHER:
+            self._teacher[seed] = objects
+        if seed == self.seeds[0]:
+            self.shown[entrant.label, steps] = objects
+        values = {**self.suite.measure(objects, self._teacher[seed]), **times}
+        row = Row(
+            label=entrant.label,
+            method=entrant.method,
+            steps=steps,
+            nfe=nfe,
+            guidance=entrant.guidance,
+            sampler=entrant.samplers,
+            made_for=entrant.made_for(steps),
+            metric="",
+            value=0.0,
+            seed=seed,
+        )
+        if entrant.label == TEACHER:
+            self._teacher_row = row
+        return _rows(row, {**values, NON_FINITE: broken} if broken else values)
+
+    def references(self) -> list[Row]:
+        """After ``cells``: the decoded truth and, from two seeds on, the teacher against itself from other noise."""
+        true, row = self.batches[-1], self._teacher_row
+        truth = self.suite.measure(self.suite.decode(true.x0, true.layout), self._teacher[self.seeds[0]])
+        blank = replace(row, label=TRUTH, method=TRUTH, steps=0, nfe=0.0, guidance=1.0, sampler="", seed=None)
+        rows = _rows(blank, truth)
+        pairs = list(zip(self.seeds, [*self.seeds[1:], self.seeds[0]], strict=True))
+        for seed, other in pairs if len(pairs) > 2 else pairs[:-1]:  # each pair once, none of a seed with itself
+            found = self.suite.measure(self._teacher[seed], self._teacher[other])
+            rows += _rows(replace(row, label=OTHER_NOISE, method=OTHER_NOISE, seed=seed), found)
+        return rows
+
+
+def _rows(row: Row, values: Mapping[str, float]) -> list[Row]:
+    """A row for each measure."""
+    return [replace(row, metric=name, value=value) for name, value in values.items()]
+
+
+def sample(
+    model: Model, prompts: Batch, noise: Tensor, steps: int, seed: int, device: torch.device
+) -> tuple[Tensor, float, float]:
+    """Sample all prompts chunk by chunk: x like ``noise``, on the CPU; evaluations a sample; seconds a sample.
+
+    Noise that a sampler adds on its way depends on (seed, chunk) alone.
+    """
+    layout, parts, seconds = prompts.layout, [], 0.0
+    with counted(model.network) as sizes, torch.inference_mode():
+        for index, rows in enumerate(chunks(prompts)):
+            batch = prompts.select(rows).to(device)
+            x = layout.select(noise, rows)[0].to(device)
+            step = Step(index=index, interpolant=model.network.interpolant, seed=seed, device=device)
+            began = clock(device)
+            if x.numel():  # the stage before may have decoded empty structures
+                x = model.sampler(model.field, x, batch.cond, batch.layout, model.contract.grid(steps), step)
+            seconds += clock(device) - began
+            parts.append(x.cpu())
+    return torch.cat(parts), sum(sizes) / layout.batch_size, seconds / layout.batch_size
+
+
+@contextmanager
+def counted(network: nn.Module) -> Iterator[list[int]]:
+    """Collect the batch size of every call of a network. CFG is two calls, or one of twice the batch."""
+    sizes: list[int] = []
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        layout: Layout = kwargs["layout"] if "layout" in kwargs else args[3]
+        sizes.append(layout.batch_size)
+
+    handle = network.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield sizes
+    finally:
+        handle.remove()
+
+
+def chunks(prompts: Batch) -> list[Tensor]:
+    """Sample indices of each chunk, a function of the prompts alone: all methods have the same chunks.
+
+    Samples of unequal length share a chunk while their rows fit into ``ROWS``.
+    """
+    layout = prompts.layout
+    if not isinstance(layout, Packed):
+        size = max(CHUNK, ELEMENTS * layout.batch_size // prompts.x0.numel())
+        return list(torch.arange(layout.batch_size).split(size))
+    found: list[list[int]] = []
+    room = 0
+    for index, length in enumerate(layout.lengths_list):
+        if not found or length > room:
+            found.append([])
+            room = ROWS
+        found[-1].append(index)
+        room -= length
+    return [torch.tensor(chunk) for chunk in found]
+
+
+def prompts_on(layout: Layout, prompts: Batch) -> Batch:
+    """The conditions of ``prompts`` in another layout, with an ``x0`` of zeros."""
+    rows = layout.rows if isinstance(layout, Packed) else layout.batch_size
+    return Batch(prompts.x0.new_zeros(rows, *prompts.x0.shape[1:]), layout, prompts.cond)
+
+
+def check_alike(batches: Sequence[Batch]) -> None:
+    """Refuse stages whose prompts are not of the same objects, as far as their conditions tell.
+
+    Raises:
+        FewstepError: naming what differs.
+    """
+    first = batches[0]
+    for other in batches[1:]:
+        sizes = first.layout.batch_size, other.layout.batch_size
+        if sizes[0] != sizes[1]:
+            raise FewstepError(f"stages: {sizes[0]} and {sizes[1]} held-out samples; accepted: the same in each stage")
+        a, b = first.cond.tokens, other.cond.tokens
+        if a is not None and b is not None and a.shape == b.shape and not torch.equal(a, b):
+            raise FewstepError("stages: their held-out samples have other conditions; accepted: the same in each stage")
+
+
+def warm_up(model: Model, prompts: Batch, device: torch.device) -> None:
+    """Two samples in one step: the first call allocates memory and chooses kernels, and is not to be timed."""
+    two = prompts.select(torch.arange(min(2, prompts.layout.batch_size)))
+    sample(model, two, torch.zeros_like(two.x0), 1, 0, device)
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, once the device has done all its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
