@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fewstep.benchmark import measurement
 from fewstep.benchmark.api import BenchTable
-from fewstep.benchmark.compare import Change, compare
+from fewstep.benchmark.compare import Change, EarlierRow, compare
 from fewstep.benchmark.config import BenchConfig
 from fewstep.benchmark.entrants import OTHER_NOISE, TRUTH, Stage, student
 from fewstep.benchmark.measurement import CHUNK, chunks
@@ -485,9 +485,8 @@ def measured(values: dict[int, float], metric: str = "w2") -> list[Row]:
     return [Row(**same, seed=seed, value=value) for seed, value in values.items()]
 
 
-def earlier(values: dict[int, float], metric: str = "w2") -> list[dict[str, Any]]:
-    same = {"label": "mine", "steps": 1, "metric": metric}
-    return [{**same, "seed": str(seed), "value": value} for seed, value in values.items()]
+def earlier(values: dict[int, float], metric: str = "w2") -> list[EarlierRow]:
+    return [EarlierRow(label="mine", steps=1, metric=metric, seed=seed, value=v) for seed, v in values.items()]
 
 
 def change(old: dict[int, float], new: dict[int, float]) -> Change:

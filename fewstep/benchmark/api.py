@@ -76,13 +76,12 @@ def bench(
     pairs = list(students.items()) if isinstance(students, Mapping) else students
     entrants = load_students(networks, methods, [one if isinstance(one, tuple) else (None, one) for one in pairs])
     folder = Path(out) if out is not None else _fresh(default_folder(named.name, stage))
-    first, threads = next(iter(configs.values())), torch.get_num_threads()
-    name = f"{named.name} {'+'.join(networks)}" if len(networks) > 1 else next(iter(networks.values())).name
+    first, threads, several = next(iter(configs.values())), torch.get_num_threads(), len(networks) > 1
+    name = f"{named.name} {'+'.join(networks)}" if several else next(iter(networks.values())).name
+    earlier = Path(compare) if compare else None
     try:
         torch.set_num_threads(first.threads or threads)
-        several = len(networks) > 1
         stages = [_stage(one if several else "", networks[one], configs[one], dataset) for one in networks]
-        earlier = Path(compare) if compare else None
         return run_bench(name, stages, entrants, first, folder, compare=earlier, console=console)
     finally:
         torch.set_num_threads(threads)

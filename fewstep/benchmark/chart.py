@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.benchmark.entrants import OTHER_NOISE, RESERVED, TEACHER, TRUTH, UNDISTILLED
-from fewstep.benchmark.summary import Line
+from fewstep.benchmark.rows import Line
 
 MARKERS = "osD^vP*X"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#000000")

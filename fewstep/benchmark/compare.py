@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, variance
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, BeforeValidator, ValidationError
 from rich.table import Table
 from rich.text import Text
 
 from fewstep.benchmark.entrants import OTHER_NOISE, TRUTH
-from fewstep.benchmark.rows import Row, yes_or_no
-from fewstep.benchmark.summary import interval, is_quality, student_quantile
+from fewstep.benchmark.rows import Row, as_text, is_quality
+from fewstep.benchmark.summary import interval, student_quantile
 from fewstep.benchmark.tables import new_table
+from fewstep.errors import FewstepError, nearest
 
 Key = tuple[str, int, str]  # label, steps, metric
-Values = dict[str, float]  # by seed
+Values = dict[int | None, float]  # by seed
 ROUNDING = 1e-6  # relative; a difference below it is float32 rounding, however alike it is on all seeds
 PAIRED, UNPAIRED = "paired", "unpaired"
+
+
+class EarlierRow(BaseModel):
+    """What ``--compare`` reads of a row in ``rows.csv``."""
+
+    label: str
+    steps: int
+    seed: Annotated[int | None, BeforeValidator(lambda text: None if text == "" else text)]
+    metric: str
+    value: float
+    backbone: str = ""
+    samples: str = ""
+    machine: str = ""
 
 
 @dataclass(frozen=True)
 class Change:
     """One measure in both benches.
 
-    ``difference`` is new minus old and ``half`` half the width of its 95 % interval: of the mean difference by seed
-    where two or more seeds are in both (``pairing`` "paired", over those seeds alone), else of the difference of the
-    two means (Welch). ``moved``: the interval does not hold 0. None where no interval can be known: a single seed, or
-    a time, which the load of the machine changes more than the seed does.
+    ``difference`` is new minus old, ``half`` half the width of its 95 % interval: of the mean difference by seed where
+    two or more seeds are in both ("paired", over those alone), else of the two means (Welch). ``moved``: the interval
+    does not hold 0. Both are None for a single seed and for times, which depend on the machine's load.
     """
 
     label: str
@@ -44,16 +60,49 @@ class Change:
     moved: bool | None
 
 
-def compare(old: Iterable[Mapping[str, Any]], new: Iterable[Row]) -> list[Change]:
-    """Every measure that both have, in the order of the new rows. ``old`` is as ``read_rows`` returns it."""
-    before: dict[Key, Values] = {}
-    for row in old:
-        before.setdefault((row["label"], row["steps"], row["metric"]), {})[row["seed"]] = row["value"]
-    now: dict[Key, Values] = {}
-    for one in new:
-        seed = "" if one.seed is None else str(one.seed)  # as in rows.csv
-        now.setdefault((one.label, one.steps, one.metric), {})[seed] = one.value
+def read_rows(path: Path) -> list[EarlierRow]:
+    """The rows of an earlier ``rows.csv``.
+
+    Raises:
+        FewstepError: for a file that is missing, no CSV, empty, without a needed column, or with a value of another
+            type.
+    """
+    key, accepted = f"--compare: {str(path)!r}", "accepted: rows.csv of an earlier bench"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            columns, rows = list(reader.fieldnames or ()), list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"is no CSV ({error})"
+        raise FewstepError(f"{key}: {reason}; {accepted}") from None
+    missing = [name for name, field in EarlierRow.model_fields.items() if field.is_required() and name not in columns]
+    if missing:
+        hints = "".join(f"; {near!r} instead of {name!r}?" for name in missing if (near := nearest(name, columns)))
+        has = ", ".join(columns) or "none, the file is empty"
+        raise FewstepError(f"{key}: columns {', '.join(missing)} are missing (it has: {has}){hints}; {accepted}")
+    if not rows:
+        raise FewstepError(f"{key}: holds no rows; {accepted}")
+    found = []
+    for line, row in enumerate(rows, 2):
+        try:
+            found.append(EarlierRow.model_validate(row))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise FewstepError(f"{key}, line {line}: {first['loc'][0]} is {first['input']!r}; {accepted}") from None
+    return found
+
+
+def compare(old: Iterable[EarlierRow], new: Iterable[Row]) -> list[Change]:
+    """Every measure that both have, in the order of the new rows."""
+    before, now = _by_seed(old), _by_seed(new)
     return [_change(key, before[key], values) for key, values in now.items() if key in before]
+
+
+def _by_seed(rows: Iterable[EarlierRow] | Iterable[Row]) -> dict[Key, Values]:
+    found: dict[Key, Values] = {}
+    for row in rows:
+        found.setdefault((row.label, row.steps, row.metric), {})[row.seed] = row.value
+    return found
 
 
 def _change(key: Key, old: Values, new: Values) -> Change:
@@ -82,11 +131,11 @@ def _welch(old: Sequence[float], new: Sequence[float]) -> tuple[float, float | N
     return difference, student_quantile(freedom) * math.sqrt(total)
 
 
-def unlike(old: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> list[str]:
-    """A line for each of backbone, samples, machine and versions in which the two benches differ."""
+def unlike(old: Sequence[EarlierRow], same: Mapping[str, Any]) -> list[str]:
+    """A line for each of backbone, samples and machine in which the two benches differ."""
     found = []
-    for name, now in extra.items():
-        then = sorted({row[name] for row in old if row.get(name)})
+    for name, now in same.items():
+        then = sorted({getattr(row, name) for row in old} - {""})
         if then and then != [str(now)]:
             found.append(f"not the same in both: {name}: {', '.join(then)} then, {now} now")
     return found
@@ -101,7 +150,7 @@ def changes_table(changes: Iterable[Change]) -> Table:
         if is_quality(change.metric) and (change.moved or untold):
             half = "n/a" if change.half is None else f"{change.half:.2g}"
             values = [f"{change.old:.4g}", f"{change.new:.4g}", f"{change.difference:+.3g} ±{half}"]
-            judged = [change.pairing, str(change.seeds), yes_or_no(change.moved)]
+            judged = [change.pairing, str(change.seeds), as_text(change.moved)]
             table.add_row(*map(Text, (change.label, str(change.steps), change.metric, *values, *judged)))
     return table
 
@@ -111,11 +160,9 @@ def verdict(changes: Sequence[Change]) -> str:
     if not changes:
         return "nothing in common with the earlier bench: no method, steps and measure is in both"
     told = [change for change in changes if change.moved is not None]
-    paired = sum(change.pairing == PAIRED for change in told)
-    how = {len(told): "differences paired by seed", 0: "differences of means, unpaired: the seeds differ"}
-    text = how.get(paired, f"{paired} paired by seed, {len(told) - paired} unpaired: their seeds differ")
-    moved = sum(change.moved is True for change in told)
+    unpaired, moved = sum(change.pairing != PAIRED for change in told), sum(change.moved is True for change in told)
+    how = "differences paired by seed" + f"; {unpaired} of means, unpaired: the seeds differ" * bool(unpaired)
     return (
-        f"{moved} of {len(told)} measures moved: 0 lies outside the 95 % interval of the difference ({text}); about "
+        f"{moved} of {len(told)} measures moved: 0 lies outside the 95 % interval of the difference ({how}); about "
         f"5 % do so by chance. All {len(changes)} that both benches have are in compare.csv."
     )

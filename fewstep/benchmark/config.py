@@ -59,13 +59,10 @@ def configure(
         for key in merged.get(name, {}):
             if key not in ("backbone", "data"):
                 raise unknown(f"key below {name}", key, ("backbone", "data"))
-    return {
-        name: validate(_typed(network, data_of(network, dataset)), keys_of(merged, name, known))
-        for name, network in networks.items()
-    }
-
-
-def _typed(network: Entry, data: Entry) -> type[BenchConfig]:
-    tables = {"backbone": network.load_config(), "data": data.load_config()}
-    fields: dict[str, Any] = {table: (config, Field(default_factory=config)) for table, config in tables.items()}
-    return create_model("Bench", __base__=BenchConfig, **fields)
+    configs: dict[str, BenchConfig] = {}
+    for name, network in networks.items():
+        tables = {"backbone": network.load_config(), "data": data_of(network, dataset).load_config()}
+        fields: dict[str, Any] = {table: (config, Field(default_factory=config)) for table, config in tables.items()}
+        typed = create_model("Bench", __base__=BenchConfig, **fields)
+        configs[name] = validate(typed, keys_of(merged, name, known))
+    return configs

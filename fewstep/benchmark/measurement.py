@@ -39,8 +39,8 @@ class Measurement:
         self.shown: dict[tuple[str, int], Any] = {}
         self._teacher: dict[int, Any] = {}  # the teacher's objects by seed
 
-    def cells(self, cells: Sequence[tuple[Entrant, int]]) -> Iterator[list[Row]]:
-        """The rows of cell after cell (entrant, steps), all from the same noise under a seed. The teacher is first."""
+    def run(self, cells: Sequence[tuple[Entrant, int]]) -> Iterator[list[Row]]:
+        """The rows of cell after cell (entrant, steps) for each seed, the teacher first; at last the references."""
         for stage in self.stages:
             stage.suite.to(self.device)
         for entrant in dict.fromkeys(entrant for entrant, _ in cells):
@@ -51,6 +51,7 @@ class Measurement:
         for seed in self.seeds:
             for entrant, steps in cells:
                 yield self._cell(entrant, steps, seed, condition)
+        yield self._references()
 
     def _condition_seconds(self) -> float:
         """Seconds a sample of the condition encoder."""
@@ -99,8 +100,8 @@ class Measurement:
             self._teacher_row = row
         return _rows(row, {**values, NON_FINITE: broken} if broken else values)
 
-    def references(self) -> list[Row]:
-        """After ``cells``: the decoded truth and, from two seeds on, the teacher against itself from other noise."""
+    def _references(self) -> list[Row]:
+        """The decoded truth and, from two seeds on, the teacher against itself from other noise."""
         true, row = self.batches[-1], self._teacher_row
         truth = self.suite.measure(self.suite.decode(true.x0, true.layout), self._teacher[self.seeds[0]])
         blank = replace(row, label=TRUTH, method=TRUTH, steps=0, nfe=0.0, guidance=1.0, sampler="", seed=None)

@@ -15,8 +15,8 @@ from rich.table import Table
 from fewstep.benchmark.chart import chart
 from fewstep.benchmark.compare import Change, changes_table, verdict
 from fewstep.benchmark.entrants import TEACHER, UNDISTILLED
-from fewstep.benchmark.rows import NON_FINITE, Row, csv_file
-from fewstep.benchmark.summary import Line, summarise
+from fewstep.benchmark.rows import NON_FINITE, Line, Row, write_csv
+from fewstep.benchmark.summary import summarise
 from fewstep.benchmark.tables import html, markdown, measures, quality_table, time_table
 from fewstep.core.suite import Suite
 from fewstep.errors import FewstepError
@@ -89,9 +89,7 @@ class BenchTable:
 
     def add_changes(self, changes: Sequence[Change], notes: Iterable[str]) -> None:
         """Add what changed since an earlier bench, and write it to ``compare.csv``."""
-        with csv_file(self.folder / "compare.csv", Change) as write:
-            for change in changes:
-                write(change, {})
+        write_csv(self.folder / "compare.csv", Change, map(asdict, changes))
         moved = changes_table(changes)
         if moved.row_count:
             self.tables.append(moved)
@@ -103,10 +101,8 @@ class BenchTable:
         Args:
             shown: objects for the sheet by (label, steps); ``columns`` of each are drawn.
         """
-        with csv_file(self.folder / "summary.csv", Line, ("low", "high")) as write:
-            for line in self.lines:
-                half = line.half
-                write(line, {} if half is None else {"low": line.value - half, "high": line.value + half})
+        lines = ({**asdict(line), **line.bounds()} for line in self.lines)
+        write_csv(self.folder / "summary.csv", Line, lines, ("low", "high"))
         (self.folder / "table.md").write_text(self.markdown(), encoding="utf-8")
         measured = measures(self.lines, suite.headline)
         panels = [name for name in dict.fromkeys((suite.headline, *suite.charts)) if name in measured]

@@ -5,32 +5,32 @@ A cell is one entrant (teacher, undistilled network, or student) at one step cou
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from fewstep.benchmark.compare import compare as compared
-from fewstep.benchmark.compare import unlike
+from fewstep.benchmark import compare as comparing
 from fewstep.benchmark.config import BenchConfig
 from fewstep.benchmark.entrants import Entrant, Stage, line_up
 from fewstep.benchmark.measurement import Measurement
 from fewstep.benchmark.report import BenchTable, tabulate
-from fewstep.benchmark.rows import EXTRA, FLOW, ROWS, Row, csv_file, read_rows
+from fewstep.benchmark.rows import FLOW, Row, write_csv
 from fewstep.benchmark.summary import seconds
 from fewstep.config.run import versions
 from fewstep.engine.device import pick_device
-from fewstep.engine.folder import occupied
+from fewstep.engine.folder import locked, occupied
 from fewstep.engine.progress import counting
 from fewstep.errors import FewstepError
+from fewstep.files import write_json
 
 
 def run_bench(
@@ -43,49 +43,46 @@ def run_bench(
     compare: Path | None = None,
     console: Console | None = None,
 ) -> BenchTable:
-    """Measure ``students`` by steps by seeds, with the teacher and its undistilled network.
-
-    Writes ``rows.csv`` (row by row, so that a bench that is killed leaves what it measured), ``summary.csv``,
-    ``table.md``, ``chart.png``, ``sheet.png``, ``environment.json`` and, with ``compare``, ``compare.csv``.
+    """Measure ``students`` by steps by seeds, with the teacher and its undistilled network, and write the report.
 
     Args:
         name: of what is measured, for the record.
         stages: each samples on what the one before it decoded; the objects of the last one are measured.
         students: with a model for each stage.
-        out: must not exist, or be empty.
+        out: must not exist, or be empty. A bench that is killed leaves in ``rows.csv`` what it measured.
         compare: ``rows.csv`` of an earlier bench.
-        console: shows the progress.
 
     Raises:
         FewstepError: for an ``out`` that is occupied, a label twice, stages with other prompts, or an unusable
             ``compare``.
     """
     cells = line_up(stages, students, config.steps, config.teacher_steps)
-    old = read_rows(compare) if compare is not None else None
+    old = comparing.read_rows(compare) if compare is not None else None
     console, began = console or Console(), time.monotonic()
     measurement = Measurement(stages, config.seeds, config.limit, pick_device(config.device, "device"))
     suite, samples = measurement.suite, measurement.samples
     same = {"backbone": name, "samples": samples, "machine": machine(measurement.device)}
     packages = "; ".join(f"{package} {version}" for package, version in versions().items())
-    rows: list[Row] = []
-    _claim(out)
-    try:
-        with csv_file(out / ROWS, Row, EXTRA, none="") as write_row, counting(console, every=0.0) as progress:
+    total, rows = len(config.seeds) * len(cells), list[Row]()
 
-            def keep(found: Sequence[Row]) -> None:
-                for row in found:
-                    write_row(row, {**same, "versions": packages})
+    def records() -> Iterator[dict[str, Any]]:
+        with counting(console, every=0.0) as progress:
+            for number, found in enumerate(measurement.run(cells), 1):
                 rows.extend(found)
+                yield from ({**asdict(row), **same, "versions": packages} for row in found)
+                if number <= total:
+                    progress(number, total, _shown(found, suite.headline))
 
-            for number, found in enumerate(measurement.cells(cells), 1):
-                keep(found)
-                progress(number, len(config.seeds) * len(cells), _shown(found, suite.headline))
-            keep(measurement.references())
-    finally:
-        if not rows:
-            (out / ROWS).unlink()
-            with suppress(OSError):  # other files may lie there
-                out.rmdir()
+    if occupied(out):
+        raise FewstepError(f"--out: {str(out)!r} exists; accepted: a folder that does not, nothing is overwritten")
+    with locked(out):
+        try:
+            write_csv(out / "rows.csv", Row, records(), (*same, "versions"), none="")
+        finally:
+            if not rows:
+                (out / "rows.csv").unlink(missing_ok=True)
+                with suppress(OSError):  # other files may lie there
+                    out.rmdir()
     record = {
         **same,
         "versions": versions(),
@@ -96,22 +93,12 @@ def run_bench(
         "seconds": round(time.monotonic() - began, 1),
         "command": sys.argv,
     }
-    (out / "environment.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "environment.json", record)
     table = tabulate(out, suite, rows, record)
     if old is not None:
-        table.add_changes(compared(old, rows), unlike(old, same))
+        table.add_changes(comparing.compare(old, rows), comparing.unlike(old, same))
     table.write(suite, measurement.shown, min(config.columns, samples))
     return table
-
-
-def _claim(out: Path) -> None:
-    if occupied(out):
-        raise FewstepError(f"--out: {str(out)!r} exists; accepted: a folder that does not, nothing is overwritten")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ROWS).touch()
-    except OSError as error:
-        raise FewstepError(f"--out: got {str(out)!r}; accepted: a folder to write to ({error.strerror})") from None
 
 
 def _shown(rows: Sequence[Row], headline: str) -> str:

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from statistics import fmean, median, stdev
 
 from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
-from fewstep.benchmark.rows import FLOW, GAP, NON_FINITE, SECONDS, Measured, Row
+from fewstep.benchmark.rows import FLOW, GAP, SECONDS, Line, Measured, Row, is_quality
 from fewstep.errors import need
 
 CONFIDENCE = 0.95
 Key = tuple[str, int]  # label and steps
 Groups = dict[tuple[str, int, str], dict[int | None, Row]]  # by label, steps and metric, then by seed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line(Measured):
-    """A measure over all seeds that have it.
-
-    ``value`` is the mean, for times the median; ``half`` is half the width of the 95 % interval (None: one seed, or a
-    time); ``count`` is the number of seeds.
-    """
-
-    half: float | None
-    count: int
 
 
 def summarise(rows: Iterable[Row], lower_is_better: frozenset[str]) -> list[Line]:
@@ -44,11 +32,6 @@ def by_cell(lines: Iterable[Line]) -> dict[Key, dict[str, Line]]:
     for line in lines:
         cells.setdefault((line.label, line.steps), {})[line.metric] = line
     return cells
-
-
-def is_quality(metric: str) -> bool:
-    """Whether a measure is one of the suite's own."""
-    return not metric.startswith((SECONDS, "speedup_", GAP)) and metric != NON_FINITE
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
-from fewstep.benchmark.rows import GAP, NON_FINITE, SECONDS
-from fewstep.benchmark.summary import Key, Line, by_cell, is_quality
+from fewstep.benchmark.rows import GAP, NON_FINITE, SECONDS, Line, is_quality
+from fewstep.benchmark.summary import Key, by_cell
 
 Cells = Mapping[Key, Mapping[str, Line]]  # by label and steps, then by measure
 LEFT = ("method", "measure", "pairing")  # columns that are flush left
@@ -63,7 +63,7 @@ def quality_table(lines: Sequence[Line], headline: str, lower_is_better: frozens
                 Text(_value(found.get(name), places[name]), "bold" if best.get(name) == key else "") for name in names
             ]
             head = map(Text, _head(found))
-            table.add_row(*head, *values[:1], Text(_share(found.get(GAP + headline))), *values[1:])
+            table.add_row(*head, *values[:1], Text(_value(found.get(GAP + headline), 0, 100, " %")), *values[1:])
         table.add_section()
     return table
 
@@ -116,17 +116,11 @@ def _places(values: Iterable[float]) -> int:
     return min(max(3 - math.floor(math.log10(largest)), 0), 6) if largest > 0 else 1
 
 
-def _value(line: Line | None, places: int) -> str:
+def _value(line: Line | None, places: int, scale: float = 1, unit: str = "") -> str:
     if line is None:
         return ""
-    spread = "n/a" if line.half is None else f"{line.half:.{places}f}"
-    return f"{line.value:.{places}f} ±{spread}"
-
-
-def _share(line: Line | None) -> str:
-    if line is None:
-        return ""
-    return f"{100 * line.value:.0f} % ±{'n/a' if line.half is None else f'{100 * line.half:.0f}'}"
+    spread = "n/a" if line.half is None else f"{scale * line.half:.{places}f}"
+    return f"{scale * line.value:.{places}f}{unit} ±{spread}"
 
 
 def _best(section: Cells, name: str, lower_is_better: frozenset[str]) -> Key | None:
