@@ -41,7 +41,10 @@ def _panel(axes: Any, lines: Sequence[Line]) -> None:
     for label in labels:
         found = sorted((line for line in lines if line.label == label), key=lambda line: line.steps)
         if label in LEVELS:
-            _level(axes, label, found[0])
+            line, spread = found[0], found[0].half or 0.0
+            text = f"{label} ({line.steps} steps)" if label == TEACHER else label
+            axes.axhline(line.value, color="black", lw=1.2, ls=LEVELS[label], label=text)
+            axes.axhspan(line.value - spread, line.value + spread, color="black", alpha=0.08, lw=0)
             continue
         colour, marker, style, shift = GREY, "o", "--", 0.0
         if label != UNDISTILLED:
@@ -59,10 +62,3 @@ def _panel(axes: Any, lines: Sequence[Line]) -> None:
     axes.minorticks_off()
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _level(axes: Any, label: str, line: Line) -> None:
-    text = f"{label} ({line.steps} steps)" if label == TEACHER else label
-    axes.axhline(line.value, color="black", lw=1.2, ls=LEVELS[label], label=text)
-    if line.half is not None:
-        axes.axhspan(line.value - line.half, line.value + line.half, color="black", alpha=0.08, lw=0)

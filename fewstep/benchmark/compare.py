@@ -88,7 +88,8 @@ def read_rows(path: Path) -> list[EarlierRow]:
             found.append(EarlierRow.model_validate(row))
         except ValidationError as error:
             first = error.errors()[0]
-            raise FewstepError(f"{key}, line {line}: {first['loc'][0]} is {first['input']!r}; {accepted}") from None
+            got = f"{first['loc'][0]} is {first['input']!r} ({first['msg']})"
+            raise FewstepError(f"{key}, line {line}: {got}; {accepted}") from None
     return found
 
 
@@ -161,7 +162,8 @@ def verdict(changes: Sequence[Change]) -> str:
         return "nothing in common with the earlier bench: no method, steps and measure is in both"
     told = [change for change in changes if change.moved is not None]
     unpaired, moved = sum(change.pairing != PAIRED for change in told), sum(change.moved is True for change in told)
-    how = "differences paired by seed" + f"; {unpaired} of means, unpaired: the seeds differ" * bool(unpaired)
+    how = f"{len(told) - unpaired} differences paired by seed, {unpaired} unpaired: the seeds differ"
+    how = how if unpaired else "differences paired by seed"
     return (
         f"{moved} of {len(told)} measures moved: 0 lies outside the 95 % interval of the difference ({how}); about "
         f"5 % do so by chance. All {len(changes)} that both benches have are in compare.csv."

@@ -28,19 +28,12 @@ RESERVED = (TEACHER, UNDISTILLED, OTHER_NOISE, TRUTH)
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of what is measured.
+    """One stage of what is measured: a teacher, sampled by Euler at its own guidance, and the suite that decodes."""
 
-    Args:
-        name: for the columns of times; "" where there is one stage.
-        teacher: sampled by Euler at its own guidance.
-        suite: decodes and measures.
-        rescale_t: warp of the teacher's time grid.
-    """
-
-    name: str
+    name: str  # for the columns of times; "" where there is one stage
     teacher: Teacher
     suite: Suite
-    rescale_t: float = 1.0
+    rescale_t: float = 1.0  # warp of the teacher's time grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,8 +117,7 @@ def load_students(
 
     Args:
         networks: the registered backbone of each stage.
-        given: (label, student): a folder, or an object with one as its ``folder``. A label of None is the method's
-            name.
+        given: (label, student), as ``fewstep.bench`` takes them; a label of None is the method's name.
 
     Raises:
         FewstepError: for a method of which a stage ships no student, a folder without a student of each stage, or a
