@@ -619,6 +619,17 @@ def test_an_unwritable_folder(tmp_path: Path) -> None:
         bench(tmp_path / "file" / "b")
 
 
+def test_a_folder_that_refuses_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(path: Path, content: bytes) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_bytes", refuses)  # chmod does not stop root
+    suite = Points()
+    with pytest.raises(FewstepError, match="cannot be written: Permission denied"):
+        bench(tmp_path / "b", suite=suite)
+    assert not suite.conditions  # nothing was measured
+
+
 @pytest.mark.parametrize(
     ("options", "key"),
     [

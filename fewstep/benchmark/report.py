@@ -19,6 +19,7 @@ from fewstep.benchmark.rows import NON_FINITE, Line, Row, write_csv
 from fewstep.benchmark.summary import summarise
 from fewstep.benchmark.tables import html, markdown, measures, quality_table, time_table
 from fewstep.core.suite import Suite
+from fewstep.engine.progress import plain
 from fewstep.errors import FewstepError
 
 WIDTH = 240  # characters of a table as plain text: nothing is folded
@@ -49,7 +50,7 @@ class BenchTable:
         for table in self.tables:
             console.print(table)
         for note in self.notes:
-            console.print(note, highlight=False, markup=False, soft_wrap=True)
+            plain(console, note)
 
     def __str__(self) -> str:
         text = io.StringIO()

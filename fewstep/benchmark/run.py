@@ -30,7 +30,7 @@ from fewstep.engine.device import pick_device
 from fewstep.engine.folder import locked, occupied
 from fewstep.engine.progress import counting
 from fewstep.errors import FewstepError
-from fewstep.files import write_json
+from fewstep.files import write_file, write_json
 
 
 def run_bench(
@@ -76,11 +76,12 @@ def run_bench(
     if occupied(out):
         raise FewstepError(f"--out: {str(out)!r} exists; accepted: a folder that does not, nothing is overwritten")
     with locked(out):
+        write_file(out / "rows.csv", "")  # refuses a read-only folder before anything is measured
         try:
             write_csv(out / "rows.csv", Row, records(), (*same, "versions"), none="")
         finally:
             if not rows:
-                (out / "rows.csv").unlink(missing_ok=True)
+                (out / "rows.csv").unlink()
                 with suppress(OSError):  # other files may lie there
                     out.rmdir()
     record = {
