@@ -14,11 +14,14 @@ demo: setup
 	$(RUN) bench --backbone trellis --methods mdt-vd,pcm --student "mdt-vd (live, short)=$(DEMO)/mdt-vd" \
 		--steps 1,2,4 --seeds 0,1,2 --limit 48 --out $(DEMO)/bench
 
+# A process for each core, of one thread each: most tests are too small for more.
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 8
+
 test: setup
-	.venv/bin/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: setup
-	.venv/bin/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 # Every shipped tile compiled for an H100 / H200, without a GPU, against benchmarks/kernels/aot.
 aot: export EXTRAS ?= dev,trellis,bench,kernels
