@@ -165,12 +165,12 @@ def test_layout_data_is_made_once(case: str, monkeypatch: pytest.MonkeyPatch) ->
     model, layout = awake(*CASES[case]), ragged()
     given, once, made = inputs(model, layout), Packed.once, Counter[str]()
 
-    def counting(self: Packed, key: Any, build: Any) -> Any:
+    def counting(self: Packed, key: Any, build: Any, beside: Packed | None = None) -> Any:
         def counted() -> Any:
             made[key if isinstance(key, str) else key[0]] += 1
             return build()
 
-        return once(self, key, counted)
+        return once(self, key, counted, beside)
 
     monkeypatch.setattr(Packed, "once", counting)
     run(model, given, layout)
