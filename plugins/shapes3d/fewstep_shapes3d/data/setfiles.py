@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import platform
 from collections import defaultdict
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.files import sha256
 from fewstep_shapes3d.data.clusters import SPLITS, Ints
 from fewstep_shapes3d.data.jobs import Made
 from fewstep_shapes3d.data.sh3f import Skipped, licence_text
@@ -45,7 +45,7 @@ def manifest(
         "encoder": features.ENCODER,
         "axes": "occupancy is indexed (x, y, z), z up, front towards -y; flip mirrors x",
         "counts": counts,
-        "sources": [{"file": path.name, "sha256": _sha256(path)} for path in files],
+        "sources": [{"file": path.name, "sha256": sha256(path)} for path in files],
         "skipped": [{"what": bad.what, "reason": bad.reason} for bad in skipped],
         "packages": {name: _version(name) for name in ("fewstep", "open3d-cpu", "trimesh", "numpy", "torch", "pillow")}
         | {"python": platform.python_version()},
@@ -55,7 +55,7 @@ def manifest(
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Adds the size and digest of the other files, then writes ``manifest.json``."""
     content["files"] = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())
     }
     (folder / MANIFEST).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -111,14 +111,6 @@ def write_credits(path: Path, made: Sequence[Made], files: Sequence[Path]) -> No
         text = [line.strip() for line in licence_text(source).splitlines()]
         lines += ["", f"## {source.name}: its LICENSE.TXT", "", "```", *text, "```"] if text else []
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _version(name: str) -> str:
