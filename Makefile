@@ -4,38 +4,44 @@ export OMP_NUM_THREADS ?= 2
 RUN := .venv/bin/fewstep
 DEMO := runs/demo
 
+# tools/setup.sh EXTRAS makes .venv where it is not there, and adds the extras that it lacks.
 setup:
 	@tools/setup.sh
 
-demo: setup
+demo:
+	@tools/setup.sh trellis,bench
 	@rm -rf $(DEMO)
 	$(RUN) generate docs/pictures/chair.png --steps 1 -o $(DEMO)/chair.glb
 	$(RUN) distill --method mdt-vd --backbone trellis --preset demo --out $(DEMO)/mdt-vd
 	$(RUN) bench --backbone trellis --methods mdt-vd,pcm --student "mdt-vd (live, short)=$(DEMO)/mdt-vd" \
 		--steps 1,2,4 --seeds 0,1,2 --limit 48 --out $(DEMO)/bench
+	@echo "To use the command yourself: source .venv/bin/activate"
 
 # A process for each core, of one thread each: most tests are too small for more.
 PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 8
 
-test: setup
+test:
+	@tools/setup.sh dev,trellis,bench
 	$(PYTEST) -m "not slow and not gpu"
 
-test-all: setup
+test-all:
+	@tools/setup.sh dev,trellis,bench
 	$(PYTEST) -m "not gpu"
 
 # Every shipped tile compiled for an H100 / H200, without a GPU, against benchmarks/kernels/aot.
-aot: export EXTRAS ?= dev,trellis,bench,kernels
-aot: setup
+aot:
+	@tools/setup.sh trellis,kernels
 	.venv/bin/python -m fewstep_kernels.aot --arch 90 --check
 
-lint: setup
+lint:
+	@tools/setup.sh dev,trellis,bench
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
 # The site of docs/ in build/site; any warning is an error.
-docs: export EXTRAS ?= dev,trellis,bench,docs
-docs: setup
+docs:
+	@tools/setup.sh docs
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
 clean:

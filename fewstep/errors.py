@@ -61,6 +61,11 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
+def install(extra: str) -> str:
+    """How to install an extra. There is no release on a registry yet, so it is installed from a clone."""
+    return f"pip install -e '.[{extra}]' in your clone of fewstep"
+
+
 def missing(error: ImportError, module: str | None = None) -> FewstepError | None:
     """The sentence that says which extra to install, for an import that failed; None for a package of no extra.
 
@@ -73,8 +78,8 @@ def missing(error: ImportError, module: str | None = None) -> FewstepError | Non
     if extra is None:
         return None
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == package:
-        return FewstepError(f"{package} is not installed; to install it: pip install 'fewstep[{extra}]'")
-    return FewstepError(f"{package} of the extra 'fewstep[{extra}]' is installed but cannot be imported: {error}")
+        return FewstepError(f"{package} is not installed; to install it: {install(extra)}")
+    return FewstepError(f"{package} of the extra '{extra}' is installed but cannot be imported: {error}")
 
 
 def need(module: str) -> Any:

@@ -152,7 +152,7 @@ def test_whether_a_background_must_go() -> None:
 def test_without_rembg_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rembg", None)
     background._session.cache_clear()
-    with pytest.raises(FewstepError, match=r"chair\.jpg.*pip install 'fewstep\[background\]'.*RGBA"):
+    with pytest.raises(FewstepError, match=r"chair\.jpg.*pip install -e '\.\[background\]'.*RGBA"):
         prepare(Image.new("RGB", (20, 20)), "chair.jpg")
 
 

@@ -20,7 +20,7 @@ from fewstep_shapes3d.data.views import Camera, Renderer, draw_cameras
 from fewstep_shapes3d.data.voxels import pack, unpack, voxelise
 from PIL import Image
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, install
 
 Box = tuple[float, float, float, float, float, float]
 CUBE: list[Box] = [(0, 0, 0, 1, 1, 1)]
@@ -329,7 +329,7 @@ except FewstepError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "pip install 'fewstep[data]'" in done.stdout
+    assert install("data") in done.stdout
 
 
 def test_the_structure_flow_and_its_data_set_need_no_extra() -> None:

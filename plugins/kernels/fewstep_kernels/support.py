@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import debug_unwrap
 
+from fewstep.errors import install
 from fewstep.ops.table import forced
 
 P = ParamSpec("P")
@@ -51,7 +52,7 @@ def reason(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = FLOATS) -> str | 
     """
     first = tensors[0]
     if not installed():
-        return "Triton is not installed (pip install 'fewstep[kernels]')"
+        return f"Triton is not installed ({install('kernels')})"
     if not first.is_cuda and (why := _off_gpu(first)):
         return why
     device, dtype = first.device, first.dtype

@@ -8,10 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, install
 
 NETWORK, LONGEST = "u2net", 1024
-INSTALL = "pip install 'fewstep[background]'"
 
 
 def remove_background(image: Image.Image, name: str = "the picture") -> Image.Image:
@@ -36,8 +35,8 @@ def _rembg(name: str) -> tuple[Any, Any]:
         return importlib.import_module("rembg").remove, _session()
     except (ImportError, SystemExit) as error:  # rembg leaves the program where its own onnxruntime is missing
         raise FewstepError(
-            f"{name} has no transparency, and removing a background needs rembg, which is not installed: {INSTALL}, "
-            "or give an RGBA picture whose background is transparent"
+            f"{name} has no transparency, and removing a background needs rembg, which is not installed: "
+            f"{install('background')}, or give an RGBA picture whose background is transparent"
         ) from error
     except Exception as error:  # rembg downloads its network at first use: whatever fails there is the user's to know
         raise FewstepError(
