@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,10 +15,16 @@ from typing import Any
 import pytest
 from conftest import Cli, fake_plugin
 
+from fewstep import metrics
+from fewstep.core.batch import Batch
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Dense
+from fewstep.core.objective import NetSpec, Objective, Phase, Step
+from fewstep.plugins.registry import registry
 from fewstep.testing import check_objective
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = [DOCS / f"{name}.md" for name in ("your-objective", "your-backbone", "your-data", "gpus")]
+PAGES = [DOCS / f"{name}.md" for name in ("your-objective", "your-backbone", "your-data", "gpus", "worked-examples")]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 README_IMPORTS = """
 import torch
@@ -55,18 +64,20 @@ def test_what_the_page_registers_is_listed(demo: Cli) -> None:
     assert demo.works("generate", "--backbone", "demo", "hello", "--louder") == "hello!\n"
 
 
+def commands(page: str) -> list[list[str]]:
+    """The ``fewstep`` commands of a page, as words; a line may go on behind a backslash."""
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    return [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("fewstep ")]
+
+
 def test_the_pages_own_tests_pass(site: Path, demo: Cli) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:dash", str(site)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=site, timeout=300, check=False)
-    assert "2 passed" in done.stdout, done.stdout + done.stderr
+    assert "7 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_pages_commands_run(demo: Cli) -> None:
-    lines = [
-        line.split()[1:]
-        for line in TEXT.splitlines()
-        if re.match(r"fewstep (distill|bench|sample) .*(demo|run)\b", line)
-    ]
+    lines = commands("your-objective")
     assert [words[0] for words in lines] == ["distill", "bench", "sample"]
     for words in lines:
         extra = {"distill": ["--tracker", "demo-print"], "bench": ["--limit", "8", "--seeds", "0"]}.get(words[0], [])
@@ -74,6 +85,24 @@ def test_the_pages_commands_run(demo: Cli) -> None:
         if words[0] == "distill":
             assert "tracking run" in out
     assert (demo.folder / "samples.txt").read_text().startswith("samples: [")
+
+
+def test_the_commands_of_the_worked_examples_run(site: Path, demo: Cli) -> None:
+    lines = commands("worked-examples")
+    assert [words[0] for words in lines] == ["distill", "distill", "distill", "bench", "sample"]
+    short = {"distill": ["train.steps=3"], "bench": ["--seeds", "0"]}
+    code = f"""
+from fewstep.cli import main
+for words in {[[*words, *short.get(words[0], [])] for words in lines]!r}:
+    assert main(words) == 0, words
+"""
+    command, paths = [sys.executable, "-c", code], os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=demo.folder, env=environment, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (demo.folder / "digits.png").is_file()
 
 
 def test_the_kernel_of_the_page(site: Path, demo: Cli) -> None:
@@ -113,6 +142,24 @@ def test_the_objective_of_the_readme_works() -> None:
     names: dict[str, Any] = {}
     exec(compile(README_IMPORTS + block, "README.md", "exec", dont_inherit=True), names)
     check_objective(names["FlowRegression"])
+
+
+def public(cls: type) -> set[str]:
+    """What an instance offers: methods, properties, fields, attributes that ``__init__`` sets."""
+    set_at_start = set(re.findall(r"self\.(\w+)", inspect.getsource(cls.__init__))) if cls is Step else set()
+    return {name for name in {*vars(cls), *getattr(cls, "__annotations__", {}), *set_at_start} if name[0] != "_"}
+
+
+def test_the_vocabulary_is_complete() -> None:
+    text = (DOCS / "vocabulary.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"[`.](\w+)", text))
+    for cls in (Batch, Dense, Interpolant, NetSpec, Objective, Phase, Step):
+        lost = public(cls) - named - {"config", "tangents"}
+        assert not lost, f"{cls.__name__}: {lost}"
+    for kind in ("sampler", "tracker"):
+        own = {entry.name for entry in registry().entries(kind) if entry.distribution in ("", "fewstep")}
+        assert not own - named, f"{kind}: {own - named}"
+    assert not set(metrics.__all__) - named
 
 
 def test_paths_and_links_of_the_texts_exist() -> None:
