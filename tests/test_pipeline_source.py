@@ -8,8 +8,10 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from fewstep_trellis.backbone import StructureFlow
 from fewstep_trellis.pipeline.loading import Pipeline
 from fewstep_trellis.pipeline.source import Repository, Unreachable, checkpoint, open_source
+from fewstep_trellis.slat import StructuredLatentFlow
 from huggingface_hub import errors
 from pipeline_helpers import MODELS, ROLES, describe
 
@@ -91,6 +93,10 @@ def test_a_flow_knows_its_samplers_sigma_min(tmp_path: Path, tiny_pipeline: Path
     pipeline = Pipeline.open(describe(tmp_path / "p", slat_sampler=changed))
     assert pipeline.flow("slat").interpolant.sigma_min == 0.25
     assert pipeline.flow("ss").interpolant.sigma_min == 1e-5
+
+
+def test_a_flow_of_either_stage_trains_with_trelliss_sigma_min() -> None:
+    assert {flow.interpolant.sigma_min for flow in (StructureFlow, StructuredLatentFlow)} == {1e-5}
 
 
 def test_a_checkpoint_of_another_class_is_refused(tmp_path: Path, tiny_pipeline: Path) -> None:

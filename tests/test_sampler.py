@@ -11,7 +11,7 @@ from closed_forms import GAUSSIAN, PhasedMap, largest
 from fewstep_toy.analytic import AnalyticFlow, GaussianMap
 from torch import Tensor
 
-from fewstep.core.backbone import VelocityField
+from fewstep.core.backbone import Guidance, VelocityField
 from fewstep.core.batch import Condition
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout, Packed
@@ -171,3 +171,13 @@ def test_the_exact_map_at_one_time_is_the_velocity(noise: Tensor) -> None:
         ends = (torch.full((COUNT,), t, dtype=torch.float64) for t in (1.0, 0.3))
         average = exact(noise, next(ends), Condition(), layout, s_B=next(ends))
         assert largest(noise - 0.7 * average, solved) < 1e-4
+
+
+@pytest.mark.parametrize(("t", "inside"), [(0.2, True), (0.8, True), (0.19, False), (0.81, False), (0.5, True)])
+def test_both_ends_of_a_guidance_interval_are_guided(t: float, inside: bool) -> None:
+    guidance, t_B = Guidance(3.0, (0.2, 0.8)), torch.tensor([t], dtype=torch.float64)
+    assert guidance.active(t) == inside
+    assert guidance.idle(t_B) != inside
+    positive, negative = torch.ones(1, 2), torch.zeros(1, 2)
+    assert guidance.guided(positive, negative, t_B, Dense(1)).tolist() == [[3.0 if inside else 1.0] * 2]
+    assert not Guidance(1.0).active(t)

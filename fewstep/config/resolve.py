@@ -5,7 +5,7 @@ Imports torch late.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +84,12 @@ def _layer(layer: str | Path | Mapping[str, Any]) -> Layer:
 def _resolve(method: str, backbone: str, preset: str | None, given: Sequence[Layer], dataset: str | None) -> Resolved:
     objective, network = registry().get("objective", method), registry().get("backbone", backbone)
     own = network.load()
-    check_needs(objective.load(), own, method=objective.name, backbone=network.name)
     preset = preset_of(objective, network, preset)
     layers = [(found.source, found.read()) for found in presets.find(objective, network, preset)] + list(given)
     layers = [(source, keys_of(values, own.stage, own.stages)) for source, values in layers]
     data = data_of(network, dataset or presets.data_set(layers))
+    names = {"method": objective.name, "backbone": network.name, "dataset": data.name}
+    check_needs(objective.load(), own, data.load(), **names)
     layers = [(source, {k: v for k, v in values.items() if k != presets.DATASET}) for source, values in layers]
     sources: dict[str, str] = {}
     for source, values in layers:
@@ -98,6 +99,9 @@ def _resolve(method: str, backbone: str, preset: str | None, given: Sequence[Lay
         config = validate(model_of(objective, network, data), merged)
     except FewstepError as error:
         raise FewstepError("\n".join(_located(line, sources) for line in str(error).splitlines())) from None
+    method_of_run = objective.load()(config.objective)
+    check_needs(method_of_run, own, data.load(), **names)  # those of a sum are known now
+    check_sampler(method_of_run, objective.name)
     return Resolved(objective, network, data, config, sources, preset)
 
 
@@ -108,20 +112,48 @@ def _located(line: str, sources: dict[str, str]) -> str:
     return line if source in ("default", OVERRIDES, PYTHON) else f"{line} (from {source})"
 
 
-def check_needs(objective_cls: Any, backbone_cls: Any, *, method: str = "", backbone: str = "") -> None:
-    """Compare ``Objective.needs`` with ``Backbone.provides``. A missing "jvp" is met by finite differences.
+def check_needs(
+    objective_cls: Any,
+    backbone_cls: Any,
+    dataset_cls: Any = None,
+    *,
+    method: str = "",
+    backbone: str = "",
+    dataset: str = "",
+) -> None:
+    """Compare ``Objective.needs`` with what backbone and data set provide. Finite differences meet a missing "jvp".
 
     Args:
-        method, backbone: the registered names for the message; by default the names of the classes.
+        method, backbone, dataset: the registered names for the message; by default the names of the classes.
 
     Raises:
-        FewstepError: naming both sides and what is missing.
+        FewstepError: naming all sides and what is missing.
     """
-    missing = sorted(set(objective_cls.needs) - set(backbone_cls.provides) - {"jvp"})
+    given = frozenset() if dataset_cls is None else dataset_cls.provides
+    missing = sorted(set(objective_cls.needs) - set(backbone_cls.provides) - set(given) - {"jvp"})
     if missing:
+        data = "" if dataset_cls is None else f", nor does data set {(dataset or dataset_cls.__name__)!r}"
         raise FewstepError(
             f"method {(method or objective_cls.__name__)!r} needs {', '.join(map(repr, missing))}, which backbone "
-            f"{(backbone or backbone_cls.__name__)!r} does not provide: it provides "
-            f"{', '.join(sorted(backbone_cls.provides)) or 'nothing'}, the method needs "
-            f"{', '.join(sorted(objective_cls.needs))}"
+            f"{(backbone or backbone_cls.__name__)!r} does not provide: it provides {_listed(backbone_cls.provides)}"
+            f"{data and f'{data}: it provides {_listed(given)}'}; the method needs {_listed(objective_cls.needs)}"
         )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"
+
+
+def check_sampler(objective: Any, method: str) -> None:
+    """Refuse a contract whose sampler is not registered, or asks for another kind of student than is trained.
+
+    Raises:
+        FewstepError: naming the samplers that fit.
+    """
+    entry, wanted = registry().get("sampler", objective.contract().sampler), "two_time" in objective.needs
+    if entry.load().two_time == wanted:
+        return
+    why, fitting = "needs 'two_time', and its sampler {!r} never passes the target time s_B", "'jump'"
+    if not wanted:
+        why, fitting = "does not need 'two_time', and its sampler {!r} passes a target time", "'euler', 'consistency'"
+    raise FewstepError(f"method {method!r} {why.format(entry.name)}; accepted: {fitting}, or another that fits")

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 
 class VelocityField(Protocol):
-    """Anything with a velocity: a student, a guided teacher, a closed form. ``t_B`` [B] in [0, 1]."""
+    """Anything with a velocity: a student, a guided teacher, a closed form.
+
+    ``t_B`` [B] in [0, 1] is where x is; ``s_B`` [B], at most ``t_B``, is where a two-time student jumps to, and its
+    answer the average velocity on the way. None asks for the velocity at ``t_B`` itself.
+    """
 
     def __call__(
         self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None
@@ -47,7 +51,10 @@ class Backbone(nn.Module):
     stages: ClassVar[Mapping[str, str]] = MappingProxyType({})  # stage: registered backbone, in order
 
     def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
-        """Velocity at x [B, ...] or [T, C] and times t_B [B]; ``s_B`` is the target time of a two-time student."""
+        """Velocity at x [B, ...] or [T, C] and times t_B [B]; for ``s_B`` see ``VelocityField``.
+
+        A backbone that does not provide "two_time" refuses an ``s_B``.
+        """
         raise TypeError(f"{type(self).__name__} does not implement forward")
 
     @classmethod

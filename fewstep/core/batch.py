@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from fewstep.core.layout import Layout
+
+V = TypeVar("V", "Condition", "Batch")
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +22,8 @@ class Condition:
         tokens: [B, ...], or None for an unconditional model.
         negative_tokens: [B, ...]; None means zeros (TRELLIS's image models).
         blank: True promises that every token is 0, so that a network may skip cross attention.
+
+    A dataclass that derives from it may add tensors [B, ...]; they stay with their samples.
     """
 
     tokens: Tensor | None = None
@@ -29,14 +35,12 @@ class Condition:
         if self.tokens is None:
             return self
         if self.negative_tokens is None:
-            return Condition(torch.zeros_like(self.tokens), blank=True)
-        return Condition(self.negative_tokens, self.negative_tokens)
+            return replace(self, tokens=torch.zeros_like(self.tokens), blank=True)
+        return replace(self, tokens=self.negative_tokens, blank=False)
 
     def select(self, rows_B: Tensor) -> Condition:
         """The conditions of these samples."""
-        tokens = None if self.tokens is None else self.tokens[rows_B]
-        negative = None if self.negative_tokens is None else self.negative_tokens[rows_B]
-        return Condition(tokens, negative, self.blank)
+        return _changed(self, lambda tensor: tensor[rows_B])
 
     def dropped(self, drop_B: Tensor) -> Condition:
         """The negative condition where ``drop_B`` (bool [B]) says so."""
@@ -44,27 +48,58 @@ class Condition:
         if self.tokens is None or empty is None:
             return self
         mask = drop_B.reshape(-1, *[1] * (self.tokens.dim() - 1))
-        return Condition(torch.where(mask, empty, self.tokens), self.negative_tokens)
+        return replace(self, tokens=torch.where(mask, empty, self.tokens), blank=False)
 
     def to(self, device: torch.device | str) -> Condition:
         """The same condition on another device."""
-        tokens, negative = (None if v is None else v.to(device) for v in (self.tokens, self.negative_tokens))
-        return Condition(tokens, negative, self.blank)
+        return _changed(self, lambda tensor: tensor.to(device))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clean samples ``x0`` ([B, ...] or [T, C]), their layout and condition."""
+    """Clean samples ``x0`` ([B, ...] or [T, C]), their layout and condition.
+
+    A dataclass that derives from it may add tensors, tables of tensors and conditions, such as the noise that a stored
+    pair began with. They go with the samples: a tensor as long as ``x0`` has its rows, any other one a row a sample.
+    """
 
     x0: Tensor
     layout: Layout
     cond: Condition = field(default_factory=Condition)
 
     def select(self, rows_B: Tensor) -> Batch:
-        """A sub-batch."""
-        x0, layout = self.layout.select(self.x0, rows_B)
-        return Batch(x0, layout, self.cond.select(rows_B))
+        """A sub-batch, of the same class."""
+        length, layout = len(self.x0), self.layout.select(self.x0, rows_B)[1]
+
+        def chosen(tensor: Tensor) -> Tensor:
+            return self.layout.select(tensor, rows_B)[0] if len(tensor) == length else tensor[rows_B]
+
+        return replace(_changed(self, chosen, lambda cond: cond.select(rows_B)), layout=layout)
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device. A layout that is there already stays the same object, with its cache."""
-        return Batch(self.x0.to(device), self.layout.to(device), self.cond.to(device))
+        moved = _changed(self, lambda tensor: tensor.to(device), lambda cond: cond.to(device))
+        return replace(moved, layout=self.layout.to(device))
+
+    def double(self) -> Batch:
+        """The batch with every floating-point tensor in float64."""
+
+        def wide(tensor: Tensor) -> Tensor:
+            return tensor.double() if tensor.is_floating_point() else tensor
+
+        return _changed(self, wide, lambda cond: _changed(cond, wide))
+
+
+def _changed(
+    value: V, tensor: Callable[[Tensor], Tensor], cond: Callable[[Condition], Condition] = lambda cond: cond
+) -> V:
+    """A copy with ``tensor`` applied to each tensor among the fields, those of derived classes included."""
+
+    def changed(old: Any) -> Any:
+        if isinstance(old, Tensor):
+            return tensor(old)
+        if isinstance(old, Mapping):
+            return {key: changed(one) for key, one in old.items()}
+        return cond(old) if isinstance(old, Condition) else old
+
+    return replace(value, **{one.name: changed(getattr(value, one.name)) for one in fields(value) if one.init})

@@ -15,7 +15,7 @@ class Contract(Strict):
     steps: tuple[int, ...] = Field((1, 2, 4), description="step counts the student was made for")
     rescale_t: float = Field(1.0, gt=0, description="warp of the time grid, r t / (1 + (r - 1) t)")
     guidance: float = Field(1.0, description="guidance scale at sampling; 1: none needed, it is baked in")
-    two_time: bool = Field(False, description="the student takes a target time")
+    two_time: bool = Field(False, description="the student takes a target time s, which sampler 'jump' passes")
 
     def grid(self, steps: int) -> list[float]:
         """Times from 1 to 0 for this many steps."""

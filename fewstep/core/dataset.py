@@ -40,6 +40,9 @@ class PackedDataConfig(Strict):
 class Dataset(ABC):
     """Training batches for a backbone. A subclass sets ``Config`` and implements ``__len__`` and ``batch``.
 
+    ``provides`` names what its batches hold beside samples and conditions, such as "pairs" where they are of a class
+    derived from ``Batch``. Methods ask for it in ``Objective.needs``.
+
     Samples of unequal length: implement ``loads``, so that micro-batches are balanced, and derive ``Config`` from
     ``PackedDataConfig``, so that they can be packed by a budget.
 
@@ -49,6 +52,7 @@ class Dataset(ABC):
     """
 
     Config: ClassVar[type[Strict]]
+    provides: ClassVar[frozenset[str]] = frozenset()
     _cut: tuple[tuple[int, int, int], Cuts] | None = None
 
     def __init__(self, config: Any, backbone: Backbone) -> None:

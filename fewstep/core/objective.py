@@ -32,7 +32,9 @@ class NetSpec:
         init: "teacher", or the name of an earlier network, whose weights it starts from.
         lr_scale: factor on ``train.lr``.
         ema: decay rates of its exponential moving averages (EMA), each a network of its own.
-        build: makes the network from the teacher's backbone instead of ``init``.
+        build: makes the network instead of ``init``. It is given a copy of the network that the student starts from, to
+            keep or to change: for most backbones the teacher's own with its weights, and where the teacher is a closed
+            form, the network that was fitted to it.
     """
 
     init: str = "teacher"
@@ -149,8 +151,13 @@ class Step:
 class Objective(ABC, Generic[C]):
     """A distillation method. It owns its networks, its phases and its losses; the engine owns the rest.
 
-    ``needs`` is held against the backbone's ``provides`` before any weights load. "jvp" is special: where the
-    backbone does not provide it, ``Step.jvp`` serves finite differences and the run says so.
+    ``needs`` is held against what the backbone and the data set provide before any weights load. "jvp" is special:
+    where the backbone does not provide it, ``Step.jvp`` serves finite differences and the run says so. "two_time" asks
+    for a student that takes a target time ``s_B``, and for a sampler that passes one ("jump"). A name of your own, such
+    as "pairs", asks for a data set whose ``provides`` has it.
+
+    ``sampler`` is the registered sampler of the contract: "euler", "heun" and "consistency" ask for F(x, t), "jump" for
+    F(x, t, s).
     """
 
     Config: ClassVar[type[Strict]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from fewstep.core.backbone import VelocityField
 from fewstep.core.batch import Condition
-from fewstep.core.layout import Layout
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Dense, Layout
 from fewstep.core.objective import Step
 
 OnStep = Callable[[int, Tensor, Tensor], None]  # (step, state after it, predicted data)
@@ -54,6 +56,19 @@ class Sampler:
     def __init__(self, advance: Callable[[Move], tuple[Tensor, Tensor]]) -> None:
         functools.update_wrapper(self, advance)
         self.advance = advance
+
+    @functools.cached_property
+    def two_time(self) -> bool:
+        """Whether it tells the network where each step ends (``s_B``), found by two steps of a field that is 0."""
+        told = []
+
+        def field(x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+            told.append(s_B is not None)
+            return torch.zeros_like(x)
+
+        with contextlib.suppress(Exception):  # a rule that takes real samples only: what it did before counts
+            self(field, torch.zeros(1, 1), Condition(), Dense(1), [1.0, 0.5, 0.0], Step(0, Interpolant()))
+        return any(told)
 
     @torch.no_grad()
     def __call__(

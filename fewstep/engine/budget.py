@@ -1,5 +1,7 @@
-"""What a run costs, counted in network evaluations by forward hooks: samples, not calls.
+"""What a run costs, counted in evaluations of the backbone by forward hooks: samples, not calls.
 
+Counted are networks that are a ``Backbone`` or hold one (a discriminator on its features). Other networks, such as a
+small head, cost next to nothing beside it and count nothing.
 ``forward``: plain forward passes. ``tangent``: forward passes that carry a derivative (about two forwards each).
 ``backward``: backward passes through an evaluation. A guided teacher evaluates its network twice and counts twice.
 """
@@ -11,7 +13,9 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
 
+from fewstep.core.backbone import Backbone
 from fewstep.core.layout import Layout
 from fewstep.ops.inputs import carries_tangent
 
@@ -26,9 +30,10 @@ class Budget:
         self._pending: list[tuple[str, int]] = []
 
     def watch(self, name: str, module: nn.Module) -> None:
-        """Count this module's evaluations under ``name``. An EMA counts under the name of its network."""
+        """Count the evaluations of this network's backbones under ``name``. An EMA counts under its network's name."""
         self.counts.setdefault(name, {"forward": 0, "tangent": 0, "backward": 0})
-        module.register_forward_hook(partial(self._seen, name), with_kwargs=True)
+        for backbone in _backbones(module):
+            backbone.register_forward_hook(partial(self._seen, name), with_kwargs=True)
 
     def _seen(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         values = [*args, *kwargs.values()]
@@ -38,8 +43,9 @@ class Budget:
             self._pending.append((name, samples))
             return
         self.counts[name]["forward"] += samples
-        if isinstance(out, Tensor) and out.requires_grad:
-            out.register_hook(partial(self._passed, [(name, samples)]))
+        if graph := [value for value in _tensors(out) if value.requires_grad]:
+            # Once a backward pass, whichever of several outputs (a velocity and features) it comes through first.
+            register_multi_grad_hook(graph, partial(self._passed, [(name, samples)]), mode="any")
 
     def attach(self, value: Tensor, carries_graph: bool) -> None:
         """Count a backward pass through a value that ``torch.func.jvp`` gave: inside it no hook can be set."""
@@ -60,6 +66,21 @@ class Budget:
     def snapshot(self) -> Counts:
         """A copy of the counts."""
         return {name: dict(kinds) for name, kinds in self.counts.items()}
+
+
+def _backbones(module: nn.Module) -> list[nn.Module]:
+    """The module itself, or the outermost backbones inside."""
+    if isinstance(module, Backbone):
+        return [module]
+    return [found for child in module.children() for found in _backbones(child)]
+
+
+def _tensors(out: Any) -> list[Tensor]:
+    """The tensors that a network returned, alone or in tuples, lists and tables."""
+    if isinstance(out, Tensor):
+        return [out]
+    parts = out.values() if isinstance(out, Mapping) else out if isinstance(out, tuple | list) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
 
 
 def _samples(values: list[Any]) -> int:

@@ -74,7 +74,7 @@ class Networks:
     def _make(self, name: str, spec: NetSpec, seed: int) -> nn.Module:
         torch.manual_seed((seed * SPREAD ^ zlib.crc32(f"build/{name}".encode())) % 2**32)
         if spec.build is not None:
-            module = spec.build(self.teacher.backbone)
+            module = spec.build(self._student())
         elif spec.init == "teacher":
             module = self._student()
         elif spec.init in self.trained:
@@ -89,7 +89,7 @@ class Networks:
             module = module.float()
         return module.train()
 
-    def _student(self) -> nn.Module:
+    def _student(self) -> Backbone:
         """The backbone's student. A copy of the frozen teacher gets back what was trainable before."""
         module = self.teacher.backbone.student()
         if not any(p.requires_grad for p in module.parameters()):

@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.console import Console
 
-from fewstep.config.resolve import check_needs
 from fewstep.config.run import Resolved, versions
 from fewstep.core.objective import Objective
 from fewstep.engine import folder as folders
@@ -78,7 +77,6 @@ def build(resolved: Resolved, say: Say) -> Trainer:
     """A trainer at step 0: the teacher, its data and the networks."""
     config, dataset_cls, backbone_cls = resolved.config, resolved.dataset.load(), resolved.backbone.load()
     objective: Objective[Any] = resolved.method.load()(config.objective)
-    check_needs(objective, backbone_cls, method=resolved.method.name, backbone=resolved.backbone.name)
     dataset_cls.check_config(config.data)
     teacher = backbone_cls.teacher(config.backbone)
     dataset = dataset_cls(config.data, teacher.backbone)

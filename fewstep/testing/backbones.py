@@ -35,7 +35,7 @@ def check_backbone(backbone: Backbone, batch: Batch) -> None:
     Raises:
         AssertionError: with a sentence that names the backbone and what is wrong.
     """
-    network = Probe(copy.deepcopy(backbone).double().eval(), _double(batch))
+    network = Probe(copy.deepcopy(backbone).double().eval(), batch.double())
     network.claims_are_known()
     network.gives_velocity()
     network.keeps_samples_apart()
@@ -134,9 +134,3 @@ class Probe:
             text = f"save(half={half}) and load() give another network"
             expected = self.velocity(source.double())
             self.claim(near(self.velocity(again.double().eval()), expected, tolerance), text)
-
-
-def _double(batch: Batch) -> Batch:
-    cond = batch.cond
-    tokens, negative = (None if v is None else v.double() for v in (cond.tokens, cond.negative_tokens))
-    return Batch(batch.x0.double(), batch.layout, type(cond)(tokens, negative))

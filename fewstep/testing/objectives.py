@@ -17,6 +17,7 @@ from fewstep.core.layout import Layout
 from fewstep.core.objective import Objective, Phase, Step, means
 from fewstep.engine.networks import Networks
 from fewstep.plugins.registry import registry
+from fewstep.testing.backbones import CAPABILITIES
 from fewstep.testing.tiny import TinyBackbone, near, tiny_batch
 
 EXACT, DIFFERENCE = 1e-9, 1e-4  # relative; float64 rounding, and a central difference
@@ -45,9 +46,7 @@ def check_objective(
         AssertionError: with a sentence that names the objective and what is wrong.
     """
     bench = Bench(objective_cls, config, backbone, batch)
-    contract = bench.objective.contract()
-    samplers = registry().names("sampler")
-    bench.claim(contract.sampler in samplers, f"its sampler {contract.sampler!r} is none of {', '.join(samplers)}")
+    bench.sampler_fits()
     first: dict[Phase, int] = {}
     for index in range(PHASES):
         first.setdefault(bench.objective.phase(index), index)
@@ -118,14 +117,26 @@ class Bench:
         self.claim(again == self.config, "its config does not survive a round trip through JSON")
         self.objective = cls(self.config)
         self.backbone = copy.deepcopy(backbone or TinyBackbone()).double()
-        self.batch = batch or tiny_batch()
-        missing = sorted(self.needs - self.backbone.provides - {"jvp"})
-        self.claim(not missing, f"it needs {', '.join(missing)}, which the network does not provide: pass another")
+        self.batch = (batch or tiny_batch()).double()
+        provided = self.backbone.provides | {"jvp"}
+        if batch is not None:  # what is no capability of a network is asked of the data
+            provided |= self.needs - CAPABILITIES
+        missing = sorted(self.needs - provided)
+        text = f"it needs {', '.join(missing)}, which the network does not provide: pass another"
+        self.claim(not missing, text + ("" if CAPABILITIES.issuperset(missing) else ", or a batch that holds it"))
 
     def claim(self, holds: bool, sentence: str) -> None:
         """Raises AssertionError, naming the objective."""
         if not holds:
             raise AssertionError(f"{self.name}: {sentence}")
+
+    def sampler_fits(self) -> None:
+        """The contract names a registered sampler, which passes a target time where the student takes one."""
+        name, samplers = self.objective.contract().sampler, registry().names("sampler")
+        self.claim(name in samplers, f"its sampler {name!r} is none of {', '.join(samplers)}")
+        passes, takes = registry().get("sampler", name).load().two_time, "two_time" in self.needs
+        words = "passes a target time" if passes else "never passes a target time"
+        self.claim(passes == takes, f"its sampler {name!r} {words}, and needs {'has' if takes else 'lacks'} 'two_time'")
 
     def run(
         self,
@@ -183,6 +194,8 @@ class Bench:
         self.claim(not unknown, f"a phase trains {', '.join(unknown)}, which networks() does not have")
         teacher = Teacher(copy.deepcopy(self.backbone), Guidance(2.0))
         nets = Networks(specs, teacher, torch.device("cpu"))
+        for module in [*nets.trained.values(), *nets.emas.values()]:  # what ``build`` made is float32
+            module.double()
         generator = torch.Generator().manual_seed(1)
         for module in nets.trained.values():  # a student equal to its teacher would hide a loss that is 0 there
             for p in module.parameters():

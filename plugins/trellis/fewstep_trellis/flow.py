@@ -43,7 +43,7 @@ class Flow(Backbone):
 
     name: ClassVar[str]  # as registered
     network: ClassVar[type[nn.Module]]
-    path = Interpolant(SIGMA_MIN)
+    interpolant = Interpolant(SIGMA_MIN)
     stages: ClassVar[Mapping[str, str]] = MappingProxyType({"ss": "trellis", "slat": "trellis-slat"})
 
     def __init__(self, model: nn.Module) -> None:

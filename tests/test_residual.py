@@ -1,0 +1,72 @@
+"""Where the shared residual and a finite difference look: at exact times, in the right phase, with one random state."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from closed_forms import RING, Given, exact_nets, random_student
+from torch import Tensor
+
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.derivatives import finite_difference
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Dense
+from fewstep.core.objective import Step
+from fewstep.methods.point import Look, PointConfig
+from fewstep.methods.residual import Derivative
+
+TIMES = torch.tensor([0.3, 0.9, 0.7000001])  # float32, as the engine draws them
+
+
+def test_the_earlier_time_of_a_residual_keeps_its_digits() -> None:
+    """t - D in float32 is off by 3e-8, which a network that looks at 1000 t and the division by D = 1e-4 magnify."""
+    seen: list[Tensor] = []
+
+    def student(x: Tensor, t_B: Tensor) -> Tensor:
+        seen.append(t_B)
+        return torch.sin(1000 * t_B.double())[:, None].to(x.dtype).expand_as(x)
+
+    x, layout, step = torch.zeros(3, 2), Dense(3), Step(0, Interpolant())
+    found = Derivative("discrete", 1e-4).residual(student, x, TIMES, torch.zeros(3, 2), layout, step)
+    assert torch.equal(seen[1], TIMES.double() - 1e-4)
+    exact = (torch.sin(1000 * TIMES.double()) - torch.sin(1000 * (TIMES.double() - 1e-4))) / 1e-4
+    assert (found.derivative[:, 0] - exact).abs().max() < 2e-3  # of values up to 1000; float32 rounding of two sines
+
+
+def test_the_times_of_a_finite_difference_keep_their_digits() -> None:
+    seen: list[Tensor] = []
+
+    def f(x: Tensor, t_B: Tensor) -> Tensor:
+        seen.append(t_B)
+        return x * t_B[:, None].to(x.dtype)
+
+    finite_difference(f, (torch.ones(3, 2), TIMES), (torch.ones(3, 2), torch.ones(3)), 1e-3)
+    assert torch.equal(seen[0], TIMES.double() + 1e-3)
+    assert torch.equal(seen[1], TIMES.double() - 1e-3)
+
+
+def test_all_evaluations_of_a_finite_difference_see_the_same_random_state() -> None:
+    """As dropout does, which would otherwise be divided by the step."""
+
+    def f(x: Tensor, t_B: Tensor) -> Tensor:
+        return 3 * x + torch.rand(x.shape, dtype=x.dtype)
+
+    torch.manual_seed(0)
+    x, t_B = torch.zeros(4, 2, dtype=torch.float64), torch.full((4,), 0.5, dtype=torch.float64)
+    value, slope = finite_difference(f, (x, t_B), (torch.ones_like(x), torch.ones_like(t_B)), 1e-3)
+    torch.testing.assert_close(slope, torch.full_like(x, 3.0), rtol=0, atol=1e-9)
+    torch.manual_seed(0)
+    assert torch.equal(value, f(x, t_B))  # and the value sees what it would see alone
+
+
+@pytest.mark.parametrize(("kind", "end"), [("discrete", 0.0), ("continuous", 0.5)])
+def test_the_phase_is_that_of_the_earliest_time_looked_at(kind: str, end: float) -> None:
+    """A finite difference from just above a boundary reaches below it: the whole step belongs to the lower phase."""
+    look = Look(PointConfig(velocity="data"), Derivative(kind, 0.1), None, phases=2)
+    student, layout = random_student(RING), Dense(2)
+    batch = Batch(torch.zeros(2, 2, dtype=torch.float64), layout, Condition(torch.eye(8, dtype=torch.float64)[:2]))
+    low = 0.1 if kind == "discrete" else 0.0
+    drawn = (torch.tensor([0.55, 0.95], dtype=torch.float64) - low) / (1 - low)  # what becomes these times
+    at = look.at(batch, exact_nets(student, RING), Given({"t": drawn, "noise": torch.ones_like(batch.x0)}))
+    assert at.t_B.tolist() == pytest.approx([0.55, 0.95])
+    assert at.end_B.tolist() == [end, 0.5]
