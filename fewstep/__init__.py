@@ -14,6 +14,7 @@ What an author of an objective, a backbone or a data set needs is in ``fewstep.c
 from __future__ import annotations
 
 import importlib
+import time
 from typing import TYPE_CHECKING, Any
 
 from fewstep.errors import FewstepError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from fewstep.benchmark.api import BenchTable, bench
 
 __version__ = "0.1.0"
+IMPORTED = time.perf_counter()  # about when the program began
 
 LAZY = {
     "Run": "fewstep.api.distillation",

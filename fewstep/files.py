@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -83,6 +84,18 @@ def write_file(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file in one move."""
     write_file(path, json.dumps(value, indent=2) + "\n")
+
+
+def file_suffix(path: Path | str) -> str:
+    """The suffix of a file that the user names (".glb", in lower case); "" where the name can only be a folder's.
+
+    A folder is what is one already, a name that ends in a slash, and one whose last dot begins no kind of file
+    ("out_v1.0", "run.v2").
+    """
+    suffix = Path(path).suffix.lower()
+    if os.path.isdir(path) or str(path).endswith(("/", os.sep)) or not re.search("[a-z]", suffix):
+        return ""
+    return "" if re.fullmatch(r"\.v\d+", suffix) else suffix
 
 
 def sync(path: Path) -> None:

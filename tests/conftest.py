@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,3 +121,36 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pipeline_helpers import write_pipeline
 
     return write_pipeline(tmp_path_factory.mktemp("tiny") / "pipeline")
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image encoder for ``tiny_pipeline``."""
+    from pipeline_helpers import write_encoder
+
+    return write_encoder(tmp_path_factory.mktemp("encoder") / "dino")
+
+
+@pytest.fixture
+def go(
+    tmp_path: Path,
+    tiny_pipeline: Path,
+    tiny_encoder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., Any]:
+    """``fewstep generate ...`` on the tiny pipeline, in an empty folder of its own."""
+    from pipeline_helpers import Done
+
+    from fewstep.cli import main
+
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str | Path, teacher: str | Path = tiny_pipeline, command: str = "generate") -> Done:
+        encoder = ["--image-encoder", tiny_encoder] if command == "generate" else []
+        code = main([command, *map(str, arguments), "--teacher", str(teacher), *map(str, encoder)])
+        return Done(code, *capsys.readouterr())
+
+    return call

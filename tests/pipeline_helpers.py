@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from conftest import refusal
 from fewstep_trellis.checkpoint import build_model, save_model
 from PIL import Image, ImageDraw
 from torch import nn
@@ -150,3 +153,20 @@ def picture(path: Path, colour: str = "red", size: int = 64) -> Path:
     ImageDraw.Draw(image).ellipse((12, 20, 48, 40), fill=colour)
     image.save(path)
     return path
+
+
+@dataclass
+class Done:
+    """A command that ended: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Go = Callable[..., Done]
+
+
+def refused(done: Done) -> str:
+    """The message, after whatever warnings and model lines came before it."""
+    return refusal(done.code, "", done.err[done.err.index("error: ") :])

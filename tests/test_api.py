@@ -124,10 +124,15 @@ def test_python_and_the_command_line_draw_the_same_samples(run: fewstep.Run, tmp
 def test_students_are_found_by_name() -> None:
     shipped = fewstep.load("trellis/pcm", device="cpu")
     assert shipped.info.method == "pcm"
-    with pytest.raises(
-        fewstep.FewstepError, match=r"several backbones ship one; accepted: trellis-slat/mdt-vd, trellis/"
-    ):
-        fewstep.load("mdt-vd")
+    for name, backbone in {
+        "mdt-vd": "trellis",
+        "slat-mdt-vd": "trellis-slat",
+        "trellis-slat/mdt-vd": "trellis-slat",
+    }.items():
+        assert fewstep.load(name, device="cpu").info.backbone == backbone
+    for name in ("", "a wooden chair " * 30):
+        with pytest.raises(fewstep.FewstepError, match="accepted: a folder"):
+            fewstep.load(name)
     with pytest.raises(fewstep.FewstepError, match=r"no such folder; accepted: .*did you mean 'trellis/pcm'"):
         fewstep.load("trellispcm")
 

@@ -46,8 +46,38 @@ def test_the_box_of_an_object(box: tuple[int, int, int, int], alpha: int, expect
 
 
 def test_pixels_that_are_hardly_there_are_no_object() -> None:
-    with pytest.raises(FewstepError, match=r"image: got 'ghost\.png'; .*transparent everywhere"):
+    with pytest.raises(
+        FewstepError, match=r"image: got 'ghost\.png'; .*transparent everywhere; an object's is above 204"
+    ):
         prepare(cut_out((10, 5, 29, 14), alpha=204), "ghost.png")
+    with pytest.raises(FewstepError, match=r"the highest here is 150"):
+        prepare(Image.new("RGBA", (9, 9), (1, 2, 3, 150)))
+    with pytest.raises(FewstepError, match=r"transparent everywhere$"):
+        prepare(Image.new("RGBA", (9, 9)))
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (Image.new("RGB", (1, 1), "red"), "its object is only 1 x 1 pixels"),
+        (Image.new("RGB", (64, 48), "red"), "of one colour"),
+        (Image.new("L", (64, 64), 200), "of one colour"),
+        (cut_out((7, 7, 7, 7)), "its object is only 1 x 1 pixels"),
+        (cut_out((7, 7, 20, 9)), "its object is only 14 x 3 pixels"),
+        (Image.merge("RGBA", [Image.new("L", (60, 40), 3)] * 3 + [cut_out((5, 5, 50, 30)).getchannel("A")]), "of one"),
+    ],
+)
+def test_pictures_that_show_hardly_anything_are_named(image: Image.Image, words: str) -> None:
+    with pytest.warns(UserWarning, match=f"dot.png: .*{words}"):
+        prepare(image, "dot.png", 28, background="keep")
+
+
+def test_pictures_that_show_something_are_not(recwarn: pytest.WarningsRecorder) -> None:
+    half = Image.new("RGB", (64, 48), "red")
+    half.paste("white", (0, 0, 30, 48))
+    prepare(half, size=28, background="keep")
+    prepare(cut_out((5, 5, 50, 30)), size=28)
+    assert not recwarn.list
 
 
 def test_the_two_preparations_differ_where_they_should() -> None:
@@ -115,6 +145,14 @@ def test_every_kind_of_file_becomes_rgba(write: object, tmp_path: Path) -> None:
     image = load_picture(path)
     assert (image.mode, image.size) == ("RGBA", (6, 4))
     assert image.getpixel((2, 2)) == expected
+    with Image.open(path) as opened:
+        assert load_picture(opened).tobytes() == image.tobytes()
+
+
+def test_of_several_frames_the_first_is_used_and_said(tmp_path: Path) -> None:
+    frames(tmp_path / "moving.gif")
+    with pytest.warns(UserWarning, match=r"moving\.gif: 2 frames; the first is used"):
+        load_picture(tmp_path / "moving.gif")
 
 
 def test_a_picture_held_sideways_is_turned_upright(tmp_path: Path) -> None:
@@ -123,6 +161,8 @@ def test_a_picture_held_sideways_is_turned_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6  # shown upright by a quarter turn to the right
     image.save(tmp_path / "held.jpg", exif=exif, quality=95)
     upright = load_picture(tmp_path / "held.jpg")
+    with Image.open(tmp_path / "held.jpg") as opened:
+        assert load_picture(opened).tobytes() == upright.tobytes()
     assert upright.size == (20, 40)
     top, bottom = upright.getpixel((10, 5)), upright.getpixel((10, 35))
     assert top[0] > 200 > 50 > top[2], "the left half is on top"  # type: ignore[index, operator]
@@ -138,6 +178,8 @@ def test_files_that_are_no_pictures_are_named(tmp_path: Path) -> None:
     for path in (text, torn, floats, tmp_path, tmp_path / "missing.png"):
         with pytest.raises(FewstepError, match=f"image: got '{path}'"):
             load_picture(path)
+    with Image.open(torn) as opened, pytest.raises(FewstepError, match="image: got 'mine'"):
+        load_picture(opened, "mine")
 
 
 def test_whether_a_background_must_go() -> None:
@@ -152,7 +194,7 @@ def test_whether_a_background_must_go() -> None:
 def test_without_rembg_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rembg", None)
     background._session.cache_clear()
-    with pytest.raises(FewstepError, match=r"chair\.jpg.*pip install -e '\.\[background\]'.*RGBA"):
+    with pytest.raises(FewstepError, match=r"chair\.jpg.*pip install -e '\.\[background\]'.*--background keep.*RGBA"):
         prepare(Image.new("RGB", (20, 20)), "chair.jpg")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from conftest import contents, refusal
+from conftest import Cli, contents
 from fewstep_shapes3d.data import SWEETHOME3D
 from fewstep_shapes3d.data.prepared import PreparedSet
 from fewstep_shapes3d.result import Result
@@ -22,7 +24,7 @@ from fewstep_trellis.pipeline import run
 from fewstep_trellis.pipeline.loading import Pipeline
 from fewstep_trellis.shipped import student_for
 from PIL import Image
-from pipeline_helpers import COND, describe, picture, write_encoder, write_pipeline
+from pipeline_helpers import COND, Done, Go, describe, picture, refused, write_pipeline
 from plyfile import PlyData
 from test_pipeline_students import distilled
 
@@ -30,47 +32,6 @@ from fewstep.api.generation import generate
 from fewstep.cli import main
 from fewstep.core.contract import Contract
 from fewstep.errors import FewstepError
-
-
-@dataclass
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-Go = Callable[..., Done]
-
-
-@pytest.fixture(scope="session")
-def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_encoder(tmp_path_factory.mktemp("encoder") / "dino")
-
-
-@pytest.fixture
-def go(
-    tmp_path: Path,
-    tiny_pipeline: Path,
-    tiny_encoder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Go:
-    """``fewstep generate ...`` on the tiny pipeline, in an empty folder of its own."""
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: str | Path, teacher: str | Path = tiny_pipeline, command: str = "generate") -> Done:
-        encoder = ["--image-encoder", tiny_encoder] if command == "generate" else []
-        code = main([command, *map(str, arguments), "--teacher", str(teacher), *map(str, encoder)])
-        return Done(code, *capsys.readouterr())
-
-    return call
-
-
-def refused(done: Done) -> str:
-    """The message, after whatever warnings and model lines came before it."""
-    return refusal(done.code, "", done.err[done.err.index("error: ") :])
 
 
 def student(folder: Path, stage: str = "slat", **contract: Any) -> Path:
@@ -448,3 +409,18 @@ def test_the_shipped_chair_in_python_and_on_the_command_line(tmp_path: Path) -> 
     result = generate(chair, steps=1)
     assert result.save(tmp_path / "python.npz").read_bytes() == (tmp_path / "cli.npz").read_bytes()
     assert len(result.coords) > 500
+
+
+NEEDLESS = "torch._dynamo sympy scipy trimesh matplotlib triton transformers pandas"  # seconds of imports
+
+
+def test_generate_imports_what_it_needs_and_no_more(cli: Cli) -> None:
+    """Counted, not timed: seconds depend on what else the machine does."""
+    chair = Path(__file__).parent.parent / "docs" / "pictures" / "chair.png"
+    code = (
+        "import sys; from fewstep.cli import main; assert main(sys.argv[2:]) == 0; "
+        "print('imported:', *sorted(set(sys.argv[1].split()) & sys.modules.keys()))"
+    )
+    command = [sys.executable, "-c", code, NEEDLESS, "generate", str(chair), "-o", "a.glb", "--steps", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cli.folder, check=True)
+    assert done.stdout.splitlines()[-1] == "imported:"

@@ -13,12 +13,14 @@ import pytest
 import torch
 from fewstep_trellis.backbone import StructureFlow
 from fewstep_trellis.checkpoint import save_model
+from fewstep_trellis.generate.models import choose, models_of
 from fewstep_trellis.normalisation import Normalisation
 from fewstep_trellis.pipeline.loading import Pipeline
 from fewstep_trellis.pipeline.recipe import Asked, Recipe, recipe_of
 from fewstep_trellis.pipeline.request import Prompt, Request
 from fewstep_trellis.pipeline.run import Runner
 from fewstep_trellis.pipeline.students import Student, find_students
+from fewstep_trellis.shipped import NANO
 from fewstep_trellis.slat import StructuredLatentFlow
 from huggingface_hub import errors
 from pipeline_helpers import COND, NORMALISATION, C, network
@@ -301,3 +303,32 @@ def test_a_student_of_something_else_is_refused(tmp_path: Path, pipeline: Pipeli
     (folder / "config.json").write_text(text.replace('"backbone": "trellis"', '"backbone": "toy"'))
     with pytest.raises(FewstepError, match="a student of 'toy'; accepted: of a TRELLIS flow"):
         find_students([str(folder)], pipeline)
+
+
+def test_shipped_students_by_every_name_that_is_shown() -> None:
+    nano = Pipeline.open(NANO)
+    stages = {
+        "mdt-vd": ["slat", "ss"],
+        "slat-mdt-vd": ["slat"],
+        "trellis/mdt-vd": ["ss"],
+        "trellis-slat/mdt-vd": ["slat"],
+    }
+    for name, expected in stages.items():
+        found = find_students([name], nano)
+        assert sorted(found) == expected
+        for student in found.values():
+            assert find_students([student.path.name], nano).keys() >= {student.stage}
+
+
+def test_a_shipped_student_stands_beside_one_of_the_users() -> None:
+    """A stage without a student would be sampled from the undistilled teacher in one step."""
+    chosen = choose(models_of(student="pcm", steps=1))
+    assert [chosen.students[stage].path.name for stage in ("ss", "slat")] == ["pcm", "slat-mdt-vd"]
+    assert chosen.warnings == []
+    assert choose(models_of(student="pcm")).students.keys() == {"ss"}
+    assert not choose(models_of(student="none", steps=1)).students
+    (said,) = choose(models_of(student="pcm", steps=(1, 3))).warnings
+    assert "latents: no student for this stage; the pipeline's own flow, made for 25 steps, is sampled in 3" in said
+    (structure, latents) = choose(models_of(teacher=NANO, steps=1)).warnings
+    assert "structure: no student" in structure
+    assert "latents: no student" in latents

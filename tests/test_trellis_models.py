@@ -10,7 +10,7 @@ import pytest
 import torch
 from fewstep_trellis.configs import official_config, official_names
 from fewstep_trellis.models import MODELS, SparseStructureDecoder, SparseStructureEncoder, SparseStructureFlowModel
-from fewstep_trellis.models.convolutions import pixel_shuffle_3d
+from fewstep_trellis.models.convolutions import Conv3d, pixel_shuffle_3d
 from fewstep_trellis.models.embeddings import grid_coords, position_embedding
 from fewstep_trellis.models.patches import patchify, unpatchify
 from torch import Tensor, nn
@@ -214,3 +214,21 @@ def test_vae_refusals() -> None:
         SparseStructureEncoder(1, 2, 1, [4], norm_type="gruop")
     with pytest.raises(FewstepError, match="channels: got"):
         SparseStructureDecoder(1, 2, 1, [])
+
+
+def test_one_sample_takes_no_slow_convolution() -> None:
+    """On a CPU torch computes small single samples five times slower than batches, unless oneDNN is asked for."""
+    torch.manual_seed(0)
+    ours = Conv3d(8, 6, 3, padding=1)
+    plain = torch.nn.Conv3d(8, 6, 3, padding=1)
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 8, 12, 12, 12)
+    with torch.no_grad(), torch.profiler.profile() as seen:
+        found = ours(x)
+    assert not [event.name for event in seen.events() if "slow_conv3d" in event.name]
+    assert torch.allclose(found, plain(x), atol=1e-5)
+    assert found.is_contiguous()
+    for other in (x.double(), x.expand(2, -1, -1, -1, -1), x.requires_grad_()):
+        layer = plain.to(other.dtype)
+        assert torch.equal(ours.to(other.dtype)(other), layer(other))
+        ours.float(), plain.float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import warnings
 from functools import cached_property
 from pathlib import Path
@@ -143,8 +144,8 @@ def load(student: Path | str | InFolder, *, device: str | torch.device = "auto")
     """A student, ready to sample.
 
     Args:
-        student: a run or its folder, a student's folder, a shipped student's name ("mdt-vd", or "trellis/mdt-vd" where
-            several backbones ship one of that name), or a hub repository ("owner/name", or "owner/name/folder").
+        student: a run or its folder, a student's folder, a shipped student's name ("mdt-vd", "slat-mdt-vd", or with its
+            backbone "trellis/mdt-vd"), or a hub repository ("owner/name", or "owner/name/folder").
         device: "auto" is CUDA where there is one, else the CPU.
 
     Raises:
@@ -156,7 +157,9 @@ def load(student: Path | str | InFolder, *, device: str | torch.device = "auto")
 
 
 def _find(name: str) -> Path:
-    if Path(name).exists():
+    if not name.strip():
+        raise FewstepError(f"student: got {name!r}; accepted: a folder or a name")
+    if os.path.exists(name):  # unlike Path.exists, of any text
         return Path(name)
     shipped = _shipped(name)
     if len(shipped) == 1:
@@ -183,7 +186,10 @@ def _shipped(name: str | None = None) -> dict[str, Path]:
         except FewstepError:  # a plugin whose packages are missing
             continue
         found.update({f"{entry.name}/{own}": folder for own, folder in students.items()})
-    return {key: path for key, path in found.items() if name is None or name in (key, key.partition("/")[2])}
+    if name is None:
+        return found
+    named = {key: path for key, path in found.items() if name in (key, path.name)}  # a folder's name is of one student
+    return named or {key: path for key, path in found.items() if name == key.partition("/")[2]}
 
 
 def _from_hub(repository: str, inner: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +12,21 @@ from typing import Any
 
 import typer
 
+import fewstep
 from fewstep.errors import FewstepError, missing, nearest
+
+_began: float | None = fewstep.IMPORTED  # None between two calls in one process
+
+
+def began() -> float:
+    """When this command began, by ``time.perf_counter``: with the program, or with a later call of :func:`main`."""
+    return _began or time.perf_counter()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 2 bad input, 130 interrupted."""
+    global _began
+    _began = _began or time.perf_counter()
     from fewstep.cli.app import build
 
     try:
@@ -37,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not hasattr(error, "format_message"):  # not a usage error of the parser: a bug, with its traceback
             raise
         return _say(_usage(error), 2) if error.format_message() else 2  # no message: the help was asked for
+    finally:
+        _began = None
 
 
 @contextmanager

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 
 from fewstep.errors import FewstepError, invalid
 
 DEVICE = typer.Option("--device", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")
+
+
+Text = TypeVar("Text", str, "str | None")
+
+
+def home(path: Text) -> Text:
+    """A path with ``~/`` spelled out, which a shell leaves as it is in ``--out=~/chair.glb``."""
+    return os.path.expanduser(path) if path is not None and path.startswith("~/") else path
 
 
 def whole(name: str, help: str, least: int, most: int | None = None, *more: str) -> Any:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError, invalid
-from fewstep_shapes3d.export import turntable, write_glb, write_npz, write_ply, write_whole
-from fewstep_shapes3d.export.contact import contact_image
+from fewstep_shapes3d.export import turntable, write_glb, write_npz, write_ply
+from fewstep_shapes3d.export.contact import contact_image, write_sheet
 from fewstep_shapes3d.representations import Gaussians, Mesh, RadianceField
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Result:
         pictures: those of the prompt, as the encoder saw them (PIL).
         seconds: by stage. Decoding adds to it.
         sample: which of the prompt's samples this is, from 0.
+        record: how it was made, which its files carry; see :func:`fewstep_shapes3d.export.read_record`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Result:
     pictures: Sequence[Any] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     sample: int = 0
+    record: Mapping[str, Any] = field(default_factory=dict)
     _decoded: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -87,25 +89,30 @@ class Result:
             self._decoded[kind] = self.decoders[kind]()
         return self._decoded[kind]
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, format: str | None = None) -> Path:
         """Write a file, decoding what it needs; an existing file is replaced.
 
         Args:
-            path: ending in .glb (mesh), .ply (Gaussians), .npz (coords, latents, resolution, and the mesh if it was
-                decoded), .rf.npz (radiance field) or .png (turntable).
+            path: where to.
+            format: "glb" (mesh), "ply" (Gaussians), "npz" (coords, latents, resolution, and the mesh if it was
+                decoded), "rf" (radiance field, an .npz) or "png" (turntable); None: what the suffix says, .rf.npz for
+                a radiance field.
 
         Raises:
             FewstepError: another suffix, a mesh without faces, or a place that cannot be written.
         """
         path = Path(path)
-        if path.suffix == ".glb":
-            return write_glb(self.mesh, path)
-        if path.suffix == ".ply":
-            return write_ply(self.gaussians, path)
-        if path.suffix == ".npz":
-            return write_npz(self._radiance_arrays() if path.name.endswith(".rf.npz") else self._arrays(), path)
-        if path.suffix == ".png":
-            return write_whole(path, self.picture().save)
+        if format is None:
+            format = "rf" if path.name.lower().endswith(".rf.npz") else path.suffix[1:].lower()
+        if format == "glb":
+            return write_glb(self.mesh, path, self.record)
+        if format == "ply":
+            return write_ply(self.gaussians, path, record=self.record)
+        if format in ("npz", "rf"):
+            arrays = self._arrays() if format == "npz" else self._radiance_arrays()
+            return write_npz(arrays, path, self.record)
+        if format == "png":
+            return write_sheet(self.picture(), path)
         raise invalid("output", str(path), f"a name ending in {', '.join(SUFFIXES)}")
 
     def _arrays(self) -> dict[str, Tensor | None]:

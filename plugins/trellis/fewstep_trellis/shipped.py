@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,9 +36,9 @@ def existing(key: str, path: Path) -> Path:
     Raises:
         FewstepError: otherwise, naming the key of the config.
     """
-    if path.exists() or path.with_suffix(".safetensors").exists():
+    if os.path.exists(path) or os.path.exists(path.with_suffix(".safetensors")):  # unlike Path.exists, of any text
         return path
-    if len(path.parts) > 2 and not path.is_absolute() and not Path(path.parts[0]).exists():
+    if len(path.parts) > 2 and not path.is_absolute() and not os.path.exists(path.parts[0]):
         try:
             return _fetched(path)
         except FewstepError as error:

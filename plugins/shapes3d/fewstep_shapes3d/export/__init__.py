@@ -9,12 +9,14 @@ from fewstep_shapes3d.export.glb import write_glb
 from fewstep_shapes3d.export.ply import read_ply, write_ply
 from fewstep_shapes3d.export.preview import picture, turntable, write_preview
 from fewstep_shapes3d.export.raster import render_mesh
+from fewstep_shapes3d.export.record import read_record
 from fewstep_shapes3d.export.splat import render_gaussians
 
 __all__ = [
     "Camera",
     "picture",
     "read_ply",
+    "read_record",
     "render_gaussians",
     "render_mesh",
     "turntable",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -10,17 +12,21 @@ from torch import Tensor
 from fewstep_shapes3d.export.files import check_suffix, write_whole
 
 
-def write_npz(arrays: dict[str, Tensor | None], path: Path) -> Path:
+def write_npz(arrays: dict[str, Tensor | None], path: Path, record: Mapping[str, Any] | None = None) -> Path:
     """Write named tensors (None is left out) as a compressed .npz.
+
+    A ``record`` of how they were made becomes entries of its own, whose names are listed in the entry "record".
 
     Raises:
         FewstepError: for another suffix, or a place that cannot be written.
     """
     check_suffix(Path(path), ".npz")
-    found = {name: value.detach().cpu().numpy() for name, value in arrays.items() if value is not None}
+    found: dict[str, Any] = {k: value.detach().cpu().numpy() for k, value in arrays.items() if value is not None}
+    if record:
+        found |= {**{key: np.array(value) for key, value in record.items()}, "record": np.array(list(record))}
 
     def write(temp: Path) -> None:
         with temp.open("wb") as file:
-            np.savez_compressed(file, **found)  # type: ignore[arg-type]
+            np.savez_compressed(file, **found)
 
     return write_whole(Path(path), write)

@@ -4,22 +4,48 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from fewstep_shapes3d.export.files import check_suffix, write_whole
 
 Picture = npt.NDArray[Any]  # [H, W] or [H, W, 3], floats in [0, 1] or uint8
 
+MARK = "fewstep contact sheet"
 GAP = 4
 SIZE_OF_TEXT, CHARACTER, LINE = 18, 10, 22  # of the font, and about the width and height of a character
 
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[Picture]]], path: Path, tile: int = 160) -> None:
     """Write the picture of :func:`contact_image`."""
-    contact_image(rows, tile).save(path)
+    write_sheet(contact_image(rows, tile), path)
+
+
+def write_sheet(image: Image.Image, path: Path) -> Path:
+    """Write a sheet as a PNG file that says whose it is, so that it is not taken for a picture of an object later.
+
+    Raises:
+        FewstepError: for another suffix than .png, or a place that cannot be written.
+    """
+    check_suffix(path, ".png")
+    notes = PngInfo()
+    notes.add_text("Software", MARK)
+    return write_whole(path, lambda temp: image.save(temp, pnginfo=notes))
+
+
+def is_sheet(path: Path) -> bool:
+    """Whether :func:`write_sheet` wrote this file."""
+    try:
+        with path.open("rb") as file:
+            return b"Software\0" + MARK.encode() in file.read(256)
+    except OSError:
+        return False
 
 
 def contact_image(rows: Sequence[tuple[str, Sequence[Picture]]], tile: int = 160) -> Image.Image:
@@ -49,8 +75,7 @@ def _tile(picture: Picture, tile: int) -> Image.Image:
 
 def _font(size: int) -> Any:
     """Matplotlib's sans serif, which has accents and arrows; without matplotlib Pillow's own font."""
-    try:
-        from matplotlib import get_data_path
-    except ImportError:
+    found = find_spec("matplotlib")  # not imported for the path of a file: that takes half a second
+    if found is None or found.origin is None:
         return ImageFont.load_default(size)
-    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+    return ImageFont.truetype(str(Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"), size)

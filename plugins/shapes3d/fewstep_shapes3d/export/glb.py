@@ -1,21 +1,33 @@
-"""Meshes as .glb files with vertex colours: no texture, no unwrapping, nothing to compile."""
+"""Meshes as .glb files with vertex colours: no texture, no unwrapping, nothing to compile.
+
+The file is glTF 2.0 in its binary container (Khronos, glTF 2.0 specification, "GLB File Format Specification").
+"""
 
 from __future__ import annotations
 
+import json
+import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from fewstep.errors import FewstepError
 from fewstep_shapes3d.export.files import check_finite, check_suffix, write_whole
+from fewstep_shapes3d.export.raster import vertex_normals
 from fewstep_shapes3d.representations import Mesh
 
 GREY = 0.8
 # glTF is y up: (x, y, z) to (x, z, -y), the other way round from the Gaussians' file.
 AXES = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+# glTF's default material is a mirror (metallic 1): vertex colours would come out black.
 MATERIAL = {"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}, "doubleSided": True}
+MAGIC, JSON, BINARY = b"glTF", b"JSON", b"BIN\0"
+FLOAT, BYTE, INTEGER = 5126, 5121, 5125  # glTF's component types
+VERTICES, INDICES = 34962, 34963  # and its targets of a buffer view
 
 
 def linear(colours: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -23,8 +35,13 @@ def linear(colours: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
 
 
-def write_glb(mesh: Mesh, path: Path) -> Path:
+def write_glb(mesh: Mesh, path: Path, record: Mapping[str, Any] | None = None) -> Path:
     """Write a mesh, y up, with its colours (grey where it has none) and smooth normals; not metallic, rough.
+
+    Args:
+        mesh: what to write.
+        path: where to.
+        record: how it was made, for ``asset.extras``; :func:`fewstep_shapes3d.export.read_record` reads it.
 
     Raises:
         FewstepError: for a mesh without faces or with vertices that are no numbers, another suffix, or a place that
@@ -34,29 +51,66 @@ def write_glb(mesh: Mesh, path: Path) -> Path:
     if not mesh.success:
         raise FewstepError(f"{path}: the mesh has no faces, so there is nothing to write")
     check_finite(mesh.vertices, Path(path))
-    data: bytes = _trimesh(mesh).export(file_type="glb", include_normals=True, tree_postprocessor=_with_material)
+    data = _glb(mesh, dict(record or {}))
     return write_whole(Path(path), lambda temp: temp.write_bytes(data))
 
 
-def _trimesh(mesh: Mesh) -> Any:
-    import trimesh
+def _glb(mesh: Mesh, record: dict[str, Any]) -> bytes:
+    vertices, faces = mesh.vertices.detach().cpu().double(), mesh.faces.cpu()
+    points = (vertices.numpy() @ AXES).astype("<f4")
+    normals = (vertex_normals(vertices.float(), faces).double().numpy() @ AXES).astype("<f4")
+    views: list[dict[str, Any]] = []
+    accessors: list[dict[str, Any]] = []
+    body = b""
+    for array, component, kind, target in (
+        (points, FLOAT, "VEC3", VERTICES),
+        (normals, FLOAT, "VEC3", VERTICES),
+        (_rgba(mesh), BYTE, "VEC4", VERTICES),
+        (faces.numpy().astype("<u4").reshape(-1), INTEGER, "SCALAR", INDICES),
+    ):
+        accessors.append({"bufferView": len(views), "componentType": component, "count": len(array), "type": kind})
+        views.append({"buffer": 0, "byteOffset": len(body), "byteLength": array.nbytes, "target": target})
+        body += array.tobytes()  # every array's size is a multiple of 4 bytes, as the format asks
+    accessors[0] |= {"min": points.min(0).tolist(), "max": points.max(0).tolist()}
+    accessors[2]["normalized"] = True
+    primitive = {"attributes": {"POSITION": 0, "NORMAL": 1, "COLOR_0": 2}, "indices": 3, "material": 0}
+    tree = {
+        "asset": {"version": "2.0", "generator": "fewstep", "extras": record},
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0}],
+        "meshes": [{"primitives": [primitive]}],
+        "materials": [MATERIAL],
+        "accessors": accessors,
+        "bufferViews": views,
+        "buffers": [{"byteLength": len(body)}],
+    }
+    text = json.dumps(tree).encode()
+    text += b" " * (-len(text) % 4)
+    chunks = struct.pack("<I", len(text)) + JSON + text + struct.pack("<I", len(body)) + BINARY + body
+    return MAGIC + struct.pack("<II", 2, 12 + len(chunks)) + chunks
 
-    vertices = mesh.vertices.detach().cpu().double().numpy() @ AXES
-    colours = np.full((len(vertices), 3), GREY) if mesh.colours is None else mesh.colours.detach().cpu().numpy()
-    # 8 bits, which every reader takes: near black they are coarser than sRGB's, by at most 13 of its 255 steps.
-    rgba = np.ones((len(vertices), 4))
-    rgba[:, :3] = linear(colours.clip(0, 1))
-    return trimesh.Trimesh(
-        vertices,
-        mesh.faces.cpu().numpy(),
-        vertex_colors=(rgba * 255).round().astype(np.uint8),
-        process=False,  # merging vertices would change the extraction's faces
-    )
+
+def _rgba(mesh: Mesh) -> npt.NDArray[np.uint8]:
+    """[V, 4] linear, of 8 bits, which every reader takes: near black they are coarser than sRGB's, by at most 13 of its
+    255 steps."""
+    count = len(mesh.vertices)
+    colours = torch.full((count, 3), GREY) if mesh.colours is None else mesh.colours.detach().cpu()
+    rgba = np.ones((count, 4))
+    rgba[:, :3] = linear(colours.double().numpy().clip(0, 1))
+    found: npt.NDArray[np.uint8] = (rgba * 255).round().astype(np.uint8)
+    return found
 
 
-def _with_material(tree: dict[str, Any]) -> None:
-    """glTF's default material is a mirror (metallic 1): vertex colours would come out black."""
-    tree["materials"] = [MATERIAL]
-    for mesh in tree["meshes"]:
-        for primitive in mesh["primitives"]:
-            primitive["material"] = 0
+def read_tree(path: Path) -> dict[str, Any]:
+    """The JSON chunk of a .glb file.
+
+    Raises:
+        ValueError, struct.error: it is none.
+    """
+    data = path.read_bytes()
+    (length,) = struct.unpack_from("<I", data, 12)
+    if data[:4] != MAGIC or data[16:20] != JSON:
+        raise ValueError("no glTF in binary form")
+    found: dict[str, Any] = json.loads(data[20 : 20 + length])
+    return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ Floats = npt.NDArray[np.float32]
 TURN = ((1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0))
 _HALF = math.sqrt(0.5)
 _TURN_QUATERNION = (_HALF, _HALF, 0.0, 0.0)
+COMMENT = "fewstep "  # before a record in JSON
 COLUMNS = (
     *("x", "y", "z", "nx", "ny", "nz"),
     *("f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0", "scale_1", "scale_2"),
@@ -64,8 +67,10 @@ def ply_table(gaussians: Gaussians, *, turn: bool = True) -> Floats:
     return table
 
 
-def write_ply(gaussians: Gaussians, path: Path, *, turn: bool = True) -> Path:
+def write_ply(gaussians: Gaussians, path: Path, *, turn: bool = True, record: Mapping[str, Any] | None = None) -> Path:
     """Write a binary .ply with one element ``vertex`` of 17 float32 properties; see :func:`ply_table`.
+
+    A ``record`` of how they were made becomes a comment; :func:`fewstep_shapes3d.export.read_record` reads it.
 
     Raises:
         FewstepError: for no Gaussians or values that are no numbers, another suffix, or a place that cannot be written.
@@ -78,7 +83,8 @@ def write_ply(gaussians: Gaussians, path: Path, *, turn: bool = True) -> Path:
     table = ply_table(gaussians, turn=turn)
     check_finite(torch.from_numpy(table), Path(path))
     rows: Any = np.ascontiguousarray(table).view([(name, "<f4") for name in COLUMNS])
-    data = PlyData([PlyElement.describe(rows[:, 0], "vertex")], byte_order="<")
+    comments = [COMMENT + json.dumps(dict(record))] if record else []
+    data = PlyData([PlyElement.describe(rows[:, 0], "vertex")], byte_order="<", comments=comments)
     return write_whole(Path(path), lambda temp: data.write(str(temp)))
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep_shapes3d.export.camera import Camera
-from fewstep_shapes3d.export.contact import Picture, contact_sheet
-from fewstep_shapes3d.export.files import check_suffix, write_whole
+from fewstep_shapes3d.export.contact import Picture, contact_image, write_sheet
 from fewstep_shapes3d.export.raster import render_mesh
 from fewstep_shapes3d.export.splat import render_gaussians
 from fewstep_shapes3d.representations import Gaussians, Mesh
@@ -37,5 +36,4 @@ def write_preview(rows: Sequence[tuple[str, Sequence[Picture]]], path: Path, til
     Raises:
         FewstepError: for another suffix than .png, or a place that cannot be written.
     """
-    check_suffix(Path(path), ".png")
-    return write_whole(Path(path), lambda temp: contact_sheet(rows, temp, tile))
+    return write_sheet(contact_image(rows, tile), Path(path))

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.spatial import cKDTree  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
 from fewstep.errors import invalid
@@ -41,6 +40,8 @@ def chamfer(generated: Tensor, reference: Tensor) -> Tensor:
 
 
 def _pair(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
+    from scipy.spatial import cKDTree  # type: ignore[import-untyped,unused-ignore]  # half a second, when measuring
+
     # Centres, so never 0: with denormals flushed (torch.set_flush_denormal) cKDTree never ends splitting at 0.
     first, second = ((np.argwhere(grid) + 0.5) / grid.shape[0] for grid in (a, b))
     if not len(first) or not len(second):

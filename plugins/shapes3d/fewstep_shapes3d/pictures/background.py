@@ -4,24 +4,47 @@ from __future__ import annotations
 
 import importlib
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 from PIL import Image
 
-from fewstep.errors import FewstepError, install
+from fewstep.errors import FewstepError, first_line, install
 
 NETWORK, LONGEST = "u2net", 1024
+INSTEAD = "use the whole picture with --background keep, or give an RGBA picture whose background is transparent"
 
 
 def remove_background(image: Image.Image, name: str = "the picture") -> Image.Image:
     """The picture as RGBA with its background transparent, at most 1024 pixels long; as upstream: U2-Net in rembg.
 
     Raises:
-        FewstepError: rembg is not installed, or its network cannot be loaded.
+        FewstepError: rembg is not installed, its network cannot be loaded, or it fails on this picture.
     """
     remove, session = _rembg(name)
-    cut: Image.Image = remove(_shrunk(image.convert("RGB")), session=session)
-    return cut.convert("RGBA")
+    try:
+        cut: Image.Image = remove(_shrunk(image.convert("RGB")), session=session)
+        return cut.convert("RGBA")
+    except Exception as error:  # of a network that is not ours, on a picture that is not ours
+        raise FewstepError(
+            f"{name}: rembg failed on it ({type(error).__name__}: {first_line(error)}); {INSTEAD}"
+        ) from error
+
+
+def can_remove() -> bool:
+    """Whether rembg is installed; it is not imported for the answer."""
+    try:
+        return find_spec("rembg") is not None
+    except ValueError:  # a module without a spec
+        return True
+
+
+def not_installed(name: str) -> FewstepError:
+    """What to say of a picture whose background cannot be removed here."""
+    return FewstepError(
+        f"{name} has no transparency, and removing a background needs rembg, which is not installed: "
+        f"{install('background')}; {INSTEAD}"
+    )
 
 
 def _shrunk(image: Image.Image) -> Image.Image:
@@ -34,14 +57,11 @@ def _rembg(name: str) -> tuple[Any, Any]:
     try:
         return importlib.import_module("rembg").remove, _session()
     except (ImportError, SystemExit) as error:  # rembg leaves the program where its own onnxruntime is missing
-        raise FewstepError(
-            f"{name} has no transparency, and removing a background needs rembg, which is not installed: "
-            f"{install('background')}, or give an RGBA picture whose background is transparent"
-        ) from error
+        raise not_installed(name) from error
     except Exception as error:  # rembg downloads its network at first use: whatever fails there is the user's to know
         raise FewstepError(
-            f"{name}: rembg could not load its network {NETWORK} ({type(error).__name__}: {error}); "
-            "give an RGBA picture whose background is transparent, or put the network where rembg looks for it"
+            f"{name}: rembg could not load its network {NETWORK} ({type(error).__name__}: {error}); put it where rembg "
+            f"looks for it, or {INSTEAD}"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,25 +11,43 @@ from PIL import Image, ImageOps
 from fewstep.errors import invalid
 
 OPAQUE = 255
+DARK = 8  # of 255: what a compressed picture still has where black was
 _WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # one channel of more than 8 bits: convert() would clip, not scale
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, Image.DecompressionBombError)
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, MemoryError, Image.DecompressionBombError)
 
 
-def load_picture(path: Path | str) -> Image.Image:
-    """Opens a picture file as RGBA, turned upright where it says how it was held (EXIF orientation).
+def load_picture(source: Path | str | Image.Image, name: str | None = None) -> Image.Image:
+    """A picture as RGBA, turned upright where it says how it was held (EXIF orientation).
 
-    Palette, grey, CMYK and 16-bit files are converted; of several frames the first is used.
+    Palette, grey, CMYK and 16-bit pictures are converted; of several frames the first is used, with a warning.
+
+    Args:
+        source: a file, or a picture that Pillow has opened.
+        name: for messages; by default the file's.
 
     Raises:
         FewstepError: there is no such file, or it is no picture that Pillow can decode.
     """
+    if isinstance(source, Image.Image):
+        return _decoded(source, name or "the picture")
+    name = name or str(source)
     try:
-        with Image.open(path) as image:
-            return as_rgba(ImageOps.exif_transpose(image), str(path))
+        with Image.open(source) as image:
+            return _decoded(image, name)
     except FileNotFoundError as error:
-        raise invalid("image", str(path), "a picture file; it does not exist") from error
+        raise invalid("image", name, "a picture file; it does not exist") from error
     except _UNREADABLE as error:
-        raise invalid("image", str(path), f"a picture (PNG, JPEG, WebP); {error}") from error
+        raise invalid("image", name, f"a picture (PNG, JPEG, WebP); {error}") from error
+
+
+def _decoded(image: Image.Image, name: str) -> Image.Image:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a phone's second frame is a depth map or a preview
+        warnings.warn(f"{name}: {frames} frames; the first is used", stacklevel=3)
+    try:
+        return as_rgba(ImageOps.exif_transpose(image), name)
+    except _UNREADABLE as error:
+        raise invalid("image", name, f"a picture (PNG, JPEG, WebP); {error}") from error
 
 
 def as_rgba(image: Image.Image, name: str = "the picture") -> Image.Image:
@@ -51,3 +70,10 @@ def needs_background_removal(image: Image.Image) -> bool:
     """Whether no pixel is transparent, so that the object and what is behind it cannot be told apart."""
     lowest, _ = as_rgba(image).getchannel("A").getextrema()
     return lowest == OPAQUE
+
+
+def black_border(image: Image.Image) -> bool:
+    """Whether the outermost pixels are all black, as in a picture that was prepared before."""
+    pixels = np.asarray(image.convert("RGB"))
+    sides = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
+    return max(int(side.max()) for side in sides) <= DARK

@@ -7,6 +7,7 @@ pipeline/facts.json, preprocess_image; dataset/facts.json, image condition.
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,8 @@ from fewstep_shapes3d.pictures.loading import as_rgba, needs_background_removal
 
 SIZE = 518  # 37 x 37 patches of 14 pixels
 MARGIN = 1.2
+ALPHA = 0.8 * 255  # the pipeline's own threshold
+FEW, FAINT = 16, 8  # pixels of an object, and differences of 255, below which a picture shows hardly anything
 Background = Literal["remove", "keep"]
 Box = tuple[int, int, int, int]
 Floats = npt.NDArray[np.float32]
@@ -42,12 +45,24 @@ def prepare(
         FewstepError: no pixel is opaque enough to see an object, or the background cannot be removed.
     """
     rgba = as_rgba(image, name)
-    if not needs_background_removal(rgba):
-        return on_black(rgba, object_box(rgba, name), size)
-    if background == "keep":
-        return on_black(rgba, whole_box(rgba), size)
-    cut = remove_background(rgba, name)
-    return on_black(cut, object_box(cut, name), size)
+    if needs_background_removal(rgba):
+        if background == "keep":
+            warn_if_blank(rgba, rgba.size, name)
+            return on_black(rgba, whole_box(rgba), size)
+        rgba = remove_background(rgba, name)
+    left, top, right, bottom = _extent(rgba, ALPHA, name)
+    prepared = on_black(rgba, object_box(rgba, name), size)
+    warn_if_blank(prepared, (right - left + 1, bottom - top + 1), name)
+    return prepared
+
+
+def warn_if_blank(image: Image.Image, extent: tuple[int, int], name: str) -> None:
+    """Warn where hardly anything can be seen: the object spans a few pixels, or everything is of one colour."""
+    wide, high = extent
+    if max(wide, high) < FEW:
+        warnings.warn(f"{name}: its object is only {wide} x {high} pixels; expect no likeness", stacklevel=3)
+    elif max(high - low for low, high in image.convert("RGB").getextrema()) <= FAINT:  # type: ignore[misc]
+        warnings.warn(f"{name}: no object can be seen, all of it is of one colour on black", stacklevel=3)
 
 
 def object_box(rgba: Image.Image, name: str = "the picture") -> Box:
@@ -56,7 +71,7 @@ def object_box(rgba: Image.Image, name: str = "the picture") -> Box:
     Raises:
         FewstepError: there is no such pixel.
     """
-    left, top, right, bottom = _extent(rgba, 0.8 * 255, name)
+    left, top, right, bottom = _extent(rgba, ALPHA, name)
     x, y = (left + right) / 2, (top + bottom) / 2
     half = int(max(right - left, bottom - top) * MARGIN) // 2 or 1  # upstream has no pixel left of so small an object
     return round(x - half), round(y - half), round(x + half), round(y + half)
@@ -92,9 +107,13 @@ def dataset_preparation(rgba: Image.Image, image_size: int) -> Tensor:
 
 def _extent(rgba: Image.Image, threshold: float, name: str) -> Box:
     """First and last column and row, both included, of the pixels with alpha above the threshold: (x, y, x, y)."""
-    rows, columns = np.nonzero(np.asarray(rgba.getchannel("A")) > threshold)
+    alpha = np.asarray(rgba.getchannel("A"))
+    rows, columns = np.nonzero(alpha > threshold)
     if not len(rows):
-        raise invalid("image", name, "a picture of an object; it is transparent everywhere")
+        found = (
+            f"; an object's is above {threshold:g} of 255, and the highest here is {alpha.max()}" if alpha.any() else ""
+        )
+        raise invalid("image", name, f"a picture of an object; it is transparent everywhere{found}")
     return int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())
 
 

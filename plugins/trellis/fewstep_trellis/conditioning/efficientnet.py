@@ -9,13 +9,12 @@ import numpy as np
 from fewstep_shapes3d.data import SWEETHOME3D
 from fewstep_shapes3d.data.prepared import PreparedSet
 from fewstep_shapes3d.measures.features import SIZE, ImageEncoder, TokenBasis
-from fewstep_shapes3d.pictures.loading import as_rgba, needs_background_removal
+from fewstep_shapes3d.pictures.loading import as_rgba, black_border, needs_background_removal
 from fewstep_shapes3d.pictures.preprocess import Background, prepare
 from PIL import Image
 from torch import Tensor, nn
 
 NAME = "efficientnet-lite0"
-DARK = 8  # of 255: what a compressed picture still has where black was
 
 
 class EfficientNetConditioner(nn.Module):
@@ -61,10 +60,3 @@ class EfficientNetConditioner(nn.Module):
         """Pictures [B, 3, 224, 224] in [0, 1], on black, to tokens [B, 49, C]."""
         tokens: Tensor = self.encoder(images)
         return tokens
-
-
-def black_border(image: Image.Image) -> bool:
-    """Whether the outermost pixels are all black, as in a picture that was prepared before."""
-    pixels = np.asarray(image.convert("RGB"))
-    sides = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
-    return max(int(side.max()) for side in sides) <= DARK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def image_conditioner(name: str | Path, *, data: Path | str = SWEETHOME3D) -> Im
         )
 
         return EfficientNetConditioner.of(data)
-    if place.exists():
+    if os.path.exists(place):  # unlike Path.exists, of any text
         return _dino_on_disk(place)
     if (cached := _torch_hub_file(text)) is not None:
         return dino.DinoConditioner.from_original(cached, text)
@@ -51,7 +52,7 @@ def text_conditioner(name: str | Path = CLIP) -> TextConditioner:
         FewstepError: nothing of this name, or it cannot be loaded or downloaded; names the option to give a folder.
     """
     text, place = str(name), Path(name)
-    if place.exists():
+    if os.path.exists(place):  # unlike Path.exists, of any text
         return clip.ClipConditioner.from_folder(place)
     return clip.ClipConditioner.from_folder(_downloaded(text, clip.KIND, {CLIP: CLIP}), text)
 

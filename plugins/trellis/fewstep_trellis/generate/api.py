@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,17 +11,22 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from fewstep_shapes3d.pictures.loading import as_rgba, load_picture
+from fewstep_shapes3d.parts import largest_mesh
+from fewstep_shapes3d.representations import Mesh
 from fewstep_shapes3d.result import GAUSSIANS, MESH, RADIANCE, Result
 
+from fewstep import __version__
 from fewstep.engine.device import pick_device
-from fewstep.errors import unknown
+from fewstep.errors import FewstepError, invalid, unknown
 from fewstep_trellis.conditioning.several import MODES
 from fewstep_trellis.generate.inputs import Job, jobs_of
 from fewstep_trellis.generate.models import Chosen, choose, models_of
+from fewstep_trellis.generate.pictures import opened
 from fewstep_trellis.pipeline import spec
-from fewstep_trellis.pipeline.request import Prompt, Request, about_one, of_pictures, of_text
+from fewstep_trellis.pipeline.request import Prompt, Request, Unusable, of_pictures, of_text
 from fewstep_trellis.pipeline.run import Runner
+from fewstep_trellis.pipeline.spec import STAGES
+from fewstep_trellis.shipped import NANO
 
 ROLES = {MESH: spec.MESH, GAUSSIANS: spec.GAUSSIANS, RADIANCE: spec.RADIANCE}  # by what a Result calls it
 BACKGROUND = ("remove", "keep")
@@ -37,10 +43,16 @@ class Options:
     device: str = "auto"
     low_memory: bool = False
     encoder: str | None = None
+    largest_part: bool = False
 
     def __post_init__(self) -> None:
+        for option, value, least in (("--samples", self.samples, 1), ("--seed", self.seed, 0)):
+            if type(value) is not int or value < least:
+                raise invalid(option, value, f"an integer from {least} on")
         if self.multi_image is not None and self.multi_image not in MODES:
             raise unknown("--multi-image", self.multi_image, MODES)
+        if self.encoder is not None and not self.encoder.strip():
+            raise invalid("--image-encoder", self.encoder, "a name, folder or file (leave it out for the default)")
         if self.background not in BACKGROUND:
             raise unknown("--background", self.background, BACKGROUND)
 
@@ -60,6 +72,7 @@ def generate(
     background: str = "remove",
     device: str = "auto",
     low_memory: bool = False,
+    largest_part: bool = False,
 ) -> Result | list[Result]:
     """Make 3-D objects of pictures or texts.
 
@@ -78,28 +91,41 @@ def generate(
         background: "remove" or "keep", of opaque pictures.
         device: auto, cpu, cuda, cuda:1, ...
         low_memory: hold one model at a time.
+        largest_part: keep the largest connected part of each object, without what floats beside it.
 
     Returns:
-        The result of one input; a list for several inputs, a folder, or several samples.
+        The result of one input; a list for several inputs, a folder, or several samples. Of several inputs, one of
+        which nothing can be made is left out, with a warning.
 
     Raises:
-        FewstepError: bad input, or an input of which nothing can be made.
+        FewstepError: bad input, or nothing can be made of any input.
     """
-    options = Options(samples, seed, multi_image, background, str(device), low_memory, encoder and str(encoder))
+    options = Options(
+        samples, seed, multi_image, background, str(device), low_memory, None if encoder is None else str(encoder)
+    )
     chosen = choose(models_of(teacher, student, steps, guidance, sampler))
     for line in chosen.warnings:
         warnings.warn(line, stacklevel=2)
     several = isinstance(inputs, list | tuple)
     jobs = jobs_of(inputs if several else [inputs], chosen.pipeline.spec.kind, together=multi_image is not None)
     make = Generator(chosen, options)
-    found = [result for job in jobs for result in make(job)]
+    found = []
+    for job in jobs:
+        try:
+            found += make(job)
+        except Unusable as error:
+            if len(jobs) == 1:
+                raise
+            warnings.warn(f"{job.label}: left out: {error}", stacklevel=2)
+    if not found:
+        raise FewstepError(f"nothing can be made of any of the {len(jobs)} inputs; the warnings say why")
     make.runner.shelf.clear()  # the flows and the encoder are done; decoders load on use
     single = samples == 1 and len(jobs) == 1 and (multi_image is not None or not (several or _is_folder(inputs)))
     return found[0] if single else found
 
 
 def _is_folder(value: Any) -> bool:
-    return isinstance(value, str | Path) and Path(value).is_dir()
+    return isinstance(value, str | Path) and os.path.isdir(value)
 
 
 class Generator:
@@ -135,7 +161,8 @@ class Generator:
         seconds: dict[str, float] = {}
         with self._timed(seconds):
             prompt = self._prompt(job)
-            request = Request(prompt, options.samples, options.seed, options.multi_image or MODES[0])
+            mode = options.multi_image or MODES[0]
+            request = Request(prompt, options.samples, options.seed, mode, options.largest_part)
             objects = runner(request, [ROLES[kind] for kind in kinds])
         found = []
         for row in range(objects.layout.batch_size):
@@ -154,7 +181,8 @@ class Generator:
                 prompt.pictures,
                 own,
                 objects.numbers[row],
-                {kind: objects.decoded[ROLES[kind]][row] for kind in kinds},
+                self._record(job, objects.numbers[row]),
+                {kind: self._finished(objects.decoded[ROLES[kind]][row]) for kind in kinds},
             )
             found.append(result)
         return found
@@ -162,15 +190,37 @@ class Generator:
     def _decoder(self, role: str, part: Any, seconds: dict[str, float]) -> Callable[[], Any]:
         def decode() -> Any:
             with self._timed(seconds):
-                return self.runner.decode(role, [part])[0]
+                return self._finished(self.runner.decode(role, [part])[0])
 
         return decode
+
+    def _finished(self, made: Any) -> Any:
+        """What a decoder made, without floating parts where they are not wanted."""
+        return largest_mesh(made) if self.options.largest_part and isinstance(made, Mesh) else made
+
+    def _record(self, job: Job, sample: int) -> dict[str, Any]:
+        """How a result was made: what its files carry."""
+        runner, options = self.runner, self.options
+        recipes = [runner.recipes[stage] for stage in STAGES]
+        given = {"multi_image": options.multi_image, "largest_part": options.largest_part}
+        return {
+            "version": __version__,
+            "seed": options.seed,
+            "sample": sample,
+            "inputs": [job.text] if job.text else [getattr(one, "name", "picture") for one in job.pictures],
+            "model": "nano" if runner.pipeline.name == str(NANO) else runner.pipeline.name,
+            "students": [runner.students[stage].path.name if stage in runner.students else "" for stage in STAGES],
+            "steps": [recipe.steps for recipe in recipes],
+            "guidance": [recipe.guidance.scale for recipe in recipes],
+            "samplers": [recipe.sampler for recipe in recipes],
+            "options": [name for name, value in given.items() if value],
+        }
 
     def _prompt(self, job: Job) -> Prompt:
         if job.text:
             return self.runner.prompt(lambda encoder: of_text(encoder, job.text))
-        with about_one():
-            pictures = [(name, _opened(one)) for name, one in zip(job.names, job.pictures, strict=True)]
+        found = opened(job, self.options.background, self.options.encoder or self.runner.pipeline.spec.encoder)
+        pictures = list(zip(job.names, found, strict=True))
         return self.runner.prompt(lambda encoder: of_pictures(encoder, pictures, self.options.background))
 
     @contextmanager
@@ -182,7 +232,3 @@ class Generator:
         for stage, total in clock.items():
             if (passed := total - before.get(stage, 0.0)) > 0:
                 seconds[stage] = seconds.get(stage, 0.0) + passed
-
-
-def _opened(picture: Any) -> Any:
-    return load_picture(picture) if isinstance(picture, Path) else as_rgba(picture)

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from fewstep.cli.options import whole
+from fewstep.cli.options import home, whole
 
 TEACHER = "Pipeline folder or hub name (microsoft/TRELLIS-image-large); by default the shipped nano model."
 STUDENT = (
@@ -23,7 +23,7 @@ GUIDANCE = "Guidance scale, one or two; 1 is none (TRELLIS's cfg_strength + 1)."
 def generate(
     inputs: Annotated[list[str] | None, Argument(help="Pictures, folders of pictures, or texts.")] = None,
     text: Annotated[list[str] | None, Option("--text", help="A text, for text pipelines; repeatable.")] = None,
-    out: Annotated[Path, Option("--out", "-o", help="File (.glb, .ply, .npz) or folder.")] = Path("generated"),
+    out: Annotated[str, Option("--out", "-o", help="File (.glb, .ply, .npz, .rf.npz) or folder.")] = "generated",
     formats: Annotated[str | None, Option(help="glb, ply, npz, rf with commas; by default --out's, or glb.")] = None,
     steps: Annotated[str | None, Option(help=STEPS)] = None,
     teacher: Annotated[str | None, Option(help=TEACHER)] = None,
@@ -41,6 +41,9 @@ def generate(
     background: Annotated[str, Option(help="Of opaque pictures: remove (needs rembg) or keep.")] = "remove",
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     low_memory: Annotated[bool, Option("--low-memory", help="Hold one model at a time.")] = False,
+    largest_part: Annotated[
+        bool, Option("--largest-part", help="Keep the largest connected part of each object, nothing that floats.")
+    ] = False,
     preview: Annotated[bool, Option(help="Write a turntable beside the result.")] = True,
     force: Annotated[bool, Option("--force", help="Overwrite existing results.")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done, and stop.")] = False,
@@ -50,16 +53,19 @@ def generate(
     from fewstep_trellis.generate.api import Options
     from fewstep_trellis.generate.models import models_of
 
-    models = models_of(teacher, student, steps, guidance, sampler)
-    options = Options(samples, seed, multi_image, background, device, low_memory, encoder)
-    output = command.Output(out, formats, preview, force)
-    run = command.Run(models, options, output, Console(), Console(stderr=True))
-    raise typer.Exit(run.dry(inputs or [], text or []) if dry_run else run(inputs or [], text or []))
+    models = models_of(home(teacher), [home(one) for one in student or []], steps, guidance, sampler)
+    options = Options(samples, seed, multi_image, background, device, low_memory, home(encoder), largest_part)
+    output = command.Output(home(out), formats, preview, force)
+    run, places = (
+        command.Run(models, options, output, Console(), Console(stderr=True)),
+        [home(one) for one in inputs or []],
+    )
+    raise typer.Exit(run.dry(places, text or []) if dry_run else run(places, text or []))
 
 
 def export(
     student: Annotated[list[str], Argument(help="Students, as of fewstep generate --student.")],
-    out: Annotated[Path, Option("--out", "-o", help="Folder to make; must not exist.")],
+    out: Annotated[str, Option("--out", "-o", help="Folder to make; must not exist.")],
     teacher: Annotated[str | None, Option(help=TEACHER)] = None,
     steps: Annotated[str | None, Option(help=STEPS)] = None,
     guidance: Annotated[str | None, Option(help=GUIDANCE)] = None,
@@ -69,4 +75,10 @@ def export(
     from fewstep_trellis.generate.command import export as run
     from fewstep_trellis.generate.models import models_of
 
-    run(models_of(teacher, student, steps, guidance), out, Console(), Console(stderr=True), half=half)
+    run(
+        models_of(home(teacher), [home(one) for one in student], steps, guidance),
+        Path(home(out)),
+        Console(),
+        Console(stderr=True),
+        half=half,
+    )

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fewstep_shapes3d.result import GAUSSIANS, MESH
 from rich.console import Console
 
+from fewstep.cli import began
+from fewstep.engine.device import pick_device
 from fewstep.errors import FewstepError
 from fewstep_trellis.conditioning.factory import DINO
 from fewstep_trellis.generate.api import ROLES, Generator, Options
@@ -23,7 +26,8 @@ from fewstep_trellis.generate.outputs import (
     write,
     write_preview,
 )
-from fewstep_trellis.generate.report import announce, memory_line, say, time_table, told
+from fewstep_trellis.generate.pictures import opened
+from fewstep_trellis.generate.report import announce, memory_line, say, time_table, told, whole
 from fewstep_trellis.pipeline.export import save_pipeline
 from fewstep_trellis.pipeline.memory import peak_memory
 from fewstep_trellis.pipeline.request import Unusable
@@ -33,7 +37,7 @@ from fewstep_trellis.pipeline.request import Unusable
 class Output:
     """Where results go: ``--out``, ``--formats``, whether with a preview, whether over existing files."""
 
-    out: Path
+    out: str
     formats: str | None = None
     preview: bool = True
     force: bool = False
@@ -61,24 +65,41 @@ class Run:
         with told(self.errors):
             chosen = self._chosen()
             formats, planned = self._plan(chosen, inputs, texts)
-            make, failed = Generator(chosen, self.options), list[str]()
-            for job, target in planned:
-                try:
-                    self._one(make, job, target, formats)
-                except Unusable as error:
-                    if len(planned) == 1:
-                        raise
-                    failed.append(f"{job.label}: {error}")
-            self._summary(make, failed, len(planned) - len(failed))
+            make, failed, done = Generator(chosen, self.options), list[str](), 0
+            try:
+                for job, target in planned:
+                    try:
+                        self._one(make, job, target, formats)
+                        done += 1
+                    except Unusable as error:
+                        if len(planned) == 1:
+                            raise
+                        failed.append(f"{job.label}: {error}")
+            finally:  # also where a full disk or Ctrl-C ends it: what was made stays
+                if done or failed:
+                    self._summary(make, failed, done, len(planned))
         return 1 if failed else 0
 
     def dry(self, inputs: Sequence[str], texts: Sequence[str]) -> int:
-        """Check everything and say what would be done; 0."""
+        """Check everything, pictures included, and say what would be done; the codes are those of the run itself.
+
+        Raises:
+            FewstepError: as the run itself.
+        """
         with told(self.errors):
-            formats, planned = self._plan(self._chosen(), inputs, texts)
-        for _, target in planned:
-            say(self.console, f"would write {', '.join(map(str, self._files(target, formats)))}")
-        return 0
+            chosen, failed = self._chosen(), 0
+            formats, planned = self._plan(chosen, inputs, texts)
+            pick_device(self.options.device, "--device")
+            for job, target in planned:
+                try:
+                    opened(job, self.options.background, self.options.encoder or chosen.pipeline.spec.encoder)
+                    say(self.console, f"would write {', '.join(map(str, self._files(target, formats)))}")
+                except Unusable as error:
+                    if len(planned) == 1:
+                        raise
+                    failed += 1
+                    say(self.errors, f"would fail: {job.label}: {error}")
+        return 1 if failed else 0
 
     def _chosen(self) -> Chosen:
         chosen = choose(self.models)
@@ -104,7 +125,8 @@ class Run:
 
     def _files(self, target: Target, formats: Sequence[str]) -> list[Path]:
         """The paths that a job may write."""
-        previews = [target.preview] if self.output.preview else []
+        seen = {MESH, GAUSSIANS} & set(decoded(formats))  # a preview shows what the formats need decoded
+        previews = [target.preview] if self.output.preview and seen else []
         return target.paths([SUFFIXES[name] for name in formats]) + previews
 
     def _one(self, make: Generator, job: Job, target: Target, formats: Sequence[str]) -> None:
@@ -119,14 +141,15 @@ class Run:
         voxels = ", ".join(str(len(result.coords)) for result in results)
         say(self.console, f"{job.label}: {voxels} voxels; wrote {', '.join(map(str, written))}")
 
-    def _summary(self, make: Generator, failed: Sequence[str], done: int) -> None:
+    def _summary(self, make: Generator, failed: Sequence[str], done: int, planned: int) -> None:
         """Times, memory, and what was not made, after everything else."""
-        self.console.print(time_table(make.runner.clock.seconds, max(done, 1)))
+        self.console.print(time_table(whole(make.runner.clock.seconds, began()), max(done, 1)))
         say(self.console, memory_line(peak_memory(make.runner.device), self.options.low_memory))
         for text in failed:
             say(self.errors, f"failed: {text}")
-        if failed:
-            say(self.errors, f"{done} made, {len(failed)} failed")
+        if done < planned:
+            left = planned - done - len(failed)
+            say(self.errors, f"{done} made, {len(failed)} failed" + (f", {left} not tried" if left else ""))
 
 
 def export(models: Models, out: Path, console: Console, errors: Console, *, half: bool = False) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
+import textwrap
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewstep_shapes3d.export.contact import is_sheet
+
 from fewstep.errors import FewstepError, invalid
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+LONGEST = 200  # bytes of a name, so that suffixes and numbers find room in the 255 that a file name may have
 NOT_THERE = "; there is nothing of this name (texts need a text pipeline: --teacher microsoft/TRELLIS-text-large)"
 
 
@@ -30,7 +37,7 @@ class Job:
     @property
     def label(self) -> str:
         """What to call the job in messages."""
-        return self.text or ", ".join(self.names)
+        return textwrap.shorten(self.text, 60, placeholder=" ...") or ", ".join(self.names)
 
 
 def jobs_of(inputs: Sequence[Any], kind: str, *, together: bool = False, texts: Sequence[str] = ()) -> list[Job]:
@@ -43,12 +50,12 @@ def jobs_of(inputs: Sequence[Any], kind: str, *, together: bool = False, texts: 
         texts: further inputs that can only be texts.
 
     Raises:
-        FewstepError: nothing to make, an input of the other kind, or two objects of one name.
+        FewstepError: nothing to make, an input of the other kind, or two pictures of one name.
     """
     if kind == "text":
         if together:
             raise FewstepError("--multi-image: this pipeline is for texts; accepted: an image pipeline")
-        return _text_jobs([*inputs, *texts])
+        return _text_jobs([*(_no_picture(value) for value in inputs), *texts])
     if texts:
         raise FewstepError(
             "--text: this pipeline is for pictures; accepted: a text pipeline, as microsoft/TRELLIS-text-large"
@@ -57,23 +64,44 @@ def jobs_of(inputs: Sequence[Any], kind: str, *, together: bool = False, texts: 
 
 
 def _picture_jobs(inputs: Sequence[Any], *, together: bool) -> list[Job]:
-    pictures = [one for value in inputs for one in _pictures(value)]
+    found = [one for value in inputs for one in _pictures(value)]
+    sheets = [one for one in found if isinstance(one, Path) and is_sheet(one)]
+    pictures = [one for one in found if one not in sheets]
+    if sheets:
+        warnings.warn(f"{_listed(sheets)}: left out, a preview that fewstep wrote", stacklevel=2)
     if not pictures:
         raise FewstepError("no input; accepted: a picture, several, or a folder of pictures")
+    names = [_name(picture, number) for number, picture in enumerate(pictures, 1)]
     if together:
-        return [Job(_name(pictures[0], 1), tuple(pictures))]
+        return [Job(names[0], tuple(pictures))]
+    count = Counter(name.casefold() for name in names)  # a.png and A.jpg: some disks take A.glb for a.glb
     jobs: dict[str, Job] = {}
-    for number, picture in enumerate(pictures, 1):
-        name = _name(picture, number)
-        if name in jobs:
-            first = jobs[name].label
-            raise FewstepError(f"two pictures are called {name!r} ({first}, {picture}); accepted: one of each name")
-        jobs[name] = Job(name, (picture,))
+    for name, picture in zip(names, pictures, strict=True):
+        if count[name.casefold()] > 1 and isinstance(picture, Path):
+            name = f"{name}-{picture.suffix[1:]}"
+        if first := jobs.get(name.casefold()):
+            raise FewstepError(
+                f"two pictures are called {name!r} ({first.label}, {picture}); accepted: one of each name"
+            )
+        jobs[name.casefold()] = Job(name, (picture,))
     return list(jobs.values())
 
 
+def _listed(paths: Sequence[Path]) -> str:
+    """Some paths in a few words."""
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(map(str, paths[:3])) + more
+
+
 def _name(picture: Any, number: int) -> str:
-    return picture.stem if isinstance(picture, Path) else f"picture-{number}"
+    return _cut(picture.stem) if isinstance(picture, Path) else f"picture-{number}"
+
+
+def _cut(name: str) -> str:
+    """The name, as much of it as a file name has room for."""
+    while len(os.fsencode(name)) > LONGEST:
+        name = name[:-1]
+    return name
 
 
 def _pictures(value: Any) -> list[Any]:
@@ -82,10 +110,12 @@ def _pictures(value: Any) -> list[Any]:
         return [value]
     if not isinstance(value, str | Path):
         raise invalid("input", value, "a picture (path or PIL image) or a folder of pictures")
+    if not str(value).strip():
+        raise invalid("input", str(value), "a picture or a folder of pictures (for this folder: .)")
     path = Path(value)
-    if not path.is_dir():
-        if not path.exists():
-            raise invalid("input", str(path), f"a picture or a folder of pictures{NOT_THERE}")
+    if not os.path.isdir(path):  # unlike the methods of Path, these take any text, however long
+        if not os.path.exists(path):
+            raise invalid("input", textwrap.shorten(str(path), 200), f"a picture or a folder of pictures{NOT_THERE}")
         return [path]
     found = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES and not file.name.startswith("."))
     if not found:
@@ -93,15 +123,35 @@ def _pictures(value: Any) -> list[Any]:
     return found
 
 
+def _no_picture(text: Any) -> Any:
+    """What was given without ``--text`` to a pipeline for texts."""
+    if isinstance(text, str | Path):
+        looks_so = Path(text).suffix.lower() in PICTURES and not re.search(r"\s", str(text))
+        if looks_so or os.path.isfile(text):
+            raise invalid(
+                "input",
+                str(text),
+                "a text: this pipeline is for texts, an image pipeline takes pictures; --text takes any text",
+            )
+        if os.path.isdir(text):
+            warnings.warn(f"{str(text)!r} is taken for a text; the folder of this name is not read", stacklevel=2)
+    return text
+
+
 def _text_jobs(texts: Sequence[str]) -> list[Job]:
     if not texts:
         raise FewstepError("no input; accepted: a text, for example --text 'a wooden chair'")
-    for text in texts:
+    jobs: dict[str, Job] = {}
+    for text in dict.fromkeys(texts):
         if not isinstance(text, str) or not text.strip():
             raise invalid("--text", text, "a text with something in it")
-        if Path(text).suffix.lower() in PICTURES and Path(text).is_file():
-            raise invalid("input", text, "a text: this pipeline is for texts, an image pipeline takes pictures")
-    return [Job(_slug(text), text=text) for text in dict.fromkeys(texts)]
+        slug = name = _slug(text)
+        number = 1
+        while name in jobs:  # texts that begin alike, or differ in signs alone
+            number += 1
+            name = f"{slug}-{number}"
+        jobs[name] = Job(name, text=text)
+    return list(jobs.values())
 
 
 def _slug(text: str) -> str:

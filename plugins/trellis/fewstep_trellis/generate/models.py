@@ -63,6 +63,10 @@ def models_of(
     """
     several = student if isinstance(student, list | tuple) else [] if student is None else [student]
     students = tuple(str(getattr(one, "folder", one)) for one in several)
+    options = [("--teacher", teacher), *(("--student", one) for one in students), ("--sampler", sampler)]
+    for option, value in options:
+        if value is not None and not str(value).strip():
+            raise invalid(option, value, "a name (leave the option out for the default)")
     if NONE in students and len(students) > 1:
         raise FewstepError(f"--student: got {', '.join(students)}; accepted: students, or {NONE!r} alone")
     return Models(
@@ -120,23 +124,23 @@ def choose(models: Models) -> Chosen:
         FewstepError: anything that cannot be opened or does not fit.
     """
     pipeline = Pipeline.open(NANO if models.teacher is None else models.teacher)
-    students = find_students(_names(models), pipeline)
+    students = find_students([name for name in models.students if name != NONE], pipeline)
+    if models.teacher is None and models.steps is not None and NONE not in models.students:
+        for stage in STAGES:
+            if stage not in students and (path := student_for(stage, models.steps[stage])):
+                students |= find_students([str(path)], pipeline)
     recipes, said = {}, []
     for stage in STAGES:
+        spec, student = pipeline.spec.sampler(stage), students.get(stage)
         asked = Asked(_of(models.steps, stage), _of(models.guidance, stage), models.sampler)
-        recipes[stage], more = recipe_of(pipeline.spec.sampler(stage), students.get(stage), asked)
+        recipes[stage], more = recipe_of(spec, student, asked)
         said += more
+        if student is None and NONE not in models.students and 2 * recipes[stage].steps < spec.params.steps:
+            said.append(
+                f"{STAGE_NAMES[stage]}: no student for this stage; the pipeline's own flow, made for "
+                f"{spec.params.steps} steps, is sampled in {recipes[stage].steps}"
+            )
     return Chosen(pipeline, students, recipes, said)
-
-
-def _names(models: Models) -> list[str]:
-    """What ``--student`` says; without it the shipped students whose contract holds the steps asked for."""
-    if models.students:
-        return [name for name in models.students if name != NONE]
-    if models.teacher is not None or models.steps is None:
-        return []
-    found = [student_for(stage, steps) for stage, steps in models.steps.items()]
-    return [str(path) for path in found if path is not None]
 
 
 def _of(values: Mapping[str, T] | None, stage: str) -> T | None:

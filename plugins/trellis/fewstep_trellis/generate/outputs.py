@@ -7,43 +7,65 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewstep_shapes3d.export import write_whole
+from fewstep_shapes3d.export.contact import write_sheet
 from fewstep_shapes3d.result import GAUSSIANS, MESH, RADIANCE, Result, sheet
 
 from fewstep.errors import FewstepError, invalid, unknown
-from fewstep_trellis.generate.inputs import Job
+from fewstep.files import file_suffix
+from fewstep_trellis.generate.inputs import LONGEST, Job
 from fewstep_trellis.pipeline.request import Unusable
 
 SUFFIXES = {"glb": ".glb", "ply": ".ply", "npz": ".npz", "rf": ".rf.npz"}
 DECODED = {"glb": MESH, "ply": GAUSSIANS, "rf": RADIANCE}  # what a format needs
 PREVIEW = ".preview.png"
+SUFFIXED = f"a folder (a name of no suffix, or ending in /), or a file ending in {', '.join(SUFFIXES.values())}"
 
 
-def formats_of(text: str | None, out: Path) -> list[str]:
+def format_of(out: str) -> str | None:
+    """The format that ``--out`` names as the suffix of a file; None where it is a folder.
+
+    Raises:
+        FewstepError: for an empty name, or a suffix of no format.
+    """
+    if not out.strip():
+        raise invalid("--out", out, f"{SUFFIXED} (for this folder: .)")
+    suffix = file_suffix(out)
+    if not suffix:
+        return None
+    if out.lower().endswith(SUFFIXES["rf"]):
+        return "rf"
+    if suffix not in SUFFIXES.values():
+        raise invalid("--out", out, SUFFIXED)
+    return suffix[1:]
+
+
+def formats_of(text: str | None, out: str) -> list[str]:
     """The formats of ``--formats``, else what the suffix of ``--out`` says, else "glb".
 
     Raises:
-        FewstepError: an unknown format, one twice, or a suffix that is none of them.
+        FewstepError: an unknown format, or a suffix that is none of them.
     """
-    suffix = "" if out.is_dir() else out.suffix.removeprefix(".").lower()
-    if suffix and suffix not in SUFFIXES:
-        raise invalid("--out", str(out), "a folder, or a file ending in .glb, .ply or .npz")
-    asked = [part.strip() for part in text.split(",")] if text is not None else [suffix or "glb"]
+    named = format_of(out)
+    asked = [part.strip() for part in text.split(",")] if text is not None else [named or "glb"]
     for name in asked:
         if name not in SUFFIXES:
             raise unknown("format", name, SUFFIXES)
-    if suffix and suffix not in asked:
-        raise FewstepError(f"--out: got {str(out)!r}, but --formats {','.join(asked)}; accepted: a suffix of these")
+    if named and named not in asked:
+        raise FewstepError(f"--out: got {out!r}, but --formats {','.join(asked)}; accepted: a suffix of these")
     return list(dict.fromkeys(asked))
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where the files of one job go: ``folder / (stem + suffix)``, with the sample's number where there are several."""
+    """Where the files of one job go: ``folder / (stem + suffix)``, with the sample's number where there are several.
+
+    ``own`` is the suffix that the user gave, as spelled: "name.GLB" is written under that very name.
+    """
 
     folder: Path
     stem: str
     samples: int
+    own: str = ""
 
     @property
     def preview(self) -> Path:
@@ -53,30 +75,32 @@ class Target:
     def path(self, sample: int, suffix: str) -> Path:
         """The file of a sample (from 0) with this suffix."""
         number = f"-{sample + 1}" if self.samples > 1 else ""
-        return self.folder / f"{self.stem}{number}{suffix}"
+        return self.folder / f"{self.stem}{number}{self.own if self.own.lower() == suffix else suffix}"
 
     def paths(self, suffixes: Sequence[str]) -> list[Path]:
         """All files that may be written."""
         return [self.path(sample, suffix) for sample in range(self.samples) for suffix in suffixes]
 
 
-def targets(jobs: Sequence[Job], out: Path, samples: int) -> list[Target]:
+def targets(jobs: Sequence[Job], out: str, samples: int) -> list[Target]:
     """One for each job: ``out`` itself where it names a file, else files named after the jobs in the folder ``out``.
 
     Raises:
-        FewstepError: a file name for several jobs, two jobs of one name, or no folder to write into.
+        FewstepError: a file name for several jobs, or no folder to write into.
     """
-    if out.suffix and not out.is_dir():
+    place = Path(out)
+    if named := format_of(out):
         if len(jobs) > 1:
-            raise FewstepError(f"--out: got {str(out)!r} for {len(jobs)} objects; accepted: a folder")
-        found = [Target(out.parent, out.stem, samples)]
+            raise FewstepError(f"--out: got {out!r} for {len(jobs)} objects; accepted: a folder")
+        stem = place.name[: -len(SUFFIXES[named])]
+        found = [Target(place.parent, stem, samples, place.name[len(stem) :])]
     else:
-        found = [Target(out, job.name, samples) for job in jobs]
-    if len({target.stem for target in found}) < len(found):
-        raise FewstepError("two texts give the same file name; accepted: one run for each")
-    above = next(parent for parent in (found[0].folder.absolute(), *out.absolute().parents) if parent.exists())
+        found = [Target(place, job.name, samples) for job in jobs]
+    if long := [part for part in place.parts if len(os.fsencode(part)) > LONGEST]:
+        raise FewstepError(f"--out: got a name of {len(long[0])} characters; accepted: at most {LONGEST} bytes")
+    above = next(parent for parent in (found[0].folder.absolute(), *place.absolute().parents) if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise FewstepError(f"--out: got {str(out)!r}; accepted: a path to write to ({above} is no writable folder)")
+        raise FewstepError(f"--out: got {out!r}; accepted: a path to write to ({above} is no writable folder)")
     return found
 
 
@@ -86,10 +110,10 @@ def check_free(paths: Sequence[Path], inputs: Sequence[Path], *, force: bool) ->
     Raises:
         FewstepError: naming the files.
     """
-    sources = {path.resolve() for path in inputs}
-    if taken := [path for path in paths if path.resolve() in sources]:
+    sources = {os.path.realpath(path) for path in inputs}
+    if taken := [path for path in paths if os.path.realpath(path) in sources]:
         raise FewstepError(f"--out: {taken[0]} is an input; accepted: another folder or name")
-    present = [str(path) for path in paths if path.exists()]
+    present = [str(path) for path in paths if os.path.lexists(path)]
     if present and not force:
         more = f" and {len(present) - 3} more" if len(present) > 3 else ""
         raise FewstepError(
@@ -101,7 +125,7 @@ def write(results: Sequence[Result], target: Target, formats: Sequence[str]) -> 
     """Write every sample in every format.
 
     Raises:
-        Unusable: a mesh without faces; every other file is written first.
+        Unusable: a mesh without faces; every other file is written first, and named.
         FewstepError: a place that cannot be written.
     """
     written, faceless = [], []
@@ -111,9 +135,12 @@ def write(results: Sequence[Result], target: Target, formats: Sequence[str]) -> 
             if name == "glb" and not result.mesh.success:
                 faceless.append(str(path))
             else:
-                written.append(result.save(path))
+                written.append(result.save(path, name))
     if faceless:
-        raise Unusable(f"{', '.join(faceless)}: the mesh came out without faces; try another --seed or more --steps")
+        others = f" (wrote {', '.join(map(str, written))})" if written else ""
+        raise Unusable(
+            f"{', '.join(faceless)}: the mesh came out without faces; try another --seed or more --steps{others}"
+        )
     return written
 
 
@@ -124,4 +151,4 @@ def write_preview(results: Sequence[Result], target: Target) -> list[Path]:
         FewstepError: a place that cannot be written.
     """
     picture = sheet(results)
-    return [] if picture is None else [write_whole(target.preview, picture.save)]
+    return [] if picture is None else [write_sheet(picture, target.preview)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,12 @@ def announce(chosen: Chosen, console: Console, errors: Console) -> None:
 def say(console: Console, text: str) -> None:
     """A line as it is: no markup, not wrapped."""
     console.print(Text(text), soft_wrap=True)
+
+
+def whole(seconds: dict[str, float], began: float) -> dict[str, float]:
+    """All seconds since ``began`` (of ``time.perf_counter``), with what lies before, between and after the stages."""
+    passed = time.perf_counter() - began
+    return {**seconds, "imports and the rest": passed - sum(seconds.values())}
 
 
 def time_table(seconds: dict[str, float], objects: int) -> Table:

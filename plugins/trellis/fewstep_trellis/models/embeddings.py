@@ -66,5 +66,6 @@ def position_embedding(coords: Tensor, channels: int, dtype: torch.dtype = torch
 
 def grid_coords(size: int, axes: int = 3) -> Tensor:
     """``[size**axes, axes]``: the integer positions of a cubic grid in C order (last axis fastest)."""
-    line = torch.arange(size)
+    # Made on the CPU: on the meta device, where models are built, these functions import torch's compiler for seconds.
+    line = torch.arange(size, device="cpu")
     return torch.stack(torch.meshgrid(*[line] * axes, indexing="ij"), -1).flatten(0, -2)

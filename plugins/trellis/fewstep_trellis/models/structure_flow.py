@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -88,7 +89,8 @@ class SparseStructureFlowModel(HalfTorso):
 
         self.t_embedder = TimestepEmbedder(model_channels)
         self.adaLN_modulation = modulation(model_channels) if share_mod else None
-        self.register_buffer("pos_emb", position_embedding(grid_coords(self.grid), model_channels))
+        positions = position_embedding(grid_coords(self.grid), model_channels)
+        self.register_buffer("pos_emb", positions.to(torch.get_default_device()))
         self.input_layer = nn.Linear(in_channels * patch_size**3, model_channels)
         self.blocks = nn.ModuleList(
             ModulatedCrossBlock(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import invalid
 from fewstep_trellis.models.arguments import check_positive, check_shape
-from fewstep_trellis.models.convolutions import Downsample3d, Upsample3d, norm_layer, res_blocks
+from fewstep_trellis.models.convolutions import Conv3d, Downsample3d, Upsample3d, norm_layer, res_blocks
 from fewstep_trellis.models.precision import HalfTorso
 
 
@@ -26,7 +26,7 @@ def _stages(channels: list[int], count: int, resample: type[Downsample3d] | type
 
 
 def _output(norm_type: str, channels: int, out_channels: int) -> nn.Sequential:
-    conv = nn.Conv3d(channels, out_channels, 3, padding=1)
+    conv = Conv3d(channels, out_channels, 3, padding=1)
     return nn.Sequential(norm_layer(norm_type, channels), nn.SiLU(), conv)
 
 
@@ -72,7 +72,7 @@ class SparseStructureEncoder(_ResidualBlocks):
         check_positive(in_channels=in_channels, latent_channels=latent_channels)
         self.in_channels = in_channels
         stages = _stages(channels, num_res_blocks, Downsample3d)
-        self.input_layer = nn.Conv3d(in_channels, channels[0], 3, padding=1)
+        self.input_layer = Conv3d(in_channels, channels[0], 3, padding=1)
         self.blocks = stages
         self.middle_block = nn.Sequential(*res_blocks(num_res_blocks_middle, channels[-1]))
         self.out_layer = _output(norm_type, channels[-1], 2 * latent_channels)
@@ -146,7 +146,7 @@ class SparseStructureDecoder(_ResidualBlocks):
         check_positive(out_channels=out_channels, latent_channels=latent_channels)
         self.latent_channels = latent_channels
         stages = _stages(channels, num_res_blocks, Upsample3d)
-        self.input_layer = nn.Conv3d(latent_channels, channels[0], 3, padding=1)
+        self.input_layer = Conv3d(latent_channels, channels[0], 3, padding=1)
         self.middle_block = nn.Sequential(*res_blocks(num_res_blocks_middle, channels[0]))
         self.blocks = stages
         self.out_layer = _output(norm_type, channels[-1], out_channels)

@@ -112,12 +112,14 @@ class Request:
         seed: of the noise of both stages, which comes from one generator on the CPU, structure first, as in the
             reference: a seed means the same noise there and here, on any device.
         multi_image: "stochastic" or "multidiffusion", for prompts of several pictures.
+        largest_part: keep the largest connected part of each structure; what floats beside it is not decoded.
     """
 
     prompt: Prompt
     samples: int = 1
     seed: int = SEED
     multi_image: str = MODES[0]
+    largest_part: bool = False
 
 
 def occupied(coords: Tensor, samples: int) -> tuple[list[int], Packed]:

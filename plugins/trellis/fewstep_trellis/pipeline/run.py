@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fewstep_shapes3d.parts import largest_voxels
 from torch import Tensor
 
 from fewstep.core.layout import Dense, Packed
@@ -77,10 +78,11 @@ class Runner:
         """What ``make`` (of :mod:`fewstep_trellis.pipeline.request`) makes with the encoder of conditions.
 
         Raises:
-            Unusable: a picture that cannot be used.
+            Unusable: a picture that cannot be used, or memory ran out.
             FewstepError: an encoder that cannot be loaded, or whose tokens do not fit the flows.
         """
-        with self.shelf.lend("encoder", self._load_encoder) as encoder, self.clock("condition"):
+        lent = self.shelf.lend("encoder", self._load_encoder)
+        with memory_guard(1, self.low_memory), lent as encoder, self.clock("condition"):
             return make(encoder)
 
     def _load_encoder(self) -> Any:
@@ -110,6 +112,8 @@ class Runner:
             logits = self._structures(self._structure_latents(request, generator))
             numbers, layout = occupied(occupied_coords(logits), request.samples)
             latents = self._latents(request, layout, generator)
+            if request.largest_part:
+                latents, layout = largest_voxels(latents, layout)
             parts = [layout.select(latents, torch.tensor([row])) for row in range(layout.batch_size)]
             decoded = {role: self.decode(role, parts) for role in decoders}
         return Objects(numbers, layout, latents, logits.shape[-1], decoded)

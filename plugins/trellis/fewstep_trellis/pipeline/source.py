@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,11 +92,11 @@ def open_source(name: str | Path, key: str = "--teacher") -> Source:
         FewstepError: for what is neither.
     """
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike the methods of Path, of any text
         if not (path / PIPELINE).is_file():
             raise FewstepError(f"{key}: got {str(name)!r}, a folder without {PIPELINE}; accepted: a TRELLIS pipeline")
         return Folder(path)
-    if not path.exists() and REPOSITORY.fullmatch(str(name)):
+    if not os.path.exists(path) and REPOSITORY.fullmatch(str(name)):
         return Repository(str(name))
     raise FewstepError(
         f"{key}: got {str(name)!r}; accepted: a folder with {PIPELINE}, or a name of the hub "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from fewstep_trellis.checkpoint import read_config
 from fewstep_trellis.flow import Flow, load_as
 from fewstep_trellis.models import MODELS
 from fewstep_trellis.normalisation import PIPELINE
-from fewstep_trellis.pipeline.loading import CLASSES, Pipeline
+from fewstep_trellis.pipeline.loading import CLASSES, FLOWS, Pipeline
 from fewstep_trellis.pipeline.released import load_released, stage_of_file
 from fewstep_trellis.pipeline.source import REPOSITORY, Absent, Repository
 from fewstep_trellis.pipeline.spec import STAGES
@@ -68,10 +69,10 @@ def find_students(names: Iterable[str], pipeline: Pipeline) -> dict[str, Student
 
 def _named(name: str, pipeline: Pipeline) -> list[Student]:
     path, shipped = Path(name), shipped_by_name()
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike the methods of Path, of any text
         return _in_folder(path, pipeline)
-    files = [path, *(path.with_name(path.name + suffix) for suffix in WEIGHTS)]  # a stem stands for its pair
-    if file := next((file for file in files if file.is_file()), None):
+    files = [path, *(Path(name + suffix) for suffix in WEIGHTS)]  # a stem stands for its pair
+    if file := next((file for file in files if os.path.isfile(file)), None):
         return [_of_file(file, pipeline)]
     if name in shipped:
         return [_of_folder(folder, pipeline) for folder in shipped[name].values()]
@@ -82,11 +83,13 @@ def _named(name: str, pipeline: Pipeline) -> list[Student]:
 
 
 def shipped_by_name() -> dict[str, dict[str, Path]]:
-    """Folders of the shipped students, by name and stage."""
+    """Folders of the shipped students by name and stage: "mdt-vd" is that of each stage, "trellis/mdt-vd" (with the
+    backbone) and "slat-mdt-vd" (as its folder is called) that of one."""
     found: dict[str, dict[str, Path]] = {}
-    for stage in STAGES:
+    for stage, flow in FLOWS.items():
         for name, folder in shipped_students(stage).items():
-            found.setdefault(name, {})[stage] = folder
+            for alias in {name, folder.name, f"{flow.name}/{name}"}:
+                found.setdefault(alias, {})[stage] = folder
     return found
 
 
