@@ -142,16 +142,21 @@ class PreparedSet:
         Raises:
             FewstepError: the object is not a test object, or the pictures cannot be read.
         """
-        from PIL import Image
-
         found = np.flatnonzero(self.test == index)
         if not len(found):
             raise invalid("index", index, "a test object; no other has its picture in the set")
         row, column = (int(part) * PICTURE for part in divmod(found[0], ACROSS))
+        if len(self._atlas) < row + PICTURE or self._atlas.shape[1] < column + PICTURE:
+            raise broken(self.folder / PICTURES, f"{self._atlas.shape[1]}x{len(self._atlas)} pixels are too few")
+        return self._atlas[row : row + PICTURE, column : column + PICTURE]
+
+    @cached_property
+    def _atlas(self) -> npt.NDArray[np.uint8]:
+        """All pictures side by side: RGB uint8 [H,W,3], decoded once."""
+        from PIL import Image
+
         try:
             with Image.open(self.folder / PICTURES) as atlas:
-                if atlas.height < row + PICTURE or atlas.width < column + PICTURE:
-                    raise OSError(f"{atlas.width}x{atlas.height} pixels are too few")
-                return np.asarray(atlas.convert("RGB").crop((column, row, column + PICTURE, row + PICTURE)))
+                return np.asarray(atlas.convert("RGB"))
         except (OSError, SyntaxError) as error:
             raise broken(self.folder / PICTURES, error) from error

@@ -41,6 +41,8 @@ def write_sheet(image: Image.Image, path: Path) -> Path:
 
 def is_sheet(path: Path) -> bool:
     """Whether :func:`write_sheet` wrote this file."""
+    if not path.is_file():  # reading would take from a pipe
+        return False
     try:
         with path.open("rb") as file:
             return b"Software\0" + MARK.encode() in file.read(256)

@@ -41,10 +41,10 @@ def load_picture(source: Path | str | Image.Image, name: str | None = None) -> I
 
 
 def _decoded(image: Image.Image, name: str) -> Image.Image:
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # a phone's second frame is a depth map or a preview
-        warnings.warn(f"{name}: {frames} frames; the first is used", stacklevel=3)
     try:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # a phone's second frame is a depth map or a preview
+            warnings.warn(f"{name}: {frames} frames; the first is used", stacklevel=3)
         return as_rgba(ImageOps.exif_transpose(image), name)
     except _UNREADABLE as error:
         raise invalid("image", name, f"a picture (PNG, JPEG, WebP); {error}") from error

@@ -208,8 +208,8 @@ class Generator:
             "seed": options.seed,
             "sample": sample,
             "inputs": [job.text] if job.text else [getattr(one, "name", "picture") for one in job.pictures],
-            "model": "nano" if runner.pipeline.name == str(NANO) else runner.pipeline.name,
-            "students": [runner.students[stage].path.name if stage in runner.students else "" for stage in STAGES],
+            "model": _told(runner.pipeline.name),
+            "students": [_told(runner.students[stage].path) if stage in runner.students else "" for stage in STAGES],
             "steps": [recipe.steps for recipe in recipes],
             "guidance": [recipe.guidance.scale for recipe in recipes],
             "samplers": [recipe.sampler for recipe in recipes],
@@ -232,3 +232,8 @@ class Generator:
         for stage, total in clock.items():
             if (passed := total - before.get(stage, 0.0)) > 0:
                 seconds[stage] = seconds.get(stage, 0.0) + passed
+
+
+def _told(path: Path | str) -> str:
+    """A model's path in a record; of a shipped one the name, which is the same on every machine."""
+    return Path(path).name if Path(path).is_relative_to(NANO) else str(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fewstep_shapes3d.result import GAUSSIANS, MESH
 from rich.console import Console
+from rich.text import Text
 
 from fewstep.cli import began
 from fewstep.engine.device import pick_device
@@ -131,8 +132,8 @@ class Run:
 
     def _one(self, make: Generator, job: Job, target: Target, formats: Sequence[str]) -> None:
         clock = make.runner.clock
-        with self.console.status(job.label) as status:
-            clock.tell = lambda text: status.update(f"{job.label}: {text}")
+        with self.console.status(Text(job.label)) as status:  # a name may hold what rich takes for markup
+            clock.tell = lambda text: status.update(Text(f"{job.label}: {text}"))
             results = make(job, decoded(formats))
             with clock("writing"):
                 written = write(results, target, formats)

@@ -18,7 +18,7 @@ from fewstep_trellis.pipeline.request import Unusable
 SUFFIXES = {"glb": ".glb", "ply": ".ply", "npz": ".npz", "rf": ".rf.npz"}
 DECODED = {"glb": MESH, "ply": GAUSSIANS, "rf": RADIANCE}  # what a format needs
 PREVIEW = ".preview.png"
-SUFFIXED = f"a folder (a name of no suffix, or ending in /), or a file ending in {', '.join(SUFFIXES.values())}"
+SUFFIXED = "a folder, or a file ending in .glb, .ply or .npz (or .rf.npz); a folder's name may end in /"
 
 
 def format_of(out: str) -> str | None:
@@ -96,8 +96,8 @@ def targets(jobs: Sequence[Job], out: str, samples: int) -> list[Target]:
         found = [Target(place.parent, stem, samples, place.name[len(stem) :])]
     else:
         found = [Target(place, job.name, samples) for job in jobs]
-    if long := [part for part in place.parts if len(os.fsencode(part)) > LONGEST]:
-        raise FewstepError(f"--out: got a name of {len(long[0])} characters; accepted: at most {LONGEST} bytes")
+    if (got := max(len(os.fsencode(part)) for part in (*place.parts, found[0].stem))) > LONGEST:
+        raise FewstepError(f"--out: got a name of {got} bytes; accepted: at most {LONGEST}")
     above = next(parent for parent in (found[0].folder.absolute(), *place.absolute().parents) if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise FewstepError(f"--out: got {out!r}; accepted: a path to write to ({above} is no writable folder)")
