@@ -324,10 +324,10 @@ def test_a_shipped_student_stands_beside_one_of_the_users() -> None:
     """A stage without a student would be sampled from the undistilled teacher in one step."""
     chosen = choose(models_of(student="pcm", steps=1))
     assert [chosen.students[stage].path.name for stage in ("ss", "slat")] == ["pcm", "slat-mdt-vd"]
-    assert chosen.warnings == []
+    assert ["made for 4 steps, got 1" in warning for warning in chosen.warnings] == [True]
     assert choose(models_of(student="pcm")).students.keys() == {"ss"}
     assert not choose(models_of(student="none", steps=1)).students
-    (said,) = choose(models_of(student="pcm", steps=(1, 3))).warnings
+    said = choose(models_of(student="pcm", steps=(1, 3))).warnings[-1]
     assert "latents: no student for this stage; the pipeline's own flow, made for 25 steps, is sampled in 3" in said
     (structure, latents) = choose(models_of(teacher=NANO, steps=1)).warnings
     assert "structure: no student" in structure

@@ -81,7 +81,7 @@ def _picture_jobs(inputs: Sequence[Any], *, together: bool) -> list[Job]:
             name = f"{name}-{picture.suffix[1:]}"
         if first := jobs.get(name.casefold()):
             raise FewstepError(
-                f"two pictures are called {name!r} ({first.label}, {picture}); accepted: one of each name"
+                f"two pictures are called {picture.stem!r} ({first.label}, {picture}); accepted: one of each name"
             )
         jobs[name.casefold()] = Job(name, (picture,))
     return list(jobs.values())
