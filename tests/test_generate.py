@@ -236,9 +236,13 @@ def test_texts(tmp_path: Path, go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(run, "text_conditioner", lambda name: asked.append(name) or Words())
     folder = describe(write_pipeline(tmp_path / "text"), image_cond_model=None, text_cond_model="some/clip")
-    done = go("a red chair", "--text", "A stool!", "-o", "out", "--formats", "npz", "--no-preview", teacher=folder)
+    texts = ("a red chair", "--text", "A stool!", "--text", "a bed [/bold]", "--text", "a wooden chair " * 30)
+    done = go(*texts, "-o", "out", "--formats", "npz", "--no-preview", teacher=folder)
     assert done.code == 0, done.err
-    assert sorted(path.name for path in Path("out").iterdir()) == ["a-red-chair.npz", "a-stool.npz"]
+    long = "a-wooden-chair-a-wooden-chair-a-wooden-chair-a-w.npz"
+    names = ["a-bed-bold.npz", "a-red-chair.npz", "a-stool.npz", long]
+    assert sorted(path.name for path in Path("out").iterdir()) == names
+    assert "a bed [/bold]: " in done.out
     assert not np.array_equal(latents(Path("out/a-stool.npz"))[:5], latents(Path("out/a-red-chair.npz"))[:5])
     picture(Path("disc.png"))
     assert "this pipeline is for texts" in refused(go("disc.png", teacher=folder))

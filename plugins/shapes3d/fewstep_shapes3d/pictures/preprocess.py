@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError, invalid
 from fewstep_shapes3d.pictures.background import remove_background
-from fewstep_shapes3d.pictures.loading import as_rgba, needs_background_removal
+from fewstep_shapes3d.pictures.loading import as_rgba, black_border, needs_background_removal
 
 SIZE = 518  # 37 x 37 patches of 14 pixels
 MARGIN = 1.2
@@ -54,6 +54,15 @@ def prepare(
     prepared = on_black(rgba, object_box(rgba, name), size)
     warn_if_blank(prepared, (right - left + 1, bottom - top + 1), name)
     return prepared
+
+
+def prepare_once(
+    image: Image.Image, name: str = "the picture", size: int = SIZE, background: Background = "remove"
+) -> Image.Image:
+    """As :func:`prepare`; an opaque picture with a black border is taken as prepared before, and used whole."""
+    rgba = as_rgba(image, name)
+    ready = needs_background_removal(rgba) and black_border(rgba)
+    return prepare(rgba, name, size, "keep" if ready else background)
 
 
 def warn_if_blank(image: Image.Image, extent: tuple[int, int], name: str) -> None:

@@ -9,8 +9,7 @@ import numpy as np
 from fewstep_shapes3d.data import SWEETHOME3D
 from fewstep_shapes3d.data.prepared import PreparedSet
 from fewstep_shapes3d.measures.features import SIZE, ImageEncoder, TokenBasis
-from fewstep_shapes3d.pictures.loading import as_rgba, black_border, needs_background_removal
-from fewstep_shapes3d.pictures.preprocess import Background, prepare
+from fewstep_shapes3d.pictures.preprocess import Background, prepare_once
 from PIL import Image
 from torch import Tensor, nn
 
@@ -42,10 +41,7 @@ class EfficientNetConditioner(nn.Module):
         Raises:
             FewstepError: it shows no object, or has a background that cannot be removed.
         """
-        rgba = as_rgba(image, name)
-        if needs_background_removal(rgba) and black_border(rgba):
-            background = "keep"
-        return prepare(rgba, name, self.size, background)
+        return prepare_once(image, name, self.size, background)
 
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
         """Tokens [B, 49, C] of prepared pictures; each is resized to 224 pixels if it has another size."""
