@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,6 +30,7 @@ EXTRAS = {
     "kernels": ("triton",),
     "background": ("rembg",),
 }
+SHARED = re.compile(r"(lib[\w.+-]+)\.so\.(\d+)")
 
 
 class FewstepError(Exception):
@@ -79,6 +81,13 @@ def missing(error: ImportError, module: str | None = None) -> FewstepError | Non
         return None
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == package:
         return FewstepError(f"{package} is not installed; to install it: {install(extra)}")
+    if library := SHARED.search(str(error)):
+        name, version = library.groups()
+        debian = f"{name}{'-' if name[-1].isdigit() else ''}{version}".lower()  # Debian's rule for names of libraries
+        return FewstepError(
+            f"{package} is installed, but not the system library {library[0]} that it needs; to install it: "
+            f"apt install {debian} (Debian, Ubuntu)"
+        )
     return FewstepError(f"{package} of the extra '{extra}' is installed but cannot be imported: {error}")
 
 

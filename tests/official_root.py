@@ -33,9 +33,16 @@ def row_of(index: int, name: str) -> dict[str, str]:
 
 
 def make_root(
-    folder: Path, count: int = 6, *, name: str = "object", cells: dict[int, dict[str, str]] | None = None, side: int = 8
+    folder: Path,
+    count: int = 6,
+    *,
+    name: str = "object",
+    cells: dict[int, dict[str, str]] | None = None,
+    side: int = 8,
+    coarse: int = 4,
 ) -> Path:
-    """Objects with both kinds of latents and three views each; object i has 10 + 7 i voxels of a grid of ``side``."""
+    """Objects with both kinds of latents and three views each; object i has 10 + 7 i voxels of a grid of ``side``, and
+    structure latents of ``coarse`` cells on a side."""
     rows = [row_of(i, name) | (cells or {}).get(i, {}) for i in range(count)]
     folder.mkdir(parents=True)
     with (folder / "metadata.csv").open("w", newline="") as file:
@@ -43,15 +50,23 @@ def make_root(
         writer.writeheader()
         writer.writerows(rows)
     for i in range(count):
-        _latents(folder, i, name, side)
+        _latents(folder, i, name, side, coarse)
         _views(folder / "renders_cond" / sha(i, name), i)
     return folder
 
 
-def _latents(folder: Path, i: int, name: str, side: int) -> None:
+def nano_root(folder: Path, count: int = 6) -> Path:
+    """Objects that fit the shipped nano models."""
+    return make_root(folder, count, side=32, coarse=8)
+
+
+def _latents(folder: Path, i: int, name: str, side: int, coarse: int) -> None:
     random = np.random.default_rng(i)
     for place, arrays in (
-        (folder / "ss_latents" / SS, {"mean": random.normal(size=(CHANNELS, 4, 4, 4)).astype(np.float32)}),
+        (
+            folder / "ss_latents" / SS,
+            {"mean": random.normal(size=(CHANNELS, coarse, coarse, coarse)).astype(np.float32)},
+        ),
         (folder / "latents" / SLAT, voxels_of(random, 10 + 7 * i, side)),
     ):
         place.mkdir(parents=True, exist_ok=True)

@@ -112,4 +112,8 @@ def test_a_missing_system_library_is_not_called_a_missing_package() -> None:
     sentence = missing(lost, "open3d")
     assert isinstance(sentence, FewstepError)
     assert "libusb-1.0.so.0" in str(sentence)
+    assert "apt install libusb-1.0-0" in str(sentence)
+    assert "pip" not in str(sentence)
+    lost = ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
+    assert "apt install libgl1 " in str(missing(lost, "open3d"))
     assert "not installed" not in str(sentence)

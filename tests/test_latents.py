@@ -148,6 +148,9 @@ def test_prepare_reads_and_shows_and_a_data_set_alone_does_not_encode(
     assert lines[0] == "encoding latents 0/10"
     assert lines[-1] == "encoding latents 10/10  0:00 left"
     assert "left" in lines[1]
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert made.notes() == [f"latents of 10 training samples: {folder} (0.3 MB), kept for later runs"]
+    assert made.notes() == []
     calls = counted(monkeypatch)
     assert made.batch([0, 1], torch.Generator()).x0.shape[0] == 2
     assert not calls

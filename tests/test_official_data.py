@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fewstep_trellis.official import encode
 from fewstep_trellis.official.config import LatentsConfig, StructureConfig
 from fewstep_trellis.official.dataset import OfficialDataset, StructuredLatents, StructureLatents
 from fewstep_trellis.official.selection import select
+from fewstep_trellis.shipped import NANO
 from official_root import SLAT, SS, VIEWS, Letters, Pixels, Stub, make_root, sha
 from PIL import Image
 
@@ -207,6 +209,36 @@ def empty(path: Path) -> None:
     Image.new("RGBA", (32, 32)).save(path)
 
 
+def spoil(path: Path) -> None:
+    """40 bytes in the middle, as a disk does it."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 40] = b"\xff" * 40
+    path.write_bytes(content)
+
+
+def compressed(path: Path) -> None:
+    np.savez_compressed(path, **dict(np.load(path)))
+    spoil(path)
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def voxel(value: int, dtype: str) -> Callable[[Path], None]:
+    def change(arrays: dict[str, Any]) -> dict[str, Any]:
+        coords = arrays["coords"].astype(dtype)
+        coords[3, 1] = value
+        return arrays | {"coords": coords}
+
+    return rewrite(change)
+
+
+def halved(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 LATENT = f"latents/{SLAT}/{sha(2)}.npz"
 DAMAGE = {
     "missing": (LATENT, remove, "there is no such file"),
@@ -216,6 +248,35 @@ DAMAGE = {
     "unlike": (LATENT, rewrite(lambda a: a | {"feats": a["feats"][1:]}), "24 voxels of type uint8 for 23 latents"),
     "no rows": (LATENT, rewrite(lambda a: {k: v[:0] for k, v in a.items()}), r"shape \[0, 3\]"),
     "shape": (LATENT, rewrite(lambda a: a | {"coords": a["coords"][:, :2]}), r"accepted: \[any, 3\]"),
+    "middle": (LATENT, spoil, "Error|BadZipFile"),
+    "zlib": (LATENT, compressed, "error|BadZipFile"),
+    "no bytes": (LATENT, lambda p: p.write_bytes(b""), "EOFError"),
+    "no archive": (LATENT, lambda p: np.save(p.open("wb"), np.zeros(3)), "Error"),
+    "folder": (LATENT, folder, "IsADirectoryError"),
+    "objects": (LATENT, rewrite(lambda a: a | {"feats": a["feats"].astype(object)}), "pickle"),
+    "negative": (LATENT, voxel(-1, "int32"), "a voxel at -1; the encoder's grid has 64 cells"),
+    "wrapped": (LATENT, voxel(2**33 + 1, "int64"), "a voxel at 8589934593"),
+    "unsigned": (LATENT, voxel(2**63 + 5, "uint64"), f"a voxel at {2**63 + 5}"),
+    "outside": (LATENT, voxel(64, "uint8"), "a voxel at 64"),
+    "fractions": (LATENT, rewrite(lambda a: a | {"coords": a["coords"] + 0.5}), "voxels of type float64"),
+    "twice": (
+        LATENT,
+        rewrite(lambda a: a | {"coords": a["coords"][[0, *range(23)]]}),
+        "1 of 24 voxels are there already",
+    ),
+    "integers": (
+        LATENT,
+        rewrite(lambda a: a | {"feats": a["feats"].astype(np.int32)}),
+        "type int32; accepted: floating",
+    ),
+    "too large": (LATENT, rewrite(lambda a: a | {"feats": a["feats"] * np.float64(1e300)}), "no finite numbers"),
+    "channels": (
+        LATENT,
+        rewrite(lambda a: a | {"feats": np.tile(a["feats"], 2)}),
+        "in_channels 16; the teacher has in_channels 8",
+    ),
+    "cut picture": (f"renders_cond/{sha(2)}/*.png", halved, "OSError|SyntaxError"),
+    "no renders": (f"renders_cond/{sha(2)}", lambda p: shutil.rmtree(p), "there is no such file"),
     "no views": (f"renders_cond/{sha(2)}/transforms.json", lambda p: p.write_text('{"frames": []}'), "no frames"),
     "no json": (f"renders_cond/{sha(2)}/transforms.json", lambda p: p.write_text("{"), "JSONDecodeError"),
     "no alpha": (f"renders_cond/{sha(2)}/*.png", grey, "mode RGB; accepted: RGBA"),
@@ -241,6 +302,70 @@ class TestFailures:
         assert batch.layout.lengths.tolist() == [10, 17]  # type: ignore[attr-defined]  # 3 to 5 are heavier than 2
         data.batch([2], torch.Generator())
         assert data.notes() == []
+
+    @pytest.mark.parametrize("kind", list(DAMAGE))
+    def test_inspection_finds_the_same(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+        root = make_root(tmp_path / "root")
+        pattern, damage, text = DAMAGE[kind]
+        damage(sorted(root.glob(pattern))[-1])  # one of the object's pictures is enough
+        assert main(["data", "inspect", str(root), "--files", "6", "image_size=14"]) == 1
+        out = capsys.readouterr().out
+        assert "read 6 objects: 1 cannot be used" in out
+        assert re.search(text.partition(";")[0], out), out
+        assert sha(2) in out
+
+    @pytest.mark.parametrize("change", [lambda m: m[:4], lambda m: m[:, :2, :2, :2], lambda m: m.astype(int)])
+    def test_structures_too(
+        self, tmp_path: Path, encoder: Pixels, capsys: pytest.CaptureFixture[str], change: Callable[[Any], Any]
+    ) -> None:
+        root = make_root(tmp_path / "root")
+        rewrite(lambda arrays: {"mean": change(arrays["mean"])})(root / "ss_latents" / SS / f"{sha(2)}.npz")
+        assert main(["data", "inspect", str(root), "--stage", "ss", "--files", "6", "image_size=14"]) == 1
+        assert sha(2) in capsys.readouterr().out
+        data = structure(root, Stub(resolution=4))
+        data.notes()
+        assert len(data.batch([2, 3], torch.Generator()).x0) == 2
+        assert sha(2) in data.notes()[0]
+
+    def test_an_object_with_one_bad_picture_is_used_by_its_others(self, tmp_path: Path, encoder: Pixels) -> None:
+        root = make_root(tmp_path / "root")
+        halved(root / "renders_cond" / sha(2) / "001.png")
+        data = slat(root)
+        for step in range(12):  # what was found bad before does not change what is read now
+            running, restarted = data.training_batch(step, 4, 0), slat(root).training_batch(step, 4, 0)
+            assert torch.equal(running.x0, restarted.x0)
+        assert len(data.failures.reasons) == 1
+        lengths = {
+            n
+            for seed in range(9)
+            for n in slat(root).batch([2], torch.Generator().manual_seed(seed)).layout.lengths.tolist()
+        }  # type: ignore[attr-defined]
+        assert lengths == {24, 17 - 7}
+
+    def test_many_are_named_up_to_a_number_and_counted(self, tmp_path: Path, encoder: Pixels) -> None:
+        root = make_root(tmp_path / "root", 80)
+        for index in range(1, 38):
+            remove(root / "latents" / SLAT / f"{sha(index)}.npz")
+        data = slat(root)
+        data.notes()
+        data.batch(list(range(38)), torch.Generator())
+        notes = data.notes()
+        assert len(notes) == 21
+        assert "32 objects left out so far" in notes[-1]
+        assert "number 32 of data.max_failures=40" in notes[-1]
+
+    def test_where_all_are_alike_the_first_twenty_say_so(self, tmp_path: Path, encoder: Pixels) -> None:
+        with pytest.raises(
+            FewstepError, match=r"data\.roots: 21 of 60 objects cannot be used, and none could so far"
+        ) as e:
+            slat(make_root(tmp_path / "root", 60), Stub(in_channels=4))
+        assert len(str(e.value).splitlines()) == 7
+
+    def test_a_disk_that_is_gone_is_no_matter_of_one_object(self, tmp_path: Path, encoder: Pixels) -> None:
+        data = slat(make_root(tmp_path / "root"))
+        (tmp_path / "root").rename(tmp_path / "away")
+        with pytest.raises(FewstepError, match="which is no folder"):
+            data.batch([1], torch.Generator())
 
     def test_captions_that_are_no_list(self, tmp_path: Path, encoder: Pixels) -> None:
         root = make_root(tmp_path / "root", cells={2: {"captions": "a chair"}})
@@ -288,19 +413,19 @@ class TestFailures:
         data = slat(root, max_failures=1)
         data.batch([2], torch.Generator())
         with pytest.raises(
-            FewstepError, match=r"data\.max_failures: 2 of 6 objects cannot be read; accepted: at most 1"
+            FewstepError, match=r"data\.max_failures: 2 of 6 objects cannot be used; accepted: at most 1"
         ) as e:
             data.batch([4], torch.Generator())
         assert sha(2) in str(e.value)
         assert sha(4) in str(e.value)
-        with pytest.raises(FewstepError, match="1 of 6 objects cannot be read; accepted: at most 0"):
+        with pytest.raises(FewstepError, match="1 of 6 objects cannot be used; accepted: at most 0"):
             slat(root, max_failures=0).batch([0, 2], torch.Generator())
 
     def test_a_set_whose_files_are_all_missing_ends(self, tmp_path: Path, encoder: Pixels) -> None:
         root = make_root(tmp_path / "root", 3)
         for path in (root / "latents" / SLAT).iterdir():
             path.unlink()
-        with pytest.raises(FewstepError, match="3 of 3 objects cannot be read"):
+        with pytest.raises(FewstepError, match="3 of 3 objects cannot be used"):
             slat(root)
 
 
@@ -342,7 +467,7 @@ class TestMisfits:
             (
                 Stub(in_channels=4),
                 {},
-                f"data.latent_model={SLAT}: latents with in_channels 8; the teacher has in_channels 4",
+                "latents with in_channels 8; the teacher has in_channels 4",
             ),
             (Stub(cond_channels=1024), {}, "data.encoder: 'pixels' gives tokens of width 3; the teacher takes 1024"),
             (Stub(), {"normalisation": "teacher"}, "data.normalisation: got 'teacher'; accepted: stored"),
@@ -420,6 +545,10 @@ class TestInspect:
         out = capsys.readouterr().out
         assert "read 3 objects: 1 cannot be used" in out
         assert f"{sha(4)}.npz: there is no such file" in out
+        words = ("--files", "9", "--teacher", str(NANO / "slat_flow"))
+        voxel(40, "uint8")(root / "latents" / SLAT / f"{sha(2)}.npz")
+        assert main(["data", "inspect", str(root), "min_aesthetic=5", *words]) == 1
+        assert "a voxel at 40; the teacher has 32 cells" in capsys.readouterr().out
         assert main(["data", "inspect", str(root), "--stage", "ss", "--files", "9"]) == 0
 
     def test_refusals(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

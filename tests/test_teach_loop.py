@@ -50,6 +50,11 @@ def test_a_resumed_training_is_bit_identical_to_an_unbroken_one(tmp_path: Path) 
     assert not torch.equal(whole.state_dict()["0.weight"], network().state_dict()["0.weight"])
 
 
+@pytest.mark.parametrize("steps", range(1, 13))
+def test_any_number_of_steps_is_trained(steps: int, tmp_path: Path) -> None:
+    assert len(train(network(), tmp_path, CONFIG.model_copy(update={"steps": steps}))) == steps
+
+
 def test_checkpoints_hold_no_pickle_and_only_the_newest_is_kept(tmp_path: Path) -> None:
     train(network(), tmp_path / "state")
     kept = sorted(path.relative_to(tmp_path / "state").as_posix() for path in (tmp_path / "state").rglob("*.*"))

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from fewstep.config.base import validate
+from fewstep.config.resolve import data_of
 from fewstep.core.backbone import Backbone, Guidance, Teacher
 from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
+from fewstep.core.dataset import Dataset
 from fewstep.core.objective import Step
-from fewstep.core.suite import Suite
+from fewstep.core.suite import Suite, Unmeasured
 from fewstep.engine.device import pick_device
 from fewstep.engine.export import StudentInfo, load_student
 from fewstep.errors import FewstepError, nearest, need
@@ -45,12 +47,30 @@ class Student:
 
     @cached_property
     def suite(self) -> Suite:
-        """The backbone's held-out evaluation: prompts, decoder, measures, pictures."""
-        data, backbone = registry().get("dataset", self.info.dataset), registry().get("backbone", self.info.backbone)
-        dataset = data.load()(_config_of(data, self.info.config.get("data", {})), self.network)
-        suite: Suite = backbone.load().suite(_config_of(backbone, self.info.config.get("backbone", {})), dataset)
+        """The backbone's held-out evaluation: prompts, decoder, measures, pictures.
+
+        Data without held-out objects give training samples as prompts.
+        """
+        backbone = registry().get("backbone", self.info.backbone)
+        dataset = self._dataset(backbone)
+        config = _config_of(backbone, self.info.config.get("backbone", {}))
+        suite: Suite = backbone.load().suite(config, dataset) or Unmeasured(dataset)
         suite.to(self.device)
         return suite
+
+    def _dataset(self, backbone: Entry) -> Dataset:
+        """The data set that the student was trained on or, where that cannot be had, the backbone's own."""
+        name = self.info.dataset
+        try:
+            data = registry().get("dataset", name)
+            found: Dataset = data.load()(_config_of(data, self.info.config.get("data", {})), self.network)
+        except FewstepError as error:
+            own = data_of(backbone)
+            if own.name == name:
+                raise
+            warnings.warn(f"training data {name!r} cannot be had ({error}): the prompts are {own.name!r}", stacklevel=3)
+            found = own.load()(own.load_config()(), self.network)
+        return found
 
     def prompts(self, source: Prompts = None, count: int | None = None) -> Batch:
         """What to sample: conditions with a layout and an ``x0`` of the right shape.

@@ -17,7 +17,7 @@ from fewstep.config.base import merge
 from fewstep.config.resolve import data_of
 from fewstep.config.stages import chosen
 from fewstep.engine.folder import occupied
-from fewstep.errors import need
+from fewstep.errors import FewstepError, need
 from fewstep.plugins.registry import Entry, registry
 
 __all__ = ["BenchTable", "bench", "default_folder"]
@@ -106,4 +106,7 @@ def _stage(name: str, network: Entry, config: BenchConfig, dataset: str | None) 
     teacher = backbone.teacher(config.backbone)
     data = data_of(network, dataset).load()(config.data, teacher.backbone)
     suite = backbone.suite(config.backbone, data)
+    if suite is None or not suite.headline:
+        accepted = f"--dataset {backbone.dataset}, or another with held-out objects that {network.name} can measure"
+        raise FewstepError(f"fewstep bench: {type(data).__name__} has no held-out objects; accepted: {accepted}")
     return Stage(name, teacher, suite, getattr(config.backbone, "rescale_t", 1.0))

@@ -20,12 +20,15 @@ def sample(
     sampler: Annotated[str | None, Option(help="Sampler; by default its contract's.")] = None,
     count: Annotated[int, whole("--count", "How many samples.", 1, 4096, "-n")] = 8,
     seed: Annotated[int, whole("--seed", "Seed of the noise.", 0, 2**31 - 1)] = 0,
-    out: Annotated[Path, Option("--out", "-o", help="File or folder to write; must not exist.")] = Path("samples.png"),
+    out: Annotated[
+        Path | None, Option("--out", "-o", help="File or folder to write; must not exist. By default samples.png.")
+    ] = None,
     image: Annotated[Path | None, Option(help="Condition on this picture, not on held-out prompts.")] = None,
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
     """Sample from a student."""
-    _check_out(out)
+    if out is not None:
+        _check_out(out)
     _check_image(image)
     if sampler is not None:
         registry().get("sampler", sampler)
@@ -33,6 +36,9 @@ def sample(
     from fewstep.api.students import load
 
     student = load(path, device=device)
+    if out is None:
+        out = Path("samples").with_suffix(student.suite.suffixes[0])
+        _check_out(out)
     prompts = student.prompts(image, count)
     latents = student.sample(prompts, steps=steps, seed=seed, sampler=sampler)
     try:

@@ -8,27 +8,30 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep.core.batch import Batch
+from fewstep.core.dataset import Dataset
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Step
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, invalid
 
 
 class Suite(ABC):
     """An evaluation on held-out samples. A backbone returns one from ``Backbone.suite(config, dataset)``.
 
-    ``headline`` is the measure that the chart and the summary use; ``lower_is_better`` names the measures that fall;
-    ``charts`` are further measures with a panel of their own; ``legend`` says in a line what a
-    measure (or several: "a, b") is.
+    ``headline`` is the measure that the chart and the summary use ("": nothing can be measured); ``lower_is_better``
+    names the measures that fall; ``charts`` are further measures with a panel of their own; ``legend`` says in a line
+    what a measure (or several: "a, b") is; ``suffixes`` are those of the files that ``write`` makes, the usual first.
     """
 
-    headline: str
-    lower_is_better: frozenset[str]
+    headline: str = ""
+    lower_is_better: frozenset[str] = frozenset()
     charts: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = (".png",)
     legend: Mapping[str, str] = MappingProxyType({})
 
     def to(self, device: torch.device) -> None:
@@ -85,4 +88,46 @@ class Suite(ABC):
         file = path if path.suffix else path / "samples.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         self.sheet([("samples", objects)], file, 8)
+        return [file]
+
+
+class Unmeasured(Suite):
+    """Samples under the conditions of any data set's first training samples, for ``fewstep sample``.
+
+    There are no held-out objects to measure against. Here a sample is its own object, written as an array; a backbone
+    with a decoder overrides ``decode`` and ``write``.
+    """
+
+    suffixes: tuple[str, ...] = (".npz",)
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def to(self, device: torch.device) -> None:
+        self.dataset.prepare(device)
+
+    def prompts(self, limit: int | None = None) -> Batch:
+        count = min(limit or 8, len(self.dataset))
+        return self.dataset.batch(list(range(count)), torch.Generator().manual_seed(0)).to("cpu")
+
+    def decode(self, x: Tensor, layout: Layout) -> Any:
+        return x
+
+    def measure(self, objects: Any, teacher_objects: Any) -> dict[str, float]:
+        raise FewstepError(f"{type(self.dataset).__name__} has no held-out objects to measure against")
+
+    def sheet(self, rows: Sequence[tuple[str, Any]], path: Path, count: int) -> None:
+        raise FewstepError(f"{type(self.dataset).__name__} has no held-out objects to show beside samples")
+
+    def write(self, objects: Any, path: Path) -> list[Path]:
+        """The samples as the array ``samples`` of an ``.npz`` file.
+
+        Raises:
+            FewstepError: for another suffix.
+        """
+        if path.suffix not in ("", ".npz"):
+            raise invalid("--out", str(path), "a name ending in .npz (these samples have no picture), or a folder")
+        file = path if path.suffix else path / "samples.npz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(file, samples=objects.numpy())
         return [file]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,14 @@ def pick_device(name: str, key: str = "train.device") -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise invalid(key, name, f"auto, cpu, or a device of this machine ({first_line(error)})") from None
     return device
+
+
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether this is a CPU that says what it can do (Linux), and bf16 is not among it."""
+    try:
+        return device.type == "cpu" and "bf16" not in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

@@ -20,7 +20,7 @@ from fewstep.core.layout import Layout
 from fewstep.core.objective import Objective, Phase, Step, means
 from fewstep.engine.budget import Budget
 from fewstep.engine.derivatives import Derivatives
-from fewstep.engine.device import autocast, pick_device
+from fewstep.engine.device import autocast, emulates_bf16, pick_device
 from fewstep.engine.networks import Networks
 from fewstep.engine.optim import NetOptimizer
 from fewstep.errors import FewstepError
@@ -93,6 +93,8 @@ class Trainer:
         self.device = pick_device(config.device)
         self.teacher = teacher.to(self.device)
         autocast(config.precision, self.device)
+        if config.precision == "bf16" and emulates_bf16(self.device):
+            say("warning: train.precision=bf16 is emulated by this CPU, many times slower than train.precision=fp32")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.nets = Networks(objective.networks(), self.teacher, self.device, config.ema, seed, config.ema_warmup)
         self.derivatives = Derivatives(self.nets.exported(config.export).provides, say)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fewstep.core.batch import Condition
 from fewstep.core.layout import Layout
-from fewstep.errors import FewstepError
 from fewstep_trellis.flow import Flow, FlowConfig, load_frozen
 from fewstep_trellis.models import SparseStructureDecoder, SparseStructureFlowModel
 from fewstep_trellis.shipped import NANO, shipped_students
@@ -47,10 +46,12 @@ class StructureFlow(Flow):
     def suite(cls, config: Any, dataset: Dataset) -> Suite:
         from fewstep_trellis.dataset import PreparedObjects
         from fewstep_trellis.suite import StructureSuite
+        from fewstep_trellis.unmeasured import UnmeasuredStructures
 
-        if not isinstance(dataset, PreparedObjects):
-            raise FewstepError(f"fewstep bench --backbone trellis needs prepared objects, got {type(dataset).__name__}")
-        return StructureSuite.of(dataset, load_decoder(config.decoder))
+        decoder = load_decoder(config.decoder)
+        if isinstance(dataset, PreparedObjects):
+            return StructureSuite.of(dataset, decoder)
+        return UnmeasuredStructures(dataset, decoder)
 
 
 def load_decoder(path: Path) -> SparseStructureDecoder:

@@ -23,12 +23,13 @@ def inspect(
         list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Keys of the data set, e.g. min_aesthetic=5.5.")
     ] = None,
     stage: Annotated[str, Option(help="ss or slat.")] = "slat",
-    files: Annotated[int, whole("--files", "Objects whose files are read, to find broken ones.", 0)] = 0,
+    files: Annotated[int, whole("--files", "Objects whose files are read, to find unusable ones.", 0)] = 0,
+    teacher: Annotated[Path | None, Option(help="Checkpoint of the network that these objects must fit.")] = None,
 ) -> None:
-    """Count what TRELLIS data roots hold for a stage, and why rows are left out; exit code 1 for unreadable files."""
+    """Count what TRELLIS data roots hold for a stage, and why rows are left out; exit code 1 for unusable objects."""
     from fewstep_trellis.official.inspect import inspect as run
 
-    if not run(roots, stage, overrides or [], files, Console()):
+    if not run(roots, stage, overrides or [], files, Console(), teacher):
         raise typer.Exit(1)
 
 
@@ -40,9 +41,13 @@ def teach(
     stage: Annotated[str, Option(help=STAGES)] = "all",
     out: Annotated[Path, Option("--out", "-o", help="Folder of the models.")] = Path("runs/teach"),
     device: Annotated[str, DEVICE] = "auto",
-    resume: Annotated[bool, Option("--resume", help="Go on where a killed run stopped.")] = False,
+    resume: Annotated[bool, Option("--resume", help="Go on where a killed run stopped, with the same keys.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the config and start nothing.")] = False,
+    help_config: Annotated[bool, Option("--help-config", help="List every key of these stages.")] = False,
 ) -> None:
     """Train VAE and flow teacher of either stage on a prepared set, at a size for a CPU by default."""
     from fewstep_trellis.teach.command import teach as run
 
-    run(stage, out, overrides or [], device=device, resume=resume, console=Console())
+    keys = overrides or []
+    asked = {"resume": resume, "dry_run": dry_run, "help_config": help_config}
+    run(stage, out, keys, device=device, **asked, console=Console())

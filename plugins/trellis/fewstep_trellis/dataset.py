@@ -20,6 +20,7 @@ from fewstep.errors import FewstepError
 from fewstep_trellis.checkpoint import load_model
 from fewstep_trellis.latents import encode, training_latents
 from fewstep_trellis.models import SparseStructureEncoder
+from fewstep_trellis.official.network import check_width
 from fewstep_trellis.shipped import NANO, existing
 
 
@@ -42,11 +43,19 @@ class PreparedObjects(Dataset):
     def __init__(self, config: PreparedConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         self.set = PreparedSet.load(config.root)
+        check_width("data.root", str(config.root), self.set.channels, backbone)
         self.encoder = load_encoder(config.encoder)
+        self._notes: list[str] = []
 
     def prepare(self, device: torch.device, progress: Progress = silent) -> None:
         """Encode the training objects on ``device``, or read their latents from the cache."""
-        self.latents = training_latents(self.set, self.encoder.to(device), mirror=self.config.mirror, progress=progress)
+        self.latents = training_latents(
+            self.set, self.encoder.to(device), mirror=self.config.mirror, progress=progress, say=self._notes.append
+        )
+
+    def notes(self) -> list[str]:
+        said, self._notes = self._notes, []
+        return said
 
     @cached_property
     def latents(self) -> Tensor:

@@ -30,6 +30,11 @@ CHUNK = 8  # samples of one call: with more, the activations no longer fit a CPU
 
 Samples = Sequence[tuple[int, bool]]  # an object's index, and whether it is mirrored
 Surface = tuple[Tensor, Tensor]  # voxels [T, 3] and their features [T, F]
+Say = Callable[[str], None]
+
+
+def unsaid(line: str) -> None:
+    """The ``Say`` that tells nobody."""
 
 
 def cache_folder() -> Path:
@@ -49,7 +54,12 @@ def encode(encoder: SparseStructureEncoder, grids: Tensor) -> Tensor:
 
 
 def training_latents(
-    data: PreparedSet, encoder: SparseStructureEncoder, *, mirror: bool, progress: Progress = silent
+    data: PreparedSet,
+    encoder: SparseStructureEncoder,
+    *,
+    mirror: bool,
+    progress: Progress = silent,
+    say: Say = unsaid,
 ) -> Tensor:
     """[objects, 1 or 2, C, r, r, r]: latents of every training object and, with ``mirror``, of its mirror image."""
 
@@ -57,7 +67,7 @@ def training_latents(
         return encode(encoder, torch.cat([data.occupancy([row], flip) for row, flip in part]))
 
     samples = _samples(data, mirror)
-    found = torch.cat(_cached(f"latents-{_key(data, encoder, mirror)}", samples, make, progress))
+    found = torch.cat(_cached(f"latents-{_key(data, encoder, mirror)}", samples, make, progress, say))
     return found.reshape(len(data.train), -1, *found.shape[1:])
 
 
@@ -75,7 +85,12 @@ def encode_surfaces(encoder: SLatEncoder, surfaces: Iterable[Surface]) -> list[T
 
 
 def surface_latents(
-    data: PreparedSet, encoder: SLatEncoder, *, mirror: bool, progress: Progress = silent
+    data: PreparedSet,
+    encoder: SLatEncoder,
+    *,
+    mirror: bool,
+    progress: Progress = silent,
+    say: Say = unsaid,
 ) -> list[Tensor]:
     """Latents [T, C] of every training object, each followed by its mirror image's with ``mirror``."""
 
@@ -83,7 +98,7 @@ def surface_latents(
         return torch.cat(encode_surfaces(encoder, [data.surface(*sample) for sample in part]))
 
     samples = _samples(data, mirror)
-    found = torch.cat(_cached(f"slat-{_key(data, encoder, mirror)}", samples, make, progress))
+    found = torch.cat(_cached(f"slat-{_key(data, encoder, mirror)}", samples, make, progress, say))
     return list(found.split([len(data.voxels(*sample)) for sample in samples]))
 
 
@@ -91,11 +106,13 @@ def _samples(data: PreparedSet, mirror: bool) -> Samples:
     return [(int(row), flip) for row in data.train for flip in ((False, True) if mirror else (False,))]
 
 
-def _cached(name: str, samples: Samples, make: Callable[[Samples], Tensor], progress: Progress) -> list[Tensor]:
+def _cached(
+    name: str, samples: Samples, make: Callable[[Samples], Tensor], progress: Progress, say: Say
+) -> list[Tensor]:
     """``make`` of every ``PART`` samples; what the folder ``name`` of the cache lacks is made and added."""
-    found, done = list[Tensor](), 0
+    found, done, folder = list[Tensor](), 0, cache_folder() / name
     for start in range(0, len(samples), PART):
-        part, path = samples[start : start + PART], cache_folder() / name / f"{start:06d}.safetensors"
+        part, path = samples[start : start + PART], folder / f"{start:06d}.safetensors"
         latents = _read(path)
         if latents is None:
             progress(done, len(samples), "encoding latents")
@@ -104,6 +121,8 @@ def _cached(name: str, samples: Samples, make: Callable[[Samples], Tensor], prog
             progress(done + len(part), len(samples), "encoding latents")
         found.append(latents)
         done += len(part)
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
+    say(f"latents of {len(samples)} training samples: {folder} ({size:.1f} MB), kept for later runs")
     return found
 
 

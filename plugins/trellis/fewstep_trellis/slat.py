@@ -14,8 +14,8 @@ from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Condition
 from fewstep.core.layout import Layout, Packed
 from fewstep.errors import FewstepError
-from fewstep_trellis.flow import Flow, FlowConfig
-from fewstep_trellis.models import SLatFlowModel
+from fewstep_trellis.flow import Flow, FlowConfig, load_frozen
+from fewstep_trellis.models import SLatFlowModel, SLatMeshDecoder
 from fewstep_trellis.normalisation import Normalisation
 from fewstep_trellis.shipped import NANO, existing, shipped_students
 
@@ -86,9 +86,14 @@ class StructuredLatentFlow(Flow):
 
     @classmethod
     def suite(cls, config: Any, dataset: Dataset) -> Suite:
+        from fewstep_trellis.slat_dataset import PreparedLatents
         from fewstep_trellis.slat_suite import StructuredLatentSuite
+        from fewstep_trellis.unmeasured import UnmeasuredSurfaces
 
-        return StructuredLatentSuite.of(dataset, config.decoder, normalisation_of(config))
+        decoder = load_frozen(SLatMeshDecoder, "backbone.decoder", config.decoder)
+        if isinstance(dataset, PreparedLatents):
+            return StructuredLatentSuite.of(dataset, decoder, normalisation_of(config))
+        return UnmeasuredSurfaces(dataset, decoder, normalisation_of(config))
 
 
 def normalisation_of(config: SLatConfig) -> Normalisation | None:

@@ -20,6 +20,7 @@ from fewstep_trellis.flow import load_frozen
 from fewstep_trellis.latents import encode_surfaces, surface_latents
 from fewstep_trellis.models import SLatEncoder
 from fewstep_trellis.normalisation import Normalisation
+from fewstep_trellis.official.network import check_width
 from fewstep_trellis.shipped import NANO
 
 
@@ -45,9 +46,15 @@ class PreparedLatents(Dataset):
     def __init__(self, config: PreparedLatentsConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         self.set = PreparedSet.load(config.root)
+        check_width("data.root", str(config.root), self.set.channels, backbone)
         self.encoder: SLatEncoder = load_frozen(SLatEncoder, "data.encoder", config.encoder)
         self.normalisation = config.normalisation or Normalisation.beside(config.encoder)
         self._flips = 2 if config.mirror else 1
+        self._notes: list[str] = []
+
+    def notes(self) -> list[str]:
+        said, self._notes = self._notes, []
+        return said
 
     def prepare(self, device: torch.device, progress: Progress = silent) -> None:
         """Encode the training objects on ``device``, or read their latents from the cache."""
@@ -60,7 +67,9 @@ class PreparedLatents(Dataset):
         return self._latents()
 
     def _latents(self, progress: Progress = silent) -> list[Tensor]:
-        found = surface_latents(self.set, self.encoder, mirror=self.config.mirror, progress=progress)
+        found = surface_latents(
+            self.set, self.encoder, mirror=self.config.mirror, progress=progress, say=self._notes.append
+        )
         return [self._scaled(z) for z in found]
 
     @cached_property

@@ -26,12 +26,12 @@ from fewstep_shapes3d.sparse.noise import voxel_noise
 from torch import Tensor
 
 from fewstep.core.batch import Batch
-from fewstep.core.dataset import Dataset
 from fewstep.core.layout import Layout, Packed
+from fewstep.core.suite import Suite
 from fewstep.errors import FewstepError, invalid
-from fewstep_trellis.flow import load_frozen
 from fewstep_trellis.models import SLatMeshDecoder
 from fewstep_trellis.normalisation import Normalisation
+from fewstep_trellis.slat_dataset import PreparedLatents
 
 LEGEND = {
     "frechet": "4 coloured views of each mesh against those of the mesh decoded from the true latents, all pooled, by "
@@ -44,7 +44,63 @@ LEGEND = {
 }
 
 
-class StructuredLatentSuite(PictureSuite):
+class SurfaceObjects(Suite):
+    """What is done with samples of structured latents, measured or not: decode them to meshes and write files. A
+    subclass sets the attributes."""
+
+    decoder: SLatMeshDecoder
+    normalisation: Normalisation | None
+    views: ViewEncoder
+    device: torch.device
+    azimuths: list[float]  # of the pictures' cameras in degrees, for the contact sheet
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.device = device
+        self.decoder.to(device)
+        self.views.to(device)
+
+    def noise(self, seed: int, batch: Batch) -> Tensor:
+        """Noise of each voxel, so that students whose structures differ start alike on the voxels they share."""
+        return voxel_noise(seed, batch.layout, batch.x0)
+
+    def prompt_from(self, image: Path) -> Batch:
+        raise FewstepError(
+            f"--image {str(image)!r}: this stage needs a structure too; accepted: fewstep generate, which makes both"
+        )
+
+    @torch.inference_mode()
+    def decode(self, x: Tensor, layout: Layout) -> Surfaces:
+        """Meshes of latents [T, C], object by object; one without voxels is an empty mesh."""
+        if not isinstance(layout, Packed):
+            raise invalid("layout", type(layout).__name__, "Packed, with coords")
+        z = x if self.normalisation is None else self.normalisation.undo(x)
+        meshes = [self._mesh(*layout.select(z, torch.tensor([i]))) for i in range(layout.batch_size)]
+        return Surfaces(meshes, x.cpu(), layout, self.azimuths, self.views.of_pictures)
+
+    def _mesh(self, z: Tensor, layout: Packed) -> Mesh:
+        if not len(z):
+            return Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.int64))
+        (mesh,) = self.decoder.decode(z.to(self.device), layout.to(self.device))
+        return mesh.to("cpu")
+
+    def write(self, objects: Any, path: Path) -> list[Path]:
+        """Views of all meshes (``.png``); into a folder those and a ``.glb`` of each.
+
+        Raises:
+            FewstepError: for another suffix.
+        """
+        if path.suffix not in ("", ".png"):
+            raise invalid("--out", str(path), "a name ending in .png, or a folder")
+        meshes = Surfaces.check(objects).meshes
+        file = path if path.suffix else path / "samples.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet([(f"{number}", turntable(mesh, 4, TILE)) for number, mesh in enumerate(meshes, 1)], file, TILE)
+        named = [] if path.suffix else [(path / f"{number:03}.glb", mesh) for number, mesh in enumerate(meshes, 1)]
+        return [file, *(write_glb(mesh, place) for place, mesh in named if mesh.success)]
+
+
+class StructuredLatentSuite(SurfaceObjects, PictureSuite):
     """Held-out objects with their true structure, and what is measured on meshes of them.
 
     Args: of :class:`PictureSuite`, and
@@ -95,59 +151,23 @@ class StructuredLatentSuite(PictureSuite):
         self._true: Surfaces | None = None
 
     @classmethod
-    def of(cls, dataset: Dataset, decoder: Path, normalisation: Normalisation | None) -> StructuredLatentSuite:
-        """The held-out objects of a prepared set, in the order of the first stage's suite.
-
-        Raises:
-            FewstepError: for another data set, or a decoder that cannot be loaded.
-        """
-        from fewstep_trellis.slat_dataset import PreparedLatents
-
-        if not isinstance(dataset, PreparedLatents):
-            name = type(dataset).__name__
-            raise FewstepError(f"fewstep bench --backbone trellis-slat needs prepared objects, got {name}")
+    def of(
+        cls, dataset: PreparedLatents, decoder: SLatMeshDecoder, normalisation: Normalisation | None
+    ) -> StructuredLatentSuite:
+        """The held-out objects of a prepared set, in the order of the first stage's suite."""
         data, found = dataset.set, HeldOut.of(dataset.set)
         return cls(
             dataset.held_out().select(found.order),
             [true_cloud(*data.surface(row), data.resolution) for row in found.rows],
             found.pictures,
-            load_frozen(SLatMeshDecoder, "backbone.decoder", decoder),
+            decoder,
             normalisation,
             encoder=found.encoder,
             azimuths=found.azimuths,
         )
 
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        self.decoder.to(device)
-        self.views.to(device)
-
     def prompts(self, limit: int | None = None) -> Batch:
         return self.batch if limit is None else self.batch.select(torch.arange(min(limit, len(self.pictures))))
-
-    def noise(self, seed: int, batch: Batch) -> Tensor:
-        """Noise of each voxel, so that students whose structures differ start alike on the voxels they share."""
-        return voxel_noise(seed, batch.layout, batch.x0)
-
-    def prompt_from(self, image: Path) -> Batch:
-        raise FewstepError(
-            f"--image {str(image)!r}: this stage needs a structure too; accepted: fewstep generate, which makes both"
-        )
-
-    @torch.inference_mode()
-    def decode(self, x: Tensor, layout: Layout) -> Surfaces:
-        """Meshes of latents [T, C], object by object; one without voxels is an empty mesh."""
-        if not isinstance(layout, Packed):
-            raise invalid("layout", type(layout).__name__, "Packed, with coords")
-        z = x if self.normalisation is None else self.normalisation.undo(x)
-        meshes = [self._mesh(*layout.select(z, torch.tensor([i]))) for i in range(layout.batch_size)]
-        return Surfaces(meshes, x.cpu(), layout, self.azimuths, self.views.of_pictures)
-
-    def _mesh(self, z: Tensor, layout: Packed) -> Mesh:
-        if not len(z):
-            return Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.int64))
-        (mesh,) = self.decoder.decode(z.to(self.device), layout.to(self.device))
-        return mesh.to("cpu")
 
     def measure(self, objects: Any, teacher_objects: Any) -> dict[str, float]:
         own, teacher = Surfaces.check(objects), Surfaces.check(teacher_objects)
@@ -179,18 +199,3 @@ class StructuredLatentSuite(PictureSuite):
         count = min(len(tiles) for _, tiles in drawn)
         true = self._decoded_truth(count).seen.tiles[:count]
         contact_sheet([("picture", self.pictures[:count]), ("true latents", true), *drawn], path, TILE)
-
-    def write(self, objects: Any, path: Path) -> list[Path]:
-        """Views of all meshes (``.png``); into a folder those and a ``.glb`` of each.
-
-        Raises:
-            FewstepError: for another suffix.
-        """
-        if path.suffix not in ("", ".png"):
-            raise invalid("--out", str(path), "a name ending in .png, or a folder")
-        meshes = Surfaces.check(objects).meshes
-        file = path if path.suffix else path / "samples.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet([(f"{number}", turntable(mesh, 4, TILE)) for number, mesh in enumerate(meshes, 1)], file, TILE)
-        named = [] if path.suffix else [(path / f"{number:03}.glb", mesh) for number, mesh in enumerate(meshes, 1)]
-        return [file, *(write_glb(mesh, place) for place, mesh in named if mesh.success)]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Dense, Layout, Packed
+from fewstep.core.suite import Suite
 from fewstep.errors import invalid
 from fewstep.metrics import agreement
 from fewstep_trellis.dataset import PreparedObjects
@@ -33,7 +34,55 @@ LEGEND = {
 }
 
 
-class StructureSuite(PictureSuite):
+class StructureObjects(Suite):
+    """What is done with samples of structures, measured or not: decode them and write files. A subclass sets the
+    attributes."""
+
+    decoder: nn.Module
+    views: ViewEncoder
+    device: torch.device
+    suffixes: tuple[str, ...] = SUFFIXES
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.device = device
+        self.decoder.to(device)
+        self.views.to(device)
+
+    @torch.inference_mode()
+    def decode(self, x: Tensor, layout: Layout) -> Shapes:
+        """Shapes of latents [N, C, r, r, r]; small chunks keep the activations in a processor's cache."""
+        chunk = 4 if self.device.type == "cpu" else 64
+        grids = [self.decoder(part.to(self.device))[:, 0].cpu() > 0 for part in x.split(chunk)]
+        return Shapes(torch.cat(grids), x.cpu(), self.views)
+
+    def following(self, objects: Any) -> Packed:
+        """The occupied voxels of each shape, in C order."""
+        grids = Shapes.check(objects).grids
+        places = grids.nonzero()
+        return Packed.of_index(places[:, 0], places[:, 1:].int(), len(grids))
+
+    def write(self, objects: Any, path: Path) -> list[Path]:
+        """Four views of each shape (``.png``), or the grids (``.npz``, bool [N, R, R, R]); into a folder both.
+
+        Raises:
+            FewstepError: for another suffix.
+        """
+        if path.suffix and path.suffix not in SUFFIXES:
+            raise invalid("--out", str(path), f"a name ending in {' or '.join(SUFFIXES)}, or a folder")
+        files = [path] if path.suffix else [path / f"samples{suffix}" for suffix in SUFFIXES]
+        grids = Shapes.check(objects).grids
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if file.suffix == ".npz":
+                np.savez_compressed(file, occupancy=grids.numpy())
+            else:
+                views = render_views(grids, size=TILE).numpy()
+                contact_sheet([(f"{number}", list(four)) for number, four in enumerate(views, 1)], file, TILE)
+        return files
+
+
+class StructureSuite(StructureObjects, PictureSuite):
     """Held-out objects and what is measured on them.
 
     The reference of the distribution distances is the N true objects whose pictures are asked for and no others, so
@@ -85,11 +134,6 @@ class StructureSuite(PictureSuite):
             azimuths=found.azimuths,
         )
 
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        self.decoder.to(device)
-        self.views.to(device)
-
     def prompts(self, limit: int | None = None) -> Batch:
         x0 = self.x0[:limit]
         return Batch(x0, Dense(len(x0)), Condition(self.tokens[:limit]))
@@ -99,19 +143,6 @@ class StructureSuite(PictureSuite):
             return super().prompt_from(image)
         tokens = self.encoder.encode_files([image]).to(self.tokens)
         return Batch(torch.zeros_like(self.x0[:1]), Dense(1), Condition(tokens))
-
-    @torch.inference_mode()
-    def decode(self, x: Tensor, layout: Layout) -> Shapes:
-        """Shapes of latents [N, C, r, r, r]; small chunks keep the activations in a processor's cache."""
-        chunk = 4 if self.device.type == "cpu" else 64
-        grids = [self.decoder(part.to(self.device))[:, 0].cpu() > 0 for part in x.split(chunk)]
-        return Shapes(torch.cat(grids), x.cpu(), self.views)
-
-    def following(self, objects: Any) -> Packed:
-        """The occupied voxels of each shape, in C order."""
-        grids = Shapes.check(objects).grids
-        places = grids.nonzero()
-        return Packed.of_index(places[:, 0], places[:, 1:].int(), len(grids))
 
     def measure(self, objects: Any, teacher_objects: Any) -> dict[str, float]:
         shapes, teacher = Shapes.check(objects), Shapes.check(teacher_objects)
@@ -140,22 +171,3 @@ class StructureSuite(PictureSuite):
     def _draw(self, grids: Tensor) -> list[Picture]:
         views = zip(grids, self.azimuths, strict=False)
         return [render_views(grid[None], [azimuth], size=TILE)[0, 0].numpy() for grid, azimuth in views]
-
-    def write(self, objects: Any, path: Path) -> list[Path]:
-        """Four views of each shape (``.png``), or the grids (``.npz``, bool [N, R, R, R]); into a folder both.
-
-        Raises:
-            FewstepError: for another suffix.
-        """
-        if path.suffix and path.suffix not in SUFFIXES:
-            raise invalid("--out", str(path), f"a name ending in {' or '.join(SUFFIXES)}, or a folder")
-        files = [path] if path.suffix else [path / f"samples{suffix}" for suffix in SUFFIXES]
-        grids = Shapes.check(objects).grids
-        for file in files:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if file.suffix == ".npz":
-                np.savez_compressed(file, occupancy=grids.numpy())
-            else:
-                views = render_views(grids, size=TILE).numpy()
-                contact_sheet([(f"{number}", list(four)) for number, four in enumerate(views, 1)], file, TILE)
-        return files

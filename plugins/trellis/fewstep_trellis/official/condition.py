@@ -17,15 +17,14 @@ Draw = Callable[[int], int]  # n to one of 0 .. n - 1
 CAPTIONS = "captions"
 
 
-def picture_path(row: Row, draw: Draw) -> Path:
-    """One of the object's condition pictures, drawn at random.
+def picture_paths(row: Row) -> list[Path]:
+    """The object's condition pictures.
 
     Raises:
         ItemError: without a usable transforms.json.
     """
     folder = row.root / CONDITION_VIEWS / row.sha256
-    frames = read_frames(folder)
-    return folder / str(frames[draw(len(frames))]["file_path"])
+    return [folder / str(frame["file_path"]) for frame in read_frames(folder)]
 
 
 def prepared_picture(path: Path, size: int) -> Tensor:
@@ -50,7 +49,7 @@ def caption(row: Row, draw: Draw) -> str:
     cell = row.text(CAPTIONS)
     try:
         found = json.loads(cell or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, list) or not found or not all(isinstance(text, str) for text in found):
         raise ItemError(f"{row.root / NAME}, line {row.line}, captions: got {cell!r}; accepted: a JSON list of texts")

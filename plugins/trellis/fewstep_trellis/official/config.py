@@ -34,10 +34,11 @@ class OfficialConfig(Strict):
     token_cache: Path | None = Field(
         None, description="folder where picture tokens are kept in half precision; none: encoded at each step"
     )
-    max_failures: int = Field(
-        20,
+    max_failures: int | None = Field(
+        None,
         ge=0,
-        description="objects that may turn out to be unreadable, others taking their place; one more is an error",
+        description="objects that may turn out to be unusable, others taking their place; one more is an error; "
+        "none: half of all objects, 20 of fewer than 40",
     )
     workers: int = Field(4, ge=1, le=256, description="threads that read the files of a batch")
     order: Literal["stream", "published"] = Field(

@@ -6,13 +6,13 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fewstep.core.backbone import Backbone
-from fewstep.core.batch import Batch
+from fewstep.core.batch import Batch, Condition
 from fewstep.core.dataset import Dataset
 from fewstep.core.layout import Dense
 from fewstep.errors import FewstepError, invalid
@@ -22,8 +22,8 @@ from fewstep_trellis.official.config import LatentsConfig, OfficialConfig, Struc
 from fewstep_trellis.official.encode import conditions
 from fewstep_trellis.official.failures import Failures
 from fewstep_trellis.official.files import ItemError
-from fewstep_trellis.official.items import Item, check_voxels, packed, read_item
-from fewstep_trellis.official.network import arguments_of
+from fewstep_trellis.official.fits import Fits
+from fewstep_trellis.official.items import Item, packed, read_item
 from fewstep_trellis.official.published import published_pass
 from fewstep_trellis.official.selection import nonempty, select
 from fewstep_trellis.official.table import check_roots
@@ -33,7 +33,7 @@ class OfficialDataset(Dataset):
     """Latents and conditions of the objects in ``roots`` that pass the filters: what both stages share.
 
     Every random draw of a sample comes from a seed that the batch's generator drew for it, so that several threads may
-    read files. An object that cannot be read is replaced by ``Failures.stand_in``.
+    read files. An object that cannot be used is replaced by ``Failures.stand_in``.
 
     Raises:
         FewstepError: for roots without usable objects, or data that do not fit the backbone.
@@ -46,12 +46,14 @@ class OfficialDataset(Dataset):
         self.check_config(config)
         if self.layout not in backbone.provides:
             raise FewstepError(f"{type(self).__name__} is {self.layout}, which {type(backbone).__name__} cannot take")
-        self.normalisation = self._normalisation()
+        self.normalisation, self.fits = self._normalisation(), Fits.of(backbone)
+        if self.normalisation is not None:
+            self.fits = self.fits.normalised(self.normalisation)
         self.selection = nonempty(select(config.roots, config.filters()))
         self.failures = Failures(len(self), config.max_failures)
         self._said = list(self.selection.lines())
         self.conditions = conditions(config, backbone)
-        self._check(self.read(0, 0).latents)
+        self.fits = self.fits.like(self.read(0, 0).latents)
 
     @classmethod
     def check_config(cls, config: Any) -> None:
@@ -61,20 +63,16 @@ class OfficialDataset(Dataset):
         found: Normalisation | None = self.config.normalisation
         return found
 
-    def _check(self, latents: Tensor) -> None:
-        """Hold the first object's latents against the network: it would fail later, and less clearly."""
-        arguments = arguments_of(self.backbone)
-        for key, got in self._shape(latents).items():
-            if arguments.get(key, got) != got:
-                text = f"latents with {key} {got}; the teacher has {key} {arguments[key]}"
-                raise FewstepError(f"data.latent_model={self.config.latent_model}: {text}")
-
-    @abstractmethod
-    def _shape(self, latents: Tensor) -> dict[str, int]:
-        """What latents say of the network's constructor arguments."""
-
     def __len__(self) -> int:
         return len(self.selection.rows)
+
+    def condition_of(self, picture: Path) -> Condition:
+        """The condition that a picture makes, cut out and resized as the training's pictures are.
+
+        Raises:
+            FewstepError: for a file that is no picture of an object, or a data set of texts.
+        """
+        return self.conditions.of(picture)
 
     def notes(self) -> list[str]:
         said, self._said = self._said, []
@@ -89,26 +87,31 @@ class OfficialDataset(Dataset):
         """These samples, or what stands in for them, each under a random one of its views or captions.
 
         Raises:
-            FewstepError: for more unreadable objects than ``max_failures``.
+            FewstepError: for more unusable objects than ``max_failures``.
         """
         seeds = torch.randint(2**62, (len(indices),), generator=generator).tolist()
         with ThreadPoolExecutor(self.config.workers) as pool:
             return self.collate(list(pool.map(self.read, indices, seeds)))
 
     def read(self, index: int, seed: int) -> Item:
-        """The item of a sample or, where it cannot be read, of what stands in for it."""
-        wanted = index
-        while True:
-            if index not in self.failures.reasons:
-                try:
-                    return self.conditions.load(self.item(index, seeded(seed)))
-                except ItemError as error:
-                    self.failures.add(index, error)
-            index = self.failures.stand_in(wanted, self.loads())
+        """The item of a sample or, where it cannot be used, of what stands in for it.
 
-    def item(self, index: int, draw: Draw) -> Item:
-        """The item of exactly this sample. Raises ItemError."""
-        return read_item(self.selection.rows[index], self.config, self.normalisation, draw)
+        It depends on the files and the arguments alone, not on what was read before: a resumed run reads the same.
+        """
+        wanted, tried = index, set[int]()
+        while True:
+            row = self.selection.rows[index]
+            try:
+                item = read_item(row, self.config, self.normalisation, seeded(seed), self.fits)
+                found = self.conditions.load(item)
+            except ItemError as error:
+                check_roots([row.root])  # a disk that is gone is no matter of one object
+                self.failures.add(index, error)
+                tried.add(index)
+                index = self.failures.stand_in(wanted, tried, self.loads())
+            else:
+                self.failures.one_is_usable = True
+                return found
 
     @abstractmethod
     def collate(self, items: Sequence[Item]) -> Batch:
@@ -120,9 +123,6 @@ class StructureLatents(OfficialDataset):
 
     Config = StructureConfig
     layout = "dense"
-
-    def _shape(self, latents: Tensor) -> dict[str, int]:
-        return {"in_channels": latents.shape[0], "resolution": latents.shape[1]}
 
     def collate(self, items: Sequence[Item]) -> Batch:
         latents = torch.stack([item.latents for item in items])
@@ -144,15 +144,6 @@ class StructuredLatents(OfficialDataset):
         if found is None:
             text = "stored, or mean and std: the teacher has none, and no pipeline.json lies beside it"
             raise invalid("data.normalisation", "teacher", text)
-        return found
-
-    def _shape(self, latents: Tensor) -> dict[str, int]:
-        return {"in_channels": latents.shape[1]}
-
-    def item(self, index: int, draw: Draw) -> Item:
-        found = super().item(index, draw)
-        most = self.loads()[index] if self.config.voxel_budget is not None else None
-        check_voxels(self.selection.rows[index], found, arguments_of(self.backbone).get("resolution"), most)
         return found
 
     @cached_property

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
+from fewstep_shapes3d.pictures.loading import load_picture
+from PIL import Image
 from torch import Tensor, nn
 
 from fewstep.core.backbone import Backbone
 from fewstep.core.batch import Condition
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, invalid
 from fewstep_trellis.conditioning.factory import image_conditioner, text_conditioner
 from fewstep_trellis.official.condition import prepared_picture
 from fewstep_trellis.official.config import IMAGE_ENCODER, TEXT_ENCODER, OfficialConfig
 from fewstep_trellis.official.items import Item
-from fewstep_trellis.official.network import arguments_of, device_of
+from fewstep_trellis.official.network import check_width, device_of
 from fewstep_trellis.official.tokens import TokenCache, fingerprint, rounded
 
 CHUNK = 8  # pictures at a time
@@ -31,6 +35,9 @@ class Conditions(Protocol):
 
     def encode(self, items: Sequence[Item]) -> Condition:
         """Tokens [B, L, C] of loaded items, with the negative ones."""
+
+    def of(self, picture: Path) -> Condition:
+        """The condition of a picture file, tokens [1, L, C]. Raises FewstepError: it cannot be one."""
 
 
 def conditions(config: OfficialConfig, backbone: Backbone) -> Conditions:
@@ -48,7 +55,7 @@ class ImageConditions:
     def __init__(self, config: OfficialConfig, backbone: Backbone) -> None:
         self.backbone, self.size = backbone, config.image_size
         self.encoder = _named(image_conditioner, config.encoder or IMAGE_ENCODER)
-        _check_width(self.encoder.channels, backbone, self.encoder.name)
+        check_width("data.encoder", self.encoder.name, self.encoder.channels, backbone)
         self.cache = None
         if config.token_cache is not None:
             weights = fingerprint(self.encoder) if isinstance(self.encoder, nn.Module) else self.encoder.name
@@ -74,6 +81,14 @@ class ImageConditions:
         tokens = torch.stack([tokens.to(device) for tokens in found if tokens is not None])
         return Condition(tokens, self.encoder.negative(len(items)))
 
+    def of(self, picture: Path) -> Condition:
+        square = self.encoder.prepare(load_picture(picture), str(picture))
+        sized = square.resize((self.size, self.size), Image.Resampling.LANCZOS)
+        pixels = torch.from_numpy(np.array(sized)).permute(2, 0, 1)[None].float() / 255
+        device = device_of(self.backbone)
+        self.encoder.to(device)
+        return Condition(self.encoder(pixels.to(device)), self.encoder.negative(1))
+
     def _kept(self, item: Item, tokens: Tensor) -> Tensor:
         if self.cache is None or item.picture is None:
             return tokens
@@ -87,7 +102,7 @@ class TextConditions:
     def __init__(self, config: OfficialConfig, backbone: Backbone) -> None:
         self.backbone = backbone
         self.encoder = _named(text_conditioner, config.encoder or TEXT_ENCODER)
-        _check_width(self.encoder.channels, backbone, self.encoder.name)
+        check_width("data.encoder", self.encoder.name, self.encoder.channels, backbone)
 
     def load(self, item: Item) -> Item:
         return item
@@ -97,15 +112,12 @@ class TextConditions:
         tokens = self.encoder.encode([item.caption or "" for item in items])
         return Condition(tokens, self.encoder.negative(len(items)))
 
+    def of(self, picture: Path) -> Condition:
+        raise invalid("--image", str(picture), "nothing: the student was trained on texts")
+
 
 def _named(make: Callable[[str], E], name: str) -> E:
     try:
         return make(name)
     except FewstepError as error:
         raise FewstepError(f"data.encoder: {error}") from None
-
-
-def _check_width(channels: int, backbone: Backbone, name: str) -> None:
-    wanted = arguments_of(backbone).get("cond_channels", channels)
-    if wanted != channels:
-        raise FewstepError(f"data.encoder: {name!r} gives tokens of width {channels}; the teacher takes {wanted}")

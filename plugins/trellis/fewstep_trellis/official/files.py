@@ -6,7 +6,6 @@ Whatever is wrong with a file is one ``ItemError``; what to do about it is for t
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, first_line
 
 STRUCTURE, LATENTS, FEATURES = "ss_latents", "latents", "features"
 VIEWS, CONDITION_VIEWS, VOXELS = "renders", "renders_cond", "voxels"
@@ -23,7 +22,7 @@ Array = npt.NDArray[Any]
 
 
 class ItemError(FewstepError):
-    """A file of one object that is missing, damaged or of the wrong shape."""
+    """What is wrong with one object: a file that is missing, damaged or of the wrong shape."""
 
 
 def read_arrays(path: Path, **shapes: tuple[int | None, ...]) -> list[Array]:
@@ -35,7 +34,7 @@ def read_arrays(path: Path, **shapes: tuple[int | None, ...]) -> list[Array]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             found = [np.asarray(archive[name]) for name in shapes]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # what reads an archive raises anything at all on damaged bytes
         raise ItemError(f"{path}: {_why(error)}") from None
     for (name, shape), array in zip(shapes.items(), found, strict=True):
         same = len(shape) == array.ndim and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
@@ -55,10 +54,10 @@ def read_frames(folder: Path) -> list[dict[str, Any]]:
     """
     path = folder / TRANSFORMS
     try:
-        frames = json.loads(path.read_text(encoding="utf-8"))["frames"]
+        frames = json.loads(path.read_text(encoding="utf-8-sig"))["frames"]
         if not frames or not all(isinstance(frame["file_path"], str) for frame in frames):
             raise ValueError("no frames")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ItemError(f"{path}: {_why(error)}; accepted: frames, each with a file_path") from None
     return list(frames)
 
@@ -72,7 +71,7 @@ def read_picture(path: Path) -> Image.Image:
     try:
         with Image.open(path) as opened:
             image: Image.Image = opened.copy()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders raise anything at all on damaged bytes
         raise ItemError(f"{path}: {_why(error)}") from None
     if image.mode != "RGBA":
         raise ItemError(f"{path}: a picture of mode {image.mode}; accepted: RGBA")
@@ -82,4 +81,4 @@ def read_picture(path: Path) -> Image.Image:
 def _why(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from fewstep.core.layout import Packed
 from fewstep_trellis.normalisation import Normalisation
-from fewstep_trellis.official.condition import Draw, caption, picture_path
+from fewstep_trellis.official.condition import Draw, caption, picture_paths
 from fewstep_trellis.official.config import LatentsConfig, OfficialConfig
 from fewstep_trellis.official.files import ItemError
+from fewstep_trellis.official.fits import ANY, Fits
 from fewstep_trellis.official.latents import structure_latent, structured_latent
 from fewstep_trellis.official.table import Row
 
@@ -33,36 +34,28 @@ class Item:
     tokens: Tensor | None = None
 
 
-def read_item(row: Row, config: OfficialConfig, normalisation: Normalisation | None, draw: Draw) -> Item:
-    """The item of a row: its latents first, then one draw for its view or caption.
+def read_item(
+    row: Row, config: OfficialConfig, normalisation: Normalisation | None, draw: Draw, fits: Fits = ANY
+) -> Item:
+    """The item of a row, read and checked: its latents first, then one draw for its view or caption. Whatever reads an
+    object, training and ``fewstep data inspect`` alike, does so by this function and ``prepared_picture``.
 
     The picture is not opened here: its tokens may be at hand.
 
     Raises:
-        ItemError: for a missing or damaged file, naming it.
+        ItemError: for a file that is missing, damaged or does not fit, naming it.
     """
     coords = None
     if isinstance(config, LatentsConfig):
-        coords, latents = structured_latent(row, config.latent_model, normalisation)
+        coords, latents = structured_latent(row, config.latent_model, fits, normalisation)
+        if config.voxel_budget is not None and len(coords) > (most := int(row.number("num_voxels") or 0)):
+            raise ItemError(f"{row.root}, {row.sha256}: {len(coords)} voxels; the table says {most}")
     else:
-        latents = structure_latent(row, config.latent_model, normalisation)
+        latents = structure_latent(row, config.latent_model, fits, normalisation)
     if config.condition == "text":
         return Item(latents, coords, caption=caption(row, draw))
-    return Item(latents, coords, picture=picture_path(row, draw))
-
-
-def check_voxels(row: Row, item: Item, side: int | None, most: int | None) -> None:
-    """Hold an object's voxels against the grid that the network was made for, and their number against the table's.
-
-    Raises:
-        ItemError: a voxel outside ``side`` cells, or more than ``most``, by which a batch was packed.
-    """
-    if item.coords is None:
-        return
-    if side is not None and int(item.coords.max()) >= side:
-        raise ItemError(f"{row.root}, {row.sha256}: a voxel at {int(item.coords.max())}; the teacher has {side} cells")
-    if most is not None and len(item.coords) > most:
-        raise ItemError(f"{row.root}, {row.sha256}: {len(item.coords)} voxels; the table says {most}")
+    pictures = picture_paths(row)
+    return Item(latents, coords, picture=pictures[draw(len(pictures))])
 
 
 def packed(coords: Sequence[Tensor]) -> Packed:

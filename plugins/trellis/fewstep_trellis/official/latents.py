@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep_trellis.normalisation import Normalisation
-from fewstep_trellis.official.files import LATENTS, STRUCTURE, ItemError, read_arrays
+from fewstep_trellis.official.files import LATENTS, STRUCTURE, Array, ItemError, read_arrays
+from fewstep_trellis.official.fits import Fits
 from fewstep_trellis.official.table import Row
 
 
-def structure_latent(row: Row, model: str, normalisation: Normalisation | None = None) -> Tensor:
+def structure_latent(row: Row, model: str, fits: Fits, normalisation: Normalisation | None = None) -> Tensor:
     """Float32 [C, r, r, r] of ``ss_latents/<model>/``.
 
     Raises:
-        ItemError: a missing or damaged file.
+        ItemError: a file that is missing, damaged or does not fit.
     """
     path = row.root / STRUCTURE / model / f"{row.sha256}.npz"
     (mean,) = read_arrays(path, mean=(None, None, None, None))
     if len(set(mean.shape[1:])) != 1:
         raise ItemError(f"{path}: mean has shape {list(mean.shape)}; accepted: [C, r, r, r]")
-    latent = torch.from_numpy(mean).float()
+    latent = _floats(path, "mean", mean)
+    fits.check(path, Fits.sizes(latent))
     return latent if normalisation is None else normalisation.apply(latent.movedim(0, -1)).movedim(-1, 0)
 
 
-def structured_latent(row: Row, model: str, normalisation: Normalisation | None = None) -> tuple[Tensor, Tensor]:
+def structured_latent(
+    row: Row, model: str, fits: Fits, normalisation: Normalisation | None = None
+) -> tuple[Tensor, Tensor]:
     """Voxels int32 [N, 3] (x, y, z) and their latents float32 [N, C] of ``latents/<model>/``, in the file's order.
 
     Raises:
-        ItemError: a missing or damaged file, or another number of voxels than of latents.
+        ItemError: a file that is missing, damaged or does not fit, or another number of voxels than of latents.
     """
     path = row.root / LATENTS / model / f"{row.sha256}.npz"
     coords, feats = read_arrays(path, coords=(None, 3), feats=(None, None))
     if len(coords) != len(feats) or coords.dtype.kind == "f":
         raise ItemError(f"{path}: {len(coords)} voxels of type {coords.dtype} for {len(feats)} latents")
-    latents = torch.from_numpy(feats).float()
+    fits.check_voxels(path, coords, model)
+    latents = _floats(path, "feats", feats)
+    fits.check(path, Fits.sizes(latents))
     scaled = latents if normalisation is None else normalisation.apply(latents)
-    return torch.from_numpy(coords.astype("int32")), scaled
+    return torch.from_numpy(coords.astype(np.int32)), scaled
+
+
+def _floats(path: Path, name: str, array: Array) -> Tensor:
+    if array.dtype.kind != "f":
+        raise ItemError(f"{path}: {name} is of type {array.dtype}; accepted: floating point")
+    with np.errstate(over="ignore"):
+        found = torch.from_numpy(array.astype(np.float32))
+    if not found.isfinite().all():
+        raise ItemError(f"{path}: {name} holds values that are no finite numbers")
+    return found

@@ -2,56 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from fewstep_shapes3d.data.sh3f import find_catalogues
 from rich.console import Console
 
-from fewstep.config.base import merge, parse_override, validate
-from fewstep.engine.device import pick_device
-from fewstep.errors import FewstepError, unknown
+from fewstep.engine.device import autocast, pick_device
+from fewstep.engine.progress import counting, plain
+from fewstep.errors import FewstepError, invalid, unknown
 from fewstep_trellis.backbone import StructureFlow, load_decoder
 from fewstep_trellis.dataset import PreparedConfig, PreparedObjects, load_encoder
 from fewstep_trellis.teach import slat_command as slat
 from fewstep_trellis.teach.condition import structure_condition_test
-from fewstep_trellis.teach.config import OWN, Job, TeachConfig
-from fewstep_trellis.teach.flows import train_flow, write_structure_initial
+from fewstep_trellis.teach.config import Job
+from fewstep_trellis.teach.flows import STRUCTURE_FLOW, train_flow, write_structure_initial
+from fewstep_trellis.teach.keys import Keys, show_keys
+from fewstep_trellis.teach.loop import recorded
 from fewstep_trellis.teach.vae import teach_vae
 
 
-def teach(stage: str, out: Path, overrides: list[str], *, device: str = "auto", resume: bool, console: Console) -> None:
+def teach(
+    stage: str,
+    out: Path,
+    overrides: list[str],
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    dry_run: bool = False,
+    help_config: bool = False,
+    console: Console,
+) -> None:
     """Run one stage, all of the structure's ("all") or of the structured latents' ("slat") into ``out``.
 
     The first make ``ss_encoder``, ``ss_decoder``, ``ss_flow`` and ``quality.json``; the second ``slat_encoder``,
     ``slat_decoder_mesh``, ``slat_decoder_gs``, ``slat_flow``, ``pipeline.json`` and ``slat_*quality.json``.
 
+    Args:
+        resume: go on in ``out``, with the keys it was started with.
+        dry_run: print the config and start nothing.
+        help_config: print every key.
+
     Raises:
-        FewstepError: for an unknown stage, key or device, or a folder that exists without ``resume``.
+        FewstepError: for an unknown stage, key or device, or a folder that exists without ``resume``; before any stage
+            starts.
     """
     if stage not in STAGES:
-        raise unknown("stage", stage, STAGES)
-    mine = [text for text in overrides if text.partition("=")[0].strip().partition(".")[0] in OWN]
-    config = validate(TeachConfig, merge(*(parse_override(text) for text in mine)))
-    rest = [text for text in overrides if text not in mine]
-    job = Job(config, out, rest, pick_device(device, "--device"), resume, console)
-    for name in GROUPS.get(stage, (stage,)):
+        raise unknown("--stage", stage, STAGES)
+    chosen = GROUPS.get(stage, (stage,))
+    if help_config:
+        return show_keys(chosen[0] in STRUCTURE, console)
+    keys, found = Keys.read(chosen[0] in STRUCTURE, overrides, out, resume), pick_device(device, "--device")
+    if dry_run:
+        return keys.show(out, found, console)
+    train = keys.flow(out, found).config.train  # refuses what the flow's run would refuse hours later
+    autocast(train.precision, pick_device(train.device))
+    job = Job(keys.config, out, keys.engine, found, resume, console)
+    check(job, chosen)
+    keys.record(out)
+    for number, name in enumerate(chosen, 1):
+        plain(console, f"stage {name} ({number} of {len(chosen)})")
         RUNNERS[name](job)
 
 
+def check(job: Job, stages: Sequence[str]) -> None:
+    """Refuse what can be refused before the first stage starts, and make the folder.
+
+    Raises:
+        FewstepError: naming the option or key.
+    """
+    for stage in stages:
+        job.check_fresh(stage)
+    if "targets" in stages:
+        if job.config.source is None:
+            raise FewstepError("source: got nothing; accepted: source=DIR, the .sh3f catalogues the set is made of")
+        find_catalogues(job.config.source)
+    assert len(job.data)  # reads the set
+    try:
+        job.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise invalid("--out", str(job.out), f"a folder to write into ({error.strerror})") from None
+
+
 def vae(job: Job) -> None:
-    """Train the structure VAE; save both halves in half precision, and how well they reconstruct."""
+    """Train the structure autoencoder. Both halves are saved in half precision, with how well they reconstruct."""
     out, recipe = job.out, job.config.vae
-    if (out / "ss_decoder.safetensors").exists():
-        if not job.resume:
-            raise FewstepError(f"--out: {str(out)!r} holds a VAE already; accepted: another folder, or --resume")
-        job.console.print("VAE: done before")
+    if job.finished("vae"):
         return
-
-    def log(row: dict[str, float]) -> None:
-        if row["step"] % 20 == 0:
-            shown = "  ".join(f"{key} {row[key]:.4f}" for key in ("bce", "dice", "kl"))
-            job.console.print(f"VAE {row['step'] + 1:.0f}/{recipe.steps}  {shown}  {row['seconds']:.0f} s")
-
-    figures = teach_vae(recipe, job.data, out, job.device, log)
+    with recorded(out / "vae.jsonl", recipe.steps, job.console) as log:
+        figures = teach_vae(recipe, job.data, out, job.device, log)
     job.write("vae_quality.json", {**figures, "recipe": recipe.model_dump(mode="json")})
     test, train = figures["test_iou"], figures["train_iou"]
     job.console.print(f"VAE: reconstruction IoU {test:.3f} held out, {train:.3f} trained on")
@@ -64,8 +103,7 @@ def flow(job: Job) -> None:
     shape = {"resolution": latent.shape[-1], "channels": latent.shape[1], "cond_channels": data.channels}
     if not (job.out / "initial.safetensors").exists():
         write_structure_initial(job.config.flow, job.out / "initial", **shape)
-    names = {"initial": "initial", "encoder": "ss_encoder", "decoder": "ss_decoder"}
-    train_flow(job, "trellis", **names, run="flow", name="ss_flow")
+    train_flow(job, STRUCTURE_FLOW)
 
 
 def measure(job: Job) -> None:
@@ -74,9 +112,12 @@ def measure(job: Job) -> None:
     data = PreparedObjects(PreparedConfig(root=job.config.root, encoder=job.out / "ss_encoder"), teacher.backbone)
     decoder = load_decoder(job.out / "ss_decoder").to(job.device)
     rows = []
-    for guidance in job.config.guidances:
-        rows.append(structure_condition_test(teacher, decoder, data, guidance=guidance, device=job.device))
-        job.show(rows[-1])
+    with counting(job.console) as count:
+        for number, guidance in enumerate(job.config.guidances):
+            count(number, len(job.config.guidances), "guidance scales")
+            rows.append(structure_condition_test(teacher, decoder, data, guidance=guidance, device=job.device))
+    for row in rows:
+        job.show(row)
     job.write("quality.json", {"steps": 25, "seed": 0, "rows": rows})
 
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from fewstep_shapes3d.data import SWEETHOME3D
@@ -15,6 +15,7 @@ from pydantic import Field
 from rich.console import Console
 
 from fewstep.config.base import Strict
+from fewstep.errors import FewstepError
 from fewstep_trellis.teach.flows import SlatFlowConfig, StructureFlowConfig
 from fewstep_trellis.teach.slat_gs import GaussianConfig
 from fewstep_trellis.teach.slat_vae import MeshConfig, SlatVaeConfig
@@ -22,12 +23,15 @@ from fewstep_trellis.teach.vae import VaeConfig
 
 
 class TeachConfig(Strict):
-    """Keys of ``fewstep teach``; ``train.*``, ``objective.*`` and ``data.*`` go to the engine as in ``distill``."""
+    """Keys of ``fewstep teach`` itself. ``seed``, ``train.*``, ``objective.*``, ``backbone.*`` and ``data.*`` are the
+    engine's, which trains the flows, as in ``distill``."""
 
     root: Path = Field(SWEETHOME3D, description="prepared set")
     vae: VaeConfig = Field(default_factory=VaeConfig, description="recipe of the structure VAE")
     flow: StructureFlowConfig = Field(default_factory=StructureFlowConfig, description="size of the structure flow")
-    guidances: tuple[float, ...] = Field((1.0, 2.0, 3.0, 5.0), description="guidance scales that are measured")
+    guidances: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (1.0, 2.0, 3.0, 5.0), min_length=1, description="guidance scales that are measured"
+    )
     source: Path | None = Field(None, description="catalogues that the prepared set was made of (targets only)")
     targets: Path | None = Field(None, description="folder of the SLat decoders' targets; none: in the user's cache")
     workers: int = Field(2, gt=0, description="processes that make targets")
@@ -38,7 +42,15 @@ class TeachConfig(Strict):
     measure_objects: int = Field(32, gt=0, description="held-out objects of the second stage's measures")
 
 
-OWN = tuple(TeachConfig.model_fields)
+# By stage: what it writes last, and what an unfinished one leaves.
+FILES = {
+    "vae": ("ss_decoder.safetensors", "vae.state"),
+    "flow": ("ss_flow.safetensors", "flow"),
+    "slat-vae": ("pipeline.json", "slat_vae.state"),
+    "slat-mesh": ("slat_decoder_mesh.json", "slat_mesh.state"),
+    "slat-gs": ("slat_decoder_gs.json", "slat_gs.state"),
+    "slat-flow": ("slat_flow.safetensors", "slat-flow"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,13 +58,13 @@ class Job:
     """One call of ``fewstep teach``.
 
     Args:
-        overrides: KEY=VALUE texts for the engine, which trains the flows.
+        engine: nested keys for the engine, which trains the flows.
         device: where every stage computes. Random numbers are drawn on the CPU, so they do not depend on it.
     """
 
     config: TeachConfig
     out: Path
-    overrides: list[str]
+    engine: dict[str, Any]
     device: torch.device
     resume: bool
     console: Console
@@ -61,6 +73,19 @@ class Job:
     def data(self) -> PreparedSet:
         """The prepared set."""
         return PreparedSet.load(self.config.root)
+
+    def check_fresh(self, stage: str) -> None:
+        """Raise FewstepError where the stage has left something and ``resume`` was not asked for."""
+        there = [self.out / name for name in FILES.get(stage, ()) if (self.out / name).exists()]
+        if there and not self.resume:
+            raise FewstepError(f"--out: {str(there[0])!r} is there already; accepted: another folder, or --resume")
+
+    def finished(self, stage: str) -> bool:
+        """Whether what the stage writes last is there, which is then said."""
+        last = self.out / FILES[stage][0]
+        if last.exists():
+            self.console.print(f"{stage}: done before ({last})", soft_wrap=True)
+        return last.exists()
 
     def write(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON file into the output folder."""

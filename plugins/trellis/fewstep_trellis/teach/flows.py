@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
-import fewstep
+from fewstep.api.distillation import run_resolved
 from fewstep.config.base import Strict
+from fewstep.config.resolve import resolve_stages
+from fewstep.config.run import Resolved
+from fewstep.engine.device import emulates_bf16
 from fewstep_trellis.checkpoint import load_model, save_model
 from fewstep_trellis.models import SLatFlowModel, SparseStructureFlowModel
 
@@ -17,16 +22,27 @@ if TYPE_CHECKING:
     from fewstep_trellis.teach.config import Job
 
 
-class StructureFlowConfig(Strict):
-    """Size of the structure flow; TRELLIS-image-large is width 1024, 24 blocks, 16 heads, patch 1, cond 1024."""
+class TransformerConfig(Strict):
+    """Keys that both flows have."""
 
     width: int = Field(128, gt=0, description="channels of the transformer")
     blocks: int = Field(6, gt=0, description="transformer blocks")
     heads: int = Field(4, gt=0, description="attention heads")
     mlp_ratio: float = Field(4, gt=0, description="width of the feed-forward networks over the transformer's")
+    seed: int = Field(0, ge=0, description="seed of the weights")
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> TransformerConfig:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"a width that is a multiple of twice the heads, got {self.width} and {self.heads} heads")
+        return self
+
+
+class StructureFlowConfig(TransformerConfig):
+    """Size of the structure flow; TRELLIS-image-large is width 1024, 24 blocks, 16 heads, patch 1, cond 1024."""
+
     patch: int = Field(2, gt=0, description="edge of the cube of latents that makes a token")
     share_mod: bool = Field(True, description="one modulation network for all blocks (saves a third of the weights)")
-    seed: int = Field(0, description="seed of the weights")
 
 
 def write_structure_initial(
@@ -51,15 +67,13 @@ def write_structure_initial(
     save_model(model, path)
 
 
-class SlatFlowConfig(Strict):
+class SlatFlowConfig(TransformerConfig):
     """Size of the flow; TRELLIS-image-large is width 1024, 24 blocks, 16 heads, patch 2, two io blocks of 128."""
 
     width: int = Field(96, gt=0, description="channels of the transformer")
     blocks: int = Field(4, gt=0, description="transformer blocks")
-    heads: int = Field(4, gt=0, description="attention heads")
     mlp_ratio: float = Field(3, gt=0, description="width of the feed-forward networks over the transformer's")
     io_width: int = Field(16, gt=0, description="channels at full resolution, before and after the transformer")
-    seed: int = Field(0, description="seed of the weights")
 
 
 def write_slat_initial(
@@ -89,31 +103,50 @@ def write_slat_initial(
     save_model(model, path)
 
 
-def train_flow(
-    job: Job, backbone: str, *, initial: str, encoder: str, decoder: str, run: str, name: str, preset: str | None = None
-) -> None:
-    """Train a flow by flow matching and save its moving average in half precision.
+@dataclass(frozen=True)
+class FlowRun:
+    """The run of the engine that trains a flow.
 
     Args:
-        initial, encoder, decoder: checkpoints in the job's folder.
-        run: folder of the training run there.
+        backbone: registered name.
+        initial, encoder, decoder: checkpoints in the folder of ``fewstep teach``.
+        run: folder of the run there.
         name: the trained flow's checkpoint there.
     """
-    out = job.out
-    tables = {
-        "backbone": {"teacher": out / initial, "decoder": out / decoder},
-        "data": {"encoder": out / encoder, "root": job.config.root},
-        "train": {"device": str(job.device)},
-    }
-    found = fewstep.distill(
-        "flow-matching",
-        backbone,
-        preset=preset,
-        config=tables,
-        overrides=job.overrides,
-        out=out / run,
-        resume=job.resume and (out / run).exists(),
-        console=job.console,
-    )
-    save_model(load_model(found.folder / "student" / "model"), out / name, dtype=torch.float16)
-    job.console.print(f"teacher: {out / name}.safetensors")
+
+    backbone: str
+    initial: str
+    encoder: str
+    decoder: str
+    run: str
+    name: str
+
+    def resolve(self, out: Path, root: Path, device: torch.device, keys: Mapping[str, Any]) -> Resolved:
+        """Its config; ``keys`` win, and the preset's bf16 gives way to fp32 where a CPU would emulate it.
+
+        Raises:
+            FewstepError: for values out of bounds.
+        """
+        tables = {
+            "backbone": {"teacher": out / self.initial, "decoder": out / self.decoder},
+            "data": {"encoder": out / self.encoder, "root": root},
+            "train": {"device": str(device)} | ({"precision": "fp32"} if emulates_bf16(device) else {}),
+        }
+        (found,) = resolve_stages(METHOD, self.backbone, layers=[tables, keys]).values()
+        return found
+
+
+METHOD = "flow-matching"
+STRUCTURE_FLOW = FlowRun("trellis", "initial", "ss_encoder", "ss_decoder", run="flow", name="ss_flow")
+SLAT_FLOW = FlowRun(
+    "trellis-slat", "slat_initial", "slat_encoder", "slat_decoder_mesh", run="slat-flow", name="slat_flow"
+)
+
+
+def train_flow(job: Job, flow: FlowRun) -> None:
+    """Train a flow by flow matching and save its moving average in half precision."""
+    folder = job.out / flow.run
+    resolved = flow.resolve(job.out, job.config.root, job.device, job.engine)
+    found = run_resolved({"": resolved}, folder, job.resume and folder.exists(), job.console)
+    save_model(load_model(found.folder / "student" / "model"), job.out / flow.name, dtype=torch.float16)
+    job.console.print(f"teacher: {job.out / flow.name}.safetensors")

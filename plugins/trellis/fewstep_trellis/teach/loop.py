@@ -1,36 +1,47 @@
-"""The training loop of the structured-latent decoders: AdamW with a one-cycle schedule, and resumable checkpoints."""
+"""The training loop of the autoencoders: AdamW with a one-cycle schedule, resumable checkpoints, and its progress."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
+from rich.console import Console
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
 
 from fewstep.config.base import Strict
 from fewstep.core.batching import SPREAD
+from fewstep.engine.progress import RunProgress
 from fewstep.engine.resume import Checkpoint, Store
 from fewstep.errors import FewstepError
+from fewstep.files import write_file
 
 Log = Callable[[dict[str, float]], None]
 Terms = Callable[[torch.Generator], dict[str, Tensor]]
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
+EVERY = 20  # steps from one recorded row to the next
 
 
 class LoopConfig(Strict):
-    """Keys that both trainings of the second stage's VAE have."""
+    """Keys that every training of an autoencoder has."""
 
     steps: int = Field(2000, gt=0, description="optimiser steps")
-    crops: int = Field(2, gt=0, description="pieces of objects a step")
-    voxels: int = Field(160, gt=0, description="voxels a piece, at most")
-    lr: float = Field(2e-3, gt=0, description="peak learning rate (one-cycle)")
+    lr: float = Field(2e-3, gt=0, le=1, description="peak learning rate (one-cycle)")
     seed: int = Field(0, description="seed of weights, order and augmentation")
     checkpoint_every: int = Field(100, gt=0, description="steps between saved states, for --resume")
+
+
+class CropsConfig(LoopConfig):
+    """The second stage's trainings see pieces of objects."""
+
+    crops: int = Field(2, gt=0, description="pieces of objects a step")
+    voxels: int = Field(160, gt=0, description="voxels a piece, at most")
 
 
 class Loop:
@@ -38,17 +49,21 @@ class Loop:
 
     Args:
         state: folder of the checkpoints; training goes on from the newest one.
+        beta2: decay of AdamW's second moment; the schedule cycles the first.
 
     Raises:
         FewstepError: for a damaged checkpoint, or one of another recipe.
     """
 
-    def __init__(self, config: LoopConfig, model: nn.Module, state: Path) -> None:
+    def __init__(self, config: LoopConfig, model: nn.Module, state: Path, beta2: float = 0.98) -> None:
         self.config, self.model, self.store = config, model, Store(state, keep=1)
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.optimiser = torch.optim.AdamW(self.parameters.values(), lr=config.lr, weight_decay=0.01, betas=(0.9, 0.98))
-        schedule = torch.optim.lr_scheduler.OneCycleLR
-        self.schedule = schedule(self.optimiser, config.lr, total_steps=config.steps, pct_start=0.1)
+        self.optimiser = torch.optim.AdamW(
+            self.parameters.values(), lr=config.lr, weight_decay=0.01, betas=(0.9, beta2)
+        )
+        # torch divides by the steps of the warm-up less one: ten steps or fewer have none.
+        warm_up = 0.1 if config.steps > 10 else 0.95 / config.steps
+        self.schedule = OneCycleLR(self.optimiser, config.lr, total_steps=config.steps, pct_start=warm_up)
         self.step, self.seconds = 0, 0.0
         found = self.store.newest()
         if found is not None:
@@ -101,13 +116,25 @@ class Loop:
         return self.config.model_dump(mode="json", exclude={"checkpoint_every"})
 
 
-def curve(path: Path, log: Log) -> Log:
-    """Every twentieth row to ``path`` and to ``log``."""
+@contextmanager
+def recorded(path: Path, steps: int, console: Console) -> Iterator[Log]:
+    """What takes the rows of a training: shows them with the time left, and writes every twentieth to ``path``.
 
-    def both(row: dict[str, float]) -> None:
-        if row["step"] % 20 == 0:
-            log(row)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({key: round(value, 6) for key, value in row.items()}) + "\n")
+    The file of a resumed training loses the rows that come again.
+    """
+    with ExitStack() as stack:
+        shown: list[RunProgress] = []
 
-    return both
+        def log(row: dict[str, float]) -> None:
+            step = int(row["step"])
+            if not shown:
+                lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
+                write_file(path, "".join(line for line in lines if json.loads(line)["step"] < step))
+                shown.append(stack.enter_context(RunProgress(console, steps, step + 1)))
+            terms = {key: value for key, value in row.items() if key not in ("step", "seconds", "norm")}
+            shown[0].update({"step": step + 1, "loss": terms})
+            if step % EVERY == 0:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({key: round(value, 6) for key, value in row.items()}) + "\n")
+
+        yield log

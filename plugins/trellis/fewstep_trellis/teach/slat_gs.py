@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fewstep_trellis.models import SLatEncoder, SLatGaussianDecoder
 from fewstep_trellis.teach.crops import Crop, draw_crop, layout_of
-from fewstep_trellis.teach.loop import Log, Loop, LoopConfig
+from fewstep_trellis.teach.loop import CropsConfig, Log, Loop
 from fewstep_trellis.teach.slat_vae import shared_arguments
 
 SH0 = 0.28209479177387814  # value of the constant spherical harmonic
@@ -25,7 +25,7 @@ MOST = 16  # surface points of a voxel that the loss looks at
 WEIGHTS = {"chamfer": 1.0, "tint": 1.0, "size": 0.2, "faint": 0.05}
 
 
-class GaussianConfig(LoopConfig):
+class GaussianConfig(CropsConfig):
     """Recipe of the Gaussian decoder."""
 
     width: int = Field(96, gt=0, description="channels")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fewstep_trellis.models import SLatEncoder, SLatMeshDecoder
 from fewstep_trellis.teach.crops import LID, WALL, Crop, draw_crop, layout_of
-from fewstep_trellis.teach.loop import Log, Loop, LoopConfig
+from fewstep_trellis.teach.loop import CropsConfig, Log, Loop
 
 SDF, DEFORM, WEIGHT, COLOUR = slice(0, 8), slice(8, 32), slice(32, 53), slice(53, 101)  # features of a cube
 BITS = torch.tensor([[i & 1, i >> 1 & 1, i >> 2 & 1] for i in range(8)])  # corner i of a cube: x fastest
@@ -28,7 +28,7 @@ NEAR = 0.25  # voxels: where colours and normals are compared, one fine cube to 
 WEIGHTS = {"sdf": 2.0, "sign": 0.25, "colour": 4.0, "normal": 0.5, "lid": 8.0, "shape": 0.01}
 
 
-class SlatVaeConfig(LoopConfig):
+class SlatVaeConfig(CropsConfig):
     """Recipe of the encoder and the mesh decoder, trained together."""
 
     encoder_width: int = Field(96, gt=0, description="channels of the encoder")
@@ -85,7 +85,7 @@ def losses(vae: SlatVae, crops: list[Crop], eps: Tensor, resolution: int) -> dic
     return {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]} | {"kl": kl}
 
 
-class MeshConfig(LoopConfig):
+class MeshConfig(CropsConfig):
     """Recipe of the mesh decoder's further training, on latents that no longer change."""
 
     steps: int = Field(1500, gt=0, description="optimiser steps")
@@ -93,7 +93,7 @@ class MeshConfig(LoopConfig):
     seed: int = Field(1, description="seed of order and augmentation")
 
 
-def train(vae: SlatVae, config: LoopConfig, data: PreparedSet, targets: Path, state: Path, log: Log) -> SlatVae:
+def train(vae: SlatVae, config: CropsConfig, data: PreparedSet, targets: Path, state: Path, log: Log) -> SlatVae:
     """Train on crops of the set's training objects; goes on from the newest checkpoint in the folder ``state``.
 
     A frozen encoder stays as it is, and the decoder learns on.

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,23 +12,22 @@ from fewstep_shapes3d.measures.occupancy import volume_iou
 from pydantic import Field
 from torch import Tensor, nn
 
-from fewstep.config.base import Strict
+from fewstep.engine.device import emulates_bf16
 from fewstep_trellis.checkpoint import save_model
 from fewstep_trellis.models import SparseStructureDecoder, SparseStructureEncoder
+from fewstep_trellis.teach.loop import Log, Loop, LoopConfig
 
-Log = Callable[[dict[str, float]], None]
 
-
-class VaeConfig(Strict):
+class VaeConfig(LoopConfig):
     """Recipe of the structure VAE."""
 
-    channels: tuple[int, ...] = Field((16, 32, 48), description="width of the encoder's stages, finest first")
+    channels: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        (16, 32, 48), min_length=1, description="width of the encoder's stages, finest first"
+    )
     latent_channels: int = Field(8, gt=0, description="channels of the latents")
     steps: int = Field(1500, gt=0, description="optimiser steps")
     batch_size: int = Field(4, gt=0, description="grids a step")
-    lr: float = Field(2e-3, gt=0, description="peak learning rate (one-cycle)")
     kl: float = Field(2e-3, ge=0, description="weight of the mean KL divergence a latent element")
-    seed: int = Field(0, description="seed of weights, order and augmentation")
 
 
 def build(config: VaeConfig) -> tuple[SparseStructureEncoder, SparseStructureDecoder]:
@@ -56,7 +52,7 @@ def terms(
 ) -> dict[str, Tensor]:
     """Cross-entropy a voxel, Dice loss and mean KL divergence."""
     # bfloat16 convolutions: two thirds of the time on a CPU that has them; weights and losses stay in float32.
-    with torch.autocast(grid.device.type, dtype=torch.bfloat16):
+    with torch.autocast(grid.device.type, dtype=torch.bfloat16, enabled=not emulates_bf16(grid.device)):
         mean, logvar = (part.float() for part in encoder.encode(grid))
         logits = decoder(mean + (0.5 * logvar).exp() * noise).float()
     inside = logits.sigmoid()
@@ -66,28 +62,21 @@ def terms(
 
 
 def train(
-    config: VaeConfig, data: PreparedSet, device: torch.device, log: Log
+    config: VaeConfig, data: PreparedSet, device: torch.device, state: Path, log: Log
 ) -> tuple[SparseStructureEncoder, SparseStructureDecoder]:
-    """Train on the set's training objects; the random numbers are drawn on the CPU."""
+    """Train on the set's training objects; goes on from the newest checkpoint in the folder ``state``. The random
+    numbers are drawn on the CPU."""
     encoder, decoder = build(config)
-    encoder.to(device)
-    decoder.to(device)
-    parameters = [*encoder.parameters(), *decoder.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=config.steps, pct_start=0.1)
-    generator, started = torch.Generator().manual_seed(config.seed), time.monotonic()
-    for step in range(config.steps):
+    both = nn.ModuleDict({"encoder": encoder, "decoder": decoder}).to(device)
+
+    def of_batch(generator: torch.Generator) -> dict[str, Tensor]:
         rows = data.train[torch.randint(len(data.train), (config.batch_size,), generator=generator).numpy()]
         grid = symmetric(data.occupancy(rows), generator)
         edge = grid.shape[-1] >> (len(config.channels) - 1)
         noise = torch.randn(len(grid), config.latent_channels, edge, edge, edge, generator=generator)
-        losses = terms(encoder, decoder, grid.to(device), noise.to(device))
-        (10 * losses["bce"] + losses["dice"] + config.kl * losses["kl"]).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        schedule.step()
-        optimiser.zero_grad()
-        log({"step": step, **{k: float(v.detach()) for k, v in losses.items()}, "seconds": time.monotonic() - started})
+        return terms(encoder, decoder, grid.to(device), noise.to(device))
+
+    Loop(config, both, state, beta2=0.999).run(of_batch, {"bce": 10.0, "dice": 1.0, "kl": config.kl}, log)
     return encoder.eval(), decoder.eval()
 
 
@@ -129,16 +118,7 @@ def quality(encoder: SparseStructureEncoder, decoder: SparseStructureDecoder, da
 
 def teach_vae(config: VaeConfig, data: PreparedSet, out: Path, device: torch.device, log: Log) -> dict[str, float]:
     """Train, scale, measure and save ``ss_encoder`` and ``ss_decoder`` (half precision) into ``out``."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "vae.jsonl").open("w") as curve:
-
-        def both(row: dict[str, float]) -> None:
-            log(row)
-            if row["step"] % 20 == 0:
-                curve.write(json.dumps({k: round(v, 6) for k, v in row.items()}) + "\n")
-                curve.flush()
-
-        encoder, decoder = train(config, data, device, both)
+    encoder, decoder = train(config, data, device, out / "vae.state", log)
     unit_scale(encoder, decoder, data)
     save_model(encoder, out / "ss_encoder", dtype=torch.float16)
     save_model(decoder, out / "ss_decoder", dtype=torch.float16)
