@@ -225,6 +225,10 @@ def test_latents_are_normalised_by_the_description_beside_the_encoder(latents: P
 def test_missing_targets_are_one_error(tmp_path: Path) -> None:
     with pytest.raises(FewstepError, match="no targets of object 3; make them"):
         load_target(tmp_path, 3)
+    for content in (b"", b"PK\x03\x04" + bytes(90)):
+        (tmp_path / "00003.npz").write_bytes(content)
+        with pytest.raises(FewstepError, match=r"00003\.npz: damaged .*delete it"):
+            load_target(tmp_path, 3)
 
 
 def test_layout_of_crops() -> None:

@@ -36,9 +36,11 @@ def test_conditions_of_the_training_data_become_objects(
     stage: str, made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(made)
-    assert main(["sample", stage, "--count", "2", "--out", f"samples-{stage}.png"]) == 0
+    assert main(["sample", stage, "--count", "2"]) == 0
     assert "2 samples, 1 steps" in capsys.readouterr().out
-    assert (made / f"samples-{stage}.png").stat().st_size > 0
+    made.joinpath("samples.png").rename(f"samples-{stage}.png")
+    assert main(["sample", stage, "--count", "1", "--out", f"folder-{stage}"]) == 0
+    assert (made / f"folder-{stage}" / "samples.png").stat().st_size > 0
 
 
 def test_a_picture_is_prepared_as_the_training_data_are(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from closed_forms import largest
@@ -29,6 +30,7 @@ from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Packed
 from fewstep.core.objective import NetSpec, Step
 from fewstep.core.samplers import Sampler, euler, heun
+from fewstep.core.suite import Unmeasured
 from fewstep.core.times import TimeSampler, step_grid
 from fewstep.engine.networks import Networks
 from fewstep.engine.trainer import Trainer
@@ -327,6 +329,18 @@ def test_there_is_no_suite_for_foreign_data() -> None:
         def batch(self, indices: list[int], generator: torch.Generator) -> Any: ...
 
     assert ToyFlow.suite(QUICK, Other()) is None
+
+
+def test_samples_of_a_backbone_without_a_suite_are_an_array(tmp_path: Path) -> None:
+    suite = Unmeasured(ToyPoints(ToyPoints.Config(), ToyFlow(QUICK)))
+    batch = suite.prompts(3)
+    assert batch.x0.shape == (3, 2)
+    (file,) = suite.write(suite.decode(batch.x0, batch.layout), tmp_path / "new")
+    assert file == tmp_path / "new" / "samples.npz"
+    with np.load(file) as arrays:
+        assert np.array_equal(arrays["samples"], batch.x0.numpy())
+    with pytest.raises(FewstepError, match=r"a name ending in \.npz"):
+        suite.write(batch.x0, tmp_path / "samples.png")
 
 
 def test_registered() -> None:

@@ -52,6 +52,7 @@ class SurfaceObjects(Suite):
     normalisation: Normalisation | None
     views: ViewEncoder
     device: torch.device
+    suffixes: tuple[str, ...] = (".png",)
     azimuths: list[float]  # of the pictures' cameras in degrees, for the contact sheet
 
     def to(self, device: torch.device) -> None:

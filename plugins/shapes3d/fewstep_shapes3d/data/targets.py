@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, first_line
 from fewstep_shapes3d.data.prepared import PreparedSet
 from fewstep_shapes3d.data.sh3f import Entry, extract_model, find_catalogues, read_catalogues
 
+KEYS = ("corners", "distance", "colour", "normal", "points", "shade", "exposed")
 POINTS, CLIP = 20000, 0.5  # distances are kept up to half a voxel, two fine cubes
 
 
@@ -69,15 +70,19 @@ def load_target(folder: Path, index: int) -> Target:
     """The targets of object ``index``.
 
     Raises:
-        FewstepError: they were not made.
+        FewstepError: they were not made, or the file is damaged.
     """
+    path = _path(folder, index)
     try:
-        with np.load(_path(folder, index)) as file:
-            read = {key: torch.from_numpy(file[key]) for key in file.files}
+        with np.load(path) as file:
+            read = {key: torch.from_numpy(file[key]) for key in KEYS}
     except FileNotFoundError as error:
         raise FewstepError(
             f"{folder}: no targets of object {index}; make them: fewstep teach --stage targets"
         ) from error
+    except Exception as error:  # what reads an archive raises anything at all on damaged bytes
+        text = f"{path}: damaged ({first_line(error)}); delete it, then make it anew: fewstep teach --stage targets"
+        raise FewstepError(text) from None
     return Target(
         read["corners"].long(),
         read["distance"].float() / 127 * CLIP,
