@@ -39,6 +39,8 @@ from fewstep.errors import FewstepError
         ("slat", "slat_gs.voxel=3", "did you mean 'slat_gs.voxels'?"),
         ("slat", "source=nowhere", "nowhere"),
         ("targets", "workers=1", "source: got nothing"),
+        ("flow", "train.steps=1", "--stage flow: there is no "),
+        ("slat-measure", "measure_objects=2", "accepted: --stage slat-flow first, which makes it"),
         ("vae", "root=nowhere", "there is no folder nowhere"),
     ],
 )

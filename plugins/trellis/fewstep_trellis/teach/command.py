@@ -72,7 +72,7 @@ def check(job: Job, stages: Sequence[str]) -> None:
         FewstepError: naming the option or key.
     """
     for stage in stages:
-        job.check_fresh(stage)
+        job.check_files(stage, stages)
     if "targets" in stages:
         if job.config.source is None:
             raise FewstepError("source: got nothing; accepted: source=DIR, the .sh3f catalogues the set is made of")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +52,15 @@ FILES = {
     "slat-gs": ("slat_decoder_gs.json", "slat_gs.state"),
     "slat-flow": ("slat_flow.safetensors", "slat-flow"),
 }
+NEEDS = {  # by stage: the stage whose models it works on
+    "flow": "vae",
+    "measure": "flow",
+    "slat-mesh": "slat-vae",
+    "slat-gs": "slat-vae",
+    "slat-measure-vae": "slat-gs",
+    "slat-flow": "slat-vae",
+    "slat-measure": "slat-flow",
+}
 
 
 @dataclass(frozen=True)
@@ -74,11 +84,20 @@ class Job:
         """The prepared set."""
         return PreparedSet.load(self.config.root)
 
-    def check_fresh(self, stage: str) -> None:
-        """Raise FewstepError where the stage has left something and ``resume`` was not asked for."""
+    def check_files(self, stage: str, others: Sequence[str]) -> None:
+        """Before the first of some stages.
+
+        Raises:
+            FewstepError: the stage has left something and ``resume`` was not asked for, or what it works on is neither
+                there nor made by one of the ``others``.
+        """
         there = [self.out / name for name in FILES.get(stage, ()) if (self.out / name).exists()]
         if there and not self.resume:
             raise FewstepError(f"--out: {str(there[0])!r} is there already; accepted: another folder, or --resume")
+
+        needed = NEEDS.get(stage)
+        if needed and needed not in others and not (last := self.out / FILES[needed][0]).exists():
+            raise FewstepError(f"--stage {stage}: there is no {last}; accepted: --stage {needed} first, which makes it")
 
     def finished(self, stage: str) -> bool:
         """Whether what the stage writes last is there, which is then said."""
