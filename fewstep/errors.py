@@ -37,10 +37,10 @@ class FewstepError(Exception):
     """Bad input from a user: a key, a file, a name. Never a bug of ours."""
 
 
-def nearest(got: str, accepted: Iterable[str]) -> str | None:
+def nearest(got: str, accepted: Iterable[str], cutoff: float = 0.5) -> str | None:
     """The accepted spelling closest to ``got``, or None when nothing is near; of equals the one of the same letters."""
     names = {name.lower(): name for name in accepted}
-    found = difflib.get_close_matches(got.lower(), list(names), n=3, cutoff=0.5)
+    found = difflib.get_close_matches(got.lower(), list(names), n=3, cutoff=cutoff)
     found.sort(key=lambda name: sorted(name) != sorted(got.lower()))
     return names[found[0]] if found else None
 

@@ -104,7 +104,7 @@ def test_distill_sample_and_bench(capsys: pytest.CaptureFixture[str], folder: Pa
     assert record["sources"]["train.steps"] == "command line"
 
     out = works(capsys, "sample", "run", "--out", "a.png")
-    assert "8 samples, 1 steps, consistency: a.png" in out
+    assert "8 samples, 1 step, consistency: a.png" in out
     assert "warning" not in out
     out = works(
         capsys, "sample", "run/student", "--steps", "3", "--sampler", "heun", "--count", "5", "--out", "new/b.png"
@@ -175,7 +175,13 @@ def interrupted(cli: Cli, *arguments: str) -> tuple[int, str]:
     command = [sys.executable, "-m", "fewstep", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command, cwd=cli.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        command,
+        cwd=cli.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in background
     )
     rows = cli.folder / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120

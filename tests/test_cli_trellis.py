@@ -50,7 +50,7 @@ def test_a_picture_becomes_shapes(
     code = main(["sample", "run", "--image", "plain.png", "--count", "2", "--out", "shapes"])
     out, err = capsys.readouterr()
     assert code == 0, err
-    assert "2 samples, 1 steps" in out
+    assert "2 samples, 1 step" in out
     with np.load(made / "shapes" / "samples.npz") as arrays:
         assert arrays["occupancy"].shape[0] == 2
         assert arrays["occupancy"].dtype == np.bool_

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
@@ -295,6 +297,32 @@ def test_progress_is_smoothed_and_plain_lines_are_rare() -> None:
             progress.update({"step": step, "loss": {"vm": value}})
     assert progress.terms["vm"] == pytest.approx(0.9 * 1.1 + 0.2)
     assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def test_the_time_left_is_there_from_the_second_on_and_follows_a_change_of_pace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("fewstep.engine.progress.time.monotonic", lambda: clock[0])
+    console = quiet()
+    with RunProgress(console, 400, every=0.0, name="slat") as progress:
+        for step in range(1, 301):
+            clock[0] += 1.0 if step <= 100 else 3.0
+            progress.update({"step": step, "loss": {"vm": 1.0}})
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0] == "slat: step 1/400  vm 1  1 steps/s  6:39 left"
+    assert lines[-1] == "slat: step 300/400  vm 1  0.333 steps/s  5:00 left"
+    left = [re.findall(r"(\d+):(\d\d) left", line)[0] for line in lines]
+    seconds = [60 * int(minutes) + int(rest) for minutes, rest in left]
+    assert max(abs(after - before) for before, after in itertools.pairwise(seconds)) <= 15  # of 400 at a jump's worst
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    console = Console(file=io.StringIO(), force_terminal=True)
+    with RunProgress(console, 4, every=0.0) as progress:
+        progress.update({"step": 1, "loss": {"vm": 0.5}})
+    assert "step 1/4  vm 0.5" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_callbacks_get_the_rows_of_metrics_jsonl(tiny: Resolved, tmp_path: Path) -> None:

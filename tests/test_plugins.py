@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import Cli, fake_plugin
 
+from fewstep.cli import main
 from fewstep.cli.app import build
 from fewstep.plugins.registry import Registry, registry
 
@@ -79,7 +82,7 @@ def test_the_sample_is_a_method_like_any_other(installed: Path, cli: Cli) -> Non
     assert "undistilled" in table
     assert (cli.folder / "report" / "chart.png").stat().st_size > 0
 
-    assert "8 samples, 1 steps, euler: " in cli.works("sample", "run", "--out", "samples.png")
+    assert "8 samples, 1 step, euler: " in cli.works("sample", "run", "--out", "samples.png")
     assert (cli.folder / "samples.png").stat().st_size > 0
 
 
@@ -226,3 +229,51 @@ def test_names_that_clash_are_not_offered() -> None:
 def test_our_own_commands_come_first_in_the_help() -> None:
     assert list(build().commands)[:4] == ["distill", "bench", "sample", "plugins"]
     assert registry().command_clashes == []
+
+
+PRINTING = "print('printed at import')\n" + OBJECTIVE + "print('printed at registration')\n"
+BUG = (
+    "print('printed on use')\nfrom fewstep.config.base import Strict\nfrom fewstep.core.objective import Objective\n"
+    "class Bug(Objective):\n    Config = Strict\n    def loss(self, batch, nets, step):\n"
+    "        return {'a': nets.student.no_such_thing}\n"
+)
+
+
+def test_what_a_plugin_prints_when_it_loads_leaves_the_output_alone(cli: Cli, site: Path) -> None:
+    text = PRINTING + "    register('bug', target='bug.method:Bug')\n" + COMMAND + "print('printed for commands')\n"
+    cli.paths.append(fake_plugin(site, "fewstep-bug", {"bug/plugin.py": text, "bug/method.py": BUG}))
+    done = cli("ops", "--json")
+    assert json.loads(done.stdout)
+    assert done.stderr.splitlines()[:2] == ["printed at import", "printed at registration"]
+    assert "printed" not in cli.works("distill", "-m", "bug", "-b", "toy", "--dry-run")
+
+
+def test_an_error_in_an_authors_code_shows_the_authors_line(cli: Cli, site: Path) -> None:
+    text = OBJECTIVE + "register('bug', target='bug.method:Bug')\n"
+    cli.paths.append(fake_plugin(site, "fewstep-bug", {"bug/plugin.py": text, "bug/method.py": BUG}))
+    quick = ("train.steps=1", "train.batch_size=2", "backbone.pretrain=2", "backbone.width=8")
+    done = cli("distill", "-m", "bug", "-b", "toy", "--out", "run", *quick)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert "return {'a': nets.student.no_such_thing}" in map(str.strip, lines)
+    assert not re.search(r"[/\\](typer|click)[/\\]", done.stderr)
+    error, place = lines[-2:] if sys.version_info >= (3, 11) else (lines[-1], "")
+    assert error == "AttributeError: 'ToyFlow' object has no attribute 'no_such_thing'"
+    wanted = f"raised in plugin 'bug': {site / 'bug' / 'method.py'}, line 7, in loss"
+    assert place == (wanted if sys.version_info >= (3, 11) else "")  # exceptions take notes since Python 3.11
+
+
+def test_what_there_is_and_where_it_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for name in ("students", "presets", "samplers", "trackers", "plugins"):
+        assert main([name]) == 0
+        rows = capsys.readouterr().out.splitlines()
+        shown[name] = [[cell.strip() for cell in row.strip("│").split("│")] for row in rows if row.startswith("│")]
+    assert ["euler", "core", "first order along the velocity"] in shown["samplers"]
+    assert ["tensorboard", "plugin trackers"] in [row[:2] for row in shown["trackers"]]
+    assert {("mdt-dist", "mdt-vd", "slat"), ("default", "any", "any")} <= {tuple(row[:3]) for row in shown["presets"]}
+    student = next(row for row in shown["students"] if row[0] == "trellis/mdt-vd")
+    assert student[1:5] == ["mdt-vd", "1, 2, 4", "consistency", "1"]
+    assert student[-1] == "plugin trellis"
+    core = next(row for row in shown["plugins"] if row[0] == "(core)")
+    assert core[3] == "samplers: consistency, euler, heun, jump"

@@ -121,7 +121,17 @@ def test_every_hook_says_what_it_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["plugins"], ["--version"], ["distill", "--help"], ["bench", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["plugins"],
+        ["presets"],
+        ["samplers"],
+        ["trackers"],
+        ["--version"],
+        *([command, "--help"] for command in ("distill", "bench", "sample", "generate", "export", "teach", "ops")),
+    ],
+    ids=" ".join,
 )
 def test_these_commands_import_no_torch(arguments: list[str]) -> None:
     code = (
@@ -140,3 +150,30 @@ def test_every_entry_point_can_be_loaded() -> None:
         for entry in registry().entries(kind):
             assert entry.load() is not None
             assert entry.summary, f"{entry.name} has no summary"
+
+
+HEAVY = "torch._dynamo torch._inductor scipy transformers matplotlib sympy huggingface_hub trimesh triton open3d rembg"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["distill", "-m", "mdt-vd", "-b", "toy", "--dry-run"],
+        ["distill", "-m", "mdt-vd", "-b", "trellis", "--stage", "both", "--help-config"],
+        ["students"],
+        ["generate", "picture.png", "--dry-run"],
+        ["sample", "no-such-student"],
+    ],
+    ids=" ".join,
+)
+def test_these_commands_import_torch_and_little_else(arguments: list[str], tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGBA", (8, 8), (200, 0, 0, 128)).save(tmp_path / "picture.png")
+    code = (
+        "import sys\nfrom fewstep.cli import main\nmain(sys.argv[1:])\n"
+        f"print('heavy:', [m for m in '{HEAVY}'.split() if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, check=True)
+    assert done.stdout.endswith("heavy: []\n"), done.stdout + done.stderr

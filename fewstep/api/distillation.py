@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+import rich.console
 
 from fewstep.config.resolve import resolve_stages
 from fewstep.config.run import Resolved
+from fewstep.console import Console
 from fewstep.engine.folder import check_stages
 from fewstep.engine.session import start
 from fewstep.engine.trackers import METRICS
@@ -81,7 +82,7 @@ def distill(
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
     trackers: Sequence[str] = (),
-    console: Console | None = None,
+    console: rich.console.Console | None = None,
     **tables: Any,
 ) -> Run:
     """Distil a teacher into a few-step student; ``fewstep distill`` from Python.
@@ -121,7 +122,7 @@ def run_resolved(
     resolved: Mapping[str, Resolved],
     out: Path | str | None,
     resume: bool,
-    console: Console,
+    console: rich.console.Console,
     *,
     callbacks: Sequence[Callback] = (),
     trackers: Sequence[str] = (),

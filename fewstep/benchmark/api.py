@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import rich.console
 import torch
-from rich.console import Console
 
 from fewstep.benchmark.config import BenchConfig, configure
 from fewstep.benchmark.entrants import Stage, load_students
@@ -16,6 +16,7 @@ from fewstep.benchmark.run import run_bench
 from fewstep.config.base import merge
 from fewstep.config.resolve import data_of
 from fewstep.config.stages import chosen
+from fewstep.console import Console, spinner
 from fewstep.engine.folder import occupied
 from fewstep.errors import FewstepError, need
 from fewstep.plugins.registry import Entry, registry
@@ -38,7 +39,7 @@ def bench(
     out: str | Path | None = None,
     compare: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
-    console: Console | None = None,
+    console: rich.console.Console | None = None,
 ) -> BenchTable:
     """Measure quality and time of students by steps, beside the teacher and the undistilled network.
 
@@ -81,7 +82,9 @@ def bench(
     earlier = Path(compare) if compare else None
     try:
         torch.set_num_threads(first.threads or threads)
-        stages = [_stage(one if several else "", networks[one], configs[one], dataset) for one in networks]
+        console = console or Console()
+        with spinner(console, f"{name}: loading teacher and data"):
+            stages = [_stage(one if several else "", networks[one], configs[one], dataset) for one in networks]
         return run_bench(name, stages, entrants, first, folder, compare=earlier, console=console)
     finally:
         torch.set_num_threads(threads)

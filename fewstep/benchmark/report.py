@@ -18,8 +18,8 @@ from fewstep.benchmark.entrants import TEACHER, UNDISTILLED
 from fewstep.benchmark.rows import NON_FINITE, Line, Row, write_csv
 from fewstep.benchmark.summary import summarise
 from fewstep.benchmark.tables import html, markdown, measures, quality_table, time_table
+from fewstep.console import say
 from fewstep.core.suite import Suite
-from fewstep.engine.progress import plain
 from fewstep.errors import FewstepError
 
 WIDTH = 240  # characters of a table as plain text: nothing is folded
@@ -50,7 +50,7 @@ class BenchTable:
         for table in self.tables:
             console.print(table)
         for note in self.notes:
-            plain(console, note)
+            say(console, note)
 
     def __str__(self) -> str:
         text = io.StringIO()

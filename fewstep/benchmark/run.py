@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import rich.console
 import torch
-from rich.console import Console
 
 from fewstep.benchmark import compare as comparing
 from fewstep.benchmark.config import BenchConfig
@@ -26,6 +26,7 @@ from fewstep.benchmark.report import BenchTable, tabulate
 from fewstep.benchmark.rows import FLOW, Row, write_csv
 from fewstep.benchmark.summary import seconds
 from fewstep.config.run import versions
+from fewstep.console import Console
 from fewstep.engine.device import pick_device
 from fewstep.engine.folder import locked, occupied
 from fewstep.engine.progress import counting
@@ -41,7 +42,7 @@ def run_bench(
     out: Path,
     *,
     compare: Path | None = None,
-    console: Console | None = None,
+    console: rich.console.Console | None = None,
 ) -> BenchTable:
     """Measure ``students`` by steps by seeds, with the teacher and its undistilled network, and write the report.
 
@@ -67,6 +68,7 @@ def run_bench(
 
     def records() -> Iterator[dict[str, Any]]:
         with counting(console, every=0.0) as progress:
+            progress(0, total, "warming up")
             for number, found in enumerate(measurement.run(cells), 1):
                 rows.extend(found)
                 yield from ({**asdict(row), **same, "versions": packages} for row in found)

@@ -2,54 +2,61 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
 
 import fewstep
+from fewstep.cli.failures import shorten
+from fewstep.cli.invocation import again, invoked
+from fewstep.console import printable
 from fewstep.errors import FewstepError, missing, nearest
-
-_began: float | None = fewstep.IMPORTED  # None between two calls in one process
-
-
-def began() -> float:
-    """When this command began, by ``time.perf_counter``: with the program, or with a later call of :func:`main`."""
-    return _began or time.perf_counter()
+from fewstep.interrupts import Interrupted, handled
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 done, 2 bad input, 130 interrupted."""
-    global _began
-    _began = _began or time.perf_counter()
+    """Run the command line and return its exit code: 0 done, 2 bad input, 128 and the number of a signal."""
+    typed = sys.argv[1:] if arguments is None else arguments
+    began = fewstep.IMPORTED if arguments is None else time.perf_counter()
+    with invoked(typed, began), printable(), handled(ending=arguments is None), warnings_as_lines():
+        return _run(typed)
+
+
+def _run(arguments: Sequence[str]) -> int:
     from fewstep.cli.app import build
 
     try:
-        with warnings_as_lines():
-            code = build().main(args=arguments, prog_name="fewstep", standalone_mode=False)
+        with build().make_context("fewstep", list(arguments)) as context:
+            code = context.command.invoke(context)
         return code if isinstance(code, int) else 0
+    except typer.Exit as done:
+        return int(done.exit_code)
     except FewstepError as error:
         return _say(f"error: {error}", 2)
-    except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted", 130)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        stopped = error if isinstance(error, Interrupted) else Interrupted()
+        return _say(f"interrupted; {stopped.hint or f'to start again: {again()}'}", stopped.exit_code)
     except BrokenPipeError:  # `fewstep plugins | head`
-        sys.stderr.close()
+        with suppress(OSError):  # a stream without a number
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
         return 0
     except ImportError as error:
         if sentence := missing(error):
             return _say(f"error: {sentence}", 2)
-        raise
+        shorten(error)
+        raise error
     except Exception as error:
         if not hasattr(error, "format_message"):  # not a usage error of the parser: a bug, with its traceback
-            raise
+            shorten(error)
+            raise error
         return _say(_usage(error), 2) if error.format_message() else 2  # no message: the help was asked for
-    finally:
-        _began = None
 
 
 @contextmanager

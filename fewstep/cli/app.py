@@ -11,12 +11,14 @@ import fewstep
 from fewstep.cli.bench import bench
 from fewstep.cli.dispatch import add_shared_commands
 from fewstep.cli.distill import distill
+from fewstep.cli.lists import presets, samplers, students, trackers
 from fewstep.cli.plugins import plugins
 from fewstep.cli.sample import sample
 from fewstep.errors import FewstepError
 from fewstep.plugins.hookspecs import SHARED_COMMANDS
 from fewstep.plugins.registry import Installed, Registry, call, problem, registry
 
+LISTS = (plugins, students, presets, samplers, trackers)
 IGNORE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -31,8 +33,8 @@ def build() -> Any:
     """The whole command group. A plugin whose commands fail is reported by ``fewstep plugins``."""
     app = new_app("Few-step distillation of flow models: a slow teacher in, a one-step student out.")
     app.callback()(_root)
-    for command in (distill, bench, sample, plugins):
-        app.command(no_args_is_help=command is not plugins)(command)
+    for command in (distill, bench, sample, *LISTS):
+        app.command(no_args_is_help=command not in LISTS)(command)
     group = get_group(app)
     add_shared_commands(group)
     add_plugin_commands(registry(), group)

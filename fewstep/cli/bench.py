@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
 from typer import Argument, Option
 
 from fewstep.cli.distill import STAGE, needed
+from fewstep.cli.invocation import again, going_on
 from fewstep.cli.options import integers, names, whole
 from fewstep.config.base import merge, parse_override
+from fewstep.console import Console, say
 from fewstep.errors import FewstepError
 from fewstep.plugins.registry import registry
 
@@ -46,30 +47,29 @@ def bench(
     config = merge(*map(parse_override, overrides or []))
 
     from fewstep.benchmark import api
-    from fewstep.benchmark.report import WIDTH
 
     console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH  # into a file or a pipe the tables go unfolded
-
-    table = api.bench(
-        named.name,
-        wanted,
-        folders,
-        counts,
-        noises,
-        stage=stage,
-        dataset=dataset,
-        preset=preset,
-        limit=limit,
-        device=device,
-        out=out or api.default_folder(named.name, stage),
-        compare=compare,
-        config=config,
-        console=console,
-    )
+    folder = out or api.default_folder(named.name, stage)
+    kept = f"what was measured is in {folder / 'rows.csv'}; to measure anew give another --out"
+    with going_on(lambda: kept if (folder / "rows.csv").exists() else f"to start again: {again()}"):
+        table = api.bench(
+            named.name,
+            wanted,
+            folders,
+            counts,
+            noises,
+            stage=stage,
+            dataset=dataset,
+            preset=preset,
+            limit=limit,
+            device=device,
+            out=folder,
+            compare=compare,
+            config=config,
+            console=console,
+        )
     table.show(console)
-    console.print(f"written: {table.folder}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"written: {table.folder}")
 
 
 def _labelled(text: str) -> tuple[str | None, Path]:

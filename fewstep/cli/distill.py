@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 from typer import Argument, Option
 
+from fewstep.cli.invocation import again, going_on, words
 from fewstep.cli.options import DEVICE
 from fewstep.config.describe import describe, toml
 from fewstep.config.stages import chosen
+from fewstep.console import Console, command, listing, say
 from fewstep.errors import FewstepError
 from fewstep.plugins.registry import registry
 
@@ -85,9 +81,9 @@ def show_keys(console: Console, method: str, backbone: str, stage: str | None, d
     running = chosen(registry().get("backbone", backbone), stage)
     for name, network in running.items():
         title = "config keys" + (f" of stage {name}" if len(running) > 1 else "")
-        table = Table("key", "accepted", "default", "meaning", title=title, title_justify="left")
+        table = listing("key", "accepted", "default", "meaning", title=title)
         for row in describe(model_of(*pick(method, network.name, dataset))):
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*row)
         console.print(table)
 
 
@@ -96,14 +92,14 @@ def show_config(console: Console, resolved: Resolved, stage: str = "") -> None:
     from fewstep.config.run import versions
 
     title = f"resolved config{f' of stage {stage}' if stage else ''} (nothing was started)"
-    table = Table("key", Column("value", overflow="fold"), "from", title=title)
+    table = listing("key", "value", "from", title=title)
     entries = {"method": resolved.method, "backbone": resolved.backbone, "dataset": resolved.dataset}
     for key, entry in entries.items():
-        table.add_row(key, Text(entry.name), Text(f"plugin {entry.plugin}"))
+        table.add_row(key, entry.name, f"plugin {entry.plugin}")
     for key, value, source in resolved.rows():
-        table.add_row(Text(key), Text(toml(value)), Text(source))
+        table.add_row(key, toml(value), source)
     console.print(table)
-    console.print(Text(", ".join(f"{name} {version}" for name, version in versions().items())), soft_wrap=True)
+    say(console, ", ".join(f"{name} {version}" for name, version in versions().items()))
 
 
 def _start(
@@ -112,18 +108,11 @@ def _start(
     from fewstep.api.distillation import run_resolved
 
     folder = out or next(iter(resolved.values())).folder
-    try:
-        run = run_resolved(resolved, folder, resume, console, trackers=trackers, command=sys.argv)
-    except KeyboardInterrupt:
-        print(f"interrupted; to go on: {_resuming(sys.argv[1:], folder)}", file=sys.stderr)
-        raise typer.Exit(130) from None
+
+    def hint() -> str:
+        return f"to go on: {again('--resume')}" if folder.exists() else f"to start again: {again()}"
+
+    with going_on(hint):
+        run = run_resolved(resolved, folder, resume, console, trackers=trackers, command=words())
     for student in run.folders.values():
-        console.print(Text(f"student: {student / 'student'}\nnext: fewstep sample {student}"), soft_wrap=True)
-
-
-def _resuming(arguments: list[str], folder: Path) -> str:
-    """The command that continues this run."""
-    words = [word for word in arguments if word != "--resume"]
-    if not {"--out", "-o"} & {word.partition("=")[0] for word in words}:
-        words += ["--out", str(folder)]
-    return shlex.join(["fewstep", *words, "--resume"])
+        say(console, f"student: {student / 'student'}\nnext: {command('fewstep', 'sample', student)}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+import fewstep
+from fewstep.console import Console, listing, say
 from fewstep.plugins.hookspecs import SHARED_COMMANDS
 from fewstep.plugins.registry import KINDS, Installed, Registry, registry
 from fewstep.plugins.shared import implementations
@@ -16,15 +16,16 @@ WORDS = {"objective": "methods"}
 def plugins() -> None:
     """Show the installed plugins, what each registers, the broken ones and the clashes."""
     found, console = registry(), Console()
-    table = Table("plugin", "distribution", "version", "registers", title="plugins", title_justify="left")
+    table = listing("plugin", "distribution", "version", "registers", title="plugins")
+    core = Installed("fewstep", "", fewstep.__version__)
+    table.add_row("(core)", "fewstep", core.version, _offer(found, core))
     for installed in found.plugins:
-        origin = (installed.name, installed.distribution, installed.version)
-        table.add_row(*(Text(text) for text in origin), _offer(found, installed))
+        table.add_row(installed.name, installed.distribution, installed.version, _offer(found, installed))
     console.print(table)
     for installed in (p for p in found.plugins if p.error):
-        console.print(Text(f"broken: plugin {installed.name!r}: {installed.error}", style="red"), soft_wrap=True)
+        say(console, f"broken: plugin {installed.name!r}: {installed.error}", "red")
     for line in found.clashes():
-        console.print(Text(f"clash: {line}", style="yellow"), soft_wrap=True)
+        say(console, f"clash: {line}", "yellow")
 
 
 def _offer(found: Registry, installed: Installed) -> Text:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
-from rich.text import Text
 from typer import Argument, Option
 
 from fewstep.cli.options import DEVICE, whole
+from fewstep.console import Console, number_of, say
 from fewstep.errors import FewstepError, invalid
 from fewstep.plugins.registry import registry
 
@@ -46,8 +45,9 @@ def sample(
     except OSError as error:
         raise FewstepError(f"--out: got {str(out)!r}; accepted: a path to write to ({error.strerror})") from None
     contract = student.contract
-    how = f"{count} samples, {steps or contract.steps[0]} steps, {sampler or contract.sampler}"
-    Console().print(Text(f"{how}: {', '.join(map(str, files))}"), soft_wrap=True)
+    made = number_of(count, "sample"), number_of(steps or contract.steps[0], "step")
+    how = ", ".join((*made, sampler or contract.sampler))
+    say(Console(), f"{how}: {', '.join(map(str, files))}")
 
 
 def _check_out(out: Path) -> None:

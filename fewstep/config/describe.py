@@ -143,7 +143,7 @@ def _unknown(model: type[BaseModel], owner: type[BaseModel], item: ErrorDetails)
     prefix, fields = "".join(f"{part}." for part in table), sorted(owner.model_fields)
     same = [row.key for row in describe(model) if row.key.rpartition(".")[2] == name]
     close, keys = nearest(name, fields), {row.key.rpartition(".")[2]: row.key for row in describe(model)}
-    elsewhere = nearest(name, keys)
+    elsewhere = nearest(name, keys, cutoff=0.75)
     hints = same or ([prefix + close] if close else [keys[elsewhere]] if elsewhere else [])
     where = f"under {prefix[:-1]}" if prefix else "at the top"
     text = f"unknown key {prefix + name!r}: accepted {where} are {', '.join(fields)}"

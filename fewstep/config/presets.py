@@ -7,7 +7,7 @@ backbone's, merged in that order: the more specific file wins.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from fewstep.errors import invalid, unknown
 from fewstep.plugins.registry import Entry, registry
 
 DEFAULT = "default"
+BENCH = "bench"  # folder of the presets of ``fewstep bench``
 DATASET = "dataset"  # top-level key of a preset or config file: the data set that its ``data`` table is meant for
 
 
@@ -37,6 +38,28 @@ class Preset:
         return read_toml(self.path)
 
 
+@dataclass(frozen=True)
+class Shipped:
+    """A preset's file, under the ``name`` that is typed; for one ``method`` and ``stage``, or all."""
+
+    name: str
+    method: str
+    stage: str
+    package: str
+    path: Path
+
+
+def shipped() -> Iterator[Shipped]:
+    """Every file in the ``presets`` folders of the plugins."""
+    places = {*registry().names("objective"), BENCH}
+    for package, folder in _folders(*registry().all()):
+        for path in sorted(folder.rglob("*.toml")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            method = parts[0] if parts[0] in places and len(parts) > 1 else ""
+            name, *stage = parts[bool(method) :]
+            yield Shipped(name, method, "/".join(stage), package, path)
+
+
 def find(method: Entry, backbone: Entry, name: str | None) -> list[Preset]:
     """The files of a preset, later ones winning. Without a name "default" is meant, and may be missing.
 
@@ -50,7 +73,9 @@ def find(method: Entry, backbone: Entry, name: str | None) -> list[Preset]:
         if path.is_file()
     ]
     if not found and name not in (None, DEFAULT):
-        raise unknown("preset", name, available(method, backbone))
+        stages = backbone.load().stages
+        names = {_typed(found, stages) for found in available(method, backbone)}
+        raise unknown("preset", name, names)
     return found
 
 
@@ -82,13 +107,19 @@ def data_set(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str | None:
 
 def available(method: Entry, backbone: Entry) -> list[str]:
     """Names that ``find`` takes for this pair; those under another method's name are left out."""
-    others = {*registry().names("objective"), "bench"} - {method.name}
+    others = {*registry().names("objective"), BENCH} - {method.name}
     names = {
         path.relative_to(folder).with_suffix("").as_posix().removeprefix(f"{method.name}/")
         for _, folder in _folders(method, backbone)
         for path in folder.rglob("*.toml")
     }
     return sorted(name for name in names if name.partition("/")[0] not in others or "/" not in name)
+
+
+def _typed(name: str, stages: Collection[str]) -> str:
+    """``mdt-dist`` of ``mdt-dist/slat``: the stage is added by itself."""
+    above, _, last = name.rpartition("/")
+    return above if above and last in stages else name
 
 
 def _folders(*entries: Entry) -> list[tuple[str, Path]]:

@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from fewstep.console import say
 
 SMOOTHING = 0.9  # of the loss terms shown; metrics.jsonl has the raw ones
+MARKS = 1000  # times that are kept to tell the pace by
 
 
 class Bar:
@@ -19,32 +22,45 @@ class Bar:
     Args:
         start: what was done before this process began.
         every: seconds between plain lines; one at the end comes always.
+        name: of what is worked on; of a run with several stages, the one that trains.
     """
 
-    def __init__(self, console: Console, total: int, start: int, every: float) -> None:
-        self.console, self.start, self.every = console, start, every
-        self.began = self.shown = time.monotonic()
-        text = TextColumn("{task.description}", markup=False)
-        self.progress = Progress(text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
-        self.task = self.progress.add_task("", total=total, completed=start)
-        if console.is_terminal:
+    def __init__(self, console: Console, total: int, start: int, every: float, name: str = "") -> None:
+        self.console, self.start, self.every, self.label = console, start, every, f"{name}: " if name else ""
+        self.shown = time.monotonic()
+        self.marks = [(start, self.shown)]
+        text, left = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[left]}")
+        self.progress = Progress(text, BarColumn(20), MofNCompleteColumn(), left, console=console)
+        self.task = self.progress.add_task("", total=total, completed=start, left="")
+        if console.is_interactive:
             self.progress.start()
 
-    def show(self, done: int, total: int, what: str, details: str = "") -> None:
-        """``done`` of ``total``. A bar is labelled by ``details``, or else by ``what``; a plain line has both."""
-        now = time.monotonic()
-        if self.console.is_terminal:
-            self.progress.update(self.task, completed=done, total=total, description=details or what)
-        elif done == self.start or done == total or now - self.shown >= self.every:
-            self.shown = now
-            parts = [f"{what} {done}/{total}", details]
-            if done > self.start:
-                parts.append(f"{duration((now - self.began) / (done - self.start) * (total - done))} left")
-            plain(self.console, "  ".join(filter(None, parts)))
+    def pace(self, done: int) -> float | None:
+        """Seconds that one takes, over the later half of what is done, so that a change soon shows; None at first."""
+        if len(self.marks) == MARKS:
+            self.marks = self.marks[::2]
+        now, (earlier, then) = time.monotonic(), self.marks[len(self.marks) // 2]
+        self.marks.append((done, now))
+        return (now - then) / (done - earlier) if done > earlier else None
+
+    def show(self, done: int, total: int, what: str, details: str = "", pace: float | None = None) -> None:
+        """``done`` of ``total``. A bar is labelled by ``details``, or else by ``what``; a plain line has both.
+
+        Args:
+            pace: seconds that one takes, for the time left.
+        """
+        left = "" if pace is None else f"{duration(pace * (total - done))} left"
+        if self.console.is_interactive:
+            self.progress.update(
+                self.task, completed=done, total=total, description=self.label + (details or what), left=left
+            )
+        elif done == self.start or done == total or time.monotonic() - self.shown >= self.every:
+            self.shown = time.monotonic()
+            say(self.console, "  ".join(filter(None, [f"{self.label}{what} {done}/{total}", details, left])))
 
     def stop(self) -> None:
         """Leave the terminal as it was."""
-        if self.console.is_terminal:
+        if self.console.is_interactive:
             self.progress.stop()
 
 
@@ -56,7 +72,7 @@ def counting(console: Console, every: float = 5.0) -> Iterator[Callable[[int, in
     def count(done: int, total: int, what: str) -> None:
         if not bars:
             bars.append(Bar(console, total, done, every))
-        bars[0].show(done, total, what)
+        bars[0].show(done, total, what, pace=bars[0].pace(done))
 
     try:
         yield count
@@ -68,33 +84,29 @@ def counting(console: Console, every: float = 5.0) -> Iterator[Callable[[int, in
 class RunProgress:
     """Shows loss terms (smoothed), iterations a second and the time left; for the arguments see ``Bar``."""
 
-    def __init__(self, console: Console, total: int, start: int = 0, every: float = 5.0) -> None:
-        self.console, self.total, self.start, self.every = console, total, start, every
+    def __init__(self, console: Console, total: int, start: int = 0, every: float = 5.0, name: str = "") -> None:
+        self.console, self.total, self.start, self.every, self.name = console, total, start, every, name
         self.terms: dict[str, float] = {}
 
     def __enter__(self) -> RunProgress:
-        self.bar = Bar(self.console, self.total, self.start, self.every)
+        self.bar = Bar(self.console, self.total, self.start, self.every, self.name)
         return self
 
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
     def update(self, row: Mapping[str, Any]) -> None:
-        """Take the row of an iteration. Shown is ``vm 0.0312  vd 0.104  12.5 steps/s``."""
+        """Take the row of an iteration. Shown is ``slat: vm 0.0312  vd 0.104  12.5 steps/s``."""
         for name, value in row["loss"].items():
             self.terms[name] = SMOOTHING * self.terms.get(name, value) + (1 - SMOOTHING) * value
-        speed = (row["step"] - self.start) / max(time.monotonic() - self.bar.began, 1e-9)
-        terms = "  ".join(f"{name} {value:.4g}" for name, value in self.terms.items())
-        self.bar.show(row["step"], self.total, "step", f"{terms}  {speed:.3g} steps/s")
+        pace = self.bar.pace(row["step"])
+        terms = [f"{name} {value:.4g}" for name, value in self.terms.items()]
+        speed = [f"{1 / pace:.3g} steps/s"] if pace else []
+        self.bar.show(row["step"], self.total, "step", "  ".join([*terms, *speed]), pace)
 
     def say(self, line: str) -> None:
         """A line above the live display, or a plain one."""
-        plain(self.console, line, "yellow" if line.startswith("warning") else None)
-
-
-def plain(console: Console, line: str, style: str | None = None) -> None:
-    """Print a line as it is: not wrapped, highlighted or read as markup."""
-    console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+        say(self.console, line, "yellow" if line.startswith("warning") else None)
 
 
 def duration(seconds: float) -> str:

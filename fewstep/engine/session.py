@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from fewstep.config.run import Resolved, versions
+from fewstep.console import spinner
 from fewstep.core.objective import Objective
 from fewstep.engine import folder as folders
 from fewstep.engine.export import StudentInfo, save_student
@@ -51,8 +52,9 @@ def start(
     folders.check(out, resume)
     store = Store(out / "checkpoints", resolved.config.train.keep)
     found = _resumable(resolved, out, store) if resume else None
-    progress = RunProgress(console, resolved.config.train.steps, found.step if found else 0)
-    trainer = build(resolved, progress.say)
+    progress = RunProgress(console, resolved.config.train.steps, found.step if found else 0, name=out.name)
+    with spinner(console, f"{out.name}: loading teacher and data"):
+        trainer = build(resolved, progress.say)
     with folders.locked(out):
         folders.check(out, resume)
         clean(store.folder)
@@ -119,7 +121,8 @@ def train(
         with progress:
             trainer.train(log, save)
     except NonFinite as error:
-        raise FewstepError(f"{error}. {_kept(store)}") from None
+        cause = "; a cause in the config (train.lr, train.clip, train.precision) needs a new run"
+        raise FewstepError(f"{error}. {_kept(store)}{cause if store.steps() else ''}") from None
     except BaseException:
         progress.say(f"stopped after step {trainer.step}. {_kept(store)}")
         raise
@@ -180,5 +183,5 @@ def _kept(store: Store) -> str:
         return "There is no checkpoint yet (see train.checkpoint_every): start again with another --out"
     return (
         f"The checkpoint of step {steps[-1]} is kept ({store.path(steps[-1])}); --resume goes on from it and repeats "
-        "the same steps, so a cause in the config (train.lr, train.clip, train.precision) needs a new run"
+        "the same steps"
     )

@@ -24,6 +24,7 @@ from fewstep.engine.device import autocast, emulates_bf16, pick_device
 from fewstep.engine.networks import Networks
 from fewstep.engine.optim import NetOptimizer
 from fewstep.errors import FewstepError
+from fewstep.interrupts import deferred
 
 Row = dict[str, Any]
 MAX_SKIPPED = 32  # from GradScaler's first scale of 2^16, half as many halvings end below 1
@@ -111,21 +112,32 @@ class Trainer:
     def train(self, log: Callable[[Row], None], save: Callable[[], None]) -> None:
         """Run to the last step: ``log`` gets a row every iteration, ``save`` is called whenever a checkpoint is due.
 
+        A signal that asks the process to end is obeyed after an iteration and its checkpoint.
+
         Raises:
             NonFinite: naming the step and the term.
+            Interrupted: on such a signal, under the command line.
         """
-        for step in range(self.step, self.config.steps):
-            started = time.perf_counter()
-            phase = self.objective.phase(step)
-            self.nets.select(phase.trains)
-            loss = self._backward(phase, step)
-            norms = {name: self._update(name, step) for name in phase.trains}
-            self.scaler.update()
-            self.nets.update_ema(phase.trains)
-            self.step, self.seconds = step + 1, self.seconds + time.perf_counter() - started
-            log(self._row(phase, loss, norms, step))
-            if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
-                save()
+        with deferred() as interrupted:
+            for step in range(self.step, self.config.steps):
+                log(self._iteration(step))
+                due = self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps
+                stop = interrupted()
+                if due or stop:
+                    save()
+                if stop:
+                    raise stop
+
+    def _iteration(self, step: int) -> Row:
+        started = time.perf_counter()
+        phase = self.objective.phase(step)
+        self.nets.select(phase.trains)
+        loss = self._backward(phase, step)
+        norms = {name: self._update(name, step) for name in phase.trains}
+        self.scaler.update()
+        self.nets.update_ema(phase.trains)
+        self.step, self.seconds = step + 1, self.seconds + time.perf_counter() - started
+        return self._row(phase, loss, norms, step)
 
     def batch(self, step: int, micro: int = 0) -> Batch:
         """Micro-batches are drawn as ranks are: one iteration of a x b samples sees what one of ab samples sees."""

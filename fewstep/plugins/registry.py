@@ -7,8 +7,10 @@ and nothing else is affected. Finding plugins imports no torch.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import metadata
@@ -61,7 +63,8 @@ class Entry:
     def _import(self, path: str) -> Any:
         module, _, attribute = path.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
+            with redirect_stdout(sys.stderr):  # standard output is a command's own, which may be JSON
+                return getattr(importlib.import_module(module), attribute)
         except (Exception, SystemExit) as error:
             if isinstance(error, ImportError) and (sentence := missing(error)):
                 raise sentence from error
@@ -116,6 +119,10 @@ class Registry:
     def entries(self, kind: str) -> list[Entry]:
         """Entries of a kind by their main names, clashing ones included."""
         return [e for (k, name), found in sorted(self._entries.items()) if k == kind for e in found if e.name == name]
+
+    def all(self) -> list[Entry]:
+        """Entries of every kind."""
+        return [entry for found in self._entries.values() for entry in found]
 
     def names(self, kind: str) -> list[str]:
         """Every usable name of a kind, aliases included, clashing ones left out."""
@@ -182,7 +189,8 @@ def load(found: Registry, point: metadata.EntryPoint) -> None:
 def problem(work: Callable[[], object]) -> str | None:
     """Run a plugin's code; what it raised as one line, or None."""
     try:
-        work()
+        with redirect_stdout(sys.stderr):  # standard output is a command's own, which may be JSON
+            work()
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit too: a plugin does not end the program

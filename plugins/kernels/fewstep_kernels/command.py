@@ -7,10 +7,10 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fewstep.console import Console
 from fewstep.errors import unknown
 
 if TYPE_CHECKING:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from typer import Argument, Option
 
+from fewstep.cli.invocation import again, going_on
 from fewstep.cli.options import DEVICE, whole
+from fewstep.console import Console
 
 STAGES = (
     "vae, flow, measure or all (these three); "
@@ -50,4 +51,5 @@ def teach(
 
     keys = overrides or []
     asked = {"resume": resume, "dry_run": dry_run, "help_config": help_config}
-    run(stage, out, keys, device=device, **asked, console=Console())
+    with going_on(lambda: f"to go on: {again('--resume')}"):
+        run(stage, out, keys, device=device, **asked, console=Console())

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
 from typer import Option
 
 from fewstep.cli.options import whole
+from fewstep.console import Console, say
+from fewstep.engine.progress import counting
 from fewstep.errors import need
 
 
@@ -32,7 +29,8 @@ def prepare(
     need("open3d")  # before the imports below, which need [trellis] only: [data] brings both
     from fewstep_shapes3d.data.prepare import prepare_sweethome3d
 
-    with shown() as progress:
+    console = Console()
+    with counting(console) as progress:
         manifest = prepare_sweethome3d(
             source[0] if len(source) == 1 else source,
             out,
@@ -46,25 +44,7 @@ def prepare(
             device=device,
             progress=progress,
         )
-    Console().print(Text(f"{out}: {summary(manifest)}"), soft_wrap=True)
-
-
-@contextmanager
-def shown() -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar that appears with the first model, so that a refusal is one message and nothing else."""
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(TextColumn("{task.description}", markup=False), *columns)
-    task = bar.add_task("models", total=None)
-
-    def update(done: int, total: int, name: str) -> None:
-        bar.start()
-        bar.update(task, completed=done, total=total, description=name[:40])
-
-    try:
-        yield update
-    finally:
-        if bar.live.is_started:
-            bar.stop()
+    say(console, f"{out}: {summary(manifest)}")
 
 
 def summary(manifest: dict[str, Any]) -> str:

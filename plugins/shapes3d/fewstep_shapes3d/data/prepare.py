@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from fewstep.console import Console, say
 from fewstep.engine.device import pick_device
 from fewstep.errors import FewstepError, invalid, need
 from fewstep_shapes3d.data import clusters, setfiles
@@ -70,8 +71,9 @@ def prepare_sweethome3d(
     tell = progress or (lambda done, total, name: None)
     for result in make_all(entries, resolution, views, seed, workers, tell):
         (made if isinstance(result, Made) else skipped).append(result)  # type: ignore[arg-type]
+    console = Console()
     for bad in skipped:
-        print(f"skipped {bad.what}: {bad.reason}")
+        say(console, f"skipped {bad.what}: {bad.reason}")
     if len(made) < 2:
         raise FewstepError(f"{len(made)} usable models in {', '.join(path.name for path in files)}: nothing to split")
     grids = unpack(np.stack([item.bits for item in made]), resolution)

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from typer import Argument, Option
 
+from fewstep.cli.invocation import again, going_on
 from fewstep.cli.options import home, whole
+from fewstep.console import Console
 
 TEACHER = "Pipeline folder or hub name (microsoft/TRELLIS-image-large); by default the shipped nano model."
 STUDENT = (
@@ -56,11 +57,10 @@ def generate(
     models = models_of(home(teacher), [home(one) for one in student or []], steps, guidance, sampler)
     options = Options(samples, seed, multi_image, background, device, low_memory, home(encoder), largest_part)
     output = command.Output(home(out), formats, preview, force)
-    run, places = (
-        command.Run(models, options, output, Console(), Console(stderr=True)),
-        [home(one) for one in inputs or []],
-    )
-    raise typer.Exit(run.dry(places, text or []) if dry_run else run(places, text or []))
+    run = command.Run(models, options, output, Console(), Console(stderr=True))
+    places = [home(one) for one in inputs or []]
+    with going_on(lambda: f"finished objects stay; to make all anew: {again('--force')}"):
+        raise typer.Exit(run.dry(places, text or []) if dry_run else run(places, text or []))
 
 
 def export(

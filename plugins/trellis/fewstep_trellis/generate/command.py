@@ -10,7 +10,8 @@ from fewstep_shapes3d.result import GAUSSIANS, MESH
 from rich.console import Console
 from rich.text import Text
 
-from fewstep.cli import began
+from fewstep.cli.invocation import began
+from fewstep.console import command, say, spinner
 from fewstep.engine.device import pick_device
 from fewstep.errors import FewstepError
 from fewstep_trellis.conditioning.factory import DINO
@@ -28,7 +29,7 @@ from fewstep_trellis.generate.outputs import (
     write_preview,
 )
 from fewstep_trellis.generate.pictures import opened
-from fewstep_trellis.generate.report import announce, memory_line, say, time_table, told, whole
+from fewstep_trellis.generate.report import announce, memory_line, time_table, told, whole
 from fewstep_trellis.pipeline.export import save_pipeline
 from fewstep_trellis.pipeline.memory import peak_memory
 from fewstep_trellis.pipeline.request import Unusable
@@ -132,7 +133,7 @@ class Run:
 
     def _one(self, make: Generator, job: Job, target: Target, formats: Sequence[str]) -> None:
         clock = make.runner.clock
-        with self.console.status(Text(job.label)) as status:  # a name may hold what rich takes for markup
+        with spinner(self.console, job.label) as status:
             clock.tell = lambda text: status.update(Text(f"{job.label}: {text}"))
             results = make(job, decoded(formats))
             with clock("writing"):
@@ -169,7 +170,8 @@ def export(models: Models, out: Path, console: Console, errors: Console, *, half
                 errors,
                 f"warning: TRELLIS itself has no image encoder {spec.encoder!r}; fewstep generate takes the folder",
             )
-    say(console, f"wrote {out}: fewstep generate --teacher {out}, or TRELLIS's own from_pretrained({str(out)!r})")
+    use = command("fewstep", "generate", "--teacher", out)
+    say(console, f"wrote {out}: {use}, or TRELLIS's own from_pretrained({str(out)!r})")
 
 
 def decoded(formats: Sequence[str]) -> list[str]:

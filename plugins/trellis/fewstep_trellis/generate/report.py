@@ -10,8 +10,8 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from fewstep.console import say
 from fewstep_trellis.generate.models import Chosen
 
 
@@ -21,11 +21,6 @@ def announce(chosen: Chosen, console: Console, errors: Console) -> None:
         say(console, line)
     for line in chosen.warnings:
         say(errors, f"warning: {line}")
-
-
-def say(console: Console, text: str) -> None:
-    """A line as it is: no markup, not wrapped."""
-    console.print(Text(text), soft_wrap=True)
 
 
 def whole(seconds: dict[str, float], began: float) -> dict[str, float]:

@@ -14,6 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from fewstep.config.base import merge, parse_override, validate
+from fewstep.console import say
 from fewstep.engine.progress import counting
 from fewstep.errors import unknown
 from fewstep_trellis.checkpoint import read_config
@@ -54,14 +55,14 @@ def inspect(
     chosen = select(config.roots, config.filters())
     console.print(counted(chosen))
     for line in said(chosen, config):
-        console.print(Text(line), soft_wrap=True)
+        say(console, line)
     broken = list(unusable(chosen, config, fits, files, console))
     if files:
-        console.print(Text(f"read {min(files, len(chosen.rows))} objects: {len(broken)} cannot be used"))
+        say(console, f"read {min(files, len(chosen.rows))} objects: {len(broken)} cannot be used")
     for error in broken[:SHOWN]:
-        console.print(Text(f"  {error}"), soft_wrap=True)
+        say(console, f"  {error}")
     if len(broken) > SHOWN:
-        console.print(Text(f"  and {len(broken) - SHOWN} more"))
+        say(console, f"  and {len(broken) - SHOWN} more")
     return not broken
 
 

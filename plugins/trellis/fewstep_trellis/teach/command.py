@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep_shapes3d.data.sh3f import find_catalogues
-from rich.console import Console
 
+from fewstep.console import Console, say
 from fewstep.engine.device import autocast, pick_device
-from fewstep.engine.progress import counting, plain
+from fewstep.engine.progress import counting
 from fewstep.errors import FewstepError, invalid, unknown
 from fewstep_trellis.backbone import StructureFlow, load_decoder
 from fewstep_trellis.dataset import PreparedConfig, PreparedObjects, load_encoder
@@ -61,7 +61,7 @@ def teach(
     check(job, chosen)
     keys.record(out)
     for number, name in enumerate(chosen, 1):
-        plain(console, f"stage {name} ({number} of {len(chosen)})")
+        say(console, f"stage {name} ({number} of {len(chosen)})")
         RUNNERS[name](job)
 
 

@@ -13,9 +13,9 @@ import torch
 from fewstep_shapes3d.data import SWEETHOME3D
 from fewstep_shapes3d.data.prepared import PreparedSet
 from pydantic import Field
-from rich.console import Console
 
 from fewstep.config.base import Strict
+from fewstep.console import Console
 from fewstep.errors import FewstepError
 from fewstep_trellis.teach.flows import SlatFlowConfig, StructureFlowConfig
 from fewstep_trellis.teach.slat_gs import GaussianConfig

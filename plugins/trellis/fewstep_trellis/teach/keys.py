@@ -10,15 +10,13 @@ from typing import Any
 
 import torch
 from pydantic import create_model
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 
 from fewstep.cli.distill import show_config
 from fewstep.config.base import Strict, describe, flatten, merge, parse_override, validate
 from fewstep.config.describe import toml
 from fewstep.config.resolve import pick
 from fewstep.config.run import TABLES, Resolved, model_of
+from fewstep.console import Console, listing
 from fewstep.errors import FewstepError
 from fewstep.files import write_json
 from fewstep_trellis.teach.config import TeachConfig
@@ -74,18 +72,18 @@ class Keys:
     def show(self, out: Path, device: torch.device, console: Console) -> None:
         """Print the config of all stages, with what was given."""
         given = {key for key, _ in flatten(self.given)}
-        table = Table("key", Column("value", overflow="fold"), "from", title="fewstep teach (nothing was started)")
+        table = listing("key", "value", "from", title="fewstep teach (nothing was started)")
         for key, value in flatten(self.config.model_dump(mode="json")):
-            table.add_row(key, Text(toml(value)), "command line" if key in given else "default")
+            table.add_row(key, toml(value), "command line" if key in given else "default")
         console.print(table)
         show_config(console, self.flow(out, device), "flow")
 
 
 def show_keys(structure: bool, console: Console) -> None:
     """Every key with what it accepts, its default and its meaning."""
-    table = Table("key", "accepted", "default", "meaning", title="keys of fewstep teach", title_justify="left")
+    table = listing("key", "accepted", "default", "meaning", title="keys of fewstep teach")
     for row in describe(_model(structure)):
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*row)
     console.print(table)
 
 

@@ -21,6 +21,7 @@ from fewstep.engine.progress import RunProgress
 from fewstep.engine.resume import Checkpoint, Store
 from fewstep.errors import FewstepError
 from fewstep.files import write_file
+from fewstep.interrupts import deferred
 
 Log = Callable[[dict[str, float]], None]
 Terms = Callable[[torch.Generator], dict[str, Tensor]]
@@ -72,19 +73,26 @@ class Loop:
     def run(self, terms: Terms, weights: Mapping[str, float], log: Log) -> None:
         """Train to the end; ``terms`` draws its data from the generator it is given, a function of seed and step."""
         started = time.monotonic() - self.seconds
-        while self.step < self.config.steps:
-            found = terms(torch.Generator().manual_seed((self.config.seed * SPREAD + self.step) % 2**32))
-            torch.stack([weights[name] * term for name, term in found.items()]).sum().backward()
-            norm = nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-            self.optimiser.step()
-            self.schedule.step()
-            self.optimiser.zero_grad()
-            self.seconds = time.monotonic() - started
-            shown = {name: float(term.detach()) for name, term in found.items()}
-            log({"step": self.step, **shown, "norm": float(norm), "seconds": self.seconds})
-            self.step += 1
-            if self.step % self.config.checkpoint_every == 0:
-                self._save()
+        with deferred() as interrupted:
+            while self.step < self.config.steps:
+                self._step(terms, weights, log, started)
+                stop = interrupted()
+                if stop or self.step % self.config.checkpoint_every == 0:
+                    self._save()
+                if stop:
+                    raise stop
+
+    def _step(self, terms: Terms, weights: Mapping[str, float], log: Log, started: float) -> None:
+        found = terms(torch.Generator().manual_seed((self.config.seed * SPREAD + self.step) % 2**32))
+        torch.stack([weights[name] * term for name, term in found.items()]).sum().backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        self.optimiser.step()
+        self.schedule.step()
+        self.optimiser.zero_grad()
+        self.seconds = time.monotonic() - started
+        shown = {name: float(term.detach()) for name, term in found.items()}
+        log({"step": self.step, **shown, "norm": float(norm), "seconds": self.seconds})
+        self.step += 1
 
     def _save(self) -> None:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -130,7 +138,7 @@ def recorded(path: Path, steps: int, console: Console) -> Iterator[Log]:
             if not shown:
                 lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
                 write_file(path, "".join(line for line in lines if json.loads(line)["step"] < step))
-                shown.append(stack.enter_context(RunProgress(console, steps, step + 1)))
+                shown.append(stack.enter_context(RunProgress(console, steps, step + 1, name=path.stem)))
             terms = {key: value for key, value in row.items() if key not in ("step", "seconds", "norm")}
             shown[0].update({"step": step + 1, "loss": terms})
             if step % EVERY == 0:

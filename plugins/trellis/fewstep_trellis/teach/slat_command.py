@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from fewstep_shapes3d.data.command import shown
 from fewstep_shapes3d.data.targets import make_targets
 
 from fewstep.engine.progress import counting
@@ -30,7 +29,7 @@ def targets(job: Job) -> None:
     """Make what is missing of the decoders' targets (a megabyte an object, kept in the cache)."""
     config = job.config
     assert config.source is not None  # checked before any stage starts
-    with shown() as progress:
+    with counting(job.console) as progress:
         make_targets(job.data, config.source, target_folder(job), config.workers, progress)
     job.console.print(f"targets of {len(job.data)} objects: {target_folder(job)}")
 

@@ -1,0 +1,42 @@
+"""The traceback of a bug: without the frames of the command line's parser, and naming a plugin's own line."""
+
+from __future__ import annotations
+
+import re
+import sys
+from types import TracebackType
+
+from fewstep.plugins.registry import registry
+
+PARSER = ("typer", "click")
+
+
+def shorten(error: BaseException) -> None:
+    """Take the frames of the parser, and of the function that caught the error, out of its traceback.
+
+    From Python 3.11 on a note names the last line that is a plugin's.
+    """
+    frames = []
+    found = error.__traceback__
+    while found is not None:
+        frames.append(found)
+        found = found.tb_next
+    kept = [frame for frame in frames[1:] if _package(frame) not in PARSER]
+    for frame, following in zip(kept, [*kept[1:], None], strict=True):
+        frame.tb_next = following
+    error.__traceback__ = kept[0] if kept else None
+    if sys.version_info >= (3, 11) and (place := _place(kept)):
+        error.add_note(place)
+
+
+def _place(frames: list[TracebackType]) -> str | None:
+    owners = {re.split("[.:]", e.target)[0]: e.plugin for e in registry().all() if e.plugin != "fewstep"}
+    for frame in reversed(frames):
+        if owner := owners.get(_package(frame)):
+            code = frame.tb_frame.f_code
+            return f"raised in plugin {owner!r}: {code.co_filename}, line {frame.tb_lineno}, in {code.co_name}"
+    return None
+
+
+def _package(frame: TracebackType) -> str:
+    return str(frame.tb_frame.f_globals.get("__name__", "")).partition(".")[0]

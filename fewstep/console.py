@@ -1,0 +1,138 @@
+"""What is printed: on a console that takes any encoding, as lines that stay as they are, and as commands to copy."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import shlex
+import sys
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, cast
+
+import rich.console
+from rich.status import Status
+from rich.table import Column, Table
+from rich.text import Text
+
+WIDE = 10_000  # columns of what is no terminal: nothing is cut or wrapped
+HELP = 160  # columns of the help there; its frames fill the width
+LOOKALIKES = {
+    "\u2026": "...",
+    **dict.fromkeys("\u2018\u2019", "'"),
+    **dict.fromkeys("\u201c\u201d", '"'),
+    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212\u00b7\u2022", "-"),  # hyphens, dashes, minus, bullets
+    **dict.fromkeys("─━┄┅┈┉═╌╍╴╶╸╺╼╾", "-"),
+    **dict.fromkeys("│┃║╎╏╵╷╹╻╽╿", "|"),
+    "\u00d7": "x",
+    "\u00b1": "+-",
+    "\u2044": "/",
+    "\u2192": "->",
+    "\u2264": "<=",
+    "\u2265": ">=",
+    "\u03bc": "u",  # what the sign of a millionth decomposes into
+}
+
+
+def lookalike(char: str) -> str:
+    """A character in ASCII: a like one, its base letter, or its code as an escape (``\\u4e2d``)."""
+    if char in LOOKALIKES:
+        return LOOKALIKES[char]
+    if "\u2500" <= char < "\u2580":  # the corners and crossings of boxes
+        return "+"
+    base = unicodedata.normalize("NFKD", char)
+    if base != char:
+        return "".join(map(lookalike, base))
+    if unicodedata.combining(char):
+        return ""
+    return char.encode("ascii", "backslashreplace").decode()
+
+
+def _encode_lookalikes(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(lookalike, error.object[error.start : error.end])), error.end
+
+
+LENIENT = "fewstep.lookalikes"
+codecs.register_error(LENIENT, _encode_lookalikes)
+
+
+class _Lenient:
+    """A text stream that is handed only what its encoding has."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        return self._stream.write(text.encode(encoding, LENIENT).decode(encoding))
+
+
+class Console(rich.console.Console):
+    """A console on standard output or error: no text raises, whatever the encoding, and none is read as markup.
+
+    A terminal keeps its width; in a pipe or a file nothing is cut.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        stream = sys.stderr if stderr else sys.stdout
+        super().__init__(
+            file=cast("IO[str] | None", _Lenient(stream) if stream else None),
+            stderr=stderr,
+            width=None if stream and stream.isatty() else WIDE,
+            markup=False,
+            highlight=False,
+            emoji=False,
+        )
+
+
+def say(console: rich.console.Console, line: str, style: str | None = None) -> None:
+    """Print a line as it is: not wrapped, highlighted or read as markup."""
+    console.print(Text(line), style=style, soft_wrap=True, highlight=False)
+
+
+def listing(*columns: str, title: str | None = None) -> Table:
+    """An empty table whose cells are folded, never cut, where a terminal is narrow."""
+    return Table(*(Column(column, overflow="fold") for column in columns), title=title, title_justify="left")
+
+
+def spinner(console: rich.console.Console, what: str) -> Status:
+    """A spinner beside what is being done, on a terminal; of ASCII, which every one has. Nothing of it stays."""
+    return console.status(Text(what), spinner="line")
+
+
+def command(*words: object) -> str:
+    """A command for the user to copy, quoted for a shell."""
+    return shlex.join(map(str, words))
+
+
+def number_of(count: int, thing: str) -> str:
+    """``1 step``, ``2 steps``."""
+    return f"{count} {thing}" + "s" * (count != 1)
+
+
+@contextmanager
+def printable() -> Iterator[None]:
+    """Whatever the process prints in the block can be printed, ``print`` and the help included.
+
+    A closed standard stream (``>&-``) becomes the null device.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=LENIENT)
+    before = os.environ.get("COLUMNS")
+    if before is None and not sys.stdout.isatty():
+        os.environ["COLUMNS"] = str(HELP)  # where rich, and so the help, looks for the width
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("COLUMNS", None)
