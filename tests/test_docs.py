@@ -172,3 +172,11 @@ def test_paths_and_links_of_the_texts_exist() -> None:
         lost = [path for path in paths if not (root / path).exists()]
         lost += [link for link in links if not (text.parent / link).exists()]
         assert not lost, f"{text.relative_to(root)}: {lost}"
+
+
+def test_nothing_tells_to_install_from_a_registry() -> None:
+    """There is no release there; ``fewstep.errors.install`` says how an extra is installed."""
+    root = DOCS.parent
+    texts = [*root.glob("*.md"), *DOCS.rglob("*.md"), *root.glob("fewstep/**/*.py"), *root.glob("plugins/**/*.py")]
+    told = [str(path) for path in texts if re.search(r"pip install '?fewstep\b", path.read_text(encoding="utf-8"))]
+    assert not told
