@@ -136,11 +136,17 @@ class Bench:
 
 
 def run(
-    stage: Stage, students: list[Any], out: Path, console: Console, compare: Path | None = None, **keys: Any
+    stage: Stage,
+    students: list[Any],
+    out: Path,
+    console: Console,
+    compare: Path | None = None,
+    resume: bool = False,
+    **keys: Any,
 ) -> BenchTable:
     keys = {"steps": (1, 2), "seeds": (0, 1, 2), "device": "cpu", **keys}
     config, entrants = validate(BenchConfig, keys), [student(label, [(net, of)]) for label, net, of in students]
-    table = run_bench("gauss", [stage], entrants, config, out, compare=compare, console=console)
+    table = run_bench("gauss", [stage], entrants, config, out, compare=compare, console=console, resume=resume)
     table.show(console)
     return table
 
@@ -275,8 +281,8 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     assert interval([3.0]) == (3.0, None)
     row = summary(found)["perfect", 1, "w2"]
     assert (row["half"], row["low"], row["high"]) == ("n/a", "", "")
-    assert "±n/a" in found.text
-    assert "±0" not in found.text
+    assert "one seed, so no intervals" in found.text
+    assert "±" not in found.text
     assert not found.rows(label=OTHER_NOISE)
 
 
@@ -561,7 +567,7 @@ def test_compare_shows_what_moved_and_only_that(done: Bench, tmp_path: Path) -> 
     assert rows["perfect", "1", "seconds_flow"]["moved"] == "n/a"
     table = found.text[found.text.index("what moved") :]
     assert "worse" in table
-    assert "perfect" not in table
+    assert "perfect" not in table.partition("perfect, 1 step:")[0]
     assert "1 of" in table
 
 
@@ -673,3 +679,77 @@ def test_a_bench_that_breaks_keeps_its_rows_and_without_rows_no_folder(tmp_path:
             bench(tmp_path / f"b{after}", students=[(None, network, info())])
         assert (tmp_path / f"b{after}" / "rows.csv").exists() == kept
         assert (tmp_path / f"b{after}").exists() == kept
+
+
+# Going on -------------------------------------------------------------------------------------------------------------
+
+
+class Stopped(Points):
+    """Ends the bench while it measures cell number ``cell``."""
+
+    def __init__(self, cell: int, error: type[BaseException]) -> None:
+        super().__init__()
+        self.left, self.error = cell, error
+
+    def measure(self, objects: Any, teacher_objects: Any) -> dict[str, float]:
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        return super().measure(objects, teacher_objects)
+
+
+def quality(found: Bench) -> list[tuple[str, ...]]:
+    rows = [row for row in found.rows() if not row["metric"].startswith("seconds_")]
+    return sorted((row["label"], row["steps"], row["seed"], row["metric"], row["value"]) for row in rows)
+
+
+@pytest.mark.parametrize("cell", [1, 6, 8, 21])  # of the first seed, of the second, the references
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_a_bench_that_was_stopped_goes_on(done: Bench, tmp_path: Path, cell: int, error: type[BaseException]) -> None:
+    with pytest.raises(error):
+        bench(tmp_path / "b", suite=Stopped(cell, error))
+    with (tmp_path / "b" / "rows.csv").open("a") as file:
+        file.write("worse,worse,2,1,2.0")  # a line that was cut
+    found = bench(tmp_path / "b", resume=True)
+    assert quality(found) == quality(done)
+    sampled = [calls for calls, _ in found.teacher.calls if calls > 2]
+    assert sum(sampled) <= sum(calls for calls, _ in done.teacher.calls if calls > 2)
+    assert found.suite.sheets == done.suite.sheets
+
+
+def test_what_is_there_is_not_measured_again_and_the_report_is_drawn_anew(done: Bench, tmp_path: Path) -> None:
+    first = bench(tmp_path / "b")
+    before = (tmp_path / "b" / "rows.csv").read_bytes()
+    for name in ("chart.png", "sheet.png", "table.md"):
+        (tmp_path / "b" / name).unlink()
+    again = bench(tmp_path / "b", resume=True, suite=Stopped(0, RuntimeError))
+    assert (tmp_path / "b" / "rows.csv").read_bytes() == before
+    assert again.suite.sheets == first.suite.sheets
+    assert again.report.markdown() == first.report.markdown()
+
+
+def test_seeds_steps_and_students_may_be_added(done: Bench, tmp_path: Path) -> None:
+    bench(tmp_path / "b", students=[(None, Gaussian(0.0), info())], steps=(1,), seeds=(0, 1))
+    found = bench(tmp_path / "b", resume=True)
+    assert quality(found) == quality(done)
+    assert json.loads((tmp_path / "b" / "environment.json").read_text())["seeds"] == [0, 1, 2]
+
+
+def test_a_bench_of_other_settings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FewstepError, match=r"--resume: .*holds no bench to go on with .*No such file"):
+        bench(tmp_path / "none", resume=True)
+    assert not (tmp_path / "none").exists()
+    bench(tmp_path / "b", steps=(1,), seeds=(0,))
+    before = (tmp_path / "b" / "rows.csv").read_bytes()
+    other = [(None, Gaussian(0.0), info("perfect", Contract(steps=(1,), sampler="heun")))]
+    for what, options in {
+        "samples": {"limit": 20},
+        "teacher": {"teacher_steps": 3},
+        "student 'perfect'": {"students": other},
+    }.items():
+        with pytest.raises(FewstepError, match=f"--resume: {what} is another one"):
+            bench(tmp_path / "b", resume=True, **options)
+    (tmp_path / "b" / "environment.json").write_text("{")
+    with pytest.raises(FewstepError, match="damaged"):
+        bench(tmp_path / "b", resume=True)
+    assert (tmp_path / "b" / "rows.csv").read_bytes() == before

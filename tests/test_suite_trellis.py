@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fewstep_shapes3d.measures.held_out import SMALL, from_best_to_worst
 from fewstep_shapes3d.measures.occupancy import chamfer, volume_iou
 from fewstep_shapes3d.measures.shapes import Shapes, ViewEncoder, distances
 from fewstep_shapes3d.voxel_render import AZIMUTHS, render_views
 from fewstep_trellis.models import SparseStructureDecoder
-from fewstep_trellis.suite import TILE, StructureSuite
+from fewstep_trellis.suite import StructureSuite
 from PIL import Image
 from torch import Tensor, nn
 
@@ -183,17 +184,23 @@ def test_a_prompt_from_a_picture(tmp_path: Path) -> None:
         suite(encoder=None).prompt_from(tmp_path / "red.png")
 
 
-def test_the_sheet_has_pictures_truth_and_a_row_each(tmp_path: Path) -> None:
+def test_the_sheet_has_pictures_truth_and_a_row_each_from_best_to_worst(tmp_path: Path) -> None:
     tested = suite(azimuths=[10.0 * i for i in range(COUNT)])
-    tested.sheet([("teacher, 25 steps", shapes(tested, 0)), ("b", shapes(tested, 1))], tmp_path / "s.png", 3)
+    grids = tested.truth.clone()
+    grids[1] = False  # the second object is not met at all, the others are
+    objects = Shapes(grids, torch.zeros(COUNT, 1), tested.views)
+    assert tested.closeness(objects).tolist() == [float(i != 1) for i in range(COUNT)]
+    tested.sheet([("teacher, 25 steps", objects), ("b", objects)], tmp_path / "s.png", 3)
+    chosen = from_best_to_worst(tested.closeness(objects), 3)
+    assert (chosen[0], chosen[-1]) == (0, 1)
     with Image.open(tmp_path / "s.png") as sheet:
-        assert sheet.height == 4 * (TILE + 4) + 4
-        left = sheet.width - 3 * (TILE + 4)
-        centre = sheet.getpixel((left + TILE + 4 + TILE // 2, 4 + TILE // 2))
-        assert centre == (30, 30, 30)  # the second picture
-        true = np.asarray(sheet.convert("L").crop((left, TILE + 8, left + TILE, 2 * TILE + 8)))
-    expected = render_views(tested.truth[:1], [0.0], size=TILE)[0, 0].numpy()
-    assert np.abs(true / 255 - expected).max() < 0.01
+        left, top = sheet.width - 3 * (SMALL + 4), sheet.height - 4 * (SMALL + 4) - 2 * 14
+        middle = [left + SMALL // 2 + column * (SMALL + 4) for column in range(3)]
+        given = [sheet.getpixel((x, top + SMALL // 2)) for x in middle]
+        assert given == [tuple(tested.pictures[one][0, 0]) for one in chosen]
+        last = np.asarray(sheet.convert("L"))[-SMALL - 4 :]
+        assert last[:, middle[0] - 40 : middle[0] + 40].min() < 200  # met: drawn
+        assert last[:, middle[2] - 40 : middle[2] + 40].min() > 250  # empty: white
 
 
 def test_files_of_samples(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.gpu import targets
 from benchmarks.gpu.rows import FAILED, MEASURED, NOT_YET, RIGHT, SKIPPED, WRONG, Row, read
+from fewstep.benchmark.chart import WIDTH, drawing, style
 from fewstep.errors import FewstepError, invalid
 
 BEGIN, END = "<!-- gpu-table -->", "<!-- /gpu-table -->"
@@ -77,28 +78,36 @@ def into(path: Path, table: str) -> None:
 
 def chart(rows: Sequence[Row], path: Path) -> None:
     """TFLOP/s by tokens, ours and the peers', of varlen self-attention; a panel for each of the three passes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     passes = ("forward", "backward", "value+tangent")
-    figure, axes = pyplot.subplots(1, len(passes), figsize=(12, 3.6), sharex=True, layout="constrained")
-    for axis, what in zip(axes, passes, strict=True):
-        lines = series(rows, what)
-        for name, (points, ours) in sorted(lines.items()):
-            xs, ys = zip(*sorted(points), strict=True)
-            axis.plot(xs, ys, marker="o", label=name, linewidth=2.5 if ours else 1.0, zorder=3 if ours else 2)
-        axis.set(title=what, xlabel="tokens", ylim=(0, None))
-        if lines:
-            axis.set_xscale("log", base=2)
-            axis.legend(fontsize=7)
-        else:
-            axis.text(0.5, 0.5, NOT_YET, ha="center", va="center", transform=axis.transAxes)
-    axes[0].set_ylabel("TFLOP/s")
-    figure.suptitle("varlen self-attention, 16 heads x 64, fp16" + _device(rows), fontsize=10)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    found = {what: series(rows, what) for what in passes}
+    ours = {name for lines in found.values() for name, (_, own) in lines.items() if own}
+    peers = {name for lines in found.values() for name in lines} - ours
+    styles = {name: style(index) for index, name in enumerate([*sorted(ours), *sorted(peers)])}
+    with drawing(path, WIDTH, 3.8) as figure:
+        panels = figure.subplots(1, len(passes), sharex=True, sharey=True)
+        for axes, (what, lines) in zip(panels, found.items(), strict=True):
+            for name, (points, own) in sorted(lines.items()):
+                colour, marker, dashes = styles[name]
+                xs, ys = zip(*sorted(points), strict=True)
+                width, front = (3.0, 3) if own else (1.2, 2)
+                axes.plot(xs, ys, color=colour, marker=marker, ls=dashes, ms=5, lw=width, zorder=front, label=name)
+            axes.set_title(what, loc="left")
+            axes.set(xlabel="tokens", ylim=(0, None))
+            axes.grid(axis="y", color="#e4e4e4", lw=0.8)
+            ticks = sorted({tokens for points, _ in lines.values() for tokens, _ in points})
+            if ticks:
+                axes.set_xscale("log", base=2)
+                axes.set_xticks(ticks, [str(tick) for tick in ticks])
+            else:
+                axes.text(0.5, 0.5, NOT_YET, ha="center", va="center", transform=axes.transAxes)
+        panels[0].set_ylabel("TFLOP/s (higher is better)")
+        entries = {
+            text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        named = [f"{name} (ours)" if name in ours else name for name in entries]
+        figure.legend(entries.values(), named, loc="outside lower left", ncols=5, frameon=False)
+        title = "Self-attention over ragged sequences, 16 heads x 64, fp16" + _device(rows)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10, weight="bold")
 
 
 def _device(rows: Sequence[Row]) -> str:

@@ -40,6 +40,7 @@ def bench(
     compare: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
     console: rich.console.Console | None = None,
+    resume: bool = False,
 ) -> BenchTable:
     """Measure quality and time of students by steps, beside the teacher and the undistilled network.
 
@@ -62,6 +63,7 @@ def bench(
         compare: ``rows.csv`` of an earlier bench, to report what changed.
         config: nested keys of ``BenchConfig``, for example ``{"teacher_steps": 50, "backbone": {...}}``.
         console: shows the progress; by default on standard output.
+        resume: go on with the bench in ``out``: what it has measured is kept, and its report is drawn anew.
 
     Raises:
         FewstepError: for unknown names or keys, unusable values, an ``out`` that exists, or a package of the extra
@@ -76,7 +78,8 @@ def bench(
         need(package)
     pairs = list(students.items()) if isinstance(students, Mapping) else students
     entrants = load_students(networks, methods, [one if isinstance(one, tuple) else (None, one) for one in pairs])
-    folder = Path(out) if out is not None else _fresh(default_folder(named.name, stage))
+    default = default_folder(named.name, stage)
+    folder = Path(out) if out is not None else default if resume else _fresh(default)
     first, threads, several = next(iter(configs.values())), torch.get_num_threads(), len(networks) > 1
     name = f"{named.name} {'+'.join(networks)}" if several else next(iter(networks.values())).name
     earlier = Path(compare) if compare else None
@@ -85,7 +88,7 @@ def bench(
         console = console or Console()
         with spinner(console, f"{name}: loading teacher and data"):
             stages = [_stage(one if several else "", networks[one], configs[one], dataset) for one in networks]
-        return run_bench(name, stages, entrants, first, folder, compare=earlier, console=console)
+        return run_bench(name, stages, entrants, first, folder, compare=earlier, console=console, resume=resume)
     finally:
         torch.set_num_threads(threads)
 

@@ -1,64 +1,162 @@
-"""The chart: quality against steps, one line a method, the teacher as a horizontal band."""
+"""The chart: quality against steps and against time, a row of panels for each measure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fewstep.benchmark.entrants import OTHER_NOISE, RESERVED, TEACHER, TRUTH, UNDISTILLED
-from fewstep.benchmark.rows import Line
+from fewstep.benchmark.rows import FLOW, Line
+from fewstep.benchmark.summary import Key, by_cell, seconds
+from fewstep.console import number_of
+from fewstep.core.suite import Suite
+from fewstep.words import chart_escaped, number, shortened
 
-MARKERS = "osD^vP*X"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#000000")
-GREY = "#777777"
+# The palette of Okabe and Ito, told apart by colour-blind readers; markers and dashes tell lines apart in grey.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+MARKERS = "osD^vPX*"
+DASHES = ("-", (0, (6, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2, 2, 2)))
+GREY = ("#6f6f6f", "x", "--")
 LEVELS = {TEACHER: "-", OTHER_NOISE: "-.", TRUTH: ":"}  # horizontal lines and their styles
-MARGIN = 1.4  # left and right of the step counts, as a factor: with one count only, methods still stand together
-SHIFT = 0.035  # of a student to the right, in doublings of the steps, so that error bars do not cover each other
+WIDTH, HEIGHT, DPI = 9.2, 2.9, 110  # inches, of the chart and of a row: 1012 pixels wide, about what a page shows
+NAME, LINE = 32, 140  # characters of a name, and of a line of the legend
+PLAIN = "entry "  # before a name: matplotlib leaves names that begin with an underscore out of a legend
+DODGE, SPREAD = 0.07, 0.6  # between methods at one step count, and all of them together at most
 
 
-def chart(lines: Sequence[Line], names: Sequence[str], lower_is_better: frozenset[str], path: Path, title: str) -> None:
-    """Write the chart: one panel for each measure in ``names``, with 95 % intervals over seeds."""
+@contextmanager
+def drawing(path: Path, width: float, height: float, dpi: int = DPI) -> Iterator[Any]:
+    """A matplotlib figure in its default style whatever the user's is; written to ``path`` at the end."""
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2 * len(names) + 1.6, 4.2), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.06, w_pad=0.1)  # type: ignore[call-arg,union-attr,unused-ignore]
-    FigureCanvasAgg(figure)
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        _panel(axes, [line for line in lines if line.metric == name])
-        better = "lower" if name in lower_is_better else "higher"
-        axes.set(xlabel="steps", ylabel=f"{name} ({better} is better)")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False)
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=130)
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # in a user's name; it is drawn as a box
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        figure.savefig(path, dpi=dpi)
 
 
-def _panel(axes: Any, lines: Sequence[Line]) -> None:
-    labels = list(dict.fromkeys(line.label for line in lines))
-    students = [label for label in labels if label not in RESERVED]
-    for label in labels:
-        found = sorted((line for line in lines if line.label == label), key=lambda line: line.steps)
-        if label in LEVELS:
-            line, spread = found[0], found[0].half or 0.0
-            text = f"{label} ({line.steps} steps)" if label == TEACHER else label
-            axes.axhline(line.value, color="black", lw=1.2, ls=LEVELS[label], label=text)
-            axes.axhspan(line.value - spread, line.value + spread, color="black", alpha=0.08, lw=0)
+def style(index: int) -> tuple[Any, str, Any]:
+    """Colour, marker and dashes of a line; 280 of them differ."""
+    return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)]
+
+
+def chart(lines: Sequence[Line], names: Sequence[str], suite: Suite, path: Path, title: str) -> None:
+    """Write the chart: panels against steps and against time for each measure in ``names``, with 95 % intervals."""
+    cells = by_cell(lines)
+    times = {key: 1000 * seconds(found.values(), FLOW) for key, found in cells.items()}
+    labels = dict.fromkeys(line.label for line in lines if line.label not in RESERVED)
+    styles = {UNDISTILLED: GREY, **{label: style(i) for i, label in enumerate(labels)}}
+    with drawing(path, WIDTH, HEIGHT * len(names) + 0.9) as figure:
+        panels = figure.subplots(len(names), 2, squeeze=False, sharey="row")
+        for (by_steps, by_time), name in zip(panels, names, strict=True):
+            found = {
+                key: cell[name]
+                for key, cell in cells.items()
+                if name in cell and (key[0] != TRUTH or name == suite.headline)
+            }
+            values = {key: line for key, line in found.items() if math.isfinite(line.value)}
+            floor = 0.0 if name not in suite.signed and all(line.value >= 0 for line in values.values()) else -math.inf
+            steps = sorted({key[1] for key in values if key[0] in styles})
+            _panel(by_steps, values, styles, _dodged(values, styles, steps), times, floor)
+            by_steps.set_xticks(range(len(steps)), [str(count) for count in steps])
+            by_steps.set_xlim(-0.5, max(len(steps), 1) - 0.5)
+            _panel(by_time, values, styles, {key: time for key, time in times.items() if time > 0}, times, floor)
+            _time_axis(by_time)
+            better = "lower" if name in suite.lower_is_better else "higher"
+            by_steps.set_ylabel(chart_escaped(f"{suite.in_words(name)}\n({better} is better)"))
+        panels[-1, 0].set_xlabel("sampling steps")
+        panels[-1, 1].set_xlabel("sampling time, ms a sample (log scale)")
+        _legend(figure, panels)
+        figure.suptitle(chart_escaped(shortened(title, LINE)), x=0.01, ha="left", fontsize=10, weight="bold")
+        if any(line.half is not None for line in lines):
+            panels[0, 0].set_title("bars and the grey band: 95 % intervals over the seeds", loc="left", fontsize=8.5)
+
+
+def _legend(figure: Any, panels: Any) -> None:
+    """One for all panels, below them."""
+    entries: dict[str, Any] = {}
+    for axes in panels.flat:
+        handles, names = axes.get_legend_handles_labels()
+        entries |= dict(zip(names, handles, strict=True))
+    texts = [shortened(name.removeprefix(PLAIN), NAME) for name in entries]
+    columns = max(min(len(texts), LINE // (max(map(len, texts), default=0) + 7)), 1)
+    legend = figure.legend(entries.values(), entries, loc="outside lower left", ncols=columns, frameon=False)
+    for shown, text in zip(legend.get_texts(), texts, strict=True):
+        shown.set_text(chart_escaped(text))
+
+
+def _dodged(values: dict[Key, Line], styles: dict[str, Any], steps: Sequence[int]) -> dict[Key, float]:
+    """Where each point stands: the step counts are categories, and the methods stand side by side at each."""
+    shown = [label for label in styles if any(key[0] == label for key in values)]
+    apart = min(DODGE, SPREAD / max(len(shown), 1))
+    shifts = {label: apart * (place - (len(shown) - 1) / 2) for place, label in enumerate(shown)}
+    return {key: steps.index(key[1]) + shifts[key[0]] for key in values if key[0] in shifts}
+
+
+def _panel(
+    axes: Any,
+    values: dict[Key, Line],
+    styles: dict[str, Any],
+    places: dict[Key, float],
+    times: dict[Key, float],
+    floor: float,
+) -> None:
+    """One line a method where ``places`` has its points, and the references as levels."""
+    for label, (colour, marker, dashes) in styles.items():
+        keys = sorted((key for key in values if key[0] == label and key in places), key=lambda key: key[1])
+        if not keys:
             continue
-        colour, marker, style, shift = GREY, "o", "--", 0.0
-        if label != UNDISTILLED:
-            index = students.index(label)
-            colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-            style, shift = "-", SHIFT * (index + 1)
-        steps, values = [line.steps * 2**shift for line in found], [line.value for line in found]
-        half = [line.half or 0.0 for line in found]
-        axes.errorbar(steps, values, half, label=label, color=colour, marker=marker, ls=style, capsize=3, lw=1.6, ms=5)
-    axes.set_xscale("log", base=2)
-    ticks = sorted({line.steps for line in lines if line.label not in LEVELS})
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    if ticks:
-        axes.set_xlim(ticks[0] / MARGIN, ticks[-1] * MARGIN)
-    axes.minorticks_off()
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+        at, found = [places[key] for key in keys], [values[key] for key in keys]
+        middle, low, high = _bounds(found, floor)
+        text = PLAIN + label
+        axes.plot(at, middle, color=colour, marker=marker, ls=dashes, lw=1.6, ms=5, label=text)
+        axes.vlines(at, low, high, color=colour, lw=1.2, alpha=0.8)
+    _levels(axes, values, times, floor)
+    axes.grid(axis="y", color="#e4e4e4", lw=0.8)
+    axes.set_axisbelow(True)
+
+
+def _bounds(lines: Sequence[Line], floor: float) -> tuple[list[float], list[float], list[float]]:
+    """Values, and both ends of their intervals: the value itself where there is none, and nowhere below ``floor``."""
+    values, halves = [line.value for line in lines], [line.half or 0.0 for line in lines]
+    low = [max(value - half, floor) for value, half in zip(values, halves, strict=True)]
+    return values, low, [value + half for value, half in zip(values, halves, strict=True)]
+
+
+def _levels(axes: Any, values: dict[Key, Line], times: dict[Key, float], floor: float) -> None:
+    """The teacher with its interval as a band; the other references where they say something else and lie in view."""
+    levels = {key[0]: line for key, line in values.items() if key[0] in LEVELS}
+    teacher = levels.get(TEACHER)
+    _, low, high = _bounds([line for key, line in values.items() if key[0] not in (TRUTH, OTHER_NOISE)], floor)
+    for label, line in levels.items():
+        text = label
+        if label == TEACHER:
+            text += f", {number_of(line.steps, 'step')} ({number(times[label, line.steps])} ms)"
+        elif (teacher and line.value == teacher.value) or not min(low) <= line.value <= max(high):
+            continue
+        axes.axhline(line.value, color="black", lw=1.2, ls=LEVELS[label], label=PLAIN + text, zorder=1)
+        (_,), (bottom,), (top,) = _bounds([line], floor)
+        axes.axhspan(bottom, top, color="black", alpha=0.09, lw=0, zorder=0)
+
+
+def _time_axis(axes: Any) -> None:
+    """A logarithmic axis with a few plain numbers, also where all times are alike."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    if high < 4 * low:
+        axes.set_xlim(low / 2, high * 2)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1)))
+    axes.xaxis.set_minor_locator(NullLocator())

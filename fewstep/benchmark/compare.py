@@ -19,6 +19,7 @@ from fewstep.benchmark.rows import Row, as_text, is_quality
 from fewstep.benchmark.summary import interval, student_quantile
 from fewstep.benchmark.tables import new_table
 from fewstep.errors import FewstepError, nearest
+from fewstep.words import number
 
 Key = tuple[str, int, str]  # label, steps, metric
 Values = dict[int | None, float]  # by seed
@@ -149,8 +150,9 @@ def changes_table(changes: Iterable[Change]) -> Table:
     for change in changes:
         untold = change.moved is None and change.difference != 0 and change.label not in (OTHER_NOISE, TRUTH)
         if is_quality(change.metric) and (change.moved or untold):
-            half = "n/a" if change.half is None else f"{change.half:.2g}"
-            values = [f"{change.old:.4g}", f"{change.new:.4g}", f"{change.difference:+.3g} ±{half}"]
+            spread = "" if change.half is None else f" ±{number(change.half, 2)}"
+            sign = "+" if change.difference > 0 else ""
+            values = [number(change.old), number(change.new), f"{sign}{number(change.difference)}{spread}"]
             judged = [change.pairing, str(change.seeds), as_text(change.moved)]
             table.add_row(*map(Text, (change.label, str(change.steps), change.metric, *values, *judged)))
     return table

@@ -92,10 +92,12 @@ def line_up(
     """Who is sampled in how many steps: the teacher, undistilled at the other ``steps``, the students at ``steps``.
 
     Raises:
-        FewstepError: for a label twice or reserved.
+        FewstepError: for a label twice, reserved, or with what cannot be printed.
     """
     labels = [one.label for one in students]
     for label in labels:
+        if not label.isprintable():
+            raise FewstepError(f"--student: label {label!r}; accepted: letters, digits, signs and spaces on one line")
         if label in RESERVED or labels.count(label) > 1:
             raise FewstepError(
                 f"--student: label {label!r} is taken; accepted: LABEL=FOLDER with a label of its own for each"

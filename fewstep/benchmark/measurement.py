@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median
@@ -22,6 +22,7 @@ from fewstep.errors import FewstepError
 CHUNK, ELEMENTS = 64, 2**18  # samples in a chunk: at least 64, more where they are small
 ROWS = 2**15  # rows in a chunk of samples of unequal length; at least one sample
 CONDITION_PROMPTS, CONDITION_REPEATS = 16, 3
+Tick = Callable[[float], None]  # told of evaluations
 
 
 class Measurement:
@@ -33,25 +34,27 @@ class Measurement:
 
     def __init__(self, stages: Sequence[Stage], seeds: Sequence[int], limit: int | None, device: torch.device) -> None:
         self.stages, self.seeds, self.device, self.suite = stages, seeds, device, stages[-1].suite
+        self.tick: Tick = lambda evaluations: None
+        self.sampling = 0.0  # seconds of all sampling so far
         self.batches = [stage.suite.prompts(limit) for stage in stages]
         check_alike(self.batches)
         self.samples = self.batches[0].layout.batch_size
         self.shown: dict[tuple[str, int], Any] = {}
         self._teacher: dict[int, Any] = {}  # the teacher's objects by seed
 
-    def run(self, cells: Sequence[tuple[Entrant, int]]) -> Iterator[list[Row]]:
-        """The rows of cell after cell (entrant, steps) for each seed, the teacher first; at last the references."""
+    def prepare(self, entrants: Iterable[Entrant]) -> None:
+        """Move everything to the device, warm up every network, and time the condition encoder."""
         for stage in self.stages:
             stage.suite.to(self.device)
-        for entrant in dict.fromkeys(entrant for entrant, _ in cells):
+        for entrant in entrants:
             for model, batch in zip(entrant.models, self.batches, strict=True):
                 model.field.to(self.device)
                 warm_up(model, batch, self.device)
-        condition = self._condition_seconds()
-        for seed in self.seeds:
-            for entrant, steps in cells:
-                yield self._cell(entrant, steps, seed, condition)
-        yield self._references()
+        self.condition = self._condition_seconds()
+
+    def expected(self, entrant: Entrant, steps: int) -> float:
+        """About how many evaluations a cell takes: guidance counts twice."""
+        return self.samples * steps * sum(2.0 if model.contract.guidance != 1.0 else 1.0 for model in entrant.models)
 
     def _condition_seconds(self) -> float:
         """Seconds a sample of the condition encoder."""
@@ -62,18 +65,23 @@ class Measurement:
             times.append(clock(self.device) - began)
         return median(times) / count
 
-    def _cell(self, entrant: Entrant, steps: int, seed: int, condition: float) -> list[Row]:
-        """Sample and decode stage after stage, each on what the one before it decoded, and measure the objects."""
+    def cell(self, entrant: Entrant, steps: int, seed: int, measured: bool = False) -> list[Row]:
+        """Sample and decode stage after stage, each on what the one before it decoded, and measure the objects.
+
+        Args:
+            measured: the rows are known already; only the objects are made, and no rows.
+        """
         nfe, broken, objects, layout = 0.0, 0.0, None, self.batches[0].layout
-        times = {"seconds_condition": condition}
+        times = {"seconds_condition": self.condition}
         for index, (stage, model, batch) in enumerate(zip(self.stages, entrant.models, self.batches, strict=True)):
             if index:
                 layout = self.stages[index - 1].suite.following(objects)
                 batch = prompts_on(layout, batch)
             suffix = f"_{stage.name}" if stage.name else ""
-            x, evaluations, times[f"seconds_flow{suffix}"] = sample(
-                model, batch, stage.suite.noise(seed, batch), steps, seed, self.device
+            x, evaluations, flow = sample(
+                model, batch, stage.suite.noise(seed, batch), steps, seed, self.device, self.tick
             )
+            times[f"seconds_flow{suffix}"], self.sampling = flow, self.sampling + flow * self.samples
             bad = ~x.isfinite()
             nfe, broken = nfe + evaluations, max(broken, float((layout.sum(bad.float()) > 0).float().mean()))
             x, began = x.masked_fill(bad, 0.0), clock(self.device)
@@ -83,7 +91,6 @@ class Measurement:
             self._teacher[seed] = objects
         if seed == self.seeds[0]:
             self.shown[entrant.label, steps] = objects
-        values = {**self.suite.measure(objects, self._teacher[seed]), **times}
         row = Row(
             label=entrant.label,
             method=entrant.method,
@@ -98,9 +105,12 @@ class Measurement:
         )
         if entrant.label == TEACHER:
             self._teacher_row = row
+        if measured:
+            return []
+        values = {**self.suite.measure(objects, self._teacher[seed]), **times}
         return _rows(row, {**values, NON_FINITE: broken} if broken else values)
 
-    def _references(self) -> list[Row]:
+    def references(self) -> list[Row]:
         """The decoded truth and, from two seeds on, the teacher against itself from other noise."""
         true, row = self.batches[-1], self._teacher_row
         truth = self.suite.measure(self.suite.decode(true.x0, true.layout), self._teacher[self.seeds[0]])
@@ -119,14 +129,20 @@ def _rows(row: Row, values: Mapping[str, float]) -> list[Row]:
 
 
 def sample(
-    model: Model, prompts: Batch, noise: Tensor, steps: int, seed: int, device: torch.device
+    model: Model,
+    prompts: Batch,
+    noise: Tensor,
+    steps: int,
+    seed: int,
+    device: torch.device,
+    tick: Tick = lambda evaluations: None,
 ) -> tuple[Tensor, float, float]:
     """Sample all prompts chunk by chunk: x like ``noise``, on the CPU; evaluations a sample; seconds a sample.
 
     Noise that a sampler adds on its way depends on (seed, chunk) alone.
     """
     layout, parts, seconds = prompts.layout, [], 0.0
-    with counted(model.network) as sizes, torch.inference_mode():
+    with counted(model.network, tick) as sizes, torch.inference_mode():
         for index, rows in enumerate(chunks(prompts)):
             batch = prompts.select(rows).to(device)
             x = layout.select(noise, rows)[0].to(device)
@@ -140,13 +156,15 @@ def sample(
 
 
 @contextmanager
-def counted(network: nn.Module) -> Iterator[list[int]]:
-    """Collect the batch size of every call of a network. CFG is two calls, or one of twice the batch."""
+def counted(network: nn.Module, tick: Tick) -> Iterator[list[int]]:
+    """Collect the batch size of every call of a network, and tell ``tick``. CFG is two calls, or one of twice the
+    batch."""
     sizes: list[int] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         layout: Layout = kwargs["layout"] if "layout" in kwargs else args[3]
         sizes.append(layout.batch_size)
+        tick(layout.batch_size)
 
     handle = network.register_forward_pre_hook(before, with_kwargs=True)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fewstep.benchmark.chart import chart
+from fewstep.benchmark.chart import NAME, chart
 from fewstep.benchmark.compare import Change, changes_table, verdict
 from fewstep.benchmark.entrants import TEACHER, UNDISTILLED
-from fewstep.benchmark.rows import NON_FINITE, Line, Row, write_csv
-from fewstep.benchmark.summary import summarise
-from fewstep.benchmark.tables import html, markdown, measures, quality_table, time_table
-from fewstep.console import say
-from fewstep.core.suite import Suite
+from fewstep.benchmark.rows import FLOW, NON_FINITE, Line, Row, write_csv
+from fewstep.benchmark.summary import by_cell, seconds, summarise
+from fewstep.benchmark.tables import html, markdown, mean, measures, milliseconds, quality_table, time_table
+from fewstep.benchmark.verdict import verdicts
+from fewstep.console import number_of, say
+from fewstep.core.suite import SheetRow, Suite
 from fewstep.errors import FewstepError
+from fewstep.words import markdown_escaped, shortened
 
 WIDTH = 240  # characters of a table as plain text: nothing is folded
 
@@ -36,6 +38,7 @@ class BenchTable:
         title: what was measured.
         tables: quality, time a sample, and what moved since an earlier bench.
         notes: how the columns are to be read.
+        verdicts: a sentence for each student.
     """
 
     folder: Path
@@ -44,13 +47,14 @@ class BenchTable:
     title: str
     tables: list[Table]
     notes: list[str]
+    verdicts: list[str] = field(default_factory=list)
 
     def show(self, console: Console) -> None:
-        """Print the tables and their notes."""
+        """Print the tables, their notes and the verdicts."""
         for table in self.tables:
             console.print(table)
-        for note in self.notes:
-            say(console, note)
+        for line in (*self.notes, "", *self.verdicts):
+            say(console, line)
 
     def __str__(self) -> str:
         text = io.StringIO()
@@ -60,13 +64,16 @@ class BenchTable:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
+        verdicts = "".join(f"<p>{escape(verdict)}</p>" for verdict in self.verdicts)
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
-        return f"<h4>{escape(self.title)}</h4>{''.join(map(html, self.tables))}<ul>{notes}</ul>"
+        return f"<h4>{escape(self.title)}</h4>{verdicts}{''.join(map(html, self.tables))}<ul>{notes}</ul>"
 
     def markdown(self) -> str:
         """The text of ``table.md``."""
+        verdicts = [f"{markdown_escaped(verdict)}\n" for verdict in self.verdicts]
         tables = [f"## {table.title}\n\n{markdown(table)}\n" for table in self.tables]
-        return "\n".join([f"# {self.title}\n", *tables, *(f"* {note}" for note in self.notes)]) + "\n"
+        notes = [f"* {markdown_escaped(note)}" for note in self.notes]
+        return "\n".join([f"# {markdown_escaped(self.title)}\n", *verdicts, *tables, *notes]) + "\n"
 
     def to_pandas(self) -> Any:
         """A ``pandas.DataFrame`` with a record for each measurement, in the columns of ``Row``.
@@ -81,7 +88,7 @@ class BenchTable:
         return pandas.DataFrame([asdict(row) for row in self.rows])
 
     def chart(self) -> Any:
-        """Quality against steps, as a PIL image."""
+        """Quality against steps and against time, as a PIL image."""
         return _image(self.folder / "chart.png")
 
     def sheet(self) -> Any:
@@ -107,11 +114,20 @@ class BenchTable:
         (self.folder / "table.md").write_text(self.markdown(), encoding="utf-8")
         measured = measures(self.lines, suite.headline)
         panels = [name for name in dict.fromkeys((suite.headline, *suite.charts)) if name in measured]
-        path = self.folder / "chart.png"
-        chart(self.lines, panels or [suite.headline], suite.lower_is_better, path, self.title)
-        order = sorted(shown, key=lambda key: (key[0] != TEACHER, key[1], key[0] != UNDISTILLED))
-        objects = [(f"{label}, {steps} step{'s' * (steps > 1)}", shown[label, steps]) for label, steps in order]
-        suite.sheet(objects, self.folder / "sheet.png", columns)
+        chart(self.lines, panels or [suite.headline], suite, self.folder / "chart.png", self.title)
+        suite.sheet(self._sheet_rows(suite, shown), self.folder / "sheet.png", columns)
+
+    def _sheet_rows(self, suite: Suite, shown: Mapping[tuple[str, int], Any]) -> list[SheetRow]:
+        """The teacher, then the others by steps, each with its score and its time."""
+        cells, rows = by_cell(self.lines), []
+        for label, steps in sorted(shown, key=lambda key: (key[0] != TEACHER, key[1], key[0] != UNDISTILLED)):
+            found, count = cells[label, steps], number_of(steps, "step")
+            notes = [f"{milliseconds(seconds(found.values(), FLOW))} ms a sample"]
+            if suite.headline in found:
+                notes.insert(0, f"{suite.in_words(suite.headline)} {mean(found[suite.headline])}")
+            group = TEACHER if label == TEACHER else count
+            rows.append(SheetRow(f"{shortened(label, NAME)}, {count}", shown[label, steps], tuple(notes), group))
+        return rows
 
 
 def _image(path: Path) -> Any:
@@ -129,14 +145,14 @@ def tabulate(folder: Path, suite: Suite, rows: list[Row], record: Mapping[str, A
         record: the content of ``environment.json``.
     """
     lines, seeds = summarise(rows, suite.lower_is_better), len(record["seeds"])
-    title = f"{record['backbone']}: {record['samples']} held-out samples, {seeds} seed{'s' * (seeds > 1)}"
+    title = f"{record['backbone']}: {number_of(record['samples'], 'held-out sample')}, {number_of(seeds, 'seed')}"
     tables = [quality_table(lines, suite.headline, suite.lower_is_better), time_table(lines)]
     teacher = record["teacher"]["contract"]["steps"][0]
+    interval = "± is half the 95 % interval over the seeds (Student's t)" if seeds > 1 else "one seed, so no intervals"
     notes = [
-        f"{record['machine']}; all methods start from the same noise; ± is half the 95 % interval over {seeds} seeds "
-        "(Student's t; n/a with one seed).",
+        f"{record['machine']}; all methods start from the same noise; {interval}.",
         f"gap closed: (U - S) / (U - T) of the means of {suite.headline}, S the student, U undistilled at the same "
-        f"steps, T the teacher at {teacher}.",
+        f"steps, T the teacher at {teacher}; not resolved: its interval is wider than the gap and holds 0.",
         "time: a sample's share of its batch, median over seeds; x flow, x whole: times faster than the teacher in "
         "sampling alone and in all parts.",
     ]
@@ -148,4 +164,4 @@ def tabulate(folder: Path, suite: Suite, rows: list[Row], record: Mapping[str, A
     notes += [
         f"{name}!: {100 * value:.0f} % of the samples were not finite, set to 0" for name, value in broken.items()
     ]
-    return BenchTable(folder, rows, lines, title, tables, notes)
+    return BenchTable(folder, rows, lines, title, tables, notes, verdicts(lines, suite))

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,22 @@ import rich.console
 import torch
 
 from fewstep.benchmark import compare as comparing
+from fewstep.benchmark import resume as resuming
 from fewstep.benchmark.config import BenchConfig
-from fewstep.benchmark.entrants import Entrant, Stage, line_up
+from fewstep.benchmark.entrants import TEACHER, TRUTH, Entrant, Stage, line_up
 from fewstep.benchmark.measurement import Measurement
+from fewstep.benchmark.progress import CellProgress
 from fewstep.benchmark.report import BenchTable, tabulate
 from fewstep.benchmark.rows import FLOW, Row, write_csv
 from fewstep.benchmark.summary import seconds
+from fewstep.benchmark.tables import milliseconds
 from fewstep.config.run import versions
-from fewstep.console import Console
+from fewstep.console import Console, number_of
 from fewstep.engine.device import pick_device
 from fewstep.engine.folder import locked, occupied
-from fewstep.engine.progress import counting
 from fewstep.errors import FewstepError
-from fewstep.files import write_file, write_json
+from fewstep.files import write_json
+from fewstep.words import number
 
 
 def run_bench(
@@ -43,6 +47,7 @@ def run_bench(
     *,
     compare: Path | None = None,
     console: rich.console.Console | None = None,
+    resume: bool = False,
 ) -> BenchTable:
     """Measure ``students`` by steps by seeds, with the teacher and its undistilled network, and write the report.
 
@@ -52,40 +57,23 @@ def run_bench(
         students: with a model for each stage.
         out: must not exist, or be empty. A bench that is killed leaves in ``rows.csv`` what it measured.
         compare: ``rows.csv`` of an earlier bench.
+        resume: go on with the bench in ``out``: cells that it has are not measured again, and its report is redrawn.
 
     Raises:
-        FewstepError: for an ``out`` that is occupied, a label twice, stages with other prompts, or an unusable
-            ``compare``.
+        FewstepError: for an ``out`` that is occupied, a label twice, stages with other prompts, an unusable
+            ``compare``, or a bench of other settings to go on with.
     """
     cells = line_up(stages, students, config.steps, config.teacher_steps)
     old = comparing.read_rows(compare) if compare is not None else None
+    if occupied(out) and not resume:
+        raise FewstepError(
+            f"--out: {str(out)!r} exists; accepted: a folder that does not, nothing is overwritten; or --resume to go "
+            "on with the bench in it"
+        )
     console, began = console or Console(), time.monotonic()
     measurement = Measurement(stages, config.seeds, config.limit, pick_device(config.device, "device"))
     suite, samples = measurement.suite, measurement.samples
     same = {"backbone": name, "samples": samples, "machine": machine(measurement.device)}
-    packages = "; ".join(f"{package} {version}" for package, version in versions().items())
-    total, rows = len(config.seeds) * len(cells), list[Row]()
-
-    def records() -> Iterator[dict[str, Any]]:
-        with counting(console, every=0.0) as progress:
-            progress(0, total, "warming up")
-            for number, found in enumerate(measurement.run(cells), 1):
-                rows.extend(found)
-                yield from ({**asdict(row), **same, "versions": packages} for row in found)
-                if number <= total:
-                    progress(number, total, _shown(found, suite.headline))
-
-    if occupied(out):
-        raise FewstepError(f"--out: {str(out)!r} exists; accepted: a folder that does not, nothing is overwritten")
-    with locked(out):
-        write_file(out / "rows.csv", "")  # refuses a read-only folder before anything is measured
-        try:
-            write_csv(out / "rows.csv", Row, records(), (*same, "versions"), none="")
-        finally:
-            if not rows:
-                (out / "rows.csv").unlink()
-                with suppress(OSError):  # other files may lie there
-                    out.rmdir()
     record = {
         **same,
         "versions": versions(),
@@ -93,10 +81,26 @@ def run_bench(
         "steps": list(config.steps),
         "teacher": _recorded(cells[0][0]),
         "students": [_recorded(one) for one in students],
-        "seconds": round(time.monotonic() - began, 1),
         "command": sys.argv,
     }
-    write_json(out / "environment.json", record)
+    kept, record = resuming.measured(out, record) if resume else ([], record)
+    todo, whole = _todo(measurement, cells, kept)
+    if not whole:
+        kept = [one for one in kept if one["label"] not in resuming.REFERENCES]
+    rows = [resuming.as_row(one) for one in kept]
+    with locked(out):
+        write_json(out / resuming.RECORD, record)  # refuses a read-only folder before anything is measured
+        try:
+            extra = {**same, "versions": "; ".join(f"{package} {version}" for package, version in versions().items())}
+            new = ({**asdict(row), **extra} for row in _measured(measurement, todo, not whole, rows, console))
+            write_csv(out / "rows.csv", Row, chain(kept, new), tuple(extra), none="")
+        finally:
+            if not rows:
+                for path in (out / "rows.csv", out / resuming.RECORD):
+                    path.unlink(missing_ok=True)
+                with suppress(OSError):  # other files may lie there
+                    out.rmdir()
+        write_json(out / resuming.RECORD, {**record, "seconds": round(time.monotonic() - began, 1)})
     table = tabulate(out, suite, rows, record)
     if old is not None:
         table.add_changes(comparing.compare(old, rows), comparing.unlike(old, same))
@@ -104,12 +108,60 @@ def run_bench(
     return table
 
 
+def _todo(
+    measurement: Measurement, cells: Sequence[tuple[Entrant, int]], kept: Sequence[resuming.Record]
+) -> tuple[list[tuple[int, Entrant, int, bool]], bool]:
+    """What is to be sampled, as (seed, entrant, steps, whether it was measured), and whether nothing is to be measured.
+
+    Cells that were measured are sampled again where their objects are needed: those of the first seed for the contact
+    sheet, and the teacher's to compare with.
+    """
+    have = {(one["label"], one["steps"], one["seed"]) for one in kept}
+    wanted = [
+        (seed, entrant, steps, (entrant.label, str(steps), str(seed)) in have)
+        for seed in measurement.seeds
+        for entrant, steps in cells
+    ]
+    whole = all(known for *_, known in wanted) and any(label == TRUTH for label, _, _ in have)
+    first = measurement.seeds[0]
+    found = [cell for cell in wanted if not cell[3] or cell[0] == first or (cell[1].label == TEACHER and not whole)]
+    return found, whole
+
+
+def _measured(
+    measurement: Measurement,
+    todo: Sequence[tuple[int, Entrant, int, bool]],
+    references: bool,
+    rows: list[Row],
+    console: Console,
+) -> Iterator[Row]:
+    """Measure cell after cell, and at last the references; ``rows`` takes what is found."""
+    progress = CellProgress(console, [measurement.expected(entrant, steps) for _, entrant, steps, _ in todo])
+    try:
+        measurement.prepare(dict.fromkeys(entrant for _, entrant, _, _ in todo))
+        measurement.tick = progress.tick
+        for seed, entrant, steps, known in todo:
+            progress.begin(f"seed {seed}  {entrant.label}, {number_of(steps, 'step')}")
+            began = measurement.sampling
+            found = measurement.cell(entrant, steps, seed, known)
+            rows += found
+            yield from found
+            progress.end(_shown(found, measurement.suite.headline), measurement.sampling - began)
+    finally:
+        progress.stop()
+    if references:
+        found = measurement.references()
+        rows += found
+        yield from found
+
+
 def _shown(rows: Sequence[Row], headline: str) -> str:
-    """A cell in the progress display: what it is of, its headline measure and its time."""
-    first, values = rows[0], {row.metric: row.value for row in rows}
-    measured = f"  {headline} {values[headline]:.4g}" if headline in values else ""
-    flow = f"{1000 * seconds(rows, FLOW):.3g} ms"
-    return f"seed {first.seed}  {first.label}  {first.steps} step{'s' * (first.steps > 1)}{measured}  flow {flow}  cell"
+    """A cell in the progress display: its headline measure and its time."""
+    if not rows:
+        return "drawn again"
+    values = {row.metric: row.value for row in rows}
+    measured = f"{headline} {number(values[headline])}  " if headline in values else ""
+    return f"{measured}flow {milliseconds(seconds(rows, FLOW))} ms"
 
 
 def _recorded(entrant: Entrant) -> dict[str, Any]:

@@ -14,9 +14,12 @@ from rich.text import Text
 from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
 from fewstep.benchmark.rows import GAP, NON_FINITE, SECONDS, Line, is_quality
 from fewstep.benchmark.summary import Key, by_cell
+from fewstep.words import decimals, fixed, markdown_escaped, number
 
 Cells = Mapping[Key, Mapping[str, Line]]  # by label and steps, then by measure
 LEFT = ("method", "measure", "pairing")  # columns that are flush left
+FARTHEST = (-1.0, 2.0)  # shares of the gap that are told as numbers
+WIDE = 0.5  # half the interval of a share: from here on it is wider than the gap itself
 
 
 def new_table(title: str, header: Iterable[str]) -> Table:
@@ -30,8 +33,8 @@ def new_table(title: str, header: Iterable[str]) -> Table:
 def markdown(table: Table) -> str:
     """A Markdown table; the sections follow each other."""
     marks = [":--" if column.justify == "left" else "--:" for column in table.columns]
-    rows = _texts(table, lambda text: text.replace("|", "\\|").replace("*", "\\*"), "**", "**")
-    lines = [[str(column.header) for column in table.columns], marks, *rows]
+    rows = _texts(table, markdown_escaped, "**", "**")
+    lines = [[markdown_escaped(str(column.header)) for column in table.columns], marks, *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -55,15 +58,15 @@ def quality_table(lines: Sequence[Line], headline: str, lower_is_better: frozens
     cells, names = by_cell(lines), measures(lines, headline)
     heads = [f"{name} {'↓' if name in lower_is_better else '↑'}" for name in names]
     table = new_table("quality", ["method", "steps", "NFE", "guidance", *heads[:1], "gap closed", *heads[1:]])
-    places = {name: _places(found[name].value for found in cells.values() if name in found) for name in names}
+    places = {name: _places([found[name].value for found in cells.values() if name in found]) for name in names}
     for index, section in enumerate(_sections(cells)):
         best = {name: _best(section, name, lower_is_better) for name in names} if index else {}
         for key, found in section.items():
             values = [
-                Text(_value(found.get(name), places[name]), "bold" if best.get(name) == key else "") for name in names
+                Text(mean(found.get(name), places[name]), "bold" if best.get(name) == key else "") for name in names
             ]
             head = map(Text, _head(found))
-            table.add_row(*head, *values[:1], Text(_value(found.get(GAP + headline), 0, 100, " %")), *values[1:])
+            table.add_row(*head, *values[:1], Text(share(found.get(GAP + headline))), *values[1:])
         table.add_section()
     return table
 
@@ -76,8 +79,8 @@ def time_table(lines: Sequence[Line]) -> Table:
     for section in _sections(by_cell(lines)):
         for found in section.values():
             if found.keys() & set(parts):
-                times = [_milliseconds(found[name].value) if name in found else "" for name in parts]
-                faster = [f"{found[n].value:.3g}" if n in found else "" for n in ("speedup_flow", "speedup_total")]
+                times = [milliseconds(found[name].value) if name in found else "" for name in parts]
+                faster = [number(found[n].value, 2) if n in found else "" for n in ("speedup_flow", "speedup_total")]
                 table.add_row(*map(Text, (*_head(found)[:3], *times, *faster)))
         table.add_section()
     return table
@@ -106,21 +109,43 @@ def _head(found: Mapping[str, Line]) -> list[str]:
     return [line.label + broken, f"{line.steps}{'' if line.made_for else '*'}", f"{line.nfe:g}", f"{line.guidance:g}"]
 
 
-def _milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:.3g}" if seconds >= 1e-6 or not seconds else "<0.001"
+def milliseconds(seconds: float) -> str:
+    """A time in milliseconds, without the unit."""
+    return number(1000 * seconds) if seconds >= 1e-6 or not seconds else "<0.001"
 
 
-def _places(values: Iterable[float]) -> int:
-    """Decimals that leave the largest value of a column four digits."""
-    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
-    return min(max(3 - math.floor(math.log10(largest)), 0), 6) if largest > 0 else 1
+def _places(values: Sequence[float]) -> int:
+    """Decimals that leave the largest value of a column three digits."""
+    return decimals(max((abs(value) for value in values if math.isfinite(value)), default=0.0), 3)
 
 
-def _value(line: Line | None, places: int, scale: float = 1, unit: str = "") -> str:
+def mean(line: Line | None, places: int | None = None) -> str:
+    """``275 ±18``; without ± for a single seed. The interval has two digits unless ``places`` says otherwise."""
     if line is None:
         return ""
-    spread = "n/a" if line.half is None else f"{scale * line.half:.{places}f}"
-    return f"{scale * line.value:.{places}f}{unit} ±{spread}"
+    if places is None:
+        places = min(_places([line.value]), decimals(line.half, 2) if line.half else 6)
+    if 1e-6 <= abs(line.value) < math.inf:
+        places = max(places, decimals(line.value, 1))  # what is small beside the others of its column is no 0
+    spread = "" if line.half is None else f" ±{fixed(line.half, min(places, 6))}"
+    return fixed(line.value, min(places, 6)) + spread
+
+
+def resolved(share: Line) -> bool:
+    """Whether a share of the gap says anything: its interval is narrower than the gap, or does not hold 0."""
+    return share.half is None or share.half <= WIDE or share.half < abs(share.value)
+
+
+def share(line: Line | None) -> str:
+    """``63 % ±26`` of the gap closed; far beyond 0 and 100 % the gap is small, and only the side is told."""
+    if line is None:
+        return ""
+    if not resolved(line):
+        return "not resolved"
+    if not FARTHEST[0] <= line.value <= FARTHEST[1]:
+        return "below -100 %" if line.value < 0 else "above 200 %"
+    spread = "" if line.half is None else f" ±{fixed(100 * line.half, 0)}"
+    return f"{fixed(100 * line.value, 0)} %{spread}"
 
 
 def _best(section: Cells, name: str, lower_is_better: frozenset[str]) -> Key | None:

@@ -34,6 +34,7 @@ def bench(
     limit: Annotated[int | None, whole("--limit", "Only so many held-out samples.", 2)] = None,
     device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1; by default auto.")] = None,
     out: Annotated[Path | None, Option("--out", "-o", help="Folder of the report; must not exist.")] = None,
+    resume: Annotated[bool, Option("--resume", help="Go on with the bench in --out, or draw its report anew.")] = False,
     compare: Annotated[Path | None, Option(help="rows.csv of an earlier bench: what moved.")] = None,
 ) -> None:
     """Measure students: quality and time by steps.
@@ -50,8 +51,14 @@ def bench(
 
     console = Console()
     folder = out or api.default_folder(named.name, stage)
-    kept = f"what was measured is in {folder / 'rows.csv'}; to measure anew give another --out"
-    with going_on(lambda: kept if (folder / "rows.csv").exists() else f"to start again: {again()}"):
+
+    def hint() -> str:
+        rows = folder / "rows.csv"
+        return (
+            f"measured so far: {rows}; to go on: {again('--resume')}" if rows.exists() else f"to start again: {again()}"
+        )
+
+    with going_on(hint):
         table = api.bench(
             named.name,
             wanted,
@@ -67,16 +74,20 @@ def bench(
             compare=compare,
             config=config,
             console=console,
+            resume=resume,
         )
-    table.show(console)
     say(console, f"written: {table.folder}")
+    table.show(console)
 
 
 def _labelled(text: str) -> tuple[str | None, Path]:
-    """``LABEL=PATH`` or ``PATH``; a path that exists as it stands is a path."""
-    label, sep, path = text.partition("=")
-    if not sep or Path(text).exists():
+    """``LABEL=PATH`` or ``PATH``; a path that exists as it stands is a path, and both parts may hold a ``=``."""
+    if "=" not in text or Path(text).exists():
         return None, Path(text)
-    if not label.strip() or not path.strip():
+    parts = text.split("=")
+    splits = [("=".join(parts[:at]).strip(), "=".join(parts[at:]).strip()) for at in range(1, len(parts))]
+    splits = [(label, path) for label, path in splits if label and path]
+    if not splits:
         raise FewstepError(f"--student {text!r}: accepted is PATH or LABEL=PATH")
-    return label.strip(), Path(path.strip())
+    label, path = next(((label, path) for label, path in splits if Path(path).expanduser().exists()), splits[0])
+    return label, Path(path).expanduser()  # a shell leaves ~ after = as it is

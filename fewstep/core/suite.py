@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,18 +21,49 @@ from fewstep.core.objective import Step
 from fewstep.errors import FewstepError, invalid
 
 
+@dataclass(frozen=True)
+class SheetRow:
+    """A row of a contact sheet; it unpacks as ``label, objects``.
+
+    Args:
+        label: whose objects these are, and in how many steps.
+        objects: as the suite decoded them.
+        notes: lines below the label, such as the score.
+        group: rows of one group stand together.
+    """
+
+    label: str
+    objects: Any
+    notes: tuple[str, ...] = ()
+    group: str = ""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.label, self.objects))
+
+    @staticmethod
+    def of(rows: Rows) -> list[SheetRow]:
+        """Rows, of which some may be pairs (label, objects)."""
+        return [row if isinstance(row, SheetRow) else SheetRow(*row) for row in rows]
+
+
+Rows = Sequence[SheetRow | tuple[str, Any]]
+
+
 class Suite(ABC):
     """An evaluation on held-out samples. A backbone returns one from ``Backbone.suite(config, dataset)``.
 
     ``headline`` is the measure that the chart and the summary use ("": nothing can be measured); ``lower_is_better``
-    names the measures that fall; ``charts`` are further measures with a panel of their own; ``legend`` says in a line
+    names the measures that fall, ``signed`` those that may lie below 0; ``charts`` are further measures with a panel of
+    their own; ``titles`` are names of measures in words ("Fréchet distance of views"), and ``legend`` says in a line
     what a measure (or several: "a, b") is; ``suffixes`` are those of the files that ``write`` makes, the usual first.
     """
 
     headline: str = ""
     lower_is_better: frozenset[str] = frozenset()
+    signed: frozenset[str] = frozenset()
     charts: tuple[str, ...] = ()
     suffixes: tuple[str, ...] = (".png",)
+    titles: Mapping[str, str] = MappingProxyType({})
     legend: Mapping[str, str] = MappingProxyType({})
 
     def to(self, device: torch.device) -> None:
@@ -72,8 +104,12 @@ class Suite(ABC):
         same noise (``teacher_objects``)."""
 
     @abstractmethod
-    def sheet(self, rows: Sequence[tuple[str, Any]], path: Path, count: int) -> None:
-        """A contact sheet: ``count`` objects as columns beside condition and truth, a row for each (label, objects)."""
+    def sheet(self, rows: Rows, path: Path, count: int) -> None:
+        """A contact sheet: ``count`` objects as columns below condition and truth, and a row for each of ``rows``."""
+
+    def in_words(self, measure: str) -> str:
+        """The title of a measure, or its name."""
+        return self.titles.get(measure, measure.replace("_", " "))
 
     def prompt_from(self, image: Path) -> Batch:
         """One sample to make from a picture: its condition, its layout and an ``x0`` of the right shape.
@@ -87,7 +123,7 @@ class Suite(ABC):
         """Write what ``fewstep sample`` made, under ``path`` or as that very file; the files written."""
         file = path if path.suffix else path / "samples.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        self.sheet([("samples", objects)], file, 8)
+        self.sheet([SheetRow("samples", objects)], file, 8)
         return [file]
 
 
@@ -116,7 +152,7 @@ class Unmeasured(Suite):
     def measure(self, objects: Any, teacher_objects: Any) -> dict[str, float]:
         raise FewstepError(f"{type(self.dataset).__name__} has no held-out objects to measure against")
 
-    def sheet(self, rows: Sequence[tuple[str, Any]], path: Path, count: int) -> None:
+    def sheet(self, rows: Rows, path: Path, count: int) -> None:
         raise FewstepError(f"{type(self.dataset).__name__} has no held-out objects to show beside samples")
 
     def write(self, objects: Any, path: Path) -> list[Path]:

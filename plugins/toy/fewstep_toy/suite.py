@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,14 @@ from torch import Tensor
 
 from fewstep.core.batch import Batch
 from fewstep.core.layout import Layout
-from fewstep.core.suite import Suite
+from fewstep.core.suite import Rows, SheetRow, Suite
 from fewstep.errors import need
 from fewstep.metrics import mmd_rbf, sliced_wasserstein
+from fewstep.words import chart_escaped, shortened
 from fewstep_toy.dataset import ToyPoints
 from fewstep_toy.mixture import most_probable
 
-COLUMNS, SPAN = 4, 3.2
+COLUMNS, PANEL, SPAN, TITLE = 4, 2.2, 3.2, 42  # panels a line, their inches, half the plane, characters
 DIRECTIONS = 64
 MMD_ROWS, MMD_BANDWIDTH = 2000, 0.3  # the width of the narrow parts: the median distance would see only the whole
 
@@ -28,7 +28,12 @@ class ToySuite(Suite):
 
     headline = "sliced_w2"
     lower_is_better = frozenset({"sliced_w2", "mmd", "teacher_rms", "wrong_class"})
+    signed = frozenset({"mmd"})
     charts = ("teacher_rms",)
+    titles: Mapping[str, str] = {
+        "sliced_w2": "sliced Wasserstein distance",
+        "teacher_rms": "distance to the teacher's points",
+    }
     legend: Mapping[str, str] = {
         "sliced_w2": "sliced 2-Wasserstein distance to fresh points of the exact density",
         "mmd": f"squared maximum mean discrepancy to them, Gaussian kernel of width {MMD_BANDWIDTH}",
@@ -59,22 +64,28 @@ class ToySuite(Suite):
             found["wrong_class"] = float((most_probable(self.dataset.mixture, objects) != labels).float().mean())
         return found
 
-    def sheet(self, rows: Sequence[tuple[str, Any]], path: Path, count: int) -> None:
-        """One panel with the truth, and one for each row with all of its points; ``count`` has no meaning here."""
+    def sheet(self, rows: Rows, path: Path, count: int) -> None:
+        """The truth and a panel for each row with all of its points, a line a group; ``count`` has no meaning here."""
         del count
-        panels = [("truth", self.truth[: len(self.dataset.held_out().x0)]), *rows]
-        columns = min(COLUMNS, len(panels))
-        lines = math.ceil(len(panels) / columns)
+        first, *others = SheetRow.of(rows)
+        lines = [[SheetRow("truth", self.truth[: len(self.dataset.held_out().x0)]), first]]
+        for row in others:
+            if len(lines[-1]) == COLUMNS or row.group != lines[-1][-1].group:
+                lines.append([])
+            lines[-1].append(row)
+        columns = max(map(len, lines))
         need("matplotlib")
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        from fewstep.benchmark.chart import drawing
 
-        figure = Figure(figsize=(3 * columns, 3 * lines + 0.3), layout="constrained")
-        FigureCanvasAgg(figure)
-        for axes, (label, points) in zip(figure.subplots(lines, columns, squeeze=False).flat, panels, strict=False):
-            colours = most_probable(self.dataset.mixture, points).numpy()
-            axes.scatter(points[:, 0], points[:, 1], s=1, c=colours, cmap="tab10", vmin=0, vmax=9)
-            axes.set(title=label, xlim=(-SPAN, SPAN), ylim=(-SPAN, SPAN), aspect="equal", xticks=[], yticks=[])
-        for axes in figure.axes[len(panels) :]:
-            axes.set_axis_off()
-        figure.savefig(path, dpi=120)
+        with drawing(path, PANEL * max(columns, 2), (PANEL + 0.4) * len(lines)) as figure:
+            panels = figure.subplots(len(lines), columns, squeeze=False)
+            for line, drawn in zip(panels, lines, strict=True):
+                for axes, row in zip(line, drawn, strict=False):
+                    colours = most_probable(self.dataset.mixture, row.objects).numpy()
+                    axes.scatter(*row.objects.T, s=1, c=colours, cmap="tab10", vmin=0, vmax=9)
+                    text = "\n".join([shortened(row.label, TITLE), *(shortened(note, TITLE) for note in row.notes)])
+                    axes.set_title(chart_escaped(text), loc="left", fontsize=7.5)
+                    axes.set(xlim=(-SPAN, SPAN), ylim=(-SPAN, SPAN), aspect="equal", xticks=[], yticks=[])
+                    axes.spines[:].set_visible(True)
+                for axes in line[len(drawn) :]:
+                    axes.set_axis_off()

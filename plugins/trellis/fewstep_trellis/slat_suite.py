@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fewstep.core.batch import Batch
 from fewstep.core.layout import Layout, Packed
-from fewstep.core.suite import Suite
+from fewstep.core.suite import SheetRow, Suite
 from fewstep.errors import FewstepError, invalid
 from fewstep_trellis.models import SLatMeshDecoder
 from fewstep_trellis.normalisation import Normalisation
@@ -129,6 +129,13 @@ class StructuredLatentSuite(SurfaceObjects, PictureSuite):
         }
     )
     charts = ("teacher_frechet", "teacher_view_error")
+    rule = "their distance (Chamfer) to the true surface, mean over all rows"
+    signed = frozenset({"kid", "teacher_kid", "agree_latent"})
+    titles: Mapping[str, str] = {
+        "frechet": "Fréchet distance of views",
+        "teacher_frechet": "Fréchet distance to the teacher's views",
+        "teacher_view_error": "difference to the teacher's views",
+    }
     legend = LEGEND
 
     def __init__(
@@ -193,10 +200,14 @@ class StructuredLatentSuite(SurfaceObjects, PictureSuite):
             self._true = self.decode(batch.x0, batch.layout)
         return self._true
 
-    def sheet(self, rows: Sequence[tuple[str, Any]], path: Path, count: int) -> None:
-        """Condition pictures, meshes of the true latents, then a row for each (label, objects), seen from the picture's
-        azimuth; at most 16 objects."""
-        drawn = [(label, Surfaces.check(objects).seen.tiles[:count]) for label, objects in rows]
-        count = min(len(tiles) for _, tiles in drawn)
-        true = self._decoded_truth(count).seen.tiles[:count]
-        contact_sheet([("picture", self.pictures[:count]), ("true latents", true), *drawn], path, TILE)
+    def closeness(self, objects: Any) -> Tensor:
+        """Of the first objects, those that are drawn."""
+        seen = Surfaces.check(objects).seen
+        pairs = zip(seen.clouds[: len(seen.tiles)], self.truth, strict=False)
+        return torch.tensor([-cloud_distance(cloud, true)[0] for cloud, true in pairs])
+
+    def seen(self, objects: Any, chosen: Sequence[int]) -> list[Picture]:
+        return [Surfaces.check(objects).seen.tiles[one] for one in chosen]
+
+    def truth_row(self, chosen: Sequence[int]) -> SheetRow:
+        return SheetRow("true latents", self.seen(self._decoded_truth(max(chosen) + 1), chosen), ("decoded to a mesh",))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Dense, Layout, Packed
-from fewstep.core.suite import Suite
+from fewstep.core.suite import SheetRow, Suite
 from fewstep.errors import invalid
 from fewstep.metrics import agreement
 from fewstep_trellis.dataset import PreparedObjects
@@ -101,6 +101,13 @@ class StructureSuite(StructureObjects, PictureSuite):
     headline = "frechet"
     lower_is_better = frozenset({"chamfer", "frechet", "kid", "teacher_frechet", "teacher_kid"})
     charts = ("teacher_frechet", "agree_iou")
+    rule = "their overlap (IoU) with the true object, mean over all rows"
+    signed = frozenset({"kid", "teacher_kid", "agree_latent"})
+    titles: Mapping[str, str] = {
+        "frechet": "Fréchet distance of views",
+        "teacher_frechet": "Fréchet distance to the teacher's views",
+        "agree_iou": "overlap with the teacher's shapes (IoU)",
+    }
     legend = LEGEND
 
     def __init__(
@@ -162,12 +169,16 @@ class StructureSuite(StructureObjects, PictureSuite):
             self._features = self.views(self.truth[:count])
         return self._features[:count]
 
-    def sheet(self, rows: Sequence[tuple[str, Any]], path: Path, count: int) -> None:
-        """Condition pictures, true objects, then a row for each (label, objects), seen from the picture's azimuth."""
-        drawn = [("picture", self.pictures[:count]), ("true object", self._draw(self.truth[:count]))]
-        drawn += [(label, self._draw(Shapes.check(objects).grids[:count])) for label, objects in rows]
-        contact_sheet(drawn, path, TILE)
+    def closeness(self, objects: Any) -> Tensor:
+        grids = Shapes.check(objects).grids
+        return volume_iou(grids, self.truth[: len(grids)])
 
-    def _draw(self, grids: Tensor) -> list[Picture]:
-        views = zip(grids, self.azimuths, strict=False)
-        return [render_views(grid[None], [azimuth], size=TILE)[0, 0].numpy() for grid, azimuth in views]
+    def seen(self, objects: Any, chosen: Sequence[int]) -> list[Picture]:
+        return self._draw(Shapes.check(objects).grids, chosen)
+
+    def truth_row(self, chosen: Sequence[int]) -> SheetRow:
+        return SheetRow("true object", self._draw(self.truth, chosen))
+
+    def _draw(self, grids: Tensor, chosen: Sequence[int]) -> list[Picture]:
+        """From the picture's azimuth."""
+        return [render_views(grids[one][None], [self.azimuths[one]], size=TILE)[0, 0].numpy() for one in chosen]

@@ -1,4 +1,4 @@
-"""Contact sheets: labelled rows of pictures in one file."""
+"""Contact sheets: labelled rows of pictures in one file, plain or with notes, groups and a caption."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from fewstep.core.suite import SheetRow
 from fewstep_shapes3d.export.files import check_suffix, write_whole
 
 Picture = npt.NDArray[Any]  # [H, W] or [H, W, 3], floats in [0, 1] or uint8
@@ -20,6 +21,8 @@ Picture = npt.NDArray[Any]  # [H, W] or [H, W, 3], floats in [0, 1] or uint8
 MARK = "fewstep contact sheet"
 GAP = 4
 SIZE_OF_TEXT, CHARACTER, LINE = 18, 10, 22  # of the font, and about the width and height of a character
+LETTERS = "abcdefghijklmnopqrstuvwxyz"  # their mean width is that of a character
+LEAD, SPACE, GREY, WHITE = 18, 14, "#555555", 250  # of a comparison: line height, room around a group's line, colours
 
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[Picture]]], path: Path, tile: int = 160) -> None:
@@ -69,15 +72,78 @@ def contact_image(rows: Sequence[tuple[str, Sequence[Picture]]], tile: int = 160
     return sheet
 
 
+def compared(rows: Sequence[SheetRow], path: Path, caption: str, tile: int, wide: int = 214) -> None:
+    """Write the sheet of a comparison: a caption, then rows with name and notes, and a line between groups.
+
+    Meant to be read at about its own size: with 8 pictures of 98 pixels in a row it is as wide as a page.
+
+    Args:
+        rows: their objects are pictures.
+        wide: pixels of the column of names.
+    """
+    plain, bold = _font(14), _font(14, "-Bold")
+    texts = [_wrapped(row.label, bold, wide) + _wrapped("\n".join(row.notes), plain, wide) for row in rows]
+    names = [len(_wrapped(row.label, bold, wide)) for row in rows]
+    breaks = [bool(at) and row.group != rows[at - 1].group for at, row in enumerate(rows)]
+    heights = [max(tile, LEAD * len(lines)) + GAP + SPACE * cut for lines, cut in zip(texts, breaks, strict=True)]
+    width = wide + GAP + max((len(row.objects) for row in rows), default=0) * (tile + GAP)
+    above = _wrapped(caption, plain, width)
+    sheet = Image.new("RGB", (width, LEAD * len(above) + 3 * GAP + sum(heights)), "white")
+    pen, top = ImageDraw.Draw(sheet), LEAD * len(above) + 3 * GAP
+    for number, line in enumerate(above):
+        pen.text((GAP, GAP + LEAD * number), line, fill=GREY, font=plain)
+    for row, lines, name, cut, height in zip(rows, texts, names, breaks, heights, strict=True):
+        if cut:
+            pen.line((GAP, top + SPACE // 2 - GAP // 2, width - GAP, top + SPACE // 2 - GAP // 2), fill="#c4c4c4")
+        body = height - GAP - SPACE * cut
+        start = top + SPACE * cut + (body - LEAD * len(lines)) // 2
+        for number, line in enumerate(lines):
+            font, colour = (bold, "black") if number < name else (plain, GREY)
+            pen.text((GAP, start + LEAD * number), line, fill=colour, font=font)
+        for column, picture in enumerate(row.objects):
+            sheet.paste(_tile(picture, tile), (wide + GAP + column * (tile + GAP), top + SPACE * cut))
+        top += height
+    write_sheet(sheet, path)
+
+
+def closer(rows: Sequence[Sequence[Picture]]) -> list[list[Picture]]:
+    """The pictures without the white margin that all of a column have: squares, alike within a column."""
+    columns = list(zip(*rows, strict=True))
+    squares = [_square(np.stack([_pixels(picture).reshape(*picture.shape[:2], -1).min(-1) for picture in column]))
+               for column in columns]  # fmt: skip
+    return [[picture[square] for picture, square in zip(row, squares, strict=True)] for row in rows]
+
+
+def _square(pixels: Picture) -> tuple[slice, slice]:
+    """The least square of pictures [N, S, S] that holds all that is not white, with a little room."""
+    rows, columns = (np.flatnonzero((pixels < WHITE).any(axes)) for axes in ((0, 2), (0, 1)))
+    size = pixels.shape[1]
+    if not len(rows):
+        return slice(0, size), slice(0, size)
+    side = min(int(1.06 * max(np.ptp(rows), np.ptp(columns))) + 4, size)
+    starts = [int(np.clip((at[0] + at[-1] - side) // 2 + 1, 0, size - side)) for at in (rows, columns)]
+    return slice(starts[0], starts[0] + side), slice(starts[1], starts[1] + side)
+
+
+def _wrapped(text: str, font: Any, width: int) -> list[str]:
+    """Lines of at most ``width`` pixels, about; words that are longer are broken."""
+    across = max(int((width - 2 * GAP) * len(LETTERS) / font.getlength(LETTERS)), 1)
+    return [part for line in text.splitlines() for part in textwrap.wrap(line, across)]
+
+
+def _pixels(picture: Picture) -> Picture:
+    return picture if picture.dtype == np.uint8 else (picture.clip(0, 1) * 255).round().astype(np.uint8)
+
+
 def _tile(picture: Picture, tile: int) -> Image.Image:
-    pixels = picture if picture.dtype == np.uint8 else (picture.clip(0, 1) * 255).round().astype(np.uint8)
-    image = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+    image = Image.fromarray(np.ascontiguousarray(_pixels(picture))).convert("RGB")
     return image.resize((tile, tile), Image.Resampling.LANCZOS) if image.size != (tile, tile) else image
 
 
-def _font(size: int) -> Any:
+def _font(size: int, weight: str = "") -> Any:
     """Matplotlib's sans serif, which has accents and arrows; without matplotlib Pillow's own font."""
     found = find_spec("matplotlib")  # not imported for the path of a file: that takes half a second
     if found is None or found.origin is None:
         return ImageFont.load_default(size)
-    return ImageFont.truetype(str(Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+    file = f"DejaVuSans{weight}.ttf"
+    return ImageFont.truetype(str(Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / file), size)

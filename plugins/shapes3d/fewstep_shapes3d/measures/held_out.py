@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewstep.core.suite import Suite
+from fewstep.core.suite import Rows, SheetRow, Suite
 from fewstep.errors import invalid
 from fewstep_shapes3d.data.prepared import PreparedSet
-from fewstep_shapes3d.export.contact import Picture
+from fewstep_shapes3d.export.contact import Picture, closer, compared
 from fewstep_shapes3d.measures.features import SIZE, ImageEncoder
 from fewstep_shapes3d.voxel_render import AZIMUTHS
+
+SMALL = 98  # pixels of a picture on a contact sheet
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class HeldOut:
 
 
 class PictureSuite(Suite):
-    """A suite whose conditions are pictures.
+    """A suite whose conditions are pictures. ``rule`` says in words what ``closeness`` is.
 
     Args:
         tokens: image tokens [N, L, Cc].
@@ -60,6 +65,8 @@ class PictureSuite(Suite):
     Raises:
         FewstepError: for fewer than 2 objects, or arguments of different length.
     """
+
+    rule: str
 
     def __init__(
         self,
@@ -88,3 +95,35 @@ class PictureSuite(Suite):
         if self.encoder is not None:
             stack = torch.from_numpy(np.stack(self.pictures[:limit])).permute(0, 3, 1, 2).float() / 255
             self.encoder(F.interpolate(stack.to(self.device), (SIZE, SIZE), mode="bilinear", antialias=True))
+
+    @abstractmethod
+    def closeness(self, objects: Any) -> Tensor:
+        """How close objects are to the true ones, [N]; larger is closer. Only these can be on a contact sheet."""
+
+    @abstractmethod
+    def seen(self, objects: Any, chosen: Sequence[int]) -> list[Picture]:
+        """Some of the objects, as the cameras of their pictures see them."""
+
+    @abstractmethod
+    def truth_row(self, chosen: Sequence[int]) -> SheetRow:
+        """The true objects, as pictures."""
+
+    def sheet(self, rows: Rows, path: Path, count: int) -> None:
+        """Condition pictures, true objects, then a row for each of ``rows``: objects from the best to the worst."""
+        rows = SheetRow.of(rows)
+        scores = torch.stack([self.closeness(row.objects) for row in rows]).mean(0)
+        chosen = from_best_to_worst(scores, count)
+        truth = self.truth_row(chosen)
+        drawn = [replace(row, objects=self.seen(row.objects, chosen)) for row in rows]
+        given = SheetRow("picture", [self.pictures[one] for one in chosen], ("what the flow is given",))
+        closer_rows = closer([truth.objects, *(row.objects for row in drawn)])
+        below = [replace(row, objects=pictures) for row, pictures in zip([truth, *drawn], closer_rows, strict=True)]
+        order = "from the best (left) to the worst (right), evenly spaced when ranked by"
+        compared([given, *below], path, f"{len(chosen)} of {len(scores)} objects, {order} {self.rule}.", SMALL)
+
+
+def from_best_to_worst(scores: Tensor, count: int) -> list[int]:
+    """Indices of ``count`` scores, evenly spaced by rank; the best and the worst are among them."""
+    order = scores.argsort(descending=True, stable=True)
+    places = torch.linspace(0, len(scores) - 1, min(count, len(scores))).round().long()
+    return [int(index) for index in order[places]]
