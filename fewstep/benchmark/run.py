@@ -133,7 +133,7 @@ def _measured(
     todo: Sequence[tuple[int, Entrant, int, bool]],
     references: bool,
     rows: list[Row],
-    console: Console,
+    console: rich.console.Console,
 ) -> Iterator[Row]:
     """Measure cell after cell, and at last the references; ``rows`` takes what is found."""
     progress = CellProgress(console, [measurement.expected(entrant, steps) for _, entrant, steps, _ in todo])
