@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import fewstep_trellis.latents as module
+import numpy as np
 import pytest
 import torch
+from fewstep_shapes3d.data import SWEETHOME3D
 from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_shapes3d.data.setfiles import ARRAYS
 from fewstep_trellis.checkpoint import save_model
 from fewstep_trellis.dataset import PreparedConfig, PreparedObjects, load_encoder
 from fewstep_trellis.latents import encode_surfaces, surface_latents, training_latents
@@ -19,6 +23,7 @@ from torch import Tensor
 from fewstep.core.backbone import Backbone
 from fewstep.core.layout import Packed
 from fewstep.engine.progress import counting
+from fewstep.errors import FewstepError
 
 
 @pytest.fixture
@@ -29,6 +34,26 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedSet:
     made = PreparedSet.load()
     made.arrays["split"][made.train[5:]] = 0
     return made
+
+
+def test_training_objects_that_cannot_be_used_are_left_out_and_named(tmp_path: Path) -> None:
+    folder = shutil.copytree(SWEETHOME3D, tmp_path / "set")
+    whole = PreparedSet.load()
+    empty, blank = (int(row) for row in whole.train[[3, 5]])
+    arrays = {name: array.copy() for name, array in whole.arrays.items()}
+    arrays["occupancy"][empty] = 0
+    arrays["tokens"][blank, 1, 0] = 0
+    np.savez(folder / ARRAYS, **arrays)
+    found = PreparedSet.load(folder)
+    assert set(whole.train) - set(found.train) == {empty, blank}
+    assert list(found.test) == list(whole.test)
+    first, second = PreparedObjects(PreparedConfig(root=folder), Backbone()).notes()
+    assert f"object {empty}, {whole.table[empty]['name']!r}: it has no voxel; left out" in first
+    assert "a picture has no tokens" in second
+    arrays["token_scale"][0] = np.nan
+    np.savez(folder / ARRAYS, **arrays)
+    with pytest.raises(FewstepError, match="token_scale of type float32 holds values that are no finite numbers"):
+        PreparedSet.load(folder)
 
 
 def structure_encoder() -> SparseStructureEncoder:

@@ -45,7 +45,7 @@ class PreparedObjects(Dataset):
         self.set = PreparedSet.load(config.root)
         check_width("data.root", str(config.root), self.set.channels, backbone)
         self.encoder = load_encoder(config.encoder)
-        self._notes: list[str] = []
+        self._notes = list(self.set.left_out)
 
     def prepare(self, device: torch.device, progress: Progress = silent) -> None:
         """Encode the training objects on ``device``, or read their latents from the cache."""

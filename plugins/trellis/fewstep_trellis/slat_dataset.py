@@ -50,7 +50,7 @@ class PreparedLatents(Dataset):
         self.encoder: SLatEncoder = load_frozen(SLatEncoder, "data.encoder", config.encoder)
         self.normalisation = config.normalisation or Normalisation.beside(config.encoder)
         self._flips = 2 if config.mirror else 1
-        self._notes: list[str] = []
+        self._notes = list(self.set.left_out)
 
     def notes(self) -> list[str]:
         said, self._notes = self._notes, []

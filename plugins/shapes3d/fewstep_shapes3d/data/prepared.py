@@ -17,7 +17,7 @@ from fewstep.errors import FewstepError, invalid
 from fewstep_shapes3d.data import SWEETHOME3D
 from fewstep_shapes3d.data.attributes import CHANNELS, MIRRORED, features, join_codes
 from fewstep_shapes3d.data.clusters import TEST, TRAIN
-from fewstep_shapes3d.data.reading import HOW, Arrays, broken, check, read_arrays, read_manifest, read_table
+from fewstep_shapes3d.data.reading import HOW, Arrays, broken, check, leave_out, read_arrays, read_manifest, read_table
 from fewstep_shapes3d.data.setfiles import ACROSS, PICTURE, PICTURES, SURFACE
 from fewstep_shapes3d.data.surface import Bytes
 from fewstep_shapes3d.data.voxels import unpack
@@ -37,6 +37,7 @@ class PreparedSet:
     manifest: dict[str, Any]
     table: list[dict[str, str]]
     arrays: Arrays
+    left_out: Sequence[str] = ()  # lines for the user: training objects that cannot be used
 
     @classmethod
     def load(cls, folder: Path | str = SWEETHOME3D) -> PreparedSet:
@@ -50,7 +51,8 @@ class PreparedSet:
             raise FewstepError(f"prepared set: there is no folder {folder}; {HOW}")
         manifest, arrays = read_manifest(folder), read_arrays(folder)
         check(folder, manifest, arrays)
-        return cls(folder, manifest, read_table(folder, len(arrays["split"])), arrays)
+        table = read_table(folder, len(arrays["split"]))
+        return cls(folder, manifest, table, arrays, leave_out(arrays, table))
 
     def __len__(self) -> int:
         return len(self.arrays["split"])

@@ -7,6 +7,7 @@ import json
 import lzma
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.errors import FewstepError
+from fewstep_shapes3d.data.clusters import LEFT_OUT, TRAIN
 from fewstep_shapes3d.data.setfiles import ARRAYS, FORMAT, MANIFEST, TABLE, VERSION
 from fewstep_shapes3d.measures.features import TOKENS, WIDTH
 
 HOW = "make one with: fewstep data prepare sweethome3d --source DIR --out DIR"
+NAMED = 20  # how many of the objects that are left out have a line of their own
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -66,6 +69,19 @@ def check(folder: Path, manifest: dict[str, Any], arrays: Arrays) -> None:
         if key not in arrays or arrays[key].shape != shape:
             got = arrays[key].shape if key in arrays else "nothing"
             raise broken(folder / ARRAYS, f"{key} should have shape {shape} by the {MANIFEST}, found {got}")
+        if arrays[key].dtype.kind not in "iuf" or not np.isfinite(arrays[key]).all():
+            raise broken(folder / ARRAYS, f"{key} of type {arrays[key].dtype} holds values that are no finite numbers")
+
+
+def leave_out(arrays: Arrays, table: Sequence[dict[str, str]]) -> list[str]:
+    """Take training objects without a voxel, or without a picture's tokens, out of the split; a line for each."""
+    train = arrays["split"] == TRAIN
+    empty, blank = ~arrays["occupancy"].any(1), ~arrays["tokens"].any((-1, -2)).reshape(len(train), -1).all(1)
+    reasons = ((empty, "it has no voxel"), (blank & ~empty, "a picture has no tokens"))
+    found = [(int(row), why) for bad, why in reasons for row in np.flatnonzero(bad & train)]
+    arrays["split"][[row for row, _ in found]] = LEFT_OUT
+    lines = [f"warning: object {row}, {table[row]['name']!r}: {why}; left out" for row, why in found]
+    return lines if len(lines) <= NAMED else [*lines[:NAMED], f"warning: {len(lines)} objects left out in all"]
 
 
 def read_table(folder: Path, count: int) -> list[dict[str, str]]:

@@ -77,7 +77,8 @@ def check(job: Job, stages: Sequence[str]) -> None:
         if job.config.source is None:
             raise FewstepError("source: got nothing; accepted: source=DIR, the .sh3f catalogues the set is made of")
         find_catalogues(job.config.source)
-    assert len(job.data)  # reads the set
+    for line in job.data.left_out:  # reads the set
+        say(job.console, line)
     try:
         job.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
