@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import refusal
+from fewstep_mdt.config import VMConfig
+from fewstep_mdt.vm import VelocityMatching
 from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_toy.config import PointsConfig, ToyConfig
+from fewstep_toy.dataset import ToyPoints
+from fewstep_toy.network import ToyFlow
 from fewstep_trellis.teach.config import Job, TeachConfig
 from fewstep_trellis.teach.keys import Keys
 from fewstep_trellis.teach.loop import recorded
@@ -16,6 +21,10 @@ from fewstep_trellis.teach.vae import VaeConfig, train
 from rich.console import Console
 
 from fewstep.cli import main
+from fewstep.config.resolve import resolve_stages
+from fewstep.config.train import TrainConfig
+from fewstep.engine.device import emulates_bf16
+from fewstep.engine.trainer import Trainer
 from fewstep.errors import FewstepError
 
 
@@ -118,3 +127,31 @@ def test_a_stage_that_is_done_says_so(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "ss_decoder.safetensors").touch()
     assert job.finished("vae")
     assert "vae: done before" in capsys.readouterr().out
+
+
+def test_the_recipe_of_the_nano_teachers_is_of_their_stages_alone() -> None:
+    found = {name: resolve_stages("flow-matching", name) for name in ("trellis", "trellis-slat", "toy")}
+    ((ss, slat), (toy,)) = [*found["trellis"].values(), *found["trellis-slat"].values()], found["toy"].values()
+    assert (ss.config.train.steps, slat.config.train.steps) == (5000, 3200)
+    assert toy.config.train.precision == "fp32"
+    assert not any("fewstep_trellis" in source for _, _, source in toy.rows())
+
+
+@pytest.mark.parametrize(("flags", "slow"), [("fpu avx2 avx512f", True), ("avx512_bf16 amx_bf16", False)])
+def test_bf16_gives_way_where_a_cpu_emulates_it(
+    flags: str, slow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda self, **k: flags if str(self) == "/proc/cpuinfo" else real(self, **k))
+    cpu = torch.device("cpu")
+    assert emulates_bf16(cpu) == slow
+    assert not emulates_bf16(torch.device("meta"))
+    keys = Keys.read(True, [], tmp_path, False)
+    assert keys.flow(tmp_path, cpu).config.train.precision == ("fp32" if slow else "bf16")
+    keys = Keys.read(True, ["train.precision=bf16"], tmp_path, False)
+    assert keys.flow(tmp_path, cpu).config.train.precision == "bf16"
+    lines: list[str] = []
+    config = TrainConfig(steps=1, batch_size=2, precision="bf16")
+    toy = ToyFlow.teacher(ToyConfig(pretrain=1, width=8))
+    Trainer(VelocityMatching(VMConfig()), toy, ToyPoints(PointsConfig(), toy.backbone), config, say=lines.append)
+    assert any("emulated by this CPU" in line for line in lines) == slow
