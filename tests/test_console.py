@@ -149,6 +149,15 @@ def test_closed_streams(closed: str) -> None:
         assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_the_output_is_one_message() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fewstep", "samplers"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "error: the output cannot be written: No space left on device\n")
+
+
 def test_the_decoder_has_no_use_for_it() -> None:
     with pytest.raises(UnicodeDecodeError):
         b"\xff".decode("ascii", "fewstep.lookalikes")

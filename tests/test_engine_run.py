@@ -317,6 +317,16 @@ def test_the_time_left_is_there_from_the_second_on_and_follows_a_change_of_pace(
     assert max(abs(after - before) for before, after in itertools.pairwise(seconds)) <= 15  # of 400 at a jump's worst
 
 
+def test_a_narrow_terminal_keeps_the_count_and_the_time_left() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=70)
+    with RunProgress(console, 4000, name="slat") as progress:
+        for step in (1, 2):
+            progress.update({"step": step, "loss": {"vm": 0.5, "a long name of a loss": 1.0}})
+        progress.bar.progress.refresh()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())  # type: ignore[attr-defined]
+    assert re.search(r"slat: vm 0\.5 .*… ━+ +2/4000 \d+:\d\d left", text)
+
+
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     console = Console(file=io.StringIO(), force_terminal=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -44,9 +45,14 @@ def _run(arguments: Sequence[str]) -> int:
         stopped = error if isinstance(error, Interrupted) else Interrupted()
         return _say(f"interrupted; {stopped.hint or f'to start again: {again()}'}", stopped.exit_code)
     except BrokenPipeError:  # `fewstep plugins | head`
-        with suppress(OSError):  # a stream without a number
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+        _drop_output()
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            shorten(error)
+            raise error
+        _drop_output()
+        return _say(f"error: {error.filename or 'the output'} cannot be written: {error.strerror}", 1)
     except ImportError as error:
         if sentence := missing(error):
             return _say(f"error: {sentence}", 2)
@@ -92,6 +98,12 @@ def _nearest_command(text: str, context: Any) -> str:
     known, got = getattr(getattr(context, "command", None), "commands", {}), re.search(r"No such command '(.+)'", text)
     hint = nearest(got[1], known) if got and "Did you mean" not in text else None
     return f" Did you mean {hint!r}?" if hint else ""
+
+
+def _drop_output() -> None:
+    """Nobody takes the standard output: let it go, for Python flushes it once more at the process's end."""
+    with suppress(OSError):  # a stream without a number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(text: str, code: int) -> int:

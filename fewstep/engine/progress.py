@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 from fewstep.console import say
 
@@ -29,8 +30,9 @@ class Bar:
         self.console, self.start, self.every, self.label = console, start, every, f"{name}: " if name else ""
         self.shown = time.monotonic()
         self.marks = [(start, self.shown)]
-        text, left = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[left]}")
-        self.progress = Progress(text, BarColumn(20), MofNCompleteColumn(), left, console=console)
+        text = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True))  # cut first
+        parts = (text, BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+        self.progress = Progress(*parts, console=console, expand=True)
         self.task = self.progress.add_task("", total=total, completed=start, left="")
         if console.is_interactive:
             self.progress.start()
