@@ -1,54 +1,166 @@
-"""Folders and files that appear whole or not at all, and their checksums."""
+"""Writing: files and folders that appear whole or not at all, one message where the disk refuses; checksums."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fewstep.errors import FewstepError
 
 TEMP = ".tmp-"  # prefix of what a killed run may leave behind
+NO_SYNC = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of a file system without fsync
+
+
+class Unwritable(FewstepError):
+    """A path that the disk refuses to write. Its arguments are the path and the reason."""
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}: cannot be written: {self.args[1]}"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever a writer raises because of the disk, as one ``Unwritable`` that names ``path``."""
+    try:
+        yield
+    except FewstepError as error:
+        if isinstance(error, Unwritable) and TEMP in str(error.args[0]):  # a file below a temporary folder
+            raise Unwritable(path, error.args[1]) from error
+        raise
+    except Exception as error:
+        if (reason := _refusal(error)) is None:
+            raise
+        raise Unwritable(path, reason) from error
+
+
+def _refusal(error: BaseException | None) -> str | None:
+    """Why the disk refused; None for an error that is not about the disk."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        if code := re.search(r"\(os error (\d+)\)", str(error)):  # SafetensorError, which is no OSError
+            return os.strerror(int(code[1]))
+        if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):  # torch.save, a RuntimeError
+            return "the file is incomplete; is the disk full?"
+        error = error.__cause__
+    return None
+
+
+@contextmanager
+def new_file(final: Path) -> Iterator[Path]:
+    """A temporary file of the same suffix to write into; at the end it replaces ``final``. Missing folders are made.
+
+    The mode follows the umask, whatever the writer makes of it.
+
+    Raises:
+        Unwritable: when the disk refuses (full, read-only); nothing is left behind then.
+    """
+    real = Path(os.path.realpath(final))
+    temp = real.parent / f"{TEMP}{secrets.token_hex(6)}{real.suffix}"
+    with writing(final), _new_parents(real):
+        try:
+            temp.touch()
+            mode = temp.stat().st_mode & 0o777
+            yield temp
+            temp.chmod(mode)
+            sync(temp)
+            temp.replace(real)
+        except BaseException:
+            with suppress(OSError):
+                temp.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
     """A temporary sibling to write into; it takes the name ``final`` at the end, replacing what had it.
 
+    Modes follow the umask.
+
     Raises:
-        FewstepError: when the disk refuses (full, read-only); nothing is left behind then.
+        Unwritable: when the disk refuses (full, read-only); nothing is left behind then.
     """
-    temp = final.parent / f"{TEMP}{final.name}-{os.getpid()}"
+    real = Path(os.path.realpath(final))
+    temp = real.parent / f"{TEMP}{secrets.token_hex(6)}"
+    with writing(final), _new_parents(real):
+        try:
+            temp.mkdir()
+            yield temp
+            mode = temp.stat().st_mode & 0o666
+            for path in [p for p in temp.rglob("*") if p.is_file()]:
+                path.chmod(mode)
+                sync(path)
+            sync(temp)
+            discard(real)
+            temp.rename(real)
+            sync(real.parent)
+        except BaseException:
+            shutil.rmtree(temp, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _new_parents(path: Path) -> Iterator[None]:
+    """Make the folders above ``path``; where that or what follows fails, those that were not there go again."""
+    missing = [parent for parent in path.parents if not parent.exists()]
+    above = path.parents[len(missing)]
+    if not above.is_dir():  # mkdir would say that it exists
+        raise NotADirectoryError(errno.ENOTDIR, f"{above} is no folder")
     try:
-        shutil.rmtree(temp, ignore_errors=True)
-        temp.mkdir(parents=True)
-        yield temp
-        for path in [p for p in temp.rglob("*") if p.is_file()] + [temp]:
-            sync(path)
-        discard(final)
-        temp.rename(final)
-        sync(final.parent)
-    except BaseException as error:
-        shutil.rmtree(temp, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise FewstepError(f"{final}: cannot be written: {error.strerror or error}") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()
         raise
 
 
-def discard(folder: Path) -> None:
-    """Remove a folder; at no moment is half of it there under its name."""
-    if not folder.exists():
-        return
-    temp = folder.parent / f"{TEMP}old-{folder.name}-{os.getpid()}"
-    shutil.rmtree(temp, ignore_errors=True)
-    folder.rename(temp)
-    shutil.rmtree(temp, ignore_errors=True)
+def check_place(key: str, path: Path) -> None:
+    """Before any work: that a file or folder can be written at ``path``, by writing a block there.
+
+    Args:
+        key: the option that names the path, for the message.
+
+    Raises:
+        FewstepError: for a read-only or full disk, a path below a file, a dangling link, a name that is too long.
+    """
+    folder = path
+    try:
+        if path.is_symlink() and not path.exists():
+            raise FileNotFoundError(errno.ENOENT, f"a link to {os.readlink(path)}, which does not exist")
+        if not path.is_dir():
+            folder = next(parent for parent in path.absolute().parents if parent.exists())
+        with tempfile.TemporaryFile(prefix=TEMP, dir=folder) as file:
+            file.write(bytes(4096))
+    except NotADirectoryError:
+        raise _no_place(key, path, f"{folder} is no folder") from None
+    except OSError as error:
+        raise _no_place(key, path, f"{error.strerror or error}") from None
+
+
+def _no_place(key: str, path: Path, reason: str) -> FewstepError:
+    return FewstepError(f"{key}: got {str(path)!r}; accepted: a path to write to ({reason})")
+
+
+def discard(path: Path) -> None:
+    """Remove a folder or file; at no moment is half of a folder there under its name."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        temp = path.parent / f"{TEMP}{secrets.token_hex(6)}"
+        path.rename(temp)
+        shutil.rmtree(temp, ignore_errors=True)
 
 
 def clean(parent: Path) -> None:
@@ -61,23 +173,13 @@ def clean(parent: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file in one move.
-
-    Raises:
-        FewstepError: when the disk refuses.
-    """
-    temp = path.parent / f"{TEMP}{path.name}-{os.getpid()}"
-    try:
+    """Replace a file in one move; raises as ``new_file`` does."""
+    with new_file(path) as temp:
         temp.write_bytes(content)
-        sync(temp)
-        temp.replace(path)
-    except OSError as error:
-        temp.unlink(missing_ok=True)
-        raise FewstepError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def write_file(path: Path, text: str) -> None:
-    """Replace a text file in one move; raises as ``write_bytes`` does."""
+    """Replace a text file in one move; raises as ``new_file`` does."""
     write_bytes(path, text.encode())
 
 
@@ -98,14 +200,49 @@ def file_suffix(path: Path | str) -> str:
     return "" if re.fullmatch(r"\.v\d+", suffix) else suffix
 
 
+class LineFile:
+    """A text file that grows line by line. A line that the disk refuses leaves the file as it was before.
+
+    Args:
+        mode: "w" for a new file, "a" to append.
+
+    Raises:
+        Unwritable: here and in ``write``.
+    """
+
+    def __init__(self, path: Path, mode: Literal["w", "a"]) -> None:
+        self.path = path
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = path.open("wb" if mode == "w" else "ab", buffering=0)
+
+    def write(self, text: str) -> None:
+        """Add text; it is in the file when this returns."""
+        size, rest = self.file.tell(), memoryview(text.encode())
+        with writing(self.path):
+            try:
+                while rest:
+                    rest = rest[self.file.write(rest) :]
+            except OSError:
+                with suppress(OSError):
+                    self.file.truncate(size)
+                raise
+
+    def close(self) -> None:
+        self.file.close()
+
+
 def sync(path: Path) -> None:
-    """Have a file or folder on the disk; folders cannot be synced everywhere."""
-    with suppress(PermissionError):
+    """Have a file or folder on the disk; not every file system can."""
+    try:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
 
 
 def sha256(path: Path) -> str:

@@ -96,7 +96,7 @@ def cut(file: Path) -> None:
         (lambda s: shutil.rmtree(s), "no such folder"),
         (lambda s: (shutil.rmtree(s), s.mkdir()), "the folder is empty"),
         (lambda s: (s / "config.json").unlink(), "holds no config.json"),
-        (lambda s: cut(s / "config.json"), "config.json': truncated or no JSON"),
+        (lambda s: cut(s / "config.json"), "config.json: truncated or no JSON"),
         (lambda s: (s / "config.json").write_text('{"_class_name": "Flux"}'), "format None; accepted: 'fewstep-stud"),
         (lambda s: (s / "config.json").write_text("[1]"), "format None"),
         (lambda s: edit(s, format="fewstep-student-9"), "format 'fewstep-student-9'; accepted: 'fewstep-student-1'"),
@@ -151,8 +151,9 @@ def test_leftovers_are_cleaned_and_nothing_else(tmp_path: Path) -> None:
     clean(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
     discard(tmp_path / "missing")
+    (tmp_path / "step-00000002/file").touch()
     with pytest.raises(FewstepError, match="cannot be written"):
-        write_file(tmp_path / "no/such/file", "")
+        write_file(tmp_path / "step-00000002/file/below", "")
 
 
 def test_store_keeps_the_last_k_and_replaces_a_step(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def test_a_sheet_of_views(tmp_path: Path) -> None:
             lambda folder: write_ply(replace(gaussians(), raw_xyz=torch.full((5, 3), torch.nan)), folder / "a.ply"),
             "5 of 5",
         ),
-        (lambda folder: write_glb(box(), folder / "file" / "a.glb"), "can be written"),
+        (lambda folder: write_glb(box(), folder / "file" / "a.glb"), "cannot be written"),
         (lambda folder: read_ply(folder / "none.ply"), "exists"),
         (lambda folder: read_ply(folder / "file"), "3DGS"),
     ],

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    {"errors", "files", "words", "console", "interrupts"},
+    {"errors", "files", "texts", "words", "console", "interrupts"},
     {"plugins"},
     {"config"},
     {"core"},

@@ -184,7 +184,10 @@ def change(**changes: Any) -> Callable[[Path], None]:
         (change(resolution=8), "resolution 8 instead of 4"),
         (lambda path: save_model(network("ss_dec"), path), "holds a SparseStructureDecoder; accepted: a SparseStruc"),
         (lambda path: path.mkdir(), "a folder without weights"),
-        (lambda path: path.with_suffix(".pt").write_bytes(b"no tensors"), "a .pt file of plain tensors"),
+        (
+            lambda path: path.with_suffix(".pt").write_bytes(b"no tensors"),
+            "a complete safetensors file, or a torch",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(

@@ -17,6 +17,7 @@ from fewstep.console import Console
 from fewstep.engine.folder import check_stages
 from fewstep.engine.session import start
 from fewstep.engine.trackers import METRICS
+from fewstep.texts import read_text
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,7 @@ class Run:
 
     def metrics(self, stage: str = "") -> list[Row]:
         """The rows of ``metrics.jsonl``: step, loss by term, grad_norm, lr, seconds, evaluations."""
-        text = (self.folders[stage] / METRICS).read_text(encoding="utf-8")
+        text = read_text(self.folders[stage] / METRICS)
         return [json.loads(line) for line in text.splitlines()]
 
     def _repr_html_(self) -> str:

@@ -23,6 +23,7 @@ from fewstep.core.suite import Suite, Unmeasured
 from fewstep.engine.device import pick_device
 from fewstep.engine.export import StudentInfo, load_student
 from fewstep.errors import FewstepError, nearest, need
+from fewstep.files import new_folder, writing
 from fewstep.plugins.registry import Entry, registry
 
 Prompts = Batch | Path | str | int | None
@@ -135,8 +136,19 @@ class Student:
         return self.suite.decode(latents, prompts.layout)
 
     def save(self, latents: Tensor, prompts: Batch, path: Path | str) -> list[Path]:
-        """Decode samples and write them as a picture or as files; the files written."""
-        return self.suite.write(self.decode(latents, prompts), Path(path))
+        """Decode samples and write them as a picture or as files; the files written.
+
+        A new folder appears whole or not at all.
+
+        Raises:
+            FewstepError: when the disk refuses.
+        """
+        objects, path = self.decode(latents, prompts), Path(path)
+        if path.suffix or path.exists():
+            with writing(path):
+                return self.suite.write(objects, path)
+        with new_folder(path) as temp:
+            return [path / file.relative_to(temp) for file in self.suite.write(objects, temp)]
 
     def __repr__(self) -> str:
         steps = ", ".join(map(str, self.contract.steps))

@@ -19,6 +19,7 @@ from fewstep.config.stages import chosen
 from fewstep.console import Console, spinner
 from fewstep.engine.folder import occupied
 from fewstep.errors import FewstepError, need
+from fewstep.files import check_place
 from fewstep.plugins.registry import Entry, registry
 
 __all__ = ["BenchTable", "bench", "default_folder"]
@@ -76,10 +77,11 @@ def bench(
     configs = configure(networks, dataset, preset, values)
     for package in ("scipy", "matplotlib"):  # needed at the end only, so refuse before measuring
         need(package)
-    pairs = list(students.items()) if isinstance(students, Mapping) else students
-    entrants = load_students(networks, methods, [one if isinstance(one, tuple) else (None, one) for one in pairs])
     default = default_folder(named.name, stage)
     folder = Path(out) if out is not None else default if resume else _fresh(default)
+    check_place("--out", folder)
+    pairs = list(students.items()) if isinstance(students, Mapping) else students
+    entrants = load_students(networks, methods, [one if isinstance(one, tuple) else (None, one) for one in pairs])
     first, threads, several = next(iter(configs.values())), torch.get_num_threads(), len(networks) > 1
     name = f"{named.name} {'+'.join(networks)}" if several else next(iter(networks.values())).name
     earlier = Path(compare) if compare else None

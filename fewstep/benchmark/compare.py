@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from fewstep.benchmark.rows import Row, as_text, is_quality
 from fewstep.benchmark.summary import interval, student_quantile
 from fewstep.benchmark.tables import new_table
 from fewstep.errors import FewstepError, nearest
+from fewstep.texts import read_text
 from fewstep.words import number
 
 Key = tuple[str, int, str]  # label, steps, metric
@@ -70,12 +72,12 @@ def read_rows(path: Path) -> list[EarlierRow]:
     """
     key, accepted = f"--compare: {str(path)!r}", "accepted: rows.csv of an earlier bench"
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            columns, rows = list(reader.fieldnames or ()), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"is no CSV ({error})"
-        raise FewstepError(f"{key}: {reason}; {accepted}") from None
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        columns, rows = list(reader.fieldnames or ()), list(reader)
+    except FewstepError as error:
+        raise FewstepError(f"--compare: {error}; {accepted}") from None
+    except csv.Error as error:
+        raise FewstepError(f"{key}: is no CSV ({error}); {accepted}") from None
     missing = [name for name, field in EarlierRow.model_fields.items() if field.is_required() and name not in columns]
     if missing:
         hints = "".join(f"; {near!r} instead of {name!r}?" for name in missing if (near := nearest(name, columns)))

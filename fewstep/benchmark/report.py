@@ -22,6 +22,7 @@ from fewstep.benchmark.verdict import verdicts
 from fewstep.console import number_of, say
 from fewstep.core.suite import SheetRow, Suite
 from fewstep.errors import FewstepError
+from fewstep.files import new_file, write_file
 from fewstep.words import markdown_escaped, shortened
 
 WIDTH = 240  # characters of a table as plain text: nothing is folded
@@ -97,7 +98,8 @@ class BenchTable:
 
     def add_changes(self, changes: Sequence[Change], notes: Iterable[str]) -> None:
         """Add what changed since an earlier bench, and write it to ``compare.csv``."""
-        write_csv(self.folder / "compare.csv", Change, map(asdict, changes))
+        with new_file(self.folder / "compare.csv") as path:
+            write_csv(path, Change, map(asdict, changes))
         moved = changes_table(changes)
         if moved.row_count:
             self.tables.append(moved)
@@ -110,12 +112,15 @@ class BenchTable:
             shown: objects for the sheet by (label, steps); ``columns`` of each are drawn.
         """
         lines = ({**asdict(line), **line.bounds()} for line in self.lines)
-        write_csv(self.folder / "summary.csv", Line, lines, ("low", "high"))
-        (self.folder / "table.md").write_text(self.markdown(), encoding="utf-8")
+        with new_file(self.folder / "summary.csv") as path:
+            write_csv(path, Line, lines, ("low", "high"))
+        write_file(self.folder / "table.md", self.markdown())
         measured = measures(self.lines, suite.headline)
         panels = [name for name in dict.fromkeys((suite.headline, *suite.charts)) if name in measured]
-        chart(self.lines, panels or [suite.headline], suite, self.folder / "chart.png", self.title)
-        suite.sheet(self._sheet_rows(suite, shown), self.folder / "sheet.png", columns)
+        with new_file(self.folder / "chart.png") as path:
+            chart(self.lines, panels or [suite.headline], suite, path, self.title)
+        with new_file(self.folder / "sheet.png") as path:
+            suite.sheet(self._sheet_rows(suite, shown), path, columns)
 
     def _sheet_rows(self, suite: Suite, shown: Mapping[tuple[str, int], Any]) -> list[SheetRow]:
         """The teacher, then the others by steps, each with its score and its time."""

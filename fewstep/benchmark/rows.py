@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from fewstep.files import LineFile
 
 SECONDS, FLOW = "seconds_", "seconds_flow"  # how the names of all times begin, and those of sampling
 GAP = "gap_closed/"
@@ -64,13 +67,15 @@ def write_csv(
     Args:
         record: the dataclass whose fields are the columns; ``further`` columns follow, empty where a value lacks.
         none: stands for None.
+
+    Raises:
+        Unwritable: when the disk refuses; the rows before stay.
     """
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with closing(LineFile(path, "w")) as file:
         writer = csv.DictWriter(file, [*(f.name for f in fields(record)), *further], lineterminator="\n")
         writer.writeheader()
         for row in values:
             writer.writerow({name: as_text(value, none) for name, value in row.items()})
-            file.flush()
 
 
 def as_text(value: Any, none: str = "n/a") -> Any:

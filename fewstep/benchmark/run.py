@@ -34,7 +34,7 @@ from fewstep.console import Console, number_of
 from fewstep.engine.device import pick_device
 from fewstep.engine.folder import locked, occupied
 from fewstep.errors import FewstepError
-from fewstep.files import write_json
+from fewstep.files import Unwritable, write_json
 from fewstep.words import number
 
 
@@ -94,6 +94,8 @@ def run_bench(
             extra = {**same, "versions": "; ".join(f"{package} {version}" for package, version in versions().items())}
             new = ({**asdict(row), **extra} for row in _measured(measurement, todo, not whole, rows, console))
             write_csv(out / "rows.csv", Row, chain(kept, new), tuple(extra), none="")
+        except Unwritable as error:
+            raise FewstepError(f"{error}; the rows before it are kept, --resume goes on from them") from error
         finally:
             if not rows:
                 for path in (out / "rows.csv", out / resuming.RECORD):
@@ -102,9 +104,14 @@ def run_bench(
                     out.rmdir()
         write_json(out / resuming.RECORD, {**record, "seconds": round(time.monotonic() - began, 1)})
     table = tabulate(out, suite, rows, record)
-    if old is not None:
-        table.add_changes(comparing.compare(old, rows), comparing.unlike(old, same))
-    table.write(suite, measurement.shown, min(config.columns, samples))
+    try:
+        if old is not None:
+            table.add_changes(comparing.compare(old, rows), comparing.unlike(old, same))
+        table.write(suite, measurement.shown, min(config.columns, samples))
+    except Unwritable as error:
+        table.show(console)
+        rest = f"every measurement is in {out / 'rows.csv'}, --resume writes the rest of the report"
+        raise FewstepError(f"{error}; {rest}") from error
     return table
 
 

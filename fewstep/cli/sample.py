@@ -10,6 +10,7 @@ from typer import Argument, Option
 from fewstep.cli.options import DEVICE, whole
 from fewstep.console import Console, number_of, say
 from fewstep.errors import FewstepError, invalid
+from fewstep.files import check_place
 from fewstep.plugins.registry import registry
 
 
@@ -40,10 +41,7 @@ def sample(
         _check_out(out)
     prompts = student.prompts(image, count)
     latents = student.sample(prompts, steps=steps, seed=seed, sampler=sampler)
-    try:
-        files = student.save(latents, prompts, out)
-    except OSError as error:
-        raise FewstepError(f"--out: got {str(out)!r}; accepted: a path to write to ({error.strerror})") from None
+    files = student.save(latents, prompts, out)
     contract = student.contract
     made = number_of(count, "sample"), number_of(steps or contract.steps[0], "step")
     how = ", ".join((*made, sampler or contract.sampler))
@@ -52,11 +50,9 @@ def sample(
 
 def _check_out(out: Path) -> None:
     """Before any work: nothing is overwritten, and what lies above ``out`` is a folder."""
+    check_place("--out", out)
     if out.exists():
         raise FewstepError(f"--out: {str(out)!r} exists; accepted: a path that does not, nothing is overwritten")
-    above = next(parent for parent in out.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise FewstepError(f"--out: got {str(out)!r}; accepted: a path to write to ({above} is no folder)")
 
 
 def _check_image(image: Path | None) -> None:

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from fewstep.config.describe import Row, describe, explain
 from fewstep.errors import FewstepError
+from fewstep.texts import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -106,10 +107,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         FewstepError: for a missing file or a syntax error, with its line.
     """
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FewstepError(f"config {str(path)!r}: {error.strerror or error}; accepted: a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values: dict[str, Any] = tomllib.loads(read_text(path))
+    except FewstepError as error:
+        raise FewstepError(f"config {error}; accepted: a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
         raise FewstepError(f"config {str(path)!r} is no TOML: {error}") from None
     return values
 

@@ -19,6 +19,7 @@ from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Step
 from fewstep.errors import FewstepError, invalid
+from fewstep.files import new_file
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,8 @@ class Suite(ABC):
     def write(self, objects: Any, path: Path) -> list[Path]:
         """Write what ``fewstep sample`` made, under ``path`` or as that very file; the files written."""
         file = path if path.suffix else path / "samples.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self.sheet([SheetRow("samples", objects)], file, 8)
+        with new_file(file) as temp:
+            self.sheet([SheetRow("samples", objects)], temp, 8)
         return [file]
 
 
@@ -164,6 +165,6 @@ class Unmeasured(Suite):
         if path.suffix not in ("", ".npz"):
             raise invalid("--out", str(path), "a name ending in .npz (these samples have no picture), or a folder")
         file = path if path.suffix else path / "samples.npz"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(file, samples=objects.numpy())
+        with new_file(file) as temp:
+            np.savez(temp, samples=objects.numpy())
         return [file]

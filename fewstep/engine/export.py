@@ -6,11 +6,12 @@ state that a run resumes from is ``fewstep.engine.resume``.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
+from torch import Tensor
 
 import fewstep
 from fewstep.config.base import Strict, validate
@@ -19,6 +20,7 @@ from fewstep.core.contract import Contract
 from fewstep.errors import FewstepError
 from fewstep.files import new_folder, sha256, write_json
 from fewstep.plugins.registry import registry
+from fewstep.texts import read_json
 
 INFO = "config.json"
 FORMAT: Literal["fewstep-student-1"] = "fewstep-student-1"
@@ -83,7 +85,24 @@ def load_student(folder: Path) -> tuple[Backbone, StudentInfo]:
         raise
     except Exception as error:
         raise FewstepError(f"student {str(folder)!r}: backbone {info.backbone!r} cannot read it: {error}") from error
+    check_finite(student.state_dict(), f"student {str(folder)!r}")
     return student.eval(), info
+
+
+def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights that no training leaves behind: their samples would be empty, without a word of why.
+
+    Raises:
+        FewstepError: for values that are not finite, naming the tensors, or that are all zero.
+    """
+    numbers = {name: value for name, value in weights.items() if value.is_floating_point() and value.numel()}
+    counts = {name: int((~value.isfinite()).sum()) for name, value in numbers.items()}
+    bad = [f"{name} ({count} of {numbers[name].numel()})" for name, count in counts.items() if count]
+    if bad:
+        more = f" and {len(bad) - 3} more tensors" if len(bad) > 3 else ""
+        raise FewstepError(f"{source}: weights that are not finite: {', '.join(bad[:3])}{more}")
+    if numbers and not any(bool(value.any()) for value in numbers.values()):
+        raise FewstepError(f"{source}: every weight is 0")
 
 
 def read_info(folder: Path) -> StudentInfo:
@@ -94,18 +113,19 @@ def read_info(folder: Path) -> StudentInfo:
     """
     name = f"student {str(folder)!r}"
     if not folder.is_dir():
-        raise FewstepError(f"{name}: no such folder; accepted: a folder that `fewstep distill` wrote")
+        found = "a file" if folder.is_file() else "no such folder"
+        raise FewstepError(f"{name}: {found}; accepted: a folder that `fewstep distill` wrote")
     if not any(folder.iterdir()):
         raise FewstepError(f"{name}: the folder is empty; accepted: one with {INFO}, model.safetensors and model.json")
     file = _inner(folder) / INFO
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except OSError:
+    if not file.is_file():
         inside = sorted(path.name for path in folder.iterdir() if (_inner(path) / INFO).is_file())
         accepted = f"one of its students {', '.join(inside)}" if inside else "a folder that `fewstep distill` wrote"
-        raise FewstepError(f"{name}: holds no {INFO}; accepted: {accepted}") from None
-    except ValueError:
-        raise FewstepError(f"student {str(file)!r}: truncated or no JSON") from None
+        raise FewstepError(f"{name}: holds no {INFO}; accepted: {accepted}")
+    try:
+        values = read_json(file)
+    except FewstepError as error:
+        raise FewstepError(f"student {error}") from None
     values = values if isinstance(values, dict) else {}
     if "sources" in values:  # config.json of a run's own folder
         raise FewstepError(f"{name}: this run has not finished, so it has no student; continue it with --resume")

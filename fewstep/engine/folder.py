@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any
 
 from fewstep.config.base import flatten
 from fewstep.errors import FewstepError
-from fewstep.files import TEMP, clean
+from fewstep.files import TEMP, check_place, clean
+from fewstep.texts import read_json
 
 CONFIG = "config.json"
 FREE = ("train.checkpoint_every", "train.export", "train.keep", "train.log_every")
@@ -25,11 +26,12 @@ def occupied(folder: Path) -> bool:
 
 
 def check(folder: Path, resume: bool) -> None:
-    """Refuse to overwrite, and to resume nothing.
+    """Refuse to overwrite, to resume nothing, and a place that cannot be written.
 
     Raises:
         FewstepError: saying which of ``--resume`` and ``--out`` helps.
     """
+    check_place("--out", folder)
     if resume and not folder.is_dir():
         raise FewstepError(f"--resume: there is no run {str(folder)!r}; leave --resume out to start it")
     if resume and occupied(folder) and not (folder / CONFIG).is_file():
@@ -59,6 +61,8 @@ def check_stages(folder: Path, stages: Sequence[str], resume: bool) -> dict[str,
 def locked(folder: Path) -> Iterator[None]:
     """Make the folder, and hold it against a second process. A killed process lets go by itself.
 
+    On a file system without locks a warning says that nothing holds it.
+
     Raises:
         FewstepError: when another process trains there, or the disk refuses.
     """
@@ -73,8 +77,11 @@ def locked(folder: Path) -> Iterator[None]:
 
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except (BlockingIOError, PermissionError):
                 raise FewstepError(f"{str(folder)!r}: another process trains there; accepted: another --out") from None
+            except OSError as error:
+                reason = f"the file system takes no lock ({error.strerror})"
+                warnings.warn(f"{folder}: {reason}; do not start a second run there", stacklevel=3)
         clean(folder)
         yield
     finally:
@@ -90,8 +97,8 @@ def started_with(folder: Path) -> dict[str, Any]:
     """
     file = folder / CONFIG
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))["identity"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return dict(read_json(file)["identity"])
+    except (FewstepError, ValueError, KeyError, TypeError):
         raise FewstepError(f"{str(file)!r}: damaged, or not written by fewstep; give another --out") from None
 
 

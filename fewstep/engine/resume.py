@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewstep.core.derivatives import Tangents
 from fewstep.engine.trainer import Trainer
 from fewstep.errors import FewstepError
-from fewstep.files import digest, discard, new_folder, sha256
+from fewstep.files import digest, discard, new_folder, sha256, write_json
 
 FORMAT = "fewstep-resume-3"
 TENSORS, STATE = "state.safetensors", "state.json"
@@ -62,18 +61,15 @@ class Store:
         """Write a checkpoint, then drop the oldest beyond ``keep``. Killed at any point, the newest is whole.
 
         Raises:
-            FewstepError: when the disk refuses; older checkpoints stay.
+            Unwritable: when the disk refuses; older checkpoints stay.
         """
         with new_folder(self.path(step)) as temp:
-            try:
-                # Copies, because safetensors refuses tensors that share storage, such as tied weights.
-                copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-                save_file(copies, temp / TENSORS)
-            except SafetensorError as error:
-                raise FewstepError(f"{self.path(step)}: cannot be written: {error}") from error
+            # Copies, because safetensors refuses tensors that share storage, such as tied weights.
+            copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+            save_file(copies, temp / TENSORS)
             state = {"format": FORMAT, "step": step, "config": dict(config)}
             state |= {"scalars": dict(scalars), "sha256": sha256(temp / TENSORS)}
-            (temp / STATE).write_text(json.dumps({**state, "digest": digest(state)}, indent=1), encoding="utf-8")
+            write_json(temp / STATE, {**state, "digest": digest(state)})
         for old in self.steps()[: -self.keep]:
             discard(self.path(old))
 

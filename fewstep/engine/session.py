@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from fewstep.engine.resume import Checkpoint, Store, restore, scalars_of, tensor
 from fewstep.engine.trackers import JsonLines, Tracker, Window
 from fewstep.engine.trainer import NonFinite, Row, Trainer
 from fewstep.errors import FewstepError
-from fewstep.files import clean, write_json
+from fewstep.files import Unwritable, clean, write_json, writing
 from fewstep.plugins.registry import registry
 
 Say = Callable[[str], None]
@@ -48,15 +50,14 @@ def start(
     Raises:
         FewstepError: for anything a user can put right.
     """
-    chosen = [registry().get("tracker", name) for name in trackers]
+    chosen = [registry().get("tracker", name).load() for name in trackers]
     folders.check(out, resume)
     store = Store(out / "checkpoints", resolved.config.train.keep)
     found = _resumable(resolved, out, store) if resume else None
     progress = RunProgress(console, resolved.config.train.steps, found.step if found else 0, name=out.name)
     with spinner(console, f"{out.name}: loading teacher and data"):
         trainer = build(resolved, progress.say)
-    with folders.locked(out):
-        folders.check(out, resume)
+    with folders.locked(out), _begun_or_gone(trainer, out, resume):
         clean(store.folder)
         if found is not None:
             for note in restore(trainer, found):
@@ -65,13 +66,17 @@ def start(
             progress.say(f"resuming {out} after step {trainer.step}")
         write_json(out / folders.CONFIG, record(resolved, command))
         outputs: list[Tracker] = [JsonLines(out, resolved.tables(), trainer.step)]
-        outputs += [entry.load()(out, resolved.tables(), trainer.step) for entry in chosen]
+        with writing(out):
+            outputs += [tracker(out, resolved.tables(), trainer.step) for tracker in chosen]
         window = Window(found.scalars["window"] if found else None)
         with counting(console) as count:
             trainer.dataset.prepare(trainer.device, count)
         del found  # its tensors need not stay in memory
         train(trainer, store, resolved, outputs, progress, window, callbacks)
-        export(trainer, resolved, out / "student")
+        try:
+            export(trainer, resolved, out / "student")
+        except Unwritable as error:
+            raise FewstepError(f"{error}. {_kept(store, trainer.step)}") from error
     return out
 
 
@@ -97,23 +102,25 @@ def train(
     """The loop with its outputs; on any end the trackers are closed.
 
     Raises:
-        FewstepError: for a loss or gradient that is not finite, with what is left to resume from.
+        FewstepError: for a loss or gradient that is not finite, or a full disk, with what is left to resume from.
     """
-    every, last = resolved.config.train.log_every, resolved.config.train.steps
+    out, (every, last) = store.folder.parent, (resolved.config.train.log_every, resolved.config.train.steps)
 
     def log(row: Row) -> None:
         progress.update(row)
         window.add(row)
         if row["step"] % every == 0 or row["step"] == last:
             mean = window.take(row)
-            for tracker in outputs:
-                tracker.log(mean)
+            with writing(out):
+                for tracker in outputs:
+                    tracker.log(mean)
             for callback in callbacks:
                 callback(mean)
 
     def save() -> None:
-        for tracker in outputs:
-            tracker.flush()
+        with writing(out):
+            for tracker in outputs:
+                tracker.flush()
         scalars = {**scalars_of(trainer), "window": window.state}
         store.save(trainer.step, tensors_of(trainer), resolved.identity(), scalars)
 
@@ -122,13 +129,16 @@ def train(
             trainer.train(log, save)
     except NonFinite as error:
         cause = "; a cause in the config (train.lr, train.clip, train.precision) needs a new run"
-        raise FewstepError(f"{error}. {_kept(store)}{cause if store.steps() else ''}") from None
+        raise FewstepError(f"{error}. {_kept(store, trainer.step)}{cause if store.steps() else ''}") from None
+    except Unwritable as error:
+        raise FewstepError(f"{error}. {_kept(store, trainer.step)}") from error
     except BaseException:
-        progress.say(f"stopped after step {trainer.step}. {_kept(store)}")
+        progress.say(f"stopped after step {trainer.step}. {_kept(store, trainer.step)}")
         raise
     finally:
-        for tracker in outputs:
-            tracker.close()
+        with writing(out):
+            for tracker in outputs:
+                tracker.close()
 
 
 def export(trainer: Trainer, resolved: Resolved, folder: Path) -> None:
@@ -177,10 +187,23 @@ def _resumable(resolved: Resolved, out: Path, store: Store) -> Checkpoint | None
     return found
 
 
-def _kept(store: Store) -> str:
+@contextmanager
+def _begun_or_gone(trainer: Trainer, out: Path, resume: bool) -> Iterator[None]:
+    """A new run that fails before its first iteration leaves no folder; an interrupted one stays, for ``--resume``."""
+    folders.check(out, resume)
+    try:
+        yield
+    except Exception:
+        if not resume and trainer.step == 0:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _kept(store: Store, done: int) -> str:
     steps = store.steps()
     if not steps:
-        return "There is no checkpoint yet (see train.checkpoint_every): start again with another --out"
+        again = "--resume starts from the beginning" if done else "nothing is kept"
+        return f"There is no checkpoint yet (see train.checkpoint_every); {again}"
     return (
         f"The checkpoint of step {steps[-1]} is kept ({store.path(steps[-1])}); --resume goes on from it and repeats "
         "the same steps"

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from fewstep.errors import FewstepError
-from fewstep.files import sync, write_file
+from fewstep.files import LineFile, sync, write_file
 
 METRICS = "metrics.jsonl"
 Row = Mapping[str, Any]
@@ -71,14 +70,10 @@ class JsonLines:
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
             write_file(self.path, "".join(line + "\n" for line in lines if _written_until(step, line)))
-        self.file = self.path.open("a", encoding="utf-8")
+        self.file = LineFile(self.path, "a")
 
     def log(self, row: Row) -> None:
-        try:
-            self.file.write(json.dumps(row) + "\n")
-            self.file.flush()
-        except OSError as error:
-            raise FewstepError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+        self.file.write(json.dumps(row) + "\n")
 
     def flush(self) -> None:
         sync(self.path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fewstep_trellis.weights import read_tensors
+from fewstep_trellis.weightfiles import read_tensors
 from torch import Tensor
 
 from fewstep.errors import invalid

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import tempfile
 import warnings
 from pathlib import Path
+
+from fewstep.errors import FewstepError
+from fewstep.files import Unwritable, write_json
+from fewstep.texts import read_json
 
 
 def folder() -> Path:
@@ -27,10 +29,8 @@ class Cache:
 
     def _read(self) -> dict[str, str]:
         try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
+            found = read_json(self.path) if self.path.exists() else {}
+        except FewstepError as error:
             warnings.warn(f"{self.path}: not read, tiles are measured anew ({error})", stacklevel=4)
             return {}
         return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
@@ -43,10 +43,6 @@ class Cache:
         """Remember, together with what other processes wrote since."""
         self._known = {**self._read(), **self._known, name: value}
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.path.parent)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(self._known, file, indent=1, sort_keys=True)
-            os.replace(temporary, self.path)
-        except OSError as error:
+            write_json(self.path, dict(sorted(self._known.items())))
+        except Unwritable as error:
             warnings.warn(f"{self.path}: not written, tiles will be measured again ({error})", stacklevel=4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +18,8 @@ from fewstep.core.batch import Condition
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout
 from fewstep.errors import FewstepError
+from fewstep.files import write_json
+from fewstep.texts import read_json
 from fewstep_toy.analytic import AnalyticFlow
 from fewstep_toy.config import ToyConfig
 from fewstep_toy.mixture import TARGETS, Mixture, expand_rows
@@ -82,8 +83,7 @@ class ToyFlow(Backbone):
     def save(self, folder: Path, *, half: bool = False) -> None:
         dtype = torch.float16 if half else torch.float32
         save_file({k: v.detach().to(dtype).contiguous() for k, v in self.state_dict().items()}, weights(folder))
-        text = json.dumps({"class": "ToyFlow", "config": self.config.model_dump(mode="json")}, indent=1)
-        (folder / "model.json").write_text(text + "\n", encoding="utf-8")
+        write_json(folder / "model.json", {"class": "ToyFlow", "config": self.config.model_dump(mode="json")})
 
     @classmethod
     def load(cls, folder: Path) -> ToyFlow:
@@ -93,7 +93,7 @@ class ToyFlow(Backbone):
             FewstepError: when the files are missing or do not fit each other.
         """
         try:
-            record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+            record = read_json(folder / "model.json")
             model = cls(validate(ToyConfig, record["config"]))
             model.load_state_dict({k: v.float() for k, v in load_file(weights(folder)).items()})
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError, invalid, unknown
+from fewstep.files import new_file, write_json
+from fewstep.texts import read_json
 from fewstep_trellis.models import MODELS, Rebuildable
-from fewstep_trellis.weights import check_file, fit, read_tensors
-
-_SUFFIXES = (".json", ".safetensors", ".pt")
-
-
-def _stem(path: str | os.PathLike[str]) -> str:
-    """The path without one of the known suffixes. Other dots are part of the name (``step.1000``)."""
-    text = os.fspath(path)
-    return next((text.removesuffix(s) for s in _SUFFIXES if text.endswith(s)), text)
-
-
-def _tensor_path(path: str | os.PathLike[str]) -> Path:
-    stem = _stem(path)
-    pt = Path(stem + ".pt")
-    named = Path(path).suffix == ".pt"
-    return pt if named or (pt.is_file() and not Path(stem + ".safetensors").exists()) else Path(stem + ".safetensors")
-
-
-def _write(path: Path, write: Callable[[str], object]) -> None:
-    """Write beside the target, then rename: a reader sees the old file or the new one, never a part."""
-    handle, temp = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    try:
-        write(temp)
-        os.chmod(temp, 0o644)
-        os.replace(temp, path)
-    except BaseException:
-        Path(temp).unlink(missing_ok=True)
-        raise
+from fewstep_trellis.weightfiles import check_file, read_tensors, split_key, stem_of, tensor_file
+from fewstep_trellis.weights import fit
 
 
 def _tensors(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -70,16 +43,11 @@ def save_model(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtyp
     """
     if not isinstance(model, Rebuildable) or model.official_name not in MODELS:
         raise unknown("model class", type(model).__name__, MODELS)
-    stem = _stem(path)
+    stem = stem_of(Path(path))
     target, config = Path(stem + ".safetensors"), Path(stem + ".json")
-    text = json.dumps({"name": model.official_name, "args": model.args}, indent=4) + "\n"
-    tensors = _tensors(model, dtype)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _write(target, lambda temp: save_file(tensors, temp, metadata={"format": "pt"}))
-        _write(config, lambda temp: Path(temp).write_text(text, encoding="utf-8"))
-    except OSError as error:
-        raise invalid("checkpoint", str(target), f"a place that can be written ({error})") from error
+    with new_file(target) as temp:
+        save_file(_tensors(model, dtype), temp, metadata={"format": "pt"})
+    write_json(config, {"name": model.official_name, "args": model.args})
     return target
 
 
@@ -88,8 +56,8 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]]:
     check_file(path)
     wanted = 'a json file with "name" (class) and "args" (its constructor\'s arguments)'
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        config = read_json(path)
+    except FewstepError as error:
         raise invalid("checkpoint", str(path), f"{wanted}; it is not json ({error})") from error
     if not isinstance(config, dict):
         raise invalid("checkpoint", str(path), wanted)
@@ -135,7 +103,8 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     Half-precision tensors are cast to the types of the module: float32, unless its arguments say ``use_fp16``.
 
     Args:
-        path: the common stem, or one of the two files (a ``.pt`` file of plain tensors also serves as weights).
+        path: the common stem, or one of the two files; the weights may be any that ``read_tensors`` takes, and
+            ``FILE:KEY`` names those of several in a file.
         device: where the model shall be.
 
     Returns:
@@ -145,11 +114,12 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
         FewstepError: a missing, empty, truncated or foreign file; an unknown class or argument; tensors that do not
             fit (all of them in one message).
     """
-    config, tensors = Path(_stem(path) + ".json"), _tensor_path(path)
+    place, key = split_key(Path(path))
+    config, tensors = Path(stem_of(place) + ".json"), tensor_file(place)
     name, args = read_config(config)
     try:
         model = build_model(name, args, "meta")
     except FewstepError as error:
         raise FewstepError(f"{config}: {error}") from error
-    fit(model, read_tensors(tensors), str(tensors))
+    fit(model, read_tensors(tensors, key), str(tensors))
     return model.to(device)

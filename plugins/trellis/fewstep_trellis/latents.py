@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from fewstep.core.dataset import Progress, silent
 from fewstep.core.layout import Packed
-from fewstep.errors import FewstepError
-from fewstep.files import write_bytes
+from fewstep.files import Unwritable, write_bytes
 from fewstep_trellis.models import SLatEncoder, SparseStructureEncoder
 
 PART = 32  # samples of one file: an interruption repeats at most these
@@ -149,6 +148,5 @@ def _read(path: Path) -> Tensor | None:
 
 def _write(path: Path, latents: Tensor) -> None:
     """Best effort: without a writable cache every run encodes anew."""
-    with suppress(OSError, FewstepError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(Unwritable):
         write_bytes(path, save({"latents": latents.contiguous()}))

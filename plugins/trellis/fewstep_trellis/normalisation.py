@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from fewstep.config.base import Strict, validate
 from fewstep.errors import FewstepError, invalid
+from fewstep.texts import read_json
 
 PIPELINE = "pipeline.json"
 KEY = "slat_normalization"
@@ -60,8 +60,8 @@ class Normalisation(Strict):
     @classmethod
     def _read(cls, file: Path) -> Normalisation | None:
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))["args"].get(KEY)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            found = read_json(file)["args"].get(KEY)
+        except (FewstepError, KeyError, TypeError, AttributeError) as error:
             raise FewstepError(f"{file}: no pipeline description ({type(error).__name__}: {error})") from None
         try:
             return None if found is None else validate(cls, found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -14,6 +13,8 @@ from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Condition
 from fewstep.core.layout import Layout, Packed
 from fewstep.errors import FewstepError
+from fewstep.files import write_json
+from fewstep.texts import read_json
 from fewstep_trellis.flow import Flow, FlowConfig, load_frozen
 from fewstep_trellis.models import SLatFlowModel, SLatMeshDecoder
 from fewstep_trellis.normalisation import Normalisation
@@ -70,14 +71,13 @@ class StructuredLatentFlow(Flow):
     def save(self, folder: Path, *, half: bool = False) -> None:
         super().save(folder, half=half)
         if self.normalisation is not None:
-            text = json.dumps(self.normalisation.model_dump(mode="json"), indent=2)
-            (folder / NORMALISATION).write_text(text + "\n", encoding="utf-8")
+            write_json(folder / NORMALISATION, self.normalisation.model_dump(mode="json"))
 
     @classmethod
     def load(cls, folder: Path) -> StructuredLatentFlow:
         backbone, file = super().load(folder), folder / NORMALISATION
         if file.is_file():
-            backbone.normalisation = validate(Normalisation, json.loads(file.read_text(encoding="utf-8")))
+            backbone.normalisation = validate(Normalisation, read_json(file))
         return backbone
 
     @classmethod

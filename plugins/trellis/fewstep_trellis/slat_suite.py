@@ -95,7 +95,6 @@ class SurfaceObjects(Suite):
             raise invalid("--out", str(path), "a name ending in .png, or a folder")
         meshes = Surfaces.check(objects).meshes
         file = path if path.suffix else path / "samples.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet([(f"{number}", turntable(mesh, 4, TILE)) for number, mesh in enumerate(meshes, 1)], file, TILE)
         named = [] if path.suffix else [(path / f"{number:03}.glb", mesh) for number, mesh in enumerate(meshes, 1)]
         return [file, *(write_glb(mesh, place) for place, mesh in named if mesh.success)]

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from fewstep_shapes3d.export.arrays import write_npz
 from fewstep_shapes3d.export.contact import Picture, contact_sheet
 from fewstep_shapes3d.measures.features import ImageEncoder
 from fewstep_shapes3d.measures.held_out import HeldOut, PictureSuite
@@ -73,9 +73,8 @@ class StructureObjects(Suite):
         files = [path] if path.suffix else [path / f"samples{suffix}" for suffix in SUFFIXES]
         grids = Shapes.check(objects).grids
         for file in files:
-            file.parent.mkdir(parents=True, exist_ok=True)
             if file.suffix == ".npz":
-                np.savez_compressed(file, occupancy=grids.numpy())
+                write_npz({"occupancy": grids}, file)
             else:
                 views = render_views(grids, size=TILE).numpy()
                 contact_sheet([(f"{number}", list(four)) for number, four in enumerate(views, 1)], file, TILE)

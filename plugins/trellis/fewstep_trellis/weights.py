@@ -1,80 +1,107 @@
-"""Tensors in files: reading them without pickle, removing wrappers' prefixes, fitting them to a module."""
+"""Weights to networks: which of a file's tensors are the network's, and whether they fit."""
 
 from __future__ import annotations
 
-import pickle
+import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fewstep.errors import FewstepError, invalid
+from fewstep.engine.export import check_finite
+from fewstep.errors import FewstepError
+from fewstep_trellis.weightfiles import State, dotted
 
-State = dict[str, Tensor]
-
-# What DistributedDataParallel, torch.compile, AveragedModel and common EMA wrappers put before every key.
-PREFIXES = ("module.", "_orig_mod.", "ema_model.", "ema.", "averaged_model.", "model.", "student.", "denoiser.")
-_CONTAINERS = ("state_dict", "model", "ema")
-_COUNTERS = ("n_averaged",)
-
-
-def check_file(path: Path) -> None:
-    """Raise FewstepError unless ``path`` is a file with something in it."""
-    if not path.is_file():
-        raise invalid("checkpoint", str(path), "a file that exists; there is none here")
-    if path.stat().st_size == 0:
-        raise invalid("checkpoint", str(path), "a file with content; this one is empty (0 bytes)")
+# Words in the names of a file's networks. An average is what one samples with; another's weights are the last choice.
+AVERAGED = {"ema", "avg", "average", "averaged", "swa"}
+TRAINED = {"student", "generator", "g"}
+OTHERS = {"teacher", "critic", "discriminator", "d", "fake", "real", "frozen", "reference", "pretrained"}
+COUNTERS = {"n_averaged"}
+OTHERS |= {"optimizer", "optim", "opt", "grad", "grads", "exp", "momentum"}
 
 
-def _read_pt(path: Path) -> Any:
-    found = torch.load(path, map_location="cpu", weights_only=True)
-    for name in _CONTAINERS:
-        if isinstance(found, dict) and isinstance(found.get(name), dict):
-            return found[name]
-    return found
+def select(state: Mapping[str, Tensor], wanted: Iterable[str], source: str) -> State:
+    """The tensors of one network, under its own names, whatever wrapped it or lies beside it.
 
-
-def read_tensors(path: Path) -> State:
-    """The tensors of a ``.safetensors`` file, or of a ``.pt`` or ``.pth`` file that holds tensors only.
-
-    Raises:
-        FewstepError: the file is missing, empty, truncated, or of another format.
-    """
-    check_file(path)
-    pickled = path.suffix in (".pt", ".pth")
-    kind = f"a {path.suffix} file of plain tensors" if pickled else "a complete safetensors file"
-    try:
-        state = _read_pt(path) if pickled else load_file(path)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise invalid("checkpoint", str(path), f"{kind}; reading it failed ({reason})") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise invalid("checkpoint", str(path), f"{kind}; this one holds other objects")
-    return state
-
-
-def strip_prefixes(state: Mapping[str, Tensor], wanted: Iterable[str], source: str) -> State:
-    """Remove wrappers' prefixes that every key has and no wanted key has; a warning names them.
+    A prefix is what stands before the network's own names (``module.``, ``state_dict/model.diffusion_model.``); in the
+    middle, parts that none of them has (``_checkpoint_wrapped_module``) are left out. Where several networks have all
+    names, an average (EMA) goes first, then a student or generator, then the order in the file; a teacher, a critic or
+    a discriminator comes last. What was chosen or removed is told in a warning.
 
     Args:
-        state: tensors by key.
-        wanted: the keys of the module.
-        source: where the tensors come from, for the warning.
+        state: as ``read_tensors`` gives it.
+        wanted: names that the network has.
+        source: where the tensors come from, for messages.
+
+    Raises:
+        FewstepError: for two tensors of one name.
     """
-    tops = {key.split(".")[0] + "." for key in wanted}
-    left = {k: v for k, v in state.items() if k not in _COUNTERS}
-    gone = ""
-    while prefix := next((p for p in PREFIXES if p not in tops and left and all(k.startswith(p) for k in left)), ""):
-        left = {k.removeprefix(prefix): v for k, v in left.items()}
-        gone += prefix
-    if gone:
-        warnings.warn(f"{source}: removed the prefix {gone!r} from all {len(left)} keys", stacklevel=3)
-    return left
+    wanted = set(wanted)
+    parts = {part for key in wanted for part in key.split(".")}
+    found: dict[str, dict[str, str]] = {}  # by prefix: the name in the file by the network's own
+    twice: dict[str, str] = {}
+    for name in state:
+        for prefix, key in _places(dotted(name), wanted, parts):
+            names = found.setdefault(prefix, {})
+            exact = dotted(name) == prefix + key
+            if not exact and key in names and dotted(names[key]) != prefix + key:
+                twice[prefix] = f"{names[key]} and {name} are both {key!r} of the network"
+            if exact or key not in names:
+                names[key] = name
+    best = max(map(len, found.values()), default=0)
+    if 2 * best < len(wanted):
+        return {dotted(name): value for name, value in state.items()}
+    whole = sorted((prefix for prefix, names in found.items() if len(names) == best), key=_preference)
+    prefix, names = whole[0], found[whole[0]]
+    if prefix in twice:
+        raise FewstepError(f"{source}: {twice[prefix]}; accepted: one tensor of each name")
+    for line in _notes(source, state, names, [one.removesuffix(".") or "." for one in whole], prefix):
+        warnings.warn(line, stacklevel=3)
+    dicts = {name.rpartition("/")[0] for name in names.values()}
+    own = {name: key for key, name in names.items()}
+    rest = [n for n in state if n.rpartition("/")[0] in dicts and dotted(n).startswith(prefix) and n not in COUNTERS]
+    return {own.get(name, dotted(name).removeprefix(prefix)): state[name] for name in rest}
+
+
+def _places(name: str, wanted: set[str], parts: set[str]) -> Iterator[tuple[str, str]]:
+    """(prefix, network's own name) for each way to read a name."""
+    found = name.split(".")
+    for at, first in enumerate(found):
+        key = ".".join([*(part for part in found[at:-1] if part in parts), found[-1]])
+        if key in wanted and key.split(".")[0] == first:
+            yield "".join(f"{part}." for part in found[:at]), key
+
+
+def _words(name: str) -> set[str]:
+    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
+
+
+def _preference(prefix: str) -> tuple[bool, bool, bool]:
+    words = _words(prefix)
+    return bool(words & OTHERS), not words & AVERAGED, not words & TRAINED
+
+
+def _notes(
+    source: str, state: Mapping[str, Tensor], names: Mapping[str, str], whole: Sequence[str], prefix: str
+) -> Iterator[str]:
+    """What the user should know about a choice: ``names`` of the file, below ``prefix``, the first of ``whole``."""
+    dicts = {dotted(name[: name.rfind("/") + 1]) for name in names.values()}
+    removed = prefix.removeprefix(min(dicts, key=len))
+    if len(whole) > 1:
+        others = " or ".join(f"{source}:{one}" for one in whole[1:])
+        yield f"{source}: took {whole[0]!r} of {', '.join(whole)}; for another: {others}"
+    elif removed:
+        yield f"{source}: removed the prefix {removed!r} from all {len(names)} keys"
+    inner = {part for name in names.values() for part in dotted(name).removeprefix(prefix).split(".")}
+    if left_out := inner - {part for key in names for part in key.split(".")}:
+        yield f"{source}: left {', '.join(sorted(left_out))} out of the keys"
+    if not _words(prefix) & AVERAGED:
+        taken = set(names.values())
+        tops = {
+            part for n, v in state.items() if n not in taken and v.numel() > 1 for part in dotted(n).split(".")[:-1]
+        }
+        for average in sorted(part for part in tops if _words(part) & AVERAGED and not _words(part) & OTHERS):
+            yield f"{source}: {average!r} was not taken: it lacks some of the network's keys"
 
 
 def _some(items: Iterable[str], limit: int = 8) -> str:
@@ -84,15 +111,19 @@ def _some(items: Iterable[str], limit: int = 8) -> str:
 
 
 def misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """What of ``state`` does not fit ``own``, in words: keys missing, not known, of another shape."""
+    """What of ``state`` does not fit ``own``, in words: keys missing, not known, of another shape or kind of number."""
     missing = [k for k in own if k not in state]
     extra = [k for k in state if k not in own]
+    both = [k for k in own if k in state]
     shapes = [
-        f"{k} {list(state[k].shape)} instead of {list(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
+        f"{k} {list(state[k].shape)} instead of {list(own[k].shape)}" for k in both if state[k].shape != own[k].shape
     ]
-    return listing(missing, extra, shapes)
+    numbers = [f"{k} {str(state[k].dtype).removeprefix('torch.')}" for k in both if not _same_kind(own[k], state[k])]
+    return listing(missing, extra, shapes) + ([f"{len(numbers)} no real numbers: {_some(numbers)}"] if numbers else [])
+
+
+def _same_kind(own: Tensor, given: Tensor) -> bool:
+    return given.is_floating_point() or not (own.is_floating_point() or given.is_complex())
 
 
 def listing(missing: Sequence[str], extra: Sequence[str], shapes: Sequence[str]) -> list[str]:
@@ -106,15 +137,18 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
 
     Args:
         model: may lie on the meta device; afterwards it lies where the tensors do.
-        state: tensors by key.
+        state: tensors by name, as ``read_tensors`` gives them.
         source: where the tensors come from, for the messages.
 
     Raises:
-        FewstepError: keys are missing, not known or wrongly shaped; all of them in one message.
+        FewstepError: keys are missing, not known or wrongly shaped, all of them in one message; or values that are not
+            finite, or all zero.
     """
     own = model.state_dict()
-    left = strip_prefixes(state, own, source)
+    left = select(state, own, source)
     if found := misfits(own, left):
         raise FewstepError(f"{source} does not fit {type(model).__name__}: {'; '.join(found)}")
     # Copies: tensors read from a file may be a view of it, and the file may change later.
-    model.load_state_dict({k: v.to(own[k].dtype, copy=True) for k, v in left.items()}, assign=True)
+    cast = {k: v.to(own[k].dtype, copy=True) for k, v in left.items()}
+    check_finite(cast, source)
+    model.load_state_dict(cast, assign=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from PIL import Image
 from fewstep.console import Console, say
 from fewstep.engine.device import pick_device
 from fewstep.errors import FewstepError, invalid, need
+from fewstep.files import check_place, new_folder
 from fewstep_shapes3d.data import clusters, setfiles
 from fewstep_shapes3d.data.attributes import write_codes
 from fewstep_shapes3d.data.jobs import Made, Progress, make_all
@@ -93,6 +92,7 @@ def _check(target: Path, resolution: int, views: int, limit: int | None) -> None
         need(package)  # once, here: later it would be a reason to skip each object
     if target.exists():
         raise invalid("data.out", str(target), "a folder that does not exist yet; nothing is overwritten")
+    check_place("data.out", target)
     if resolution < 2 or resolution % 2:
         raise invalid("resolution", resolution, "an even number of voxels")
     if views < 1:
@@ -145,9 +145,7 @@ def _write(
     arrays: dict[str, npt.NDArray[Any]],
     settings: dict[str, int],
 ) -> dict[str, Any]:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with new_folder(target) as part:
         manifest = setfiles.manifest(files, skipped, labels, codes, settings)
         setfiles.write_table(part / setfiles.TABLE, made, labels, codes)
         setfiles.write_pictures(part / setfiles.PICTURES, [made[at] for at in np.flatnonzero(codes == clusters.TEST)])
@@ -155,9 +153,4 @@ def _write(
         np.savez_compressed(part / setfiles.ARRAYS, **arrays)  # type: ignore[arg-type]
         write_codes(part / setfiles.SURFACE, [item.surface for item in made])
         setfiles.write_manifest(part, manifest)
-        part.chmod(0o755)
-        part.rename(target)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
     return manifest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 import lzma
 import zipfile
 import zlib
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.errors import FewstepError
+from fewstep.texts import read_json, read_text
 from fewstep_shapes3d.data.clusters import LEFT_OUT, TRAIN
 from fewstep_shapes3d.data.setfiles import ARRAYS, FORMAT, MANIFEST, TABLE, VERSION
 from fewstep_shapes3d.measures.features import TOKENS, WIDTH
@@ -35,8 +36,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FewstepError(f"prepared set: {folder} is none, it has no {MANIFEST}; {HOW}")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        manifest = read_json(path)
+    except FewstepError as error:
         raise broken(path, error) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise broken(path, f"it does not describe a {FORMAT}")
@@ -88,9 +89,8 @@ def read_table(folder: Path, count: int) -> list[dict[str, str]]:
     """The rows of the table. Raises FewstepError: missing, damaged, or not ``count`` rows."""
     path = folder / TABLE
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, ValueError, csv.Error) as error:
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    except (FewstepError, csv.Error) as error:
         raise broken(path, error) from error
     if len(rows) != count:
         raise broken(path, f"it has {len(rows)} rows for {count} objects")

@@ -7,7 +7,6 @@ surface, and points of the surface with their colours.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError, first_line
+from fewstep.files import check_place, new_file
 from fewstep_shapes3d.data.prepared import PreparedSet
 from fewstep_shapes3d.data.sh3f import Entry, extract_model, find_catalogues, read_catalogues
 
@@ -58,7 +58,7 @@ def make_targets(
         FewstepError: the catalogues in ``source`` are not those that the set was made of.
     """
     entries = _matching(data, source)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_place("targets", folder)
     jobs = [(index, entry) for index, entry in enumerate(entries) if not _path(folder, index).exists()]
     job = partial(_make, folder=folder, resolution=data.resolution)
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -119,10 +119,9 @@ def _make(job: tuple[int, Entry], folder: Path, resolution: int) -> str:
     field = SurfaceField(mesh, voxelise(mesh, resolution))
     at = field.at_corners()
     points, shade, exposed = field.points(POINTS, zlib.crc32(entry.key.encode()))
-    part = _path(folder, index).with_suffix(f".{os.getpid()}.tmp")
-    with part.open("wb") as file:
+    with new_file(_path(folder, index)) as part:
         np.savez(
-            file,
+            part,
             corners=field.corners.astype(np.uint16),
             distance=np.rint(at.distance.clip(-CLIP, CLIP) / CLIP * 127).astype(np.int8),
             colour=np.rint(at.colour * 255).astype(np.uint8),
@@ -131,5 +130,4 @@ def _make(job: tuple[int, Entry], folder: Path, resolution: int) -> str:
             shade=np.rint(shade * 255).astype(np.uint8),
             exposed=exposed,
         )
-    os.replace(part, _path(folder, index))
     return entry.name

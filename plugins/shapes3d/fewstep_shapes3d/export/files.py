@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
-from fewstep.errors import FewstepError, invalid
+from fewstep.errors import FewstepError
+from fewstep.files import new_file
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
@@ -18,24 +17,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     Raises:
         FewstepError: for a place that cannot be written.
     """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-    except OSError as error:
-        raise invalid("output", str(path), f"a place that can be written ({error.strerror})") from None
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except OSError as error:
-        Path(name).unlink(missing_ok=True)
-        raise invalid("output", str(path), f"a place that can be written ({error.strerror})") from None
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return path
+    with new_file(Path(path)) as temp:
+        write(temp)
+    return Path(path)
 
 
 def check_suffix(path: Path, suffix: str) -> None:

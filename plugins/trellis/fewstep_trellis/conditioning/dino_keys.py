@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError, invalid
-from fewstep_trellis.weights import State, misfits, read_tensors, strip_prefixes
+from fewstep_trellis.weightfiles import State, read_tensors
+from fewstep_trellis.weights import misfits, select
 
+ANCHORS = ("cls_token", "pos_embed", "patch_embed.proj.weight", "norm.weight")  # every DINOv2 file has them
 HEAD_WIDTH = 64  # of every released size; the number of heads cannot be read from the tensors
 _TOP = {
     "cls_token": "embeddings.cls_token",
@@ -100,7 +102,7 @@ def read_original(path: Path, heads: int | None = None) -> tuple[Architecture, S
     Raises:
         FewstepError: the file cannot be read, is no DINOv2 checkpoint, or has missing, extra or wrongly shaped keys.
     """
-    state = strip_prefixes(read_tensors(path), [*_TOP, "blocks."], str(path))
+    state = select(read_tensors(path), ANCHORS, str(path))
     return convert(state, str(path), heads)
 
 

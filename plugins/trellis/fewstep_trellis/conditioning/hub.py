@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError, invalid, need
+from fewstep.texts import read_json
 from fewstep_trellis.weights import listing
 
 CONFIG = "config.json"
@@ -121,8 +121,8 @@ def build(kind: Kind, config: dict[str, Any], state: dict[str, Tensor], source: 
 def model_type(folder: Path, kind: Kind) -> str | None:
     """What ``config.json`` says the model is. Raises FewstepError where there is none to read."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = read_json(folder / CONFIG)
+    except FewstepError as error:
         raise invalid(kind.option, str(folder), f"a folder with {CONFIG} and model.safetensors ({error})") from error
     return config.get("model_type") if isinstance(config, dict) else None
 

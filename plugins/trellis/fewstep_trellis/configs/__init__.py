@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from fewstep.errors import unknown
+from fewstep.texts import read_json
 
 FOLDER = Path(__file__).parent
 
@@ -25,5 +25,5 @@ def official_config(name: str) -> tuple[str, dict[str, Any]]:
     path = FOLDER / f"{name}.json"
     if name not in official_names():
         raise unknown("official configuration", name, official_names())
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path)
     return found["name"], found["args"]

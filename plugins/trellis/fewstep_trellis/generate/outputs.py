@@ -11,7 +11,7 @@ from fewstep_shapes3d.export.contact import write_sheet
 from fewstep_shapes3d.result import GAUSSIANS, MESH, RADIANCE, Result, sheet
 
 from fewstep.errors import FewstepError, invalid, unknown
-from fewstep.files import file_suffix
+from fewstep.files import Unwritable, check_place, file_suffix
 from fewstep_trellis.generate.inputs import LONGEST, Job
 from fewstep_trellis.pipeline.request import Unusable
 
@@ -98,9 +98,7 @@ def targets(jobs: Sequence[Job], out: str, samples: int) -> list[Target]:
         found = [Target(place, job.name, samples) for job in jobs]
     if (got := max(len(os.fsencode(part)) for part in (*place.parts, found[0].stem))) > LONGEST:
         raise FewstepError(f"--out: got a name of {got} bytes; accepted: at most {LONGEST}")
-    above = next(parent for parent in (found[0].folder.absolute(), *place.absolute().parents) if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise FewstepError(f"--out: got {out!r}; accepted: a path to write to ({above} is no writable folder)")
+    check_place("--out", place)
     return found
 
 
@@ -134,8 +132,13 @@ def write(results: Sequence[Result], target: Target, formats: Sequence[str]) -> 
             path = target.path(result.sample, SUFFIXES[name])
             if name == "glb" and not result.mesh.success:
                 faceless.append(str(path))
-            else:
+                continue
+            try:
                 written.append(result.save(path, name))
+            except Unwritable:  # a retry finds nothing of this object in its way
+                for whole in written:
+                    whole.unlink(missing_ok=True)
+                raise
     if faceless:
         others = f" (wrote {', '.join(map(str, written))})" if written else ""
         raise Unusable(

@@ -5,7 +5,6 @@ Whatever is wrong with a file is one ``ItemError``; what to do about it is for t
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fewstep.errors import FewstepError, first_line
+from fewstep.texts import read_json
 
 STRUCTURE, LATENTS, FEATURES = "ss_latents", "latents", "features"
 VIEWS, CONDITION_VIEWS, VOXELS = "renders", "renders_cond", "voxels"
@@ -54,10 +54,12 @@ def read_frames(folder: Path) -> list[dict[str, Any]]:
     """
     path = folder / TRANSFORMS
     try:
-        frames = json.loads(path.read_text(encoding="utf-8-sig"))["frames"]
+        frames = read_json(path)["frames"]
         if not frames or not all(isinstance(frame["file_path"], str) for frame in frames):
             raise ValueError("no frames")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except FewstepError as error:
+        raise ItemError(f"{error}; accepted: frames, each with a file_path") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise ItemError(f"{path}: {_why(error)}; accepted: frames, each with a file_path") from None
     return list(frames)
 

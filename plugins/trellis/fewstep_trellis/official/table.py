@@ -6,12 +6,14 @@ An empty cell is a missing value, which no filter lets pass. (Upstream one empty
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.errors import FewstepError, invalid, unknown
+from fewstep.texts import read_text
 
 NAME = "metadata.csv"
 ID = "sha256"
@@ -81,10 +83,9 @@ def read_table(root: Path) -> list[Row]:
     """
     path = root / NAME
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            rows = [Row(root, reader.line_num, cells) for cells in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="")
+        rows = [Row(root, reader.line_num, cells) for cells in reader]
+    except (FewstepError, csv.Error) as error:
         raise invalid("data.roots", str(root), f"a folder with a readable {NAME} ({error})") from None
     for row in rows:
         _check(row)

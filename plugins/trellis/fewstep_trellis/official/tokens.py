@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from fewstep.files import Unwritable, new_file
 
 KEY = "tokens"
 
@@ -41,13 +43,8 @@ class TokenCache:
             path = self._path(picture)
         except OSError:
             return
-        temp = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(Unwritable), new_file(path) as temp:
             save_file({KEY: tokens.half().cpu().contiguous()}, temp)
-            os.replace(temp, path)
-        except OSError:
-            temp.unlink(missing_ok=True)
 
     def _path(self, picture: Path) -> Path:
         name, found = picture.parent.name, picture.stat()  # the folder of an object is called by its identifier

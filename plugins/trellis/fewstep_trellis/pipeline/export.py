@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from fewstep.errors import FewstepError
-from fewstep.files import new_folder
+from fewstep.files import check_place, new_file, new_folder, write_json
 from fewstep_trellis.checkpoint import save_model
 from fewstep_trellis.normalisation import PIPELINE, Normalisation
 from fewstep_trellis.pipeline.loading import Pipeline
@@ -43,6 +42,7 @@ def save_pipeline(
     Raises:
         FewstepError: a folder with something in it, a student that TRELLIS's own sampler cannot run, or a full disk.
     """
+    check_place("--out", folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FewstepError(f"--out: {str(folder)!r} exists; accepted: a new or an empty folder, nothing is overwritten")
     args = _described(pipeline, {stage: sampler(recipes[stage], pipeline, stage) for stage in students})
@@ -54,8 +54,7 @@ def save_pipeline(
             else:
                 _copy(pipeline.stem(role), temp / stem)
         name = next(name for name, kind in NAMES.items() if kind == pipeline.spec.kind)
-        text = json.dumps({"name": name, "args": args}, indent=4)
-        (temp / PIPELINE).write_text(text + "\n", encoding="utf-8")
+        write_json(temp / PIPELINE, {"name": name, "args": args})
 
 
 def sampler(recipe: Recipe, pipeline: Pipeline, stage: str) -> dict[str, Any]:
@@ -113,6 +112,6 @@ def _save_student(path: Path, student: Student, args: dict[str, Any], half: bool
 
 
 def _copy(stem: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".json", ".safetensors"):
-        shutil.copyfile(f"{stem}{suffix}", f"{target}{suffix}")
+        with new_file(Path(f"{target}{suffix}")) as temp:
+            shutil.copyfile(f"{stem}{suffix}", temp)

@@ -6,14 +6,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fewstep.errors import FewstepError
 from fewstep_trellis.checkpoint import build_model
 from fewstep_trellis.flow import Flow
 from fewstep_trellis.pipeline.loading import Pipeline
 from fewstep_trellis.pipeline.spec import STAGES
-from fewstep_trellis.weights import fit, read_tensors
+from fewstep_trellis.weightfiles import read_tensors, split_key, tensor_file
+from fewstep_trellis.weights import fit, misfits, select
 
 
 def stage_of_file(path: Path, pipeline: Pipeline) -> str:
@@ -23,15 +22,16 @@ def stage_of_file(path: Path, pipeline: Pipeline) -> str:
         FewstepError: an unreadable file; keys of neither flow (what is missing, unknown and wrongly shaped for each) or
             of both.
     """
-    shapes = {key: torch.empty_like(value, device="meta") for key, value in read_tensors(path).items()}
+    file, key = split_key(path)
+    state = read_tensors(tensor_file(file), key)
     refused: dict[str, str] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a removed prefix is told once, by load_released
         for stage in STAGES:
-            try:
-                fit(_empty(stage, pipeline), shapes, str(path))
-            except FewstepError as error:
-                refused[stage] = str(error).removeprefix(f"{path} ")
+            network = _empty(stage, pipeline)
+            own = network.state_dict()
+            if wrong := misfits(own, select(state, own, str(file))):
+                refused[stage] = f"does not fit {type(network).__name__}: {'; '.join(wrong)}"
     fitting = [stage for stage in STAGES if stage not in refused]
     if len(fitting) == 1:
         return fitting[0]
@@ -44,8 +44,8 @@ def stage_of_file(path: Path, pipeline: Pipeline) -> str:
 
 def load_released(path: Path, stage: str, pipeline: Pipeline) -> Flow:
     """The file's weights in a network like the pipeline's own flow of this stage. A removed prefix is a warning."""
-    model = _empty(stage, pipeline)
-    fit(model, read_tensors(path), str(path))
+    model, (file, key) = _empty(stage, pipeline), split_key(path)
+    fit(model, read_tensors(tensor_file(file), key), str(file))
     return pipeline.as_flow(stage, model).eval().requires_grad_(False)
 
 

@@ -11,9 +11,9 @@ from typing import Protocol
 
 from fewstep.errors import FewstepError
 from fewstep_trellis.normalisation import PIPELINE
+from fewstep_trellis.weightfiles import LFS
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-LFS = b"version https://git-lfs"
 
 
 class Absent(Exception):

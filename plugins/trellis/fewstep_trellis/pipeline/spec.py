@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import Field, model_validator
 from fewstep.config.base import Strict, validate
 from fewstep.core.backbone import Guidance
 from fewstep.errors import FewstepError, unknown
+from fewstep.texts import read_json
 from fewstep_trellis.normalisation import PIPELINE, Normalisation
 
 STAGES = {"ss": "sparse_structure_flow_model", "slat": "slat_flow_model"}  # stage: role of its flow
@@ -109,9 +109,9 @@ def read_spec(file: Path) -> PipelineSpec:
         FewstepError: no JSON, a foreign pipeline class, or values that cannot be used, each named with its key.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file)
         name, args = values["name"], dict(values["args"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FewstepError, ValueError, KeyError, TypeError) as error:
         wanted = 'accepted: JSON with "name" and "args", as TRELLIS writes it'
         raise FewstepError(f"{file}: no pipeline description ({type(error).__name__}: {error}); {wanted}") from None
     if name not in NAMES:

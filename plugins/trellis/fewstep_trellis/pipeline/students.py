@@ -22,12 +22,12 @@ from fewstep_trellis.pipeline.released import load_released, stage_of_file
 from fewstep_trellis.pipeline.source import REPOSITORY, Absent, Repository
 from fewstep_trellis.pipeline.spec import STAGES
 from fewstep_trellis.shipped import shipped_students
+from fewstep_trellis.weightfiles import INDEX, SUFFIXES, split_key, stem_of, tensor_file
 
-WEIGHTS = (".safetensors", ".pt")
 SHARED = ("resolution", "in_channels", "out_channels", "cond_channels")  # what a stage's networks have in common
 ACCEPTED = (
     "a folder of fewstep distill (or one with ss/ and slat/ inside), a checkpoint pair (json + safetensors), a weights "
-    "file (.safetensors, .pt), owner/repository/path/of/a/file on the hub, or a shipped student's name"
+    "file (FILE:KEY: one network of several), owner/repository/path/of/a/file on the hub, or a shipped student's name"
 )
 
 
@@ -71,9 +71,8 @@ def _named(name: str, pipeline: Pipeline) -> list[Student]:
     path, shipped = Path(name), shipped_by_name()
     if os.path.isdir(path):  # unlike the methods of Path, of any text
         return _in_folder(path, pipeline)
-    files = [path, *(Path(name + suffix) for suffix in WEIGHTS)]  # a stem stands for its pair
-    if file := next((file for file in files if os.path.isfile(file)), None):
-        return [_of_file(file, pipeline)]
+    if os.path.isfile(tensor_file(split_key(path)[0])):
+        return [_of_file(path, pipeline)]
     if name in shipped:
         return [_of_folder(folder, pipeline) for folder in shipped[name].values()]
     if REPOSITORY.match(name) and name.count("/") > 1:
@@ -101,7 +100,9 @@ def _in_folder(folder: Path, pipeline: Pipeline) -> list[Student]:
         return [replace(_one(_in_folder(path, pipeline), path), path=path) for path in inner]
     if (folder / INFO).is_file() or (folder / "student" / INFO).is_file():
         return [_of_folder(folder, pipeline)]
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in WEIGHTS]
+    listed = sorted(folder.iterdir())
+    indices = [path for path in listed if path.name.endswith(INDEX)]
+    files = indices or [path for path in listed if path.suffix in SUFFIXES]
     if not files:
         raise FewstepError(f"--student: got {str(folder)!r}, a folder without weights; accepted: {ACCEPTED}")
     return [_of_file(path, pipeline) for path in files]
@@ -132,10 +133,10 @@ def _distilled(folder: Path) -> Flow:
 
 def _of_file(path: Path, pipeline: Pipeline) -> Student:
     """A checkpoint pair, or weights alone, which are then of the pipeline's own architecture."""
-    if (path.parent / INFO).is_file() and path.stem == "model":
-        return _of_folder(path.parent, pipeline)
-    stem = path.with_name(path.name.removesuffix(path.suffix)) if path.suffix in (".json", *WEIGHTS) else path
-    config = stem.with_name(stem.name + ".json")
+    file = split_key(path)[0]
+    if (file.parent / INFO).is_file() and file.stem == "model":
+        return _of_folder(file.parent, pipeline)
+    config = Path(stem_of(file) + ".json")
     if not config.is_file():
         stage = stage_of_file(path, pipeline)
         return Student(stage, path, "weights without arguments", None, lambda: load_released(path, stage, pipeline))
@@ -169,8 +170,9 @@ def _check_fits(path: Path, stage: str, args: dict[str, Any], pipeline: Pipeline
 
 
 def _fetched(name: str) -> Path:
-    """A file on the hub, with the json file beside it where there is one."""
+    """A file on the hub, with the json file beside it where there is one; ``:KEY`` stays at its end."""
     owner, repository, file = name.split("/", 2)
+    file, colon, key = file.partition(":")
     place = Repository(f"{owner}/{repository}")
     try:
         found = place.fetch(file)
@@ -178,4 +180,4 @@ def _fetched(name: str) -> Path:
         raise FewstepError(f"--student: got {name!r}; {place.name} holds no file {file!r}") from None
     with suppress(Absent):
         place.fetch(str(Path(file).with_suffix(".json")))
-    return found
+    return Path(f"{found}{colon}{key}")

@@ -11,6 +11,7 @@ from fewstep.console import Console, say
 from fewstep.engine.device import autocast, pick_device
 from fewstep.engine.progress import counting
 from fewstep.errors import FewstepError, invalid, unknown
+from fewstep.files import Unwritable, check_place
 from fewstep_trellis.backbone import StructureFlow, load_decoder
 from fewstep_trellis.dataset import PreparedConfig, PreparedObjects, load_encoder
 from fewstep_trellis.teach import slat_command as slat
@@ -60,17 +61,21 @@ def teach(
     job = Job(keys.config, out, keys.engine, found, resume, console)
     check(job, chosen)
     keys.record(out)
-    for number, name in enumerate(chosen, 1):
-        say(console, f"stage {name} ({number} of {len(chosen)})")
-        RUNNERS[name](job)
+    try:
+        for number, name in enumerate(chosen, 1):
+            say(console, f"stage {name} ({number} of {len(chosen)})")
+            RUNNERS[name](job)
+    except Unwritable as error:
+        raise FewstepError(f"{error}; to go on when there is room: the same command with --resume") from error
 
 
 def check(job: Job, stages: Sequence[str]) -> None:
-    """Refuse what can be refused before the first stage starts, and make the folder.
+    """Refuse what can be refused before the first stage starts.
 
     Raises:
         FewstepError: naming the option or key.
     """
+    check_place("--out", job.out)
     for stage in stages:
         job.check_files(stage, stages)
     if "targets" in stages:
@@ -79,10 +84,8 @@ def check(job: Job, stages: Sequence[str]) -> None:
         find_catalogues(job.config.source)
     for line in job.data.left_out:  # reads the set
         say(job.console, line)
-    try:
-        job.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise invalid("--out", str(job.out), f"a folder to write into ({error.strerror})") from None
+    if job.out.exists() and not job.out.is_dir():
+        raise invalid("--out", str(job.out), "a folder")
 
 
 def vae(job: Job) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from pydantic import Field
 from fewstep.config.base import Strict
 from fewstep.console import Console
 from fewstep.errors import FewstepError
+from fewstep.files import write_json
 from fewstep_trellis.teach.flows import SlatFlowConfig, StructureFlowConfig
 from fewstep_trellis.teach.slat_gs import GaussianConfig
 from fewstep_trellis.teach.slat_vae import MeshConfig, SlatVaeConfig
@@ -108,7 +108,7 @@ class Job:
 
     def write(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON file into the output folder."""
-        (self.out / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        write_json(self.out / name, value)
 
     def show(self, row: dict[str, float]) -> None:
         """Print figures in one line."""

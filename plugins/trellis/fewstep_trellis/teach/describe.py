@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from fewstep.files import write_json
+from fewstep.texts import read_json
 from fewstep_trellis.normalisation import PIPELINE
 
 ROLES = {
@@ -40,10 +41,10 @@ def write_pipeline(folder: Path, mean: list[float], std: list[float]) -> None:
 
 def set_slat_guidance(folder: Path, guidance: float) -> None:
     """Change how the second stage is sampled in ``folder/pipeline.json``."""
-    described = json.loads((folder / PIPELINE).read_text(encoding="utf-8"))
+    described = read_json(folder / PIPELINE)
     described["args"]["slat_sampler"] = sampler(25, guidance)
     _write(folder, described)
 
 
 def _write(folder: Path, described: dict[str, Any]) -> None:
-    (folder / PIPELINE).write_text(json.dumps(described, indent=4) + "\n", encoding="utf-8")
+    write_json(folder / PIPELINE, described)

@@ -17,8 +17,8 @@ from fewstep.config.describe import toml
 from fewstep.config.resolve import pick
 from fewstep.config.run import TABLES, Resolved, model_of
 from fewstep.console import Console, listing
-from fewstep.errors import FewstepError
 from fewstep.files import write_json
+from fewstep.texts import read_json
 from fewstep_trellis.teach.config import TeachConfig
 from fewstep_trellis.teach.flows import METHOD, SLAT_FLOW, STRUCTURE_FLOW, FlowRun
 
@@ -97,10 +97,4 @@ def _model(structure: bool) -> type[Strict]:
 
 
 def _recorded(out: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((out / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise FewstepError(f"{out / RECORD}: cannot be read: {error}; accepted: as fewstep teach wrote it") from None
-    return dict(found)
+    return dict(read_json(out / RECORD)) if (out / RECORD).is_file() else {}

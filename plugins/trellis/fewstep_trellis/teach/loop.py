@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from fewstep.core.batching import SPREAD
 from fewstep.engine.progress import RunProgress
 from fewstep.engine.resume import Checkpoint, Store
 from fewstep.errors import FewstepError
-from fewstep.files import write_file
+from fewstep.files import LineFile, write_file
 from fewstep.interrupts import deferred
 
 Log = Callable[[dict[str, float]], None]
@@ -142,7 +142,7 @@ def recorded(path: Path, steps: int, console: Console) -> Iterator[Log]:
             terms = {key: value for key, value in row.items() if key not in ("step", "seconds", "norm")}
             shown[0].update({"step": step + 1, "loss": terms})
             if step % EVERY == 0:
-                with path.open("a", encoding="utf-8") as file:
+                with closing(LineFile(path, "a")) as file:
                     file.write(json.dumps({key: round(value, 6) for key, value in row.items()}) + "\n")
 
         yield log
