@@ -95,7 +95,7 @@ CASES = {
     "resume-foreign": (("distill", *CHOICE, "--out", "foreign", "--resume", *QUICK), "'foreign' is no run's folder"),
     "resume-changed": (("distill", *CHOICE, "--out", "run", "--resume", *QUICK, "train.lr=0.5"), "--resume with a changed config:", "train.lr: the run has ", ", given now is 0.5"),
     "sample-missing": (("sample", "nowhere", "--out", "new"), "student 'nowhere': no such folder"),
-    "sample-file": (("sample", "file", "--out", "new"), "student 'file': no such folder; accepted: a folder"),
+    "sample-file": (("sample", "file", "--out", "new"), "student 'file': a file; accepted: a folder"),
     "sample-empty": (("sample", "empty", "--out", "new"), "student 'empty': the folder is empty"),
     "sample-foreign": (("sample", "foreign", "--out", "new"), "student 'foreign': holds no config.json"),
     "sample-truncated": (("sample", "truncated", "--out", "new"), "student 'truncated/model.safetensors': truncated or changed"),
