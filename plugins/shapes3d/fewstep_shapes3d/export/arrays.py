@@ -24,9 +24,4 @@ def write_npz(arrays: dict[str, Tensor | None], path: Path, record: Mapping[str,
     found: dict[str, Any] = {k: value.detach().cpu().numpy() for k, value in arrays.items() if value is not None}
     if record:
         found |= {**{key: np.array(value) for key, value in record.items()}, "record": np.array(list(record))}
-
-    def write(temp: Path) -> None:
-        with temp.open("wb") as file:
-            np.savez_compressed(file, **found)
-
-    return write_whole(Path(path), write)
+    return write_whole(Path(path), lambda temp: np.savez_compressed(temp, **found))
