@@ -23,7 +23,7 @@ from fewstep.core.suite import Suite, Unmeasured
 from fewstep.engine.device import pick_device
 from fewstep.engine.export import StudentInfo, load_student
 from fewstep.errors import FewstepError, nearest, need
-from fewstep.files import new_folder, writing
+from fewstep.files import file_suffix, new_folder, writing
 from fewstep.plugins.registry import Entry, registry
 
 Prompts = Batch | Path | str | int | None
@@ -73,17 +73,18 @@ class Student:
             found = own.load()(own.load_config()(), self.network)
         return found
 
-    def prompts(self, source: Prompts = None, count: int | None = None) -> Batch:
+    def prompts(self, source: Prompts = None, count: int | None = None, background: str = "remove") -> Batch:
         """What to sample: conditions with a layout and an ``x0`` of the right shape.
 
         Args:
             source: a picture's path; a number of held-out prompts; None for 8 of them; a batch is returned as it is.
             count: so many samples of them, in turn.
+            background: of an opaque picture, "remove" (which needs rembg) or "keep".
         """
         if isinstance(source, Batch):
             batch = source
         elif isinstance(source, Path | str):
-            batch = self.suite.prompt_from(Path(source))
+            batch = self.suite.prompt_from(Path(source), background)
         else:
             batch = self.suite.prompts(source or count or 8)
         if count is None:
@@ -144,11 +145,11 @@ class Student:
             FewstepError: when the disk refuses.
         """
         objects, path = self.decode(latents, prompts), Path(path)
-        if path.suffix or path.exists():
+        if file_suffix(path) or path.exists():
             with writing(path):
-                return self.suite.write(objects, path)
+                return self.suite.write(objects, path, prompts)
         with new_folder(path) as temp:
-            return [path / file.relative_to(temp) for file in self.suite.write(objects, temp)]
+            return [path / file.relative_to(temp) for file in self.suite.write(objects, temp, prompts)]
 
     def __repr__(self) -> str:
         steps = ", ".join(map(str, self.contract.steps))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
 
-from fewstep.cli.options import DEVICE, whole
+from fewstep.cli.options import DEVICE, home, whole
 from fewstep.console import Console, number_of, say
-from fewstep.errors import FewstepError, invalid
-from fewstep.files import check_place
+from fewstep.errors import FewstepError, invalid, unknown
+from fewstep.files import check_place, file_suffix
 from fewstep.plugins.registry import registry
+
+BACKGROUND = ("remove", "keep")
 
 
 def sample(
@@ -21,37 +24,46 @@ def sample(
     count: Annotated[int, whole("--count", "How many samples.", 1, 4096, "-n")] = 8,
     seed: Annotated[int, whole("--seed", "Seed of the noise.", 0, 2**31 - 1)] = 0,
     out: Annotated[
-        Path | None, Option("--out", "-o", help="File or folder to write; must not exist. By default samples.png.")
+        str | None, Option("--out", "-o", help="File or folder to write; must not exist. By default samples.png.")
     ] = None,
-    image: Annotated[Path | None, Option(help="Condition on this picture, not on held-out prompts.")] = None,
+    image: Annotated[str | None, Option(help="Condition on this picture, not on held-out prompts.")] = None,
+    background: Annotated[str, Option(help="Of an opaque --image: remove (needs rembg) or keep.")] = "remove",
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
     """Sample from a student."""
-    if out is not None:
-        _check_out(out)
-    _check_image(image)
+    place, picture = (None if given is None else Path(home(given)) for given in (out, image))
+    if place is not None:
+        _check_out(place, out)
+    _check_image(picture)
+    if background not in BACKGROUND:
+        raise unknown("--background", background, BACKGROUND)
     if sampler is not None:
         registry().get("sampler", sampler)
 
     from fewstep.api.students import load
 
-    student = load(path, device=device)
-    if out is None:
-        out = Path("samples").with_suffix(student.suite.suffixes[0])
-        _check_out(out)
-    prompts = student.prompts(image, count)
+    student = load(home(path), device=device)
+    suffixes = student.suite.suffixes
+    if place is None:
+        place = Path("samples").with_suffix(suffixes[0])
+        _check_out(place, str(place))
+    if file_suffix(place) not in ("", *suffixes):
+        raise invalid("--out", out, f"a folder, or a file ending in {' or '.join(suffixes)}")
+    prompts = student.prompts(picture, count, background)
     latents = student.sample(prompts, steps=steps, seed=seed, sampler=sampler)
-    files = student.save(latents, prompts, out)
+    files = student.save(latents, prompts, place)
     contract = student.contract
     made = number_of(count, "sample"), number_of(steps or contract.steps[0], "step")
     how = ", ".join((*made, sampler or contract.sampler))
     say(Console(), f"{how}: {', '.join(map(str, files))}")
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, given: str | None) -> None:
     """Before any work: nothing is overwritten, and what lies above ``out`` is a folder."""
+    if not (given or "").strip():
+        raise invalid("--out", given, "a file or folder that does not exist")
     check_place("--out", out)
-    if out.exists():
+    if os.path.lexists(out):
         raise FewstepError(f"--out: {str(out)!r} exists; accepted: a path that does not, nothing is overwritten")
 
 
@@ -61,7 +73,7 @@ def _check_image(image: Path | None) -> None:
         return
     from PIL import Image
 
-    if not image.is_file():
+    if not os.path.isfile(image):  # unlike Path.is_file, of any text
         raise invalid("--image", str(image), "a picture file; there is none of this name")
     try:
         with Image.open(image) as picture:

@@ -19,7 +19,7 @@ from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Step
 from fewstep.errors import FewstepError, invalid
-from fewstep.files import new_file
+from fewstep.files import file_suffix, new_file
 
 
 @dataclass(frozen=True)
@@ -112,17 +112,21 @@ class Suite(ABC):
         """The title of a measure, or its name."""
         return self.titles.get(measure, measure.replace("_", " "))
 
-    def prompt_from(self, image: Path) -> Batch:
+    def prompt_from(self, image: Path, background: str = "remove") -> Batch:
         """One sample to make from a picture: its condition, its layout and an ``x0`` of the right shape.
+
+        Args:
+            image: the file.
+            background: of an opaque picture, "remove" or "keep".
 
         Raises:
             FewstepError: a backbone without pictures, or a file that is none.
         """
         raise FewstepError(f"--image {str(image)!r}: this backbone takes no image; leave --image out")
 
-    def write(self, objects: Any, path: Path) -> list[Path]:
-        """Write what ``fewstep sample`` made, under ``path`` or as that very file; the files written."""
-        file = path if path.suffix else path / "samples.png"
+    def write(self, objects: Any, path: Path, prompts: Batch | None = None) -> list[Path]:
+        """Write what was sampled under these prompts into the folder ``path`` or as that file; the files written."""
+        file = path if file_suffix(path) else path / "samples.png"
         with new_file(file) as temp:
             self.sheet([SheetRow("samples", objects)], temp, 8)
         return [file]
@@ -156,15 +160,15 @@ class Unmeasured(Suite):
     def sheet(self, rows: Rows, path: Path, count: int) -> None:
         raise FewstepError(f"{type(self.dataset).__name__} has no held-out objects to show beside samples")
 
-    def write(self, objects: Any, path: Path) -> list[Path]:
+    def write(self, objects: Any, path: Path, prompts: Batch | None = None) -> list[Path]:
         """The samples as the array ``samples`` of an ``.npz`` file.
 
         Raises:
             FewstepError: for another suffix.
         """
-        if path.suffix not in ("", ".npz"):
+        if (suffix := file_suffix(path)) not in ("", ".npz"):
             raise invalid("--out", str(path), "a name ending in .npz (these samples have no picture), or a folder")
-        file = path if path.suffix else path / "samples.npz"
+        file = path if suffix else path / "samples.npz"
         with new_file(file) as temp:
             np.savez(temp, samples=objects.numpy())
         return [file]

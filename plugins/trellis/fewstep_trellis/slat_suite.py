@@ -10,7 +10,7 @@ import torch
 from fewstep_shapes3d.export import turntable, write_glb
 from fewstep_shapes3d.export.contact import Picture, contact_sheet
 from fewstep_shapes3d.measures.features import ImageEncoder
-from fewstep_shapes3d.measures.held_out import HeldOut, PictureSuite
+from fewstep_shapes3d.measures.held_out import HeldOut, PictureSuite, shown
 from fewstep_shapes3d.measures.shapes import MetricNet, ViewEncoder, distances
 from fewstep_shapes3d.measures.surfaces import (
     TILE,
@@ -29,6 +29,7 @@ from fewstep.core.batch import Batch
 from fewstep.core.layout import Layout, Packed
 from fewstep.core.suite import SheetRow, Suite
 from fewstep.errors import FewstepError, invalid
+from fewstep.files import file_suffix
 from fewstep_trellis.models import SLatMeshDecoder
 from fewstep_trellis.normalisation import Normalisation
 from fewstep_trellis.slat_dataset import PreparedLatents
@@ -65,7 +66,7 @@ class SurfaceObjects(Suite):
         """Noise of each voxel, so that students whose structures differ start alike on the voxels they share."""
         return voxel_noise(seed, batch.layout, batch.x0)
 
-    def prompt_from(self, image: Path) -> Batch:
+    def prompt_from(self, image: Path, background: str = "remove") -> Batch:
         raise FewstepError(
             f"--image {str(image)!r}: this stage needs a structure too; accepted: fewstep generate, which makes both"
         )
@@ -85,18 +86,20 @@ class SurfaceObjects(Suite):
         (mesh,) = self.decoder.decode(z.to(self.device), layout.to(self.device))
         return mesh.to("cpu")
 
-    def write(self, objects: Any, path: Path) -> list[Path]:
-        """Views of all meshes (``.png``); into a folder those and a ``.glb`` of each.
+    def write(self, objects: Any, path: Path, prompts: Batch | None = None) -> list[Path]:
+        """Pictures and views of all meshes (``.png``); into a folder those and a ``.glb`` of each.
 
         Raises:
             FewstepError: for another suffix.
         """
-        if path.suffix not in ("", ".png"):
+        if (suffix := file_suffix(path)) not in ("", ".png"):
             raise invalid("--out", str(path), "a name ending in .png, or a folder")
         meshes = Surfaces.check(objects).meshes
-        file = path if path.suffix else path / "samples.png"
-        contact_sheet([(f"{number}", turntable(mesh, 4, TILE)) for number, mesh in enumerate(meshes, 1)], file, TILE)
-        named = [] if path.suffix else [(path / f"{number:03}.glb", mesh) for number, mesh in enumerate(meshes, 1)]
+        file = path if suffix else path / "samples.png"
+        pairs = zip(shown(prompts, len(meshes)), meshes, strict=True)
+        rows = [(f"{number}", [*seen, *turntable(mesh, 4, TILE)]) for number, (seen, mesh) in enumerate(pairs, 1)]
+        contact_sheet(rows, file, TILE)
+        named = [] if suffix else [(path / f"{number:03}.glb", mesh) for number, mesh in enumerate(meshes, 1)]
         return [file, *(write_glb(mesh, place) for place, mesh in named if mesh.success)]
 
 
@@ -174,7 +177,8 @@ class StructuredLatentSuite(SurfaceObjects, PictureSuite):
         )
 
     def prompts(self, limit: int | None = None) -> Batch:
-        return self.batch if limit is None else self.batch.select(torch.arange(min(limit, len(self.pictures))))
+        count = len(self.pictures) if limit is None else min(limit, len(self.pictures))
+        return self.pictured(self.batch.select(torch.arange(count)))
 
     def measure(self, objects: Any, teacher_objects: Any) -> dict[str, float]:
         own, teacher = Surfaces.check(objects), Surfaces.check(teacher_objects)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from fewstep_shapes3d.export.arrays import write_npz
 from fewstep_shapes3d.export.contact import Picture, contact_sheet
-from fewstep_shapes3d.measures.features import ImageEncoder
-from fewstep_shapes3d.measures.held_out import HeldOut, PictureSuite
+from fewstep_shapes3d.measures.features import ImageEncoder, preprocess
+from fewstep_shapes3d.measures.held_out import HeldOut, Pictured, PictureSuite, shown
 from fewstep_shapes3d.measures.occupancy import chamfer, volume_iou
 from fewstep_shapes3d.measures.shapes import MetricNet, Shapes, ViewEncoder, distances
+from fewstep_shapes3d.pictures.loading import load_picture
+from fewstep_shapes3d.pictures.preprocess import Background
 from fewstep_shapes3d.voxel_render import render_views
 from torch import Tensor, nn
 
@@ -20,8 +22,10 @@ from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.core.suite import SheetRow, Suite
 from fewstep.errors import invalid
+from fewstep.files import file_suffix
 from fewstep.metrics import agreement
 from fewstep_trellis.dataset import PreparedObjects
+from fewstep_trellis.latents import encode
 
 TILE, SUFFIXES = 160, (".png", ".npz")
 LEGEND = {
@@ -62,22 +66,24 @@ class StructureObjects(Suite):
         places = grids.nonzero()
         return Packed.of_index(places[:, 0], places[:, 1:].int(), len(grids))
 
-    def write(self, objects: Any, path: Path) -> list[Path]:
-        """Four views of each shape (``.png``), or the grids (``.npz``, bool [N, R, R, R]); into a folder both.
+    def write(self, objects: Any, path: Path, prompts: Batch | None = None) -> list[Path]:
+        """The picture and four views of each shape (``.png``), or the grids (``.npz``, bool [N, R, R, R]); into a folder both.
 
         Raises:
             FewstepError: for another suffix.
         """
-        if path.suffix and path.suffix not in SUFFIXES:
+        if (suffix := file_suffix(path)) not in ("", *SUFFIXES):
             raise invalid("--out", str(path), f"a name ending in {' or '.join(SUFFIXES)}, or a folder")
-        files = [path] if path.suffix else [path / f"samples{suffix}" for suffix in SUFFIXES]
+        files = [path] if suffix else [path / f"samples{suffix}" for suffix in SUFFIXES]
         grids = Shapes.check(objects).grids
         for file in files:
-            if file.suffix == ".npz":
+            if file.suffix.lower() == ".npz":
                 write_npz({"occupancy": grids}, file)
             else:
-                views = render_views(grids, size=TILE).numpy()
-                contact_sheet([(f"{number}", list(four)) for number, four in enumerate(views, 1)], file, TILE)
+                pairs = zip(shown(prompts, len(grids)), render_views(grids, size=TILE).numpy(), strict=True)
+                contact_sheet(
+                    [(f"{number}", [*seen, *four]) for number, (seen, four) in enumerate(pairs, 1)], file, TILE
+                )
         return files
 
 
@@ -89,7 +95,7 @@ class StructureSuite(StructureObjects, PictureSuite):
 
     Args: of :class:`PictureSuite`, and
         occupancy: the true objects, [N, R, R, R], occupied above 0.5.
-        x0: their latents [N, C, r, r, r].
+        latents: of the first n of them, [n, C, r, r, r].
         decoder: latents [B, C, r, r, r] to logits [B, 1, R, R, R], occupied above 0.
         metric: pictures [B, H, W] to features [B, F]; None takes ``MetricEncoder``.
 
@@ -112,7 +118,7 @@ class StructureSuite(StructureObjects, PictureSuite):
     def __init__(
         self,
         occupancy: Tensor,
-        x0: Tensor,
+        latents: Callable[[int], Tensor],
         tokens: Tensor,
         pictures: Sequence[Picture],
         decoder: nn.Module,
@@ -122,17 +128,19 @@ class StructureSuite(StructureObjects, PictureSuite):
         azimuths: Sequence[float] | None = None,
     ) -> None:
         super().__init__(tokens, pictures, encoder, azimuths)
-        self.truth, self.x0, self.decoder, self.views = occupancy > 0.5, x0, decoder, ViewEncoder(metric)
-        self.check_lengths(occupancy, x0)
+        self.truth, self.decoder, self.views = occupancy > 0.5, decoder, ViewEncoder(metric)
+        self._latents, self._x0 = latents, torch.zeros(0)
+        self.check_lengths(occupancy)
         self._features = torch.zeros(0)
 
     @classmethod
     def of(cls, data: PreparedObjects, decoder: nn.Module) -> StructureSuite:
         """The held-out objects of a prepared set."""
         found = HeldOut.of(data.set)
+        grids = data.set.occupancy(found.rows)
         return cls(
-            data.set.occupancy(found.rows)[:, 0],
-            data.held_out().x0[found.order],
+            grids[:, 0],
+            lambda count: encode(data.encoder, grids[:count]),
             found.tokens,
             found.pictures,
             decoder,
@@ -141,14 +149,23 @@ class StructureSuite(StructureObjects, PictureSuite):
         )
 
     def prompts(self, limit: int | None = None) -> Batch:
-        x0 = self.x0[:limit]
-        return Batch(x0, Dense(len(x0)), Condition(self.tokens[:limit]))
+        tokens = self.tokens[:limit]
+        return self.pictured(Batch(self.x0(len(tokens)), Dense(len(tokens)), Condition(tokens)))
 
-    def prompt_from(self, image: Path) -> Batch:
+    def prompt_from(self, image: Path, background: str = "remove") -> Batch:
         if self.encoder is None:
-            return super().prompt_from(image)
-        tokens = self.encoder.encode_files([image]).to(self.tokens)
-        return Batch(torch.zeros_like(self.x0[:1]), Dense(1), Condition(tokens))
+            return super().prompt_from(image, background)
+        picture = preprocess(load_picture(image), str(image), background=cast(Background, background))
+        tokens = self.encoder.encode([picture]).to(self.tokens)
+        return Pictured(
+            torch.zeros_like(self.x0(1)), Dense(1), Condition(tokens), torch.from_numpy(np.array(picture))[None]
+        )
+
+    def x0(self, count: int) -> Tensor:
+        """Latents [count, C, r, r, r] of the first objects; encoded once."""
+        if len(self._x0) < count:
+            self._x0 = self._latents(count)
+        return self._x0[:count]
 
     def measure(self, objects: Any, teacher_objects: Any) -> dict[str, float]:
         shapes, teacher = Shapes.check(objects), Shapes.check(teacher_objects)

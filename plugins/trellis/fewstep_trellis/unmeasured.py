@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from fewstep_shapes3d.measures.held_out import Pictured
 from fewstep_shapes3d.measures.shapes import ViewEncoder
 from torch import nn
 
@@ -25,11 +27,12 @@ class UnmeasuredStructures(StructureObjects, Unmeasured):
         super().__init__(dataset)
         self.decoder, self.views, self.device = decoder, ViewEncoder(), torch.device("cpu")
 
-    def prompt_from(self, image: Path) -> Batch:
+    def prompt_from(self, image: Path, background: str = "remove") -> Batch:
         if not isinstance(self.dataset, OfficialDataset):
-            return super().prompt_from(image)
-        condition, one = self.dataset.condition_of(image), self.prompts(1)
-        return Batch(torch.zeros_like(one.x0), one.layout, condition.to("cpu"))
+            return super().prompt_from(image, background)
+        (condition, picture), one = self.dataset.condition_of(image, background), self.prompts(1)
+        pixels = torch.from_numpy(np.array(picture))[None]
+        return Pictured(torch.zeros_like(one.x0), one.layout, condition.to("cpu"), pixels)
 
 
 class UnmeasuredSurfaces(SurfaceObjects, Unmeasured):

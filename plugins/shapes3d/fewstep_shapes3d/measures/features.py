@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,15 +28,17 @@ ENCODER = "efficientnet-lite0/7x7x1280"
 Rgb = npt.NDArray[np.uint8]
 
 
-def preprocess(image: Image.Image, name: str = "the picture", size: int = SIZE) -> Rgb:
-    """RGB uint8 [size,size,3] as TRELLIS's pipeline prepares it; a picture without transparency is used whole.
+def preprocess(
+    image: Image.Image, name: str = "the picture", size: int = SIZE, background: Literal["remove", "keep"] = "keep"
+) -> Rgb:
+    """RGB uint8 [size,size,3] as TRELLIS's pipeline prepares it; by default a picture without transparency is used whole.
 
     Raises:
-        FewstepError: no pixel is opaque enough to see the object.
+        FewstepError: no pixel is opaque enough to see the object, or the background cannot be removed.
     """
-    from fewstep_shapes3d.pictures.preprocess import prepare  # Pillow, which reading a prepared set does without
+    from fewstep_shapes3d.pictures.preprocess import prepare_once  # Pillow, which reading a prepared set does without
 
-    return np.asarray(prepare(image, name, size, background="keep"))
+    return np.asarray(prepare_once(image, name, size, background))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fewstep.core.batch import Batch
 from fewstep.core.suite import Rows, SheetRow, Suite
 from fewstep.errors import invalid
 from fewstep_shapes3d.data.prepared import PreparedSet
@@ -53,6 +54,18 @@ class HeldOut:
         return cls(rows, order, data.tokens(rows, 0, False), pictures, azimuths, ImageEncoder(data.basis()))
 
 
+@dataclass(frozen=True)
+class Pictured(Batch):
+    """Prompts with what they show: uint8 [B, H, W, 3], for a look at them beside what was made."""
+
+    pictures: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+
+def shown(prompts: Batch | None, count: int) -> list[list[Picture]]:
+    """The picture of each of ``count`` samples as the beginning of its row; nothing where it is not known."""
+    return [[picture.numpy()] for picture in prompts.pictures] if isinstance(prompts, Pictured) else [[]] * count
+
+
 class PictureSuite(Suite):
     """A suite whose conditions are pictures. ``rule`` says in words what ``closeness`` is.
 
@@ -78,6 +91,11 @@ class PictureSuite(Suite):
         self.tokens, self.pictures, self.encoder = tokens, list(pictures), encoder
         self.azimuths = list(azimuths) if azimuths is not None else [AZIMUTHS[0]] * len(tokens)
         self.device = torch.device("cpu")
+
+    def pictured(self, batch: Batch) -> Pictured:
+        """The first held-out prompts with their pictures."""
+        first = np.stack(self.pictures[: batch.layout.batch_size])
+        return Pictured(batch.x0, batch.layout, batch.cond, torch.from_numpy(first))
 
     def check_lengths(self, *more: Sequence[object] | Tensor) -> None:
         """Raises FewstepError unless everything is of as many objects, at least 2."""

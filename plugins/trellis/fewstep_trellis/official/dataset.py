@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 
 from fewstep.core.backbone import Backbone
 from fewstep.core.batch import Batch, Condition
@@ -66,13 +67,13 @@ class OfficialDataset(Dataset):
     def __len__(self) -> int:
         return len(self.selection.rows)
 
-    def condition_of(self, picture: Path) -> Condition:
-        """The condition that a picture makes, cut out and resized as the training's pictures are.
+    def condition_of(self, picture: Path, background: str) -> tuple[Condition, Image]:
+        """The condition that a picture makes, and the picture, cut out and resized as the training's pictures are.
 
         Raises:
             FewstepError: for a file that is no picture of an object, or a data set of texts.
         """
-        return self.conditions.of(picture)
+        return self.conditions.of(picture, background)
 
     def notes(self) -> list[str]:
         said, self._said = self._said, []

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 import torch
 from fewstep_shapes3d.pictures.loading import load_picture
+from fewstep_shapes3d.pictures.preprocess import Background
 from PIL import Image
 from torch import Tensor, nn
 
@@ -36,8 +37,8 @@ class Conditions(Protocol):
     def encode(self, items: Sequence[Item]) -> Condition:
         """Tokens [B, L, C] of loaded items, with the negative ones."""
 
-    def of(self, picture: Path) -> Condition:
-        """The condition of a picture file, tokens [1, L, C]. Raises FewstepError: it cannot be one."""
+    def of(self, picture: Path, background: str) -> tuple[Condition, Image.Image]:
+        """The condition of a picture file, tokens [1, L, C], and the picture as it is encoded. Raises FewstepError: it cannot be one."""
 
 
 def conditions(config: OfficialConfig, backbone: Backbone) -> Conditions:
@@ -81,13 +82,13 @@ class ImageConditions:
         tokens = torch.stack([tokens.to(device) for tokens in found if tokens is not None])
         return Condition(tokens, self.encoder.negative(len(items)))
 
-    def of(self, picture: Path) -> Condition:
-        square = self.encoder.prepare(load_picture(picture), str(picture))
+    def of(self, picture: Path, background: str) -> tuple[Condition, Image.Image]:
+        square = self.encoder.prepare(load_picture(picture), str(picture), cast(Background, background))
         sized = square.resize((self.size, self.size), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.array(sized)).permute(2, 0, 1)[None].float() / 255
         device = device_of(self.backbone)
         self.encoder.to(device)
-        return Condition(self.encoder(pixels.to(device)), self.encoder.negative(1))
+        return Condition(self.encoder(pixels.to(device)), self.encoder.negative(1)), sized
 
     def _kept(self, item: Item, tokens: Tensor) -> Tensor:
         if self.cache is None or item.picture is None:
@@ -112,7 +113,7 @@ class TextConditions:
         tokens = self.encoder.encode([item.caption or "" for item in items])
         return Condition(tokens, self.encoder.negative(len(items)))
 
-    def of(self, picture: Path) -> Condition:
+    def of(self, picture: Path, background: str) -> tuple[Condition, Image.Image]:
         raise invalid("--image", str(picture), "nothing: the student was trained on texts")
 
 
