@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import contents, refusal
+from fewstep_trellis import suite
 from PIL import Image
 
+from fewstep.api.students import Student
 from fewstep.cli import main
 
 
@@ -47,11 +49,35 @@ def test_a_picture_becomes_shapes(
     made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(made)
-    code = main(["sample", "run", "--image", "plain.png", "--count", "2", "--out", "shapes"])
+    arguments = ["sample", "run", "--image", "plain.png", "--count", "2", "--out", "shapes_v1.0"]
+    code = main(arguments)
+    assert "--background keep" in refusal(code, *capsys.readouterr()), "an opaque picture, as in fewstep generate"
+    code = main([*arguments, "--background", "keep"])
     out, err = capsys.readouterr()
     assert code == 0, err
-    assert "2 samples, 1 step" in out
-    with np.load(made / "shapes" / "samples.npz") as arrays:
+    assert "2 samples, 1 step, " in out
+    with np.load(made / "shapes_v1.0" / "samples.npz") as arrays:
         assert arrays["occupancy"].shape[0] == 2
         assert arrays["occupancy"].dtype == np.bool_
-    assert (made / "shapes" / "samples.png").stat().st_size > 0
+    assert (made / "shapes_v1.0" / "samples.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("out", ["s.xyz", "s.glb", "", " ", "s" * 300 + ".png"])
+def test_a_file_of_no_kind_is_refused_before_anything_is_sampled(
+    out: str, made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    monkeypatch.setattr(Student, "sample", None)
+    assert "--out: got " in refusal(main(["sample", "run", "-o", out]), *capsys.readouterr())
+
+
+def test_shipped_students_are_sampled_by_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what is asked for is encoded: the held-out objects would take seconds."""
+    counted: list[int] = []
+    plain = suite.encode
+    monkeypatch.setattr(suite, "encode", lambda encoder, grids: counted.append(len(grids)) or plain(encoder, grids))
+    assert main(["sample", "mdt-vd", "-n", "2", "-o", str(tmp_path / "a.png")]) == 0
+    assert "2 samples, 1 step, consistency" in capsys.readouterr().out
+    assert counted == [2]

@@ -47,9 +47,8 @@ class Conditions(nn.Module):
         self.shapes.append(tuple(images.shape))
         return nn.functional.adaptive_avg_pool2d(images, 2).flatten(2).transpose(1, 2)
 
-    def encode_files(self, paths: list[Path]) -> Tensor:
-        found = [torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1) for path in paths]
-        return self(torch.stack(found).float() / 255)
+    def encode(self, pictures: list[Any]) -> Tensor:
+        return self(torch.stack([torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in pictures]).float() / 255)
 
 
 def decoder() -> SparseStructureDecoder:
@@ -70,11 +69,11 @@ def suite(**options: Any) -> StructureSuite:
     tokens = torch.randn(COUNT, 4, 3, generator=generator)
     pictures = [np.full((20, 20, 3), 30 * i, np.uint8) for i in range(COUNT)]
     options = {"encoder": Conditions(), "metric": Pool(), **options}
-    return StructureSuite(blobs(1), latents, tokens, pictures, decoder(), **options)
+    return StructureSuite(blobs(1), lambda count: latents[:count], tokens, pictures, decoder(), **options)
 
 
 def shapes(tested: StructureSuite, seed: int) -> Shapes:
-    x = torch.randn(tested.x0.shape, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(tested.x0(COUNT).shape, generator=torch.Generator().manual_seed(seed))
     return tested.decode(x, Dense(COUNT))
 
 
@@ -129,7 +128,7 @@ def test_the_teacher_agrees_with_itself() -> None:
 
 def test_true_objects_are_perfect() -> None:
     tested = suite()
-    perfect = Shapes(tested.truth, tested.x0, tested.views)
+    perfect = Shapes(tested.truth, tested.x0(COUNT), tested.views)
     got = tested.measure(perfect, perfect)
     assert (got["iou"], got["chamfer"]) == (1.0, 0.0)
     assert (got["frechet"], got["kid"]) == pytest.approx((0.0, 0.0), abs=1e-9)
@@ -138,7 +137,7 @@ def test_true_objects_are_perfect() -> None:
 def test_objects_in_the_wrong_order_are_caught_by_what_is_paired() -> None:
     """The same set of true objects under each other's pictures: the distributions agree, the pairs do not."""
     tested = suite()
-    mixed = Shapes(tested.truth.roll(1, 0), tested.x0.roll(1, 0), tested.views)
+    mixed = Shapes(tested.truth.roll(1, 0), tested.x0(COUNT).roll(1, 0), tested.views)
     got = tested.measure(mixed, mixed)
     assert got["frechet"] == pytest.approx(0, abs=1e-9)
     assert got["iou"] < 0.7
@@ -175,11 +174,15 @@ def test_condition_encodes_pictures_at_the_encoder_s_size() -> None:
 
 
 def test_a_prompt_from_a_picture(tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "red.png")
-    batch = suite().prompt_from(tmp_path / "red.png")
+    image = Image.new("RGB", (32, 32), (255, 0, 0))
+    image.putpixel((0, 0), (0, 0, 0))
+    image.save(tmp_path / "red.png")
+    with pytest.raises(FewstepError, match="--background keep"):
+        suite().prompt_from(tmp_path / "red.png")
+    batch = suite().prompt_from(tmp_path / "red.png", "keep")
     assert batch.x0.shape == (1, 2, 4, 4, 4)
     assert batch.cond.tokens is not None
-    assert batch.cond.tokens[0, 0].tolist() == [1.0, 0.0, 0.0]
+    assert batch.cond.tokens[0, 3].tolist() == [1.0, 0.0, 0.0]
     with pytest.raises(FewstepError, match="takes no image"):
         suite(encoder=None).prompt_from(tmp_path / "red.png")
 
@@ -210,6 +213,12 @@ def test_files_of_samples(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["samples.png", "samples.npz"]
     assert np.array_equal(np.load(files[1])["occupancy"], found.grids.numpy())
     assert tested.write(found, tmp_path / "one.png") == [tmp_path / "one.png"]
+    assert tested.write(found, tmp_path / "run_1.0")[0] == tmp_path / "run_1.0" / "samples.png"
+    tested.write(found, tmp_path / "seen.png", tested.prompts())
+    with Image.open(tmp_path / "one.png") as plain, Image.open(tmp_path / "seen.png") as seen:
+        assert seen.width == plain.width + TILE + 4
+        row, left = 4 + TILE + 4 + TILE // 2, plain.width - 4 * (TILE + 4)
+        assert seen.getpixel((left + TILE // 2, row)) == (30, 30, 30), "the second picture, before its object"
     with pytest.raises(FewstepError, match=r"--out.*png.*npz"):
         tested.write(found, tmp_path / "one.obj")
 

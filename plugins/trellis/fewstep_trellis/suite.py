@@ -67,7 +67,7 @@ class StructureObjects(Suite):
         return Packed.of_index(places[:, 0], places[:, 1:].int(), len(grids))
 
     def write(self, objects: Any, path: Path, prompts: Batch | None = None) -> list[Path]:
-        """The picture and four views of each shape (``.png``), or the grids (``.npz``, bool [N, R, R, R]); into a folder both.
+        """Picture and four views of each shape (``.png``), or grids (``.npz``, bool [N, R, R, R]); into a folder both.
 
         Raises:
             FewstepError: for another suffix.
@@ -81,9 +81,8 @@ class StructureObjects(Suite):
                 write_npz({"occupancy": grids}, file)
             else:
                 pairs = zip(shown(prompts, len(grids)), render_views(grids, size=TILE).numpy(), strict=True)
-                contact_sheet(
-                    [(f"{number}", [*seen, *four]) for number, (seen, four) in enumerate(pairs, 1)], file, TILE
-                )
+                rows = [(f"{number}", [*seen, *four]) for number, (seen, four) in enumerate(pairs, 1)]
+                contact_sheet(rows, file, TILE)
         return files
 
 

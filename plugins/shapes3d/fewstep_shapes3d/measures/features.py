@@ -31,7 +31,7 @@ Rgb = npt.NDArray[np.uint8]
 def preprocess(
     image: Image.Image, name: str = "the picture", size: int = SIZE, background: Literal["remove", "keep"] = "keep"
 ) -> Rgb:
-    """RGB uint8 [size,size,3] as TRELLIS's pipeline prepares it; by default a picture without transparency is used whole.
+    """RGB uint8 [size,size,3] as TRELLIS's pipeline prepares it; by default an opaque picture is used whole.
 
     Raises:
         FewstepError: no pixel is opaque enough to see the object, or the background cannot be removed.

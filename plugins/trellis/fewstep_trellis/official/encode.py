@@ -38,7 +38,11 @@ class Conditions(Protocol):
         """Tokens [B, L, C] of loaded items, with the negative ones."""
 
     def of(self, picture: Path, background: str) -> tuple[Condition, Image.Image]:
-        """The condition of a picture file, tokens [1, L, C], and the picture as it is encoded. Raises FewstepError: it cannot be one."""
+        """The condition of a picture file, tokens [1, L, C], and the picture as it is encoded.
+
+        Raises:
+            FewstepError: it cannot be one.
+        """
 
 
 def conditions(config: OfficialConfig, backbone: Backbone) -> Conditions:
