@@ -13,7 +13,7 @@ from fewstep_shapes3d.measures.occupancy import chamfer, volume_iou
 from fewstep_shapes3d.measures.shapes import Shapes, ViewEncoder, distances
 from fewstep_shapes3d.voxel_render import AZIMUTHS, render_views
 from fewstep_trellis.models import SparseStructureDecoder
-from fewstep_trellis.suite import StructureSuite
+from fewstep_trellis.suite import TILE, StructureSuite
 from PIL import Image
 from torch import Tensor, nn
 
