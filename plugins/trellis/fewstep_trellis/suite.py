@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from fewstep_shapes3d.export.arrays import write_npz
 from fewstep_shapes3d.export.contact import Picture, contact_sheet
