@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,28 @@ def test_both_resumes_where_it_was(capsys: pytest.CaptureFixture[str], folder: P
     assert contents(folder / "pair" / "first" / "checkpoints") == first
     message = refused(capsys, *DISTILL, "train.lr=1e-2", "--stage", "both", "--out", "pair", "--resume")
     assert "--resume with a changed config" in message
+
+
+def test_both_goes_on_by_its_own_config_also_where_a_stage_had_not_begun(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    keys = ("objective.interval=0.03", "second.train.steps=2")
+    works(capsys, *DISTILL, "--stage", "both", "--out", "pair", *keys)
+    shutil.rmtree(folder / "pair" / "second")
+    works(capsys, "distill", "--resume", "--out", "pair")
+    record = json.loads((folder / "pair" / "second" / "config.json").read_text())
+    config = record["config"]
+    assert (config["objective"]["interval"], config["train"]["steps"], config["train"]["batch_size"]) == (0.03, 2, 4)
+    assert record["sources"]["objective.interval"] == "command line"
+    for words, text in (
+        (("--stage", "second"), "--stage: got 'second'; accepted: both, or leave it out"),
+        (("--backbone", "duo-second", "--stage", "second"), "--backbone: got 'duo-second'; accepted: duo, or leave it"),
+        (("second.train.lr=0.5",), "train.lr: the run has 0.0001, given now is 0.5"),
+    ):
+        assert text in refused(capsys, "distill", "--resume", "pair", *words)
+    assert "[second.train]\nsteps = 2\n" in works(capsys, "distill", "--config", "pair", "--dry-run", "--toml")
+    works(capsys, "distill", "--config", "pair/second", "--out", "again")
+    assert json.loads((folder / "again" / "config.json").read_text())["config"] == config
 
 
 def test_folders_that_both_does_not_touch(capsys: pytest.CaptureFixture[str], folder: Path) -> None:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import rich.console
 
-from fewstep.config.resolve import resolve_stages
+from fewstep.config.base import several
+from fewstep.config.recorded import Words
+from fewstep.config.resolve import resolve_run
 from fewstep.config.run import Resolved
 from fewstep.console import Console
 from fewstep.engine.folder import check_stages
@@ -71,8 +73,8 @@ class Run:
 
 
 def distill(
-    method: str,
-    backbone: str,
+    method: str | None = None,
+    backbone: str | None = None,
     *,
     stage: str | None = None,
     dataset: str | None = None,
@@ -93,15 +95,17 @@ def distill(
     Later wins: defaults, ``preset``, ``config``, ``overrides``, ``tables``.
 
     Args:
-        method: registered objective.
+        method: registered objective. This name and the next may be left out where ``config`` or ``resume`` says them.
         backbone: registered backbone, whose teacher is distilled.
         stage: a stage of the backbone's model, or "both": each into a folder of its name.
         dataset: registered data set; by default the backbone's own.
         preset: named settings that a plugin ships.
-        config: TOML file, or nested tables.
+        config: TOML file, nested tables, or another run (its folder or ``config.json``), whose method, backbone and
+            keys are taken.
         overrides: as on the command line, ``"train.steps=400"``.
         out: folder of the run; by default ``runs/<method>-<backbone>``.
-        resume: go on with the run in ``out`` from its newest checkpoint.
+        resume: go on with the run in ``out`` from its newest checkpoint, by its own config; what is given beside must
+            agree with that.
         callbacks: each is called with every row of ``metrics.jsonl`` (every ``train.log_every`` iterations): step, loss
             by term, grad_norm, lr, seconds. What one raises ends the run; its checkpoints stay.
         trackers: registered trackers beside ``metrics.jsonl``.
@@ -114,9 +118,11 @@ def distill(
     """
     if isinstance(config, str):
         config = Path(config)
-    layers = [*([] if config is None else [config]), *overrides, tables]
-    resolved = resolve_stages(method, backbone, stage, preset, layers, dataset)
-    return run_resolved(resolved, out, resume, console or Console(), callbacks=callbacks, trackers=trackers)
+    layers = [*([] if config is None else [config]), *several(overrides), tables]
+    words = Words(method, backbone, stage, dataset, preset)
+    resolved = resolve_run(words, layers, Path(out) if resume and out is not None else None)
+    console, trackers = console or Console(), several(trackers)
+    return run_resolved(resolved, out, resume, console, callbacks=several(callbacks), trackers=trackers)
 
 
 def run_resolved(
@@ -136,6 +142,7 @@ def run_resolved(
         runs = {folder / name: again for name, again in check_stages(folder, stages, resume).items()}
     else:
         stages, runs = (), {folder: resume}
+    more: dict[str, Any] = {"trackers": trackers, "command": command, "callbacks": callbacks}
     for one, (out, again) in zip(resolved.values(), runs.items(), strict=True):
-        start(one, out, again, console, trackers=trackers, command=command, callbacks=callbacks)
+        start(one, out, again, console, stages=resolved if stages else {}, **more)
     return Run(folder, stages)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from fewstep.benchmark.config import BenchConfig, configure
 from fewstep.benchmark.entrants import Stage, load_students
 from fewstep.benchmark.report import BenchTable
 from fewstep.benchmark.run import run_bench
-from fewstep.config.base import merge
+from fewstep.config.base import merge, several
 from fewstep.config.resolve import data_of
 from fewstep.config.stages import chosen
 from fewstep.console import Console, spinner
@@ -27,10 +27,10 @@ __all__ = ["BenchTable", "bench", "default_folder"]
 
 def bench(
     backbone: str,
-    methods: Sequence[str] = (),
-    students: Mapping[str, Any] | Sequence[Any] = (),
-    steps: Sequence[int] | None = None,
-    seeds: Sequence[int] | None = None,
+    methods: str | Iterable[str] = (),
+    students: Any = (),
+    steps: int | Iterable[int] | None = None,
+    seeds: int | Iterable[int] | None = None,
     *,
     stage: str | None = None,
     dataset: str | None = None,
@@ -52,7 +52,8 @@ def bench(
         methods: shipped students to measure, by method.
         students: folders by label. In place of a folder: anything with one as its ``folder``, as
             ``fewstep.distill`` and ``fewstep.load`` return it. A list may hold folders, named by their methods, or
-            (label, folder). Without ``methods`` and ``students`` all shipped students are measured.
+            (label, folder); one alone needs no list, as with ``methods``, ``steps`` and ``seeds``. Without ``methods``
+            and ``students`` all shipped students are measured.
         steps: step counts, by default 1, 2, 4. Those that a student's contract does not name are marked ``*``.
         seeds: seeds of the starting noise, by default 0, 1, 2; the noise is the same for all methods.
         stage: a stage of the backbone's model, or "both": each stage samples on what the one before it decoded.
@@ -72,7 +73,8 @@ def bench(
     """
     named = registry().get("backbone", backbone)
     networks = chosen(named, stage)
-    given = {"steps": steps, "seeds": seeds, "limit": limit, "device": device}
+    counts = {name: None if one is None else several(one) for name, one in {"steps": steps, "seeds": seeds}.items()}
+    given = {**counts, "limit": limit, "device": device}
     values = merge(config or {}, {name: value for name, value in given.items() if value is not None})
     configs = configure(networks, dataset, preset, values)
     for package in ("scipy", "matplotlib"):  # needed at the end only, so refuse before measuring
@@ -80,16 +82,17 @@ def bench(
     default = default_folder(named.name, stage)
     folder = Path(out) if out is not None else default if resume else _fresh(default)
     check_place("--out", folder)
-    pairs = list(students.items()) if isinstance(students, Mapping) else students
-    entrants = load_students(networks, methods, [one if isinstance(one, tuple) else (None, one) for one in pairs])
-    first, threads, several = next(iter(configs.values())), torch.get_num_threads(), len(networks) > 1
-    name = f"{named.name} {'+'.join(networks)}" if several else next(iter(networks.values())).name
+    pairs = list(students.items()) if isinstance(students, Mapping) else several(students)
+    labelled = [one if isinstance(one, tuple) else (None, one) for one in pairs]
+    entrants = load_students(networks, several(methods), labelled)
+    first, threads, many = next(iter(configs.values())), torch.get_num_threads(), len(networks) > 1
+    name = f"{named.name} {'+'.join(networks)}" if many else next(iter(networks.values())).name
     earlier = Path(compare) if compare else None
     try:
         torch.set_num_threads(first.threads or threads)
         console = console or Console()
         with spinner(console, f"{name}: loading teacher and data"):
-            stages = [_stage(one if several else "", networks[one], configs[one], dataset) for one in networks]
+            stages = [_stage(one if many else "", networks[one], configs[one], dataset) for one in networks]
         return run_bench(name, stages, entrants, first, folder, compare=earlier, console=console, resume=resume)
     finally:
         torch.set_num_threads(threads)

@@ -10,7 +10,8 @@ from typer import Argument, Option
 
 from fewstep.cli.invocation import again, going_on, words
 from fewstep.cli.options import DEVICE
-from fewstep.config.describe import describe, toml
+from fewstep.config.describe import describe
+from fewstep.config.describe import toml as typed
 from fewstep.config.stages import chosen
 from fewstep.console import Console, command, listing, say
 from fewstep.errors import FewstepError
@@ -35,10 +36,13 @@ def distill(
     stage: Annotated[str | None, STAGE] = None,
     dataset: Annotated[str | None, Option("--dataset", "-d", help="Data set; by default the backbone's own.")] = None,
     preset: Annotated[str | None, Option("--preset", "-p", help="Named settings that a plugin ships.")] = None,
-    config: Annotated[Path | None, Option("--config", "-c", help="TOML file of config keys.")] = None,
+    config: Annotated[Path | None, Option("--config", "-c", help="TOML file of config keys, or a run.")] = None,
     out: Annotated[Path | None, Option("--out", "-o", help="Folder of the run; new, unless --resume.")] = None,
-    resume: Annotated[bool, Option("--resume", help="Go on with the run in --out from its checkpoint.")] = False,
+    resume: Annotated[
+        bool, Option("--resume", help="Go on with the run in --out, by its own config: --resume --out RUN is enough.")
+    ] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Print the resolved config and start nothing.")] = False,
+    toml: Annotated[bool, Option("--toml", help="With --dry-run: as a TOML file that --config takes.")] = False,
     help_config: Annotated[bool, Option("--help-config", help="List every config key of this choice.")] = False,
     tracker: Annotated[list[str] | None, Option(help="Where numbers go beside metrics.jsonl; repeatable.")] = None,
     device: Annotated[str | None, DEVICE] = None,
@@ -47,18 +51,26 @@ def distill(
 
     Later wins: defaults, --preset, --config, KEY=VALUE.
     """
-    from fewstep.config.resolve import resolve_stages
+    from fewstep.config.recorded import Words
+    from fewstep.config.resolve import resolve_run
+    from fewstep.config.written import as_toml
 
-    console = Console()
-    method, backbone = needed("--method", "objective", method), needed("--backbone", "backbone", backbone)
+    console, keys = Console(), overrides or []
     if help_config:
+        method, backbone = needed("--method", "objective", method), needed("--backbone", "backbone", backbone)
         show_keys(console, method, backbone, stage, dataset)
         return
-    layers: list[Any] = [*([config] if config is not None else []), *(overrides or [])]
+    if resume and out is None and keys and "=" not in keys[0]:  # --resume RUN
+        out, keys = Path(keys[0]), keys[1:]
+    if resume and out is None and None in (method, backbone):
+        raise FewstepError("--resume: which run? accepted: --resume --out RUN")
+    layers: list[Any] = [*([config] if config is not None else []), *keys]
     if device is not None:
         layers.append(f"train.device={device}")
-    resolved = resolve_stages(method, backbone, stage, preset, layers, dataset)
-    if dry_run:
+    resolved = resolve_run(Words(method, backbone, stage, dataset, preset), layers, out if resume else None)
+    if toml:
+        say(console, as_toml(resolved).rstrip())
+    elif dry_run:
         for name, one in resolved.items():
             show_config(console, one, name if len(resolved) > 1 else "")
     else:
@@ -97,7 +109,7 @@ def show_config(console: Console, resolved: Resolved, stage: str = "") -> None:
     for key, entry in entries.items():
         table.add_row(key, entry.name, f"plugin {entry.plugin}")
     for key, value, source in resolved.rows():
-        table.add_row(key, toml(value), source)
+        table.add_row(key, typed(value), source)
     console.print(table)
     say(console, ", ".join(f"{name} {version}" for name, version in versions().items()))
 

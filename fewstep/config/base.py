@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args
@@ -24,7 +24,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
-__all__ = ["Row", "Strict", "describe", "flatten", "merge", "parse_override", "read_toml", "validate"]
+__all__ = ["Row", "Strict", "describe", "flatten", "merge", "parse_override", "read_toml", "several", "validate"]
 
 M = TypeVar("M", bound=BaseModel)
 EXAMPLE = "for example train.steps=400"
@@ -113,6 +113,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise FewstepError(f"config {str(path)!r} is no TOML: {error}") from None
     return values
+
+
+def several(given: Any) -> list[Any]:
+    """The items of what was given; a single text, path, number or other thing stands for itself."""
+    return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Presets: TOML files in ``presets/`` beside a plugin's module. Imports no torch.
 
-For method M and preset P: ``presets/P.toml`` and ``presets/M/P.toml``, first of the method's plugin, then of the
-backbone's, merged in that order: the more specific file wins.
+For method M and preset P these are merged, later ones winning: ``presets/P.toml`` of the method's plugin and of the
+backbone's, then ``presets/M/P.toml`` of the method's plugin and of the backbone's. So a method's own file wins over
+what a backbone says to all methods, and a backbone's file for that method over both.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.config.base import read_toml
-from fewstep.errors import invalid, unknown
+from fewstep.errors import FewstepError, invalid, unknown
 from fewstep.plugins.registry import Entry, registry
 
 DEFAULT = "default"
@@ -68,15 +69,22 @@ def find(method: Entry, backbone: Entry, name: str | None) -> list[Preset]:
     """
     found = [
         Preset(name or DEFAULT, package, path)
+        for inner in ("", method.name)
         for package, folder in _folders(method, backbone)
-        for path in (folder / f"{name or DEFAULT}.toml", folder / method.name / f"{name or DEFAULT}.toml")
-        if path.is_file()
+        if (path := folder / inner / f"{name or DEFAULT}.toml").is_file()
     ]
-    if not found and name not in (None, DEFAULT):
+    if not found and name is not None and name != DEFAULT:
         stages = backbone.load().stages
-        names = {_typed(found, stages) for found in available(method, backbone)}
-        raise unknown("preset", name, names)
+        error = unknown("preset", name, {_typed(one, stages) for one in available(method, backbone)})
+        raise FewstepError(f"{error}{_of_others(name, method, backbone)}")
     return found
+
+
+def _of_others(name: str, method: Entry, backbone: Entry) -> str:
+    """Which other methods have a preset of this name on this backbone, in words."""
+    entries = [one for one in registry().entries("objective") if one.name != method.name]
+    found = [one.name for one in entries if any(p.split("/")[0] == name for p in available(one, backbone))]
+    return f"; of this name {', '.join(found)} {'have' if len(found) > 1 else 'has'} one" if found else ""
 
 
 def find_for(place: str, backbone: Entry, name: str | None) -> list[Preset]:
@@ -106,14 +114,16 @@ def data_set(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str | None:
 
 
 def available(method: Entry, backbone: Entry) -> list[str]:
-    """Names that ``find`` takes for this pair; those under another method's name are left out."""
+    """Names that ``find`` takes for this pair; those of another method or of another model's stage are left out."""
+    stages = backbone.load().stages
     others = {*registry().names("objective"), BENCH} - {method.name}
     names = {
         path.relative_to(folder).with_suffix("").as_posix().removeprefix(f"{method.name}/")
         for _, folder in _folders(method, backbone)
         for path in folder.rglob("*.toml")
     }
-    return sorted(name for name in names if name.partition("/")[0] not in others or "/" not in name)
+    own = (name for name in names if "/" not in name or name.rpartition("/")[2] in stages)
+    return sorted(name for name in own if name.partition("/")[0] not in others or "/" not in name)
 
 
 def _typed(name: str, stages: Collection[str]) -> str:

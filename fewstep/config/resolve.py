@@ -11,6 +11,7 @@ from typing import Any
 
 from fewstep.config import presets
 from fewstep.config.base import flatten, merge, parse_override, read_toml, validate
+from fewstep.config.recorded import Plan, Plans, Words, is_run, merged_values, read_plans
 from fewstep.config.run import TABLES, Resolved, model_of, source_of
 from fewstep.config.stages import check_named, chosen, keys_of, preset_of
 from fewstep.errors import FewstepError, invalid
@@ -50,6 +51,7 @@ def resolve_stages(
     preset: str | None = None,
     layers: Layers = (),
     dataset: str | None = None,
+    plans: Plans | None = None,
 ) -> dict[str, Resolved]:
     """The config of each stage's run, in order; without ``stage`` one run, on ``backbone`` itself.
 
@@ -57,7 +59,8 @@ def resolve_stages(
 
     Args:
         stage: a stage of the backbone's model, or "both".
-        layers: each ``"train.steps=400"``, the ``Path`` of a TOML file, or nested tables.
+        layers: each ``"train.steps=400"``, the ``Path`` of a TOML file or of a run, or nested tables.
+        plans: of a run that is resumed, by stage; they stand in place of the preset.
 
     Raises:
         FewstepError: for unknown names and keys and for values out of bounds, with where they came from.
@@ -68,31 +71,71 @@ def resolve_stages(
     for source, values in given:
         if source in (OVERRIDES, PYTHON):
             check_named(values, running, stages)
-    return {name: _resolve(method, network.name, preset, given, dataset) for name, network in running.items()}
+    again = plans or {}
+    return {
+        name: _resolve(method, network.name, preset, given, dataset, again.get(name, again.get("")))
+        for name, network in running.items()
+    }
+
+
+def resolve_run(words: Words, layers: Layers = (), resume: Path | None = None) -> dict[str, Resolved]:
+    """``resolve_stages`` for names that may be missing where a recorded run says them: the one that is resumed, or
+    one among the layers.
+
+    Args:
+        resume: the folder of the run to go on with. Its config stands in place of the preset.
+
+    Raises:
+        FewstepError: as ``resolve_stages``, for a missing name, and for one that contradicts the resumed run.
+    """
+    plans = None
+    if resume is not None:
+        try:
+            plans = read_plans(resume)
+        except FewstepError:
+            if words.method is None or words.backbone is None:
+                raise
+    if plans is not None and resume is not None:
+        words.check(resume, plans)
+    for known in [plans] if plans else [read_plans(one) for one in layers if isinstance(one, Path) and is_run(one)]:
+        words = words.completed(known)
+    for option, kind, name in (("--method", "objective", words.method), ("--backbone", "backbone", words.backbone)):
+        if name is None:
+            names = ", ".join(registry().names(kind)) or "nothing is registered"
+            raise FewstepError(f"{option}: missing; accepted: {names}")
+    return resolve_stages(
+        str(words.method), str(words.backbone), words.stage, words.preset, layers, words.dataset, plans
+    )
 
 
 def _layer(layer: str | Path | Mapping[str, Any]) -> Layer:
     if isinstance(layer, str):
         return OVERRIDES, parse_override(layer)
     if isinstance(layer, Path):
-        return str(layer), read_toml(layer)
+        return str(layer), merged_values(read_plans(layer)) if is_run(layer) else read_toml(layer)
     if isinstance(layer, Mapping):
         return PYTHON, dict(layer)
     raise invalid("config", layer, "a TOML file's path, or nested tables")
 
 
-def _resolve(method: str, backbone: str, preset: str | None, given: Sequence[Layer], dataset: str | None) -> Resolved:
+def _resolve(
+    method: str, backbone: str, preset: str | None, given: Sequence[Layer], dataset: str | None, plan: Plan | None
+) -> Resolved:
     objective, network = registry().get("objective", method), registry().get("backbone", backbone)
     own = network.load()
-    preset = preset_of(objective, network, preset)
-    layers = [(found.source, found.read()) for found in presets.find(objective, network, preset)] + list(given)
+    if plan is not None:
+        preset, base = plan.preset, [("the run", plan.values)]
+    else:
+        preset = preset_of(objective, network, preset)
+        base = [(found.source, found.read()) for found in presets.find(objective, network, preset)]
+    layers = base + list(given)
     layers = [(source, keys_of(values, own.stage, own.stages)) for source, values in layers]
     data = data_of(network, dataset or presets.data_set(layers))
     names = {"method": objective.name, "backbone": network.name, "dataset": data.name}
     check_needs(objective.load(), own, data.load(), **names)
     layers = [(source, {k: v for k, v in values.items() if k != presets.DATASET}) for source, values in layers]
-    sources: dict[str, str] = {}
-    for source, values in layers:
+    sources = {} if plan is None else dict(plan.sources)
+    for source, values in layers if plan is None else layers[1:]:
         sources.update({key: source for key, _ in flatten(values)})
     merged = merge({table: {} for table in TABLES}, *(values for _, values in layers))
     try:

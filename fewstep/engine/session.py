@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -36,6 +37,7 @@ def start(
     trackers: Sequence[str] = (),
     command: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
+    stages: Mapping[str, Resolved] = MappingProxyType({}),
 ) -> Path:
     """Distil, or go on where a killed run stopped, and export the student into ``student/`` of the run's folder.
 
@@ -46,6 +48,7 @@ def start(
         trackers: registered trackers beside ``metrics.jsonl``.
         command: the command line, for the record.
         callbacks: called with every row of ``metrics.jsonl``. An exception of theirs ends the run as an interrupt does.
+        stages: all stages of which this run is one, for the record: ``--resume`` then knows those that have not begun.
 
     Raises:
         FewstepError: for anything a user can put right.
@@ -64,7 +67,7 @@ def start(
                 progress.say(note)
         if resume:
             progress.say(f"resuming {out} after step {trainer.step}")
-        write_json(out / folders.CONFIG, record(resolved, command))
+        write_json(out / folders.CONFIG, record(resolved, command, stages))
         outputs: list[Tracker] = [JsonLines(out, resolved.tables(), trainer.step)]
         with writing(out):
             outputs += [tracker(out, resolved.tables(), trainer.step) for tracker in chosen]
@@ -161,8 +164,14 @@ def export(trainer: Trainer, resolved: Resolved, folder: Path) -> None:
     save_student(folder, trainer.nets.exported(which), info)
 
 
-def record(resolved: Resolved, command: Sequence[str]) -> dict[str, Any]:
-    """``config.json`` of the run's folder."""
+def record(resolved: Resolved, command: Sequence[str], stages: Mapping[str, Resolved]) -> dict[str, Any]:
+    """``config.json`` of the run's folder; ``fewstep.config.recorded`` reads it."""
+    found = plan(resolved) | {"identity": resolved.identity(), "versions": versions(), "command": list(command)}
+    return found | ({"stages": {name: plan(one) for name, one in stages.items()}} if stages else {})
+
+
+def plan(resolved: Resolved) -> dict[str, Any]:
+    """What a run of one stage is of, with every key and its source."""
     return {
         "method": resolved.method.name,
         "backbone": resolved.backbone.name,
@@ -170,9 +179,6 @@ def record(resolved: Resolved, command: Sequence[str]) -> dict[str, Any]:
         "preset": resolved.preset,
         "config": resolved.tables(),
         "sources": {key: source for key, _, source in resolved.rows()},
-        "identity": resolved.identity(),
-        "versions": versions(),
-        "command": list(command),
     }
 
 

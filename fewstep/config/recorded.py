@@ -1,0 +1,124 @@
+"""What an earlier run was started with, from its ``config.json``: for ``--resume``, and for ``--config RUN``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.config import presets
+from fewstep.config.stages import BOTH, chosen, preset_of
+from fewstep.errors import FewstepError, invalid
+from fewstep.plugins.registry import registry
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One stage of a run: the registered names, the values of all keys, and where each came from."""
+
+    method: str
+    backbone: str
+    dataset: str
+    preset: str | None
+    config: dict[str, Any]
+    sources: dict[str, str]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """All keys as a config file has them."""
+        return {presets.DATASET: self.dataset, **self.config}
+
+
+Plans = dict[str, Plan]  # by stage; "" for a run of one stage
+
+
+def is_run(path: Path) -> bool:
+    """Whether ``--config`` names a run and no TOML file."""
+    return path.is_dir() or path.suffix == ".json"
+
+
+def read_plans(path: Path) -> Plans:
+    """The plans of a run: of its folder, of one with a run of each stage, or of a ``config.json``.
+
+    Raises:
+        FewstepError: for a folder without a run, or a file that is no run's.
+    """
+    if not path.exists():
+        raise FewstepError(f"there is no run {str(path)!r}; accepted: a folder that `fewstep distill` wrote")
+    file = path
+    if path.is_dir():
+        inner = sorted(path.glob(f"*/{CONFIG}"))
+        file = path / CONFIG if (path / CONFIG).is_file() or not inner else inner[0]
+    try:
+        record = json.loads(file.read_text(encoding="utf-8-sig"))
+        stages = {"": record} if file.parent == path or file == path else record["stages"]
+        return {name: _plan(one) for name, one in stages.items()}
+    except FileNotFoundError:
+        raise FewstepError(f"{str(path)!r} is no run's folder (it has no {CONFIG})") from None
+    except OSError as error:
+        raise FewstepError(f"{str(file)!r} cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        accepted = "one that `fewstep distill` wrote"
+        raise FewstepError(f"{str(file)!r} is no {CONFIG} of a run; accepted: {accepted}") from None
+
+
+def _plan(record: Mapping[str, Any]) -> Plan:
+    names = (str(record[key]) for key in ("method", "backbone", "dataset"))
+    return Plan(*names, record.get("preset"), dict(record["config"]), dict(record.get("sources", {})))
+
+
+def merged_values(plans: Plans) -> dict[str, Any]:
+    """The values as one file for all stages: below the stages' names where there are several."""
+    return plans[""].values if "" in plans else {name: plan.values for name, plan in plans.items()}
+
+
+@dataclass(frozen=True)
+class Words:
+    """The names that a run is asked for by; None: not given."""
+
+    method: str | None = None
+    backbone: str | None = None
+    stage: str | None = None
+    dataset: str | None = None
+    preset: str | None = None
+
+    def completed(self, plans: Plans) -> Words:
+        """With a recorded run's names for those that were not given."""
+        first = next(iter(plans.values()))
+        stage = self.stage or (BOTH if len(plans) > 1 else None)
+        return Words(self.method or first.method, self.backbone or first.backbone, stage, self.dataset, self.preset)
+
+    def check(self, folder: Path, plans: Plans) -> None:
+        """Refuse to resume a run under other names.
+
+        Raises:
+            FewstepError: naming the option, what the run has, and what was given.
+        """
+        first, whole = next(iter(plans.values())), self.completed(plans)
+        networks = chosen(registry().get("backbone", str(whole.backbone)), whole.stage)
+        runs, asked = [plan.backbone for plan in plans.values()], [entry.name for entry in networks.values()]
+        method = registry().get("objective", str(whole.method))
+        if method.name != first.method:
+            raise _contradicts(folder, "--method", self.method, first.method)
+        if runs != asked and len(asked) > 1:
+            names = ", ".join(networks)
+            raise FewstepError(f"{str(folder)!r} does not hold runs of stages {names}; accepted: another --out")
+        if runs != asked and self.backbone not in (None, runs[0]):
+            raise _contradicts(folder, "--backbone", self.backbone, runs[0])
+        if runs != asked:
+            stage = BOTH if len(runs) > 1 else registry().get("backbone", runs[0]).load().stage
+            raise _contradicts(folder, "--stage", self.stage, stage or None)
+        for network, plan in zip(networks.values(), plans.values(), strict=True):
+            if self.dataset is not None and registry().get("dataset", self.dataset).name != plan.dataset:
+                raise _contradicts(folder, "--dataset", self.dataset, plan.dataset)
+            if self.preset is not None and preset_of(method, network, self.preset) != plan.preset:
+                raise _contradicts(folder, "--preset", self.preset, plan.preset)
+
+
+def _contradicts(folder: Path, option: str, got: str | None, has: str | None) -> FewstepError:
+    accepted = f"{has}, or leave it out" if has is not None else "to leave it out: the run has none"
+    return invalid(f"--resume {folder}: {option}", got, accepted)
