@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from closed_forms import RING, Given, draws, exact_nets, gradients, largest, random_student, total
+from closed_forms import (
+    GAUSSIAN,
+    RING,
+    Given,
+    draws,
+    exact_nets,
+    gaussian_batch,
+    gradients,
+    largest,
+    random_student,
+    total,
+)
 from fewstep_consistency.cm import Consistency, PhasedConsistency
 from fewstep_consistency.config import ConsistencyConfig, PhasedConfig
 from fewstep_consistency.distance import distance
@@ -181,6 +192,14 @@ def test_a_phased_student_is_asked_where_it_was_trained() -> None:
     ends = phase_end(torch.tensor([0.75, 0.5, 0.25], dtype=torch.float64) - 0.02, 4)
     assert ends.tolist() == [0.5, 0.25, 0.0]
     assert phase_end(torch.tensor([1.0 - 0.02, 1.0]), 4).tolist() == [0.75, 0.75]
+
+
+def test_phases_reach_the_point_that_a_phased_student_is_trained_at() -> None:
+    batch = gaussian_batch(64)
+    at = PhasedConsistency(PhasedConfig(phases=4)).point(
+        batch, exact_nets(random_student(GAUSSIAN)), Step(0, Interpolant())
+    )
+    assert set(at.end_B.tolist()) == {0.0, 0.25, 0.5, 0.75}
 
 
 def test_contracts_and_refusals() -> None:
