@@ -67,8 +67,14 @@ def read_plans(path: Path) -> Plans:
 
 
 def _plan(record: Mapping[str, Any]) -> Plan:
-    names = (str(record[key]) for key in ("method", "backbone", "dataset"))
-    return Plan(*names, record.get("preset"), dict(record["config"]), dict(record.get("sources", {})))
+    return Plan(
+        method=str(record["method"]),
+        backbone=str(record["backbone"]),
+        dataset=str(record["dataset"]),
+        preset=record.get("preset"),
+        config=dict(record["config"]),
+        sources=dict(record.get("sources", {})),
+    )
 
 
 def merged_values(plans: Plans) -> dict[str, Any]:
