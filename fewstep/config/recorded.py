@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from fewstep.config import presets
 from fewstep.config.stages import BOTH, chosen, preset_of
 from fewstep.errors import FewstepError, invalid
 from fewstep.plugins.registry import registry
+from fewstep.texts import read_json
 
 CONFIG = "config.json"
 
@@ -53,14 +53,12 @@ def read_plans(path: Path) -> Plans:
     if path.is_dir():
         inner = sorted(path.glob(f"*/{CONFIG}"))
         file = path / CONFIG if (path / CONFIG).is_file() or not inner else inner[0]
+    if not file.is_file():
+        raise FewstepError(f"{str(path)!r} is no run's folder (it has no {CONFIG})")
+    record = read_json(file)
     try:
-        record = json.loads(file.read_text(encoding="utf-8-sig"))
         stages = {"": record} if file.parent == path or file == path else record["stages"]
         return {name: _plan(one) for name, one in stages.items()}
-    except FileNotFoundError:
-        raise FewstepError(f"{str(path)!r} is no run's folder (it has no {CONFIG})") from None
-    except OSError as error:
-        raise FewstepError(f"{str(file)!r} cannot be read: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         accepted = "one that `fewstep distill` wrote"
         raise FewstepError(f"{str(file)!r} is no {CONFIG} of a run; accepted: {accepted}") from None
