@@ -37,7 +37,7 @@ def test_conditions_of_the_training_data_become_objects(
 ) -> None:
     monkeypatch.chdir(made)
     assert main(["sample", stage, "--count", "2"]) == 0
-    assert "2 samples, 1 steps" in capsys.readouterr().out
+    assert "2 samples, 1 step" in capsys.readouterr().out
     made.joinpath("samples.png").rename(f"samples-{stage}.png")
     assert main(["sample", stage, "--count", "1", "--out", f"folder-{stage}"]) == 0
     assert (made / f"folder-{stage}" / "samples.png").stat().st_size > 0
