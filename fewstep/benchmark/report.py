@@ -125,7 +125,8 @@ class BenchTable:
     def _sheet_rows(self, suite: Suite, shown: Mapping[tuple[str, int], Any]) -> list[SheetRow]:
         """The teacher, then the others by steps, each with its score and its time."""
         cells, rows = by_cell(self.lines), []
-        for label, steps in sorted(shown, key=lambda key: (key[0] != TEACHER, key[1], key[0] != UNDISTILLED)):
+        order = list(dict.fromkeys([TEACHER, UNDISTILLED, *(label for label, _ in cells)]))
+        for label, steps in sorted(shown, key=lambda key: (key[0] != TEACHER, key[1], order.index(key[0]))):
             found, count = cells[label, steps], number_of(steps, "step")
             notes = [f"{milliseconds(seconds(found.values(), FLOW))} ms a sample"]
             if suite.headline in found:

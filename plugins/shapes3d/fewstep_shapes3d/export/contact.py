@@ -101,7 +101,10 @@ def compared(rows: Sequence[SheetRow], path: Path, caption: str, tile: int, wide
             font, colour = (bold, "black") if number < name else (plain, GREY)
             pen.text((GAP, start + LEAD * number), line, fill=colour, font=font)
         for column, picture in enumerate(row.objects):
-            sheet.paste(_tile(picture, tile), (wide + GAP + column * (tile + GAP), top + SPACE * cut))
+            corner = (wide + GAP + column * (tile + GAP), top + SPACE * cut)
+            sheet.paste(_tile(picture, tile), corner)
+            if _pixels(picture).min() >= WHITE:
+                pen.text((corner[0] + tile // 2, corner[1] + tile // 2), "nothing", fill=GREY, font=plain, anchor="mm")
         top += height
     write_sheet(sheet, path)
 
