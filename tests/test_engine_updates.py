@@ -8,10 +8,12 @@ from typing import Any
 import engine_helpers
 import pytest
 import torch
-from engine_helpers import Regress, Tiny, trainer
+from engine_helpers import Regress, Tiny, TinyConfig, trainer
 from torch import Tensor, nn
 
 from fewstep.config.train import TrainConfig
+from fewstep.core.objective import NetSpec
+from fewstep.engine.networks import Networks
 from fewstep.engine.optim import NetOptimizer
 
 
@@ -109,9 +111,24 @@ def test_torchs_own_draws_follow_from_seed_step_and_pass(monkeypatch: pytest.Mon
         trainer("draws", steps=2, accumulate=2, seed=seed).train(lambda _: None, lambda: None)
     assert len(set(seen.values())) == len(seen) == 8
     first = dict(seen)
+    again = trainer("draws", steps=2, accumulate=2, seed=0)
     torch.manual_seed(123)
-    trainer("draws", steps=2, accumulate=2, seed=0).train(lambda _: None, lambda: None)
+    again.train(lambda _: None, lambda: None)
     assert seen == first
+
+
+def test_built_networks_are_drawn_from_seed_and_name() -> None:
+    specs = {"student": NetSpec(), **{name: NetSpec(build=lambda _: nn.Linear(3, 1)) for name in ("a", "b")}}
+
+    def weights(seed: int) -> list[list[float]]:
+        torch.manual_seed(torch.seed())
+        nets = Networks(specs, Tiny.teacher(TinyConfig()), torch.device("cpu"), seed=seed)
+        return [nets.trained[name].weight.flatten().tolist() for name in ("a", "b")]
+
+    first, second = weights(0), weights(1)
+    assert first == weights(0)
+    assert first[0] != first[1]
+    assert first[0] != second[0]
 
 
 def test_the_schedule_of_an_objective_ends_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
