@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from fewstep.config.base import Strict
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.contract import Contract
+from fewstep.core.derivatives import Tangents
 from fewstep.core.layout import Dense, Packed
 from fewstep.core.objective import Nets, NetSpec, Objective, Step
 from fewstep.engine.budget import Budget
+from fewstep.engine.trainer import TrainStep
 from fewstep.errors import FewstepError
 from fewstep.plugins.registry import Entry, registry
 from fewstep.testing import TinyBackbone, check_objective, tiny_batch
@@ -259,3 +261,16 @@ def test_the_budget_counts_backbones_also_inside_another_network_and_behind_seve
         "critic": {"forward": 10, "tangent": 0, "backward": 10},
         "head": {"forward": 0, "tangent": 0, "backward": 0},
     }
+
+
+def test_the_budget_counts_one_backward_pass_also_where_a_tangent_takes_a_pass_of_its_own() -> None:
+    for mode, expected in (
+        ("one-pass", {"forward": 0, "tangent": 4, "backward": 4}),
+        ("two-pass", {"forward": 4, "tangent": 4, "backward": 4}),
+        ("finite-difference", {"forward": 12, "tangent": 0, "backward": 4}),
+    ):
+        run = engine_helpers.trainer("tiny-transport", batch_size=4)
+        phase = run.objective.phase(0)
+        step = TrainStep(run, phase, 0, 0, Tangents(mode))
+        run.losses(phase, run.batch(0), step)["vm"].backward()
+        assert run.budget.snapshot()["student"] == expected

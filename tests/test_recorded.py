@@ -69,6 +69,11 @@ def test_a_run_goes_on_by_its_own_config(capsys: pytest.CaptureFixture[str], run
     assert fewstep.distill(out="a", resume=True).folder == run
 
 
+def test_a_student_carries_the_contract_of_its_method(run: Path) -> None:
+    contract = record(run / "student")["contract"]
+    assert (contract["sampler"], contract["steps"], contract["guidance"]) == ("consistency", [1, 2, 4], 1.0)
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
