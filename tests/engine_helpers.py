@@ -22,6 +22,7 @@ from fewstep.core.layout import Dense, Layout
 from fewstep.core.objective import Nets, NetSpec, Objective, Phase, Step
 from fewstep.engine.trainer import Trainer
 from fewstep.plugins.registry import Entry, registry
+from fewstep.texts import read_json
 
 
 class TinyConfig(Strict):
@@ -58,7 +59,7 @@ class Tiny(Backbone):
 
     @classmethod
     def load(cls, folder: Path) -> Tiny:
-        net = cls(**json.loads((folder / "model.json").read_text()))
+        net = cls(**read_json(folder / "model.json"))
         net.load_state_dict(load_file(folder / "model.safetensors"))
         return net
 

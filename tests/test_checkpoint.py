@@ -120,6 +120,13 @@ def test_a_folder_that_is_no_student(student: Path, damage: Any, text: str) -> N
     assert "\n" not in str(caught.value)
 
 
+def test_a_byte_order_mark_is_no_damage(student: Path) -> None:
+    engine_helpers.install()
+    for name in ("config.json", "model.json"):
+        (student / name).write_bytes(b"\xef\xbb\xbf" + (student / name).read_bytes())
+    assert load_student(student)[1].weights
+
+
 def test_unfinished_run_says_so(finished: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(finished, tmp_path / "run"))
     shutil.rmtree(copied / "student")

@@ -6,6 +6,8 @@ state that a run resumes from is ``fewstep.engine.resume``.
 
 from __future__ import annotations
 
+import codecs
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -72,7 +74,7 @@ def load_student(folder: Path) -> tuple[Backbone, StudentInfo]:
     for name, expected in info.sha256.items():
         if not (folder / name).is_file():
             raise FewstepError(f"student {str(folder)!r}: {name} is missing")
-        if sha256(folder / name) != expected:
+        if not _unchanged(folder / name, expected):
             raise FewstepError(f"student {str(folder / name)!r}: truncated or changed (its checksum does not match)")
     try:
         backbone_cls = registry().get("backbone", info.backbone).load()
@@ -87,6 +89,13 @@ def load_student(folder: Path) -> tuple[Backbone, StudentInfo]:
         raise FewstepError(f"student {str(folder)!r}: backbone {info.backbone!r} cannot read it: {error}") from error
     check_finite(student.state_dict(), f"student {str(folder)!r}")
     return student.eval(), info
+
+
+def _unchanged(path: Path, expected: str) -> bool:
+    """Whether a file has its checksum; a byte order mark that an editor put before JSON does not count."""
+    if path.suffix == ".json":
+        return hashlib.sha256(path.read_bytes().removeprefix(codecs.BOM_UTF8)).hexdigest() == expected
+    return sha256(path) == expected
 
 
 def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
