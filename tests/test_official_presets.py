@@ -148,3 +148,13 @@ def test_a_tiny_version_trains(stage: str, place: Path, tmp_path: Path, capsys: 
     moved = [not torch.equal(a, b) for a, b in zip(student.parameters(), teacher.parameters(), strict=True)]
     assert sum(moved) > 0.9 * len(moved)
     assert json.loads((tmp_path / "run/student/config.json").read_text())["dataset"] == f"trellis-{stage}"
+
+
+@pytest.mark.parametrize("method", ["mdt-vm", "cm", "pcm"])
+def test_every_method_has_the_published_data_and_teacher(method: str) -> None:
+    other = resolve_stages(method, "trellis", "both", "mdt-dist", ["data.roots=x"])
+    published = resolve_stages("mdt-vd", "trellis", "both", "mdt-dist", ["data.roots=x"])
+    for stage, one in published.items():
+        assert other[stage].dataset == one.dataset
+        assert other[stage].tables()["data"] == one.tables()["data"]
+        assert other[stage].tables()["backbone"] == one.tables()["backbone"]

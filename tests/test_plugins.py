@@ -271,7 +271,9 @@ def test_what_there_is_and_where_it_comes_from(capsys: pytest.CaptureFixture[str
         shown[name] = [[cell.strip() for cell in row.strip("│").split("│")] for row in rows if row.startswith("│")]
     assert ["euler", "core", "first order along the velocity"] in shown["samplers"]
     assert ["tensorboard", "plugin trackers"] in [row[:2] for row in shown["trackers"]]
-    assert {("mdt-dist", "mdt-vd", "slat"), ("default", "any", "any")} <= {tuple(row[:3]) for row in shown["presets"]}
+    assert {("mdt-dist", "mdt-vd", "slat"), ("mdt-dist", "any", "slat"), ("default", "any", "any")} <= {
+        tuple(row[:3]) for row in shown["presets"]
+    }
     student = next(row for row in shown["students"] if row[0] == "trellis/mdt-vd")
     assert student[1:5] == ["mdt-vd", "1, 2, 4", "consistency", "1"]
     assert student[-1] == "plugin trellis"

@@ -156,8 +156,8 @@ def test_every_preset_comes_back_from_its_file(
 
 
 def test_a_preset_of_another_method_is_pointed_to() -> None:
-    with pytest.raises(FewstepError, match=r"unknown preset 'mdt-dist': accepted are .*; of this name mdt-vd has one"):
-        resolve_stages("cm", "trellis", None, "mdt-dist")
+    with pytest.raises(FewstepError, match=r"unknown preset 'demo': accepted are .*; of this name mdt-vd has one"):
+        resolve_stages("cm", "trellis", None, "demo")
 
 
 def test_a_methods_own_default_wins_over_a_backbones_for_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,12 +10,15 @@ from typing import Any
 
 from fewstep.config.presets import DATASET
 from fewstep.config.run import Resolved
+from fewstep.config.stages import BOTH
+from fewstep.console import command
 
 
 def as_toml(stages: Mapping[str, Resolved]) -> str:
     """Every key with its value, as ``--config`` takes them; those of several stages below the stages' names."""
     first = next(iter(stages.values()))
-    lines = [f"# method {first.method.name}, backbone {' and '.join(one.backbone.name for one in stages.values())}"]
+    words = ["fewstep", "distill", "--method", first.method.name, "--backbone", first.backbone.name]
+    lines = [f"# {command(*words, *(['--stage', BOTH] if len(stages) > 1 else []), '--config', 'FILE')}"]
     for name, one in stages.items():
         prefix = (name,) if len(stages) > 1 else ()
         lines += _table(prefix, {DATASET: one.dataset.name, **one.tables()})

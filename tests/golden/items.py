@@ -28,7 +28,7 @@ Tensors = dict[str, Tensor]
 BOUND = re.compile(r"(Aesthetic score|Num voxels) [<>]= ([\d.]+)")
 LATENTS: dict[str, type[OfficialConfig]] = {"SparseStructureLatent": StructureConfig, "SLat": LatentsConfig}
 TRIES = 1000
-PRESET = ASSETS.parent / "presets/mdt-vd/mdt-dist/slat.toml"
+PRESET = ASSETS.parent / "presets/mdt-dist/slat.toml"
 
 
 class Draws:
