@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 DATA = Path(__file__).parent / "golden" / "data"
 
 
-@pytest.mark.parametrize("part", ["models", "samplers", "statedict"])
+@pytest.mark.parametrize("part", ["models", "samplers", "statedict", "mesh", "export"])
 def test_recorded_numbers(part: str, capsys: pytest.CaptureFixture[str]) -> None:
     code = main([str(DATA), "--only", part + "/"])
     assert code == 0, capsys.readouterr().out
