@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fewstep.errors import FewstepError
 
@@ -201,20 +201,17 @@ def file_suffix(path: Path | str) -> str:
 
 
 class LineFile:
-    """A text file that grows line by line. A line that the disk refuses leaves the file as it was before.
-
-    Args:
-        mode: "w" for a new file, "a" to append.
+    """A text file that lines are added to. A line that the disk refuses leaves the file as it was before.
 
     Raises:
         Unwritable: here and in ``write``.
     """
 
-    def __init__(self, path: Path, mode: Literal["w", "a"]) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = path.open("wb" if mode == "w" else "ab", buffering=0)
+            self.file = path.open("ab", buffering=0)
 
     def write(self, text: str) -> None:
         """Add text; it is in the file when this returns."""

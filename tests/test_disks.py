@@ -10,6 +10,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 import fewstep.files
+from fewstep.benchmark.rows import Row, write_csv
 from fewstep.cli import main
 from fewstep.engine import session
 from fewstep.engine.folder import locked
@@ -87,7 +89,7 @@ def test_modes_follow_the_umask(tmp_path: Path, mask: int) -> None:
             write_json(temp / "b.json", 1)
         with new_file(tmp_path / "c.safetensors") as temp:
             save_file({"a": torch.zeros(2)}, temp)
-        LineFile(tmp_path / "d.jsonl", "w").close()
+        LineFile(tmp_path / "d.jsonl").close()
         assert main([*RUN, "--out", str(tmp_path / "run")]) == 0
         assert main(["sample", str(tmp_path / "run"), "--out", str(tmp_path / "s.png")]) == 0
     finally:
@@ -100,7 +102,7 @@ def test_modes_follow_the_umask(tmp_path: Path, mask: int) -> None:
 
 
 def test_a_refused_line_leaves_the_lines_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = LineFile(tmp_path / "a.csv", "w")
+    file = LineFile(tmp_path / "a.csv")
     file.write("one\n")
     whole, calls = file.file, []
 
@@ -358,3 +360,23 @@ def test_results_of_every_kind_are_whole_or_absent(tmp_path: Path, monkeypatch: 
     with pytest.raises(Unwritable, match=r"a\.npz: cannot be written: No space"):
         write_npz({"a": torch.zeros(2)}, tmp_path / "new" / "a.npz")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_a_bench_that_goes_on_are_never_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, names = tmp_path / "rows.csv", [field.name for field in fields(Row)]
+    row = dict.fromkeys(names, "x")
+    write_csv(path, Row, [row])
+    before = path.read_text()
+    assert before.count("\n") == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(LineFile, "write", lambda self, text: refuse())
+        patch.setattr(Path, "write_bytes", lambda self, content: refuse())
+        with pytest.raises(Unwritable):
+            write_csv(path, Row, [row], kept=[row])
+    assert path.read_text() == before
+    write_csv(path, Row, [row], kept=[row])
+    assert path.read_text() == before + before.splitlines()[1] + "\n"
+
+
+def refuse() -> int:
+    raise FULL

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fewstep.files import LineFile
+from fewstep.files import LineFile, write_file
 
 SECONDS, FLOW = "seconds_", "seconds_flow"  # how the names of all times begin, and those of sampling
 GAP = "gap_closed/"
@@ -60,20 +61,30 @@ def is_quality(metric: str) -> bool:
 
 
 def write_csv(
-    path: Path, record: type, values: Iterable[Mapping[str, Any]], further: Iterable[str] = (), none: str = "n/a"
+    path: Path,
+    record: type,
+    values: Iterable[Mapping[str, Any]],
+    further: Iterable[str] = (),
+    none: str = "n/a",
+    kept: Iterable[Mapping[str, Any]] = (),
 ) -> None:
     """Write a CSV file, a row at a time: a process that is killed leaves what it wrote.
 
     Args:
         record: the dataclass whose fields are the columns; ``further`` columns follow, empty where a value lacks.
         none: stands for None.
+        kept: rows that come first. They replace an earlier file in one move, so that none of them can be lost.
 
     Raises:
         Unwritable: when the disk refuses; the rows before stay.
     """
-    with closing(LineFile(path, "w")) as file:
-        writer = csv.DictWriter(file, [*(f.name for f in fields(record)), *further], lineterminator="\n")
-        writer.writeheader()
+    columns, begin = [*(f.name for f in fields(record)), *further], io.StringIO()
+    first = csv.DictWriter(begin, columns, lineterminator="\n")
+    first.writeheader()
+    first.writerows(kept)
+    write_file(path, begin.getvalue())
+    with closing(LineFile(path)) as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         for row in values:
             writer.writerow({name: as_text(value, none) for name, value in row.items()})
 

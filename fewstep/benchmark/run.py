@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ def run_bench(
         try:
             extra = {**same, "versions": "; ".join(f"{package} {version}" for package, version in versions().items())}
             new = ({**asdict(row), **extra} for row in _measured(measurement, todo, not whole, rows, console))
-            write_csv(out / "rows.csv", Row, chain(kept, new), tuple(extra), none="")
+            write_csv(out / "rows.csv", Row, new, tuple(extra), none="", kept=kept)
         except Unwritable as error:
             raise FewstepError(f"{error}; the rows before it are kept, --resume goes on from them") from error
         finally:

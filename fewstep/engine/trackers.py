@@ -70,7 +70,7 @@ class JsonLines:
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
             write_file(self.path, "".join(line + "\n" for line in lines if _written_until(step, line)))
-        self.file = LineFile(self.path, "a")
+        self.file = LineFile(self.path)
 
     def log(self, row: Row) -> None:
         self.file.write(json.dumps(row) + "\n")

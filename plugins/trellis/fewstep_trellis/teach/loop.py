@@ -142,7 +142,7 @@ def recorded(path: Path, steps: int, console: Console) -> Iterator[Log]:
             terms = {key: value for key, value in row.items() if key not in ("step", "seconds", "norm")}
             shown[0].update({"step": step + 1, "loss": terms})
             if step % EVERY == 0:
-                with closing(LineFile(path, "a")) as file:
+                with closing(LineFile(path)) as file:
                     file.write(json.dumps({key: round(value, 6) for key, value in row.items()}) + "\n")
 
         yield log
