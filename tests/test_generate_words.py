@@ -131,7 +131,7 @@ def test_where_results_go(go: Go, tmp_path: Path) -> None:
     Path("link.ply").symlink_to("disc.png")
     assert "is an input" in refused(go("disc.png", "-o", "link.ply", "--force"))
     Path("loop.ply").symlink_to("loop.ply")
-    assert "exists" in refused(go("disc.png", "-o", "loop.ply"))
+    assert "a link to loop.ply" in refused(go("disc.png", "-o", "loop.ply"))
 
 
 def test_the_home_folder_is_spelled_out(go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

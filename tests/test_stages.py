@@ -181,6 +181,6 @@ def test_sampling_takes_one_stage_of_a_pair(capsys: pytest.CaptureFixture[str], 
     works(capsys, *DISTILL, "--stage", "both", "--out", "pair")
     message = refused(capsys, "sample", "pair")
     assert message.endswith("holds no config.json; accepted: one of its students first, second")
-    out = works(capsys, "sample", "pair/second", "--out", "a.txt", "-n", "3")
+    out = works(capsys, "sample", "pair/second", "--out", "a.png", "-n", "3")
     assert out.startswith("3 samples")
-    assert (folder / "a.txt").read_text() == "samples"
+    assert (folder / "a.png").read_text() == "samples"

@@ -54,7 +54,8 @@ def read_plans(path: Path) -> Plans:
         inner = sorted(path.glob(f"*/{CONFIG}"))
         file = path / CONFIG if (path / CONFIG).is_file() or not inner else inner[0]
     if not file.is_file():
-        raise FewstepError(f"{str(path)!r} is no run's folder (it has no {CONFIG})")
+        accepted = "a folder that `fewstep distill` wrote, or for --config a TOML file"
+        raise FewstepError(f"{str(path)!r} is no run's folder (it has no {CONFIG}); accepted: {accepted}")
     record = read_json(file)
     try:
         stages = {"": record} if file.parent == path or file == path else record["stages"]
