@@ -735,6 +735,14 @@ def test_seeds_steps_and_students_may_be_added(done: Bench, tmp_path: Path) -> N
     assert json.loads((tmp_path / "b" / "environment.json").read_text())["seeds"] == [0, 1, 2]
 
 
+def test_a_bench_goes_on_from_files_with_a_byte_order_mark(tmp_path: Path) -> None:
+    first = bench(tmp_path / "b")
+    for name in ("rows.csv", "environment.json"):
+        (tmp_path / "b" / name).write_bytes(b"\xef\xbb\xbf" + (tmp_path / "b" / name).read_bytes())
+    again = bench(tmp_path / "b", resume=True, suite=Stopped(0, RuntimeError))
+    assert again.report.markdown() == first.report.markdown()
+
+
 def test_a_bench_of_other_settings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FewstepError, match=r"--resume: .*holds no bench to go on with .*No such file"):
         bench(tmp_path / "none", resume=True)

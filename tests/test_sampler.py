@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fewstep.core.backbone import Guidance, VelocityField
 from fewstep.core.batch import Condition
+from fewstep.core.contract import Contract
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.core.objective import Step
@@ -181,3 +182,9 @@ def test_both_ends_of_a_guidance_interval_are_guided(t: float, inside: bool) -> 
     positive, negative = torch.ones(1, 2), torch.zeros(1, 2)
     assert guidance.guided(positive, negative, t_B, Dense(1)).tolist() == [[3.0 if inside else 1.0] * 2]
     assert not Guidance(1.0).active(t)
+
+
+def test_a_contract_counts_in_words() -> None:
+    assert Contract(steps=(1,)).made_for == "1 step"
+    assert Contract(steps=(4,)).made_for == "4 steps"
+    assert Contract(steps=(1, 2)).made_for == "1, 2 steps"

@@ -128,8 +128,7 @@ class Student:
         if sampler != self.contract.sampler:
             found.append(f"the student was made for sampler {self.contract.sampler!r}, got {sampler!r}")
         if steps not in self.contract.steps:
-            made_for = ", ".join(map(str, self.contract.steps))
-            found.append(f"the student was made for {made_for} steps, got {steps}")
+            found.append(f"the student was made for {self.contract.made_for}, got {steps}")
         return found
 
     def decode(self, latents: Tensor, prompts: Batch) -> Any:
@@ -152,10 +151,8 @@ class Student:
             return [path / file.relative_to(temp) for file in self.suite.write(objects, temp, prompts)]
 
     def __repr__(self) -> str:
-        steps = ", ".join(map(str, self.contract.steps))
-        return (
-            f"Student({str(self.folder)!r}: {self.info.method} of {self.info.backbone}, {steps} steps, {self.device})"
-        )
+        what = f"{self.info.method} of {self.info.backbone}, {self.contract.made_for}"
+        return f"Student({str(self.folder)!r}: {what}, {self.device})"
 
     def _repr_html_(self) -> str:
         info = self.info

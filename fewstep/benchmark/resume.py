@@ -39,8 +39,8 @@ def measured(folder: Path, settings: Mapping[str, Any]) -> tuple[list[Record], d
         FewstepError: for a folder without a bench, a damaged file, or a bench of other settings.
     """
     try:
-        old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        text = (folder / "rows.csv").read_text(encoding="utf-8")
+        old = json.loads((folder / RECORD).read_text(encoding="utf-8-sig"))
+        text = (folder / "rows.csv").read_text(encoding="utf-8-sig")
         _check(old, settings)
         lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)  # the last line of a stopped bench may be half
         records = list(csv.DictReader(lines))

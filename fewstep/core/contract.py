@@ -17,6 +17,11 @@ class Contract(Strict):
     guidance: float = Field(1.0, description="guidance scale at sampling; 1: none needed, it is baked in")
     two_time: bool = Field(False, description="the student takes a target time s, which sampler 'jump' passes")
 
+    @property
+    def made_for(self) -> str:
+        """The step counts in words: ``1 step``, ``2, 4 steps``."""
+        return ", ".join(map(str, self.steps)) + (" step" if self.steps == (1,) else " steps")
+
     def grid(self, steps: int) -> list[float]:
         """Times from 1 to 0 for this many steps."""
         return step_grid(steps, self.rescale_t)

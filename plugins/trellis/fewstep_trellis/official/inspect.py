@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from fewstep.config.base import merge, parse_override, validate
-from fewstep.console import say
+from fewstep.console import number_of, say
 from fewstep.engine.progress import counting
 from fewstep.errors import unknown
 from fewstep_trellis.checkpoint import read_config
@@ -58,7 +58,7 @@ def inspect(
         say(console, line)
     broken = list(unusable(chosen, config, fits, files, console))
     if files:
-        say(console, f"read {min(files, len(chosen.rows))} objects: {len(broken)} cannot be used")
+        say(console, f"read {number_of(min(files, len(chosen.rows)), 'object')}: {len(broken)} cannot be used")
     for error in broken[:SHOWN]:
         say(console, f"  {error}")
     if len(broken) > SHOWN:
@@ -85,7 +85,7 @@ def _steps(count: RootCount) -> Iterable[list[str]]:
 
 def said(chosen: Selection, config: OfficialConfig) -> list[str]:
     """The total, objects that are in two roots, and sizes, by which a voxel budget is chosen."""
-    lines = [f"in all: {len(chosen.rows)} objects", *chosen.doubled()]
+    lines = [f"in all: {number_of(len(chosen.rows), 'object')}", *chosen.doubled()]
     if isinstance(config, LatentsConfig) and chosen.rows:
         voxels = [row.number("num_voxels") or 0 for row in chosen.rows]
         sizes = np.quantile(voxels, QUANTILES, method="nearest").astype(int).tolist()

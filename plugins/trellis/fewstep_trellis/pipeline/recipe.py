@@ -97,10 +97,10 @@ def _missing_contract(student: Student, recipe: Recipe) -> list[str]:
 def departures(student: Student, recipe: Recipe) -> list[str]:
     """What is asked of a student against its contract."""
     contract = student.contract or Contract()
-    name, made_for = str(student.path), ", ".join(map(str, contract.steps))
+    name = str(student.path)
     found = []
     if recipe.steps not in contract.steps:
-        found.append(f"{name}: the student was made for {made_for} steps, got {recipe.steps}")
+        found.append(f"{name}: the student was made for {contract.made_for}, got {recipe.steps}")
     if recipe.guidance.scale != contract.guidance:
         found.append(f"{name}: the student was made for guidance {contract.guidance:g}, got {recipe.guidance.scale:g}")
     if recipe.sampler != contract.sampler:
