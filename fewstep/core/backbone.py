@@ -26,7 +26,8 @@ class VelocityField(Protocol):
     """Anything with a velocity: a student, a guided teacher, a closed form.
 
     ``t_B`` [B] in [0, 1] is where x is; ``s_B`` [B], at most ``t_B``, is where a two-time student jumps to, and its
-    answer the average velocity on the way. None asks for the velocity at ``t_B`` itself.
+    answer the average velocity on the way. None asks for the velocity at ``t_B`` itself. A backbone that provides
+    "negative_time" takes times in [-1, 1], and tells -t from t: a second velocity at the same place.
     """
 
     def __call__(
@@ -37,9 +38,9 @@ class VelocityField(Protocol):
 class Backbone(nn.Module):
     """A network that predicts velocity, with what it can do declared.
 
-    A subclass sets ``Config``, ``provides`` (of "dense", "packed", "jvp", "two_time"), ``dataset`` and ``interpolant``,
-    and implements ``forward``, ``teacher``, ``save`` and ``load``. Where a model is several networks one after another,
-    each is a backbone with its ``stage``, and the one that users name lists all in ``stages``.
+    A subclass sets ``Config``, ``provides`` (of "dense", "packed", "jvp", "two_time", "negative_time"), ``dataset`` and
+    ``interpolant``, and implements ``forward``, ``teacher``, ``save`` and ``load``. Where a model is several networks
+    one after another, each is a backbone with its ``stage``, and the one that users name lists all in ``stages``.
     """
 
     Config: ClassVar[type[Strict]]

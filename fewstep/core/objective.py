@@ -45,7 +45,8 @@ class NetSpec:
 
 @dataclass(frozen=True)
 class Phase:
-    """Which networks an iteration trains, and by which method of the objective."""
+    """Which networks an iteration trains, and by which method of the objective. A network that the loss of an iteration
+    does not reach is left as it is."""
 
     trains: tuple[str, ...] = ("student",)
     loss: str = "loss"

@@ -83,6 +83,11 @@ class NetOptimizer:
         """The learning rate of iteration ``step``."""
         return self.config.lr * self.scale * LRSchedule(self.config)(step)
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether the loss reached any of the parameters."""
+        return any(parameter.grad is not None for parameter in self.named.values())
+
     def clip(self) -> float:
         """Scale the gradients down to the limit; their norm before that."""
         norm = float(nn.utils.clip_grad_norm_(self.named.values(), self.clipper.limit))

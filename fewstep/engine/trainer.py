@@ -133,9 +133,9 @@ class Trainer:
         phase = self.objective.phase(step)
         self.nets.select(phase.trains)
         loss = self._backward(phase, step)
-        norms = {name: self._update(name, step) for name in phase.trains}
+        norms = {name: self._update(name, step) for name in phase.trains if self.optimizers[name].has_gradient}
         self.scaler.update()
-        self.nets.update_ema(phase.trains)
+        self.nets.update_ema(tuple(norms))
         self.step, self.seconds = step + 1, self.seconds + time.perf_counter() - started
         return self._row(phase, loss, norms, step)
 

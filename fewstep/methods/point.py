@@ -17,8 +17,21 @@ from fewstep.core.times import TimeSampler
 from fewstep.methods.residual import Derivative, Residual, phase_end
 
 Strength = Annotated[float, Field(ge=0, strict=True)]  # strict: true and false are no numbers
-Strengths = Strength | Annotated[tuple[Strength, ...], Field(min_length=1)] | None
 UNIFORM = TimeSampler(kind="uniform")
+
+
+class Ramp(Strict):
+    """A guidance strength that moves from the first iteration to the last along a straight line."""
+
+    start: Strength = Field(description="strength w at the first iteration")
+    end: Strength = Field(description="strength w at the last iteration")
+
+    def at(self, step: Step) -> float:
+        """The strength at this step. It depends on the length of the run, which a resume then cannot change."""
+        return self.start + (self.end - self.start) * step.index / max(1, step.total - 1)
+
+
+Strengths = Strength | Annotated[tuple[Strength, ...], Field(min_length=1)] | Ramp | None
 
 
 class PointConfig(Strict):
@@ -38,9 +51,11 @@ class PointConfig(Strict):
 
 @dataclass(frozen=True)
 class Point:
-    """Samples ``x_t`` at times ``t_B`` [B] with the residual there; the student jumps to ``end_B`` [B]."""
+    """Samples ``x_t``, made with ``noise``, at times ``t_B`` [B], with the residual there; the student jumps to
+    ``end_B`` [B]."""
 
     x_t: Tensor
+    noise: Tensor
     t_B: Tensor
     end_B: Tensor
     span: Tensor  # t - end, expanded to x_t
@@ -54,26 +69,30 @@ class Look:
     Args:
         config: the shared keys.
         knobs: how the derivative is taken; its interval bounds the times.
-        strengths: the teacher's guidance strength w, of a list one value each step; None is the teacher's own.
+        strengths: the teacher's guidance strength w, of a list one value each step, or a ramp over the run; None is the
+            teacher's own.
         phases: number of equal phases; the student jumps to the end of the one that holds t - D.
         name: of the term, for its draws of guidance and of dropped conditions.
+        t: distribution of the term's own time, drawn with noise of its own; None shares time and noise with the other
+            terms of the step.
     """
 
     config: PointConfig
     knobs: Derivative
-    strengths: float | tuple[float, ...] | None
+    strengths: float | tuple[float, ...] | Ramp | None
     phases: int = 1
     name: str = "main"
+    t: TimeSampler | None = None
 
     def at(self, batch: Batch, nets: Nets, step: Step, previous: nn.Module | None = None) -> Point:
-        """Draws "t" and "noise", the same for every term of a step, and evaluates student and teacher there.
+        """Draws time and noise, and evaluates student and teacher there.
 
         Args:
             batch: real clean samples, or a student's own.
             previous: the network that predicts at t - D in place of the student.
         """
-        layout, t_B, noise = batch.layout, self.times(batch, step), step.randn_like(batch.x0, "noise")
-        x_t = step.interpolant.interpolate(batch.x0, noise, t_B, layout)
+        layout = batch.layout
+        x_t, t_B, noise = self.noisy(batch, step)
         cond = dropped(batch, step, self.config.p_uncond, f"drop/{self.name}")
         velocity = self.velocity(batch, noise, x_t, t_B, nets, step)
 
@@ -85,11 +104,20 @@ class Look:
 
         residual = self.knobs.residual(student, x_t, t_B, velocity, layout, step, before)
         end_B = phase_end(self.knobs.before(t_B), self.phases, self.config.rescale_t)
-        return Point(x_t, t_B, end_B, layout.expand(t_B - end_B, x_t), residual)
+        return Point(x_t, noise, t_B, end_B, layout.expand(t_B - end_B, x_t), residual)
+
+    def noisy(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t, the times [B] and the noise, of the draws "t" and "noise" or the term's own."""
+        t_B, noise = self.times(batch, step), step.randn_like(batch.x0, self._draw("noise"))
+        return step.interpolant.interpolate(batch.x0, noise, t_B, batch.layout), t_B, noise
 
     def times(self, batch: Batch, step: Step) -> Tensor:
-        """[B] times of the draw "t": s + D + (1 - D - s) u for a finite difference, s + (1 - s) u for jvp."""
-        return self.knobs.times(step.times(batch.layout, self.config.t), step.interpolant.sigma_min)
+        """[B] times from a draw u: s + D + (1 - D - s) u for a finite difference, s + (1 - s) u for jvp."""
+        u_B = step.times(batch.layout, self.t or self.config.t, self._draw("t"))
+        return self.knobs.times(u_B, step.interpolant.sigma_min)
+
+    def _draw(self, name: str) -> str:
+        return name if self.t is None else f"{name}/{self.name}"
 
     @torch.no_grad()
     def velocity(self, batch: Batch, noise: Tensor, x_t: Tensor, t_B: Tensor, nets: Nets, step: Step) -> Tensor:
@@ -102,6 +130,8 @@ class Look:
         """This step's guidance; None is the teacher's own."""
         if self.strengths is None:
             return None
+        if isinstance(self.strengths, Ramp):
+            return Guidance.strength(self.strengths.at(step))
         values = self.strengths if isinstance(self.strengths, tuple) else (self.strengths,)
         return Guidance.strength(step.choice(values, f"guidance/{self.name}"))
 

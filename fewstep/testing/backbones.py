@@ -17,7 +17,7 @@ from fewstep.core.layout import Dense, Packed
 from fewstep.errors import FewstepError
 from fewstep.testing.tiny import near
 
-CAPABILITIES = frozenset({"dense", "packed", "jvp", "two_time"})
+CAPABILITIES = frozenset({"dense", "packed", "jvp", "two_time", "negative_time"})
 ALONE, DIFFERENCE, HALF = 1e-9, 1e-4, 3e-2  # relative
 WIDTHS = (1e-7, 1e-5, 1e-3)  # narrow for features of 1000 t, wide for networks that are float32 inside
 
@@ -27,7 +27,8 @@ def check_backbone(backbone: Backbone, batch: Batch) -> None:
 
     Checked: a finite velocity like ``x`` and of its type, also for float64 times; each sample alone gives what it gives
     in the batch; exact tangents, if provided, agree with finite differences; a target time is taken, or refused;
-    gradients reach the parameters; ``save`` and ``load`` give the same network, whole and in half precision.
+    negative times, if provided, are told from positive ones; gradients reach the parameters; ``save`` and ``load`` give
+    the same network, whole and in half precision.
 
     Args:
         batch: a few samples that it takes; run in float64.
@@ -40,6 +41,8 @@ def check_backbone(backbone: Backbone, batch: Batch) -> None:
     network.gives_velocity()
     network.keeps_samples_apart()
     network.refuses_or_takes_two_times()
+    if "negative_time" in backbone.provides:
+        network.tells_negative_times()
     if "jvp" in backbone.provides:
         network.differentiates()
     network.learns()
@@ -98,6 +101,11 @@ class Probe:
             return
         self.claim(provided, "does not provide 'two_time' and yet takes s_B silently; raise a FewstepError")
         self.claim(v.shape == self.batch.x0.shape, "gives another shape with s_B")
+
+    def tells_negative_times(self) -> None:
+        v = self.velocity(slower=-1.0)
+        fine = bool(v.isfinite().all()) and not torch.equal(v, self.velocity())
+        self.claim(fine, "provides 'negative_time', but its velocity at -t is that at t, or not finite")
 
     def differentiates(self) -> None:
         x, generator = self.batch.x0, torch.Generator().manual_seed(0)

@@ -111,11 +111,12 @@ class Bench:
     def __init__(
         self, cls: type[Objective[Any]], config: Strict | None, backbone: Backbone | None, batch: Batch | None
     ) -> None:
-        self.name, self.needs = cls.__name__, cls.needs
+        self.name = cls.__name__
         self.config = cls.Config() if config is None else config
         again = type(self.config).model_validate(self.config.model_dump(mode="json"))
         self.claim(again == self.config, "its config does not survive a round trip through JSON")
         self.objective = cls(self.config)
+        self.needs = self.objective.needs
         self.backbone = copy.deepcopy(backbone or TinyBackbone()).double()
         self.batch = (batch or tiny_batch()).double()
         provided = self.backbone.provides | {"jvp"}

@@ -30,7 +30,7 @@ class TinyBackbone(Backbone):
     of both times and of the condition."""
 
     Config = TinyConfig
-    provides: ClassVar[frozenset[str]] = frozenset({"dense", "packed", "jvp", "two_time"})
+    provides: ClassVar[frozenset[str]] = frozenset({"dense", "packed", "jvp", "two_time", "negative_time"})
 
     def __init__(self, width: int = 16, seed: int = 0) -> None:
         super().__init__()

@@ -6,7 +6,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from fewstep.core.times import TimeSampler
 from fewstep.methods.point import PointConfig, Strengths
+
+GUIDANCE = "teacher's w in (1 + w) c - w u, of a list one value a step, {start, end} over the run; none: its own"
 
 
 class VMConfig(PointConfig):
@@ -21,9 +24,7 @@ class VMConfig(PointConfig):
         "element", description="size taken from dF/dt: none, norm over the sample (published), root mean square; not cm"
     )
     d_norm_constant: float = Field(0.1, gt=0, description="c in dv / (size + c)")
-    guidance_vm: Strengths = Field(
-        None, description="VM: teacher's w in (1 + w) c - w u, of a list one value a step; none: the teacher's own"
-    )
+    guidance_vm: Strengths = Field(None, description=f"VM: {GUIDANCE}")
     lambda_vm: float = Field(1.0, ge=0, description="weight of VM; 0 leaves it out")
     multiphase: int = Field(1, ge=1, description="phases; the student jumps to the end of its phase")
     sampler: Literal["euler", "consistency"] = Field("euler", description="how the student is to be sampled")
@@ -40,21 +41,36 @@ class VMConfig(PointConfig):
 class MDTConfig(VMConfig):
     """Velocity matching and velocity distillation."""
 
-    guidance_vd: Strengths = Field(
-        None, description="VD: teacher's w in (1 + w) c - w u, of a list one value a step; none: the teacher's own"
-    )
+    guidance_vd: Strengths = Field(None, description=f"VD: {GUIDANCE}")
     lambda_vd: float = Field(0.5, ge=0, description="weight of VD; 0 leaves it out")
-    vd_after: int = Field(
+    vd_after: float = Field(
         0,
         ge=0,
-        description="iterations of VM alone first: VD reads the student's own velocity, which VM has to make; without "
-        "VM (lambda_vm=0) VD starts at once",
+        description="VM alone first: below 1 this share of the run, from 1 on so many iterations; without VM "
+        "(lambda_vm=0) VD starts at once",
     )
     vd_factor: bool = Field(
         False, description="weigh VD's gradient by (1 - t), as in the paper's equation 17; the published code does not"
     )
+    vd_norm: Literal["none", "dmd"] = Field(
+        "none", description="size taken from VD's gradient: none, or by sample mean |teacher's v - (eps - x)| (DMD2)"
+    )
+    t_vd: TimeSampler | None = Field(
+        None, description="distribution of VD's own time, with noise of its own; none: VM's draws, as published"
+    )
+    score: Literal["self", "critic", "twin"] = Field(
+        "self",
+        description="velocity of the student's own samples in VD: the student's (published), a critic's that is "
+        "trained on them (DMD2), or the student's at negative time, trained on them (TwinFlow)",
+    )
+    critic_ratio: int = Field(1, ge=1, description="critic: its updates for each of the student, once VD has started")
+    critic_lr: float = Field(1.0, gt=0, description="critic: factor on train.lr")
+    lambda_twin: float = Field(1.0, gt=0, description="twin: weight of its flow matching, from the first iteration on")
 
-    @property
-    def vd_start(self) -> int:
-        """The first iteration with VD."""
-        return self.vd_after if self.lambda_vm > 0 else 0
+    @model_validator(mode="after")
+    def _samples_have_a_score(self) -> MDTConfig:
+        if self.score != "self" and (self.velocity != "teacher" or self.multiphase > 1):
+            raise ValueError(f"score {self.score!r} needs velocity 'teacher' and multiphase 1")
+        if self.vd_norm == "dmd" and self.kind == "cm" and self.score == "self":
+            raise ValueError("kind 'cm' compares states: vd_norm must be 'none'")
+        return self

@@ -11,7 +11,7 @@ from fewstep.core.contract import Contract
 from fewstep.core.objective import Nets, Step
 from fewstep.methods.point import Look
 from fewstep.methods.residual import Derivative
-from fewstep_mdt.config import VMConfig
+from fewstep_mdt.config import MDTConfig, VMConfig
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Targets:
         v_tgt: its target, detached.
         t_B: [B] times.
         end_B: [B] phase ends, all 0 for one phase.
+        v_teacher: the teacher's velocity there.
+        v_path: the velocity from the clean sample to the noise that x_t was made with.
         x_fake, v_fake: VD only: the student's sample z' - F(z', 1), and F(z', 1); both with graph.
     """
 
@@ -30,6 +32,8 @@ class Targets:
     v_tgt: Tensor
     t_B: Tensor
     end_B: Tensor
+    v_teacher: Tensor
+    v_path: Tensor
     x_fake: Tensor | None = None
     v_fake: Tensor | None = None
 
@@ -44,13 +48,16 @@ def derivative(config: VMConfig) -> Derivative:
 def match(config: VMConfig, batch: Batch, nets: Nets, step: Step, term: str) -> Targets:
     """Prediction and target of a term ("vm" or "vd") on the clean samples ``batch.x0``, real or the student's own.
 
-    Terms of one step look at the same times and noise, as published.
+    Terms of one step look at the same times and noise, as published, unless VD has times of its own (``t_vd``).
     """
-    look = Look(config, derivative(config), getattr(config, f"guidance_{term}"), config.multiphase, term)
+    own = config.t_vd if term == "vd" and isinstance(config, MDTConfig) else None
+    look = Look(config, derivative(config), getattr(config, f"guidance_{term}"), config.multiphase, term, own)
     at = look.at(batch, nets, step)
+    pair = at.residual.value, at.residual.target(at.span)
     if config.kind == "cm":
-        return Targets(*at.residual.states(at.x_t, at.span, config.interval), at.t_B, at.end_B)
-    return Targets(at.residual.value, at.residual.target(at.span), at.t_B, at.end_B)
+        pair = at.residual.states(at.x_t, at.span, config.interval)
+    v_path = step.interpolant.velocity(batch.x0, at.noise)
+    return Targets(*pair, at.t_B, at.end_B, at.residual.velocity, v_path)
 
 
 def contract(config: VMConfig) -> Contract:

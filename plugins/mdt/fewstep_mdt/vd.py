@@ -2,67 +2,137 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from fewstep.core.batch import Batch
+from fewstep.core.batch import Batch, Condition
 from fewstep.core.compose import Sum
 from fewstep.core.contract import Contract
-from fewstep.core.objective import Nets, Objective, Step, per
+from fewstep.core.objective import Nets, NetSpec, Objective, Phase, Step, per
 from fewstep.methods.point import dropped
+from fewstep_mdt import scores
 from fewstep_mdt.config import MDTConfig
 from fewstep_mdt.match import Targets, contract, match
 from fewstep_mdt.vm import VelocityMatching
 
 
 class VelocityDistillation(Objective[MDTConfig]):
-    """Score distillation whose fake score is the student's own velocity (MDT-dist, velocity distillation).
+    """Score distillation: the student's samples ("fakes") follow the difference of two velocities.
 
-    With x' = z' - F(z', 1) and x'_t between x' and fresh noise, the gradient is 2 lambda (u - vT)(x'_t, t) . dF(z', 1)
-    over the number of elements: prediction and target on x'_t carry no graph. The reported value is
-    lambda || u - vT ||^2. Kind "cm" does the same to states, as published; there u - vT stands with the factor -D.
+    With x' = z' - F(z', 1) and x'_t between x' and fresh noise, the gradient is 2 lambda (v - vT)(x'_t, t) . dF(z', 1)
+    over the number of elements: v and vT carry no graph. v stands for the score of the fakes. As published
+    (MDT-dist) it is the student's own velocity u = F + t dF/dt, otherwise one that is trained on them (see
+    ``scores``). The reported value is lambda || v - vT ||^2. Kind "cm" does the same to states, as published; there
+    u - vT stands with the factor -D.
     """
 
     Config = MDTConfig
     needs: ClassVar[frozenset[str]] = frozenset({"jvp"})
 
+    def __init__(self, config: MDTConfig) -> None:
+        super().__init__(config)
+        if config.score == "twin":
+            self.needs = type(self).needs | {"negative_time"}  # type: ignore[misc]
+
     def contract(self) -> Contract:
         return contract(self.config)
 
-    def targets(self, batch: Batch, nets: Nets, step: Step) -> Targets:
-        """Prediction and target on the student's own samples, without graph; the samples with it."""
+    def networks(self) -> dict[str, NetSpec]:
+        """The student and, where the score is a critic's, the critic, which starts as the teacher."""
+        if self.config.score != "critic" or self.config.lambda_vd == 0:
+            return {"student": NetSpec()}
+        return {"student": NetSpec(), "critic": NetSpec(lr_scale=self.config.critic_lr)}
+
+    def phase(self, step: int) -> Phase:
+        return Phase(tuple(self.networks()))
+
+    def started(self, step: Step) -> bool:
+        """Whether VD has begun; see ``MDTConfig.vd_after``."""
+        after = self.config.vd_after if self.config.lambda_vm > 0 else 0
+        share = 0 < after < 1
+        return self.config.lambda_vd > 0 and step.index >= (after * step.total if share else after)
+
+    def critic_alone(self, step: Step) -> bool:
+        """Whether this iteration trains the critic and not the student: all but every ``critic_ratio``-th."""
+        return self.started(step) and self.config.score == "critic" and step.index % self.config.critic_ratio != 0
+
+    def generate(self, batch: Batch, nets: Nets, step: Step) -> tuple[Tensor, Tensor, Condition]:
+        """The student's one-step samples x' = z' - F(z', 1) with their graph, F(z', 1), and their condition."""
         noise = step.randn_like(batch.x0, "noise_fake")
         ones = torch.ones(batch.layout.batch_size, device=noise.device, dtype=noise.dtype)
         cond = dropped(batch, step, self.config.p_uncond, "drop/fake")
         v_fake = cast(Tensor, nets.student(noise, ones, cond, batch.layout)).to(noise.dtype)
-        x_fake = noise - v_fake
-        with torch.no_grad():
-            found = match(self.config, replace(batch, x0=x_fake.detach()), nets, step, "vd")
+        return noise - v_fake, v_fake, cond
+
+    def targets(self, batch: Batch, nets: Nets, step: Step) -> Targets:
+        """Prediction and target on the student's own samples, without graph; the samples with it."""
+        return self._targets(batch, nets, step, *self.generate(batch, nets, step))
+
+    def _targets(
+        self, batch: Batch, nets: Nets, step: Step, x_fake: Tensor, v_fake: Tensor, cond: Condition
+    ) -> Targets:
+        fakes = replace(batch, x0=x_fake.detach())
+        if self.config.score != "self":
+            found = scores.compare(self.config, fakes, cond, nets, step)
+        else:
+            with torch.no_grad():
+                found = match(self.config, fakes, nets, step, "vd")
         return replace(found, x_fake=x_fake, v_fake=v_fake)
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
-        if self.config.lambda_vd == 0 or step.index < self.config.vd_start:
+        config, started, alone = self.config, self.started(step), self.critic_alone(step)
+        fits = config.score == "twin" or (config.score == "critic" and started)
+        if config.lambda_vd == 0 or not (started or fits):
             return {}
-        found = self.targets(batch, nets, step)
+        with nullcontext() if started and not alone else torch.no_grad():
+            x_fake, v_fake, cond = self.generate(batch, nets, step)
+        terms: dict[str, Tensor] = {}
+        if started and not alone:
+            terms["vd"] = self._distance(self._targets(batch, nets, step, x_fake, v_fake, cond), batch)
+        if fits:
+            fit = scores.fit(config, replace(batch, x0=x_fake.detach()), cond, nets, step)
+            terms[config.score] = config.lambda_twin * fit if config.score == "twin" else fit
+        return terms
+
+    def _distance(self, found: Targets, batch: Batch) -> Tensor:
+        """The loss term whose gradient is VD's."""
         carrier = cast(Tensor, found.v_fake)
         carrier = carrier - carrier.detach()  # 0 with the graph of v_fake
         if self.config.vd_factor:
             carrier = batch.layout.expand(1 - found.t_B, carrier) * carrier
+        if self.config.vd_norm == "dmd":
+            carrier = carrier / batch.layout.expand(self._size(found, batch), carrier)
         error = (found.v_pred + carrier - found.v_tgt).square()
-        return {"vd": self.config.lambda_vd * per(self.config.reduction, error, batch.layout)}
+        return self.config.lambda_vd * per(self.config.reduction, error, batch.layout)
+
+    def _size(self, found: Targets, batch: Batch) -> Tensor:
+        """[B] mean |vT - (eps - x')|. DMD2 divides the difference of two predicted x0 by the teacher's mean |x' - x0|;
+        both are t times those of velocities, so t cancels."""
+        return batch.layout.mean((found.v_teacher - found.v_path).abs()).clamp(min=1e-6)
 
 
 class MDT(Sum[MDTConfig]):
-    """MDT-dist as published: velocity matching and velocity distillation on the same times and noise."""
+    """MDT-dist as published: velocity matching and velocity distillation on the same times and noise. Where a critic is
+    trained more often than the student, the iterations between train it alone."""
 
     Config = MDTConfig
     needs: ClassVar[frozenset[str]] = frozenset({"jvp"})
 
     def __init__(self, config: MDTConfig) -> None:
-        super().__init__(config, [VelocityMatching(config), VelocityDistillation(config)])
+        self.vd = VelocityDistillation(config)
+        super().__init__(config, [VelocityMatching(config), self.vd])
 
     def contract(self) -> Contract:
         return contract(self.config)
+
+    def phase(self, step: int) -> Phase:
+        return self.vd.phase(step)
+
+    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
+        if self.vd.critic_alone(step):
+            return self.vd.loss(batch, nets, step)
+        return super().loss(batch, nets, step)

@@ -39,7 +39,7 @@ class ToyFlow(Backbone):
     """
 
     Config = ToyConfig
-    provides: ClassVar[frozenset[str]] = frozenset({"dense", "packed", "jvp", "two_time"})
+    provides: ClassVar[frozenset[str]] = frozenset({"dense", "packed", "jvp", "two_time", "negative_time"})
     dataset = "toy"
 
     def __init__(self, config: ToyConfig) -> None:

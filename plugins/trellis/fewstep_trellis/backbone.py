@@ -31,7 +31,7 @@ class StructureFlow(Flow):
 
     Config = TrellisConfig
     name, network = "trellis", SparseStructureFlowModel
-    provides: ClassVar[frozenset[str]] = frozenset({"dense", "jvp"})
+    provides: ClassVar[frozenset[str]] = frozenset({"dense", "jvp", "negative_time"})
     dataset = "sweethome3d"
     stage = "ss"
 

@@ -47,7 +47,7 @@ class StructuredLatentFlow(Flow):
 
     Config = SLatConfig
     name, network = "trellis-slat", SLatFlowModel
-    provides: ClassVar[frozenset[str]] = frozenset({"packed", "jvp"})
+    provides: ClassVar[frozenset[str]] = frozenset({"packed", "jvp", "negative_time"})
     dataset = "sweethome3d-slat"
     stage = "slat"
 
