@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from fewstep.errors import FewstepError
-from fewstep_shapes3d.data.sh3f import Entry, Skipped, extract_model
+from fewstep_shapes3d.data.sh3f import Entry, Skipped
 
 Progress = Callable[[int, int, str], None]
 
@@ -35,13 +33,12 @@ class Made:
 def make_object(entry: Entry, resolution: int, views: int, seed: int) -> Made | Skipped:
     """Does one object; whatever is wrong with the object itself comes back as a reason."""
     from fewstep_shapes3d.data.attributes import describe
-    from fewstep_shapes3d.data.mesh import load_mesh, normalise
+    from fewstep_shapes3d.data.mesh import normalise
     from fewstep_shapes3d.data.views import Renderer, draw_cameras
     from fewstep_shapes3d.data.voxels import pack, voxelise
 
     try:
-        with tempfile.TemporaryDirectory(prefix="fewstep-") as folder:
-            mesh = normalise(load_mesh(extract_model(entry, Path(folder)), entry.rotation))
+        mesh = normalise(entry.load())
         grid = voxelise(mesh, resolution)
         cameras, renderer = draw_cameras(entry.key, views, seed), Renderer(mesh)
         pictures = np.stack([renderer.render(camera) for camera in cameras])

@@ -7,6 +7,7 @@ catalogue may stop the reading of the others: what cannot be read comes back as 
 from __future__ import annotations
 
 import re
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from fewstep.errors import FewstepError, invalid
+from fewstep_shapes3d.data.mesh import Mesh, load_mesh
 
 CATALOGUE = "PluginFurnitureCatalog.properties"
 _LINE = re.compile(r"^\s*(\w+)(?:#(\d+))?\s*[=:]\s*(.*?)\s*$")
@@ -33,6 +35,11 @@ class Entry:
     archive: Path
     model: str
     rotation: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+    def load(self) -> Mesh:
+        """The mesh, z up. Raises FewstepError: it cannot be unpacked or read."""
+        with tempfile.TemporaryDirectory(prefix="fewstep-") as folder:
+            return load_mesh(extract_model(self, Path(folder)), self.rotation)
 
 
 @dataclass(frozen=True)
