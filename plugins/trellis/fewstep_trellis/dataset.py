@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 from fewstep_shapes3d.data import SWEETHOME3D
-from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_shapes3d.data.joined import Folders, load_sets
+from fewstep_shapes3d.data.prepared import HeldOutSplit
 from pydantic import Field
 from torch import Tensor
 
@@ -27,7 +28,8 @@ from fewstep_trellis.shipped import NANO, existing
 class PreparedConfig(Strict):
     """Which prepared set, and the encoder that makes its latents."""
 
-    root: Path = Field(SWEETHOME3D, description="folder made by `fewstep data prepare`")
+    root: Folders = Field((SWEETHOME3D,), description="folders of `fewstep data prepare`, joined by commas")
+    held_out: HeldOutSplit = Field("test", description="split that is measured: choose on validation, report on test")
     encoder: Path = Field(NANO / "ss_encoder", description="structure-encoder checkpoint")
     mirror: bool = Field(True, description="train on mirror images of objects and pictures too")
 
@@ -42,8 +44,8 @@ class PreparedObjects(Dataset):
 
     def __init__(self, config: PreparedConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        self.set = PreparedSet.load(config.root)
-        check_width("data.root", str(config.root), self.set.channels, backbone)
+        self.set = load_sets(config.root, config.held_out)
+        check_width("data.root", str(config.root[0]), self.set.channels, backbone)
         self.encoder = load_encoder(config.encoder)
         self._notes = list(self.set.left_out)
 

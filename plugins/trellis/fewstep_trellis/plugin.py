@@ -92,3 +92,9 @@ def register_shared_commands(register: RegisterShared) -> None:
         target="fewstep_shapes3d.data.command:prepare",
         summary="Voxelise, render and encode furniture catalogues (.sh3f) into a prepared set.",
     )
+    register(
+        "data prepare",
+        "furniture",
+        target="fewstep_shapes3d.data.command:furniture",
+        summary="Make procedural furniture, voxelise, render and encode it into a prepared set.",
+    )

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 from fewstep_shapes3d.data import SWEETHOME3D
-from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_shapes3d.data.joined import Folders, load_sets
+from fewstep_shapes3d.data.prepared import HeldOutSplit
 from pydantic import Field
 from torch import Tensor
 
@@ -27,7 +28,8 @@ from fewstep_trellis.shipped import NANO
 class PreparedLatentsConfig(PackedDataConfig):
     """Which prepared set, the encoder that makes its latents, and how many voxels go into a pass."""
 
-    root: Path = Field(SWEETHOME3D, description="folder made by `fewstep data prepare`, with surface.npz")
+    root: Folders = Field((SWEETHOME3D,), description="folders of `fewstep data prepare`, joined by commas")
+    held_out: HeldOutSplit = Field("test", description="split that is measured: choose on validation, report on test")
     encoder: Path = Field(NANO / "slat_encoder", description="SLat-encoder checkpoint")
     normalisation: Normalisation | None = Field(
         None, description="mean and std of the latents; none: those of pipeline.json beside the encoder or above it"
@@ -45,8 +47,8 @@ class PreparedLatents(Dataset):
 
     def __init__(self, config: PreparedLatentsConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        self.set = PreparedSet.load(config.root)
-        check_width("data.root", str(config.root), self.set.channels, backbone)
+        self.set = load_sets(config.root, config.held_out)
+        check_width("data.root", str(config.root[0]), self.set.channels, backbone)
         self.encoder: SLatEncoder = load_frozen(SLatEncoder, "data.encoder", config.encoder)
         self.normalisation = config.normalisation or Normalisation.beside(config.encoder)
         self._flips = 2 if config.mirror else 1

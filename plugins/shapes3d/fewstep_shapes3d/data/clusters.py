@@ -8,8 +8,8 @@ import numpy.typing as npt
 from fewstep.errors import invalid
 from fewstep_shapes3d.data.voxels import Grid
 
-LEFT_OUT, TRAIN, TEST = 0, 1, 2
-SPLITS = ("left out", "train", "test")
+LEFT_OUT, TRAIN, TEST, VALIDATION = 0, 1, 2, 3
+SPLITS = ("left out", "train", "test", "validation")
 THRESHOLD = 0.7
 Ints = npt.NDArray[np.int64]
 

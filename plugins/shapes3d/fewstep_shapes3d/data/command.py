@@ -1,4 +1,4 @@
-"""``fewstep data prepare sweethome3d``. Imports no torch."""
+"""``fewstep data prepare sweethome3d`` and ``furniture``. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Annotated, Any
 
 from typer import Option
 
+from fewstep.cli.invocation import going_on
 from fewstep.cli.options import whole
 from fewstep.console import Console, say
 from fewstep.engine.progress import counting
 from fewstep.errors import need
+from fewstep_shapes3d.data import SWEETHOME3D
 
 
 def prepare(
@@ -40,6 +42,39 @@ def prepare(
             seed=seed,
             test_clusters=test_clusters,
             limit=limit,
+            workers=workers,
+            device=device,
+            progress=progress,
+        )
+    say(console, f"{out}: {summary(manifest)}")
+
+
+def furniture(
+    out: Annotated[Path, Option("--out", "-o", help="Folder to make; must not exist.")],
+    pieces: Annotated[int, whole("--pieces", "Training objects.", 1)] = 2000,
+    held_out: Annotated[int, whole("--held-out", "Test objects, and as many validation objects.", 2)] = 96,
+    views: Annotated[int, whole("--views", "Pictures of each object.", 1, 64)] = 2,
+    seed: Annotated[int, whole("--seed", "Seed of pieces and cameras.", 0, 2**31 - 1)] = 0,
+    like: Annotated[
+        Path | None,
+        Option(help="Prepared set to join with: its resolution and picture tokens. Default: the shipped one."),
+    ] = None,
+    workers: Annotated[int, whole("--workers", "Processes.", 1, 256)] = 2,
+    device: Annotated[str, Option(help="Where pictures are encoded: auto, cpu, cuda, cuda:1, ...")] = "auto",
+) -> None:
+    """Make procedural furniture (chairs, tables, shelves, ...), voxelise, render and encode it into a prepared set."""
+    need("open3d")
+    from fewstep_shapes3d.data.pieces import prepare_furniture
+
+    console = Console()
+    with going_on(lambda: "to go on: the same command again"), counting(console) as progress:
+        manifest = prepare_furniture(
+            out,
+            pieces=pieces,
+            held_out=held_out,
+            views=views,
+            seed=seed,
+            like=like or SWEETHOME3D,
             workers=workers,
             device=device,
             progress=progress,

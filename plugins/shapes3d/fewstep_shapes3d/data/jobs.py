@@ -8,14 +8,44 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fewstep.errors import FewstepError
-from fewstep_shapes3d.data.sh3f import Entry, Skipped
+from fewstep_shapes3d.data.mesh import Mesh
+from fewstep_shapes3d.data.sh3f import Skipped
 
 Progress = Callable[[int, int, str], None]
+
+
+class Item(Protocol):
+    """One object of a source: what a prepared set says of it, and its mesh."""
+
+    @property
+    def key(self) -> str:
+        """What its cameras are drawn by."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def category(self) -> str: ...
+    @property
+    def creator(self) -> str: ...
+    @property
+    def licence(self) -> str: ...
+    @property
+    def archive(self) -> Path:
+        """The file it is from, of which a set keeps the name."""
+
+    @property
+    def model(self) -> str:
+        """Which one of that file."""
+
+    def load(self) -> Mesh:
+        """Its mesh. Raises FewstepError: it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +53,14 @@ class Made:
     """One object: occupancy bits uint8 [R^3/8], RGBA pictures uint8 [views,224,224,4], cameras [views,2] in degrees,
     and what is known of the surface in each voxel, uint8 [voxels,11]."""
 
-    entry: Entry
+    entry: Item
     bits: npt.NDArray[np.uint8]
     pictures: npt.NDArray[np.uint8]
     cameras: npt.NDArray[np.float64]
     surface: npt.NDArray[np.uint8]
 
 
-def make_object(entry: Entry, resolution: int, views: int, seed: int) -> Made | Skipped:
+def make_object(entry: Item, resolution: int, views: int, seed: int) -> Made | Skipped:
     """Does one object; whatever is wrong with the object itself comes back as a reason."""
     from fewstep_shapes3d.data.attributes import describe
     from fewstep_shapes3d.data.mesh import normalise
@@ -51,7 +81,7 @@ def make_object(entry: Entry, resolution: int, views: int, seed: int) -> Made | 
 
 
 def make_all(
-    entries: Sequence[Entry], resolution: int, views: int, seed: int, workers: int, progress: Progress
+    entries: Sequence[Item], resolution: int, views: int, seed: int, workers: int, progress: Progress
 ) -> Iterator[Made | Skipped]:
     """All objects in the order of the entries; ``progress(done, total, name)`` after each."""
     job = partial(make_object, resolution=resolution, views=views, seed=seed)
@@ -69,7 +99,7 @@ def make_all(
         ) from error
 
 
-def _told(results: Iterator[Made | Skipped], entries: Sequence[Entry], progress: Progress) -> Iterator[Made | Skipped]:
+def _told(results: Iterator[Made | Skipped], entries: Sequence[Item], progress: Progress) -> Iterator[Made | Skipped]:
     for done, (result, entry) in enumerate(zip(results, entries, strict=True), 1):
         progress(done, len(entries), entry.name)
         yield result

@@ -84,7 +84,7 @@ def prepare_sweethome3d(
         made, codes, channels, place, tell
     )
     settings = {"resolution": resolution, "views": views, "channels": channels, "seed": seed}
-    return _write(target, files, made, skipped, labels, codes, arrays, settings)
+    return write_set(target, files, made, skipped, labels, codes, arrays, settings)
 
 
 def _check(target: Path, resolution: int, views: int, limit: int | None) -> None:
@@ -109,14 +109,14 @@ def _tokens(
     train, test = np.flatnonzero(codes == clusters.TRAIN), np.flatnonzero(codes == clusters.TEST)
     parts = []
     for done, at in enumerate(train, 1):
-        parts.append(_encode(encoder, made[at].pictures))
+        parts.append(encode_views(encoder, made[at].pictures))
         tell(done, len(train), f"picture tokens of {made[at].entry.name}")
     raw = torch.stack(parts)
     basis = features.fit_basis(raw, channels)
     tokens = torch.zeros(len(made), views, 2, features.TOKENS, channels)
     tokens[torch.from_numpy(train)] = basis(raw.float())
     for at in test:
-        tokens[at, 0, 0] = basis(_encode(encoder, made[at].pictures[:1], flips=(False,))[0, 0].float())
+        tokens[at, 0, 0] = basis(encode_views(encoder, made[at].pictures[:1], flips=(False,))[0, 0].float())
     scale = (tokens.abs().flatten(0, 3).max(0).values / 127).clamp(min=1e-8)
     return {
         "tokens": (tokens / scale).round().to(torch.int8).numpy(),
@@ -126,7 +126,7 @@ def _tokens(
     }
 
 
-def _encode(
+def encode_views(
     encoder: features.ImageEncoder, pictures: npt.NDArray[np.uint8], flips: tuple[bool, ...] = (False, True)
 ) -> torch.Tensor:
     """Raw tokens [views,flips,49,1280] in half precision of RGBA pictures [views,H,W,4]."""
@@ -135,7 +135,7 @@ def _encode(
     return tokens.half().cpu().view(len(pictures), len(flips), *tokens.shape[1:])
 
 
-def _write(
+def write_set(
     target: Path,
     files: list[Path],
     made: list[Made],
@@ -145,10 +145,11 @@ def _write(
     arrays: dict[str, npt.NDArray[Any]],
     settings: dict[str, int],
 ) -> dict[str, Any]:
+    """Writes a set, whole or not at all; returns its manifest, which begins with the ``settings``."""
     with new_folder(target) as part:
         manifest = setfiles.manifest(files, skipped, labels, codes, settings)
         setfiles.write_table(part / setfiles.TABLE, made, labels, codes)
-        setfiles.write_pictures(part / setfiles.PICTURES, [made[at] for at in np.flatnonzero(codes == clusters.TEST)])
+        setfiles.write_pictures(part / setfiles.PICTURES, [made[at] for at in np.flatnonzero(codes >= clusters.TEST)])
         setfiles.write_credits(part / setfiles.CREDITS, made, files)
         np.savez_compressed(part / setfiles.ARRAYS, **arrays)  # type: ignore[arg-type]
         write_codes(part / setfiles.SURFACE, [item.surface for item in made])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from torch import Tensor
 from fewstep.errors import FewstepError, invalid
 from fewstep_shapes3d.data import SWEETHOME3D
 from fewstep_shapes3d.data.attributes import CHANNELS, MIRRORED, features, join_codes
-from fewstep_shapes3d.data.clusters import TEST, TRAIN
+from fewstep_shapes3d.data.clusters import TEST, TRAIN, VALIDATION
 from fewstep_shapes3d.data.reading import HOW, Arrays, broken, check, leave_out, read_arrays, read_manifest, read_table
 from fewstep_shapes3d.data.setfiles import ACROSS, PICTURE, PICTURES, SURFACE
 from fewstep_shapes3d.data.surface import Bytes
@@ -24,6 +24,7 @@ from fewstep_shapes3d.data.voxels import unpack
 from fewstep_shapes3d.measures.features import TokenBasis
 
 Indices = Sequence[int] | npt.NDArray[np.int64] | Tensor
+HeldOutSplit = Literal["test", "validation"]
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,18 @@ class PreparedSet:
     table: list[dict[str, str]]
     arrays: Arrays
     left_out: Sequence[str] = ()  # lines for the user: training objects that cannot be used
+    held_out: HeldOutSplit = "test"
 
     @classmethod
-    def load(cls, folder: Path | str = SWEETHOME3D) -> PreparedSet:
+    def load(cls, folder: Path | str = SWEETHOME3D, held_out: HeldOutSplit = "test") -> PreparedSet:
         """Loads and checks a set; without an argument the shipped one (710 training and 96 test objects).
 
+        Args:
+            held_out: the split that ``test`` stands for. Choose settings on "validation", report on "test".
+
         Raises:
-            FewstepError: the folder is missing, empty, no prepared set, of another version, or damaged.
+            FewstepError: the folder is missing, empty, no prepared set, of another version, or damaged, or has no
+                validation objects and these are asked for.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -52,7 +58,9 @@ class PreparedSet:
         manifest, arrays = read_manifest(folder), read_arrays(folder)
         check(folder, manifest, arrays)
         table = read_table(folder, len(arrays["split"]))
-        return cls(folder, manifest, table, arrays, leave_out(arrays, table))
+        if held_out == "validation" and VALIDATION not in arrays["split"]:
+            raise invalid("data.held_out", held_out, f"'test': {folder} has no validation objects")
+        return cls(folder, manifest, table, arrays, leave_out(arrays, table), held_out)
 
     def __len__(self) -> int:
         return len(self.arrays["split"])
@@ -79,8 +87,13 @@ class PreparedSet:
 
     @property
     def test(self) -> npt.NDArray[np.int64]:
-        """Indices of the test objects, ascending; one of a cluster."""
-        return np.flatnonzero(self.arrays["split"] == TEST)
+        """Indices of the held-out objects, ascending; in a set from catalogues one of a cluster."""
+        return np.flatnonzero(self.arrays["split"] == (TEST if self.held_out == "test" else VALIDATION))
+
+    @property
+    def pictured(self) -> npt.NDArray[np.int64]:
+        """Indices of the objects whose condition picture is in the set: those of every held-out split."""
+        return np.flatnonzero(np.isin(self.arrays["split"], (TEST, VALIDATION)))
 
     def occupancy(self, indices: Indices, flip: bool = False) -> Tensor:
         """Float [B,1,R,R,R], 1 where the surface passes; axes x, y, z with z up; mirrored in x with ``flip``."""
@@ -139,14 +152,14 @@ class PreparedSet:
         return TokenBasis(mean, basis)
 
     def picture(self, index: int) -> npt.NDArray[np.uint8]:
-        """The condition picture of a test object: RGB uint8 [112,112,3], on black.
+        """The condition picture of a held-out object: RGB uint8 [112,112,3], on black.
 
         Raises:
-            FewstepError: the object is not a test object, or the pictures cannot be read.
+            FewstepError: the object is not held out, or the pictures cannot be read.
         """
-        found = np.flatnonzero(self.test == index)
+        found = np.flatnonzero(self.pictured == index)
         if not len(found):
-            raise invalid("index", index, "a test object; no other has its picture in the set")
+            raise invalid("index", index, "a held-out object; no other has its picture in the set")
         row, column = (int(part) * PICTURE for part in divmod(found[0], ACROSS))
         if len(self._atlas) < row + PICTURE or self._atlas.shape[1] < column + PICTURE:
             raise broken(self.folder / PICTURES, f"{self._atlas.shape[1]}x{len(self._atlas)} pixels are too few")

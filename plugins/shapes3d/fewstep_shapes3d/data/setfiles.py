@@ -26,6 +26,12 @@ MANIFEST, TABLE, ARRAYS, PICTURES, CREDITS = "manifest.json", "objects.csv", "ob
 SURFACE = "surface.npz"
 COLUMNS = ("index", "name", "category", "creator", "licence", "file", "model", "cluster", "split", "voxels", "cameras")
 PICTURE, ACROSS = 112, 12
+CATALOGUES = (
+    "Derived from the 3-D models of the Sweet Home 3D furniture catalogues (http://www.sweethome3d.com, collected",
+    "and converted by Emmanuel Puybaret / eTeks). The models were turned into voxel grids, pictures and picture",
+    "features. CC-BY 3.0: http://creativecommons.org/licenses/by/3.0/, CC-BY 3.0 US:",
+    "http://creativecommons.org/licenses/by/3.0/us/, CC0 1.0: http://creativecommons.org/publicdomain/zero/1.0/",
+)
 
 
 def manifest(
@@ -73,7 +79,7 @@ def write_table(path: Path, made: Sequence[Made], labels: Ints, codes: npt.NDArr
 
 
 def write_pictures(path: Path, made: Sequence[Made]) -> None:
-    """One atlas: each test object's condition picture (view 0, on black), 112x112, twelve to a row, in index order."""
+    """One atlas: the condition picture of each held-out object (view 0, on black), 112x112, twelve to a row."""
     from PIL import Image
 
     rows = max(1, -(-len(made) // ACROSS))
@@ -93,14 +99,7 @@ def write_credits(path: Path, made: Sequence[Made], files: Sequence[Path]) -> No
     owned: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for item in made:
         owned[(item.entry.archive.name, item.entry.licence, item.entry.creator)].append(item.entry.name)
-    lines = [
-        "# Credits",
-        "",
-        "Derived from the 3-D models of the Sweet Home 3D furniture catalogues (http://www.sweethome3d.com, collected",
-        "and converted by Emmanuel Puybaret / eTeks). The models were turned into voxel grids, pictures and picture",
-        "features. CC-BY 3.0: http://creativecommons.org/licenses/by/3.0/, CC-BY 3.0 US:",
-        "http://creativecommons.org/licenses/by/3.0/us/, CC0 1.0: http://creativecommons.org/publicdomain/zero/1.0/",
-    ]
+    lines = ["# Credits", "", *(CATALOGUES if files else ())]
     heading = ("", "")
     for (file, licence, creator), names in sorted(owned.items()):
         if heading != (file, licence):

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import torch
 from fewstep_shapes3d.data import SWEETHOME3D
+from fewstep_shapes3d.data.joined import Folders, load_sets
 from fewstep_shapes3d.data.prepared import PreparedSet
 from pydantic import Field
 
@@ -27,7 +28,7 @@ class TeachConfig(Strict):
     """Keys of ``fewstep teach`` itself. ``seed``, ``train.*``, ``objective.*``, ``backbone.*`` and ``data.*`` are the
     engine's, which trains the flows, as in ``distill``."""
 
-    root: Path = Field(SWEETHOME3D, description="prepared set")
+    root: Folders = Field((SWEETHOME3D,), description="prepared sets, joined by commas")
     vae: VaeConfig = Field(default_factory=VaeConfig, description="recipe of the structure VAE")
     flow: StructureFlowConfig = Field(default_factory=StructureFlowConfig, description="size of the structure flow")
     guidances: tuple[Annotated[float, Field(ge=0)], ...] = Field(
@@ -82,7 +83,7 @@ class Job:
     @cached_property
     def data(self) -> PreparedSet:
         """The prepared set."""
-        return PreparedSet.load(self.config.root)
+        return load_sets(self.config.root)
 
     def check_files(self, stage: str, others: Sequence[str]) -> None:
         """Before the first of some stages.

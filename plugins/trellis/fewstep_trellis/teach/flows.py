@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,7 +121,7 @@ class FlowRun:
     run: str
     name: str
 
-    def resolve(self, out: Path, root: Path, device: torch.device, keys: Mapping[str, Any]) -> Resolved:
+    def resolve(self, out: Path, root: Sequence[Path], device: torch.device, keys: Mapping[str, Any]) -> Resolved:
         """Its config; ``keys`` win, and the preset's bf16 gives way to fp32 where a CPU would emulate it.
 
         Raises:
