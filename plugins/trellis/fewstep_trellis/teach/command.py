@@ -14,13 +14,15 @@ from fewstep.errors import FewstepError, invalid, unknown
 from fewstep.files import Unwritable, check_place
 from fewstep_trellis.backbone import StructureFlow, load_decoder
 from fewstep_trellis.dataset import PreparedConfig, PreparedObjects, load_encoder
+from fewstep_trellis.models import SparseStructureFlowModel
 from fewstep_trellis.teach import slat_command as slat
 from fewstep_trellis.teach.condition import structure_condition_test
 from fewstep_trellis.teach.config import Job
-from fewstep_trellis.teach.flows import STRUCTURE_FLOW, train_flow, write_structure_initial
+from fewstep_trellis.teach.flows import STRUCTURE_FLOW, start_from, train_flow, write_structure_initial
 from fewstep_trellis.teach.keys import Keys, show_keys
 from fewstep_trellis.teach.loop import recorded
 from fewstep_trellis.teach.vae import teach_vae
+from fewstep_trellis.weightfiles import tensor_file
 
 
 def teach(
@@ -105,8 +107,11 @@ def flow(job: Job) -> None:
     data, encoder = job.data, load_encoder(job.out / "ss_encoder")
     latent = encoder.encode(data.occupancy(data.train[:1]))[0]
     shape = {"resolution": latent.shape[-1], "channels": latent.shape[1], "cond_channels": data.channels}
-    if not (job.out / "initial.safetensors").exists():
-        write_structure_initial(job.config.flow, job.out / "initial", **shape)
+    initial = job.out / STRUCTURE_FLOW.initial
+    if not tensor_file(initial).exists() and not start_from(
+        SparseStructureFlowModel, job.config.flow, initial, **shape
+    ):
+        write_structure_initial(job.config.flow, initial, **shape)
     train_flow(job, STRUCTURE_FLOW)
 
 

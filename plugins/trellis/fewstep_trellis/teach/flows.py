@@ -15,8 +15,11 @@ from fewstep.config.base import Strict
 from fewstep.config.resolve import resolve_stages
 from fewstep.config.run import Resolved
 from fewstep.engine.device import emulates_bf16
+from fewstep.errors import invalid
 from fewstep_trellis.checkpoint import load_model, save_model
+from fewstep_trellis.flow import load_as
 from fewstep_trellis.models import SLatFlowModel, SparseStructureFlowModel
+from fewstep_trellis.shipped import existing
 
 if TYPE_CHECKING:
     from fewstep_trellis.teach.config import Job
@@ -30,12 +33,32 @@ class TransformerConfig(Strict):
     heads: int = Field(4, gt=0, description="attention heads")
     mlp_ratio: float = Field(4, gt=0, description="width of the feed-forward networks over the transformer's")
     seed: int = Field(0, ge=0, description="seed of the weights")
+    start: Path | None = Field(
+        None, description="checkpoint to go on from, whatever the sizes above; none: random weights"
+    )
 
     @model_validator(mode="after")
     def _whole_heads(self) -> TransformerConfig:
         if self.width % (2 * self.heads):
             raise ValueError(f"a width that is a multiple of twice the heads, got {self.width} and {self.heads} heads")
         return self
+
+
+def start_from(config: TransformerConfig, path: Path, *, resolution: int, channels: int, cond_channels: int) -> bool:
+    """Copy the checkpoint ``config.start`` to ``path``; False where there is none.
+
+    Raises:
+        FewstepError: it cannot be read, or is of another class or shape.
+    """
+    if config.start is None:
+        return False
+    model = load_as(kind, existing("start", config.start))
+    wanted = {"resolution": resolution, "in_channels": channels, "cond_channels": cond_channels}
+    found = {name: model.args.get(name) for name in wanted}
+    if found != wanted:
+        raise invalid("start", f"{config.start}, with {found}", f"a flow with {wanted}")
+    save_model(model, path)
+    return True
 
 
 class StructureFlowConfig(TransformerConfig):

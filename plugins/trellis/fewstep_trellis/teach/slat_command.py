@@ -11,16 +11,17 @@ from fewstep.engine.progress import counting
 from fewstep_trellis.checkpoint import save_model
 from fewstep_trellis.flow import load_as, load_frozen
 from fewstep_trellis.latents import cache_folder, surface_latents
-from fewstep_trellis.models import SLatEncoder, SLatGaussianDecoder, SLatMeshDecoder
+from fewstep_trellis.models import SLatEncoder, SLatFlowModel, SLatGaussianDecoder, SLatMeshDecoder
 from fewstep_trellis.slat import StructuredLatentFlow
 from fewstep_trellis.slat_dataset import PreparedLatents, PreparedLatentsConfig
 from fewstep_trellis.teach import slat_gs, slat_vae
 from fewstep_trellis.teach.condition import slat_condition_test
 from fewstep_trellis.teach.config import Job
 from fewstep_trellis.teach.describe import set_slat_guidance, write_pipeline
-from fewstep_trellis.teach.flows import SLAT_FLOW, train_flow, write_slat_initial
+from fewstep_trellis.teach.flows import SLAT_FLOW, start_from, train_flow, write_slat_initial
 from fewstep_trellis.teach.loop import recorded
 from fewstep_trellis.teach.slat_quality import channel_statistics, reconstruction
+from fewstep_trellis.weightfiles import tensor_file
 
 FIRST_DECODER = "slat_vae_decoder"
 
@@ -96,8 +97,9 @@ def flow(job: Job) -> None:
     """Train the structured-latent flow on the encoder's latents."""
     data, channels = job.data, _encoder(job).args["latent_channels"]
     shape = {"channels": channels, "cond_channels": data.channels, "resolution": data.resolution}
-    if not (job.out / "slat_initial.safetensors").exists():
-        write_slat_initial(job.config.slat_flow, job.out / "slat_initial", **shape)
+    initial = job.out / SLAT_FLOW.initial
+    if not tensor_file(initial).exists() and not start_from(SLatFlowModel, job.config.slat_flow, initial, **shape):
+        write_slat_initial(job.config.slat_flow, initial, **shape)
     train_flow(job, SLAT_FLOW)
 
 
