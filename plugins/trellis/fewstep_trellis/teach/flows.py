@@ -44,7 +44,15 @@ class TransformerConfig(Strict):
         return self
 
 
-def start_from(config: TransformerConfig, path: Path, *, resolution: int, channels: int, cond_channels: int) -> bool:
+def start_from(
+    kind: type[Rebuildable],
+    config: TransformerConfig,
+    path: Path,
+    *,
+    resolution: int,
+    channels: int,
+    cond_channels: int,
+) -> bool:
     """Copy the checkpoint ``config.start`` to ``path``; False where there is none.
 
     Raises:
