@@ -19,6 +19,7 @@ from fewstep.errors import invalid
 from fewstep_trellis.checkpoint import load_model, save_model
 from fewstep_trellis.flow import load_as
 from fewstep_trellis.models import SLatFlowModel, SparseStructureFlowModel
+from fewstep_trellis.models.arguments import Rebuildable
 from fewstep_trellis.shipped import existing
 
 if TYPE_CHECKING:
