@@ -399,5 +399,5 @@ def test_damaged_pictures_and_objects_without_one(tmp_path: Path, shipped: Prepa
     damage(folder)  # type: ignore[operator]
     with pytest.raises(FewstepError, match=r"pictures\.png cannot be used"):
         PreparedSet.load(folder).picture(int(shipped.test[-1]))
-    with pytest.raises(FewstepError, match="a test object"):
+    with pytest.raises(FewstepError, match="a held-out object"):
         shipped.picture(int(shipped.train[0]))
