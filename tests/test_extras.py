@@ -14,7 +14,11 @@ from conftest import refusal
 from fewstep.errors import EXTRAS, FewstepError, install, missing, need
 
 ROOT = Path(__file__).parent.parent
-DISTRIBUTIONS = {"PIL": "pillow", "open3d": "open3d-cpu"}  # by import name, where the two differ
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "open3d": "open3d-cpu",
+    "sklearn": "scikit-learn",
+}  # by import name, where the two differ
 OPTIONAL = [package for packages in EXTRAS.values() for package in packages]
 
 

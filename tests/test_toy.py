@@ -14,7 +14,7 @@ from fewstep_mdt.vm import VelocityMatching
 from fewstep_toy.analytic import AnalyticFlow, GaussianMap
 from fewstep_toy.config import PointsConfig, Target, ToyConfig
 from fewstep_toy.dataset import ToyPoints
-from fewstep_toy.mixture import TARGETS, exact_velocity, expand_rows, most_probable
+from fewstep_toy.mixture import TARGETS, expand_rows
 from fewstep_toy.network import ToyFlow, fitted
 from fewstep_toy.suite import ToySuite
 from pydantic import ValidationError
@@ -99,7 +99,7 @@ def test_samples_have_the_components_moments(target: Target) -> None:
     assert largest(x.var(0), mixture.means.var(0, correction=0) + mixture.std**2) < 0.08
     for label in range(mixture.class_count):
         assert largest(x[labels == label].mean(0), mixture.means[mixture.classes == label].mean(0)) < 0.05
-    assert float((most_probable(mixture, x) == labels).float().mean()) > 0.96
+    assert float((mixture.most_probable(x) == labels).float().mean()) > 0.96
     shares = torch.bincount(labels) / len(labels)
     assert largest(shares, torch.full((mixture.class_count,), 1 / mixture.class_count)) < 0.02
 
@@ -246,7 +246,7 @@ def test_dense_batches() -> None:
     assert batch.cond.tokens is not None
     assert batch.cond.tokens.shape == (16, 2)
     labels = batch.cond.tokens.argmax(1)
-    assert float((most_probable(data.mixture, batch.x0) == labels).float().mean()) == 1.0
+    assert float((data.mixture.most_probable(batch.x0) == labels).float().mean()) == 1.0
     assert len(data) == 300
     assert torch.equal(batch.x0, points().training_batch(0, 16, seed=0).x0)
     assert not torch.equal(batch.x0, points(seed=1).training_batch(0, 16, seed=0).x0)
@@ -262,7 +262,7 @@ def test_packed_batches_are_ragged_sets_of_one_class() -> None:
     assert set(data.lengths.tolist()) == {2, 3, 4, 5}
     assert batch.cond.tokens is not None
     expected = batch.cond.tokens.argmax(1)[layout.index]
-    assert torch.equal(most_probable(data.mixture, batch.x0), expected)
+    assert torch.equal(data.mixture.most_probable(batch.x0), expected)
     alone = data.batch([7], torch.Generator())
     assert torch.equal(alone.x0, batch.x0[layout.index == 1])
 
@@ -389,6 +389,6 @@ def test_velocity_matching_moves_one_step_to_the_teacher() -> None:
 def test_exact_velocity_takes_any_leading_shape() -> None:
     mixture, x = TARGETS["ring"](), plane(6).float()
     t = torch.full((6, 1), 0.5)
-    flat = exact_velocity(mixture, Interpolant(), x, t, None)
-    shaped = exact_velocity(mixture, Interpolant(), x.reshape(2, 3, 2), t.reshape(2, 3, 1), None)
+    flat = mixture.velocity(Interpolant(), x, t)
+    shaped = mixture.velocity(Interpolant(), x.reshape(2, 3, 2), t.reshape(2, 3, 1))
     assert largest(flat, shaped.reshape(6, 2)) < 1e-6

@@ -7,19 +7,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fewstep.config.base import Strict
+from fewstep.config.base import Strict, validate
 from fewstep.core.batch import Condition
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Layout
+from fewstep.errors import FewstepError
+from fewstep.files import write_json
+from fewstep.texts import read_json
 
 if TYPE_CHECKING:
     from fewstep.core.dataset import Dataset
     from fewstep.core.suite import Suite
+
+B = TypeVar("B", bound="Backbone")
 
 
 class VelocityField(Protocol):
@@ -39,11 +45,13 @@ class Backbone(nn.Module):
     """A network that predicts velocity, with what it can do declared.
 
     A subclass sets ``Config``, ``provides`` (of "dense", "packed", "jvp", "two_time", "negative_time"), ``dataset`` and
-    ``interpolant``, and implements ``forward``, ``teacher``, ``save`` and ``load``. Where a model is several networks
-    one after another, each is a backbone with its ``stage``, and the one that users name lists all in ``stages``.
+    ``interpolant``, and implements ``forward``, ``teacher`` and, where those here do not fit, ``save`` and ``load``.
+    Where a model is several networks one after another, each is a backbone with its ``stage``, and the one that users
+    name lists all in ``stages``.
     """
 
     Config: ClassVar[type[Strict]]
+    config: Any  # an instance of it, for ``save``
     provides: ClassVar[frozenset[str]] = frozenset()
     dataset: ClassVar[str]  # name of the registered data set that a run uses unless told otherwise
     interpolant: Interpolant = Interpolant()
@@ -67,13 +75,29 @@ class Backbone(nn.Module):
         return copy.deepcopy(self)
 
     def save(self, folder: Path, *, half: bool = False) -> None:
-        """Write the weights as ``model.safetensors`` and ``model.json`` into ``folder``, in the model's own format."""
-        raise TypeError(f"{type(self).__name__} does not implement save")
+        """Write the weights as ``model.safetensors`` and ``model.json`` into ``folder``.
+
+        This one is for a class that is made from its ``Config`` alone and keeps it as ``self.config``; override both it
+        and ``load`` for a model with a format of its own.
+        """
+        dtype = torch.float16 if half else torch.float32
+        tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in self.state_dict().items()}
+        save_file(tensors, folder / "model.safetensors")
+        write_json(folder / "model.json", {"class": type(self).__name__, "config": self.config.model_dump(mode="json")})
 
     @classmethod
-    def load(cls, folder: Path) -> Backbone:
-        """The inverse of ``save``."""
-        raise TypeError(f"{cls.__name__} does not implement load")
+    def load(cls: type[B], folder: Path) -> B:
+        """The inverse of ``save``.
+
+        Raises:
+            FewstepError: when the files are missing or do not fit each other.
+        """
+        try:
+            model = cls(validate(cls.Config, read_json(folder / "model.json")["config"]))
+            model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise FewstepError(f"{folder}: no {cls.__name__} can be read here: {error}") from None
+        return model
 
     @classmethod
     def suite(cls, config: Any, dataset: Dataset) -> Suite | None:

@@ -11,9 +11,10 @@ from fewstep.core.backbone import Backbone
 from fewstep.core.batch import Condition
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Layout
+from fewstep.core.mixture import Mixture
 from fewstep.errors import FewstepError
 from fewstep_toy.config import ToyConfig
-from fewstep_toy.mixture import TARGETS, Mixture, exact_velocity, expand_rows
+from fewstep_toy.mixture import TARGETS, expand_rows
 
 
 class AnalyticFlow(Backbone):
@@ -41,7 +42,7 @@ class AnalyticFlow(Backbone):
 
     def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
         wanted = None if cond.tokens is None else expand_rows(cond.tokens, x, layout)
-        return exact_velocity(self.mixture, self.interpolant, x, layout.expand(t_B, x), wanted)
+        return self.mixture.velocity(self.interpolant, x, layout.expand(t_B, x), wanted)
 
     def student(self) -> Backbone:
         """A closed form cannot be trained: the student is an MLP that was fitted to it."""

@@ -9,8 +9,9 @@ from fewstep.core.backbone import Backbone
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.dataset import Dataset
 from fewstep.core.layout import Dense, Layout, Packed
+from fewstep.core.mixture import Mixture
 from fewstep_toy.config import PointsConfig, ToyConfig
-from fewstep_toy.mixture import TARGETS, Mixture
+from fewstep_toy.mixture import TARGETS
 
 
 class ToyPoints(Dataset):

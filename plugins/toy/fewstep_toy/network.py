@@ -5,24 +5,20 @@ from __future__ import annotations
 import copy
 import math
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fewstep.config.base import validate
 from fewstep.core.backbone import Backbone, Guidance, Teacher
 from fewstep.core.batch import Condition
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout
+from fewstep.core.mixture import Mixture
 from fewstep.errors import FewstepError
-from fewstep.files import write_json
-from fewstep.texts import read_json
 from fewstep_toy.analytic import AnalyticFlow
 from fewstep_toy.config import ToyConfig
-from fewstep_toy.mixture import TARGETS, Mixture, expand_rows
+from fewstep_toy.mixture import TARGETS, expand_rows
 
 if TYPE_CHECKING:
     from fewstep.core.dataset import Dataset
@@ -80,37 +76,12 @@ class ToyFlow(Backbone):
         backbone = AnalyticFlow(config) if config.teacher == "analytic" else fitted(config)
         return Teacher(backbone, Guidance(config.guidance))
 
-    def save(self, folder: Path, *, half: bool = False) -> None:
-        dtype = torch.float16 if half else torch.float32
-        save_file({k: v.detach().to(dtype).contiguous() for k, v in self.state_dict().items()}, weights(folder))
-        write_json(folder / "model.json", {"class": "ToyFlow", "config": self.config.model_dump(mode="json")})
-
-    @classmethod
-    def load(cls, folder: Path) -> ToyFlow:
-        """The inverse of ``save``.
-
-        Raises:
-            FewstepError: when the files are missing or do not fit each other.
-        """
-        try:
-            record = read_json(folder / "model.json")
-            model = cls(validate(ToyConfig, record["config"]))
-            model.load_state_dict({k: v.float() for k, v in load_file(weights(folder)).items()})
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise FewstepError(f"{folder}: no toy student can be read here: {error}") from None
-        return model
-
     @classmethod
     def suite(cls, config: Any, dataset: Dataset) -> Suite | None:
         from fewstep_toy.dataset import ToyPoints
         from fewstep_toy.suite import ToySuite
 
         return ToySuite(dataset) if isinstance(dataset, ToyPoints) else None
-
-
-def weights(folder: Path) -> Path:
-    """The tensor file of an exported student."""
-    return folder / "model.safetensors"
 
 
 def time_features(t_B: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from fewstep.errors import need
 from fewstep.metrics import mmd_rbf, sliced_wasserstein
 from fewstep.words import chart_escaped, shortened
 from fewstep_toy.dataset import ToyPoints
-from fewstep_toy.mixture import most_probable
 
 COLUMNS, PANEL, SPAN, TITLE = 4, 2.2, 3.2, 42  # panels a line, their inches, half the plane, characters
 DIRECTIONS = 64
@@ -61,7 +60,7 @@ class ToySuite(Suite):
         }
         if self.dataset.toy.conditional:
             labels = self.dataset.held_out_labels()[: len(objects)]
-            found["wrong_class"] = float((most_probable(self.dataset.mixture, objects) != labels).float().mean())
+            found["wrong_class"] = float((self.dataset.mixture.most_probable(objects) != labels).float().mean())
         return found
 
     def sheet(self, rows: Rows, path: Path, count: int) -> None:
@@ -81,7 +80,7 @@ class ToySuite(Suite):
             panels = figure.subplots(len(lines), columns, squeeze=False)
             for line, drawn in zip(panels, lines, strict=True):
                 for axes, row in zip(line, drawn, strict=False):
-                    colours = most_probable(self.dataset.mixture, row.objects).numpy()
+                    colours = self.dataset.mixture.most_probable(row.objects).numpy()
                     axes.scatter(*row.objects.T, s=1, c=colours, cmap="tab10", vmin=0, vmax=9)
                     text = "\n".join([shortened(row.label, TITLE), *(shortened(note, TITLE) for note in row.notes)])
                     axes.set_title(chart_escaped(text), loc="left", fontsize=7.5)

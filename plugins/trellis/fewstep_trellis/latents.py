@@ -8,7 +8,6 @@ same files, each in one move.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from fewstep.core.dataset import Progress, silent
 from fewstep.core.layout import Packed
-from fewstep.files import Unwritable, write_bytes
+from fewstep.files import Unwritable, cache_folder, write_bytes
 from fewstep_trellis.models import SLatEncoder, SparseStructureEncoder
 
 PART = 32  # samples of one file: an interruption repeats at most these
@@ -34,12 +33,6 @@ Say = Callable[[str], None]
 
 def unsaid(line: str) -> None:
     """The ``Say`` that tells nobody."""
-
-
-def cache_folder() -> Path:
-    """``FEWSTEP_CACHE``, else ``fewstep`` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("FEWSTEP_CACHE") or Path(base) / "fewstep")
 
 
 @torch.no_grad()

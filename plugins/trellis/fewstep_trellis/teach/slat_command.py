@@ -8,9 +8,10 @@ import torch
 from fewstep_shapes3d.data.targets import make_targets
 
 from fewstep.engine.progress import counting
+from fewstep.files import cache_folder
 from fewstep_trellis.checkpoint import save_model
 from fewstep_trellis.flow import load_as, load_frozen
-from fewstep_trellis.latents import cache_folder, surface_latents
+from fewstep_trellis.latents import surface_latents
 from fewstep_trellis.models import SLatEncoder, SLatFlowModel, SLatGaussianDecoder, SLatMeshDecoder
 from fewstep_trellis.slat import StructuredLatentFlow
 from fewstep_trellis.slat_dataset import PreparedLatents, PreparedLatentsConfig

@@ -1,0 +1,116 @@
+"""The student: a residual network on pixels, modulated by time and digit, with one or two times."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.batch import Condition
+from fewstep.core.layout import Layout
+from fewstep.errors import FewstepError
+from fewstep_images.config import ImagesConfig
+from fewstep_images.exact import ExactFlow
+from fewstep_images.sources import CLASSES, SIDES
+
+if TYPE_CHECKING:
+    from fewstep.core.dataset import Dataset
+    from fewstep.core.suite import Suite
+
+FREQUENCIES = 4  # up to 4 pi: a fast embedding would make dF/dt hard to take
+
+
+class Block(nn.Module):
+    """h + gate MLP(scale LayerNorm(h) + shift), with scale, shift and gate from time and digit (adaLN, DiT)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 3 * width)
+        self.layers = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+
+    def forward(self, h: Tensor, facts: Tensor) -> Tensor:
+        scale, shift, gate = self.modulation(facts).chunk(3, -1)
+        return cast(Tensor, h + gate * self.layers((1 + scale) * self.norm(h) + shift))
+
+
+class ImageFlow(Backbone):
+    """Velocity of images [B, P] with an optional one-hot digit [B, 10].
+
+    A multiple of x, which depends on the time alone, is added to the answer: noise has more directions than the hidden
+    layers have units. The second time enters as t - s through features that vanish at 0: without ``s_B`` the network is
+    that of s = t.
+    """
+
+    Config = ImagesConfig
+    provides: ClassVar[frozenset[str]] = frozenset({"dense", "jvp", "two_time"})
+    dataset = "images"
+
+    def __init__(self, config: ImagesConfig) -> None:
+        super().__init__()
+        self.config = config
+        pixels, width = SIDES[config.source] ** 2, config.width
+        self.first = nn.Linear(pixels, width)
+        self.time = nn.Linear(1 + 2 * FREQUENCIES, width)
+        self.jump = nn.Linear(1 + FREQUENCIES, width, bias=False)
+        nn.init.zeros_(self.jump.weight)
+        self.digit = nn.Linear(CLASSES, width, bias=False)
+        self.facts = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.blocks = nn.ModuleList(Block(width) for _ in range(config.depth))
+        self.last = nn.Linear(width, pixels)
+        self.through = nn.Linear(width, 1)
+
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        t_B = t_B.to(x.dtype)
+        facts = self.time(time_features(t_B)) + self.digit(self._tokens(cond, layout, x))
+        if s_B is not None:
+            facts = facts + self.jump(span_features(t_B - s_B.to(x.dtype)))
+        facts, h = self.facts(facts), self.first(x)
+        for block in self.blocks:
+            h = block(h, facts)
+        return cast(Tensor, self.last(h) + self.through(facts) * x)
+
+    def _tokens(self, cond: Condition, layout: Layout, x: Tensor) -> Tensor:
+        if cond.tokens is None:
+            return x.new_zeros(layout.batch_size, CLASSES)
+        if cond.tokens.shape != (layout.batch_size, CLASSES):
+            wanted = [layout.batch_size, CLASSES]
+            raise FewstepError(f"backbone 'images' takes condition tokens {wanted}, got {list(cond.tokens.shape)}")
+        return cond.tokens
+
+    @classmethod
+    def teacher(cls, config: ImagesConfig) -> Teacher:
+        """The exact velocity, or the network that was fitted to the images.
+
+        Raises:
+            FewstepError: where the package with the images is not installed.
+        """
+        from fewstep_images.fitting import fitted
+
+        backbone = ExactFlow(config) if config.teacher == "exact" else fitted(config)
+        return Teacher(backbone, Guidance(config.guidance))
+
+    @classmethod
+    def suite(cls, config: Any, dataset: Dataset) -> Suite | None:
+        from fewstep_images.dataset import SmoothedImages
+        from fewstep_images.suite import ImageSuite
+
+        return ImageSuite(dataset) if isinstance(dataset, SmoothedImages) else None
+
+
+def time_features(t_B: Tensor) -> Tensor:
+    """[B] -> [B, 9]: t and its first sines and cosines over [0, 2)."""
+    angles = _angles(t_B)
+    return torch.cat([t_B[:, None], angles.sin(), angles.cos()], 1)
+
+
+def span_features(span_B: Tensor) -> Tensor:
+    """[B] -> [B, 5]: features of t - s that are 0 at s = t."""
+    return torch.cat([span_B[:, None], _angles(span_B).sin()], 1)
+
+
+def _angles(t_B: Tensor) -> Tensor:
+    return math.pi * t_B[:, None] * torch.arange(1, FREQUENCIES + 1, device=t_B.device)
