@@ -46,7 +46,7 @@ class ImageFlow(Backbone):
     """
 
     Config = ImagesConfig
-    provides: ClassVar[frozenset[str]] = frozenset({"dense", "jvp", "two_time"})
+    provides: ClassVar[frozenset[str]] = frozenset({"dense", "jvp", "two_time", "negative_time"})
     dataset = "images"
 
     def __init__(self, config: ImagesConfig) -> None:
