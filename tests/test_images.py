@@ -308,9 +308,9 @@ def test_the_commands_go_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("backbone.source=cifar", "'digits' or 'mnist'"),
-        ("backbone.smoothing=0", "greater than 0"),
-        ("data.held_out=train", "'validation' or 'test'"),
+        ("backbone.source=cifar", "accepted: 'digits', 'mnist'"),
+        ("backbone.smoothing=0", "accepted: a number > 0"),
+        ("data.held_out=train", "accepted: 'validation', 'test'"),
     ],
 )
 def test_bad_keys_are_refused(word: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
