@@ -13,7 +13,7 @@ import pytest
 import torch
 from fewstep_shapes3d.data.attributes import RANGE
 from fewstep_shapes3d.data.surface import CENTRES
-from fewstep_shapes3d.measures.held_out import SMALL
+from fewstep_shapes3d.measures.held_out import SHEET_TILE
 from fewstep_shapes3d.measures.surfaces import (
     NOTHING,
     Cloud,
@@ -192,8 +192,8 @@ class TestSuite:
         tested = suite(decoder, azimuths=[10.0, 20.0, 30.0])
         tested.sheet([("teacher, 25 steps", other(tested)), ("b", other(tested, 2))], tmp_path / "s.png", 2)
         with Image.open(tmp_path / "s.png") as sheet:
-            left = sheet.width - 2 * (SMALL + 4)
-            tile = np.asarray(sheet.crop((left, sheet.height - SMALL - 4, left + SMALL, sheet.height - 4)))
+            left = sheet.width - 2 * (SHEET_TILE + 4)
+            tile = np.asarray(sheet.crop((left, sheet.height - SHEET_TILE - 4, left + SHEET_TILE, sheet.height - 4)))
         assert tile.std() > 5  # something is drawn
 
     def test_files(self, decoder: SLatMeshDecoder, tmp_path: Path) -> None:

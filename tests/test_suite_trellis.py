@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fewstep_shapes3d.measures.held_out import SMALL, from_best_to_worst
+from fewstep_shapes3d.export.contact import SPACE
+from fewstep_shapes3d.measures.held_out import SHEET_TILE, from_best_to_worst
 from fewstep_shapes3d.measures.occupancy import chamfer, volume_iou
 from fewstep_shapes3d.measures.shapes import Shapes, ViewEncoder, distances
 from fewstep_shapes3d.voxel_render import AZIMUTHS, render_views
@@ -197,11 +198,11 @@ def test_the_sheet_has_pictures_truth_and_a_row_each_from_best_to_worst(tmp_path
     chosen = from_best_to_worst(tested.closeness(objects), 3)
     assert (chosen[0], chosen[-1]) == (0, 1)
     with Image.open(tmp_path / "s.png") as sheet:
-        left, top = sheet.width - 3 * (SMALL + 4), sheet.height - 4 * (SMALL + 4) - 2 * 14
-        middle = [left + SMALL // 2 + column * (SMALL + 4) for column in range(3)]
-        given = [sheet.getpixel((x, top + SMALL // 2)) for x in middle]
+        left, top = sheet.width - 3 * (SHEET_TILE + 4), sheet.height - 4 * (SHEET_TILE + 4) - 2 * SPACE
+        middle = [left + SHEET_TILE // 2 + column * (SHEET_TILE + 4) for column in range(3)]
+        given = [sheet.getpixel((x, top + SHEET_TILE // 2)) for x in middle]
         assert given == [tuple(tested.pictures[one][0, 0]) for one in chosen]
-        last = np.asarray(sheet.convert("L"))[-SMALL - 4 :]
+        last = np.asarray(sheet.convert("L"))[-SHEET_TILE - 4 :]
         drawn = [float((last[:, x - 40 : x + 40] < 200).mean()) for x in middle]
     assert drawn[0] > 0.1
     assert 0 < drawn[2] < 0.05  # not met: only the word "nothing"

@@ -42,6 +42,7 @@ def bench(
     config: Mapping[str, Any] | None = None,
     console: rich.console.Console | None = None,
     resume: bool = False,
+    report: bool = False,
 ) -> BenchTable:
     """Measure quality and time of students by steps, beside the teacher and the undistilled network.
 
@@ -66,6 +67,8 @@ def bench(
         config: nested keys of ``BenchConfig``, for example ``{"teacher_steps": 50, "backbone": {...}}``.
         console: shows the progress; by default on standard output.
         resume: go on with the bench in ``out``: what it has measured is kept, and its report is drawn anew.
+        report: write ``report.html`` too, a page with tables, charts and, where objects have three dimensions, all of
+            them to turn; with ``resume`` also of a bench that ended.
 
     Raises:
         FewstepError: for unknown names or keys, unusable values, an ``out`` that exists, or a package of the extra
@@ -93,7 +96,9 @@ def bench(
         console = console or Console()
         with spinner(console, f"{name}: loading teacher and data"):
             stages = [_stage(one if many else "", networks[one], configs[one], dataset) for one in networks]
-        return run_bench(name, stages, entrants, first, folder, compare=earlier, console=console, resume=resume)
+        return run_bench(
+            name, stages, entrants, first, folder, compare=earlier, console=console, resume=resume, report=report
+        )
     finally:
         torch.set_num_threads(threads)
 

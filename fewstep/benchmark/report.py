@@ -14,7 +14,8 @@ from rich.table import Table
 
 from fewstep.benchmark.chart import NAME, chart
 from fewstep.benchmark.compare import Change, changes_table, verdict
-from fewstep.benchmark.entrants import TEACHER, UNDISTILLED
+from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
+from fewstep.benchmark.page import write_page
 from fewstep.benchmark.rows import FLOW, NON_FINITE, Line, Row, write_csv
 from fewstep.benchmark.summary import by_cell, seconds, summarise
 from fewstep.benchmark.tables import html, markdown, mean, measures, milliseconds, quality_table, time_table
@@ -25,6 +26,7 @@ from fewstep.errors import FewstepError
 from fewstep.files import new_file, write_file
 from fewstep.words import markdown_escaped, shortened
 
+OBJECTS = 4  # on a strip
 WIDTH = 240  # characters of a table as plain text: nothing is folded
 
 
@@ -105,11 +107,12 @@ class BenchTable:
             self.tables.append(moved)
         self.notes.extend([*notes, verdict(changes)])
 
-    def write(self, suite: Suite, shown: Mapping[tuple[str, int], Any], columns: int) -> None:
-        """Write ``summary.csv`` and ``table.md``, then chart and contact sheet.
+    def write(self, suite: Suite, shown: Mapping[tuple[str, int], Any], columns: int, page: bool = False) -> None:
+        """Write ``summary.csv`` and ``table.md``, then chart, contact sheet and strip, and where asked for the page.
 
         Args:
             shown: objects for the sheet by (label, steps); ``columns`` of each are drawn.
+            page: write ``report.html`` and the folder ``objects`` too.
         """
         lines = ({**asdict(line), **line.bounds()} for line in self.lines)
         with new_file(self.folder / "summary.csv") as path:
@@ -119,21 +122,35 @@ class BenchTable:
         panels = [name for name in dict.fromkeys((suite.headline, *suite.charts)) if name in measured]
         with new_file(self.folder / "chart.png") as path:
             chart(self.lines, panels or [suite.headline], suite, path, self.title)
+        order = list(dict.fromkeys([TEACHER, UNDISTILLED, *(label for label, _ in by_cell(self.lines))]))
+        keys = sorted(shown, key=lambda key: (key[0] != TEACHER, key[1], order.index(key[0])))
+        rows = self._sheet_rows(suite, {key: shown[key] for key in keys})
         with new_file(self.folder / "sheet.png") as path:
-            suite.sheet(self._sheet_rows(suite, shown), path, columns)
+            suite.sheet(rows, path, columns)
+        few = _overview(keys)
+        with new_file(self.folder / "strip.png") as path:
+            suite.strip([rows[one] for one in few], path, min(columns, OBJECTS))
+        if page:
+            write_page(self, suite, rows, few, columns)
 
     def _sheet_rows(self, suite: Suite, shown: Mapping[tuple[str, int], Any]) -> list[SheetRow]:
-        """The teacher, then the others by steps, each with its score and its time."""
+        """A row for each of ``shown``, with its score and its time."""
         cells, rows = by_cell(self.lines), []
-        order = list(dict.fromkeys([TEACHER, UNDISTILLED, *(label for label, _ in cells)]))
-        for label, steps in sorted(shown, key=lambda key: (key[0] != TEACHER, key[1], order.index(key[0]))):
+        for (label, steps), objects in shown.items():
             found, count = cells[label, steps], number_of(steps, "step")
             notes = [f"{milliseconds(seconds(found.values(), FLOW))} ms a sample"]
             if suite.headline in found:
                 notes.insert(0, f"{suite.in_words(suite.headline)} {mean(found[suite.headline])}")
             group = TEACHER if label == TEACHER else count
-            rows.append(SheetRow(f"{shortened(label, NAME)}, {count}", shown[label, steps], tuple(notes), group))
+            rows.append(SheetRow(f"{shortened(label, NAME)}, {count}", objects, tuple(notes), group))
         return rows
+
+
+def _overview(keys: Sequence[tuple[str, int]]) -> list[int]:
+    """What a strip shows: the teacher, undistilled in the fewest steps, and the first student in its two fewest."""
+    first = next((label for label, _ in keys if label not in RESERVED), UNDISTILLED)
+    places = {name: [at for at, key in enumerate(keys) if key[0] == name] for name in (TEACHER, UNDISTILLED, first)}
+    return list(dict.fromkeys([*places[TEACHER], *places[UNDISTILLED][:1], *places[first][:2]]))
 
 
 def _image(path: Path) -> Any:

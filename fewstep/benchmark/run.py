@@ -29,7 +29,7 @@ from fewstep.benchmark.rows import FLOW, Row, write_csv
 from fewstep.benchmark.summary import seconds
 from fewstep.benchmark.tables import milliseconds
 from fewstep.config.run import versions
-from fewstep.console import Console, number_of
+from fewstep.console import Console, number_of, spinner
 from fewstep.engine.device import pick_device
 from fewstep.engine.folder import locked, occupied
 from fewstep.errors import FewstepError
@@ -47,6 +47,7 @@ def run_bench(
     compare: Path | None = None,
     console: rich.console.Console | None = None,
     resume: bool = False,
+    report: bool = False,
 ) -> BenchTable:
     """Measure ``students`` by steps by seeds, with the teacher and its undistilled network, and write the report.
 
@@ -57,6 +58,7 @@ def run_bench(
         out: must not exist, or be empty. A bench that is killed leaves in ``rows.csv`` what it measured.
         compare: ``rows.csv`` of an earlier bench.
         resume: go on with the bench in ``out``: cells that it has are not measured again, and its report is redrawn.
+        report: write the page ``report.html`` too.
 
     Raises:
         FewstepError: for an ``out`` that is occupied, a label twice, stages with other prompts, an unusable
@@ -106,7 +108,8 @@ def run_bench(
     try:
         if old is not None:
             table.add_changes(comparing.compare(old, rows), comparing.unlike(old, same))
-        table.write(suite, measurement.shown, min(config.columns, samples))
+        with spinner(console, f"{name}: drawing"):
+            table.write(suite, measurement.shown, min(config.columns, samples), report)
     except Unwritable as error:
         table.show(console)
         rest = f"every measurement is in {out / 'rows.csv'}, --resume writes the rest of the report"

@@ -35,6 +35,7 @@ def bench(
     device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1; by default auto.")] = None,
     out: Annotated[Path | None, Option("--out", "-o", help="Folder of the report; must not exist.")] = None,
     resume: Annotated[bool, Option("--resume", help="Go on with the bench in --out, or draw its report anew.")] = False,
+    report: Annotated[bool, Option("--report", help="Write report.html too: charts, and objects to turn.")] = False,
     compare: Annotated[Path | None, Option(help="rows.csv of an earlier bench: what moved.")] = None,
 ) -> None:
     """Measure students: quality and time by steps.
@@ -75,6 +76,7 @@ def bench(
             config=config,
             console=console,
             resume=resume,
+            report=report,
         )
     say(console, f"written: {table.folder}")
     table.show(console)

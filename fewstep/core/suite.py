@@ -50,6 +50,25 @@ class SheetRow:
 Rows = Sequence[SheetRow | tuple[str, Any]]
 
 
+@dataclass(frozen=True)
+class Exhibit:
+    """One object to turn in the page of a bench: what it was made from, the truth, and what was made of it.
+
+    Args:
+        name: which object this is.
+        picture: the condition, a PNG file.
+        truth: the true object, as all models a glTF file in binary form (.glb); empty where there is nothing to see.
+        models: of each row of a sheet.
+        azimuth: degrees around the vertical axis from which the picture was taken.
+    """
+
+    name: str
+    picture: bytes
+    truth: bytes
+    models: tuple[bytes, ...]
+    azimuth: float = 0.0
+
+
 class Suite(ABC):
     """An evaluation on held-out samples. A backbone returns one from ``Backbone.suite(config, dataset)``.
 
@@ -107,6 +126,15 @@ class Suite(ABC):
     @abstractmethod
     def sheet(self, rows: Rows, path: Path, count: int) -> None:
         """A contact sheet: ``count`` objects as columns below condition and truth, and a row for each of ``rows``."""
+
+    def strip(self, rows: Rows, path: Path, count: int) -> None:
+        """A picture for the top of a page: ``count`` objects of a few ``rows``. By default it is their sheet."""
+        self.sheet(rows, path, count)
+
+    def gallery(self, rows: Rows, count: int) -> list[Exhibit]:
+        """``count`` objects of ``rows`` to turn in a viewer; none where they have no three dimensions."""
+        del rows, count
+        return []
 
     def in_words(self, measure: str) -> str:
         """The title of a measure, or its name."""

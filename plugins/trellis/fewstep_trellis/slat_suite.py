@@ -13,7 +13,6 @@ from fewstep_shapes3d.measures.features import ImageEncoder
 from fewstep_shapes3d.measures.held_out import HeldOut, PictureSuite, shown
 from fewstep_shapes3d.measures.shapes import MetricNet, ViewEncoder, distances
 from fewstep_shapes3d.measures.surfaces import (
-    TILE,
     Cloud,
     Surfaces,
     cloud_distance,
@@ -34,6 +33,7 @@ from fewstep_trellis.models import SLatMeshDecoder
 from fewstep_trellis.normalisation import Normalisation
 from fewstep_trellis.slat_dataset import PreparedLatents
 
+TILE = 160  # pixels of a picture of a sample
 LEGEND = {
     "frechet": "4 coloured views of each mesh against those of the mesh decoded from the true latents, all pooled, by "
     "EfficientNet-Lite2 (the condition comes from another network), on 32 principal components",
@@ -206,11 +206,12 @@ class StructuredLatentSuite(SurfaceObjects, PictureSuite):
     def closeness(self, objects: Any) -> Tensor:
         """Of the first objects, those that are drawn."""
         seen = Surfaces.check(objects).seen
-        pairs = zip(seen.clouds[: len(seen.tiles)], self.truth, strict=False)
+        pairs = zip(seen.clouds[: len(seen.meshes)], self.truth, strict=False)
         return torch.tensor([-cloud_distance(cloud, true)[0] for cloud, true in pairs])
 
-    def seen(self, objects: Any, chosen: Sequence[int]) -> list[Picture]:
-        return [Surfaces.check(objects).seen.tiles[one] for one in chosen]
+    def meshes(self, objects: Any, chosen: Sequence[int]) -> list[Mesh]:
+        return [Surfaces.check(objects).seen.meshes[one] for one in chosen]
 
     def truth_row(self, chosen: Sequence[int]) -> SheetRow:
-        return SheetRow("true latents", self.seen(self._decoded_truth(max(chosen) + 1), chosen), ("decoded to a mesh",))
+        truth = self.meshes(self._decoded_truth(max(chosen) + 1), chosen)
+        return SheetRow("true latents", truth, ("decoded to a mesh",))

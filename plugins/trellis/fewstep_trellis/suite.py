@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from fewstep_shapes3d.export.arrays import write_npz
 from fewstep_shapes3d.export.contact import Picture, contact_sheet
+from fewstep_shapes3d.export.preview import turntable
 from fewstep_shapes3d.measures.features import ImageEncoder, preprocess
 from fewstep_shapes3d.measures.held_out import HeldOut, Pictured, PictureSuite, shown
 from fewstep_shapes3d.measures.occupancy import chamfer, volume_iou
 from fewstep_shapes3d.measures.shapes import MetricNet, Shapes, ViewEncoder, distances
+from fewstep_shapes3d.mesh.voxels import voxel_mesh
 from fewstep_shapes3d.pictures.loading import load_picture
 from fewstep_shapes3d.pictures.preprocess import Background
-from fewstep_shapes3d.voxel_render import render_views
+from fewstep_shapes3d.representations import Mesh
 from torch import Tensor, nn
 
 from fewstep.core.batch import Batch, Condition
@@ -81,8 +83,8 @@ class StructureObjects(Suite):
             if file.suffix.lower() == ".npz":
                 write_npz({"occupancy": grids}, file)
             else:
-                pairs = zip(shown(prompts, len(grids)), render_views(grids, size=TILE).numpy(), strict=True)
-                rows = [(f"{number}", [*seen, *four]) for number, (seen, four) in enumerate(pairs, 1)]
+                pairs = enumerate(zip(shown(prompts, len(grids)), map(voxel_mesh, grids), strict=True), 1)
+                rows = [(f"{number}", [*seen, *turntable(mesh, 4, TILE)]) for number, (seen, mesh) in pairs]
                 contact_sheet(rows, file, TILE)
         return files
 
@@ -189,12 +191,8 @@ class StructureSuite(StructureObjects, PictureSuite):
         grids = Shapes.check(objects).grids
         return volume_iou(grids, self.truth[: len(grids)])
 
-    def seen(self, objects: Any, chosen: Sequence[int]) -> list[Picture]:
-        return self._draw(Shapes.check(objects).grids, chosen)
+    def meshes(self, objects: Any, chosen: Sequence[int]) -> list[Mesh]:
+        return [voxel_mesh(Shapes.check(objects).grids[one]) for one in chosen]
 
     def truth_row(self, chosen: Sequence[int]) -> SheetRow:
-        return SheetRow("true object", self._draw(self.truth, chosen))
-
-    def _draw(self, grids: Tensor, chosen: Sequence[int]) -> list[Picture]:
-        """From the picture's azimuth."""
-        return [render_views(grids[one][None], [self.azimuths[one]], size=TILE)[0, 0].numpy() for one in chosen]
+        return SheetRow("true object", [voxel_mesh(self.truth[one]) for one in chosen])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -22,7 +23,9 @@ MARK = "fewstep contact sheet"
 GAP = 4
 SIZE_OF_TEXT, CHARACTER, LINE = 18, 10, 22  # of the font, and about the width and height of a character
 LETTERS = "abcdefghijklmnopqrstuvwxyz"  # their mean width is that of a character
-LEAD, SPACE, GREY, WHITE = 18, 14, "#555555", 250  # of a comparison: line height, room around a group's line, colours
+TEXT, LEAD, SPACE = 19, 25, 26  # of a comparison: size of the font, line height, room around a group's line
+GREY, LINES, WHITE = "#555555", "#c4c4c4", 250  # colours
+MARGIN = 24  # around a strip
 
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[Picture]]], path: Path, tile: int = 160) -> None:
@@ -72,16 +75,15 @@ def contact_image(rows: Sequence[tuple[str, Sequence[Picture]]], tile: int = 160
     return sheet
 
 
-def compared(rows: Sequence[SheetRow], path: Path, caption: str, tile: int, wide: int = 214) -> None:
+def compared(rows: Sequence[SheetRow], path: Path, caption: str, tile: int, wide: int = 290) -> None:
     """Write the sheet of a comparison: a caption, then rows with name and notes, and a line between groups.
-
-    Meant to be read at about its own size: with 8 pictures of 98 pixels in a row it is as wide as a page.
 
     Args:
         rows: their objects are pictures.
+        tile: pixels of a picture.
         wide: pixels of the column of names.
     """
-    plain, bold = _font(14), _font(14, "-Bold")
+    plain, bold = _font(TEXT), _font(TEXT, "-Bold")
     texts = [_wrapped(row.label, bold, wide) + _wrapped("\n".join(row.notes), plain, wide) for row in rows]
     names = [len(_wrapped(row.label, bold, wide)) for row in rows]
     breaks = [bool(at) and row.group != rows[at - 1].group for at, row in enumerate(rows)]
@@ -90,23 +92,62 @@ def compared(rows: Sequence[SheetRow], path: Path, caption: str, tile: int, wide
     above = _wrapped(caption, plain, width)
     sheet = Image.new("RGB", (width, LEAD * len(above) + 3 * GAP + sum(heights)), "white")
     pen, top = ImageDraw.Draw(sheet), LEAD * len(above) + 3 * GAP
-    for number, line in enumerate(above):
-        pen.text((GAP, GAP + LEAD * number), line, fill=GREY, font=plain)
+    _lines(pen, (GAP, GAP), above, plain, GREY)
     for row, lines, name, cut, height in zip(rows, texts, names, breaks, heights, strict=True):
         if cut:
-            pen.line((GAP, top + SPACE // 2 - GAP // 2, width - GAP, top + SPACE // 2 - GAP // 2), fill="#c4c4c4")
-        body = height - GAP - SPACE * cut
-        start = top + SPACE * cut + (body - LEAD * len(lines)) // 2
-        for number, line in enumerate(lines):
-            font, colour = (bold, "black") if number < name else (plain, GREY)
-            pen.text((GAP, start + LEAD * number), line, fill=colour, font=font)
+            pen.line((GAP, top + SPACE // 2 - GAP // 2, width - GAP, top + SPACE // 2 - GAP // 2), fill=LINES)
+        start = top + SPACE * cut + (height - GAP - SPACE * cut - LEAD * len(lines)) // 2
+        _lines(pen, (GAP, start), lines[:name], bold, "black")
+        _lines(pen, (GAP, start + LEAD * name), lines[name:], plain, GREY)
         for column, picture in enumerate(row.objects):
-            corner = (wide + GAP + column * (tile + GAP), top + SPACE * cut)
-            sheet.paste(_tile(picture, tile), corner)
-            if _pixels(picture).min() >= WHITE:
-                pen.text((corner[0] + tile // 2, corner[1] + tile // 2), "nothing", fill=GREY, font=plain, anchor="mm")
+            _place(sheet, pen, picture, (wide + GAP + column * (tile + GAP), top + SPACE * cut), tile)
         top += height
     write_sheet(sheet, path)
+
+
+def strip(columns: Sequence[SheetRow], path: Path, caption: str, tile: int) -> None:
+    """Write a strip: a column for each of ``columns`` below its name, an object in each line, a caption at the foot.
+
+    Args:
+        columns: their objects are pictures, as many in each.
+        tile: pixels of a picture.
+    """
+    plain, bold = _font(TEXT), _font(TEXT, "-Bold")
+    heads = [_wrapped(column.label.replace(", ", ",\n"), bold, tile + GAP) for column in columns]
+    count = max((len(column.objects) for column in columns), default=0)
+    head, step = LEAD * max(map(len, heads), default=0), tile + MARGIN
+    width = MARGIN + len(columns) * step
+    below = _wrapped(caption, plain, width - 2 * MARGIN)
+    sheet = Image.new("RGB", (width, head + count * step + LEAD * len(below) + 2 * MARGIN), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (column, lines) in enumerate(zip(columns, heads, strict=True)):
+        left = MARGIN + number * step
+        for at, line in enumerate(lines):
+            pen.text((left + tile // 2, MARGIN + LEAD * at), line, fill="black", font=bold, anchor="ma")
+        for line_number, picture in enumerate(column.objects):
+            _place(sheet, pen, picture, (left, MARGIN + head + line_number * step), tile)
+    _lines(pen, (MARGIN, MARGIN + head + count * step), below, plain, GREY)
+    write_sheet(sheet, path)
+
+
+def _lines(pen: ImageDraw.ImageDraw, corner: tuple[int, int], lines: Sequence[str], font: Any, colour: str) -> None:
+    for number, line in enumerate(lines):
+        pen.text((corner[0], corner[1] + LEAD * number), line, fill=colour, font=font)
+
+
+def _place(sheet: Image.Image, pen: ImageDraw.ImageDraw, picture: Picture, corner: tuple[int, int], tile: int) -> None:
+    """A picture, or the word "nothing" where it is empty."""
+    sheet.paste(_tile(picture, tile), corner)
+    if _pixels(picture).min() >= WHITE:
+        middle = (corner[0] + tile // 2, corner[1] + tile // 2)
+        pen.text(middle, "nothing", fill=GREY, font=_font(TEXT), anchor="mm")
+
+
+def as_png(picture: Picture) -> bytes:
+    """The content of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(_pixels(picture)).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def closer(rows: Sequence[Sequence[Picture]]) -> list[list[Picture]]:

@@ -51,31 +51,33 @@ def write_glb(mesh: Mesh, path: Path, record: Mapping[str, Any] | None = None) -
     if not mesh.success:
         raise FewstepError(f"{path}: the mesh has no faces, so there is nothing to write")
     check_finite(mesh.vertices, Path(path))
-    data = _glb(mesh, dict(record or {}))
+    data = glb(mesh, record)
     return write_whole(Path(path), lambda temp: temp.write_bytes(data))
 
 
-def _glb(mesh: Mesh, record: dict[str, Any]) -> bytes:
+def glb(mesh: Mesh, record: Mapping[str, Any] | None = None, normals: bool = True) -> bytes:
+    """The content of such a file. Without ``normals`` it is smaller, and programs draw it with flat faces."""
     vertices, faces = mesh.vertices.detach().cpu().double(), mesh.faces.cpu()
     points = (vertices.numpy() @ AXES).astype("<f4")
-    normals = (vertex_normals(vertices.float(), faces).double().numpy() @ AXES).astype("<f4")
+    arrays = {"POSITION": (points, FLOAT, "VEC3"), "COLOR_0": (_rgba(mesh), BYTE, "VEC4")}
+    if normals:
+        turned = (vertex_normals(vertices.float(), faces).double().numpy() @ AXES).astype("<f4")
+        arrays["NORMAL"] = (turned, FLOAT, "VEC3")
+    attributes = {name: number for number, name in enumerate(arrays)}
+    arrays["indices"] = (faces.numpy().astype("<u4").reshape(-1), INTEGER, "SCALAR")
     views: list[dict[str, Any]] = []
     accessors: list[dict[str, Any]] = []
     body = b""
-    for array, component, kind, target in (
-        (points, FLOAT, "VEC3", VERTICES),
-        (normals, FLOAT, "VEC3", VERTICES),
-        (_rgba(mesh), BYTE, "VEC4", VERTICES),
-        (faces.numpy().astype("<u4").reshape(-1), INTEGER, "SCALAR", INDICES),
-    ):
+    for array, component, kind in arrays.values():
+        target = INDICES if kind == "SCALAR" else VERTICES
         accessors.append({"bufferView": len(views), "componentType": component, "count": len(array), "type": kind})
         views.append({"buffer": 0, "byteOffset": len(body), "byteLength": array.nbytes, "target": target})
         body += array.tobytes()  # every array's size is a multiple of 4 bytes, as the format asks
     accessors[0] |= {"min": points.min(0).tolist(), "max": points.max(0).tolist()}
-    accessors[2]["normalized"] = True
-    primitive = {"attributes": {"POSITION": 0, "NORMAL": 1, "COLOR_0": 2}, "indices": 3, "material": 0}
+    accessors[1]["normalized"] = True
+    primitive = {"attributes": attributes, "indices": len(attributes), "material": 0}
     tree = {
-        "asset": {"version": "2.0", "generator": "fewstep", "extras": record},
+        "asset": {"version": "2.0", "generator": "fewstep", "extras": dict(record or {})},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0}],

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fewstep_shapes3d.export.camera import Camera
 from fewstep_shapes3d.export.contact import Picture, contact_image, write_sheet
+from fewstep_shapes3d.export.portrait import portrait
 from fewstep_shapes3d.export.raster import render_mesh
 from fewstep_shapes3d.export.splat import render_gaussians
 from fewstep_shapes3d.representations import Gaussians, Mesh
@@ -18,16 +19,17 @@ FIRST = 30.0
 
 
 def picture(thing: Mesh | Gaussians, azimuth: float, size: int = 256, samples: int = 2) -> npt.NDArray[np.float32]:
-    """[size, size, 3] in [0, 1] from one side."""
+    """[size, size, 3] in [0, 1] from one side, as measures see it."""
     camera = Camera(azimuth, size=size)
     drawn = render_mesh(thing, camera, samples) if isinstance(thing, Mesh) else render_gaussians(thing, camera)
     found: npt.NDArray[np.float32] = drawn.numpy()
     return found
 
 
-def turntable(thing: Mesh | Gaussians, views: int = 8, size: int = 256) -> list[npt.NDArray[np.float32]]:
-    """Pictures from ``views`` azimuths, evenly around."""
-    return [picture(thing, FIRST + 360 * view / views, size) for view in range(views)]
+def turntable(thing: Mesh | Gaussians, views: int = 8, size: int = 256) -> list[Picture]:
+    """Pictures for people from ``views`` azimuths, evenly around."""
+    draw = portrait if isinstance(thing, Mesh) else picture
+    return [draw(thing, FIRST + 360 * view / views, size) for view in range(views)]
 
 
 def write_preview(rows: Sequence[tuple[str, Sequence[Picture]]], path: Path, tile: int = 256) -> Path:

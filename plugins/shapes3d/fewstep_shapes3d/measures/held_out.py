@@ -14,14 +14,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fewstep.core.batch import Batch
-from fewstep.core.suite import Rows, SheetRow, Suite
+from fewstep.core.suite import Exhibit, Rows, SheetRow, Suite
 from fewstep.errors import invalid
 from fewstep_shapes3d.data.prepared import PreparedSet
-from fewstep_shapes3d.export.contact import Picture, closer, compared
+from fewstep_shapes3d.export.contact import Picture, as_png, closer, compared, strip
+from fewstep_shapes3d.export.glb import glb
+from fewstep_shapes3d.export.portrait import portrait
 from fewstep_shapes3d.measures.features import SIZE, ImageEncoder
+from fewstep_shapes3d.mesh.coarse import coarse
+from fewstep_shapes3d.pictures.white import on_white
+from fewstep_shapes3d.representations import Mesh
 from fewstep_shapes3d.voxel_render import AZIMUTHS
 
-SMALL = 98  # pixels of a picture on a contact sheet
+SHEET_TILE = 168  # pixels of a picture on a contact sheet
+ROOM = 1.5  # of the frame that holds the whole cube, to that of an object
 
 
 @dataclass(frozen=True)
@@ -119,25 +125,54 @@ class PictureSuite(Suite):
         """How close objects are to the true ones, [N]; larger is closer. Only these can be on a contact sheet."""
 
     @abstractmethod
-    def seen(self, objects: Any, chosen: Sequence[int]) -> list[Picture]:
-        """Some of the objects, as the cameras of their pictures see them."""
+    def meshes(self, objects: Any, chosen: Sequence[int]) -> list[Mesh]:
+        """Some of the objects, coloured, to look at."""
 
     @abstractmethod
     def truth_row(self, chosen: Sequence[int]) -> SheetRow:
-        """The true objects, as pictures."""
+        """The true objects, as meshes."""
 
     def sheet(self, rows: Rows, path: Path, count: int) -> None:
         """Condition pictures, true objects, then a row for each of ``rows``: objects from the best to the worst."""
-        rows = SheetRow.of(rows)
-        scores = torch.stack([self.closeness(row.objects) for row in rows]).mean(0)
+        scores = self._scores(rows)
         chosen = from_best_to_worst(scores, count)
-        truth = self.truth_row(chosen)
-        drawn = [replace(row, objects=self.seen(row.objects, chosen)) for row in rows]
-        given = SheetRow("picture", [self.pictures[one] for one in chosen], ("what the flow is given",))
-        closer_rows = closer([truth.objects, *(row.objects for row in drawn)])
-        below = [replace(row, objects=pictures) for row, pictures in zip([truth, *drawn], closer_rows, strict=True)]
         order = "from the best (left) to the worst (right), evenly spaced when ranked by"
-        compared([given, *below], path, f"{len(chosen)} of {len(scores)} objects, {order} {self.rule}.", SMALL)
+        caption = f"{len(chosen)} of {len(scores)} objects, {order} {self.rule}."
+        compared(self._drawn(rows, chosen), path, caption, SHEET_TILE)
+
+    def strip(self, rows: Rows, path: Path, count: int) -> None:
+        """``count`` objects below each other: condition picture, true object, and what each of ``rows`` made of it."""
+        scores = self._scores(rows)
+        chosen = evenly_ranked(scores, count)
+        ranks = f"the middle ones of {len(chosen)} equal parts when ranked by"
+        strip(
+            self._drawn(rows, chosen), path, f"{len(chosen)} of {len(scores)} objects: {ranks} {self.rule}.", SHEET_TILE
+        )
+
+    def gallery(self, rows: Rows, count: int) -> list[Exhibit]:
+        """The objects of a strip as coarse meshes."""
+        chosen = evenly_ranked(self._scores(rows), count)
+        columns = [self.truth_row(chosen).objects, *(self.meshes(row.objects, chosen) for row in SheetRow.of(rows))]
+        models = [[glb(coarse(mesh), normals=False) if mesh.success else b"" for mesh in column] for column in columns]
+        return [
+            Exhibit(f"object {one + 1}", as_png(on_white(self.pictures[one])), truth, tuple(made), self.azimuths[one])
+            for one, truth, *made in zip(chosen, *models, strict=True)
+        ]
+
+    def _scores(self, rows: Rows) -> Tensor:
+        """The mean closeness of each object over all rows."""
+        return torch.stack([self.closeness(row.objects) for row in SheetRow.of(rows)]).mean(0)
+
+    def _drawn(self, rows: Rows, chosen: Sequence[int]) -> list[SheetRow]:
+        """Condition pictures, true objects and ``rows`` as the cameras of the pictures see them."""
+        made = [replace(row, objects=self.meshes(row.objects, chosen)) for row in SheetRow.of(rows)]
+        below = [self.truth_row(chosen), *made]
+        azimuths = [self.azimuths[one] for one in chosen]
+        drawn = [[portrait(*pair, round(ROOM * SHEET_TILE)) for pair in zip(row.objects, azimuths, strict=True)]
+                 for row in below]  # fmt: skip
+        given = SheetRow("picture", [on_white(self.pictures[one]) for one in chosen], ("what the flow is given",))
+        pairs = zip(below, closer(drawn), strict=True)
+        return [given, *(replace(row, objects=pictures) for row, pictures in pairs)]
 
 
 def from_best_to_worst(scores: Tensor, count: int) -> list[int]:
@@ -145,3 +180,10 @@ def from_best_to_worst(scores: Tensor, count: int) -> list[int]:
     order = scores.argsort(descending=True, stable=True)
     places = torch.linspace(0, len(scores) - 1, min(count, len(scores))).round().long()
     return [int(index) for index in order[places]]
+
+
+def evenly_ranked(scores: Tensor, count: int) -> list[int]:
+    """Indices of ``count`` scores, the middle ones of as many equal parts of the ranking: the best part's first."""
+    order, parts = scores.argsort(descending=True, stable=True), min(count, len(scores))
+    places = (torch.arange(parts) + 0.5) * len(scores) / parts
+    return [int(order[int(place)]) for place in places]

@@ -19,12 +19,11 @@ from fewstep.metrics import agreement
 from fewstep_shapes3d.data.attributes import PARTS, RANGE
 from fewstep_shapes3d.data.surface import CENTRES
 from fewstep_shapes3d.export import picture
-from fewstep_shapes3d.export.contact import Picture
 from fewstep_shapes3d.mesh.faces import sample, without_cavities
 from fewstep_shapes3d.representations import Mesh
 from fewstep_shapes3d.voxel_render import AZIMUTHS
 
-PIXELS, TILE, SHOWN, POINTS = 96, 160, 16, 5000
+PIXELS, SHOWN, POINTS = 96, 16, 5000
 NOTHING = math.sqrt(3.0)  # distance to an empty surface: the cube's diagonal
 
 
@@ -38,17 +37,17 @@ class Cloud:
 
 @dataclass(frozen=True)
 class Seen:
-    """Of N surfaces: ``views`` uint8 [N, V, 3, S, S] from four sides, ``clouds``, and for the contact sheet the first
-    ones as their condition pictures saw them."""
+    """Of N surfaces: ``views`` uint8 [N, V, 3, S, S] from four sides, ``clouds``, and of the first ones the ``meshes``,
+    for pictures."""
 
     views: Tensor
     clouds: list[Cloud]
-    tiles: list[Picture]
+    meshes: list[Mesh]
 
 
 @dataclass
 class Surfaces:
-    """Generated objects. Their meshes are let go once they were looked at: those of a bench would fill the memory.
+    """Generated objects. Most meshes are let go once they were looked at: those of a bench would fill the memory.
 
     Args:
         meshes: of N objects.
@@ -65,11 +64,10 @@ class Surfaces:
 
     @cached_property
     def seen(self) -> Seen:
-        """Views, clouds and tiles, made once."""
+        """Views, clouds and the first meshes, made once."""
         meshes, self.meshes = self.meshes, []
         views = torch.stack([_views(mesh) for mesh in meshes])
-        shown = zip(meshes[:SHOWN], self.azimuths, strict=False)
-        return Seen(views, [cloud_of(mesh) for mesh in meshes], [picture(mesh, at, TILE) for mesh, at in shown])
+        return Seen(views, [cloud_of(mesh) for mesh in meshes], meshes[:SHOWN])
 
     @cached_property
     def features(self) -> Tensor:

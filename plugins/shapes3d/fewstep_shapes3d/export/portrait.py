@@ -1,0 +1,83 @@
+"""Meshes as pictures for people: soft light from above, dark creases, a shadow on the ground, white behind.
+
+What measures see is drawn by ``raster`` and ``voxel_render``, and stays as it is whatever this looks like.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped,unused-ignore]
+from torch import Tensor
+
+from fewstep_shapes3d.export.camera import Camera
+from fewstep_shapes3d.export.raster import GREY, vertex_normals, visible
+from fewstep_shapes3d.representations import Mesh
+
+SAMPLES = 2  # a side and pixel, for smooth outlines
+LIGHT = (-0.5, -0.6, -0.62)  # towards the light, as (right, down, forward): above and left of the eye
+AMBIENT, SKY, DIRECT = 0.56, 0.16, 0.42
+CREASE, WIDE = 6.0, 0.012  # how dark what lies behind its surroundings is, a unit of depth; their width in pictures
+SHADOW, SOFT = 0.30, 0.022  # of the ground: how dark, and how wide its edge is in pictures
+COARSE = 4  # pixels in one of the shadow's
+
+
+def portrait(mesh: Mesh, azimuth: float, size: int) -> npt.NDArray[np.uint8]:
+    """[size, size, 3] of a mesh in [-0.5, 0.5]^3, z up; one without faces gives a white picture."""
+    wide = size * SAMPLES
+    drawn = torch.ones(wide * wide, 3)
+    if mesh.success:
+        mesh = dataclasses.replace(mesh, vertices=mesh.vertices.detach().cpu().float(), faces=mesh.faces.cpu())
+        _draw(mesh, Camera(azimuth, size=wide), drawn)
+    picture = F.avg_pool2d(drawn.view(1, wide, wide, 3).movedim(-1, 1), SAMPLES)[0].movedim(0, -1)
+    found: npt.NDArray[np.uint8] = (picture * 255).round().to(torch.uint8).numpy()
+    return found
+
+
+def _draw(mesh: Mesh, camera: Camera, drawn: Tensor) -> None:
+    """Fill the pixels [size^2, 3] of a white picture."""
+    size, vertices = camera.size, mesh.vertices
+    projected = camera.project(vertices)
+    a, b, c = projected[mesh.faces, :2].unbind(1)
+    front = mesh.faces[_turned(b - a, c - a) < 0]  # rows of pictures go down: what faces the eye turns clockwise
+    face, weights, pixel = visible(projected, front, size)
+    corners = front[face]
+    normal = F.normalize((vertex_normals(vertices, mesh.faces)[corners] * weights[..., None]).sum(1), dim=-1)
+    colours = torch.full_like(vertices, GREY) if mesh.colours is None else mesh.colours.detach().cpu().float()
+    colour = (colours[corners] * weights[..., None]).sum(1).clamp(0, 1)
+    lit = (normal @ camera.axes.T @ F.normalize(torch.tensor(LIGHT), dim=0)).clamp(min=0)
+    depth = (projected[corners, 2] * weights).sum(1)
+    light = AMBIENT + SKY * normal[:, 2] + DIRECT * lit - _creases(depth, pixel, size)
+    drawn *= 1 - SHADOW * _ground(vertices, mesh.faces, camera)[:, None]
+    drawn[pixel] = (colour * light[:, None]).clamp(0, 1)
+
+
+def _creases(depth: Tensor, pixel: Tensor, size: int) -> Tensor:
+    """How much darker each covered pixel is: it lies behind the mean of those around it (Luft et al. 2006)."""
+    covered, depths = torch.zeros(size * size), torch.zeros(size * size)
+    covered[pixel], depths[pixel] = 1.0, depth
+    sums, counts = (
+        torch.from_numpy(gaussian_filter(part.view(size, size).numpy(), WIDE * size)).flatten()[pixel]
+        for part in (depths, covered)
+    )
+    return (CREASE * (depth - sums / counts)).clamp(0, 0.3)
+
+
+def _turned(a: Tensor, b: Tensor) -> Tensor:
+    return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+
+
+def _ground(vertices: Tensor, faces: Tensor, camera: Camera) -> Tensor:
+    """[size^2] in [0, 1], the soft shadow below the object on the plane that it stands on."""
+    small = Camera(camera.azimuth, camera.elevation, camera.size // COARSE)
+    flat = torch.cat([vertices[:, :2], vertices[:, 2:].amin().expand(len(vertices), 1)], 1)
+    _, _, pixel = visible(small.project(flat), faces, small.size)
+    covered = np.zeros(small.size**2, dtype=np.float32)
+    covered[pixel.numpy()] = 1.0
+    blurred = gaussian_filter(covered.reshape(small.size, -1), SOFT * small.size)
+    wide = F.interpolate(torch.from_numpy(blurred)[None, None], (camera.size,) * 2, mode="bilinear")
+    return wide.flatten()
