@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewstep_shapes3d.representations import Mesh
 
-ROUNDS, PULLS = 10, (0.6, -0.64)  # of smoothing; how far a vertex goes to its neighbours, and back: nothing shrinks
+ROUNDS, PULLS = 10, (0.6, -0.45)  # of smoothing; how far a vertex goes to its neighbours, and back: little shrinks
 REACH = 0.5  # how far from the middle of its cell a vertex may go, in voxels: nothing thin is lost
 HEIGHTS = ((0.40, 0.54, 0.76), (0.55, 0.78, 0.76), (0.99, 0.86, 0.62))  # colours from the foot of the cube to its top
 OPEN, DARKEST = (3, 9), 0.45  # widths of the neighbourhoods that shade, in voxels
