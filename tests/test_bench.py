@@ -110,6 +110,10 @@ class Points(Suite):
         self.columns = count
         Image.new("RGB", (120, 40)).save(path)
 
+    def strip(self, rows: Sequence[tuple[str, Any]], path: Path, count: int) -> None:
+        self.strips = [label for label, _ in rows]
+        Image.new("RGB", (120, 40)).save(path)
+
 
 def info(method: str = "perfect", contract: Contract | None = None) -> StudentInfo:
     """What a student's folder says of it."""
@@ -142,11 +146,13 @@ def run(
     console: Console,
     compare: Path | None = None,
     resume: bool = False,
+    report: bool = False,
     **keys: Any,
 ) -> BenchTable:
     keys = {"steps": (1, 2), "seeds": (0, 1, 2), "device": "cpu", **keys}
     config, entrants = validate(BenchConfig, keys), [student(label, [(net, of)]) for label, net, of in students]
-    table = run_bench("gauss", [stage], entrants, config, out, compare=compare, console=console, resume=resume)
+    options: Any = {"compare": compare, "console": console, "resume": resume, "report": report}
+    table = run_bench("gauss", [stage], entrants, config, out, **options)
     table.show(console)
     return table
 

@@ -19,11 +19,12 @@ import torch
 import trimesh
 from fewstep_shapes3d.export.contact import as_png
 from fewstep_shapes3d.export.glb import glb
+from fewstep_shapes3d.measures.shapes import Shapes
 from fewstep_shapes3d.mesh.voxels import voxel_mesh
 from PIL import Image
 from test_bench import Bench, Gaussian, Points, bench, info
 from test_bench_display import NAMES
-from test_suite_trellis import COUNT, shapes, suite
+from test_suite_trellis import COUNT, suite
 
 from fewstep.benchmark.page import LIMIT, write_page
 from fewstep.cli import main
@@ -154,8 +155,9 @@ def test_a_page_that_would_be_too_large_says_what_it_leaves_out(
 
 def test_the_structures_of_a_suite_can_be_turned() -> None:
     tested = suite(azimuths=[10.0 * at for at in range(COUNT)])
-    made = shapes(tested, 0)
-    made.grids[1] = False
+    grids = tested.truth.clone()
+    grids[1] = False  # nothing came out
+    made = Shapes(grids, torch.zeros(COUNT, 1), tested.views)
     exhibits = tested.gallery([("teacher", made)], COUNT)
     assert sorted(int(one.name.split()[1]) for one in exhibits) == list(range(1, COUNT + 1))
     for exhibit in exhibits:
@@ -166,18 +168,28 @@ def test_the_structures_of_a_suite_can_be_turned() -> None:
         assert len(truth.faces) > 20
 
 
-def test_the_command_writes_a_page_and_a_strip_also_of_a_bench_that_ended(
+def test_the_page_of_a_bench_that_ended(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"steps": (1, 2), "seeds": (0,), "limit": 4}
+    first = bench(tmp_path / "b", **options)
+    assert not (tmp_path / "b" / "report.html").exists()
+    assert first.suite.strips == ["teacher, 25 steps", "undistilled, 1 step", "perfect, 1 step", "perfect, 2 steps"]
+    assert (tmp_path / "b" / "strip.png").is_file()
+    rows = (tmp_path / "b" / "rows.csv").read_text()
+    bench(tmp_path / "b", suite=Solids(), resume=True, report=True, **options)
+    page = Page(tmp_path / "b" / "report.html")
+    assert (tmp_path / "b" / "rows.csv").read_text() == rows
+    assert [page.data["rows"][row]["label"] for row in page.data["overview"]] == first.suite.strips
+    assert len(page.data["exhibits"][0]["models"]) == len(page.data["rows"])
+
+
+def test_a_command_writes_the_page_of_a_suite_without_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     command = ["bench", "-b", "toy", "--steps", "1", "--seeds", "0", "--limit", "16", "-o", "b", "teacher_steps=2"]
-    assert main(command) == 0, capsys.readouterr().err
-    assert not Path("b/report.html").exists()
-    assert Path("b/strip.png").stat().st_size > 1000
-    rows = Path("b/rows.csv").read_text()
-    assert main([*command, "--resume", "--report"]) == 0, capsys.readouterr().err
+    assert main([*command, "--report"]) == 0, capsys.readouterr().err
     assert Page(Path("b/report.html")).data["exhibits"] == []
-    assert Path("b/rows.csv").read_text() == rows
+    assert Path("b/strip.png").stat().st_size > 1000
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.benchmark.chart import GREY, LEVELS, style
+from fewstep.benchmark.chart import GREY, LEVELS, NAME, style
 from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
 from fewstep.benchmark.rows import FLOW, Line
 from fewstep.benchmark.summary import by_cell, seconds
@@ -198,5 +198,5 @@ def _write_objects(exhibit: Exhibit, rows: Sequence[SheetRow], folder: Path) -> 
 
 
 def _slug(text: str) -> str:
-    """A name for a file: letters, digits, dots within and dashes."""
-    return re.sub(r"[^\w.]+", "-", text).strip("-.") or "object"
+    """A short name for a file: letters, digits, dots within and dashes."""
+    return re.sub(r"[^\w.]+", "-", text)[:NAME].strip("-.") or "object"

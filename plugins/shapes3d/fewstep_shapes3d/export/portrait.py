@@ -6,12 +6,12 @@ What measures see is drawn by ``raster`` and ``voxel_render``, and stays as it i
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
 from fewstep_shapes3d.export.camera import Camera
@@ -60,10 +60,7 @@ def _creases(depth: Tensor, pixel: Tensor, size: int) -> Tensor:
     """How much darker each covered pixel is: it lies behind the mean of those around it (Luft et al. 2006)."""
     covered, depths = torch.zeros(size * size), torch.zeros(size * size)
     covered[pixel], depths[pixel] = 1.0, depth
-    sums, counts = (
-        torch.from_numpy(gaussian_filter(part.view(size, size).numpy(), WIDE * size)).flatten()[pixel]
-        for part in (depths, covered)
-    )
+    sums, counts = (_blurred(part, WIDE).flatten()[pixel] for part in (depths, covered))
     return (CREASE * (depth - sums / counts)).clamp(0, 0.3)
 
 
@@ -76,8 +73,14 @@ def _ground(vertices: Tensor, faces: Tensor, camera: Camera) -> Tensor:
     small = Camera(camera.azimuth, camera.elevation, camera.size // COARSE)
     flat = torch.cat([vertices[:, :2], vertices[:, 2:].amin().expand(len(vertices), 1)], 1)
     _, _, pixel = visible(small.project(flat), faces, small.size)
-    covered = np.zeros(small.size**2, dtype=np.float32)
-    covered[pixel.numpy()] = 1.0
-    blurred = gaussian_filter(covered.reshape(small.size, -1), SOFT * small.size)
-    wide = F.interpolate(torch.from_numpy(blurred)[None, None], (camera.size,) * 2, mode="bilinear")
-    return wide.flatten()
+    covered = torch.zeros(small.size**2)
+    covered[pixel] = 1.0
+    return F.interpolate(_blurred(covered, SOFT)[None, None], (camera.size,) * 2, mode="bilinear").flatten()
+
+
+def _blurred(pixels: Tensor, wide: float) -> Tensor:
+    """[size, size] of pixels [size^2], as seen through a Gaussian; its standard deviation is in pictures."""
+    from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped,unused-ignore]  # half a second to import
+
+    size = math.isqrt(len(pixels))
+    return torch.from_numpy(gaussian_filter(pixels.view(size, size).numpy(), wide * size))
