@@ -109,7 +109,7 @@ def _by_budget(cells: Mapping[tuple[str, int], Mapping[str, Line]], styles: Mapp
     found: dict[str, dict[str, tuple[int, Mapping[str, Line]]]] = {}
     for (label, steps), cell in sorted(cells.items(), key=lambda item: item[0][1]):
         line = next(iter(cell.values()))
-        if label not in RESERVED and getattr(line, "evaluations", 0):
+        if label not in RESERVED and _budget(cell):
             found.setdefault(line.method, {}).setdefault(label, (steps, cell))
     return [
         {
@@ -118,7 +118,7 @@ def _by_budget(cells: Mapping[tuple[str, int], Mapping[str, Line]], styles: Mapp
             "points": [_point(label, *cell) for label, cell in students.items()],
         }
         for method, students in found.items()
-        if len({getattr(next(iter(cell.values())), "evaluations", 0) for _, cell in students.values()}) > 1
+        if len({_budget(cell) for _, cell in students.values()}) > 1
     ]
 
 
@@ -127,9 +127,15 @@ def _point(label: str, steps: int, found: Mapping[str, Line]) -> dict[str, Any]:
         "name": f"{label}, {number_of(steps, 'step')}",
         "steps": steps,
         "milliseconds": 1000 * seconds(found.values(), FLOW),
-        "budget": getattr(next(iter(found.values())), "evaluations", 0) or 0,
+        "budget": _budget(found),
         "values": _values(found),
     }
+
+
+def _budget(found: Mapping[str, Line]) -> float:
+    """Evaluations that training took; 0 of what is no student."""
+    evaluations = getattr(next(iter(found.values())), "evaluations", None)
+    return float(evaluations or 0)
 
 
 def _values(found: Mapping[str, Line]) -> dict[str, tuple[float, float, float]]:

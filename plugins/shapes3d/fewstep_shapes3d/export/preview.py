@@ -28,8 +28,10 @@ def picture(thing: Mesh | Gaussians, azimuth: float, size: int = 256, samples: i
 
 def turntable(thing: Mesh | Gaussians, views: int = 8, size: int = 256) -> list[Picture]:
     """Pictures for people from ``views`` azimuths, evenly around."""
-    draw = portrait if isinstance(thing, Mesh) else picture
-    return [draw(thing, FIRST + 360 * view / views, size) for view in range(views)]
+    azimuths = [FIRST + 360 * view / views for view in range(views)]
+    if isinstance(thing, Mesh):
+        return [portrait(thing, azimuth, size) for azimuth in azimuths]
+    return [picture(thing, azimuth, size) for azimuth in azimuths]
 
 
 def write_preview(rows: Sequence[tuple[str, Sequence[Picture]]], path: Path, tile: int = 256) -> Path:

@@ -55,7 +55,8 @@ def _quads(solid: Array, number: Array, axis: int) -> Array:
     one, two = (np.eye(3, dtype=int)[(axis + turn) % 3] for turn in (1, 2))
     around = np.stack([number[tuple((at - step).T)] for step in (one + two, two, 0 * one, one)], 1)
     leaves = ends[0][tuple(at.T)]
-    return np.where(leaves[:, None], around, around[:, ::-1])
+    found: Array = np.where(leaves[:, None], around, around[:, ::-1])
+    return found
 
 
 def _relaxed(start: Array, quads: Array) -> Array:
@@ -63,7 +64,7 @@ def _relaxed(start: Array, quads: Array) -> Array:
     ends = np.concatenate([quads[:, [i, (i + 1) % 4]] for i in range(4)])
     ends = np.concatenate([ends, ends[:, ::-1]])
     count = np.bincount(ends[:, 0], minlength=len(start))[:, None]
-    places = start.copy()
+    places: Array = start.copy()
     for pull in PULLS * ROUNDS:
         sums = np.stack([np.bincount(ends[:, 0], places[ends[:, 1], i], len(start)) for i in range(3)], 1)
         places = np.clip(places + pull * (sums / count - places), start - REACH, start + REACH)
