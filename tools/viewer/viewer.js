@@ -2,7 +2,7 @@
 // One WebGL context draws every pane and copies the picture into the pane's canvas: browsers allow few contexts.
 
 import {
-  AmbientLight, Color, DirectionalLight, DoubleSide, Group, HemisphereLight, Mesh, MeshLambertMaterial, PCFSoftShadowMap,
+  AmbientLight, Color, DirectionalLight, DoubleSide, Group, HemisphereLight, Mesh, MeshLambertMaterial, PCFShadowMap,
   PerspectiveCamera, PlaneGeometry, Scene, ShadowMaterial, WebGLRenderer,
 } from "three";
 import { GLTFLoader } from "three/examples/jsm/loaders/GLTFLoader.js";
@@ -15,7 +15,7 @@ const DEGREES = 0.45, STEP = 10; // turned by a pixel of dragging, and by an arr
 export function create() {
   const renderer = new WebGLRenderer({ antialias: true, preserveDrawingBuffer: true });
   renderer.shadowMap.enabled = true;
-  renderer.shadowMap.type = PCFSoftShadowMap;
+  renderer.shadowMap.type = PCFShadowMap;
   const scene = new Scene();
   scene.background = new Color(0xffffff);
   const camera = new PerspectiveCamera(FIELD, 1, 0.1, 20);
