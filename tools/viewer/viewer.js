@@ -147,6 +147,10 @@ export async function load(bytes) {
   scene.traverse((part) => {
     if (!part.isMesh) return;
     part.geometry.computeVertexNormals();
+    const normal = part.geometry.getAttribute("normal");
+    for (let at = 0; at < normal.count; at++) { // of specks without an area, which would be black
+      if (!normal.getX(at) && !normal.getY(at) && !normal.getZ(at)) normal.setY(at, 1);
+    }
     part.geometry.computeBoundingBox();
     foot = Math.min(foot, part.geometry.boundingBox.min.y);
     part.material = new MeshLambertMaterial({ vertexColors: true, side: DoubleSide });

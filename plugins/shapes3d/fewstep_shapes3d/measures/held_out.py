@@ -144,10 +144,9 @@ class PictureSuite(Suite):
         """``count`` objects below each other: condition picture, true object, and what each of ``rows`` made of it."""
         scores = self._scores(rows)
         chosen = evenly_ranked(scores, count)
-        ranks = f"the middle ones of {len(chosen)} equal parts when ranked by"
-        strip(
-            self._drawn(rows, chosen), path, f"{len(chosen)} of {len(scores)} objects: {ranks} {self.rule}.", SHEET_TILE
-        )
+        parts = f"the middle one of each of {len(chosen)} equal parts, from the best"
+        caption = f"{len(chosen)} of {len(scores)} held-out objects: ranked by {self.rule}, {parts}."
+        strip(self._drawn(rows, chosen), path, caption, SHEET_TILE)
 
     def gallery(self, rows: Rows, count: int) -> list[Exhibit]:
         """The objects of a strip as coarse meshes."""
