@@ -13,11 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.benchmark.chart import GREY, LEVELS, NAME, style
-from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
-from fewstep.benchmark.rows import FLOW, Line
-from fewstep.benchmark.summary import by_cell, seconds
-from fewstep.benchmark.tables import html, measures
+from fewstep.benchmark.chart import NAME
+from fewstep.benchmark.curves import curves
+from fewstep.benchmark.tables import html
 from fewstep.console import number_of
 from fewstep.core.suite import Exhibit, SheetRow, Suite
 from fewstep.files import write_bytes, write_file
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 
 LIMIT = 12_000_000  # characters of models in a page: with the rest it stays below 15 MB
 ROOM = 15  # of 100, the quality of JPEG that is given up for a small page
-LINE_WIDTH = 2.4  # of the charts' lines, which dashes are measured in
 
 
 def write_page(table: BenchTable, suite: Suite, rows: Sequence[SheetRow], overview: Sequence[int], count: int) -> None:
@@ -48,7 +45,7 @@ def write_page(table: BenchTable, suite: Suite, rows: Sequence[SheetRow], overvi
     left_out = len(exhibits) - len(packed)
     less = f" {number_of(left_out, 'object')} more would make the page too large." if left_out else ""
     data = {
-        **_numbers(table.lines, suite),
+        **curves(table.lines, suite),
         "rows": [{"label": row.label, "group": row.group} for row in rows],
         "overview": list(overview),
         "exhibits": packed,
@@ -68,98 +65,6 @@ def write_page(table: BenchTable, suite: Suite, rows: Sequence[SheetRow], overvi
     }
     page = (asset / "page.html").read_text(encoding="utf-8")
     write_file(table.folder / "report.html", re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], page))
-
-
-def _numbers(lines: Sequence[Line], suite: Suite) -> dict[str, Any]:
-    """What the charts show: measures, a series for each label, and levels."""
-    cells = by_cell(lines)
-    named: dict[str, list[tuple[int, Mapping[str, Line]]]] = {}
-    for (label, steps), found in cells.items():
-        named.setdefault(label, []).append((steps, found))
-    students = [label for label in named if label not in RESERVED]
-    styles = {UNDISTILLED: GREY, **{label: style(number) for number, label in enumerate(students)}}
-    names = measures(lines, suite.headline)
-    seen = [name for name in dict.fromkeys((suite.headline, *suite.charts, *names)) if name in names]
-    series = [
-        {"label": label, **_style(styles[label]), "points": [_point(label, *cell) for cell in named[label]]}
-        for label in styles
-        if label in named
-    ]
-    levels = [
-        {"label": _level(label, *named[label][0]), "values": _values(named[label][0][1]), "dashes": _dashes(dashes)}
-        for label, dashes in LEVELS.items()
-        if label in named
-    ]
-    several = any(line.half is not None for line in lines)
-    return {
-        "measures": [_measure(name, suite) for name in seen],
-        "series": {"cells": series, "budget": _by_budget(cells, styles)},
-        "levels": levels,
-        "interval": "Bands and bars are 95 % intervals." if several else "A single seed has no intervals.",
-    }
-
-
-def _measure(name: str, suite: Suite) -> dict[str, Any]:
-    better = "lower" if name in suite.lower_is_better else "higher"
-    return {"name": name, "words": suite.in_words(name), "better": better, "signed": name in suite.signed}
-
-
-def _by_budget(cells: Mapping[tuple[str, int], Mapping[str, Line]], styles: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A line a method through its students of different budgets, each in its fewest steps."""
-    found: dict[str, dict[str, tuple[int, Mapping[str, Line]]]] = {}
-    for (label, steps), cell in sorted(cells.items(), key=lambda item: item[0][1]):
-        line = next(iter(cell.values()))
-        if label not in RESERVED and _budget(cell):
-            found.setdefault(line.method, {}).setdefault(label, (steps, cell))
-    return [
-        {
-            "label": method,
-            **_style(styles[next(iter(students))]),
-            "points": [_point(label, *cell) for label, cell in students.items()],
-        }
-        for method, students in found.items()
-        if len({_budget(cell) for _, cell in students.values()}) > 1
-    ]
-
-
-def _point(label: str, steps: int, found: Mapping[str, Line]) -> dict[str, Any]:
-    return {
-        "name": f"{label}, {number_of(steps, 'step')}",
-        "steps": steps,
-        "milliseconds": 1000 * seconds(found.values(), FLOW),
-        "budget": _budget(found),
-        "values": _values(found),
-    }
-
-
-def _budget(found: Mapping[str, Line]) -> float:
-    """Evaluations that training took; 0 of what is no student."""
-    evaluations = getattr(next(iter(found.values())), "evaluations", None)
-    return float(evaluations or 0)
-
-
-def _values(found: Mapping[str, Line]) -> dict[str, tuple[float, float, float]]:
-    """Value and ends of the interval of every measure that is a number."""
-    ends = {name: (line, line.bounds()) for name, line in found.items()}
-    values = {n: (line.value, bounds.get("low", line.value), bounds.get("high", line.value))
-              for n, (line, bounds) in ends.items()}  # fmt: skip
-    return {name: value for name, value in values.items() if all(abs(end) < float("inf") for end in value)}
-
-
-def _level(label: str, steps: int, found: Mapping[str, Line]) -> str:
-    return f"{label}, {number_of(steps, 'step')}" if label == TEACHER else label
-
-
-def _style(found: Any) -> dict[str, str]:
-    colour, _, dashes = found
-    return {"colour": colour, "dashes": _dashes(dashes)}
-
-
-def _dashes(dashes: Any) -> str:
-    """A line style of matplotlib as SVG has it."""
-    named = {"-": (), "--": (3.7, 1.6), "-.": (6.4, 1.6, 1, 1.6), ":": (1, 1.65)}
-    lengths = named[dashes] if isinstance(dashes, str) else dashes[1]
-    return " ".join(f"{LINE_WIDTH * length:g}" for length in lengths)
 
 
 def _list(texts: Sequence[str], attributes: str = "") -> str:

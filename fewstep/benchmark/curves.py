@@ -1,0 +1,111 @@
+"""What the charts of a page show, as JSON: quality against steps, time and training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+from fewstep.benchmark.chart import GREY, LEVELS, style
+from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
+from fewstep.benchmark.rows import FLOW, Line
+from fewstep.benchmark.summary import by_cell, seconds
+from fewstep.benchmark.tables import measures
+from fewstep.console import number_of
+from fewstep.core.suite import Suite
+
+WIDTH = 2.4  # of the lines, which dashes are measured in
+NAMED = {"-": (), "--": (3.7, 1.6), "-.": (6.4, 1.6, 1, 1.6), ":": (1, 1.65)}  # dashes of matplotlib's styles
+Cell = Mapping[str, Line]  # by measure
+
+
+def curves(lines: Sequence[Line], suite: Suite) -> dict[str, Any]:
+    """Measures; a series of points for each label, and for each method with several budgets; levels of references."""
+    cells = by_cell(lines)
+    named: dict[str, list[tuple[int, Cell]]] = {}
+    for (label, steps), found in cells.items():
+        named.setdefault(label, []).append((steps, found))
+    students = [label for label in named if label not in RESERVED]
+    styles = {UNDISTILLED: GREY, **{label: style(number) for number, label in enumerate(students)}}
+    names = measures(lines, suite.headline)
+    seen = [name for name in dict.fromkeys((suite.headline, *suite.charts, *names)) if name in names]
+    series = [
+        {"label": label, **_style(styles[label]), "points": [_point(label, *cell) for cell in named[label]]}
+        for label in styles
+        if label in named
+    ]
+    levels = [
+        {"label": _level(label, *named[label][0]), "values": _values(named[label][0][1]), "dashes": _dashes(dashes)}
+        for label, dashes in LEVELS.items()
+        if label in named
+    ]
+    several = any(line.half is not None for line in lines)
+    return {
+        "measures": [_measure(name, suite) for name in seen],
+        "series": {"cells": series, "budget": _by_budget(cells, styles)},
+        "levels": levels,
+        "interval": "Bands and bars are 95 % intervals." if several else "A single seed has no intervals.",
+    }
+
+
+def _measure(name: str, suite: Suite) -> dict[str, Any]:
+    better = "lower" if name in suite.lower_is_better else "higher"
+    return {"name": name, "words": suite.in_words(name), "better": better, "signed": name in suite.signed}
+
+
+def _by_budget(cells: Mapping[tuple[str, int], Cell], styles: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A line a method through its students of different budgets, each in its fewest steps."""
+    found: dict[str, dict[str, tuple[int, Cell]]] = {}
+    for (label, steps), cell in sorted(cells.items(), key=lambda item: item[0][1]):
+        line = next(iter(cell.values()))
+        if label not in RESERVED and _budget(cell):
+            found.setdefault(line.method, {}).setdefault(label, (steps, cell))
+    return [
+        {
+            "label": method,
+            **_style(styles[next(iter(students))]),
+            "points": [_point(label, *cell) for label, cell in students.items()],
+        }
+        for method, students in found.items()
+        if len({_budget(cell) for _, cell in students.values()}) > 1
+    ]
+
+
+def _point(label: str, steps: int, found: Cell) -> dict[str, Any]:
+    return {
+        "name": f"{label}, {number_of(steps, 'step')}",
+        "steps": steps,
+        "milliseconds": 1000 * seconds(found.values(), FLOW),
+        "budget": _budget(found),
+        "values": _values(found),
+    }
+
+
+def _budget(found: Cell) -> float:
+    """Evaluations that training took; 0 of what is no student."""
+    evaluations = getattr(next(iter(found.values())), "evaluations", None)
+    return float(evaluations or 0)
+
+
+def _values(found: Cell) -> dict[str, tuple[float, float, float]]:
+    """Value and ends of the interval of every measure that is a number."""
+    values = {}
+    for name, line in found.items():
+        ends = {"low": line.value, "high": line.value, **line.bounds()}
+        values[name] = line.value, ends["low"], ends["high"]
+    return {name: value for name, value in values.items() if all(map(isfinite, value))}
+
+
+def _level(label: str, steps: int, found: Cell) -> str:
+    return f"{label}, {number_of(steps, 'step')}" if label == TEACHER else label
+
+
+def _style(found: Any) -> dict[str, str]:
+    colour, _, dashes = found
+    return {"colour": colour, "dashes": _dashes(dashes)}
+
+
+def _dashes(dashes: Any) -> str:
+    """A line style of matplotlib as SVG has it."""
+    lengths = NAMED[dashes] if isinstance(dashes, str) else dashes[1]
+    return " ".join(f"{WIDTH * length:g}" for length in lengths)
