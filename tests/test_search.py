@@ -116,6 +116,10 @@ def test_a_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(set(calls)) == 6
     assert Search(plan, tmp_path).run(1, float("inf"))
     assert len(calls) == 7
+    file = tmp_path / "trials.csv"
+    file.write_text(file.read_text()[:-40])  # killed within the last row
+    assert Search(plan, tmp_path).run(1, float("inf"))
+    assert len(calls) == 8
     with pytest.raises(FewstepError, match="another plan"):
         Search(plan_of(budget=BUDGET + 1), tmp_path).run(1, 0.0)
 

@@ -25,10 +25,10 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -45,6 +45,7 @@ from fewstep.benchmark.measurement import sample
 from fewstep.config.base import Strict, merge, read_toml, validate
 from fewstep.config.resolve import data_of, resolve_stages
 from fewstep.config.run import versions
+from fewstep.engine.device import pick_device
 from fewstep.errors import FewstepError
 from fewstep.files import new_file
 from fewstep.plugins.registry import registry
@@ -129,15 +130,17 @@ class Judge:
         data = data_of(network).load()(self.config.data, teacher.backbone)
         suite = backbone.suite(self.config.backbone, data)
         self.network, self.stage = network, Stage("", teacher, suite, getattr(self.config.backbone, "rescale_t", 1.0))
-        suite.to(torch.device("cpu"))
+        self.device = pick_device(self.config.device)
+        suite.to(self.device)
         self.batch = suite.prompts(self.config.limit)
         first, *self.undistilled = line_up([self.stage], [], self.config.steps, self.config.teacher_steps)
         self.measure = plan.measure or suite.headline
         self.truth = {seed: self._objects(*first, seed) for seed in self.config.seeds}
 
     def _objects(self, entrant: Entrant, steps: int, seed: int) -> Any:
-        noise = self.stage.suite.noise(seed, self.batch)
-        x = sample(entrant.models[0], self.batch, noise, steps, seed, torch.device("cpu"))[0]
+        noise, (model,) = self.stage.suite.noise(seed, self.batch), entrant.models
+        model.field.to(self.device)
+        x = sample(model, self.batch, noise, steps, seed, self.device)[0]
         return self.stage.suite.decode(x.nan_to_num(0.0, 0.0, 0.0), self.batch.layout)
 
     def _value(self, entrant: Entrant, steps: int) -> float:
@@ -214,15 +217,17 @@ class Search:
         judge = judge_of(self.plan.model_dump_json())
         self.lower = judge.measure in judge.stage.suite.lower_is_better
         if self.file.exists():
-            with self.file.open(newline="") as file:
-                self.rows = {row["id"]: row for row in csv.DictReader(file)}
-            return
+            with self.file.open(newline="") as file:  # a row that was cut off has no last column
+                self.rows = {row["id"]: row for row in csv.DictReader(file) if row["versions"]}
         self.out.mkdir(parents=True, exist_ok=True)
         plan.write_text(text)
-        with self.file.open("w", newline="") as file:
-            csv.DictWriter(file, self.columns).writeheader()
-        values = {f"at_{steps}": value for steps, value in judge.values().items()}
-        self.record({"id": "undistilled", "method": "undistilled", "seed": 0, "settings": "{}", **values})
+        with new_file(self.file) as temp, temp.open("w", newline="") as file:
+            table = csv.DictWriter(file, self.columns)
+            table.writeheader()
+            table.writerows(self.rows.values())
+        if "undistilled" not in self.rows:
+            values = {f"at_{steps}": value for steps, value in judge.values().items()}
+            self.record({"id": "undistilled", "method": "undistilled", "seed": 0, "settings": "{}", **values})
 
     def record(self, row: dict[str, Any]) -> None:
         row = row | {"machine": platform.machine(), "versions": json.dumps(versions())}
@@ -230,9 +235,9 @@ class Search:
         with self.file.open("a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
-    def score(self, trials: Iterable[Trial]) -> float:
-        """The mean that ranks, smaller is better; infinity where a trial failed."""
-        found = [self.rows[trial.id].get(self.rank) or "inf" for trial in trials]
+    def score(self, trial: Trial, seeds: int) -> float:
+        """The mean over seeds that ranks, smaller is better; infinity where one failed."""
+        found = [self.rows[one.id].get(self.rank) or "inf" for one in repeated(trial, seeds)]
         return fmean(float(value) if self.lower or value == "inf" else -float(value) for value in found)
 
     def rounds(self) -> Iterator[list[Trial]]:
@@ -241,12 +246,9 @@ class Search:
         seeds = 1
         kept = self.trials
         for one in self.plan.rounds:
-            best = {
-                method: sorted(trials, key=lambda t, n=seeds: self.score(repeated(t, n)))[: one.keep]  # type: ignore[misc]
-                for method, trials in kept.items()
-            }
-            yield [trial for trials in best.values() for first in trials for trial in repeated(first, one.seeds)]
-            seeds, kept = one.seeds, best
+            ranked = {method: sorted(trials, key=partial(self.score, seeds=seeds)) for method, trials in kept.items()}
+            seeds, kept = one.seeds, {method: trials[: one.keep] for method, trials in ranked.items()}
+            yield [trial for trials in kept.values() for first in trials for trial in repeated(first, seeds)]
 
     def run(self, jobs: int, seconds: float) -> bool:
         """Whether all is done. After so many seconds no further trial is begun."""
