@@ -217,8 +217,8 @@ class Search:
         judge = judge_of(self.plan.model_dump_json())
         self.lower = judge.measure in judge.stage.suite.lower_is_better
         if self.file.exists():
-            with self.file.open(newline="") as file:  # a row that was cut off has no last column
-                self.rows = {row["id"]: row for row in csv.DictReader(file) if row["versions"]}
+            whole = self.file.read_text().rpartition("\n")[0]  # a kill may have cut the last row off
+            self.rows = {row["id"]: row for row in csv.DictReader(whole.splitlines())}
         self.out.mkdir(parents=True, exist_ok=True)
         plan.write_text(text)
         with new_file(self.file) as temp, temp.open("w", newline="") as file:
