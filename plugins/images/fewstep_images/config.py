@@ -21,10 +21,10 @@ class ImagesConfig(Strict):
         "exact", description="the exact velocity of the smoothed images, or a network fitted to them by flow matching"
     )
     guidance: float = Field(1.0, ge=0, description="teacher's guidance scale g in u + g (c - u) at sampling; 1: none")
-    width: int = Field(256, ge=1, description="hidden units of the student")
-    depth: int = Field(4, ge=1, description="residual blocks of the student")
+    width: int = Field(192, ge=1, description="hidden units of the student")
+    depth: int = Field(3, ge=1, description="residual blocks of the student")
     pretrain: int = Field(
-        2000,
+        600,
         ge=0,
         description="iterations of fitting the network beforehand: to the exact velocity or, as a learned teacher, to "
         "the images",

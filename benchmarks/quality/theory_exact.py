@@ -1,0 +1,71 @@
+"""What theory says of students of an exact teacher: the maps that methods converge to, and velocities of samples.
+
+z is noise, Phi(z) the exact flow's image of it, v the teacher's velocity, F the student's average velocity, D the
+interval of its finite difference, f = x - t F the data that it predicts.
+
+Consistency distillation makes f(x, t) = f(x - D v, t - D): from t = 1 that is Euler's method with step D.
+
+Velocity matching solves F(x, t) + t [F(x, t) - F(x - D v, t - D)] / D = v(x, t). For f this reads
+
+    f(x, t) = f_before + D^2 / (t^2 - D^2) [f_before - (x - t v)],    f_before = f(x - D v, t - D),
+
+Euler's method and a sum, which for small D becomes D times the integral of (x0 - x + t v) / t^2 over t. As
+d(x / t)/dt = (t v - x) / t^2, and v(x0, 0) = -x0, that integral from 0 to 1 is z. So, to first order in D,
+
+    f(z, 1) - Phi(z) = (Euler's error with step D) + D z.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewstep.core.backbone import Teacher
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Dense
+from fewstep.core.mixture import Mixture
+
+
+@torch.no_grad()
+def limits(teacher: Teacher, noise: Tensor, batch: Batch, interval: float) -> tuple[Tensor, Tensor]:
+    """[N, P] twice: where consistency distillation and velocity matching with this interval carry the noise.
+
+    The recursion of velocity matching needs F at t = 0, which its loss never trains: the teacher's velocity stands for
+    it. What the student has there instead moves the result by a term of second order.
+    """
+    steps, x, velocities = round(1 / interval), noise, []
+
+    def velocity(t: float) -> Tensor:
+        found: Tensor = teacher(x, torch.full((len(x),), t, dtype=torch.float64), batch.cond, batch.layout)
+        return found
+
+    for i in range(steps):
+        velocities.append(velocity(1 - i * interval))
+        x = x - interval * velocities[-1]
+    average = velocity(0.0)
+    for i in reversed(range(steps)):
+        t = 1 - i * interval
+        average = (interval * velocities[i] + t * average) / (t + interval)
+    return x, noise - average
+
+
+def slope(measured: Tensor, predicted: Tensor) -> float:
+    """The least-squares factor between two fields [N, P]: 1 where the prediction explains what was measured."""
+    return float((measured * predicted).sum() / predicted.square().sum())
+
+
+def rms(x: Tensor) -> float:
+    """Root mean square of all elements."""
+    return float(x.square().mean().sqrt())
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """Of two fields [N, P] as wholes."""
+    return float((a * b).sum() / (a.norm() * b.norm()))
+
+
+@torch.no_grad()
+def velocity_of(samples: Tensor, labels: Tensor, std: float, x_t: Tensor, t_B: Tensor, cond: Condition) -> Tensor:
+    """[N, P] E[eps - x0 | x_t] where x0 is one of ``samples`` [M, P] of the same class with noise of ``std`` on it."""
+    return Mixture(samples, std, labels).velocity(Interpolant(), x_t, Dense(len(x_t)).expand(t_B, x_t), cond.tokens)
