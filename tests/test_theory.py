@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import torch
+from fewstep_consistency.cm import Consistency
+from fewstep_consistency.config import ConsistencyConfig
 from fewstep_images.config import ImagesConfig
 from fewstep_images.exact import ExactFlow
+from fewstep_mdt.config import VMConfig
+from fewstep_mdt.vm import VelocityMatching
 from torch import Tensor
 
 from benchmarks.quality.theory_exact import limits, slope, velocity_of
+from benchmarks.quality.theory_students import LinearStudent, Method, MixtureFlow
 from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense
 from fewstep.core.mixture import Mixture
-from fewstep.core.objective import Step
+from fewstep.core.objective import Nets, Objective, Step, means
 from fewstep.core.samplers import heun
-from fewstep.core.times import step_grid
+from fewstep.core.times import TimeSampler, step_grid
 from fewstep.methods.residual import Derivative
 
 pytest.importorskip("sklearn")
-N, INTERVAL = 6, 0.1
+N, INTERVAL, LINE = 6, 0.1, Interpolant()
 Field = Callable[[Tensor, Tensor], Tensor]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +45,16 @@ def teacher() -> Teacher:
 def batch() -> Batch:
     noise = torch.randn(N, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return Batch(noise, Dense(N), Condition(torch.eye(10, dtype=torch.float64)[:N]))
+
+
+def bound(teacher: Teacher, batch: Batch) -> Field:
+    """The teacher's velocity under the batch's condition."""
+
+    def velocity(x: Tensor, t_B: Tensor) -> Tensor:
+        found: Tensor = teacher(x, t_B, batch.cond, batch.layout)
+        return found
+
+    return velocity
 
 
 def matched(velocity: Field, interval: float) -> Field:
@@ -65,12 +85,9 @@ def consistent(velocity: Field, interval: float) -> Field:
 
 
 def test_limits_are_roots_of_the_engines_residual(teacher: Teacher, batch: Batch) -> None:
-    def velocity(x: Tensor, t_B: Tensor) -> Tensor:
-        found: Tensor = teacher(x, t_B, batch.cond, batch.layout)
-        return found
-
+    velocity = bound(teacher, batch)
     knobs, step = Derivative("discrete", INTERVAL), Step(0, Interpolant())
-    euler, vm = limits(teacher, batch.x0, batch, INTERVAL)
+    euler, vm = limits(velocity, batch.x0, INTERVAL)
     for field, end in ((matched(velocity, INTERVAL), vm), (consistent(velocity, INTERVAL), euler)):
         ones = torch.ones(N, dtype=torch.float64)
         assert torch.allclose(batch.x0 - field(batch.x0, ones), end, atol=1e-9)
@@ -89,7 +106,7 @@ def test_velocity_matching_adds_d_z_to_eulers_error(teacher: Teacher, batch: Bat
     exact = exact_map(teacher, batch)
     left = []
     for interval in (0.02, 0.01):
-        euler, vm = limits(teacher, batch.x0, batch, interval)
+        euler, vm = limits(bound(teacher, batch), batch.x0, interval)
         bias, first = vm - exact, euler - exact + interval * batch.x0
         left.append(float((bias - first).square().mean().sqrt()))
         assert slope(bias, first) == pytest.approx(1, abs=0.02)
@@ -110,15 +127,8 @@ def test_the_bias_of_one_gaussian_is_that_of_its_closed_form() -> None:
     def coefficient(t: float) -> float:
         return (t - (1 - t) * s**2) / ((1 - t) ** 2 * s**2 + t**2)
 
-    class Gaussian(ExactFlow):
-        def __init__(self) -> None:
-            torch.nn.Module.__init__(self)
-
-        def forward(self, x: Tensor, t_B: Tensor, *rest: object, **keys: object) -> Tensor:
-            return mixture.velocity(Interpolant(), x, t_B[:, None])
-
     noise = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    euler, vm = limits(Teacher(Gaussian()), noise, Batch(noise, Dense(4)), interval)
+    euler, vm = limits(lambda x, t_B: mixture.velocity(Interpolant(), x, t_B[:, None]), noise, interval)
     shrunk, shares = 1.0, []
     for k in range(steps):
         shares.append(shrunk * coefficient(1 - k * interval))
@@ -129,6 +139,37 @@ def test_the_bias_of_one_gaussian_is_that_of_its_closed_form() -> None:
     assert torch.allclose(euler, shrunk * noise)
     assert torch.allclose(vm, (1 - average) * noise)
     assert 1 - average - s == pytest.approx(shrunk - s + interval, rel=0.05)
+
+
+@pytest.mark.parametrize("method", ["vm", "cm", "jvp"])
+def test_the_engines_gradient_vanishes_at_a_solved_student(method: Method) -> None:
+    """On samples that it was not solved on, so up to their noise; for another method's student it does not."""
+    mixture = Mixture(normal(12, 2, seed=3), 0.6, torch.zeros(12, dtype=torch.int64))
+    flow, draws = MixtureFlow(mixture), torch.Generator().manual_seed(9)
+    x0 = mixture.sample(torch.zeros(8000, dtype=torch.int64), draws)
+    uniform = TimeSampler(kind="uniform")
+    if method == "cm":
+        objective: Objective[Any] = Consistency(ConsistencyConfig(interval=INTERVAL, loss="l2", t=uniform))
+    else:
+        kind = "continuous" if method == "jvp" else "discrete"
+        objective = VelocityMatching(VMConfig(kind=kind, interval=INTERVAL, d_norm="none", t=uniform))
+
+    def velocity(x: Tensor, t_B: Tensor) -> Tensor:
+        return mixture.velocity(LINE, x, t_B[:, None])
+
+    def solve(which: Method) -> LinearStudent:
+        return LinearStudent(2, 0).solve(
+            which, INTERVAL, mixture, lambda x, t: mixture.velocity(LINE, x, t[:, None]), 0
+        )
+
+    def gradient(student: LinearStudent) -> float:
+        nets = Nets({"student": student, "teacher": Teacher(flow)}, {})
+        loss = sum(means(objective.loss(Batch(x0, Dense(8000)), nets, Step(0, LINE))).values())
+        (found,) = torch.autograd.grad(cast(Tensor, loss), student.weight)
+        return float(found.norm())
+
+    other: Method = "vm" if method == "cm" else "cm"
+    assert gradient(solve(method)) < 0.2 * gradient(solve(other))
 
 
 def test_the_velocity_of_one_sample_points_at_it() -> None:

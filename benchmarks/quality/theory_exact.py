@@ -17,36 +17,34 @@ d(x / t)/dt = (t v - x) / t^2, and v(x0, 0) = -x0, that integral from 0 to 1 is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from fewstep.core.backbone import Teacher
-from fewstep.core.batch import Batch, Condition
+from fewstep.core.batch import Condition
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense
 from fewstep.core.mixture import Mixture
 
+Velocity = Callable[[Tensor, Tensor], Tensor]  # (x [N, F], t_B [N]) -> v
+
 
 @torch.no_grad()
-def limits(teacher: Teacher, noise: Tensor, batch: Batch, interval: float) -> tuple[Tensor, Tensor]:
-    """[N, P] twice: where consistency distillation and velocity matching with this interval carry the noise.
+def limits(velocity: Velocity, noise: Tensor, interval: float) -> tuple[Tensor, Tensor]:
+    """[N, F] twice: where consistency distillation and velocity matching with this interval carry the noise.
 
     The recursion of velocity matching needs F at t = 0, which its loss never trains: the teacher's velocity stands for
     it. What the student has there instead moves the result by a term of second order.
     """
-    steps, x, velocities = round(1 / interval), noise, []
-
-    def velocity(t: float) -> Tensor:
-        found: Tensor = teacher(x, torch.full((len(x),), t, dtype=torch.float64), batch.cond, batch.layout)
-        return found
-
-    for i in range(steps):
-        velocities.append(velocity(1 - i * interval))
+    x, ones, velocities = noise, torch.ones(len(noise), dtype=torch.float64), []
+    times = [1 - i * interval for i in range(round(1 / interval))]
+    for t in times:
+        velocities.append(velocity(x, t * ones))
         x = x - interval * velocities[-1]
-    average = velocity(0.0)
-    for i in reversed(range(steps)):
-        t = 1 - i * interval
-        average = (interval * velocities[i] + t * average) / (t + interval)
+    average = velocity(x, 0 * ones)
+    for t, v in zip(reversed(times), reversed(velocities), strict=True):
+        average = (interval * v + t * average) / (t + interval)
     return x, noise - average
 
 

@@ -24,24 +24,25 @@ from benchmarks.quality import theory_exact as exact
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Dense
 
-SCORE_TIMES = (0.3, 0.5, 0.7, 0.9)
+TIMES = (0.3, 0.5, 0.7, 0.9)
 BANK, SMOOTHING = 20_000, 0.2
 CRITIC_STEPS, CRITIC_BATCH, CRITIC_LR = 600, 128, 2e-3
 HEAD = f"""## What velocity distillation is told
 
-Of the student of velocity matching with D = 0.1 and seed 0, at x'_t between its samples and fresh noise. The true
-signal is the velocity of a bank of {BANK} of its samples, with noise of {SMOOTHING} on each, minus the teacher's.
-**self**: the student's own F + t dF/dt minus the teacher's, as published. **critic**: a network trained on the
-samples for {CRITIC_STEPS} iterations, minus the teacher's. **exact samples**: the true signal of exact samples in
-place of the student's, which is 0 but for the error of the bank.
+Of a network that velocity matching trained for a short time on digits of 8 x 8 with noise of 0.4 (D = 0.1, 400
+iterations of 128), at x'_t between its samples and fresh noise. The true signal is the velocity of a bank of {BANK}
+of its samples, with noise of {SMOOTHING} on each, minus the teacher's. **self**: the student's own F + t dF/dt
+minus the teacher's, as published. **critic**: a network trained on the samples for {CRITIC_STEPS} iterations, minus
+the teacher's. **exact samples**: the true signal of exact samples in place of the student's, which is 0 but for the
+error of the bank.
 
 | signal | t | cosine with the true signal | size / true size | true size |
 |---|---|---|---|---|"""
 
 
 @dataclass(frozen=True)
-class Signals:
-    """A signal beside the true one at a time: cosine, and the ratio of their sizes."""
+class Signal:
+    """A signal beside the true one at a time: cosine, ratio of sizes, and the root mean square of the true one."""
 
     name: str
     t: float
@@ -49,24 +50,24 @@ class Signals:
     ratio: float
     true_size: float
 
-    @staticmethod
-    def table(found: list[Signals]) -> list[str]:
-        """In Markdown."""
-        rows = [f"| {o.name} | {o.t:g} | {o.cosine:.3f} | {o.ratio:.3f} | {o.true_size:.4f} |" for o in found]
-        return [HEAD, *rows]
+
+def table(found: list[Signal]) -> list[str]:
+    """In Markdown."""
+    rows = [f"| {o.name} | {o.t:g} | {o.cosine:.3f} | {o.ratio:.3f} | {o.true_size:.4f} |" for o in found]
+    return [HEAD, *rows]
 
 
-def signals(student: ImageFlow, suite: ImageSuite, data: SmoothedImages, noise: Tensor) -> list[Signals]:
+def signals(student: ImageFlow, suite: ImageSuite, data: SmoothedImages) -> list[Signal]:
     """All signals at all times; the samples x' are of held-out noise and are not in the bank."""
     draws = torch.Generator().manual_seed(1)
     batch, labels = suite.prompts(), data.mixture.draw_labels(BANK, draws)
+    noise = suite.noise(0, batch)
     bank = samples(student, torch.randn(BANK, noise.shape[1], generator=draws), labels)
     true_bank = data.mixture.sample(labels, draws)
     fakes, critic = samples(student, noise, data.held_out_labels()), trained(student, bank, labels, draws)
     found = []
-    for t in SCORE_TIMES:
-        t_B = torch.full((len(noise),), t)
-        fresh = torch.randn(noise.shape, generator=draws)
+    for t in TIMES:
+        t_B, fresh = torch.full((len(noise),), t), torch.randn(noise.shape, generator=draws)
         real_t, x_t = ((1 - t) * x0 + t * fresh for x0 in (batch.x0, fakes))
         teacher = suite.exact(x_t, t_B, batch.cond, batch.layout)
         true = exact.velocity_of(bank, labels, SMOOTHING, x_t, t_B, batch.cond) - teacher
@@ -78,8 +79,8 @@ def signals(student: ImageFlow, suite: ImageSuite, data: SmoothedImages, noise: 
                 "exact samples": on_real - suite.exact(real_t, t_B, batch.cond, batch.layout),
             }
         size = exact.rms(true)
-        found += [Signals(name, t, exact.cosine(x, true), exact.rms(x) / size, size) for name, x in told.items()]
-    return sorted(found, key=lambda one: list(told).index(one.name))
+        found += [Signal(name, t, exact.cosine(x, true), exact.rms(x) / size, size) for name, x in told.items()]
+    return sorted(found, key=lambda one: ("self", "critic", "exact samples").index(one.name))
 
 
 @torch.no_grad()
