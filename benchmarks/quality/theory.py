@@ -1,4 +1,4 @@
-"""Do students of an exact teacher err as theory says? Writes the tables and the chart of ``results/theory``.
+"""Do students of an exact teacher err as theory says? Writes the tables and the chart of ``results/theory.md``.
 
     python -m benchmarks.quality.theory --out runs/theory
 
@@ -77,6 +77,8 @@ AFTER = """
 Velocity matching as the engine does it draws t from D on: F below D is never trained, but every target near D reads
 it. The solved loss is then free to put anything there, and does; a network is held by nothing but its start near the
 teacher's velocity. With the interval min(D, t) nothing is free, and the bias is what theory says.
+
+![Bias by interval, predicted and measured; cosine of each signal with the true one](theory.png)
 """
 
 
