@@ -70,6 +70,19 @@ class TestCoarserMeshes:
         assert mesh.colours is not None
         assert torch.allclose(few.colours.mean(0), mesh.colours.mean(0), atol=0.05)
 
+    def test_a_wall_within_lends_the_outer_one_no_colour(self) -> None:
+        outer, inner = voxel_mesh(ball(48, 0.35)), voxel_mesh(ball(48, 0.33))
+        red, black = torch.zeros(len(outer.vertices), 6), torch.zeros(len(inner.vertices), 6)
+        red[:, 0] = 1
+        turned = inner.faces.flip(1) + len(outer.vertices)
+        both = Mesh(
+            torch.cat([outer.vertices, inner.vertices]), torch.cat([outer.faces, turned]), torch.cat([red, black])
+        )
+        few = coarse(both, 1500)
+        assert few.colours is not None
+        assert float(few.colours[:, 0].min()) == 1.0
+        assert len(few.faces.unique()) == len(few.vertices)
+
     def test_one_that_is_coarse_keeps_its_faces(self) -> None:
         mesh = voxel_mesh(ball())
         assert torch.equal(coarse(mesh, 10**6).faces, mesh.faces)

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import torch
 
+from fewstep_shapes3d.export.raster import vertex_normals
+from fewstep_shapes3d.mesh.faces import without_cavities
 from fewstep_shapes3d.representations import Mesh
 
-FACES = 9000  # at most, about: 60 kB in a page
+FACES = 14000  # at most, about: 100 kB in a page
 PLACES = 2**12  # steps along an axis that a vertex can stand on: such numbers compress well
 
 
 def coarse(mesh: Mesh, most: int = FACES) -> Mesh:
-    """The mesh with about ``most`` faces or fewer; one that has no more keeps them."""
+    """The mesh with about ``most`` faces or fewer and without walls within; one that has no more keeps all."""
     cells = 128
+    if len(mesh.faces) > most:
+        seen = without_cavities(mesh.vertices.double().numpy(), mesh.faces.numpy())
+        mesh = Mesh(mesh.vertices, torch.from_numpy(seen), mesh.vertex_attrs)
     while len(mesh.faces) > most and cells > 8:
-        mesh, cells = _clustered(mesh, cells), round(0.8 * cells)
-    attrs = mesh.vertex_attrs
-    return Mesh((mesh.vertices * PLACES).round() / PLACES, mesh.faces, attrs)
+        mesh, cells = _clustered(mesh, cells), round(0.85 * cells)
+    used, faces = mesh.faces.unique(return_inverse=True)
+    attrs = None if mesh.vertex_attrs is None else mesh.vertex_attrs[used]
+    return Mesh((mesh.vertices[used] * PLACES).round() / PLACES, faces, attrs)
 
 
 def _clustered(mesh: Mesh, cells: int) -> Mesh:
-    """One vertex in each cell of a grid with so many along an axis: the mean of those in it."""
-    _, own = ((mesh.vertices + 0.5) * cells).floor().long().unique(dim=0, return_inverse=True)
+    """One vertex for those in a cell of a grid, so many along an axis, that face the same octant: their mean.
+
+    Both sides of a thin wall stay apart.
+    """
+    octant = (vertex_normals(mesh.vertices, mesh.faces) > 0).long()
+    places = torch.cat([((mesh.vertices + 0.5) * cells).floor().long(), octant], 1)
+    _, own = places.unique(dim=0, return_inverse=True)
     count = torch.bincount(own).float()[:, None]
 
     def mean(values: torch.Tensor) -> torch.Tensor:
