@@ -80,7 +80,9 @@ def _ground(vertices: Tensor, faces: Tensor, camera: Camera) -> Tensor:
 
 def _blurred(pixels: Tensor, wide: float) -> Tensor:
     """[size, size] of pixels [size^2], as seen through a Gaussian; its standard deviation is in pictures."""
-    from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped,unused-ignore]  # half a second to import
-
     size = math.isqrt(len(pixels))
-    return torch.from_numpy(gaussian_filter(pixels.view(size, size).numpy(), wide * size))
+    reach = math.ceil(3 * wide * size)
+    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / (wide * size)) ** 2)
+    weights = (weights / weights.sum()).view(1, 1, -1, 1)
+    picture = F.conv2d(pixels.view(1, 1, size, size), weights, padding=(reach, 0))
+    return F.conv2d(picture, weights.mT, padding=(0, reach))[0, 0]
