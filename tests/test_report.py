@@ -114,6 +114,19 @@ def test_the_numbers_of_the_charts_are_those_of_the_summary(hostile: tuple[Page,
     assert page.data["levels"][0]["label"] == "teacher, 25 steps"
 
 
+def test_a_method_of_several_budgets_has_a_line_against_training(tmp_path: Path) -> None:
+    students = [("small", Gaussian(0.3), info()), ("big", Gaussian(0.0), info()), ("alone", Gaussian(0.0), info("cm"))]
+    found = bench(tmp_path / "b", students=students, steps=(1, 2), seeds=(0,), limit=4)
+    for line in found.report.lines:  # what training took, which these networks were spared
+        object.__setattr__(line, "evaluations", {"small": 1e4, "big": 8e4, "alone": 2e4}.get(line.label))
+    (line,) = written(found, Points(), ["teacher"]).data["series"]["budget"]
+    assert line["label"] == "perfect"
+    assert [(point["name"], point["budget"]) for point in line["points"]] == [
+        ("small, 1 step", 1e4),
+        ("big, 1 step", 8e4),
+    ]
+
+
 def test_models_are_whole_and_lie_beside_the_page(hostile: tuple[Page, Bench]) -> None:
     page, found = hostile
     exhibits = page.data["exhibits"]

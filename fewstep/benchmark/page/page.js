@@ -91,7 +91,7 @@ function chart(kind, words, measure) {
   const all = [...seen, ...shown.map((level) => level.values[measure.name][0])];
   let [low, high] = [Math.min(...all), Math.max(...all)];
   const room = (high - low || Math.abs(high) || 1) * 0.06;
-  const floor = low >= 0 && !measure.signed ? 0 : -Infinity;
+  const floor = !measure.signed && points.every((point) => point.value >= 0) ? 0 : -Infinity;
   [low, high] = [Math.max(low - room, floor), high + room];
   const y = linear(low, high, HEIGHT - BOTTOM, TOP), x = axisOf(kind, points.map((point) => point.x));
   const clamp = (value) => Math.min(Math.max(y(value), TOP), HEIGHT - BOTTOM);
