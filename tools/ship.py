@@ -1,7 +1,7 @@
 """Put what was trained among the shipped models: half precision, without paths of the machine that trained it.
 
     python tools/ship.py RUN [--name NAME]      a student of ``fewstep distill``
-    python tools/ship.py OUT                    what ``fewstep teach --stage slat`` wrote: models and pipeline.json
+    python tools/ship.py OUT                    the models that ``fewstep teach`` wrote
 
 The contract's sampler may be replaced with ``--sampler``: how a student is sampled is no part of its training.
 """
@@ -26,15 +26,18 @@ def portable(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kept(value: object) -> bool:
-    return not (isinstance(value, str) and Path(value).is_absolute())
+    parts = value if isinstance(value, list | tuple) else [value]
+    return not any(isinstance(part, str) and Path(part).is_absolute() for part in parts)
 
 
 def ship_models(folder: Path) -> None:
-    """Copy the second stage's models, which teaching stores in half precision, and the description of them all."""
-    for name in ("slat_encoder", *(name for role, name in ROLES.items() if role.startswith("slat_"))):
+    """Copy the models of either stage, which teaching stores in half precision, and the description of them all."""
+    for name in ("ss_encoder", "slat_encoder", *ROLES.values()):
         for suffix in (".json", ".safetensors"):
-            shutil.copyfile(folder / f"{name}{suffix}", NANO / f"{name}{suffix}")
-    shutil.copyfile(folder / PIPELINE, NANO / PIPELINE)
+            if (file := folder / f"{name}{suffix}").is_file():
+                shutil.copyfile(file, NANO / file.name)
+    if (folder / PIPELINE).is_file():
+        shutil.copyfile(folder / PIPELINE, NANO / PIPELINE)
     print(NANO)
 
 
@@ -44,7 +47,7 @@ def main() -> None:
     parser.add_argument("--name", help="folder below students/; by default the method")
     parser.add_argument("--sampler")
     chosen = parser.parse_args()
-    if (chosen.run / PIPELINE).is_file():
+    if not (chosen.run / "student").is_dir():
         ship_models(chosen.run)
         return
     student, info = load_student(chosen.run)

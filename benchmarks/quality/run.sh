@@ -1,13 +1,61 @@
 #!/usr/bin/env bash
-# Makes the committed results: benchmarks/quality/run.sh [OUT] [OLD]. OUT (default runs/quality) must not exist; OLD is
-# an earlier OUT (for example benchmarks/quality/results) to compare with.
+# One rung of the ladder, from training to the report: benchmarks/quality/run.sh RUNG [OUT]
+#
+# Trains every method under every seed with the backbone's presets (as many network evaluations for each), then measures
+# all of them in one bench. The same command goes on after an interruption. Rungs: checkerboard, digits, mnist, structure.
+# OUT is runs/quality/RUNG by default. To be set from outside: METHODS, SEEDS, JOBS (trainings at a time, one thread
+# each), BUDGETS (multiples of the presets' iterations, for the curve of quality against budget).
+# The structure rung trains on the shipped objects and on procedural furniture, which it makes first (25 minutes).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-out=${1:-runs/quality}
-old=${2:-}
+rung=${1:?a rung: checkerboard, digits, mnist or structure}
+out=${2:-runs/quality/$rung}
+methods=${METHODS:-mdt-vd mdt-vm cm pcm}
+seeds=${SEEDS:-0 1 2 3 4}
+budgets=${BUDGETS:-1}
 fewstep=.venv/bin/fewstep
-for backbone in trellis toy; do
-    compare=()
-    if [[ -n $old && -f $old/$backbone/rows.csv ]]; then compare=(--compare "$old/$backbone/rows.csv"); fi
-    "$fewstep" bench --backbone "$backbone" --steps 1,2,4,8 --seeds 0,1,2,3,4 --out "$out/$backbone" "${compare[@]}"
+case $rung in
+    checkerboard) backbone=toy keys=(backbone.target=checkerboard) ;;
+    digits | mnist) backbone=images keys=(backbone.source="$rung") ;;
+    structure)
+        furniture=runs/furniture
+        [[ -d $furniture ]] || "$fewstep" data prepare furniture --out "$furniture"
+        backbone=trellis keys=(data.root=plugins/shapes3d/fewstep_shapes3d/assets/sweethome3d,"$furniture")
+        ;;
+    *) echo "unknown rung '$rung': checkerboard, digits, mnist or structure" >&2; exit 2 ;;
+esac
+
+label() { if [[ $2 == 1 ]]; then echo "$1"; else echo "$1@${2}x"; fi; }
+
+# Train one student: METHOD SEED BUDGET.
+train() {
+    local run=$out/$(label "$1" "$3")-$2
+    local settings=(--method "$1" --backbone "$backbone" "${keys[@]}" seed="$2" train.threads=1)
+    if [[ -f $run/student/config.json ]]; then return; fi
+    if [[ -d $run ]]; then
+        "$fewstep" distill --resume --out "$run"
+    else
+        local steps
+        steps=$("$fewstep" distill "${settings[@]}" --dry-run --toml | sed -n 's/^steps = //p')
+        "$fewstep" distill "${settings[@]}" --out "$run" train.steps="$(awk "BEGIN {print int($steps * $3)}")"
+    fi > "$run.log" 2>&1
+    echo "trained: $run"
+}
+
+mkdir -p "$out"
+running=0
+students=()
+for budget in $budgets; do
+    for method in $methods; do
+        students+=(--student "$(label "$method" "$budget")=$out/$(label "$method" "$budget")-*[0-9]")
+    done
+    for seed in $seeds; do
+        for method in $methods; do
+            train "$method" "$seed" "$budget" &
+            if (( ++running >= ${JOBS:-2} )); then wait -n; running=$((running - 1)); fi
+        done
+    done
 done
+wait
+"$fewstep" bench --backbone "$backbone" "${students[@]}" --steps 1,2,4 --seeds "${seeds// /,}" --report --resume \
+    --out "$out/bench" "${keys[@]}" threads=1
