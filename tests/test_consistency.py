@@ -20,7 +20,6 @@ from closed_forms import (
 )
 from fewstep_consistency.cm import Consistency, PhasedConsistency
 from fewstep_consistency.config import ConsistencyConfig, PhasedConfig
-from fewstep_consistency.distance import distance
 from fewstep_toy.analytic import AnalyticFlow
 from pydantic import ValidationError
 from torch import Tensor
@@ -31,6 +30,7 @@ from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Packed
 from fewstep.core.objective import Nets, Step, means
 from fewstep.core.times import TimeSampler, step_grid
+from fewstep.methods.distance import distance
 from fewstep.methods.point import Look, PointConfig
 from fewstep.methods.residual import Derivative, normalise, phase_end
 from fewstep.plugins.registry import registry

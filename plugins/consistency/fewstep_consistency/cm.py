@@ -14,10 +14,10 @@ from torch import Tensor
 from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
 from fewstep.core.objective import Nets, NetSpec, Objective, Step, per
+from fewstep.methods.distance import distance
 from fewstep.methods.point import Look, Point
 from fewstep.methods.residual import Derivative
 from fewstep_consistency.config import BaseConfig, ConsistencyConfig, PhasedConfig
-from fewstep_consistency.distance import distance
 
 C = TypeVar("C", bound=BaseConfig)
 

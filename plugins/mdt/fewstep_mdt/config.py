@@ -20,6 +20,13 @@ class VMConfig(PointConfig):
         description="dF/dt by a finite difference, by jvp, or the published trainer's consistency loss on states",
     )
     interval: float = Field(0.02, gt=0, lt=1, description="D of the finite difference (discrete and cm)")
+    span: Literal["t", "t-D"] = Field(
+        "t",
+        description="factor of a finite difference: t as published, or t - D, with which F matches an Euler step of "
+        "the teacher exactly, as in consistency distillation; discrete only",
+    )
+    loss: Literal["l2", "pseudo-huber"] = Field("l2", description="VM: distance of prediction and target")
+    huber: float = Field(0.3, gt=0, description="VM: c of the pseudo-Huber distance, in units of an element")
     d_norm: Literal["none", "sample", "element"] = Field(
         "element", description="size taken from dF/dt: none, norm over the sample (published), root mean square; not cm"
     )

@@ -53,7 +53,8 @@ def match(config: VMConfig, batch: Batch, nets: Nets, step: Step, term: str) -> 
     own = config.t_vd if term == "vd" and isinstance(config, MDTConfig) else None
     look = Look(config, derivative(config), getattr(config, f"guidance_{term}"), config.multiphase, term, own)
     at = look.at(batch, nets, step)
-    pair = at.residual.value, at.residual.target(at.span)
+    span = at.span - config.interval if config.kind == "discrete" and config.span == "t-D" else at.span
+    pair = at.residual.value, at.residual.target(span)
     if config.kind == "cm":
         pair = at.residual.states(at.x_t, at.span, config.interval)
     v_path = step.interpolant.velocity(batch.x0, at.noise)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
-from fewstep.core.objective import Nets, Objective, Step, per
+from fewstep.core.objective import Nets, Objective, Step
+from fewstep.methods.distance import distance
 from fewstep_mdt.config import VMConfig
 from fewstep_mdt.match import Targets, contract, match
 
 
 class VelocityMatching(Objective[VMConfig]):
-    """lambda || F(x_t, t) + t sg(dF/dt) - vT(x_t, t) ||^2 (MDT-dist, arXiv 2509.04406, velocity matching)."""
+    """lambda || F(x_t, t) + t sg(dF/dt) - vT(x_t, t) ||^2 (MDT-dist, arXiv 2509.04406, velocity matching).
+
+    With ``span`` "t-D" and ``loss`` "pseudo-huber" this is consistency distillation with weight "velocity" and D times
+    the c.
+    """
 
     Config = VMConfig
     needs: ClassVar[frozenset[str]] = frozenset({"jvp"})
@@ -30,5 +36,6 @@ class VelocityMatching(Objective[VMConfig]):
         if self.config.lambda_vm == 0:
             return {}
         found = self.targets(batch, nets, step)
-        error = (found.v_pred - found.v_tgt).square()
-        return {"vm": self.config.lambda_vm * per(self.config.reduction, error, batch.layout)}
+        huber = self.config.huber if self.config.loss == "pseudo-huber" else None
+        error, weight_B = found.v_pred - found.v_tgt, torch.full_like(found.t_B, self.config.lambda_vm)
+        return {"vm": distance(error, weight_B, batch.layout, huber, self.config.reduction)}

@@ -1,4 +1,4 @@
-"""Distances of two states, by sample."""
+"""Distances of two states or velocities, by sample."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def distance(difference: Tensor, weight_B: Tensor, layout: Layout, huber: float 
     """The weighted distance as a loss term: a value an element or a value a sample.
 
     Args:
-        difference: of the states, [B, ...] or packed.
+        difference: [B, ...] or packed.
         weight_B: [B] factor of the squared distance.
         huber: None for the mean square m; else c of sqrt(m + c^2) - c (iCT, arXiv 2310.14189, equation 7, there with
             the sum of squares and its c = 0.00054 sqrt(elements)), which is m / 2c near 0 and grows as the root.
