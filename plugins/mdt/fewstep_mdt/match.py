@@ -42,7 +42,8 @@ def derivative(config: VMConfig) -> Derivative:
     """How dF/dt is taken. The published consistency loss (kind "cm") has no tangent to normalise."""
     if config.kind == "cm":
         return Derivative("discrete", config.interval)
-    return Derivative(config.kind, config.interval, config.d_norm, config.d_norm_constant)
+    short = config.kind == "discrete" and config.difference == "short"
+    return Derivative(config.kind, config.interval, config.d_norm, config.d_norm_constant, short)
 
 
 def match(config: VMConfig, batch: Batch, nets: Nets, step: Step, term: str) -> Targets:
@@ -53,7 +54,7 @@ def match(config: VMConfig, batch: Batch, nets: Nets, step: Step, term: str) -> 
     own = config.t_vd if term == "vd" and isinstance(config, MDTConfig) else None
     look = Look(config, derivative(config), getattr(config, f"guidance_{term}"), config.multiphase, term, own)
     at = look.at(batch, nets, step)
-    span = at.span - config.interval if config.kind == "discrete" and config.span == "t-D" else at.span
+    span = at.span - config.interval if config.kind == "discrete" and config.difference == "euler" else at.span
     pair = at.residual.value, at.residual.target(span)
     if config.kind == "cm":
         pair = at.residual.states(at.x_t, at.span, config.interval)
