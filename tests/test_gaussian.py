@@ -71,6 +71,26 @@ def test_discrete_residual_of_exact_transport_is_first_order(exact: GaussianMap,
     assert errors[2] < 0.05
 
 
+@pytest.mark.parametrize("multiphase", [1, 2])
+def test_an_euler_difference_has_the_gradient_of_consistency_distillation(batch: Batch, multiphase: int) -> None:
+    """D times it: r has t - D in place of t, and the pseudo-Huber distance c / D in place of c."""
+    own = {"loss": "pseudo-huber", "huber": 0.3, "difference": "euler", "reduction": "sample"}
+    ours = VelocityMatching(VMConfig(interval=0.1, multiphase=multiphase, **own, **PLAIN))
+    shared = {"interval": 0.1, "huber": 0.03, "weight": "velocity", "guidance": 0.0, "t": TimeSampler(kind="uniform")}
+    theirs = (
+        Consistency(ConsistencyConfig(**shared))
+        if multiphase == 1
+        else PhasedConsistency(PhasedConfig(phases=multiphase, **shared))
+    )
+    student, step = PolynomialStudent(), Given(draws(batch.x0, 64))
+    torch.nn.init.normal_(student.a, std=0.5)
+    torch.nn.init.normal_(student.b, std=0.5)
+    found = [gradients(each.loss(batch, exact_nets(student), step), student) for each in (ours, theirs)]
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, 0.1 * other, rtol=1e-9, atol=1e-12)
+    assert max(float(gradient.abs().max()) for gradient in found[0]) > 1e-3
+
+
 def test_a_wrong_transport_has_a_residual(exact: GaussianMap, batch: Batch) -> None:
     exact.std *= 1.1
     assert worst(VelocityMatching(VMConfig(kind="continuous", **PLAIN)), exact, batch) > 0.05

@@ -18,8 +18,8 @@ from fewstep_mdt.match import Targets, contract, match
 class VelocityMatching(Objective[VMConfig]):
     """lambda || F(x_t, t) + t sg(dF/dt) - vT(x_t, t) ||^2 (MDT-dist, arXiv 2509.04406, velocity matching).
 
-    With ``difference`` "euler" and ``loss`` "pseudo-huber" this is consistency distillation with weight "velocity" and
-    D times the c.
+    With ``difference`` "euler" and ``loss`` "pseudo-huber" this is D times consistency distillation with weight
+    "velocity" and D times the c.
     """
 
     Config = VMConfig
