@@ -70,23 +70,3 @@ def test_the_phase_is_that_of_the_earliest_time_looked_at(kind: str, end: float)
     at = look.at(batch, exact_nets(student, RING), Given({"t": drawn, "noise": torch.ones_like(batch.x0)}))
     assert at.t_B.tolist() == pytest.approx([0.55, 0.95])
     assert at.end_B.tolist() == [end, 0.5]
-
-
-@pytest.mark.parametrize("sigma_min", [0.0, 0.05])
-def test_a_short_difference_shrinks_towards_the_data(sigma_min: float) -> None:
-    """min(D, t - sigma_min), nothing below sigma_min is looked at, and a linear F has its exact slope everywhere."""
-    seen: list[Tensor] = []
-
-    def student(x: Tensor, t_B: Tensor) -> Tensor:
-        seen.append(t_B)
-        return (2 * t_B.double())[:, None].expand(len(x), 2)
-
-    short, t_B = Derivative("discrete", 0.2, short=True), sigma_min + torch.tensor([0.01, 0.15, 0.6])
-    x = torch.zeros(3, 2, dtype=torch.float64)
-    found = short.residual(student, x, t_B, torch.zeros_like(x), Dense(3), Step(0, Interpolant(sigma_min)))
-    assert seen[1].tolist() == pytest.approx([sigma_min, sigma_min, sigma_min + 0.4], abs=1e-7)
-    torch.testing.assert_close(found.derivative, torch.full_like(x, 2.0), rtol=0, atol=1e-6)
-    drawn = short.times(torch.tensor([0.0, 1.0]), sigma_min)
-    assert drawn.tolist() == pytest.approx([sigma_min + 1e-3, 1.0])
-    assert Derivative("discrete", 0.2).times(torch.tensor([0.0]), sigma_min).item() == pytest.approx(sigma_min + 0.2)
-    assert short.before(torch.tensor([sigma_min + 0.1]), sigma_min).item() == pytest.approx(sigma_min)

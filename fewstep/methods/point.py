@@ -103,7 +103,7 @@ class Look:
             return cast(Tensor, (previous or nets.student)(x, t, cond, layout))
 
         residual = self.knobs.residual(student, x_t, t_B, velocity, layout, step, before)
-        end_B = phase_end(self.knobs.before(t_B, step.interpolant.sigma_min), self.phases, self.config.rescale_t)
+        end_B = phase_end(self.knobs.before(t_B), self.phases, self.config.rescale_t)
         return Point(x_t, noise, t_B, end_B, layout.expand(t_B - end_B, x_t), residual)
 
     def noisy(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,7 +23,6 @@ from fewstep.core.layout import Layout
 from fewstep.core.objective import Step
 from fewstep.core.times import rescale
 
-SHORTEST = 1e-3  # interval: below it, float32 would lose the difference
 Kind = Literal["discrete", "continuous"]
 Norm = Literal["none", "sample", "element"]
 Student = Callable[[Tensor, Tensor], Tensor]  # (x, t_B) -> F, condition and layout bound
@@ -67,15 +66,12 @@ class Derivative:
             c = 0.1, sCM's tangent normalisation); "element" dv / (rms(dv) + c), which no longer shrinks with the
             number of elements.
         constant: c.
-        short: with "discrete", an interval of min(D, t - sigma_min) and times down to ``SHORTEST``, so that nothing
-            that is read at t - D goes untrained. Without it t begins at D.
     """
 
     kind: Kind = "discrete"
     interval: float = 0.01
     norm: Norm = "none"
     constant: float = 0.1
-    short: bool = False
 
     def residual(
         self,
@@ -92,7 +88,7 @@ class Derivative:
         Args:
             previous: predicts at t - D in place of the student (an average of it); discrete only.
         """
-        dtype = x_t.dtype
+        dtype, interval = x_t.dtype, self.interval
         velocity = velocity.detach().to(dtype)
         if self.kind == "continuous":
             value, slope = step.jvp(student, (x_t, t_B), (velocity, torch.ones_like(t_B)), layout)
@@ -100,26 +96,18 @@ class Derivative:
         else:
             value = student(x_t, t_B).to(dtype)
             with torch.no_grad():  # time in float64: t - D in float32 would lose digits that the division magnifies
-                interval_B = self.intervals(t_B, step.interpolant.sigma_min)
-                interval = layout.expand(interval_B.to(dtype), x_t)
-                before = (previous or student)(x_t - interval * velocity, t_B.double() - interval_B)
+                before = (previous or student)(x_t - interval * velocity, t_B.double() - interval)
             slope = (value.detach() - before.to(dtype)) / interval
         return Residual(value, normalise(slope, layout, self.norm, self.constant), velocity)
 
     def times(self, u_B: Tensor, sigma_min: float) -> Tensor:
         """Draws in (0, 1) moved to where the residual is defined: t >= sigma_min, and t - D >= sigma_min."""
-        least = min(self.interval, SHORTEST) if self.short else self.interval
-        low = sigma_min + (least if self.kind == "discrete" else 0.0)
+        low = sigma_min + (self.interval if self.kind == "discrete" else 0.0)
         return low + (1 - low) * u_B
 
-    def intervals(self, t_B: Tensor, sigma_min: float) -> Tensor:
-        """[B] intervals of the finite difference at these times, in float64."""
-        longest = (t_B.double() - sigma_min).clamp(max=self.interval)
-        return longest if self.short else torch.full_like(longest, self.interval)
-
-    def before(self, t_B: Tensor, sigma_min: float = 0.0) -> Tensor:
+    def before(self, t_B: Tensor) -> Tensor:
         """The earliest time that the residual at t looks at, which decides its phase."""
-        return t_B - self.intervals(t_B, sigma_min).to(t_B.dtype) if self.kind == "discrete" else t_B
+        return t_B - self.interval if self.kind == "discrete" else t_B
 
 
 def normalise(slope: Tensor, layout: Layout, norm: Norm, constant: float) -> Tensor:

@@ -20,11 +20,10 @@ class VMConfig(PointConfig):
         description="dF/dt by a finite difference, by jvp, or the published trainer's consistency loss on states",
     )
     interval: float = Field(0.02, gt=0, lt=1, description="D of the finite difference (discrete and cm)")
-    difference: Literal["published", "short", "euler"] = Field(
+    difference: Literal["published", "euler"] = Field(
         "published",
-        description="the finite difference near t = 0, discrete only. published: t is drawn from D on; short: t is "
-        "drawn from 0 on, and the interval is min(D, t); euler: dF/dt has the factor t - D, as in consistency "
-        "distillation",
+        description="factor of a finite difference (discrete only): t, or t - D, with which F is matched with an Euler "
+        "step of the teacher, as in consistency distillation, and nothing is read that is not trained",
     )
     loss: Literal["l2", "pseudo-huber"] = Field("l2", description="VM: distance of prediction and target")
     huber: float = Field(0.3, gt=0, description="VM: c of the pseudo-Huber distance, in units of an element")

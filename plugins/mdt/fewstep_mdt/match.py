@@ -42,8 +42,7 @@ def derivative(config: VMConfig) -> Derivative:
     """How dF/dt is taken. The published consistency loss (kind "cm") has no tangent to normalise."""
     if config.kind == "cm":
         return Derivative("discrete", config.interval)
-    short = config.kind == "discrete" and config.difference == "short"
-    return Derivative(config.kind, config.interval, config.d_norm, config.d_norm_constant, short)
+    return Derivative(config.kind, config.interval, config.d_norm, config.d_norm_constant)
 
 
 def match(config: VMConfig, batch: Batch, nets: Nets, step: Step, term: str) -> Targets:
