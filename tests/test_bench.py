@@ -25,9 +25,10 @@ from fewstep.benchmark.compare import Change, EarlierRow, compare
 from fewstep.benchmark.config import BenchConfig
 from fewstep.benchmark.entrants import OTHER_NOISE, TRUTH, Stage, student
 from fewstep.benchmark.measurement import CHUNK, chunks
+from fewstep.benchmark.resampling import Estimate, estimate
 from fewstep.benchmark.rows import Row
 from fewstep.benchmark.run import run_bench
-from fewstep.benchmark.summary import gap_closed, interval
+from fewstep.benchmark.summary import gap_closed
 from fewstep.config.base import Strict, validate
 from fewstep.core.backbone import Backbone, Guidance, Teacher
 from fewstep.core.batch import Batch, Condition
@@ -284,7 +285,7 @@ def test_intervals_are_those_of_scipy(done: Bench) -> None:
 
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     found = bench(tmp_path / "b", seeds=(4,))
-    assert interval([3.0]) == (3.0, None)
+    assert estimate([3.0]) == Estimate(3.0)
     row = summary(found)["perfect", 1, "w2"]
     assert (row["half"], row["low"], row["high"]) == ("n/a", "", "")
     assert "one seed, so no intervals" in found.text

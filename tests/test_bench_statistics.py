@@ -17,8 +17,9 @@ from scipy import stats
 from fewstep.benchmark.compare import Change, EarlierRow, compare
 from fewstep.benchmark.entrants import Entrant, Model, Stage, line_up
 from fewstep.benchmark.measurement import ROWS, Measurement, chunks
+from fewstep.benchmark.resampling import estimate
 from fewstep.benchmark.rows import Row
-from fewstep.benchmark.summary import gap_closed, interval
+from fewstep.benchmark.summary import gap_closed
 from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
 from fewstep.core.layout import Packed
@@ -37,8 +38,9 @@ def change(old: dict[int, float], new: dict[int, float]) -> Change:
 def test_the_interval_of_a_mean_is_scipys() -> None:
     values = [3.0, 4.5, 2.0, 7.0, 4.0]
     low, high = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
-    mean, half = interval(values)
-    assert (mean, half) == pytest.approx((np.mean(values), (high - low) / 2))
+    found = estimate(values)
+    assert (found.value, found.half) == pytest.approx((np.mean(values), (high - low) / 2))
+    assert found.p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
 
 
 def test_unequal_spreads_of_unequal_numbers_are_compared_as_scipy_does() -> None:

@@ -20,7 +20,7 @@ from fewstep_shapes3d.measures.surfaces import (
     Surfaces,
     cloud_distance,
     cloud_of,
-    latent_agreement,
+    latent_errors,
     true_cloud,
     view_error,
 )
@@ -125,8 +125,8 @@ class TestDistances:
         two = one.clone()
         two[0, 0, :, 0, 0] = 0  # black instead of white in one pixel
         two[1, 0, 0, 0] = 155  # a little less red in two pixels
-        assert view_error(two, one) == pytest.approx((1.0 + 100 / 255 / 3) / 2)
-        assert view_error(one, one) == 0.0
+        assert view_error(two, one).tolist() == pytest.approx([1.0, 100 / 255 / 3])
+        assert not view_error(one, one).any()
 
     def test_latents_agree_on_the_voxels_that_both_have(self, decoder: SLatMeshDecoder) -> None:
         coords = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 0, 0], [5, 5, 5]])
@@ -134,9 +134,11 @@ class TestDistances:
         order = torch.tensor([1, 0, 3])  # the first sample turned round, the second with its last voxel alone
         theirs = Surfaces([], torch.randn(3, 3), Packed.of_lengths([2, 1], coords[order]), [], lambda x: x)
         expected = agreement(mine.latents[[0, 1, 3]], theirs.latents[[1, 0, 2]])
-        assert latent_agreement(mine, theirs) == pytest.approx(expected)
+        error, spread = latent_errors(mine, theirs)
+        assert float(1 - error.sum() / spread.sum()) == pytest.approx(expected)
+        assert float(error[1]) == pytest.approx(float((mine.latents[3] - theirs.latents[2]).square().sum()))
         far = Surfaces([], torch.randn(1, 3), Packed.of_lengths([1], torch.tensor([[9, 9, 9]])), [], lambda x: x)
-        assert latent_agreement(mine, far) == 0.0
+        assert not torch.stack(latent_errors(mine, far)).any()
 
 
 class TestSuite:
@@ -145,15 +147,17 @@ class TestSuite:
         prompts = tested.prompts()
         perfect = tested.decode(prompts.x0, prompts.layout)
         got = tested.measure(perfect, perfect)
-        zero = ("frechet", "kid", "view_error", "teacher_frechet", "teacher_kid", "teacher_view_error")
+        zero = ("frechet", "kid", "view_error", "teacher_frechet", "teacher_view_error", "empty")
         assert [got[name] for name in zero] == pytest.approx([0.0] * 6, abs=1e-6)
+        assert (got["precision"], got["recall"]) == (1.0, 1.0)
         assert got["agree_latent"] == 1.0
         worse = tested.measure(other(tested), perfect)
         assert worse["frechet"] > 1e-4
         assert worse["view_error"] == worse["teacher_view_error"] > 0.01
         assert worse["agree_latent"] < 0
         assert next(iter(got)) == tested.headline
-        assert {name for name in got if name not in tested.lower_is_better} == {"agree_latent"}
+        names = {name for name in got if "/" not in name}
+        assert names - tested.lower_is_better == {"agree_latent", "precision", "recall"}
 
     def test_clouds_are_measured_against_the_true_surfaces(self, decoder: SLatMeshDecoder) -> None:
         tested = suite(decoder)

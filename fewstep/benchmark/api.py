@@ -39,6 +39,7 @@ def bench(
     device: str | None = None,
     out: str | Path | None = None,
     compare: str | Path | None = None,
+    against: str | None = None,
     config: Mapping[str, Any] | None = None,
     console: rich.console.Console | None = None,
     resume: bool = False,
@@ -46,17 +47,20 @@ def bench(
 ) -> BenchTable:
     """Measure quality and time of students by steps, beside the teacher and the undistilled network.
 
-    ``steps``, ``seeds``, ``limit`` and ``device`` win over the same keys of ``config``, which wins over the preset.
+    ``steps``, ``seeds``, ``limit``, ``device`` and ``against`` win over the same keys of ``config``, and that over the
+    preset.
 
     Args:
         backbone: registered name of the network.
         methods: shipped students to measure, by method.
         students: folders by label. In place of a folder: anything with one as its ``folder``, as
             ``fewstep.distill`` and ``fewstep.load`` return it. A list may hold folders, named by their methods, or
-            (label, folder); one alone needs no list, as with ``methods``, ``steps`` and ``seeds``. Without ``methods``
-            and ``students`` all shipped students are measured.
+            (label, folder); one alone needs no list, as with ``methods``, ``steps`` and ``seeds``. Several folders of
+            one label (a list, or a pattern as ``runs/mine-*``) are replicates: they differ in their training seed only.
+            Without ``methods`` and ``students`` all shipped students are measured.
         steps: step counts, by default 1, 2, 4. Those that a student's contract does not name are marked ``*``.
-        seeds: seeds of the starting noise, by default 0, 1, 2; the noise is the same for all methods.
+        seeds: seeds of the starting noise, by default 0, 1, 2; the noise is the same for all methods. Where a method
+            has replicates, number r is sampled with seed number r alone.
         stage: a stage of the backbone's model, or "both": each stage samples on what the one before it decoded.
         dataset: registered data set; by default the backbone's own.
         preset: named settings that the backbone's plugin ships.
@@ -64,6 +68,7 @@ def bench(
         device: torch device; "auto" is CUDA where there is one.
         out: a new folder for the report; by default one under ``runs``, numbered where it exists.
         compare: ``rows.csv`` of an earlier bench, to report what changed.
+        against: label of the method that the others are compared with, by default the first.
         config: nested keys of ``BenchConfig``, for example ``{"teacher_steps": 50, "backbone": {...}}``.
         console: shows the progress; by default on standard output.
         resume: go on with the bench in ``out``: what it has measured is kept, and its report is drawn anew.
@@ -77,7 +82,7 @@ def bench(
     named = registry().get("backbone", backbone)
     networks = chosen(named, stage)
     counts = {name: None if one is None else several(one) for name, one in {"steps": steps, "seeds": seeds}.items()}
-    given = {**counts, "limit": limit, "device": device}
+    given = {**counts, "limit": limit, "device": device, "against": against}
     values = merge(config or {}, {name: value for name, value in given.items() if value is not None})
     configs = configure(networks, dataset, preset, values)
     for package in ("scipy", "matplotlib"):  # needed at the end only, so refuse before measuring

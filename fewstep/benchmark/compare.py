@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,22 +12,29 @@ from pathlib import Path
 from statistics import fmean, variance
 from typing import Annotated, Any
 
+import torch
 from pydantic import BaseModel, BeforeValidator, ValidationError
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fewstep.benchmark.cells import Cells
 from fewstep.benchmark.entrants import OTHER_NOISE, TRUTH
-from fewstep.benchmark.rows import Row, as_text, is_quality
-from fewstep.benchmark.summary import interval, student_quantile
+from fewstep.benchmark.resampling import Draws, Scorer, estimate, matched, resample, welch
+from fewstep.benchmark.rows import Row, Unit, as_text, is_quality
 from fewstep.benchmark.tables import new_table
 from fewstep.errors import FewstepError, nearest
 from fewstep.texts import read_text
 from fewstep.words import number
 
 Key = tuple[str, int, str]  # label, steps, metric
-Values = dict[int | None, float]  # by seed
+Values = dict[Unit, float]  # by training and seed
 ROUNDING = 1e-6  # relative; a difference below it is float32 rounding, however alike it is on all seeds
-PAIRED, UNPAIRED = "paired", "unpaired"
+ALIKE = 1e-3  # differences of true objects' records between machines
+PAIRED, UNPAIRED, BY_OBJECT = "paired", "unpaired", "paired, objects too"
+
+
+Optional = Annotated[int | None, BeforeValidator(lambda text: None if text == "" else text)]
 
 
 class EarlierRow(BaseModel):
@@ -34,7 +42,8 @@ class EarlierRow(BaseModel):
 
     label: str
     steps: int
-    seed: Annotated[int | None, BeforeValidator(lambda text: None if text == "" else text)]
+    seed: Optional
+    training: Optional = None
     metric: str
     value: float
     backbone: str = ""
@@ -46,9 +55,11 @@ class EarlierRow(BaseModel):
 class Change:
     """One measure in both benches.
 
-    ``difference`` is new minus old, ``half`` half the width of its 95 % interval: of the mean difference by seed where
-    two or more seeds are in both ("paired", over those alone), else of the two means (Welch). ``moved``: the interval
-    does not hold 0. Both are None for a single seed and for times, which depend on the machine's load.
+    ``difference`` is new minus old, ``half`` half the width of its 95 % interval: of the mean difference by training
+    and seed where two or more of these are in both ("paired", over those alone), else of the two means (Welch). Where
+    both benches have records of the same objects, objects are paired too ("paired, objects too"). ``moved``: the
+    interval does not hold 0. Both are None where nothing tells the spread, and for times, which depend on the machine's
+    load.
     """
 
     label: str
@@ -96,30 +107,70 @@ def read_rows(path: Path) -> list[EarlierRow]:
     return found
 
 
-def compare(old: Iterable[EarlierRow], new: Iterable[Row]) -> list[Change]:
-    """Every measure that both have, in the order of the new rows."""
-    before, now = _by_seed(old), _by_seed(new)
-    return [_change(key, before[key], values) for key, values in now.items() if key in before]
+def compare(
+    old: Iterable[EarlierRow], new: Iterable[Row], draws: Draws | None = None, before: Draws | None = None
+) -> list[Change]:
+    """Every measure that both have, in the order of the new rows.
+
+    Args:
+        draws: of the new bench's objects.
+        before: of the same objects in the earlier bench; None where it has no records of them.
+    """
+    then, now = _by_unit(old), _by_unit(new)
+    pairs = (draws or Draws(), before or Draws())
+    return [_change(key, then[key], values, *pairs) for key, values in now.items() if key in then]
 
 
-def _by_seed(rows: Iterable[EarlierRow] | Iterable[Row]) -> dict[Key, Values]:
+def resampled(path: Path, scorer: Scorer, draws: Draws, console: Console) -> Draws | None:
+    """The earlier bench beside ``path`` on the resamples of the new one; None where it has no records, or of other
+    objects, which the decoded truth tells.
+
+    Args:
+        scorer: of the new bench.
+    """
+    try:
+        record = json.loads(read_text(path.with_name("environment.json")))
+        order, steps = list(record["seeds"]), int(record["teacher"]["contract"]["steps"][0])
+    except (FewstepError, ValueError, KeyError, TypeError):
+        return None
+    old, truth = Scorer(scorer.suite, Cells(path.parent), order, steps), (TRUTH, 0, (None, None))
+    a, b = old.cells.read(truth), scorer.cells.read(truth)
+    if a is None or b is None or a.keys() != b.keys():
+        return None
+    largest = max(a, key=lambda name: a[name].numel())  # what shows the objects themselves
+    if a[largest].shape != b[largest].shape or not torch.allclose(a[largest], b[largest], ALIKE, ALIKE):
+        return None
+    cells = [cell for cell in draws.values if old.cells.path(cell).is_file()]
+    return resample(old, cells, len(draws.counts), console)
+
+
+def _by_unit(rows: Iterable[EarlierRow] | Iterable[Row]) -> dict[Key, Values]:
     found: dict[Key, Values] = {}
     for row in rows:
-        found.setdefault((row.label, row.steps, row.metric), {})[row.seed] = row.value
+        found.setdefault((row.label, row.steps, row.metric), {})[row.training, row.seed] = row.value
     return found
 
 
-def _change(key: Key, old: Values, new: Values) -> Change:
-    common = [seed for seed in new if seed in old]
-    paired = len(common) >= 2 or old.keys() == new.keys()
-    a, b = ([values[seed] for seed in (common if paired else values)] for values in (old, new))
-    difference, half = interval([y - x for x, y in zip(a, b, strict=True)]) if paired else _welch(a, b)
-    if not is_quality(key[2]):
+def _change(key: Key, old: Values, new: Values, draws: Draws, before: Draws) -> Change:
+    label, steps, metric = key
+    common = matched(old, new)
+    first, second = ([(label, steps, pair[side]) for pair in common] for side in (0, 1))
+    a, b = before.mean(first, metric), draws.mean(second, metric)
+    paired = len(common) >= 2 or len(common) == len(old) == len(new) or (a is not None and b is not None)
+    if paired:
+        x, y = [old[unit] for unit, _ in common], [new[unit] for _, unit in common]
+        objects = None if a is None or b is None else b - a
+        found = estimate([two - one for one, two in zip(x, y, strict=True)], objects, draws.objects)
+        difference, half = found.value, found.half
+    else:
+        x, y, objects = list(old.values()), list(new.values()), None
+        difference, half = _welch(x, y)
+    if not is_quality(metric):
         half = None
-    rounding = ROUNDING * max(abs(fmean(a)), abs(fmean(b)))
+    rounding = ROUNDING * max(abs(fmean(x)), abs(fmean(y)))
     moved = abs(difference) > max(half, rounding) if half is not None else None
-    pairing = PAIRED if paired else UNPAIRED
-    return Change(*key, fmean(a), fmean(b), difference, half, pairing, len(b), moved)
+    pairing = UNPAIRED if not paired else PAIRED if objects is None else BY_OBJECT
+    return Change(*key, fmean(x), fmean(y), difference, half, pairing, len(y), moved)
 
 
 def _welch(old: Sequence[float], new: Sequence[float]) -> tuple[float, float | None]:
@@ -128,11 +179,7 @@ def _welch(old: Sequence[float], new: Sequence[float]) -> tuple[float, float | N
     if min(len(old), len(new)) < 2 or not all(map(math.isfinite, (*old, *new))):
         return difference, None
     parts = [(variance(values) / len(values), len(values) - 1) for values in (old, new)]
-    total = sum(part for part, _ in parts)
-    if not total:
-        return difference, 0.0
-    freedom = total**2 / sum(part**2 / degrees for part, degrees in parts)
-    return difference, student_quantile(freedom) * math.sqrt(total)
+    return difference, welch(difference, parts)[0] if any(part for part, _ in parts) else 0.0
 
 
 def unlike(old: Sequence[EarlierRow], same: Mapping[str, Any]) -> list[str]:
@@ -165,9 +212,10 @@ def verdict(changes: Sequence[Change]) -> str:
     if not changes:
         return "nothing in common with the earlier bench: no method, steps and measure is in both"
     told = [change for change in changes if change.moved is not None]
-    unpaired, moved = sum(change.pairing != PAIRED for change in told), sum(change.moved is True for change in told)
-    how = f"{len(told) - unpaired} differences paired by seed, {unpaired} unpaired: the seeds differ"
-    how = how if unpaired else "differences paired by seed"
+    unpaired, moved = sum(change.pairing == UNPAIRED for change in told), sum(change.moved is True for change in told)
+    objects = any(change.pairing == BY_OBJECT for change in told)
+    paired = "differences paired by seed" + " and by object" * objects
+    how = f"{len(told) - unpaired} {paired}, {unpaired} unpaired: the seeds differ" if unpaired else paired
     return (
         f"{moved} of {len(told)} measures moved: 0 lies outside the 95 % interval of the difference ({how}); about "
         f"5 % do so by chance. All {len(changes)} that both benches have are in compare.csv."

@@ -28,9 +28,11 @@ class BenchConfig(Strict):
         (1, 2, 4), min_length=1, description="step counts"
     )
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_once)] = Field(
-        (0, 1, 2), min_length=1, description="seeds of the noise; intervals are over them"
+        (0, 1, 2), min_length=1, description="seeds of the noise; replicate number r of a method has number r of them"
     )
     limit: int | None = Field(None, ge=2, description="only so many held-out samples")
+    against: str = Field("", description="label of the method that the others are compared with; by default the first")
+    resamples: int = Field(1000, ge=2, description="resamples of the held-out objects, for the intervals")
     teacher_steps: int = Field(25, ge=1, description="steps of the teacher that all is measured against")
     device: str = Field("auto", description="torch device; auto: CUDA where there is one, else the CPU")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; none: torch's own choice")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,37 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class Entrant:
-    """One line of the chart: a model for each stage, all sampled in the same number of steps."""
+    """What is sampled: a model for each stage, all in the same number of steps.
+
+    Students of one label are replicates: trainings that differ in their seed only. ``training`` is the number among
+    them, None for what is no student.
+    """
 
     label: str
     method: str
     models: tuple[Model, ...]
+    training: int | None = None
+
+    @property
+    def infos(self) -> list[StudentInfo]:
+        """What is known of the student of each stage; of anything else nothing."""
+        return [model.info for model in self.models if model.info is not None]
+
+    @property
+    def evaluations(self) -> float | None:
+        """Of all networks while the student was trained: forward, tangent and backward passes of a sample each."""
+        counts = [sum(by_kind.values()) for info in self.infos for by_kind in info.budget.values()]
+        return float(sum(counts)) if self.infos else None
+
+    @property
+    def training_seconds(self) -> float | None:
+        """Of training the student, all stages together."""
+        return sum(info.seconds for info in self.infos) if self.infos else None
+
+    @property
+    def training_seeds(self) -> list[int | None]:
+        """Of each stage's run."""
+        return [info.config.get("seed") for info in self.infos]
 
     @property
     def guidance(self) -> float:
@@ -92,16 +119,10 @@ def line_up(
     """Who is sampled in how many steps: the teacher, undistilled at the other ``steps``, the students at ``steps``.
 
     Raises:
-        FewstepError: for a label twice, reserved, or with what cannot be printed.
+        FewstepError: for a label that is reserved or holds what cannot be printed, and for students of one label that
+            are no replicates.
     """
-    labels = [one.label for one in students]
-    for label in labels:
-        if not label.isprintable():
-            raise FewstepError(f"--student: label {label!r}; accepted: letters, digits, signs and spaces on one line")
-        if label in RESERVED or labels.count(label) > 1:
-            raise FewstepError(
-                f"--student: label {label!r} is taken; accepted: LABEL=FOLDER with a label of its own for each"
-            )
+    students = _numbered(students)
     few, models = [n for n in steps if n != teacher_steps], []
     for stage in stages:
         teacher = stage.teacher
@@ -112,6 +133,43 @@ def line_up(
     return [(first, teacher_steps), *others]
 
 
+def _numbered(students: Sequence[Entrant]) -> list[Entrant]:
+    """Students of one label become its replicates 0, 1, 2, ..."""
+    found: dict[str, list[Entrant]] = {}
+    numbered = []
+    for one in students:
+        if not one.label.isprintable():
+            raise FewstepError(
+                f"--student: label {one.label!r}; accepted: letters, digits, signs and spaces on one line"
+            )
+        others = found.setdefault(one.label, [])
+        unlike = "reserved" if one.label in RESERVED else _unlike(others, one)
+        if unlike:
+            accepted = "another label, or as replicates of one label runs that differ in their training seed only"
+            raise FewstepError(f"--student: label {one.label!r} is taken ({unlike}); accepted: {accepted}")
+        others.append(one)
+        numbered.append(replace(one, training=len(others) - 1))
+    return numbered
+
+
+def _unlike(others: Sequence[Entrant], one: Entrant) -> str:
+    """Why a student is no further replicate of these; "" where it is one."""
+    if not others:
+        return ""
+    if one.training_seeds in (other.training_seeds for other in others):
+        return f"two students with training seed {', '.join(map(str, one.training_seeds))}"
+    for first, info in zip(others[0].infos, one.infos, strict=True):
+        for name in ("method", "contract", "step", "weights"):
+            if getattr(first, name) != getattr(info, name):
+                return f"{name} is not the same in all"
+        for table in ("objective", "backbone", "data"):
+            then, now = first.config.get(table), info.config.get(table)
+            if then != now:
+                keys = [key for key in now if then.get(key) != now[key]] if then and now else []
+                return f"{', '.join(f'{table}.{key}' for key in keys) or table} is not the same in all"
+    return ""
+
+
 def load_students(
     networks: Mapping[str, Entry], methods: Sequence[str], given: Iterable[tuple[str | None, Any]]
 ) -> list[Entrant]:
@@ -119,13 +177,14 @@ def load_students(
 
     Args:
         networks: the registered backbone of each stage.
-        given: (label, student), as ``fewstep.bench`` takes them; a label of None is the method's name.
+        given: (label, student), as ``fewstep.bench`` takes them; a label of None is the method's name, and a list or a
+            pattern (``runs/mine-*``) holds replicates.
 
     Raises:
         FewstepError: for a method of which a stage ships no student, a folder without a student of each stage, or a
             student of another backbone.
     """
-    named = [(label, _folders(one, list(networks))) for label, one in given]
+    named = [(label, _folders(one, list(networks))) for label, several in given for one in _each(several)]
     shipped = [(None, folders) for folders in _shipped(networks, methods)] if methods or not named else []
     return [
         student(label, [_load(folders[stage], network) for stage, network in networks.items()])
@@ -146,6 +205,18 @@ def _shipped(networks: Mapping[str, Entry], methods: Sequence[str]) -> list[dict
                 f"{', '.join(complete) or 'none'}; make one with fewstep distill and give it with --student"
             )
     return [{stage: shipped[stage][name] for stage in networks} for name in names]
+
+
+def _each(student: Any) -> list[Any]:
+    """The replicates of a list or of a pattern that is no folder itself; of anything else that alone."""
+    if isinstance(student, list | tuple):
+        return [one for part in student for one in _each(part)]
+    if not isinstance(student, str | os.PathLike) or Path(student).exists() or not has_magic(str(student)):
+        return [student]
+    found = sorted(path for path in glob(str(student)) if os.path.isdir(path))
+    if not found:
+        raise FewstepError(f"--student {str(student)!r}: matches no folder; accepted: a folder, or a pattern of some")
+    return list(found)
 
 
 def _folders(student: Any, stages: list[str]) -> dict[str, Path]:

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.benchmark.cells import Cell, cell_of
 from fewstep.benchmark.entrants import OTHER_NOISE, TEACHER, TRUTH, Entrant, Model, Stage
+from fewstep.benchmark.resampling import Scorer
 from fewstep.benchmark.rows import NON_FINITE, Row
 from fewstep.core.batch import Batch
 from fewstep.core.layout import Layout, Packed
@@ -29,11 +31,14 @@ class Measurement:
     """All measurements of one bench.
 
     Conditions are those of the first stage; objects of the last stage are measured. ``shown`` keeps the objects of the
-    first seed by (label, steps), for the contact sheet.
+    first seed by (label, steps), for the contact sheet. Records go into the folder of ``scorer``.
     """
 
-    def __init__(self, stages: Sequence[Stage], seeds: Sequence[int], limit: int | None, device: torch.device) -> None:
+    def __init__(
+        self, stages: Sequence[Stage], seeds: Sequence[int], limit: int | None, device: torch.device, scorer: Scorer
+    ) -> None:
         self.stages, self.seeds, self.device, self.suite = stages, seeds, device, stages[-1].suite
+        self.scorer, self.keeps_records = scorer, self.suite.keeps_records
         self.tick: Tick = lambda evaluations: None
         self.sampling = 0.0  # seconds of all sampling so far
         self.batches = [stage.suite.prompts(limit) for stage in stages]
@@ -41,6 +46,7 @@ class Measurement:
         self.samples = self.batches[0].layout.batch_size
         self.shown: dict[tuple[str, int], Any] = {}
         self._teacher: dict[int, Any] = {}  # the teacher's objects by seed
+        self._waiting: list[tuple[Row, dict[str, float]]] = []
 
     def prepare(self, entrants: Iterable[Entrant]) -> None:
         """Move everything to the device, warm up every network, and time the condition encoder."""
@@ -68,6 +74,9 @@ class Measurement:
     def cell(self, entrant: Entrant, steps: int, seed: int, measured: bool = False) -> list[Row]:
         """Sample and decode stage after stage, each on what the one before it decoded, and measure the objects.
 
+        Where records are kept, the teacher's cells of all seeds come before the others: distances to its samples from
+        other noise need them. Their own rows are those of ``teacher_rows``.
+
         Args:
             measured: the rows are known already; only the objects are made, and no rows.
         """
@@ -87,10 +96,6 @@ class Measurement:
             x, began = x.masked_fill(bad, 0.0), clock(self.device)
             objects = stage.suite.decode(x, layout)
             times[f"seconds_decode{suffix}"] = (clock(self.device) - began) / self.samples
-        if entrant.label == TEACHER:
-            self._teacher[seed] = objects
-        if seed == self.seeds[0]:
-            self.shown[entrant.label, steps] = objects
         row = Row(
             label=entrant.label,
             method=entrant.method,
@@ -101,25 +106,56 @@ class Measurement:
             made_for=entrant.made_for(steps),
             metric="",
             value=0.0,
+            evaluations=entrant.evaluations,
+            training_seconds=entrant.training_seconds,
+            training=entrant.training,
             seed=seed,
         )
         if entrant.label == TEACHER:
-            self._teacher_row = row
-        if measured:
+            self._teacher[seed], self._teacher_row = objects, row
+        if seed == self.seeds[0] and not entrant.training:
+            self.shown[entrant.label, steps] = objects
+        rest = {**times, NON_FINITE: broken} if broken else times
+        if entrant.label == TEACHER and self.keeps_records:
+            self.scorer.cells.write(cell_of(row), self.suite.record(objects, objects))
+            self._waiting += [] if measured else [(row, rest)]
             return []
-        values = {**self.suite.measure(objects, self._teacher[seed]), **times}
-        return _rows(row, {**values, NON_FINITE: broken} if broken else values)
+        return [] if measured else _rows(row, {**self._measure(row, objects), **rest})
+
+    def planned(self, cells: Sequence[tuple[Entrant, int]], cell: Cell) -> bool:
+        """Whether a cell belongs to the bench: of several replicates each has the seed of its number, so that all
+        methods share the noise of a replicate; anything else has all seeds."""
+        label, _, (training, seed) = cell
+        if training is None or not any(one.label == label and one.training for one, _ in cells):
+            return True
+        return seed == self.scorer.order[training % len(self.scorer.order)]
+
+    def teacher_rows(self) -> list[Row]:
+        """Of the teacher's cells since the last call, where records are kept."""
+        waiting, self._waiting = self._waiting, []
+        return [found for row, rest in waiting for found in _rows(row, {**self._scored(row), **rest})]
+
+    def _measure(self, row: Row, objects: Any) -> dict[str, float]:
+        """The suite's measures, of a record that is kept where the suite has one."""
+        teacher = self._teacher[self.scorer.against(cell_of(row))]
+        if not self.keeps_records:
+            return self.suite.measure(objects, teacher)
+        self.scorer.cells.write(cell_of(row), self.suite.record(objects, teacher))
+        return self._scored(row)
+
+    def _scored(self, row: Row) -> dict[str, float]:
+        return {name: float(value) for name, value in self.scorer(cell_of(row)).items()}
 
     def references(self) -> list[Row]:
         """The decoded truth and, from two seeds on, the teacher against itself from other noise."""
         true, row = self.batches[-1], self._teacher_row
-        truth = self.suite.measure(self.suite.decode(true.x0, true.layout), self._teacher[self.seeds[0]])
         blank = replace(row, label=TRUTH, method=TRUTH, steps=0, nfe=0.0, guidance=1.0, sampler="", seed=None)
-        rows = _rows(blank, truth)
-        pairs = list(zip(self.seeds, [*self.seeds[1:], self.seeds[0]], strict=True))
-        for seed, other in pairs if len(pairs) > 2 else pairs[:-1]:  # each pair once, none of a seed with itself
-            found = self.suite.measure(self._teacher[seed], self._teacher[other])
-            rows += _rows(replace(row, label=OTHER_NOISE, method=OTHER_NOISE, seed=seed), found)
+        rows = _rows(blank, self._measure(blank, self.suite.decode(true.x0, true.layout)))
+        for seed in (
+            self.seeds if len(self.seeds) > 2 else self.seeds[:-1]
+        ):  # each pair once, none of a seed with itself
+            again = replace(row, label=OTHER_NOISE, method=OTHER_NOISE, seed=seed)
+            rows += _rows(again, self._measure(again, self._teacher[seed]))
         return rows
 
 

@@ -14,11 +14,26 @@ from rich.table import Table
 
 from fewstep.benchmark.chart import NAME, chart
 from fewstep.benchmark.compare import Change, changes_table, verdict
+from fewstep.benchmark.differences import Difference, at_equal_cost, differences
 from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
 from fewstep.benchmark.page import write_page
+from fewstep.benchmark.resampling import Draws
 from fewstep.benchmark.rows import FLOW, NON_FINITE, Line, Row, write_csv
 from fewstep.benchmark.summary import by_cell, seconds, summarise
-from fewstep.benchmark.tables import html, markdown, mean, measures, milliseconds, quality_table, time_table
+from fewstep.benchmark.tables import (
+    LEVEL,
+    cost_table,
+    detail_table,
+    difference_table,
+    html,
+    markdown,
+    mean,
+    measures,
+    milliseconds,
+    quality_table,
+    time_table,
+    training_table,
+)
 from fewstep.benchmark.verdict import verdicts
 from fewstep.console import number_of, say
 from fewstep.core.suite import SheetRow, Suite
@@ -42,6 +57,7 @@ class BenchTable:
         tables: quality, time a sample, and what moved since an earlier bench.
         notes: how the columns are to be read.
         verdicts: a sentence for each student.
+        differences: of every student to the reference method and to undistilled, in every measure.
     """
 
     folder: Path
@@ -51,6 +67,7 @@ class BenchTable:
     tables: list[Table]
     notes: list[str]
     verdicts: list[str] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
 
     def show(self, console: Console) -> None:
         """Print the tables, their notes and the verdicts."""
@@ -117,6 +134,9 @@ class BenchTable:
         lines = ({**asdict(line), **line.bounds()} for line in self.lines)
         with new_file(self.folder / "summary.csv") as path:
             write_csv(path, Line, lines, ("low", "high"))
+        if self.differences:
+            with new_file(self.folder / "differences.csv") as path:
+                write_csv(path, Difference, map(asdict, self.differences))
         write_file(self.folder / "table.md", self.markdown())
         measured = measures(self.lines, suite.headline)
         panels = [name for name in dict.fromkeys((suite.headline, *suite.charts)) if name in measured]
@@ -161,24 +181,46 @@ def _image(path: Path) -> Any:
         return image
 
 
-def tabulate(folder: Path, suite: Suite, rows: list[Row], record: Mapping[str, Any]) -> BenchTable:
+def tabulate(
+    folder: Path, suite: Suite, rows: list[Row], record: Mapping[str, Any], draws: Draws, reference: str
+) -> BenchTable:
     """Summarise the rows and set them in tables, with notes on how to read the columns.
 
     Args:
         record: the content of ``environment.json``.
+        draws: of the objects.
+        reference: the label that the others are compared with.
     """
-    lines, seeds = summarise(rows, suite.lower_is_better), len(record["seeds"])
+    lines, seeds = summarise(rows, suite.lower_is_better, draws), len(record["seeds"])
+    found = differences(rows, suite, draws, reference)
     title = f"{record['backbone']}: {number_of(record['samples'], 'held-out sample')}, {number_of(seeds, 'seed')}"
-    tables = [quality_table(lines, suite.headline, suite.lower_is_better), time_table(lines)]
+    made = (
+        quality_table(lines, suite.headline, suite.lower_is_better),
+        difference_table(found, suite, reference),
+        time_table(lines),
+        cost_table(lines, at_equal_cost(rows, lines, suite, draws), suite.headline),
+        detail_table(lines),
+        training_table(lines, record["students"]),
+    )
+    tables = [table for table in made if table is not None]
     teacher = record["teacher"]["contract"]["steps"][0]
-    interval = "± is half the 95 % interval over the seeds (Student's t)" if seeds > 1 else "one seed, so no intervals"
     notes = [
-        f"{record['machine']}; all methods start from the same noise; {interval}.",
+        f"{record['machine']}; all methods start from the same noise; {_interval(lines, seeds, draws)}.",
         f"gap closed: (U - S) / (U - T) of the means of {suite.headline}, S the student, U undistilled at the same "
         f"steps, T the teacher at {teacher}; not resolved: its interval is wider than the gap and holds 0.",
         "time: a sample's share of its batch, median over seeds; x flow, x whole: times faster than the teacher in "
         "sampling alone and in all parts.",
     ]
+    if found:
+        nearer = f"; nearer: share of objects nearer to the truth by {suite.nearness}" if suite.nearness else ""
+        notes.append(
+            "minus: of the same objects from the same noise; p (Holm): two-sided, adjusted for the methods compared in "
+            f"as many steps; bold: better, and p below {LEVEL}{nearer}. All measures are in differences.csv."
+        )
+    notes.append(
+        "equal cost: undistilled or the teacher in the fewest measured steps that take at least the student's "
+        "evaluations, and at least its time."
+    )
     measured = {line.metric for line in lines}
     notes += [f"{names}: {text}" for names, text in suite.legend.items() if measured & set(names.split(", "))]
     if any(not line.made_for for line in lines):
@@ -187,4 +229,19 @@ def tabulate(folder: Path, suite: Suite, rows: list[Row], record: Mapping[str, A
     notes += [
         f"{name}!: {100 * value:.0f} % of the samples were not finite, set to 0" for name, value in broken.items()
     ]
-    return BenchTable(folder, rows, lines, title, tables, notes, verdicts(lines, suite))
+    return BenchTable(folder, rows, lines, title, tables, notes, verdicts(lines, suite, found), found)
+
+
+def _interval(lines: Iterable[Line], seeds: int, draws: Draws) -> str:
+    """What ± stands for."""
+    trainings = max((line.trainings for line in lines), default=0)
+    units = "over the trainings, each with noise of its own," if trainings > 1 else "over the seeds of the noise"
+    if draws.objects:
+        objects = f"{draws.objects} objects, resampled {len(draws.counts)} times"
+        what = f"{units} and over {objects}" if seeds > 1 else f"over {objects}"
+    elif seeds > 1:
+        what = units
+    else:
+        return "one seed, so no intervals"
+    alone = "" if trainings > 1 else "; one training of each method, so nothing is said on other trainings"
+    return f"± is half the 95 % interval {what} (Student's t){alone}"

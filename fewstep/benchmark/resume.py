@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from fewstep.benchmark.cells import cell_of
 from fewstep.benchmark.entrants import OTHER_NOISE, TRUTH
 from fewstep.benchmark.rows import Row
 from fewstep.errors import FewstepError
@@ -18,12 +19,15 @@ from fewstep.errors import FewstepError
 RECORD, REFERENCES = "environment.json", (TRUTH, OTHER_NOISE)
 Record = dict[str, str]  # a line of rows.csv
 ROW = TypeAdapter(Row)
+OPTIONAL = ("seed", "training", "evaluations", "training_seconds")
 
 
 def as_row(record: Record) -> Row:
     """A line of ``rows.csv`` as a row."""
     values = {field.name: record[field.name] for field in fields(Row)}
-    return ROW.validate_python({**values, "seed": values["seed"] or None})
+    return ROW.validate_python(
+        {name: None if text == "" and name in OPTIONAL else text for name, text in values.items()}
+    )
 
 
 def measured(folder: Path, settings: Mapping[str, Any]) -> tuple[list[Record], dict[str, Any]]:
@@ -44,7 +48,7 @@ def measured(folder: Path, settings: Mapping[str, Any]) -> tuple[list[Record], d
         _check(old, settings)
         lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)  # the last line of a stopped bench may be half
         records = list(csv.DictReader(lines))
-        cells = [(row.label, row.steps, row.seed) for row in map(as_row, records)]
+        cells = [cell_of(row) for row in map(as_row, records)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error, ValidationError) as error:
         why = error.strerror if isinstance(error, OSError) else "damaged"
         accepted = "accepted: the folder of a bench that was stopped, or no --resume and another --out"
@@ -52,22 +56,27 @@ def measured(folder: Path, settings: Mapping[str, Any]) -> tuple[list[Record], d
     if "seconds" not in old:
         torn = cells[-1:] + [cell for cell in cells if cell[0] in REFERENCES]
         records = [record for record, cell in zip(records, cells, strict=True) if cell not in torn]
-    both = {name: sorted({*old[name], *settings[name]}) for name in ("seeds", "steps")}
-    students = {one["label"]: one for one in (*old["students"], *settings["students"])}
+    both = {name: list(dict.fromkeys((*old[name], *settings[name]))) for name in ("seeds", "steps")}
+    students = {_training(one): one for one in (*old["students"], *settings["students"])}
     return records, {**settings, **both, "students": list(students.values())}
 
 
 def _check(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Seeds, steps and students may be added; all else is as it was."""
     pairs = [(name, old[name], new[name]) for name in ("backbone", "samples", "teacher")]
-    known = {one["label"]: one for one in old["students"]}
-    pairs += [(f"student {one['label']!r}", known.get(one["label"], one), one) for one in new["students"]]
+    known = {_training(one): one for one in old["students"]}
+    pairs += [(f"student {one['label']!r}", known.get(_training(one), one), one) for one in new["students"]]
     for name, before, now in pairs:
         if _settled(before) != _settled(now):
             raise FewstepError(
                 f"--resume: {name} is another one than the bench in the folder has measured ({_short(before)} then, "
                 f"{_short(now)} now); accepted: the same, or another --out"
             )
+
+
+def _training(student: Mapping[str, Any]) -> tuple[str, int]:
+    """Label and number of a replicate."""
+    return student["label"], student["training"]
 
 
 def _settled(record: Any) -> Any:

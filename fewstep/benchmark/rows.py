@@ -15,11 +15,16 @@ from fewstep.files import LineFile, write_file
 SECONDS, FLOW = "seconds_", "seconds_flow"  # how the names of all times begin, and those of sampling
 GAP = "gap_closed/"
 NON_FINITE = "non_finite"
+Unit = tuple[int | None, int | None]  # training and seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One measure of one method at one step count. ``made_for``: the student's contract names this step count."""
+    """One measure of one method at one step count.
+
+    ``made_for``: the student's contract names this step count. ``evaluations`` and ``training_seconds`` are what
+    training the student took (None: not a student), evaluations of all networks together.
+    """
 
     label: str
     method: str
@@ -30,25 +35,33 @@ class Measured:
     made_for: bool
     metric: str
     value: float
+    evaluations: float | None = None
+    training_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row(Measured):
-    """A measure under one seed of the noise; ``seed`` is None where no noise has a part."""
+    """A measure of one training under one seed of the noise.
 
+    ``training`` is the number of the replicate, from 0 (None: not a student); ``seed`` is None where no noise has a
+    part.
+    """
+
+    training: int | None = None
     seed: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line(Measured):
-    """A measure over all seeds that have it.
+    """A measure over all trainings and seeds that have it.
 
-    ``value`` is the mean, for times the median; ``half`` is half the width of the 95 % interval (None: one seed, or a
-    time); ``count`` is the number of seeds.
+    ``value`` is the mean, for times the median; ``half`` is half the width of the 95 % interval (None: a single value
+    of a suite without records, or a time); ``count`` is the number of values, ``trainings`` that of trainings in them.
     """
 
     half: float | None
     count: int
+    trainings: int = 0
 
     def bounds(self) -> dict[str, float]:
         """The ends of the interval, where there is one."""

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ import torch
 
 from fewstep.benchmark import compare as comparing
 from fewstep.benchmark import resume as resuming
+from fewstep.benchmark.cells import Cell, Cells, cell_of
 from fewstep.benchmark.config import BenchConfig
-from fewstep.benchmark.entrants import TEACHER, TRUTH, Entrant, Stage, line_up
+from fewstep.benchmark.entrants import RESERVED, TEACHER, TRUTH, UNDISTILLED, Entrant, Stage, line_up
 from fewstep.benchmark.measurement import Measurement
 from fewstep.benchmark.progress import CellProgress
 from fewstep.benchmark.report import BenchTable, tabulate
+from fewstep.benchmark.resampling import Scorer, resample
 from fewstep.benchmark.rows import FLOW, Row, write_csv
 from fewstep.benchmark.summary import seconds
 from fewstep.benchmark.tables import milliseconds
@@ -32,7 +35,7 @@ from fewstep.config.run import versions
 from fewstep.console import Console, number_of, spinner
 from fewstep.engine.device import pick_device
 from fewstep.engine.folder import locked, occupied
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, unknown
 from fewstep.files import Unwritable, write_json
 from fewstep.words import number
 
@@ -65,6 +68,7 @@ def run_bench(
             ``compare``, or a bench of other settings to go on with.
     """
     cells = line_up(stages, students, config.steps, config.teacher_steps)
+    reference = _reference(config.against, cells)
     old = comparing.read_rows(compare) if compare is not None else None
     if occupied(out) and not resume:
         raise FewstepError(
@@ -72,22 +76,24 @@ def run_bench(
             "on with the bench in it"
         )
     console, began = console or Console(), time.monotonic()
-    measurement = Measurement(stages, config.seeds, config.limit, pick_device(config.device, "device"))
+    scorer = Scorer(stages[-1].suite, Cells(out), config.seeds, config.teacher_steps)
+    measurement = Measurement(stages, config.seeds, config.limit, pick_device(config.device, "device"), scorer)
     suite, samples = measurement.suite, measurement.samples
     same = {"backbone": name, "samples": samples, "machine": machine(measurement.device)}
-    record = {
+    record: dict[str, Any] = {
         **same,
         "versions": versions(),
         "seeds": list(config.seeds),
         "steps": list(config.steps),
         "teacher": _recorded(cells[0][0]),
-        "students": [_recorded(one) for one in students],
+        "students": [_recorded(one) for one in dict.fromkeys(one for one, _ in cells) if one.training is not None],
         "command": sys.argv,
     }
     kept, record = resuming.measured(out, record) if resume else ([], record)
-    todo, whole = _todo(measurement, cells, kept)
-    if not whole:
-        kept = [one for one in kept if one["label"] not in resuming.REFERENCES]
+    scorer.order = [*record["seeds"]]
+    kept = [one for one in kept if measurement.planned(cells, cell_of(resuming.as_row(one)))]
+    todo, whole = _todo(measurement, cells, [resuming.as_row(one) for one in kept])
+    kept = _still_of_use(kept, todo, whole)
     rows = [resuming.as_row(one) for one in kept]
     with locked(out):
         write_json(out / resuming.RECORD, record)  # refuses a read-only folder before anything is measured
@@ -101,13 +107,17 @@ def run_bench(
             if not rows:
                 for path in (out / "rows.csv", out / resuming.RECORD):
                     path.unlink(missing_ok=True)
+                shutil.rmtree(scorer.cells.folder, ignore_errors=True)
                 with suppress(OSError):  # other files may lie there
                     out.rmdir()
         write_json(out / resuming.RECORD, {**record, "seconds": round(time.monotonic() - began, 1)})
-    table = tabulate(out, suite, rows, record)
+    found = list(dict.fromkeys(map(cell_of, rows))) if suite.keeps_records else []
+    draws = resample(scorer, found, config.resamples, console)
+    table = tabulate(out, suite, rows, record, draws, reference)
     try:
-        if old is not None:
-            table.add_changes(comparing.compare(old, rows), comparing.unlike(old, same))
+        if old is not None and compare is not None:
+            before = comparing.resampled(compare, scorer, draws, console) if found else None
+            table.add_changes(comparing.compare(old, rows, draws, before), comparing.unlike(old, same))
         with spinner(console, f"{name}: drawing"):
             table.write(suite, measurement.shown, min(config.columns, samples), report)
     except Unwritable as error:
@@ -117,42 +127,82 @@ def run_bench(
     return table
 
 
+def _reference(against: str, cells: Sequence[tuple[Entrant, int]]) -> str:
+    """The label that the others are compared with.
+
+    Raises:
+        FewstepError: for one that is not measured.
+    """
+    labels = list(dict.fromkeys(entrant.label for entrant, _ in cells if entrant.label not in RESERVED))
+    if against and against not in labels:
+        raise unknown("--against", against, labels)
+    return against or (labels[0] if labels else UNDISTILLED)
+
+
+@dataclass(frozen=True)
+class Todo:
+    """A cell to sample; ``known``: it was measured before, and only its objects are needed."""
+
+    entrant: Entrant
+    steps: int
+    seed: int
+    known: bool
+
+    @property
+    def cell(self) -> Cell:
+        """What it is called."""
+        return self.entrant.label, self.steps, (self.entrant.training, self.seed)
+
+
 def _todo(
-    measurement: Measurement, cells: Sequence[tuple[Entrant, int]], kept: Sequence[resuming.Record]
-) -> tuple[list[tuple[int, Entrant, int, bool]], bool]:
-    """What is to be sampled, as (seed, entrant, steps, whether it was measured), and whether nothing is to be measured.
+    measurement: Measurement, cells: Sequence[tuple[Entrant, int]], kept: Sequence[Row]
+) -> tuple[list[Todo], bool]:
+    """What is to be sampled, and whether nothing is to be measured.
 
     Cells that were measured are sampled again where their objects are needed: those of the first seed for the contact
     sheet, and the teacher's to compare with.
     """
-    have = {(one["label"], one["steps"], one["seed"]) for one in kept}
+    have, seeds, files = {cell_of(row) for row in kept}, measurement.seeds, measurement.scorer.cells
+    todos = [Todo(entrant, steps, seed, False) for seed in seeds for entrant, steps in cells]
     wanted = [
-        (seed, entrant, steps, (entrant.label, str(steps), str(seed)) in have)
-        for seed in measurement.seeds
-        for entrant, steps in cells
+        replace(todo, known=todo.cell in have and (not measurement.keeps_records or files.path(todo.cell).is_file()))
+        for todo in todos
+        if measurement.planned(cells, todo.cell)
     ]
-    whole = all(known for *_, known in wanted) and any(label == TRUTH for label, _, _ in have)
-    first = measurement.seeds[0]
-    found = [cell for cell in wanted if not cell[3] or cell[0] == first or (cell[1].label == TEACHER and not whole)]
-    return found, whole
+    if measurement.keeps_records:  # the teacher's records of all seeds are needed by every other cell
+        wanted.sort(key=lambda todo: todo.entrant.label != TEACHER)
+    whole = all(todo.known for todo in wanted) and any(label == TRUTH for label, _, _ in have)
+
+    def needed(todo: Todo) -> bool:
+        teacher, drawn = todo.entrant.label == TEACHER, todo.seed == seeds[0] and not todo.entrant.training
+        return not todo.known or drawn or (teacher and not whole)
+
+    return [todo for todo in wanted if needed(todo)], whole
+
+
+def _still_of_use(kept: Sequence[resuming.Record], todos: Sequence[Todo], whole: bool) -> list[resuming.Record]:
+    """The lines of cells that are not measured again. The references are, with every cell that is added."""
+    again = {todo.cell for todo in todos if not todo.known}
+    cells = [(one, cell_of(resuming.as_row(one))) for one in kept]
+    return [one for one, cell in cells if cell not in again and (whole or cell[0] not in resuming.REFERENCES)]
 
 
 def _measured(
-    measurement: Measurement,
-    todo: Sequence[tuple[int, Entrant, int, bool]],
-    references: bool,
-    rows: list[Row],
-    console: rich.console.Console,
+    measurement: Measurement, todos: Sequence[Todo], references: bool, rows: list[Row], console: rich.console.Console
 ) -> Iterator[Row]:
     """Measure cell after cell, and at last the references; ``rows`` takes what is found."""
-    progress = CellProgress(console, [measurement.expected(entrant, steps) for _, entrant, steps, _ in todo])
+    progress = CellProgress(console, [measurement.expected(todo.entrant, todo.steps) for todo in todos])
+    teachers = sum(todo.entrant.label == TEACHER for todo in todos) if measurement.keeps_records else 0
     try:
-        measurement.prepare(dict.fromkeys(entrant for _, entrant, _, _ in todo))
+        measurement.prepare(dict.fromkeys(todo.entrant for todo in todos))
         measurement.tick = progress.tick
-        for seed, entrant, steps, known in todo:
-            progress.begin(f"seed {seed}  {entrant.label}, {number_of(steps, 'step')}")
+        for number, todo in enumerate(todos, 1):
+            which = f", training {todo.entrant.training}" if todo.entrant.training else ""
+            progress.begin(f"seed {todo.seed}  {todo.entrant.label}{which}, {number_of(todo.steps, 'step')}")
             began = measurement.sampling
-            found = measurement.cell(entrant, steps, seed, known)
+            found = measurement.cell(todo.entrant, todo.steps, todo.seed, todo.known)
+            if number == teachers:
+                found = measurement.teacher_rows()
             rows += found
             yield from found
             progress.end(_shown(found, measurement.suite.headline), measurement.sampling - began)
@@ -177,9 +227,14 @@ def _recorded(entrant: Entrant) -> dict[str, Any]:
     """An entrant as JSON: its contract, what a student cost, and under "then" the same of the stages that follow."""
     record: dict[str, Any] = {}
     for model in reversed(entrant.models):
-        values = {"label": entrant.label, "method": entrant.method, "contract": model.contract.model_dump(mode="json")}
+        values: dict[str, Any] = {
+            "label": entrant.label,
+            "method": entrant.method,
+            "contract": model.contract.model_dump(mode="json"),
+        }
         if model.info is not None:
             values["method"] = model.info.method
+            values |= {"training": entrant.training, "seed": model.info.config.get("seed")}
             values |= {name: getattr(model.info, name) for name in ("step", "seconds", "budget", "weights")}
         record = {**values, "then": record} if record else values
     return record

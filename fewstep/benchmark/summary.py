@@ -1,29 +1,39 @@
-"""Rows summarised over seeds: means with intervals, medians of times, speed-ups, the share of the gap closed."""
+"""Rows summarised: means with intervals, medians of times, speed-ups, the share of the gap closed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 
+from fewstep.benchmark.cells import cell_of
 from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
-from fewstep.benchmark.rows import FLOW, GAP, SECONDS, Line, Measured, Row, is_quality
-from fewstep.errors import need
+from fewstep.benchmark.resampling import Array, Draws, estimate
+from fewstep.benchmark.rows import FLOW, GAP, SECONDS, Line, Measured, Row, Unit, is_quality
 
-CONFIDENCE = 0.95
 Key = tuple[str, int]  # label and steps
-Groups = dict[tuple[str, int, str], dict[int | None, Row]]  # by label, steps and metric, then by seed
+Groups = dict[tuple[str, int, str], dict[Unit, Row]]  # by label, steps and metric, then by training and seed
 
 
-def summarise(rows: Iterable[Row], lower_is_better: frozenset[str]) -> list[Line]:
-    """Lines in the order of the rows; then ``gap_closed/<measure>`` and the two speed-ups of each cell."""
+def summarise(rows: Iterable[Row], lower_is_better: frozenset[str], draws: Draws | None = None) -> list[Line]:
+    """Lines in the order of the rows; then ``gap_closed/<measure>`` and the two speed-ups of each cell.
+
+    Args:
+        draws: of the objects; without, intervals are over trainings and seeds alone.
+    """
+    groups, draws = grouped(rows), draws or Draws()
+    lines = [_line(list(group.values()), draws) for group in groups.values()]
+    gaps = (_gap(groups, line, line.metric in lower_is_better, draws) for line in lines if line.label not in RESERVED)
+    return [*lines, *(line for line in gaps if line is not None), *_speedups(lines)]
+
+
+def grouped(rows: Iterable[Row]) -> Groups:
+    """Rows by what they measure, then by training and seed."""
     groups: Groups = {}
     for row in rows:
-        groups.setdefault((row.label, row.steps, row.metric), {})[row.seed] = row
-    lines = [_line(list(group.values())) for group in groups.values()]
-    gaps = (_gap(groups, line, line.metric in lower_is_better) for line in lines if line.label not in RESERVED)
-    return [*lines, *(line for line in gaps if line is not None), *_speedups(lines)]
+        groups.setdefault((row.label, row.steps, row.metric), {})[row.training, row.seed] = row
+    return groups
 
 
 def by_cell(lines: Iterable[Line]) -> dict[Key, dict[str, Line]]:
@@ -34,26 +44,23 @@ def by_cell(lines: Iterable[Line]) -> dict[Key, dict[str, Line]]:
     return cells
 
 
-def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and half the width of its 95 % confidence interval by Student's t; None with a single value."""
-    if len(values) < 2 or not all(map(math.isfinite, values)):
-        return fmean(values), None
-    return fmean(values), student_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
-
-
-def student_quantile(freedom: float) -> float:
-    """Student's t that a 95 % interval reaches to, with ``freedom`` degrees of freedom."""
-    return float(need("scipy.stats").t.ppf(0.5 + CONFIDENCE / 2, freedom))
-
-
 def gap_closed(
-    undistilled: Sequence[float], student: Sequence[float], teacher: Sequence[float], lower_is_better: bool
+    undistilled: Sequence[float],
+    student: Sequence[float],
+    teacher: Sequence[float],
+    lower_is_better: bool,
+    draws: Sequence[Array | None] = (),
+    objects: int = 0,
 ) -> tuple[float, float | None] | None:
     """The share of the gap between undistilled and teacher that the student closes, and half its 95 % interval.
 
     0 is no better than undistilled at the same steps, 1 is the teacher at its many steps. The interval is that of a
-    ratio of means over paired seeds (linearised, Student's t). None where undistilled is no worse than the teacher,
-    so that there is no gap.
+    ratio of means over paired units (linearised), as ``estimate`` has it. None where undistilled is no worse than the
+    teacher, so that there is no gap.
+
+    Args:
+        draws: the means of the three on resampled objects, [B] each.
+        objects: how many were resampled.
     """
     sign = 1 if lower_is_better else -1
     gaps = [sign * (u - t) for u, t in zip(undistilled, teacher, strict=True)]
@@ -61,8 +68,10 @@ def gap_closed(
     if not all(map(math.isfinite, (*gaps, *closed))) or fmean(gaps) <= 0:
         return None
     share = fmean(closed) / fmean(gaps)
-    _, half = interval([c - share * g for c, g in zip(closed, gaps, strict=True)])
-    return share, None if half is None else half / fmean(gaps)
+    u, s, t = draws or (None, None, None)
+    resampled = None if u is None or s is None or t is None else sign * ((u - s) - share * (u - t))
+    found = estimate([c - share * g for c, g in zip(closed, gaps, strict=True)], resampled, objects)
+    return share, None if found.half is None else found.half / fmean(gaps)
 
 
 def seconds(measured: Iterable[Measured], prefix: str = SECONDS) -> float:
@@ -70,23 +79,39 @@ def seconds(measured: Iterable[Measured], prefix: str = SECONDS) -> float:
     return sum(one.value for one in measured if one.metric.startswith(prefix))
 
 
-def _line(group: list[Row]) -> Line:
+def _line(group: list[Row], draws: Draws) -> Line:
     first, values = group[0], [row.value for row in group]
-    value, half = (median(values), None) if first.metric.startswith(SECONDS) else interval(values)
+    if first.metric.startswith(SECONDS):
+        value, half = median(values), None
+    else:
+        found = estimate(values, draws.mean([cell_of(row) for row in group], first.metric), draws.objects)
+        value, half = found.value, found.half
     same = {f.name: getattr(first, f.name) for f in fields(Measured)}
-    return Line(**{**same, "value": value, "half": half, "count": len(values)})
+    for name in ("evaluations", "training_seconds"):  # of replicates: the mean
+        took = [getattr(row, name) for row in group if getattr(row, name) is not None]
+        same[name] = fmean(took) if took else None
+    trainings = len({row.training for row in group} - {None})
+    return Line(**{**same, "value": value, "half": half, "count": len(values), "trainings": trainings})
 
 
-def _gap(groups: Groups, line: Line, lower_is_better: bool) -> Line | None:
-    """The share of the gap over the seeds that student, undistilled and teacher all have."""
+def _gap(groups: Groups, line: Line, lower_is_better: bool, draws: Draws) -> Line | None:
+    """The share of the gap over the units that share their noise with undistilled and teacher."""
+    if not is_quality(line.metric) or "/" in line.metric:
+        return None
     teacher = next((group for key, group in groups.items() if key[0] == TEACHER and key[2] == line.metric), {})
     base, own = (groups.get((label, line.steps, line.metric), {}) for label in (UNDISTILLED, line.label))
-    seeds = [seed for seed in base if seed in own and seed in teacher]
-    if not seeds or not is_quality(line.metric):
+    units = [unit for unit in own if (None, unit[1]) in base and (None, unit[1]) in teacher]
+    if not units:
         return None
-    u, s, t = ([group[seed].value for seed in seeds] for group in (base, own, teacher))
-    found = gap_closed(u, s, t, lower_is_better)
-    return found and replace(line, metric=GAP + line.metric, value=found[0], half=found[1], count=len(seeds))
+    sets = [
+        [base[None, seed] for _, seed in units],
+        [own[unit] for unit in units],
+        [teacher[None, s] for _, s in units],
+    ]
+    u, s, t = ([row.value for row in rows] for rows in sets)
+    resampled = [draws.mean([cell_of(row) for row in rows], line.metric) for rows in sets]
+    found = gap_closed(u, s, t, lower_is_better, resampled, draws.objects)
+    return found and replace(line, metric=GAP + line.metric, value=found[0], half=found[1], count=len(units))
 
 
 def _speedups(lines: Sequence[Line]) -> list[Line]:

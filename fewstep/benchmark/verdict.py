@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from fewstep.benchmark.differences import Difference
 from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
 from fewstep.benchmark.rows import GAP, NON_FINITE, Line
 from fewstep.benchmark.summary import by_cell
-from fewstep.benchmark.tables import mean, resolved, share
+from fewstep.benchmark.tables import LEVEL, mean, p_value, resolved, share
 from fewstep.console import number_of
 from fewstep.core.suite import Suite
 from fewstep.words import fixed, number
 
 
-def verdicts(lines: Sequence[Line], suite: Suite) -> list[str]:
-    """``mdt-vd, 1 step: 63 % of the gap to the teacher closed (±26), 51 times faster flow.`` for each student."""
+def verdicts(lines: Sequence[Line], suite: Suite, differences: Sequence[Difference] = ()) -> list[str]:
+    """``cm, 1 step: 63 % of the gap to the teacher closed (±26), 51 times faster flow; frechet 12 ±5 higher than mdt-vd
+    (p 0.01), worse.`` for each student."""
     cells = by_cell(lines)
     fewest: dict[str, int] = {}
     for label, steps in cells:
         if label not in RESERVED:
             fewest[label] = min(steps, fewest.get(label, steps))
     if fewest:
-        return [_sentence(cells[label, steps], suite, steps) for label, steps in fewest.items()]
+        told = {(one.label, one.steps): one for one in differences
+                if one.metric == suite.headline and one.against != UNDISTILLED}  # fmt: skip
+        return [
+            f"{_sentence(cells[label, steps], suite, steps)}{_against(told.get((label, steps)))}."
+            for label, steps in fewest.items()
+        ]
     few = min((steps for label, steps in cells if label == UNDISTILLED), default=0)
     teacher = next((found for (label, _), found in cells.items() if label == TEACHER), {})
     plain = cells.get((UNDISTILLED, few), {})
@@ -35,7 +43,21 @@ def verdicts(lines: Sequence[Line], suite: Suite) -> list[str]:
 def _sentence(found: dict[str, Line], suite: Suite, steps: int) -> str:
     label = next(iter(found.values())).label
     speed = f", {_faster(found['speedup_flow'].value)} flow" if "speedup_flow" in found else ""
-    return f"{label}, {number_of(steps, 'step')}: {_closed(found, suite)}{speed}."
+    return f"{label}, {number_of(steps, 'step')}: {_closed(found, suite)}{speed}"
+
+
+def _against(one: Difference | None) -> str:
+    """How the method compares with the reference method."""
+    if one is None or not math.isfinite(one.difference):
+        return ""
+    side = "higher" if one.difference > 0 else "lower"
+    spread = "" if one.half is None else f" ±{number(one.half, 2)}"
+    text = f"; {one.metric} {number(abs(one.difference))}{spread} {side} than {one.against}"
+    if one.p_holm is None:
+        return text
+    judged = "no difference is shown" if one.p_holm >= LEVEL else "better" if one.better else "worse"
+    p = p_value(one.p_holm)
+    return f"{text} (p {p}), {judged}"
 
 
 def _closed(found: dict[str, Line], suite: Suite) -> str:

@@ -16,7 +16,7 @@ from fewstep.errors import FewstepError
 from fewstep.plugins.registry import registry
 
 KEYS = (
-    "Config: backbone.*, data.*, steps, seeds, limit, teacher_steps, device, threads, columns; "
+    "Config: backbone.*, data.*, steps, seeds, limit, against, resamples, teacher_steps, device, threads, columns; "
     "of one stage: slat.backbone.*, slat.data.*."
 )
 
@@ -27,7 +27,13 @@ def bench(
     stage: Annotated[str | None, STAGE] = None,
     dataset: Annotated[str | None, Option("--dataset", "-d", help="Data set; by default the backbone's own.")] = None,
     methods: Annotated[str | None, Option(help="Students of these methods that ship with the backbone: a,b.")] = None,
-    student: Annotated[list[str] | None, Option(metavar="[LABEL=]PATH", help="A student's folder; repeatable.")] = None,
+    student: Annotated[
+        list[str] | None,
+        Option(
+            metavar="[LABEL=]PATH",
+            help="A student's folder; repeatable. Several of one label, or a pattern: its replicates.",
+        ),
+    ] = None,
     preset: Annotated[str | None, Option("--preset", "-p", help="Named settings that a plugin ships.")] = None,
     steps: Annotated[str | None, Option(help="Step counts; by default 1,2,4.")] = None,
     seeds: Annotated[str | None, Option(help="Seeds of the noise, for the intervals; by default 0,1,2.")] = None,
@@ -36,6 +42,9 @@ def bench(
     out: Annotated[Path | None, Option("--out", "-o", help="Folder of the report; must not exist.")] = None,
     resume: Annotated[bool, Option("--resume", help="Go on with the bench in --out, or draw its report anew.")] = False,
     report: Annotated[bool, Option("--report", help="Write report.html too: charts, and objects to turn.")] = False,
+    against: Annotated[
+        str | None, Option(help="Label that the others are compared with; by default the first.")
+    ] = None,
     compare: Annotated[Path | None, Option(help="rows.csv of an earlier bench: what moved.")] = None,
 ) -> None:
     """Measure students: quality and time by steps.
@@ -73,6 +82,7 @@ def bench(
             device=device,
             out=folder,
             compare=compare,
+            against=against,
             config=config,
             console=console,
             resume=resume,

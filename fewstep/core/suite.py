@@ -48,6 +48,7 @@ class SheetRow:
 
 
 Rows = Sequence[SheetRow | tuple[str, Any]]
+Record = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,18 @@ class Suite(ABC):
     names the measures that fall, ``signed`` those that may lie below 0; ``charts`` are further measures with a panel of
     their own; ``titles`` are names of measures in words ("Fréchet distance of views"), and ``legend`` says in a line
     what a measure (or several: "a, b") is; ``suffixes`` are those of the files that ``write`` makes, the usual first.
+
+    What is measured, in one of two forms: ``record`` and ``score``, so that a bench keeps the records, resamples
+    objects and pairs them with an earlier bench; or ``measure`` alone, and intervals are over seeds and trainings only.
+    ``nearness`` names the measure that says object by object how near one is to the truth, for win rates: an array
+    [N] of the record.
     """
 
     headline: str = ""
     lower_is_better: frozenset[str] = frozenset()
     signed: frozenset[str] = frozenset()
     charts: tuple[str, ...] = ()
+    nearness: str = ""
     suffixes: tuple[str, ...] = (".png",)
     titles: Mapping[str, str] = MappingProxyType({})
     legend: Mapping[str, str] = MappingProxyType({})
@@ -118,10 +125,34 @@ class Suite(ABC):
         """
         raise FewstepError(f"{type(self).__name__} is of a last stage: nothing is sampled on its objects")
 
-    @abstractmethod
+    def record(self, objects: Any, teacher_objects: Any) -> Record:
+        """What the measures are computed from: arrays [N, ...] with a row for each object, such as features, or its
+        distance to the teacher's object from the same noise (``teacher_objects``)."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no records")
+
+    def score(self, record: Record, teacher: Record, other: Record | None, counts: Tensor) -> dict[str, Tensor]:
+        """Every quality measure, [B] each, of B resamples of a record's objects.
+
+        Args:
+            record: of the first N held-out objects.
+            teacher: the teacher's record from the same noise.
+            other: the teacher's record from other noise; None where a bench has one seed.
+            counts: float64 [B, N], how often each object is in a resample; all 1 for the objects as they are. Held-out
+                objects are resampled with what was made under their conditions.
+        """
+        raise NotImplementedError(f"{type(self).__name__} keeps no records")
+
     def measure(self, objects: Any, teacher_objects: Any) -> dict[str, float]:
         """Every quality measure of generated objects against the truth and against the teacher's own result from the
         same noise (``teacher_objects``)."""
+        record, teacher = self.record(objects, teacher_objects), self.record(teacher_objects, teacher_objects)
+        once = torch.ones(1, len(next(iter(record.values()))), dtype=torch.float64)
+        return {name: float(value) for name, value in self.score(record, teacher, None, once).items()}
+
+    @property
+    def keeps_records(self) -> bool:
+        """Whether this suite is measured by ``record`` and ``score``."""
+        return type(self).record is not Suite.record
 
     @abstractmethod
     def sheet(self, rows: Rows, path: Path, count: int) -> None:

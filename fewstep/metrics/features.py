@@ -27,12 +27,13 @@ def kid(generated: Tensor, reference: Tensor, *, paired: bool = False) -> float:
     x, y = vectors(generated, reference, 2)
     if paired and len(x) != len(y):
         raise invalid("generated", len(x), f"{len(y)} rows, one for each of the reference")
-    cross = _polynomial_kernel(x, y)
-    within = mean_off_diagonal(_polynomial_kernel(x, x)) + mean_off_diagonal(_polynomial_kernel(y, y))
+    cross = polynomial_kernel(x, y)
+    within = mean_off_diagonal(polynomial_kernel(x, x)) + mean_off_diagonal(polynomial_kernel(y, y))
     return within - 2 * (mean_off_diagonal(cross) if paired else float(cross.mean()))
 
 
-def _polynomial_kernel(a: Tensor, b: Tensor) -> Tensor:
+def polynomial_kernel(a: Tensor, b: Tensor) -> Tensor:
+    """(a b / F + 1)^3 of the rows of [N, F] and [M, F]."""
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
@@ -49,11 +50,38 @@ def frechet(generated: Tensor, reference: Tensor, components: int = COMPONENTS) 
     if components < 1:
         raise FewstepError(f"components: got {components}; accepted: at least 1")
     x, y = vectors(generated, reference, 2)
-    mean = y.mean(0)
-    _, _, rows = torch.linalg.svd(y - mean, full_matrices=False)
-    axes = rows[: min(components, len(y) - 1)].T
+    mean, axes = principal_axes(y, components)
     a, b = (x - mean) @ axes, (y - mean) @ axes
     return frechet_gaussians(a.mean(0), _covariance(a), b.mean(0), _covariance(b))
+
+
+def principal_axes(x: Tensor, components: int) -> tuple[Tensor, Tensor]:
+    """The mean [F] of rows [N, F] and their leading principal axes [F, C], C at most N - 1."""
+    mean = x.mean(0)
+    _, _, rows = torch.linalg.svd(x - mean, full_matrices=False)
+    return mean, rows[: min(components, len(x) - 1)].T
+
+
+def precision_recall(generated: Tensor, reference: Tensor, nearest: int = 3) -> tuple[float, float]:
+    """The share of [N, F] that lies among the reference [M, F], and the share of the reference that lies among it.
+
+    A point lies among a set where it is within the distance of some point of the set to that point's ``nearest``-th
+    neighbour in the set. Source: Kynkäänniemi et al. 2019, arXiv 1904.06991.
+
+    Raises:
+        FewstepError: for other shapes, values that are not finite, or not more rows than ``nearest``.
+    """
+    inside, covered = neighbours(*vectors(generated, reference, nearest + 1), nearest)
+    return float(inside.mean()), float(covered.mean())
+
+
+def neighbours(generated: Tensor, reference: Tensor, nearest: int) -> tuple[Tensor, Tensor]:
+    """For each generated row whether it lies among the reference, and for each of the reference the other way. In a set
+    of fewer rows than ``nearest`` the farthest takes its place."""
+    x, y = generated.double(), reference.double()
+    apart = torch.cdist(x, y)
+    own, other = (torch.cdist(z, z).sort().values[:, min(nearest, len(z) - 1)] for z in (x, y))  # 0: the point itself
+    return (apart <= other).any(1).double(), (apart <= own[:, None]).any(0).double()
 
 
 def frechet_gaussians(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tensor) -> float:

@@ -45,13 +45,13 @@ def sliced_wasserstein(generated: Tensor, reference: Tensor, count: int = DIRECT
         FewstepError: for other shapes, no rows, or values that are not finite.
     """
     x, y = vectors(generated, reference, 1)
-    axes = _directions(x.shape[1], count, seed).to(x.device)
+    axes = directions(x.shape[1], count, seed).to(x.device)
     rows = max(len(x), len(y))
     a, b = (_quantiles((z @ axes.T).sort(0).values, rows) for z in (x, y))
     return float((a - b).square().mean().sqrt())
 
 
-def _directions(width: int, count: int, seed: int) -> Tensor:
+def directions(width: int, count: int, seed: int) -> Tensor:
     """At least ``count`` unit vectors [K, F] in float64."""
     generator = torch.Generator().manual_seed(seed)
     frames = torch.randn(math.ceil(count / width), width, width, generator=generator, dtype=torch.float64)
@@ -81,11 +81,12 @@ def mmd_rbf(generated: Tensor, reference: Tensor, bandwidth: float | None = None
     h = float(torch.pdist(y[:_MEDIAN_ROWS]).median()) if bandwidth is None else bandwidth
     if not h > 0:
         raise FewstepError(f"bandwidth: got {h}; accepted: above 0 (the median distance of the reference is 0)")
-    within = sum(mean_off_diagonal(_rbf(z, z, h)) for z in (x, y))
-    return within - 2 * float(_rbf(x, y, h).mean())
+    within = sum(mean_off_diagonal(rbf(z, z, h)) for z in (x, y))
+    return within - 2 * float(rbf(x, y, h).mean())
 
 
-def _rbf(a: Tensor, b: Tensor, bandwidth: float) -> Tensor:
+def rbf(a: Tensor, b: Tensor, bandwidth: float) -> Tensor:
+    """exp(-|a - b|^2 / (2 h^2)) of the rows of [N, F] and [M, F]."""
     return (-0.5 * (torch.cdist(a, b) / bandwidth).square()).exp()
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fewstep.core.batch import Batch
 from fewstep.core.layout import Layout
-from fewstep.core.suite import Rows, SheetRow, Suite
+from fewstep.core.suite import Record, Rows, SheetRow, Suite
 from fewstep.errors import need
-from fewstep.metrics import mmd_rbf, sliced_wasserstein
+from fewstep.metrics.resampled import mean_resampled, mmd_rbf_resampled, sliced_wasserstein_resampled
 from fewstep.words import chart_escaped, shortened
 from fewstep_toy.dataset import ToyPoints
 
@@ -52,15 +52,22 @@ class ToySuite(Suite):
     def decode(self, x: Tensor, layout: Layout) -> Tensor:
         return x.detach().float().cpu()
 
-    def measure(self, objects: Any, teacher_objects: Any) -> dict[str, float]:
-        found = {
-            "sliced_w2": sliced_wasserstein(objects, self.truth, DIRECTIONS),
-            "mmd": mmd_rbf(objects[:MMD_ROWS], self.truth[:MMD_ROWS], MMD_BANDWIDTH),
-            "teacher_rms": float((objects - teacher_objects).square().sum(-1).mean().sqrt()),
-        }
+    def record(self, objects: Any, teacher_objects: Any) -> Record:
+        found = {"points": objects, "teacher_squared": (objects - teacher_objects).square().sum(-1)}
         if self.dataset.toy.conditional:
             labels = self.dataset.held_out_labels()[: len(objects)]
-            found["wrong_class"] = float((self.dataset.mixture.most_probable(objects) != labels).float().mean())
+            found["wrong_class"] = self.dataset.mixture.most_probable(objects) != labels
+        return found
+
+    def score(self, record: Record, teacher: Record, other: Record | None, counts: Tensor) -> dict[str, Tensor]:
+        points = record["points"]
+        found = {
+            "sliced_w2": sliced_wasserstein_resampled(points, self.truth, counts, DIRECTIONS),
+            "mmd": mmd_rbf_resampled(points[:MMD_ROWS], self.truth[:MMD_ROWS], counts[:, :MMD_ROWS], MMD_BANDWIDTH),
+            "teacher_rms": mean_resampled(record["teacher_squared"], counts).sqrt(),
+        }
+        if "wrong_class" in record:
+            found["wrong_class"] = mean_resampled(record["wrong_class"], counts)
         return found
 
     def sheet(self, rows: Rows, path: Path, count: int) -> None:

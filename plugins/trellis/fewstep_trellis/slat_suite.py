@@ -11,12 +11,12 @@ from fewstep_shapes3d.export import turntable, write_glb
 from fewstep_shapes3d.export.contact import Picture, contact_sheet
 from fewstep_shapes3d.measures.features import ImageEncoder
 from fewstep_shapes3d.measures.held_out import HeldOut, PictureSuite, shown
-from fewstep_shapes3d.measures.shapes import MetricNet, ViewEncoder, distances
+from fewstep_shapes3d.measures.shapes import MetricNet, ViewEncoder, distances, teacher_distances
 from fewstep_shapes3d.measures.surfaces import (
     Cloud,
     Surfaces,
     cloud_distance,
-    latent_agreement,
+    latent_errors,
     true_cloud,
     view_error,
 )
@@ -26,9 +26,10 @@ from torch import Tensor
 
 from fewstep.core.batch import Batch
 from fewstep.core.layout import Layout, Packed
-from fewstep.core.suite import SheetRow, Suite
+from fewstep.core.suite import Record, SheetRow, Suite
 from fewstep.errors import FewstepError, invalid
 from fewstep.files import file_suffix
+from fewstep.metrics.resampled import described, mean_resampled
 from fewstep_trellis.models import SLatMeshDecoder
 from fewstep_trellis.normalisation import Normalisation
 from fewstep_trellis.slat_dataset import PreparedLatents
@@ -37,9 +38,15 @@ TILE = 160  # pixels of a picture of a sample
 LEGEND = {
     "frechet": "4 coloured views of each mesh against those of the mesh decoded from the true latents, all pooled, by "
     "EfficientNet-Lite2 (the condition comes from another network), on 32 principal components",
+    "frechet_infinity": "frechet extrapolated to infinitely many objects, from all, half and a quarter of them",
     "kid": "the same features, the 4 views of an object joined; unbiased, each object's own partner left out",
+    "precision, recall": "share of objects among the true ones, and of true ones among them, by the distance to the "
+    "third neighbour in the joined features",
     "view_error": "mean absolute difference to the views of the true latents' mesh, where either shows something",
-    "teacher_frechet, teacher_kid, teacher_view_error": "the same to the teacher's own meshes from the same noise",
+    "other_frechet": "frechet to the teacher's meshes from other noise: its row of the teacher is the floor",
+    "teacher_frechet, teacher_view_error": "the same to the teacher's meshes from the same noise, which favours "
+    "methods that keep its map from noise",
+    "empty": "share of objects without any face",
     "chamfer, colour_error": "to one point in each voxel of the true surface: sides of the cube, and colours in [0, 1]",
     "agree_latent": "R squared of the latents with the teacher's own from the same noise, on the voxels that both have",
 }
@@ -121,21 +128,26 @@ class StructuredLatentSuite(SurfaceObjects, PictureSuite):
     lower_is_better = frozenset(
         {
             "frechet",
+            "frechet_infinity",
             "kid",
             "view_error",
+            "other_frechet",
             "teacher_frechet",
-            "teacher_kid",
             "teacher_view_error",
             "chamfer",
             "colour_error",
+            "empty",
         }
     )
-    charts = ("teacher_frechet", "teacher_view_error")
+    charts = ("other_frechet", "teacher_view_error")
+    nearness = "view_error"
     rule = "their distance (Chamfer) to the true surface, mean over all rows"
-    signed = frozenset({"kid", "teacher_kid", "agree_latent"})
+    signed = frozenset({"frechet_infinity", "kid", "agree_latent"})
     titles: Mapping[str, str] = {
         "frechet": "Fréchet distance of views",
-        "teacher_frechet": "Fréchet distance to the teacher's views",
+        "frechet_infinity": "Fréchet distance of views, extrapolated",
+        "other_frechet": "Fréchet distance to the teacher's views, other noise",
+        "teacher_frechet": "Fréchet distance to the teacher's views, same noise",
         "teacher_view_error": "difference to the teacher's views",
     }
     legend = LEGEND
@@ -180,20 +192,36 @@ class StructuredLatentSuite(SurfaceObjects, PictureSuite):
         count = len(self.pictures) if limit is None else min(limit, len(self.pictures))
         return self.pictured(self.batch.select(torch.arange(count)))
 
-    def measure(self, objects: Any, teacher_objects: Any) -> dict[str, float]:
+    def record(self, objects: Any, teacher_objects: Any) -> Record:
         own, teacher = Surfaces.check(objects), Surfaces.check(teacher_objects)
-        count = own.layout.batch_size
-        truth, views = self._decoded_truth(count), own.seen.views
+        views, truth = own.seen.views, self._decoded_truth(own.layout.batch_size)
         pairs = [cloud_distance(one, true) for one, true in zip(own.seen.clouds, self.truth, strict=False)]
-        chamfer, colour = torch.tensor(pairs, dtype=torch.float64).mean(0).tolist()
+        chamfer, colour = torch.tensor(pairs, dtype=torch.float64).T
+        error, spread = latent_errors(own, teacher)
         return {
-            **distances("", own.features, truth.features[:count]),
-            "view_error": view_error(views, truth.seen.views[:count]),
+            "features": own.features,
+            "view_error": view_error(views, truth.seen.views[: len(views)]),
             "chamfer": chamfer,
             "colour_error": colour,
-            **distances("teacher_", own.features, teacher.features),
+            "empty": torch.tensor([not len(cloud.points) for cloud in own.seen.clouds]),
             "teacher_view_error": view_error(views, teacher.seen.views),
-            "agree_latent": latent_agreement(own, teacher),
+            "latent_error": error,
+            "latent_spread": spread,
+        }
+
+    def score(self, record: Record, teacher: Record, other: Record | None, counts: Tensor) -> dict[str, Tensor]:
+        features = record["features"]
+        truth = self._decoded_truth(len(features)).features[: len(features)]
+        error, spread = (mean_resampled(record[name], counts) for name in ("latent_error", "latent_spread"))
+        return {
+            **distances(features, truth, counts),
+            **described("view_error", record["view_error"], counts),
+            **described("chamfer", record["chamfer"], counts),
+            **described("colour_error", record["colour_error"], counts),
+            "empty": mean_resampled(record["empty"], counts),
+            **teacher_distances(features, teacher, other, counts),
+            **described("teacher_view_error", record["teacher_view_error"], counts),
+            "agree_latent": torch.where(spread > 0, 1 - error / spread, 0.0),
         }
 
     def _decoded_truth(self, count: int) -> Surfaces:

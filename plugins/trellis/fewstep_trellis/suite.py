@@ -14,7 +14,7 @@ from fewstep_shapes3d.export.preview import turntable
 from fewstep_shapes3d.measures.features import ImageEncoder, preprocess
 from fewstep_shapes3d.measures.held_out import HeldOut, Pictured, PictureSuite, shown
 from fewstep_shapes3d.measures.occupancy import chamfer, volume_iou
-from fewstep_shapes3d.measures.shapes import MetricNet, Shapes, ViewEncoder, distances
+from fewstep_shapes3d.measures.shapes import MetricNet, Shapes, ViewEncoder, distances, teacher_distances
 from fewstep_shapes3d.mesh.voxels import voxel_mesh
 from fewstep_shapes3d.pictures.loading import load_picture
 from fewstep_shapes3d.pictures.preprocess import Background
@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Dense, Layout, Packed
-from fewstep.core.suite import SheetRow, Suite
+from fewstep.core.suite import Record, SheetRow, Suite
 from fewstep.errors import invalid
 from fewstep.files import file_suffix
-from fewstep.metrics import agreement
+from fewstep.metrics.resampled import described, mean_resampled
 from fewstep_trellis.dataset import PreparedObjects
 from fewstep_trellis.latents import encode
 
@@ -34,9 +34,15 @@ TILE, SUFFIXES = 160, (".png", ".npz")
 LEGEND = {
     "frechet": "4 rendered views of each object, EfficientNet-Lite2 (the condition comes from another network), all "
     "views pooled, on 32 principal components of the true objects' views",
+    "frechet_infinity": "frechet extrapolated to infinitely many objects, from all, half and a quarter of them",
     "kid": "the same features, the 4 views of an object joined; unbiased, each object's own partner left out",
-    "teacher_frechet, teacher_kid": "the same distances to the teacher's own samples from the same noise",
+    "precision, recall": "share of objects among the true ones, and of true ones among them, by the distance to the "
+    "third neighbour in the joined features",
+    "other_frechet": "frechet to the teacher's samples from other noise: its row of the teacher is the floor",
+    "teacher_frechet": "frechet to the teacher's samples from the same noise, which favours methods that keep its map "
+    "from noise",
     "iou, chamfer": "to the true object; chamfer in sides of the grid",
+    "empty": "share of objects without any voxel",
     "agree_iou, agree_latent": "with the teacher's own sample from the same noise: IoU, and R squared of the latents",
 }
 
@@ -106,13 +112,18 @@ class StructureSuite(StructureObjects, PictureSuite):
     """
 
     headline = "frechet"
-    lower_is_better = frozenset({"chamfer", "frechet", "kid", "teacher_frechet", "teacher_kid"})
-    charts = ("teacher_frechet", "agree_iou")
+    lower_is_better = frozenset(
+        {"chamfer", "frechet", "frechet_infinity", "kid", "empty", "other_frechet", "teacher_frechet"}
+    )
+    charts = ("other_frechet", "agree_iou")
+    nearness = "iou"
     rule = "their overlap (IoU) with the true object, mean over all rows"
-    signed = frozenset({"kid", "teacher_kid", "agree_latent"})
+    signed = frozenset({"frechet_infinity", "kid", "agree_latent"})
     titles: Mapping[str, str] = {
         "frechet": "Fréchet distance of views",
-        "teacher_frechet": "Fréchet distance to the teacher's views",
+        "frechet_infinity": "Fréchet distance of views, extrapolated",
+        "other_frechet": "Fréchet distance to the teacher's views, other noise",
+        "teacher_frechet": "Fréchet distance to the teacher's views, same noise",
         "agree_iou": "overlap with the teacher's shapes (IoU)",
     }
     legend = LEGEND
@@ -169,16 +180,31 @@ class StructureSuite(StructureObjects, PictureSuite):
             self._x0 = self._latents(count)
         return self._x0[:count]
 
-    def measure(self, objects: Any, teacher_objects: Any) -> dict[str, float]:
+    def record(self, objects: Any, teacher_objects: Any) -> Record:
         shapes, teacher = Shapes.check(objects), Shapes.check(teacher_objects)
         truth = self.truth[: len(shapes.grids)]
+        own, same = (latents.flatten(1).double() for latents in (shapes.latents, teacher.latents))
         return {
-            **distances("", shapes.features, self._true_features(len(truth))),
-            **distances("teacher_", shapes.features, teacher.features),
-            "iou": float(volume_iou(shapes.grids, truth).mean()),
-            "chamfer": float(chamfer(shapes.grids, truth).mean()),
-            "agree_iou": float(volume_iou(shapes.grids, teacher.grids).mean()),
-            "agree_latent": agreement(shapes.latents, teacher.latents),
+            "features": shapes.features,
+            "iou": volume_iou(shapes.grids, truth),
+            "chamfer": chamfer(shapes.grids, truth),
+            "empty": ~shapes.grids.flatten(1).any(1),
+            "agree_iou": volume_iou(shapes.grids, teacher.grids),
+            "latent_error": (own - same).square().sum(1),
+            "latent_spread": (same - same.mean(0)).square().sum(1),
+        }
+
+    def score(self, record: Record, teacher: Record, other: Record | None, counts: Tensor) -> dict[str, Tensor]:
+        features = record["features"]
+        error, spread = (mean_resampled(record[name], counts) for name in ("latent_error", "latent_spread"))
+        return {
+            **distances(features, self._true_features(len(features)), counts),
+            **described("iou", record["iou"], counts),
+            **described("chamfer", record["chamfer"], counts),
+            "empty": mean_resampled(record["empty"], counts),
+            **teacher_distances(features, teacher, other, counts),
+            **described("agree_iou", record["agree_iou"], counts),
+            "agree_latent": 1 - error / spread,
         }
 
     def _true_features(self, count: int) -> Tensor:

@@ -10,12 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.core.suite import Record
 from fewstep.errors import invalid
-from fewstep.metrics import frechet, kid
+from fewstep.metrics.resampled import (
+    frechet_infinity,
+    frechet_resampled,
+    kid_resampled,
+    precision_recall_resampled,
+)
 from fewstep_shapes3d.measures.features import MetricEncoder
 from fewstep_shapes3d.voxel_render import render_views
 
 PIXELS, BATCH = 96, 32
+QUARTERED = 16  # objects, of which a quarter still fills a covariance; with fewer nothing is extrapolated
 MetricNet = Callable[[Tensor], Tensor]
 
 
@@ -78,15 +85,32 @@ class Shapes:
         return objects
 
 
-def distances(prefix: str, features: Tensor, reference: Tensor) -> dict[str, float]:
-    """Frechet distance and KID of features [N, V, F] to those of the N reference objects with the same pictures.
+def distances(features: Tensor, reference: Tensor, counts: Tensor) -> dict[str, Tensor]:
+    """Distances of features [N, V, F] to those of the N true objects with the same pictures, [B] each; see
+    ``fewstep.metrics.resampled`` for ``counts`` [B, N].
 
     Frechet pools the views (V N rows of one view each), since joined or averaged views are too few to fill
     covariances of 32 components: with 96 objects the distance of a teacher to itself under other noise, all of it
-    sampling error, was 0.31 (averaged) and 0.51 (joined) of what one step differs from 25, against 0.27 pooled. KID
-    needs no covariance but independent rows, so an object's views are joined into one row.
+    sampling error, was 0.31 (averaged) and 0.51 (joined) of what one step differs from 25, against 0.27 pooled. KID,
+    precision and recall need no covariance but independent rows, so an object's views are joined into one row.
     """
+    x, y = features.flatten(1), reference.flatten(1)
+    precision, recall = precision_recall_resampled(x, y, counts)
+    enough = len(features) >= QUARTERED
     return {
-        f"{prefix}frechet": frechet(features.flatten(0, 1), reference.flatten(0, 1)),
-        f"{prefix}kid": kid(features.flatten(1), reference.flatten(1), paired=True),
+        "frechet": frechet_resampled(features, reference, counts),
+        **({"frechet_infinity": frechet_infinity(features, reference, counts)} if enough else {}),
+        "kid": kid_resampled(x, y, counts),
+        "precision": precision,
+        "recall": recall,
+    }
+
+
+def teacher_distances(features: Tensor, teacher: Record, other: Record | None, counts: Tensor) -> dict[str, Tensor]:
+    """Fréchet distances to the teacher's samples from other noise, where there are some, and from the same."""
+    records = {"other_frechet": other, "teacher_frechet": teacher}
+    return {
+        name: frechet_resampled(features, record["features"], counts)
+        for name, record in records.items()
+        if record is not None
     }

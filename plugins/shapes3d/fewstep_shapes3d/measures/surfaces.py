@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fewstep.core.layout import Packed
 from fewstep.errors import invalid
-from fewstep.metrics import agreement
 from fewstep_shapes3d.data.attributes import PARTS, RANGE
 from fewstep_shapes3d.data.surface import CENTRES
 from fewstep_shapes3d.export import picture
@@ -126,22 +125,26 @@ def cloud_distance(found: Cloud, truth: Cloud) -> tuple[float, float]:
     return float(0.5 * (forth.mean() + back.mean())), float(colour)
 
 
-def view_error(views: Tensor, reference: Tensor) -> float:
-    """Mean absolute difference in [0, 1] of views uint8 [N, V, 3, S, S], over the pixels where either shows something,
-    mean over objects; 0 where neither does."""
+def view_error(views: Tensor, reference: Tensor) -> Tensor:
+    """Mean absolute difference [N] in [0, 1] of views uint8 [N, V, 3, S, S], over the pixels where either shows
+    something; 0 where neither does."""
     shown = (views < 255).any(2, keepdim=True) | (reference < 255).any(2, keepdim=True)
     gap = (views.float() - reference.float()).abs().mean(2, keepdim=True) / 255
-    return float(((gap * shown).flatten(1).sum(1) / shown.flatten(1).sum(1).clamp(min=1)).mean())
+    return (gap * shown).flatten(1).sum(1) / shown.flatten(1).sum(1).clamp(min=1)
 
 
-def latent_agreement(one: Surfaces, other: Surfaces) -> float:
-    """R squared of the latents on the voxels that both have; 0, no better than a constant, where they share none."""
+def latent_errors(one: Surfaces, other: Surfaces) -> tuple[Tensor, Tensor]:
+    """Of each object [N], over the voxels that both have: the squared difference of the latents, and the squared
+    distance of the other's to their mean over all objects. R squared is 1 minus the ratio of their sums."""
     mine, theirs = (_rows(each.layout) for each in (one, other))
-    common = [(row, theirs[key]) for key, row in mine.items() if key in theirs]
-    if len(common) < 2:
-        return 0.0
-    rows, others = torch.tensor(common).T
-    return agreement(one.latents[rows], other.latents[others])
+    common = [(row, theirs[key], key[0]) for key, row in mine.items() if key in theirs]
+    error, spread = torch.zeros(2, one.layout.batch_size, dtype=torch.float64)
+    if common:
+        rows, others, objects = torch.tensor(common).T
+        a, b = one.latents[rows].double(), other.latents[others].double()
+        error.index_add_(0, objects, (a - b).square().sum(1))
+        spread.index_add_(0, objects, (b - b.mean(0)).square().sum(1))
+    return error, spread
 
 
 def _rows(layout: Packed) -> dict[tuple[int, ...], int]:

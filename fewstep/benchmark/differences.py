@@ -1,0 +1,132 @@
+"""Methods against a reference method and against the undistilled network, in as many steps and from the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fewstep.benchmark.cells import cell_of
+from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
+from fewstep.benchmark.resampling import Draws, Estimate, estimate, holm, matched
+from fewstep.benchmark.rows import FLOW, Line, Row, Unit, is_quality
+from fewstep.benchmark.summary import by_cell, grouped, seconds
+from fewstep.core.suite import Suite
+
+NFE, TIME = "NFE", "time"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A measure of one method minus that of another (``against``) in ``against_steps`` steps.
+
+    ``half`` is half the 95 % interval of the difference, ``p`` its two-sided p-value, ``p_holm`` that adjusted for all
+    methods that are compared with the same one in as many steps. ``count`` is the number of units that share their
+    noise. ``nearer`` is the share of objects that are nearer to the truth than the other's, by the suite's measure for
+    that, with half its interval; of the headline measure alone.
+    """
+
+    label: str
+    steps: int
+    metric: str
+    against: str
+    against_steps: int
+    difference: float
+    half: float | None
+    p: float | None
+    p_holm: float | None = None
+    better: bool | None
+    count: int
+    nearer: float | None = None
+    nearer_half: float | None = None
+
+
+@dataclass(frozen=True)
+class Equal:
+    """A difference to what costs at least as much by ``cost``, "NFE" or "time"."""
+
+    cost: str
+    difference: Difference
+
+
+def differences(rows: Sequence[Row], suite: Suite, draws: Draws, reference: str) -> list[Difference]:
+    """Of every student and step count, in every measure: minus the reference method's, and minus undistilled's."""
+    groups = grouped(rows)
+    found = []
+    for (label, steps, metric), own in groups.items():
+        if label in RESERVED or not is_quality(metric):
+            continue
+        for against in (reference, UNDISTILLED):
+            other = groups.get((against, steps, metric), {})
+            if against != label and matched(own, other):
+                found.append(difference(own, other, suite, draws))
+    adjusted: dict[int, float] = {}
+    families: dict[tuple[str, int, str], dict[int, float]] = {}
+    for place, one in enumerate(found):
+        if one.p is not None:
+            families.setdefault((one.against, one.steps, one.metric), {})[place] = one.p
+    for family in families.values():
+        adjusted |= holm(family)
+    return [replace(one, p_holm=adjusted.get(place)) for place, one in enumerate(found)]
+
+
+def at_equal_cost(rows: Sequence[Row], lines: Iterable[Line], suite: Suite, draws: Draws) -> list[Equal]:
+    """The headline of every student minus that of undistilled, or of the teacher, where they cost at least as much: at
+    their cheapest such step count that was measured, so that the comparison favours them."""
+    groups, cells, found = grouped(rows), by_cell(lines), []
+    costs = {
+        (label, steps): {NFE: next(iter(cell.values())).nfe, TIME: seconds(cell.values(), FLOW)}
+        for (label, steps), cell in cells.items()
+    }
+    teachers = [key for key in costs if key[0] in (TEACHER, UNDISTILLED)]
+    for label, steps in cells:
+        for cost in (NFE, TIME) if label not in RESERVED else ():
+            enough = [key for key in teachers if costs[key][cost] >= costs[label, steps][cost]]
+            if enough:
+                other = groups.get((*min(enough, key=lambda key: costs[key][cost]), suite.headline), {})
+                own = groups.get((label, steps, suite.headline), {})
+                if matched(own, other):
+                    found.append(Equal(cost, difference(own, other, suite, draws)))
+    return found
+
+
+def difference(own: Mapping[Unit, Row], other: Mapping[Unit, Row], suite: Suite, draws: Draws) -> Difference:
+    """One measure of two methods, unit by unit."""
+    pairs = [(own[a], other[b]) for a, b in matched(own, other)]
+    first, second = pairs[0]
+    metric = first.metric
+    found = _estimate(pairs, draws)
+    sign = -1 if metric.partition("/")[0] in suite.lower_is_better else 1
+    nearer = _nearer(pairs, suite, draws) if metric == suite.headline else None
+    return Difference(
+        label=first.label,
+        steps=first.steps,
+        metric=metric,
+        against=second.label,
+        against_steps=second.steps,
+        difference=found.value,
+        half=found.half,
+        p=found.p,
+        better=None if found.half is None else sign * found.value > found.half,
+        count=len(pairs),
+        nearer=None if nearer is None else nearer.value,
+        nearer_half=None if nearer is None else nearer.half,
+    )
+
+
+def _estimate(pairs: Sequence[tuple[Row, Row]], draws: Draws) -> Estimate:
+    values = [own.value - other.value for own, other in pairs]
+    a, b = (draws.mean([cell_of(pair[side]) for pair in pairs], pairs[0][0].metric) for side in (0, 1))
+    return estimate(values, None if a is None or b is None else a - b, draws.objects)
+
+
+def _nearer(pairs: Iterable[tuple[Row, Row]], suite: Suite, draws: Draws) -> Estimate | None:
+    """The share of objects that are nearer to the truth than the other method's; ties count half."""
+    cells = [(cell_of(own), cell_of(other)) for own, other in pairs]
+    if not all(cell in draws.nearness for pair in cells for cell in pair):
+        return None
+    sign = -1 if suite.nearness in suite.lower_is_better else 1
+    wins = [0.5 + 0.5 * np.sign(sign * (draws.nearness[own] - draws.nearness[other])) for own, other in cells]
+    resampled = draws.counts @ np.mean(wins, axis=0) / draws.counts.sum(1)
+    return estimate([float(won.mean()) for won in wins], resampled, draws.objects)

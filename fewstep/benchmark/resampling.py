@@ -1,0 +1,192 @@
+"""Held-out objects resampled: what every cell's measures would be on other draws of the objects.
+
+A bench has two sources of chance: the trainings (and the noise each is sampled with), and the objects. The spread of
+the first is seen from replicate to replicate. That of the second comes from a bootstrap, in which all cells share their
+resampled objects, so that a difference of two methods is resampled as a difference. ``estimate`` adds the two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, variance
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+
+from fewstep.benchmark.cells import Cell, Cells
+from fewstep.benchmark.entrants import OTHER_NOISE, TEACHER
+from fewstep.benchmark.rows import Unit
+from fewstep.core.suite import Record, Suite
+from fewstep.errors import FewstepError, need
+
+CONFIDENCE = 0.95
+Array = npt.NDArray[np.float64]
+
+
+class Scorer:
+    """Measures from the records of a bench.
+
+    Args:
+        order: seeds of all noise in the bench.
+        teacher_steps: of the teacher that all is measured against.
+    """
+
+    def __init__(self, suite: Suite, cells: Cells, order: Sequence[int], teacher_steps: int) -> None:
+        self.suite, self.cells, self.order, self.teacher_steps = suite, cells, order, teacher_steps
+        self._teachers: dict[int, Record] = {}
+
+    def __call__(self, cell: Cell, counts: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """The suite's measures, [B] each, of the objects as they are or of resamples.
+
+        Args:
+            counts: as ``Suite.score`` takes them.
+        """
+        record, seed = self.record(cell), self.against(cell)
+        if counts is None:
+            counts = torch.ones(1, objects_in(record), dtype=torch.float64)
+        other = self._teacher(self._before(seed)) if len(self.order) > 1 else None
+        return self.suite.score(record, self._teacher(seed), other, counts)
+
+    def record(self, cell: Cell) -> Record:
+        """The record of a cell. Raises FewstepError where it is not there."""
+        found = self.cells.read(cell)
+        if found is None:
+            raise FewstepError(f"{self.cells.path(cell)}: no such file; accepted: the records of a whole bench")
+        return found
+
+    def _teacher(self, seed: int) -> Record:
+        if seed not in self._teachers:
+            self._teachers[seed] = self.record((TEACHER, self.teacher_steps, (None, seed)))
+        return self._teachers[seed]
+
+    def against(self, cell: Cell) -> int:
+        """The seed of the teacher's samples that a cell's objects are compared with one by one: its own; the next one
+        in the row of other noise, where the teacher is compared with itself."""
+        label, _, (_, seed) = cell
+        if seed is None:
+            return self.order[0]
+        return self.order[(self.order.index(seed) + 1) % len(self.order)] if label == OTHER_NOISE else seed
+
+    def _before(self, seed: int) -> int:
+        """The seed of the teacher's samples from other noise: the one before; the first has the second, so that seeds
+        that are added change nothing."""
+        return self.order[abs(self.order.index(seed) - 1)]
+
+
+def objects_in(record: Record) -> int:
+    """How many objects a record is of."""
+    return len(next(iter(record.values())))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Every measure of every cell on the same resamples of the objects.
+
+    Args:
+        counts: how often each of N objects is in each of B resamples, [B, N].
+        values: by cell and measure, [B].
+        nearness: how near each object is to the truth by the suite's ``nearness``, by cell, [N].
+    """
+
+    counts: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    values: Mapping[Cell, Mapping[str, Array]] = field(default_factory=dict)
+    nearness: Mapping[Cell, Array] = field(default_factory=dict)
+
+    @property
+    def objects(self) -> int:
+        """How many there are."""
+        return int(self.counts.shape[1])
+
+    def mean(self, cells: Collection[Cell], metric: str) -> Array | None:
+        """Of a measure over cells, [B]; None unless all of them have it."""
+        if not cells or not all(metric in self.values.get(cell, {}) for cell in cells):
+            return None
+        found: Array = np.mean([self.values[cell][metric] for cell in cells], axis=0)
+        return found
+
+
+def resample(scorer: Scorer, cells: Iterable[Cell], resamples: int, console: Console) -> Draws:
+    """Resample the objects of all cells. The resamples depend on the number of objects alone."""
+    from rich.progress import Progress
+
+    cells, name, values, nearness = list(cells), scorer.suite.nearness, {}, {}
+    if not cells:
+        return Draws()
+    size = objects_in(scorer.record(cells[0]))
+    counts = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), resamples).astype(np.float64)
+    tensor = torch.from_numpy(counts)
+    with Progress(console=console, transient=True, disable=not console.is_interactive) as progress:
+        for cell in progress.track(cells, description=f"resampling {size} objects"):
+            values[cell] = {metric: found.numpy() for metric, found in scorer(cell, tensor).items()}
+            if name:
+                nearness[cell] = scorer.record(cell)[name].double().numpy()
+    return Draws(counts, values, nearness)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with half its 95 % interval and the p-value that it is 0; both None where nothing tells its spread."""
+
+    value: float
+    half: float | None = None
+    p: float | None = None
+
+
+def estimate(units: Sequence[float], draws: Array | None = None, objects: int = 0) -> Estimate:
+    """The mean of a value by unit (a training and its noise), with both sources of chance.
+
+    Its variance is that of the units' mean, s^2 / n with n - 1 degrees of freedom, plus that of the resampled mean,
+    with as many as there are objects less 1. The interval and p are Student's, with the degrees of freedom of the sum
+    (Welch and Satterthwaite). Percentiles of a bootstrap over three or five units would be far too narrow.
+
+    Args:
+        draws: the mean on resampled objects, [B].
+        objects: how many were resampled.
+    """
+    parts = [(variance(units) / len(units), len(units) - 1)] if len(units) > 1 else []
+    if draws is not None:
+        parts.append((float(np.var(draws, ddof=1)), objects - 1))
+    value, total = fmean(units), sum(part for part, _ in parts)
+    if not parts or not math.isfinite(value) or not math.isfinite(total):
+        return Estimate(value)
+    if not total:
+        return Estimate(value, 0.0, float(value == 0))
+    half, p = welch(value, parts)
+    return Estimate(value, half, p)
+
+
+def welch(value: float, parts: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Half the 95 % interval of a value, and its p-value, from the variances in it and their degrees of freedom."""
+    parts = [(part, freedom) for part, freedom in parts if part > 0]
+    total = sum(part for part, _ in parts)
+    freedom = total**2 / sum(part**2 / degrees for part, degrees in parts)
+    t = need("scipy.stats").t
+    error = math.sqrt(total)
+    return float(t.ppf(0.5 + CONFIDENCE / 2, freedom) * error), float(2 * t.sf(abs(value) / error, freedom))
+
+
+def matched(first: Collection[Unit], second: Collection[Unit]) -> list[tuple[Unit, Unit]]:
+    """Units that share their noise: of two methods with replicates those of one number, else those of one seed."""
+    if all(len({training for training, _ in units}) > 1 for units in (first, second)):
+        return [(unit, unit) for unit in first if unit in second]
+    if len(second) > len(first):
+        return [(one, other) for other, one in matched(second, first)]
+    by_seed = {unit[1]: unit for unit in second}
+    return [(unit, by_seed[unit[1]]) for unit in first if unit[1] in by_seed]
+
+
+def holm(values: Mapping[Any, float]) -> dict[Any, float]:
+    """p-values adjusted for as many tests: the chance of one false claim among them stays below the level.
+
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    found, largest = {}, 0.0
+    for place, (key, p) in enumerate(sorted(values.items(), key=lambda item: item[1])):
+        largest = max(largest, min((len(values) - place) * p, 1.0))
+        found[key] = largest
+    return found
