@@ -5,18 +5,26 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
+from scipy import stats
+from test_bench import COUNT, Bench, Gaussian, Points, info
+from test_bench import bench as run_gauss
+from torch import Tensor
 
 from fewstep.benchmark.api import BenchTable, bench
 from fewstep.benchmark.cells import Cells
-from fewstep.benchmark.resampling import matched
+from fewstep.benchmark.resampling import holm, matched
 from fewstep.benchmark.rows import Row
 from fewstep.cli import main
+from fewstep.core.suite import Record
+from fewstep.engine.export import StudentInfo
 from fewstep.errors import FewstepError
+from fewstep.metrics.resampled import mean_resampled
 
 SMALL = ("train.steps=3", "train.batch_size=8", "backbone.pretrain=0", "backbone.width=8", "train.threads=1")
 CONFIG: dict[str, Any] = {"teacher_steps": 3, "device": "cpu", "data": {"size": 64, "held_out": 40}}
@@ -124,8 +132,6 @@ def test_units_that_share_their_noise() -> None:
 
 
 def test_records_come_back_and_labels_alike_have_files_of_their_own(tmp_path: Path) -> None:
-    import torch
-
     cells = Cells(tmp_path)
     names = ["a b", "a-b", "A b", "../a", "ä" * 300, "x" * 300]
     for number, label in enumerate(names):
@@ -159,3 +165,130 @@ def test_a_bench_of_replicates_goes_on_where_rows_or_records_are_missing(table: 
 def test_replicates_and_seeds_may_be_added(table: BenchTable) -> None:
     run("grown", students={"vm": "vm-0"}, seeds=[5, 3])
     assert quality(run("grown", resume=True)) == quality(table)
+
+
+# Differences ----------------------------------------------------------------------------------------------------------
+
+
+class Recorded(Points):
+    """The mean squared distance of each point to the truth: a mean over objects, so that all is known by hand."""
+
+    headline = nearness = "error"
+    lower_is_better = frozenset({"error"})
+    charts = ()
+    legend: ClassVar = {}
+
+    def record(self, objects: Any, teacher_objects: Any) -> Record:
+        return {"error": (objects - self.x0[: len(objects)]).square().sum(1), "points": objects}
+
+    def score(self, record: Record, teacher: Record, other: Record | None, counts: Tensor) -> dict[str, Tensor]:
+        far = {"other": (record["points"] - other["points"]).square().sum(1)} if other else {}
+        return {name: mean_resampled(values, counts) for name, values in {"error": record["error"], **far}.items()}
+
+
+def trained(seed: int, off: float, label: str) -> tuple[str, Gaussian, StudentInfo]:
+    """A student that is too wide by ``off``."""
+    return label, Gaussian(off), info("m").model_copy(update={"config": {"seed": seed}})
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    students = [trained(seed, off, "a") for seed, off in enumerate((0.0, 0.1, 0.05))]
+    students += [trained(seed, off, "b") for seed, off in enumerate((0.5, 0.7, 0.6))]
+    return run_gauss(tmp_path_factory.mktemp("compared") / "out", suite=Recorded(), students=students, steps=(1,))
+
+
+def errors(found: Bench, label: str) -> np.ndarray[Any, Any]:
+    """[units, objects]"""
+    cells, unit = Cells(found.report.folder), [(None if label == "undistilled" else n, n) for n in range(3)]
+    records = [cells.read((label, 1, one)) for one in unit]
+    return np.stack([record["error"].double().numpy() for record in records if record is not None])
+
+
+@pytest.mark.parametrize(("label", "against"), [("b", "a"), ("a", "undistilled"), ("b", "undistilled")])
+def test_a_difference_is_paired_by_training_noise_and_object(compared: Bench, label: str, against: str) -> None:
+    (one,) = (d for d in compared.report.differences if (d.label, d.against, d.metric) == (label, against, "error"))
+    apart = errors(compared, label) - errors(compared, against)
+    assert one.difference == pytest.approx(apart.mean())
+    units, objects = apart.mean(1), apart.mean(0)
+    parts = [units.var(ddof=1) / 3, objects.var() / COUNT]  # the second is what resampling tends to
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / (COUNT - 1))
+    assert one.half == pytest.approx(stats.t.ppf(0.975, freedom) * sum(parts) ** 0.5, rel=0.06)
+    assert one.p == pytest.approx(2 * stats.t.sf(abs(apart.mean()) / sum(parts) ** 0.5, freedom), rel=0.5, abs=1e-4)
+    assert one.better is bool(apart.mean() < -(one.half or 0))
+    nearer = (apart < 0).mean(1)
+    assert one.nearer == pytest.approx(nearer.mean())
+    assert one.count == 3
+
+
+def test_p_values_are_adjusted_among_the_methods_of_a_step_count(compared: Bench) -> None:
+    found = [d for d in compared.report.differences if (d.metric, d.against) == ("error", "undistilled")]
+    assert {d.label: d.p_holm for d in found} == pytest.approx(holm({d.label: d.p for d in found if d.p is not None}))
+    (alone,) = (d for d in compared.report.differences if (d.metric, d.against) == ("error", "a"))
+    assert alone.p_holm == alone.p
+
+
+def test_another_reference_is_named_and_checked(compared: Bench, tmp_path: Path) -> None:
+    students = [trained(0, off, label) for label, off in (("a", 0.0), ("b", 0.5))]
+    options: dict[str, Any] = {"suite": Recorded(), "students": students, "steps": (1,), "seeds": (0, 1)}
+    found = run_gauss(tmp_path / "b", against="b", **options)
+    assert {(d.label, d.against) for d in found.report.differences} == {
+        ("a", "b"), ("a", "undistilled"), ("b", "undistilled")
+    }  # fmt: skip
+    assert "minus b" in found.text
+    with pytest.raises(FewstepError, match=r"unknown --against 'c'.*a, b"):
+        run_gauss(tmp_path / "c", against="c", **options)
+
+
+def test_the_other_noise_is_that_of_the_seed_before(compared: Bench) -> None:
+    cells = Cells(compared.report.folder)
+    for seed, before in ((0, 1), (1, 0), (2, 1)):
+        own, other = (cells.read(("teacher", 25, (None, one))) for one in (seed, before))
+        assert own is not None
+        assert other is not None
+        expected = float((own["points"] - other["points"]).square().sum(1).double().mean())
+        (row,) = compared.rows(label="teacher", metric="other", seed=seed)
+        assert float(row["value"]) == pytest.approx(expected)
+
+
+def test_a_gap_s_interval_counts_trainings_and_objects(compared: Bench) -> None:
+    u, s, t = errors(compared, "undistilled"), errors(compared, "b"), teacher_errors(compared)
+    share = (u - s).mean() / (u - t).mean()
+    (line,) = (one for one in compared.report.lines if (one.label, one.metric) == ("b", "gap_closed/error"))
+    assert line.value == pytest.approx(share)
+    rest = ((u - s) - share * (u - t)) / (u - t).mean()
+    parts = [rest.mean(1).var(ddof=1) / 3, rest.mean(0).var() / COUNT]
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / (COUNT - 1))
+    assert line.half == pytest.approx(stats.t.ppf(0.975, freedom) * sum(parts) ** 0.5, rel=0.06)
+
+
+def teacher_errors(found: Bench) -> np.ndarray[Any, Any]:
+    records = [Cells(found.report.folder).read(("teacher", 25, (None, seed))) for seed in range(3)]
+    return np.stack([record["error"].double().numpy() for record in records if record is not None])
+
+
+def test_a_comparison_pairs_objects_where_both_benches_have_records(compared: Bench, tmp_path: Path) -> None:
+    students = [trained(seed, off + 0.1, "a") for seed, off in enumerate((0.0, 0.1, 0.05))]
+    options: dict[str, Any] = {"students": students, "steps": (1,), "compare": compared.report.folder / "rows.csv"}
+    found = run_gauss(tmp_path / "b", suite=Recorded(), **options)
+    with (tmp_path / "b" / "compare.csv").open() as file:
+        rows = {(row["label"], row["metric"]): row for row in csv.DictReader(file)}
+    row, apart = rows["a", "error"], errors(found, "a") - errors(compared, "a")
+    assert row["pairing"] == "paired, objects too"
+    assert float(row["difference"]) == pytest.approx(apart.mean())
+    parts = [apart.mean(1).var(ddof=1) / 3, apart.mean(0).var() / COUNT]
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / (COUNT - 1))
+    assert float(row["half"]) == pytest.approx(stats.t.ppf(0.975, freedom) * sum(parts) ** 0.5, rel=0.06)
+    assert rows["teacher", "error"]["moved"] == "no"
+    fewer = run_gauss(tmp_path / "c", suite=Recorded(), limit=40, **options)
+    assert "by object" not in fewer.text
+    assert "by object" in found.text
+
+
+def test_equal_cost_is_undistilled_at_no_less(compared: Bench) -> None:
+    text = (compared.report.folder / "table.md").read_text()
+    (line,) = (line for line in text.partition("at equal cost")[2].splitlines() if line.startswith("| b | 1 |"))
+    assert "undistilled, 1 step: 2 |" in line  # guided, so of two evaluations; the student has one
+    (line,) = (line for line in text.partition("## training")[2].splitlines() if line.startswith("| b |"))
+    assert line.split("|")[2].strip() == "3"
+    assert line.split("|")[-2].strip() == "0, 1, 2"

@@ -96,7 +96,7 @@ def test_precision_and_recall_by_hand() -> None:
     # By the nearest neighbour: 0.5 is within 1 of 0 or 1. Around 0.5 (radius 8.5), 9 (1), 10 (0.5), 10.5 (0.5) all lie.
     assert precision_recall(made, truth, 1) == (0.25, 1.0)
     assert precision_recall(truth[:2] + 0.1, truth, 1) == (1.0, 0.75)  # 3 is 1.9 from 1.1, whose radius is 1
-    drawn = torch.tensor([[1.0, 1, 1, 1], [2, 0, 1, 1], [0, 0, 0, 4]])
+    drawn = torch.tensor([[1, 1, 1, 1], [2, 0, 1, 1], [0, 0, 0, 4]]).double()
     precision, recall = precision_recall_resampled(made, truth, drawn, 1)
     assert precision.tolist() == [0.25, 0.5, 0.0]
     assert recall.tolist() == [1.0, 1.0, 1.0]
@@ -136,7 +136,7 @@ def test_means_and_tails_are_numpys() -> None:
         repeated = values[rows_of(one)].numpy()
         expected = [repeated.mean(), *np.percentile(repeated, [50, 5, 95])]
         assert [float(value[index]) for value in found.values()] == pytest.approx(expected)
-    assert mean_resampled(torch.tensor([True, False]), torch.tensor([[3.0, 1.0]])).tolist() == [0.75]
+    assert mean_resampled(torch.tensor([True, False]), torch.tensor([[3.0, 1.0]]).double()).tolist() == [0.75]
 
 
 # Intervals ------------------------------------------------------------------------------------------------------------

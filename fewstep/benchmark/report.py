@@ -14,26 +14,14 @@ from rich.table import Table
 
 from fewstep.benchmark.chart import NAME, chart
 from fewstep.benchmark.compare import Change, changes_table, verdict
+from fewstep.benchmark.comparisons import LEVEL, cost_table, detail_table, difference_table, training_table
 from fewstep.benchmark.differences import Difference, at_equal_cost, differences
 from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
 from fewstep.benchmark.page import write_page
 from fewstep.benchmark.resampling import Draws
 from fewstep.benchmark.rows import FLOW, NON_FINITE, Line, Row, write_csv
 from fewstep.benchmark.summary import by_cell, seconds, summarise
-from fewstep.benchmark.tables import (
-    LEVEL,
-    cost_table,
-    detail_table,
-    difference_table,
-    html,
-    markdown,
-    mean,
-    measures,
-    milliseconds,
-    quality_table,
-    time_table,
-    training_table,
-)
+from fewstep.benchmark.tables import html, markdown, mean, measures, milliseconds, quality_table, time_table
 from fewstep.benchmark.verdict import verdicts
 from fewstep.console import number_of, say
 from fewstep.core.suite import SheetRow, Suite

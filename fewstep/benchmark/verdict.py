@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from fewstep.benchmark.comparisons import LEVEL, p_value
 from fewstep.benchmark.differences import Difference
 from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
 from fewstep.benchmark.rows import GAP, NON_FINITE, Line
 from fewstep.benchmark.summary import by_cell
-from fewstep.benchmark.tables import LEVEL, mean, p_value, resolved, share
+from fewstep.benchmark.tables import mean, resolved, share
 from fewstep.console import number_of
 from fewstep.core.suite import Suite
 from fewstep.words import fixed, number

@@ -10,7 +10,7 @@ from fewstep.core.derivatives import Tangents
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.core.objective import Nets, NetSpec, Objective, Phase, Step, means, per
-from fewstep.core.suite import SheetRow, Suite
+from fewstep.core.suite import Record, SheetRow, Suite
 from fewstep.core.times import TimeSampler
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Packed",
     "PackedDataConfig",
     "Phase",
+    "Record",
     "SheetRow",
     "Step",
     "Strict",
