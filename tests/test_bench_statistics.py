@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,11 @@ from fewstep_toy.network import ToyFlow
 from fewstep_toy.suite import ToySuite
 from scipy import stats
 
+from fewstep.benchmark.cells import Cells
 from fewstep.benchmark.compare import Change, EarlierRow, compare
 from fewstep.benchmark.entrants import Entrant, Model, Stage, line_up
 from fewstep.benchmark.measurement import ROWS, Measurement, chunks
-from fewstep.benchmark.resampling import estimate
+from fewstep.benchmark.resampling import Scorer, estimate
 from fewstep.benchmark.rows import Row
 from fewstep.benchmark.summary import gap_closed
 from fewstep.core.batch import Batch
@@ -82,9 +85,11 @@ def measured(seeds: tuple[int, ...]) -> tuple[Measurement, list[Row]]:
     stage = Stage("", teacher, ToySuite(ToyPoints(PointsConfig(size=8, held_out=6), teacher.backbone)), rescale_t=3.0)
     cells = line_up([stage], [Entrant("mine", "m", (Model(network, network, Contract()),))], [1], 4)
     assert cells[0][0].models[0].contract.grid(4) == Contract(rescale_t=3.0).grid(4)  # as the backbone is sampled
-    found = Measurement([stage], seeds, None, CPU)
-    found.prepare([entrant for entrant, _ in cells])
-    return found, [row for seed in seeds for entrant, steps in cells for row in found.cell(entrant, steps, seed)]
+    with TemporaryDirectory() as folder:
+        found = Measurement([stage], seeds, None, CPU, Scorer(stage.suite, Cells(Path(folder)), seeds, 4))
+        found.prepare([entrant for entrant, _ in cells])
+        rows = [row for seed in seeds for row in found.cell(*cells[0], seed)] + found.teacher_rows()
+        return found, rows + [row for seed in seeds for cell in cells[1:] for row in found.cell(*cell, seed)]
 
 
 def test_the_objects_on_the_sheet_are_those_of_the_first_seed() -> None:

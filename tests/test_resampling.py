@@ -173,11 +173,12 @@ def simulated(draw: np.random.Generator, objects: int, units: int, effects: tupl
     ("units", "effects"), [(3, (0.1, 1.0, 0.5)), (5, (0.3, 1.0, 0.5)), (5, (0.0, 1.0, 0.0)), (3, (1.0, 0.5, 0.5))]
 )
 def test_intervals_cover_the_truth(units: int, effects: Any) -> None:
-    """In 95 % of all benches or more, with three and with five trainings, whichever source of chance is the larger."""
+    """In about 95 % of all benches with three and with five trainings, whichever source of chance is the larger; a
+    little less where the trainings are, from three of which the degrees of freedom are estimated."""
     draw = np.random.default_rng(1)
     found = [simulated(draw, 40, units, effects) for _ in range(800)]
     covered = np.mean([abs(one.value) <= (one.half or 0) for one in found])
-    assert 0.93 <= covered <= 0.995
+    assert 0.92 <= covered <= 0.995
     assert np.mean([(one.p or 0) < 0.05 for one in found]) == pytest.approx(1 - covered, abs=0.003)
 
 

@@ -168,7 +168,8 @@ def test_a_limit_measures_against_as_many_true_objects() -> None:
     tested.measure(whole, whole)
     got = tested.measure(few, few)
     assert got["iou"] == pytest.approx(float(volume_iou(few.grids, tested.truth[:3]).mean()))
-    assert got["frechet"] == distances("", few.features, tested.views(tested.truth[:3]))["frechet"]
+    once = torch.ones(1, 3, dtype=torch.float64)
+    assert got["frechet"] == float(distances(few.features, tested.views(tested.truth[:3]), once)["frechet"])
 
 
 def test_condition_encodes_pictures_at_the_encoder_s_size() -> None:

@@ -33,7 +33,7 @@ STEPS = (25, 10, 5, 3, 2, 1)  # of the teacher
 BLURS = (2, 4)  # samples in a mean
 KEPT = 4  # samples of a collapsed set
 STUDENTS = ("mdt-vd", "pcm")
-RESAMPLES, ALL_AXES = 200, 40  # resamples; those of the distance on all axes, which costs as much as all others
+RESAMPLES, ALL_AXES = 200, 20  # resamples; those of the distance on all axes, which costs as much as all others
 CPU = torch.device("cpu")
 MEASURES = (
     "frechet", "frechet, all axes", "frechet_infinity", "kid", "precision", "recall", "other_frechet",
@@ -63,6 +63,7 @@ def sets(stage: Stage, suite: Suite, count: int, console: Console) -> tuple[dict
     found, seeds = {}, {}
     with Progress(console=console, transient=True) as progress:
         for name, model, steps, seed in progress.track(jobs, description="sampling"):
+            console.print(f"sampling {name}, seed {seed}")
             latents = sample(model, batch, suite.noise(seed, batch), steps, seed, CPU)[0]
             if name == "teacher":
                 seeds[seed] = latents
@@ -85,6 +86,7 @@ def values(
     found = {}
     with Progress(console=console, transient=True) as progress:
         for name, one in progress.track(objects.items(), description="measuring"):
+            console.print(f"measuring {name}")
             record = suite.record(one, teachers[0])
             scores = suite.score(record, first, other, whole)
             scores["frechet, all axes"] = frechet_resampled(

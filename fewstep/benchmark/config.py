@@ -32,7 +32,7 @@ class BenchConfig(Strict):
     )
     limit: int | None = Field(None, ge=2, description="only so many held-out samples")
     against: str = Field("", description="label of the method that the others are compared with; by default the first")
-    resamples: int = Field(1000, ge=2, description="resamples of the held-out objects, for the intervals")
+    resamples: int = Field(500, ge=2, description="resamples of the held-out objects, for the intervals")
     teacher_steps: int = Field(25, ge=1, description="steps of the teacher that all is measured against")
     device: str = Field("auto", description="torch device; auto: CUDA where there is one, else the CPU")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; none: torch's own choice")

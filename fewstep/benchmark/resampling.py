@@ -21,6 +21,7 @@ from rich.console import Console
 from fewstep.benchmark.cells import Cell, Cells
 from fewstep.benchmark.entrants import OTHER_NOISE, TEACHER
 from fewstep.benchmark.rows import Unit
+from fewstep.console import say
 from fewstep.core.suite import Record, Suite
 from fewstep.errors import FewstepError, need
 
@@ -114,15 +115,19 @@ def resample(scorer: Scorer, cells: Iterable[Cell], resamples: int, console: Con
     """Resample the objects of all cells. The resamples depend on the number of objects alone."""
     from rich.progress import Progress
 
-    cells, name, values, nearness = list(cells), scorer.suite.nearness, {}, {}
+    cells, name = [cell for cell in cells if scorer.cells.path(cell).is_file()], scorer.suite.nearness
+    values, nearness = {}, {}
     if not cells:
         return Draws()
     size = objects_in(scorer.record(cells[0]))
     counts = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), resamples).astype(np.float64)
-    tensor = torch.from_numpy(counts)
+    tensor = torch.from_numpy(counts).float()
+    what = f"resampling {size} objects, {len(cells)} cells"
+    if not console.is_interactive:
+        say(console, what)
     with Progress(console=console, transient=True, disable=not console.is_interactive) as progress:
-        for cell in progress.track(cells, description=f"resampling {size} objects"):
-            values[cell] = {metric: found.numpy() for metric, found in scorer(cell, tensor).items()}
+        for cell in progress.track(cells, description=what):
+            values[cell] = {metric: found.double().numpy() for metric, found in scorer(cell, tensor).items()}
             if name:
                 nearness[cell] = scorer.record(cell)[name].double().numpy()
     return Draws(counts, values, nearness)

@@ -201,11 +201,11 @@ def _measured(
             progress.begin(f"seed {todo.seed}  {todo.entrant.label}{which}, {number_of(todo.steps, 'step')}")
             began = measurement.sampling
             found = measurement.cell(todo.entrant, todo.steps, todo.seed, todo.known)
-            if number == teachers:
-                found = measurement.teacher_rows()
-            rows += found
-            yield from found
-            progress.end(_shown(found, measurement.suite.headline), measurement.sampling - began)
+            written = measurement.teacher_rows() if number == teachers else found
+            rows += written
+            yield from written
+            shown = _shown(found, measurement.suite.headline) or ("drawn again" if todo.known else "sampled")
+            progress.end(shown, measurement.sampling - began)
     finally:
         progress.stop()
     if references:
@@ -215,9 +215,9 @@ def _measured(
 
 
 def _shown(rows: Sequence[Row], headline: str) -> str:
-    """A cell in the progress display: its headline measure and its time."""
+    """A cell in the progress display: its headline measure and its time; "" without rows."""
     if not rows:
-        return "drawn again"
+        return ""
     values = {row.metric: row.value for row in rows}
     measured = f"{headline} {number(values[headline])}  " if headline in values else ""
     return f"{measured}flow {milliseconds(seconds(rows, FLOW))} ms"

@@ -137,8 +137,8 @@ class Suite(ABC):
             record: of the first N held-out objects.
             teacher: the teacher's record from the same noise.
             other: the teacher's record from other noise; None where a bench has one seed.
-            counts: float64 [B, N], how often each object is in a resample; all 1 for the objects as they are. Held-out
-                objects are resampled with what was made under their conditions.
+            counts: [B, N], how often each object is in a resample; all 1 for the objects as they are. Held-out objects
+                are resampled with what was made under their conditions.
         """
         raise NotImplementedError(f"{type(self).__name__} keeps no records")
 

@@ -57,9 +57,13 @@ def frechet(generated: Tensor, reference: Tensor, components: int = COMPONENTS) 
 
 def principal_axes(x: Tensor, components: int) -> tuple[Tensor, Tensor]:
     """The mean [F] of rows [N, F] and their leading principal axes [F, C], C at most N - 1."""
-    mean = x.mean(0)
-    _, _, rows = torch.linalg.svd(x - mean, full_matrices=False)
-    return mean, rows[: min(components, len(x) - 1)].T
+    mean, count = x.mean(0), min(components, len(x) - 1)
+    centred = x - mean
+    if len(x) > x.shape[1]:
+        return mean, torch.linalg.svd(centred, full_matrices=False)[2][:count].T
+    _, vectors = torch.linalg.eigh(centred @ centred.T)  # far cheaper for few rows of many features
+    axes: Tensor = torch.linalg.qr(centred.T @ vectors.flip(1)[:, :count])[0]
+    return mean, axes
 
 
 def precision_recall(generated: Tensor, reference: Tensor, nearest: int = 3) -> tuple[float, float]:
