@@ -50,6 +50,7 @@ def test_frechet_is_that_of_the_repeated_objects() -> None:
     found = frechet_resampled(x, y, drawn)
     expected = [frechet(x[rows_of(one)].flatten(0, 1), y[rows_of(one)].flatten(0, 1)) for one in drawn]
     assert found.tolist() == pytest.approx(expected)  # all axes are kept, so those of a resample span the same space
+    assert frechet_resampled(x, y, drawn.float()).tolist() == pytest.approx(expected, rel=1e-4)
     few = frechet_resampled(x, y, drawn[:1], 3)
     assert float(few) == pytest.approx(frechet(x.flatten(0, 1), y.flatten(0, 1), 3))
 
@@ -115,6 +116,7 @@ def test_a_set_that_collapsed_is_precise_and_recalls_little() -> None:
 def test_sliced_wasserstein_is_that_of_the_repeated_points(size: int) -> None:
     x, y, drawn = normal(size, 2), normal(101, 2, seed=1) + 0.5, counts(size)
     found = sliced_wasserstein_resampled(x, y, drawn, 16)
+    assert sliced_wasserstein_resampled(x, y, drawn.float(), 16).tolist() == pytest.approx(found.tolist(), rel=1e-6)
     expected = [sliced_wasserstein(x[rows_of(one)], y, 16) for one in drawn]
     assert found.tolist() == pytest.approx(expected)
     with pytest.raises(FewstepError, match="reference"):

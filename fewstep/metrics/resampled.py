@@ -112,7 +112,7 @@ def sliced_wasserstein_resampled(
     generated: Tensor, reference: Tensor, counts: Tensor, count: int = DIRECTIONS, seed: int = 0
 ) -> Tensor:
     """``sliced_wasserstein`` of resampled points [N, F] to a fixed reference [M, F] with M at least N."""
-    x, y = generated.to(counts.dtype), reference.to(counts.dtype)
+    x, y = generated.double(), reference.double()  # sums of many quantiles
     if len(y) < len(x):
         raise invalid("reference", len(y), f"at least as many rows as are generated, {len(x)}")
     axes = directions(x.shape[1], count, seed).to(x.device)
@@ -121,12 +121,12 @@ def sliced_wasserstein_resampled(
     sums = torch.cat([quantiles.new_zeros(len(quantiles), 1), quantiles.cumsum(1)], 1)
     squares = quantiles.square().mean()
     found = []
-    for drawn in counts:  # a point that is drawn c times meets the next c M / N quantiles of the reference
+    for drawn in counts.double():  # a point that is drawn c times meets the next c M / N quantiles of the reference
         ends = (drawn[order].cumsum(1) * len(y) / len(x) - 0.5).ceil().long()
         met = sums.gather(1, ends).diff(dim=1, prepend=sums[:, :1])
         shares = ends.diff(dim=1, prepend=torch.zeros_like(ends[:, :1])) / len(y)
         found.append((shares * ordered.square()).sum(1).mean() + squares - 2 * (ordered * met).sum(1).mean() / len(y))
-    return torch.stack(found).clamp(min=0).sqrt()
+    return torch.stack(found).clamp(min=0).sqrt().to(counts.dtype)
 
 
 def mmd_rbf_resampled(generated: Tensor, reference: Tensor, counts: Tensor, bandwidth: float) -> Tensor:
