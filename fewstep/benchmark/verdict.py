@@ -17,8 +17,8 @@ from fewstep.words import fixed, number
 
 
 def verdicts(lines: Sequence[Line], suite: Suite, differences: Sequence[Difference] = ()) -> list[str]:
-    """``cm, 1 step: 63 % of the gap to the teacher closed (±26), 51 times faster flow; frechet 12 ±5 higher than mdt-vd
-    (p 0.01), worse.`` for each student."""
+    """``cm, 1 step: 63 % of the gap to the teacher closed (±26), 51 times faster flow; frechet 12 higher than mdt-vd
+    (±5, p 0.01), worse.`` for each student."""
     cells = by_cell(lines)
     fewest: dict[str, int] = {}
     for label, steps in cells:
@@ -52,13 +52,11 @@ def _against(one: Difference | None) -> str:
     if one is None or not math.isfinite(one.difference):
         return ""
     side = "higher" if one.difference > 0 else "lower"
-    spread = "" if one.half is None else f" ±{number(one.half, 2)}"
-    text = f"; {one.metric} {number(abs(one.difference))}{spread} {side} than {one.against}"
-    if one.p_holm is None:
+    text = f"; {one.metric} {number(abs(one.difference))} {side} than {one.against}"
+    if one.half is None or one.p_holm is None:
         return text
     judged = "no difference is shown" if one.p_holm >= LEVEL else "better" if one.better else "worse"
-    p = p_value(one.p_holm)
-    return f"{text} (p {p}), {judged}"
+    return f"{text} (±{number(one.half, 2)}, p {p_value(one.p_holm)}), {judged}"
 
 
 def _closed(found: dict[str, Line], suite: Suite) -> str:
