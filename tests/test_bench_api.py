@@ -99,7 +99,7 @@ def test_a_table_shows_itself(table: BenchTable) -> None:
         assert part in html
     assert repr(table) == text
     assert "\x1b" not in text
-    assert html.count("<table>") == html.count("</table>") == 2
+    assert html.count("<table>") == html.count("</table>") == 5  # quality, differences, time, equal cost, training
     assert table.chart().size[0] > 300
     assert [line.metric for line in table.lines if line.label == "mine"][:2] == ["size", "far"]
 
