@@ -81,7 +81,7 @@ CASES = {
     "empty-value": ((*RUN, "train.steps="), "override 'train.steps=': no value after the ="),
     "bad-list": ((*RUN, "train.ema=[0.9,"), "override 'train.ema=[0.9,': the value is no TOML"),
     "bad-key": ((*RUN, "train..steps=3"), "override 'train..steps=3': 'train..steps' is no dotted key"),
-    "bench-key": ((*BENCH, "train.steps=3"), "unknown key 'train': accepted at the top are backbone, columns, data, "),
+    "bench-key": ((*BENCH, "train.steps=3"), "unknown key 'train': accepted at the top are against, backbone, columns, data, "),
     "device": ((*RUN, *QUICK, "train.device=gpu"), "train.device: got 'gpu'; accepted: auto, cpu, or a device of this machine"),
     # files
     "no-config": ((*RUN, "--config", "nowhere.toml"), "config nowhere.toml: cannot be read: No such file", "accepted: a TOML file"),
@@ -113,7 +113,7 @@ CASES = {
     "bench-out-exists": (("bench", "--backbone", "toy", "--out", "run"), "--out: 'run' exists; accepted: a folder that does not"),
     "bench-student": ((*BENCH, "--student", "empty"), "student 'empty': the folder is empty"),
     "bench-label": ((*BENCH, "--student", "=run"), "--student '=run': accepted is PATH or LABEL=PATH"),
-    "bench-twice": ((*BENCH, "--student", "run", "--student", "run"), "label 'mdt-vm' is taken; accepted: LABEL=FOLDER"),
+    "bench-twice": ((*BENCH, "--student", "run", "--student", "run"), "label 'mdt-vm' is taken (two students with training seed 0); accepted: another label, or as replicates of one label runs that differ in their training seed only"),
     "bench-compare": ((*BENCH, "--compare", "nowhere.csv"), "nowhere.csv", "accepted"),
     "bench-compare-foreign": ((*BENCH, "--compare", "old.csv"), "old.csv", "accepted"),
     "data-missing": (("data", "prepare", "sweethome3d", "--source", "nowhere", "--out", "new"), "data.source: got 'nowhere'; accepted: a folder with .sh3f files"),
