@@ -57,5 +57,7 @@ for budget in $budgets; do
     done
 done
 wait
-"$fewstep" bench --backbone "$backbone" "${students[@]}" --steps 1,2,4 --seeds "${seeds// /,}" --report --resume \
+resume=()
+if [[ -d $out/bench ]]; then resume=(--resume); fi
+"$fewstep" bench --backbone "$backbone" "${students[@]}" --steps 1,2,4 --seeds "${seeds// /,}" --report "${resume[@]}" \
     --out "$out/bench" "${keys[@]}" threads=1
