@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from fewstep_images.suite import Decoded, ImageSuite
 from torch import Tensor
 
 import fewstep
+from fewstep import metrics
 from fewstep.cli import main
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.interpolant import Interpolant
@@ -264,6 +266,46 @@ def test_measures_are_those_of_numpy() -> None:
     turned = suite.measure(Decoded(held.x0.flip(0)), teacher)
     assert 0.6 < turned["wrong_class"] < 1
     assert "map_rms" not in suite.measure(Decoded(x), Decoded(held.x0))
+    assert "frechet_infinity" not in suite.measure(Decoded(x[:256]), Decoded(held.x0[:256]))  # quarters of 64 images
+
+
+def test_scores_of_the_images_as_they_are_and_repeated_are_the_direct_measures() -> None:
+    suite = ImageSuite(data())
+    held, draws = suite.prompts(), torch.Generator().manual_seed(0)
+    images, other = (suite.dataset.mixture.sample(suite.dataset.held_out_labels(), draws) + 0.1 for _ in range(2))
+    suite.noise(1, held)
+    teacher = suite.decode(held.x0, held.layout)
+    record, own = suite.record(Decoded(images), teacher), suite.record(teacher, teacher)
+    resample = torch.randint(400, (400,), generator=draws)
+    counts = torch.stack([torch.ones(400), torch.bincount(resample, minlength=400)]).double()
+    found = suite.score(record, own, suite.record(Decoded(other), teacher), counts)
+    measured = suite.measure(Decoded(images), teacher)
+    assert {name: float(value[0]) for name, value in found.items() if name != "other_frechet"} == measured
+    assert found["kid"][0] == pytest.approx(metrics.kid(record["features"], own["features"], paired=True))
+    shares = measured["precision"], measured["recall"]
+    assert shares == metrics.precision_recall(images, held.x0)  # all components are a rotation of the pixels
+    assert float(found["other_frechet"][0]) == pytest.approx(metrics.frechet(images, other, 64))
+    again = suite.score(suite.record(Decoded(images[resample]), Decoded(held.x0[resample], 1)), own, None, counts[:1])
+    assert float(found["frechet"][1]) == pytest.approx(float(again["frechet"]))
+    assert float(found["teacher_rms"][1]) == pytest.approx(float(again["teacher_rms"]))
+    apart = (images - suite.exact_map(1, 400)).double().square().mean(1)
+    assert float(found["map_rms"][1]) == pytest.approx(float(apart[resample].mean().sqrt()))
+    assert float(found["map_rms/p95"][1]) == pytest.approx(float(apart[resample].sqrt().quantile(0.95)))
+
+
+def test_the_spread_over_resampled_images_is_that_over_fresh_ones() -> None:
+    """Of samples that are off by much: where the distance is nearly 0, all of it is the bias of a small set."""
+    suite, draws, once = ImageSuite(data(prompts=200)), torch.Generator().manual_seed(0), torch.ones(1, 200).double()
+    teacher, found = Decoded(suite.prompts().x0), []
+    for _ in range(60):
+        images = suite.dataset.mixture.sample(torch.randint(10, (200,), generator=draws), draws) + 0.2
+        record = suite.record(Decoded(images), teacher)
+        found.append(suite.score(record, record, None, once))
+    counts = torch.from_numpy(np.random.default_rng(0).multinomial(200, np.full(200, 1 / 200), 200)).double()
+    resampled = suite.score(record, record, None, counts)
+    for name in ("frechet", "wrong_class"):
+        fresh = float(torch.cat([one[name] for one in found]).std())
+        assert float(resampled[name].std()) == pytest.approx(fresh, rel=0.3)
 
 
 def test_the_exact_map_arrives_at_the_exact_distribution_and_the_asked_class() -> None:
@@ -299,7 +341,10 @@ def test_the_commands_go_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     arguments = ["--steps", "1", "--seeds", "0", "--limit", "20", "data.held_out=validation", *WORDS]
     assert main(["bench", "-b", "images", "--student", "mine=run", "--out", "report", *arguments]) == 0
     assert {"sheet.png", "chart.png", "table.md"} <= {path.name for path in (tmp_path / "report").iterdir()}
-    assert "wrong_class" in (tmp_path / "report" / "rows.csv").read_text()
+    with (tmp_path / "report" / "differences.csv").open() as file:
+        (compared,) = (row for row in csv.DictReader(file) if row["metric"] == "frechet")
+    assert float(compared["half"]) > 0  # one seed and one training, so all of it is over the images
+    assert 0 <= float(compared["nearer"]) <= 1
     small = ["backbone.source=mnist", "backbone.width=16", "backbone.pretrain=2", "backbone.teacher=learned"]
     run = fewstep.distill("cm", "images", overrides=small, out="mnist", train={"steps": 2, "batch_size": 8})
     assert run.student().sample(3).shape == (3, 784)

@@ -8,6 +8,8 @@ float32, at half the time, is enough for the spread of many resamples.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -38,19 +40,32 @@ def frechet_resampled(generated: Tensor, reference: Tensor, counts: Tensor, comp
     return _frechet(x, y, counts)
 
 
+def frechet_gaussian_resampled(generated: Tensor, mean: Tensor, cov: Tensor, counts: Tensor) -> Tensor:
+    """``frechet_gaussians`` of rows [N, F] to a known Gaussian with mean [F] and covariance [F, F]."""
+    return _frechet_gaussians(*_moments(generated.to(counts.dtype)[:, None], counts), mean.to(counts), cov.to(counts))
+
+
 def frechet_infinity(generated: Tensor, reference: Tensor, counts: Tensor, components: int = COMPONENTS) -> Tensor:
-    """``frechet_resampled`` without its bias by the number of objects, which is linear in 1 / N at first order.
+    """``frechet_resampled`` extrapolated to infinitely many objects. Chong and Forsyth leave the reference whole; here
+    it shrinks too, as both sets are small."""
+    x, y = _projected(generated, reference, counts, components)
+    return extrapolated(lambda rows, drawn: _frechet(x[rows], y[rows], drawn), counts)
+
+
+def extrapolated(distance: Callable[[Tensor, Tensor], Tensor], counts: Tensor) -> Tensor:
+    """A distance [B] without its bias by the number of objects, which is linear in 1 / N at first order.
 
     The objects are halved and quartered at random; a line through the mean distances of N, N / 2 and N / 4 objects
-    against 1 / N is read at 0. It may lie below 0. Source: Chong and Forsyth 2020, arXiv 1911.07023, who leave the
-    reference whole; here it shrinks too, as both sets are small.
+    against 1 / N is read at 0. It may lie below 0. Source: Chong and Forsyth 2020, arXiv 1911.07023.
+
+    Args:
+        distance: of the objects ``rows`` [M] alone, under their counts [B, M].
     """
-    x, y = _projected(generated, reference, counts, components)
-    places = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(counts.device)
+    places = torch.randperm(counts.shape[1], generator=torch.Generator().manual_seed(0)).to(counts.device)
     at, found = [], []
     for parts in (1, 2, 4):
-        sets = [counts * (places % parts == part) for part in range(parts)]
-        found.append(torch.stack([_frechet(x, y, drawn) for drawn in sets]).mean(0))
+        sets = [(places % parts == part).nonzero()[:, 0] for part in range(parts)]
+        found.append(torch.stack([distance(rows, counts[:, rows]) for rows in sets]).mean(0))
         at.append(float(parts))
     sizes = torch.tensor(at).to(counts)
     spread = sizes - sizes.mean()
@@ -70,9 +85,13 @@ def _projected(generated: Tensor, reference: Tensor, counts: Tensor, components:
 
 
 def _frechet(x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
-    (mean_1, cov_1), (mean_2, cov_2) = _moments(x, counts), _moments(y, counts)
+    return _frechet_gaussians(*_moments(x, counts), *_moments(y, counts))
+
+
+def _frechet_gaussians(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tensor) -> Tensor:
+    """Of means [B, C] and covariances [B, C, C]; the second Gaussian may be one for all, [C] and [C, C]."""
     values, columns = torch.linalg.eigh(cov_2)
-    root = columns * values.clamp(min=0).sqrt()[:, None]  # C2 = root root^T
+    root = columns * values.clamp(min=0).sqrt()[..., None, :]  # C2 = root root^T
     inner = torch.linalg.eigvalsh(root.mT @ cov_1 @ root).clamp(min=0)
     traces = (cov_1 + cov_2).diagonal(dim1=1, dim2=2).sum(1)
     distance: Tensor = (mean_1 - mean_2).square().sum(1) + traces - 2 * inner.sqrt().sum(1)

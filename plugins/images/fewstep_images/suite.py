@@ -15,11 +15,19 @@ from fewstep.core.batch import Batch
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Step
 from fewstep.core.samplers import heun
-from fewstep.core.suite import Rows, SheetRow, Suite
+from fewstep.core.suite import Record, Rows, SheetRow, Suite
 from fewstep.core.times import step_grid
 from fewstep.errors import need
 from fewstep.files import file_suffix, new_file
-from fewstep.metrics import frechet, frechet_gaussians
+from fewstep.metrics.resampled import (
+    described,
+    extrapolated,
+    frechet_gaussian_resampled,
+    frechet_resampled,
+    kid_resampled,
+    mean_resampled,
+    precision_recall_resampled,
+)
 from fewstep.words import chart_escaped, shortened
 from fewstep_images.dataset import SmoothedImages
 from fewstep_images.exact import ExactFlow
@@ -45,17 +53,37 @@ class ImageSuite(Suite):
     the error of integrating its ODE (``EXACT_STEPS``)."""
 
     headline = "frechet"
-    lower_is_better = frozenset({"frechet", "teacher_frechet", "map_rms", "teacher_rms", "wrong_class"})
+    lower_is_better = frozenset(
+        {
+            "frechet",
+            "frechet_infinity",
+            "kid",
+            "other_frechet",
+            "teacher_frechet",
+            "teacher_rms",
+            "map_rms",
+            "wrong_class",
+        }
+    )
+    signed = frozenset({"frechet_infinity", "kid"})
     charts = ("map_rms",)
+    nearness = "map_rms"
     titles: Mapping[str, str] = {
         "frechet": "Fréchet distance of pixels",
+        "frechet_infinity": "Fréchet distance of pixels, extrapolated",
         "map_rms": "distance to the exact map",
     }
     legend: Mapping[str, str] = {
         "frechet": f"Fréchet distance to the exact mean and covariance of pixels, on {COMPONENTS} leading components",
+        "frechet_infinity": "frechet extrapolated to infinitely many images, from all, half and a quarter of them",
+        "kid": "the same components, against draws of the exact distribution; unbiased, the draw of an image's own "
+        "prompt left out",
+        "precision, recall": "share of images among those draws, and of the draws among them, by the distance to the "
+        "third neighbour",
+        "other_frechet": "frechet to the teacher's samples from other noise: its row of the teacher is the floor",
         "teacher_frechet": "the same distance to the teacher's own samples from the same noise",
-        "map_rms": "root mean square distance of a pixel to the image that the exact flow makes of the same noise",
-        "teacher_rms": "the same to the teacher's own image",
+        "teacher_rms": "root mean square distance of a pixel to the teacher's own image from the same noise",
+        "map_rms": "the same to the image that the exact flow makes of that noise; median and tails over the images",
         "wrong_class": "share of images that most probably belong to another class than asked for",
     }
 
@@ -97,20 +125,43 @@ class ImageSuite(Suite):
             self._maps[seed, count] = torch.cat(parts)
         return self._maps[seed, count]
 
-    def measure(self, objects: Any, teacher_objects: Any) -> dict[str, float]:
+    def record(self, objects: Any, teacher_objects: Any) -> Record:
         images, teacher = objects.images, teacher_objects.images
-        on_axes = (images.double() - self.mean) @ self.axes
-        found = {
-            "frechet": frechet_gaussians(on_axes.mean(0), on_axes.T.cov(), torch.zeros(len(self.cov)), self.cov),
-            "teacher_frechet": frechet(images, teacher, COMPONENTS),
-            "teacher_rms": _rms(images - teacher),
-        }
+        found = {"features": self._components(images), "teacher_rms": _rms(images - teacher)}
         if teacher_objects.seed is not None:
             found["map_rms"] = _rms(images - self.exact_map(teacher_objects.seed, len(teacher)))
         if self.dataset.images.conditional:
             labels = self.dataset.held_out_labels(len(images))
-            found["wrong_class"] = float((self.dataset.mixture.most_probable(images) != labels).float().mean())
+            found["wrong_class"] = self.dataset.mixture.most_probable(images) != labels
         return found
+
+    def score(self, record: Record, teacher: Record, other: Record | None, counts: Tensor) -> dict[str, Tensor]:
+        features = record["features"]
+        draws = self._components(self.prompts(len(features)).x0)
+        precision, recall = precision_recall_resampled(features, draws, counts)
+        found = {"frechet": self._frechet(features, counts)}
+        if len(features) > 4 * COMPONENTS:  # a quarter still fills a covariance
+            found["frechet_infinity"] = extrapolated(lambda rows, drawn: self._frechet(features[rows], drawn), counts)
+        found |= {"kid": kid_resampled(features, draws, counts), "precision": precision, "recall": recall}
+        for name, reference in {"other_frechet": other, "teacher_frechet": teacher}.items():
+            if reference is not None:
+                pair = features[:, None], reference["features"][:, None]
+                found[name] = frechet_resampled(*pair, counts, COMPONENTS)
+        found["teacher_rms"] = mean_resampled(record["teacher_rms"].square(), counts).sqrt()
+        if "map_rms" in record:
+            found |= described("map_rms", record["map_rms"], counts)
+            found["map_rms"] = mean_resampled(record["map_rms"].square(), counts).sqrt()
+        if "wrong_class" in record:
+            found["wrong_class"] = mean_resampled(record["wrong_class"], counts)
+        return found
+
+    def _components(self, images: Tensor) -> Tensor:
+        """[N, C] of images [N, P]."""
+        found: Tensor = (images.double() - self.mean) @ self.axes
+        return found.float()
+
+    def _frechet(self, features: Tensor, counts: Tensor) -> Tensor:
+        return frechet_gaussian_resampled(features, torch.zeros(len(self.cov)), self.cov, counts)
 
     def sheet(self, rows: Rows, path: Path, count: int) -> None:
         """A line of images for each row, below draws of the exact distribution."""
@@ -147,5 +198,6 @@ class ImageSuite(Suite):
         return line.numpy()
 
 
-def _rms(difference: Tensor) -> float:
-    return float(difference.square().mean().sqrt())
+def _rms(difference: Tensor) -> Tensor:
+    """[N] of [N, P]."""
+    return difference.square().mean(1).sqrt()
