@@ -84,7 +84,7 @@ def neighbours(generated: Tensor, reference: Tensor, nearest: int) -> tuple[Tens
     of fewer rows than ``nearest`` the farthest takes its place."""
     x, y = generated.double(), reference.double()
     apart = torch.cdist(x, y)
-    own, other = (torch.cdist(z, z).sort().values[:, min(nearest, len(z) - 1)] for z in (x, y))  # 0: the point itself
+    own, other = (torch.cdist(z, z).kthvalue(min(nearest + 1, len(z))).values for z in (x, y))  # the 1st is the point
     return (apart <= other).any(1).double(), (apart <= own[:, None]).any(0).double()
 
 
