@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from fewstep.benchmark.differences import NFE, TIME, Difference, Equal
+from fewstep.benchmark.differences import NFE, TIME, Difference
 from fewstep.benchmark.entrants import UNDISTILLED
 from fewstep.benchmark.rows import FLOW, Line, is_quality
 from fewstep.benchmark.summary import Key, by_cell, seconds
@@ -32,12 +32,10 @@ def difference_table(found: Sequence[Difference], suite: Suite, reference: str) 
     if not cells:
         return None
     table = new_table(f"differences in {suite.headline}", ["method", "steps", *(head for row in heads for head in row)])
-    for steps in sorted({key[1] for key in cells}):
-        for key in (key for key in cells if key[1] == steps):
-            texts = [Text(key[0]), Text(str(steps))]
-            for name in names:
-                texts += _compared(cells[key].get(name), bool(suite.nearness))
-            table.add_row(*texts)
+    for section in sections(cells):
+        for (label, steps), by_name in section.items():
+            compared = (text for name in names for text in _compared(by_name.get(name), bool(suite.nearness)))
+            table.add_row(Text(label), Text(str(steps)), *compared)
         table.add_section()
     return table
 
@@ -63,22 +61,18 @@ def p_value(p: float) -> str:
     return "<0.001" if p < 0.001 else number(p, 2) if p < 0.1 else fixed(p, 2)
 
 
-def cost_table(lines: Sequence[Line], equals: Sequence[Equal], headline: str) -> Table | None:
-    """Each student in the headline measure minus undistilled, or the teacher, in the fewest steps that cost at least as
-    much: as many evaluations, and as much time. None without any."""
-    cells = by_cell(lines)
-    found: dict[Key, dict[str, Difference]] = {}
-    for one in equals:
-        found.setdefault((one.difference.label, one.difference.steps), {})[one.cost] = one.difference
+def cost_table(lines: Sequence[Line], found: Mapping[Key, Mapping[str, Difference]], headline: str) -> Table | None:
+    """What ``at_equal_cost`` found: as many evaluations, and as much time. None without any."""
     if not found:
         return None
+    cells = by_cell(lines)
     header = ["method", "steps", "NFE", "flow ms", "with its NFE", "minus it", "with its time", "minus it"]
     table = new_table(f"{headline} at equal cost", header)
-    for steps in sorted({key[1] for key in found}):
-        for key in (key for key in found if key[1] == steps):
+    for section in sections(found):
+        for key, by_cost in section.items():
             texts = [*row_head(cells[key])[:3], milliseconds(seconds(cells[key].values(), FLOW))]
             for cost in (NFE, TIME):
-                texts += _beside(found[key].get(cost), cells, cost)
+                texts += _beside(by_cost.get(cost), cells, cost)
             table.add_row(*map(Text, texts))
         table.add_section()
     return table

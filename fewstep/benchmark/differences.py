@@ -11,7 +11,7 @@ from fewstep.benchmark.cells import cell_of
 from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
 from fewstep.benchmark.resampling import Draws, Estimate, estimate, holm, matched
 from fewstep.benchmark.rows import FLOW, Line, Row, Unit, is_quality
-from fewstep.benchmark.summary import by_cell, grouped, seconds
+from fewstep.benchmark.summary import Key, by_cell, grouped, seconds
 from fewstep.core.suite import Suite
 
 NFE, TIME = "NFE", "time"
@@ -42,14 +42,6 @@ class Difference:
     nearer_half: float | None = None
 
 
-@dataclass(frozen=True)
-class Equal:
-    """A difference to what costs at least as much by ``cost``, "NFE" or "time"."""
-
-    cost: str
-    difference: Difference
-
-
 def differences(rows: Sequence[Row], suite: Suite, draws: Draws, reference: str) -> list[Difference]:
     """Of every student and step count, in every measure: minus the reference method's, and minus undistilled's."""
     groups = grouped(rows)
@@ -71,23 +63,25 @@ def differences(rows: Sequence[Row], suite: Suite, draws: Draws, reference: str)
     return [replace(one, p_holm=adjusted.get(place)) for place, one in enumerate(found)]
 
 
-def at_equal_cost(rows: Sequence[Row], lines: Iterable[Line], suite: Suite, draws: Draws) -> list[Equal]:
-    """The headline of every student minus that of undistilled, or of the teacher, where they cost at least as much: at
-    their cheapest such step count that was measured, so that the comparison favours them."""
-    groups, cells, found = grouped(rows), by_cell(lines), []
+def at_equal_cost(
+    rows: Sequence[Row], lines: Iterable[Line], suite: Suite, draws: Draws
+) -> dict[Key, dict[str, Difference]]:
+    """The headline of every student, minus that of undistilled, or of the teacher, where they cost at least as much by
+    ``NFE`` or ``TIME``: at their cheapest such step count that was measured, so that the comparison favours them."""
+    groups, cells = grouped(rows), by_cell(lines)
     costs = {
-        (label, steps): {NFE: next(iter(cell.values())).nfe, TIME: seconds(cell.values(), FLOW)}
-        for (label, steps), cell in cells.items()
+        key: {NFE: next(iter(cell.values())).nfe, TIME: seconds(cell.values(), FLOW)} for key, cell in cells.items()
     }
-    teachers = [key for key in costs if key[0] in (TEACHER, UNDISTILLED)]
-    for label, steps in cells:
-        for cost in (NFE, TIME) if label not in RESERVED else ():
-            enough = [key for key in teachers if costs[key][cost] >= costs[label, steps][cost]]
-            if enough:
-                other = groups.get((*min(enough, key=lambda key: costs[key][cost]), suite.headline), {})
-                own = groups.get((label, steps, suite.headline), {})
-                if matched(own, other):
-                    found.append(Equal(cost, difference(own, other, suite, draws)))
+    teachers = [key for key in cells if key[0] in (TEACHER, UNDISTILLED)]
+    found: dict[Key, dict[str, Difference]] = {}
+    for key in (key for key in cells if key[0] not in RESERVED):
+        own = groups.get((*key, suite.headline), {})
+        for cost in (NFE, TIME):
+            enough = {other: costs[other][cost] for other in teachers if costs[other][cost] >= costs[key][cost]}
+            cheapest = min(enough, key=lambda other: enough[other], default=("", 0))
+            other = groups.get((*cheapest, suite.headline), {})
+            if matched(own, other):
+                found.setdefault(key, {})[cost] = difference(own, other, suite, draws)
     return found
 
 
@@ -95,14 +89,15 @@ def difference(own: Mapping[Unit, Row], other: Mapping[Unit, Row], suite: Suite,
     """One measure of two methods, unit by unit."""
     pairs = [(own[a], other[b]) for a, b in matched(own, other)]
     first, second = pairs[0]
-    metric = first.metric
-    found = _estimate(pairs, draws)
-    sign = -1 if metric.partition("/")[0] in suite.lower_is_better else 1
-    nearer = _nearer(pairs, suite, draws) if metric == suite.headline else None
+    a, b = (draws.mean([cell_of(pair[side]) for pair in pairs], first.metric) for side in (0, 1))
+    resampled = None if a is None or b is None else a - b
+    found = estimate([mine.value - theirs.value for mine, theirs in pairs], resampled, draws.objects)
+    sign = -1 if first.metric.partition("/")[0] in suite.lower_is_better else 1
+    nearer = _nearer(pairs, suite, draws) if first.metric == suite.headline else None
     return Difference(
         label=first.label,
         steps=first.steps,
-        metric=metric,
+        metric=first.metric,
         against=second.label,
         against_steps=second.steps,
         difference=found.value,
@@ -110,15 +105,9 @@ def difference(own: Mapping[Unit, Row], other: Mapping[Unit, Row], suite: Suite,
         p=found.p,
         better=None if found.half is None else sign * found.value > found.half,
         count=len(pairs),
-        nearer=None if nearer is None else nearer.value,
-        nearer_half=None if nearer is None else nearer.half,
+        nearer=nearer and nearer.value,
+        nearer_half=nearer and nearer.half,
     )
-
-
-def _estimate(pairs: Sequence[tuple[Row, Row]], draws: Draws) -> Estimate:
-    values = [own.value - other.value for own, other in pairs]
-    a, b = (draws.mean([cell_of(pair[side]) for pair in pairs], pairs[0][0].metric) for side in (0, 1))
-    return estimate(values, None if a is None or b is None else a - b, draws.objects)
 
 
 def _nearer(pairs: Iterable[tuple[Row, Row]], suite: Suite, draws: Draws) -> Estimate | None:

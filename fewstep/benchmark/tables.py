@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
-from typing import cast
+from typing import TypeVar, cast
 
 from rich import box
 from rich.table import Table
@@ -16,6 +16,7 @@ from fewstep.benchmark.rows import GAP, NON_FINITE, SECONDS, Line, is_quality
 from fewstep.benchmark.summary import Key, by_cell
 from fewstep.words import decimals, fixed, markdown_escaped, number
 
+T = TypeVar("T")
 Cells = Mapping[Key, Mapping[str, Line]]  # by label and steps, then by measure
 LEFT = ("method", "measure", "pairing", "with its NFE", "with its time")  # columns that are flush left
 FARTHEST = (-1.0, 2.0)  # shares of the gap that are told as numbers
@@ -97,7 +98,7 @@ def measures(lines: Iterable[Line], headline: str) -> list[str]:
     return sorted(names, key=lambda name: name != headline)
 
 
-def sections(cells: Cells) -> list[Cells]:
+def sections(cells: Mapping[Key, T]) -> list[dict[Key, T]]:
     """The teacher and the other references first, then one section a step count."""
     references = [key for key in cells if key[0] in RESERVED and key[0] != UNDISTILLED]
     others = [key for key in cells if key not in references]
