@@ -105,8 +105,8 @@ def difference(own: Mapping[Unit, Row], other: Mapping[Unit, Row], suite: Suite,
         p=found.p,
         better=None if found.half is None else sign * found.value > found.half,
         count=len(pairs),
-        nearer=nearer and nearer.value,
-        nearer_half=nearer and nearer.half,
+        nearer=None if nearer is None else nearer.value,
+        nearer_half=None if nearer is None else nearer.half,
     )
 
 
