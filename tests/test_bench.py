@@ -19,15 +19,15 @@ from rich.console import Console
 from scipy import stats
 from torch import Tensor, nn
 
-from fewstep.benchmark import measurement
+from fewstep.benchmark import sampling
 from fewstep.benchmark.api import BenchTable
-from fewstep.benchmark.compare import Change, EarlierRow, compare
+from fewstep.benchmark.compare import Change, compare
 from fewstep.benchmark.config import BenchConfig
 from fewstep.benchmark.entrants import OTHER_NOISE, TRUTH, Stage, student
-from fewstep.benchmark.measurement import CHUNK, chunks
 from fewstep.benchmark.resampling import Estimate, estimate
-from fewstep.benchmark.rows import Row
+from fewstep.benchmark.rows import EarlierRow, Row
 from fewstep.benchmark.run import run_bench
+from fewstep.benchmark.sampling import CHUNK, chunks
 from fewstep.benchmark.summary import gap_closed
 from fewstep.config.base import Strict, validate
 from fewstep.core.backbone import Backbone, Guidance, Teacher
@@ -177,7 +177,7 @@ def bench(
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measurement, "ELEMENTS", 0)  # two chunks
+        patch.setattr(sampling, "ELEMENTS", 0)  # two chunks
         return bench(tmp_path_factory.mktemp("bench") / "out")
 
 

@@ -16,12 +16,13 @@ from fewstep_toy.network import ToyFlow
 from fewstep_toy.suite import ToySuite
 from scipy import stats
 
-from fewstep.benchmark.cells import Cells
-from fewstep.benchmark.compare import Change, EarlierRow, compare
+from fewstep.benchmark.cells import Cells, Scorer
+from fewstep.benchmark.compare import Change, compare
 from fewstep.benchmark.entrants import Entrant, Model, Stage, line_up
-from fewstep.benchmark.measurement import ROWS, Measurement, chunks
-from fewstep.benchmark.resampling import Scorer, estimate
-from fewstep.benchmark.rows import Row
+from fewstep.benchmark.measurement import Measurement
+from fewstep.benchmark.resampling import estimate
+from fewstep.benchmark.rows import EarlierRow, Row
+from fewstep.benchmark.sampling import ROWS, chunks
 from fewstep.benchmark.summary import gap_closed
 from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract

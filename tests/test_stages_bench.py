@@ -17,12 +17,12 @@ from scipy import stats
 from stages_helpers import COUNT, First, Second, Signs, Sums
 from test_bench import info
 
-from fewstep.benchmark import measurement
+from fewstep.benchmark import sampling
 from fewstep.benchmark.api import BenchTable
 from fewstep.benchmark.config import BenchConfig
 from fewstep.benchmark.entrants import Entrant, Stage, line_up, student
-from fewstep.benchmark.measurement import check_alike, chunks, prompts_on
 from fewstep.benchmark.run import run_bench
+from fewstep.benchmark.sampling import check_alike, chunks, prompts_on
 from fewstep.cli import main
 from fewstep.core.backbone import Guidance, Teacher
 from fewstep.core.batch import Batch, Condition
@@ -198,7 +198,7 @@ class TestNoise:
 
 
 def test_chunks_of_ragged_samples_hold_so_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measurement, "ROWS", 10)
+    monkeypatch.setattr(sampling, "ROWS", 10)
     layout = Packed.of_lengths([4, 6, 0, 1, 30, 2, 8])
     found = [chunk.tolist() for chunk in chunks(Batch(torch.zeros(layout.rows, 3), layout))]
     assert found == [[0, 1, 2], [3], [4], [5, 6]]

@@ -14,7 +14,7 @@ from fewstep_trellis.official.table import read_table
 from fewstep_trellis.pipeline.spec import read_spec
 from fewstep_trellis.shipped import NANO
 
-from fewstep.benchmark.compare import read_rows
+from fewstep.benchmark.rows import read_rows
 from fewstep.config.base import read_toml
 from fewstep.engine.folder import started_with
 from fewstep.errors import FewstepError

@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from fewstep.benchmark.entrants import Stage, line_up, load_students
-from fewstep.benchmark.measurement import sample
+from fewstep.benchmark.entrants import Stage, line_up
+from fewstep.benchmark.sampling import sample
+from fewstep.benchmark.students import load_students
 from fewstep.config.resolve import data_of
 from fewstep.core.suite import Suite
 from fewstep.files import write_file

@@ -40,8 +40,9 @@ from rich.console import Console
 import fewstep
 from benchmarks.quality.search_tables import summary
 from fewstep.benchmark.config import configure
-from fewstep.benchmark.entrants import Entrant, Stage, line_up, load_students
-from fewstep.benchmark.measurement import sample
+from fewstep.benchmark.entrants import Entrant, Stage, line_up
+from fewstep.benchmark.sampling import sample
+from fewstep.benchmark.students import load_students
 from fewstep.config.base import Strict, merge, read_toml, validate
 from fewstep.config.resolve import data_of, resolve_stages
 from fewstep.config.run import versions

@@ -10,9 +10,10 @@ import rich.console
 import torch
 
 from fewstep.benchmark.config import BenchConfig, configure
-from fewstep.benchmark.entrants import Stage, load_students
+from fewstep.benchmark.entrants import Stage
 from fewstep.benchmark.report import BenchTable
 from fewstep.benchmark.run import run_bench
+from fewstep.benchmark.students import load_students
 from fewstep.config.base import merge, several
 from fewstep.config.resolve import data_of
 from fewstep.config.stages import chosen

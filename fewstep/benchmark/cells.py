@@ -1,9 +1,10 @@
-"""The records of a bench on disk: a file a cell, so that objects are paired and resampled without sampling again."""
+"""The records of a bench on disk, a file a cell, so that objects are paired and resampled without sampling again."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -11,8 +12,9 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
+from fewstep.benchmark.entrants import OTHER_NOISE, TEACHER
 from fewstep.benchmark.rows import Row, Unit
-from fewstep.core.suite import Record
+from fewstep.core.suite import Record, Suite
 from fewstep.errors import FewstepError
 from fewstep.files import new_file
 
@@ -23,6 +25,11 @@ Cell = tuple[str, int, Unit]  # label, steps, unit
 def cell_of(row: Row) -> Cell:
     """The cell that a row is of."""
     return row.label, row.steps, (row.training, row.seed)
+
+
+def objects_in(record: Record) -> int:
+    """How many objects a record is of."""
+    return len(next(iter(record.values())))
 
 
 class Cells:
@@ -59,3 +66,53 @@ class Cells:
                 return {name: torch.from_numpy(file[name]) for name in file.files}
         except (OSError, ValueError, BadZipFile) as error:
             raise FewstepError(f"{path}: damaged ({error}); accepted: the record that a bench wrote") from None
+
+
+class Scorer:
+    """Measures from the records of a bench.
+
+    Args:
+        order: seeds of all noise in the bench.
+        teacher_steps: of the teacher that all is measured against.
+    """
+
+    def __init__(self, suite: Suite, cells: Cells, order: Sequence[int], teacher_steps: int) -> None:
+        self.suite, self.cells, self.order, self.teacher_steps = suite, cells, order, teacher_steps
+        self._teachers: dict[int, Record] = {}
+
+    def __call__(self, cell: Cell, counts: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """The suite's measures, [B] each, of the objects as they are or of resamples.
+
+        Args:
+            counts: as ``Suite.score`` takes them.
+        """
+        record, seed = self.record(cell), self.against(cell)
+        if counts is None:
+            counts = torch.ones(1, objects_in(record), dtype=torch.float64)
+        other = self._teacher(self._before(seed)) if len(self.order) > 1 else None
+        return self.suite.score(record, self._teacher(seed), other, counts)
+
+    def record(self, cell: Cell) -> Record:
+        """The record of a cell. Raises FewstepError where it is not there."""
+        found = self.cells.read(cell)
+        if found is None:
+            raise FewstepError(f"{self.cells.path(cell)}: no such file; accepted: the records of a whole bench")
+        return found
+
+    def _teacher(self, seed: int) -> Record:
+        if seed not in self._teachers:
+            self._teachers[seed] = self.record((TEACHER, self.teacher_steps, (None, seed)))
+        return self._teachers[seed]
+
+    def against(self, cell: Cell) -> int:
+        """The seed of the teacher's samples that a cell's objects are compared with one by one: its own; the next one
+        in the row of other noise, where the teacher is compared with itself."""
+        label, _, (_, seed) = cell
+        if seed is None:
+            return self.order[0]
+        return self.order[(self.order.index(seed) + 1) % len(self.order)] if label == OTHER_NOISE else seed
+
+    def _before(self, seed: int) -> int:
+        """The seed of the teacher's samples from other noise: the one before; the first has the second, so that seeds
+        that are added change nothing."""
+        return self.order[abs(self.order.index(seed) - 1)]

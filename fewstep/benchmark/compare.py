@@ -2,53 +2,32 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, variance
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fewstep.benchmark.cells import Cells
+from fewstep.benchmark.cells import Cells, Scorer
 from fewstep.benchmark.entrants import OTHER_NOISE, TRUTH
-from fewstep.benchmark.resampling import Draws, Scorer, estimate, matched, resample, welch
-from fewstep.benchmark.rows import Row, Unit, as_text, is_quality
+from fewstep.benchmark.resampling import Draws, estimate, matched, resample, welch
+from fewstep.benchmark.rows import EarlierRow, Row, Unit, as_text, is_quality
+from fewstep.benchmark.summary import grouped
 from fewstep.benchmark.tables import new_table
-from fewstep.errors import FewstepError, nearest
+from fewstep.errors import FewstepError
 from fewstep.texts import read_text
 from fewstep.words import number
 
-Key = tuple[str, int, str]  # label, steps, metric
-Values = dict[Unit, float]  # by training and seed
 ROUNDING = 1e-6  # relative; a difference below it is float32 rounding, however alike it is on all seeds
 ALIKE = 1e-3  # differences of true objects' records between machines
 PAIRED, UNPAIRED, BY_OBJECT = "paired", "unpaired", "paired, objects too"
-
-
-Optional = Annotated[int | None, BeforeValidator(lambda text: None if text == "" else text)]
-
-
-class EarlierRow(BaseModel):
-    """What ``--compare`` reads of a row in ``rows.csv``."""
-
-    label: str
-    steps: int
-    seed: Optional
-    training: Optional = None
-    metric: str
-    value: float
-    backbone: str = ""
-    samples: str = ""
-    machine: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,39 +53,6 @@ class Change:
     moved: bool | None
 
 
-def read_rows(path: Path) -> list[EarlierRow]:
-    """The rows of an earlier ``rows.csv``.
-
-    Raises:
-        FewstepError: for a file that is missing, no CSV, empty, without a needed column, or with a value of another
-            type.
-    """
-    key, accepted = f"--compare: {str(path)!r}", "accepted: rows.csv of an earlier bench"
-    try:
-        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-        columns, rows = list(reader.fieldnames or ()), list(reader)
-    except FewstepError as error:
-        raise FewstepError(f"--compare: {error}; {accepted}") from None
-    except csv.Error as error:
-        raise FewstepError(f"{key}: is no CSV ({error}); {accepted}") from None
-    missing = [name for name, field in EarlierRow.model_fields.items() if field.is_required() and name not in columns]
-    if missing:
-        hints = "".join(f"; {near!r} instead of {name!r}?" for name in missing if (near := nearest(name, columns)))
-        has = ", ".join(columns) or "none, the file is empty"
-        raise FewstepError(f"{key}: columns {', '.join(missing)} are missing (it has: {has}){hints}; {accepted}")
-    if not rows:
-        raise FewstepError(f"{key}: holds no rows; {accepted}")
-    found = []
-    for line, row in enumerate(rows, 2):
-        try:
-            found.append(EarlierRow.model_validate(row))
-        except ValidationError as error:
-            first = error.errors()[0]
-            got = f"{first['loc'][0]} is {first['input']!r} ({first['msg']})"
-            raise FewstepError(f"{key}, line {line}: {got}; {accepted}") from None
-    return found
-
-
 def compare(
     old: Iterable[EarlierRow], new: Iterable[Row], draws: Draws | None = None, before: Draws | None = None
 ) -> list[Change]:
@@ -116,9 +62,8 @@ def compare(
         draws: of the new bench's objects.
         before: of the same objects in the earlier bench; None where it has no records of them.
     """
-    then, now = _by_unit(old), _by_unit(new)
-    pairs = (draws or Draws(), before or Draws())
-    return [_change(key, then[key], values, *pairs) for key, values in now.items() if key in then]
+    then, pair = grouped(old), (draws or Draws(), before or Draws())
+    return [_change(then[key], now, *pair) for key, now in grouped(new).items() if key in then]
 
 
 def resampled(path: Path, scorer: Scorer, draws: Draws, console: Console) -> Draws | None:
@@ -144,33 +89,27 @@ def resampled(path: Path, scorer: Scorer, draws: Draws, console: Console) -> Dra
     return resample(old, cells, len(draws.counts), console)
 
 
-def _by_unit(rows: Iterable[EarlierRow] | Iterable[Row]) -> dict[Key, Values]:
-    found: dict[Key, Values] = {}
-    for row in rows:
-        found.setdefault((row.label, row.steps, row.metric), {})[row.training, row.seed] = row.value
-    return found
-
-
-def _change(key: Key, old: Values, new: Values, draws: Draws, before: Draws) -> Change:
-    label, steps, metric = key
+def _change(old: Mapping[Unit, EarlierRow], new: Mapping[Unit, Row], draws: Draws, before: Draws) -> Change:
+    one = next(iter(new.values()))
+    label, steps, metric = one.label, one.steps, one.metric
     common = matched(old, new)
-    first, second = ([(label, steps, pair[side]) for pair in common] for side in (0, 1))
-    a, b = before.mean(first, metric), draws.mean(second, metric)
-    paired = len(common) >= 2 or len(common) == len(old) == len(new) or (a is not None and b is not None)
+    a = before.mean([(label, steps, unit) for unit, _ in common], metric)
+    b = draws.mean([(label, steps, unit) for _, unit in common], metric)
+    objects = None if a is None or b is None else b - a
+    paired = len(common) >= 2 or len(common) == len(old) == len(new) or objects is not None
     if paired:
-        x, y = [old[unit] for unit, _ in common], [new[unit] for _, unit in common]
-        objects = None if a is None or b is None else b - a
-        found = estimate([two - one for one, two in zip(x, y, strict=True)], objects, draws.objects)
+        x, y = [old[unit].value for unit, _ in common], [new[unit].value for _, unit in common]
+        found = estimate([now - then for then, now in zip(x, y, strict=True)], objects, draws.objects)
         difference, half = found.value, found.half
     else:
-        x, y, objects = list(old.values()), list(new.values()), None
+        x, y = [row.value for row in old.values()], [row.value for row in new.values()]
         difference, half = _welch(x, y)
     if not is_quality(metric):
         half = None
     rounding = ROUNDING * max(abs(fmean(x)), abs(fmean(y)))
     moved = abs(difference) > max(half, rounding) if half is not None else None
     pairing = UNPAIRED if not paired else PAIRED if objects is None else BY_OBJECT
-    return Change(*key, fmean(x), fmean(y), difference, half, pairing, len(y), moved)
+    return Change(label, steps, metric, fmean(x), fmean(y), difference, half, pairing, len(y), moved)
 
 
 def _welch(old: Sequence[float], new: Sequence[float]) -> tuple[float, float | None]:

@@ -1,16 +1,12 @@
-"""What is measured: the teacher, its undistilled network, and the students, found by method or by folder.
+"""What is measured: the teacher, its undistilled network, and the students.
 
 Each entrant has a model for every stage, sampled as its contract says.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from glob import glob, has_magic
-from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -18,9 +14,9 @@ from fewstep.core.backbone import Backbone, Guidance, Teacher
 from fewstep.core.contract import Contract
 from fewstep.core.samplers import Sampler
 from fewstep.core.suite import Suite
-from fewstep.engine.export import StudentInfo, load_student
-from fewstep.errors import FewstepError, invalid
-from fewstep.plugins.registry import Entry, registry
+from fewstep.engine.export import StudentInfo
+from fewstep.errors import FewstepError
+from fewstep.plugins.registry import registry
 
 TEACHER, UNDISTILLED = "teacher", "undistilled"
 OTHER_NOISE, TRUTH = "teacher, other noise", "truth, decoded"
@@ -168,76 +164,3 @@ def _unlike(others: Sequence[Entrant], one: Entrant) -> str:
                 keys = [key for key in now if then.get(key) != now[key]] if then and now else []
                 return f"{', '.join(f'{table}.{key}' for key in keys) or table} is not the same in all"
     return ""
-
-
-def load_students(
-    networks: Mapping[str, Entry], methods: Sequence[str], given: Iterable[tuple[str | None, Any]]
-) -> list[Entrant]:
-    """Shipped students of ``methods``, then the ``given`` ones; all shipped ones where neither is named.
-
-    Args:
-        networks: the registered backbone of each stage.
-        given: (label, student), as ``fewstep.bench`` takes them; a label of None is the method's name, and a list or a
-            pattern (``runs/mine-*``) holds replicates.
-
-    Raises:
-        FewstepError: for a method of which a stage ships no student, a folder without a student of each stage, or a
-            student of another backbone.
-    """
-    named = [(label, _folders(one, list(networks))) for label, several in given for one in _each(several)]
-    shipped = [(None, folders) for folders in _shipped(networks, methods)] if methods or not named else []
-    return [
-        student(label, [_load(folders[stage], network) for stage, network in networks.items()])
-        for label, folders in [*shipped, *named]
-    ]
-
-
-def _shipped(networks: Mapping[str, Entry], methods: Sequence[str]) -> list[dict[str, Path]]:
-    """The folders by stage of the shipped students of ``methods``; without, of every method that all stages ship."""
-    shipped: dict[str, dict[str, Path]] = {stage: network.load().students() for stage, network in networks.items()}
-    complete = [name for name in next(iter(shipped.values())) if all(name in found for found in shipped.values())]
-    names = [registry().get("objective", name).name for name in methods] or complete
-    for name in names:
-        if name not in complete:
-            lacking = next(network.name for stage, network in networks.items() if name not in shipped[stage])
-            raise FewstepError(
-                f"--methods: backbone {lacking!r} ships no student of method {name!r}: accepted are "
-                f"{', '.join(complete) or 'none'}; make one with fewstep distill and give it with --student"
-            )
-    return [{stage: shipped[stage][name] for stage in networks} for name in names]
-
-
-def _each(student: Any) -> list[Any]:
-    """The replicates of a list or of a pattern that is no folder itself; of anything else that alone."""
-    if isinstance(student, list | tuple):
-        return [one for part in student for one in _each(part)]
-    if not isinstance(student, str | os.PathLike) or Path(student).exists() or not has_magic(str(student)):
-        return [student]
-    found = sorted(path for path in glob(str(student)) if os.path.isdir(path))
-    if not found:
-        raise FewstepError(f"--student {str(student)!r}: matches no folder; accepted: a folder, or a pattern of some")
-    return list(found)
-
-
-def _folders(student: Any, stages: list[str]) -> dict[str, Path]:
-    """A student's folder of each stage: its subfolder of that name, or with one stage also the folder itself."""
-    value = getattr(student, "folder", student)
-    if not isinstance(value, str | os.PathLike):
-        raise invalid("students", student, "a folder, or what fewstep.distill or fewstep.load returned")
-    path = Path(value)
-    missing = [name for name in stages if not name or not (path / name).is_dir()]
-    if missing and len(stages) == 1:
-        return {stages[0]: path}
-    if missing:
-        accepted = f"a folder with a student in each of {', '.join(stages)}, as fewstep distill --stage both writes"
-        raise FewstepError(f"--student {str(path)!r}: holds no {', '.join(missing)}; accepted: {accepted}")
-    return {name: path / name for name in stages}
-
-
-def _load(folder: Path, network: Entry) -> tuple[Backbone, StudentInfo]:
-    student, info = load_student(folder)
-    if info.backbone != network.name:
-        raise FewstepError(
-            f"--student {str(folder)!r}: a student of backbone {info.backbone!r}; accepted: one of {network.name!r}"
-        )
-    return student, info

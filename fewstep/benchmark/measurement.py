@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from fewstep.benchmark.cells import Cell, cell_of
-from fewstep.benchmark.entrants import OTHER_NOISE, TEACHER, TRUTH, Entrant, Model, Stage
-from fewstep.benchmark.resampling import Scorer
+from fewstep.benchmark.cells import Scorer, cell_of
+from fewstep.benchmark.entrants import OTHER_NOISE, TEACHER, TRUTH, Entrant, Stage
 from fewstep.benchmark.rows import NON_FINITE, Row
-from fewstep.core.batch import Batch
-from fewstep.core.layout import Layout, Packed
-from fewstep.core.objective import Step
-from fewstep.errors import FewstepError
+from fewstep.benchmark.sampling import Tick, check_alike, clock, prompts_on, sample, warm_up
 
-CHUNK, ELEMENTS = 64, 2**18  # samples in a chunk: at least 64, more where they are small
-ROWS = 2**15  # rows in a chunk of samples of unequal length; at least one sample
 CONDITION_PROMPTS, CONDITION_REPEATS = 16, 3
-Tick = Callable[[float], None]  # told of evaluations
 
 
 class Measurement:
@@ -122,14 +112,6 @@ class Measurement:
             return []
         return [] if measured else _rows(row, {**self._measure(row, objects), **rest})
 
-    def planned(self, cells: Sequence[tuple[Entrant, int]], cell: Cell) -> bool:
-        """Whether a cell belongs to the bench: of several replicates each has the seed of its number, so that all
-        methods share the noise of a replicate; anything else has all seeds."""
-        label, _, (training, seed) = cell
-        if training is None or not any(one.label == label and one.training for one, _ in cells):
-            return True
-        return seed == self.scorer.order[training % len(self.scorer.order)]
-
     def teacher_rows(self) -> list[Row]:
         """Of the teacher's cells since the last call, where records are kept."""
         waiting, self._waiting = self._waiting, []
@@ -151,9 +133,8 @@ class Measurement:
         true, row = self.batches[-1], self._teacher_row
         blank = replace(row, label=TRUTH, method=TRUTH, steps=0, nfe=0.0, guidance=1.0, sampler="", seed=None)
         rows = _rows(blank, self._measure(blank, self.suite.decode(true.x0, true.layout)))
-        for seed in (
-            self.seeds if len(self.seeds) > 2 else self.seeds[:-1]
-        ):  # each pair once, none of a seed with itself
+        last = len(self.seeds) if len(self.seeds) > 2 else -1  # each pair of seeds once, none of one with itself
+        for seed in self.seeds[:last]:
             again = replace(row, label=OTHER_NOISE, method=OTHER_NOISE, seed=seed)
             rows += _rows(again, self._measure(again, self._teacher[seed]))
         return rows
@@ -162,103 +143,3 @@ class Measurement:
 def _rows(row: Row, values: Mapping[str, float]) -> list[Row]:
     """A row for each measure."""
     return [replace(row, metric=name, value=value) for name, value in values.items()]
-
-
-def sample(
-    model: Model,
-    prompts: Batch,
-    noise: Tensor,
-    steps: int,
-    seed: int,
-    device: torch.device,
-    tick: Tick = lambda evaluations: None,
-) -> tuple[Tensor, float, float]:
-    """Sample all prompts chunk by chunk: x like ``noise``, on the CPU; evaluations a sample; seconds a sample.
-
-    Noise that a sampler adds on its way depends on (seed, chunk) alone.
-    """
-    layout, parts, seconds = prompts.layout, [], 0.0
-    with counted(model.network, tick) as sizes, torch.inference_mode():
-        for index, rows in enumerate(chunks(prompts)):
-            batch = prompts.select(rows).to(device)
-            x = layout.select(noise, rows)[0].to(device)
-            step = Step(index=index, interpolant=model.network.interpolant, seed=seed, device=device)
-            began = clock(device)
-            if x.numel():  # the stage before may have decoded empty structures
-                x = model.sampler(model.field, x, batch.cond, batch.layout, model.contract.grid(steps), step)
-            seconds += clock(device) - began
-            parts.append(x.cpu())
-    return torch.cat(parts), sum(sizes) / layout.batch_size, seconds / layout.batch_size
-
-
-@contextmanager
-def counted(network: nn.Module, tick: Tick) -> Iterator[list[int]]:
-    """Collect the batch size of every call of a network, and tell ``tick``. CFG is two calls, or one of twice the
-    batch."""
-    sizes: list[int] = []
-
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        layout: Layout = kwargs["layout"] if "layout" in kwargs else args[3]
-        sizes.append(layout.batch_size)
-        tick(layout.batch_size)
-
-    handle = network.register_forward_pre_hook(before, with_kwargs=True)
-    try:
-        yield sizes
-    finally:
-        handle.remove()
-
-
-def chunks(prompts: Batch) -> list[Tensor]:
-    """Sample indices of each chunk, a function of the prompts alone: all methods have the same chunks.
-
-    Samples of unequal length share a chunk while their rows fit into ``ROWS``.
-    """
-    layout = prompts.layout
-    if not isinstance(layout, Packed):
-        size = max(CHUNK, ELEMENTS * layout.batch_size // prompts.x0.numel())
-        return list(torch.arange(layout.batch_size).split(size))
-    found: list[list[int]] = []
-    room = 0
-    for index, length in enumerate(layout.lengths_list):
-        if not found or length > room:
-            found.append([])
-            room = ROWS
-        found[-1].append(index)
-        room -= length
-    return [torch.tensor(chunk) for chunk in found]
-
-
-def prompts_on(layout: Layout, prompts: Batch) -> Batch:
-    """The conditions of ``prompts`` in another layout, with an ``x0`` of zeros."""
-    rows = layout.rows if isinstance(layout, Packed) else layout.batch_size
-    return Batch(prompts.x0.new_zeros(rows, *prompts.x0.shape[1:]), layout, prompts.cond)
-
-
-def check_alike(batches: Sequence[Batch]) -> None:
-    """Refuse stages whose prompts are not of the same objects, as far as their conditions tell.
-
-    Raises:
-        FewstepError: naming what differs.
-    """
-    first = batches[0]
-    for other in batches[1:]:
-        sizes = first.layout.batch_size, other.layout.batch_size
-        if sizes[0] != sizes[1]:
-            raise FewstepError(f"stages: {sizes[0]} and {sizes[1]} held-out samples; accepted: the same in each stage")
-        a, b = first.cond.tokens, other.cond.tokens
-        if a is not None and b is not None and a.shape == b.shape and not torch.equal(a, b):
-            raise FewstepError("stages: their held-out samples have other conditions; accepted: the same in each stage")
-
-
-def warm_up(model: Model, prompts: Batch, device: torch.device) -> None:
-    """Two samples in one step: the first call allocates memory and chooses kernels, and is not to be timed."""
-    two = prompts.select(torch.arange(min(2, prompts.layout.batch_size)))
-    sample(model, two, torch.zeros_like(two.x0), 1, 0, device)
-
-
-def clock(device: torch.device) -> float:
-    """Seconds, once the device has done all its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

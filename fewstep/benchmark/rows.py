@@ -1,4 +1,4 @@
-"""What a bench measures, as records: rows by seed, lines over all seeds; and the CSV files that hold them."""
+"""What a bench measures: rows by training and seed, lines over all of them; and the CSV files that hold them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError
+
+from fewstep.errors import FewstepError, nearest
 from fewstep.files import LineFile, write_file
+from fewstep.texts import read_text
 
 SECONDS, FLOW = "seconds_", "seconds_flow"  # how the names of all times begin, and those of sampling
 GAP = "gap_closed/"
@@ -105,3 +109,65 @@ def write_csv(
 def as_text(value: Any, none: str = "n/a") -> Any:
     """None and truth values as the files have them."""
     return none if value is None else ("no", "yes")[value] if isinstance(value, bool) else value
+
+
+_ROW = TypeAdapter(Row)
+
+
+def as_row(line: Mapping[str, str]) -> Row:
+    """A line of ``rows.csv``, in which nothing stands for None. Raises KeyError and pydantic's ValidationError."""
+    optional = ("seed", "training", "evaluations", "training_seconds")
+    values = {f.name: line[f.name] for f in fields(Row)}
+    return _ROW.validate_python(
+        {name: None if not text and name in optional else text for name, text in values.items()}
+    )
+
+
+Optional = Annotated[int | None, BeforeValidator(lambda text: None if text == "" else text)]
+
+
+class EarlierRow(BaseModel):
+    """What ``--compare`` reads of a row in ``rows.csv``."""
+
+    label: str
+    steps: int
+    seed: Optional
+    training: Optional = None
+    metric: str
+    value: float
+    backbone: str = ""
+    samples: str = ""
+    machine: str = ""
+
+
+def read_rows(path: Path) -> list[EarlierRow]:
+    """The rows of an earlier ``rows.csv``.
+
+    Raises:
+        FewstepError: for a file that is missing, no CSV, empty, without a needed column, or with a value of another
+            type.
+    """
+    key, accepted = f"--compare: {str(path)!r}", "accepted: rows.csv of an earlier bench"
+    try:
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        columns, rows = list(reader.fieldnames or ()), list(reader)
+    except FewstepError as error:
+        raise FewstepError(f"--compare: {error}; {accepted}") from None
+    except csv.Error as error:
+        raise FewstepError(f"{key}: is no CSV ({error}); {accepted}") from None
+    missing = [name for name, field in EarlierRow.model_fields.items() if field.is_required() and name not in columns]
+    if missing:
+        hints = "".join(f"; {near!r} instead of {name!r}?" for name in missing if (near := nearest(name, columns)))
+        has = ", ".join(columns) or "none, the file is empty"
+        raise FewstepError(f"{key}: columns {', '.join(missing)} are missing (it has: {has}){hints}; {accepted}")
+    if not rows:
+        raise FewstepError(f"{key}: holds no rows; {accepted}")
+    found = []
+    for line, row in enumerate(rows, 2):
+        try:
+            found.append(EarlierRow.model_validate(row))
+        except ValidationError as error:
+            first = error.errors()[0]
+            got = f"{first['loc'][0]} is {first['input']!r} ({first['msg']})"
+            raise FewstepError(f"{key}, line {line}: {got}; {accepted}") from None
+    return found

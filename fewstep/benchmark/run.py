@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,15 @@ import rich.console
 import torch
 
 from fewstep.benchmark import compare as comparing
-from fewstep.benchmark import resume as resuming
-from fewstep.benchmark.cells import Cell, Cells, cell_of
+from fewstep.benchmark.cells import Cells, Scorer, cell_of
 from fewstep.benchmark.config import BenchConfig
-from fewstep.benchmark.entrants import RESERVED, TEACHER, TRUTH, UNDISTILLED, Entrant, Stage, line_up
+from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED, Entrant, Stage, line_up
 from fewstep.benchmark.measurement import Measurement
+from fewstep.benchmark.plan import RECORD, Todo, measured, remaining
 from fewstep.benchmark.progress import CellProgress
 from fewstep.benchmark.report import BenchTable, tabulate
-from fewstep.benchmark.resampling import Scorer, resample
-from fewstep.benchmark.rows import FLOW, Row, write_csv
+from fewstep.benchmark.resampling import resample
+from fewstep.benchmark.rows import FLOW, Row, read_rows, write_csv
 from fewstep.benchmark.summary import seconds
 from fewstep.benchmark.tables import milliseconds
 from fewstep.config.run import versions
@@ -69,7 +69,7 @@ def run_bench(
     """
     cells = line_up(stages, students, config.steps, config.teacher_steps)
     reference = _reference(config.against, cells)
-    old = comparing.read_rows(compare) if compare is not None else None
+    old = read_rows(compare) if compare is not None else None
     if occupied(out) and not resume:
         raise FewstepError(
             f"--out: {str(out)!r} exists; accepted: a folder that does not, nothing is overwritten; or --resume to go "
@@ -89,28 +89,26 @@ def run_bench(
         "students": [_recorded(one) for one in dict.fromkeys(one for one, _ in cells) if one.training is not None],
         "command": sys.argv,
     }
-    kept, record = resuming.measured(out, record) if resume else ([], record)
-    scorer.order = [*record["seeds"]]
-    kept = [one for one in kept if measurement.planned(cells, cell_of(resuming.as_row(one)))]
-    todo, whole = _todo(measurement, cells, [resuming.as_row(one) for one in kept])
-    kept = _still_of_use(kept, todo, whole)
-    rows = [resuming.as_row(one) for one in kept]
+    kept, record = measured(out, record) if resume else ([], record)
+    scorer.order = list(record["seeds"])
+    todos, kept, whole = remaining(cells, config.seeds, scorer, kept)
+    rows = [row for row, _ in kept]
     with locked(out):
-        write_json(out / resuming.RECORD, record)  # refuses a read-only folder before anything is measured
+        write_json(out / RECORD, record)  # refuses a read-only folder before anything is measured
         try:
             extra = {**same, "versions": "; ".join(f"{package} {version}" for package, version in versions().items())}
-            new = ({**asdict(row), **extra} for row in _measured(measurement, todo, not whole, rows, console))
-            write_csv(out / "rows.csv", Row, new, tuple(extra), none="", kept=kept)
+            new = ({**asdict(row), **extra} for row in _measured(measurement, todos, not whole, rows, console))
+            write_csv(out / "rows.csv", Row, new, tuple(extra), none="", kept=[line for _, line in kept])
         except Unwritable as error:
             raise FewstepError(f"{error}; the rows before it are kept, --resume goes on from them") from error
         finally:
             if not rows:
-                for path in (out / "rows.csv", out / resuming.RECORD):
+                for path in (out / "rows.csv", out / RECORD):
                     path.unlink(missing_ok=True)
                 shutil.rmtree(scorer.cells.folder, ignore_errors=True)
                 with suppress(OSError):  # other files may lie there
                     out.rmdir()
-        write_json(out / resuming.RECORD, {**record, "seconds": round(time.monotonic() - began, 1)})
+        write_json(out / RECORD, {**record, "seconds": round(time.monotonic() - began, 1)})
     found = list(dict.fromkeys(map(cell_of, rows))) if suite.keeps_records else []
     draws = resample(scorer, found, config.resamples, console)
     table = tabulate(out, suite, rows, record, draws, reference)
@@ -137,54 +135,6 @@ def _reference(against: str, cells: Sequence[tuple[Entrant, int]]) -> str:
     if against and against not in labels:
         raise unknown("--against", against, labels)
     return against or (labels[0] if labels else UNDISTILLED)
-
-
-@dataclass(frozen=True)
-class Todo:
-    """A cell to sample; ``known``: it was measured before, and only its objects are needed."""
-
-    entrant: Entrant
-    steps: int
-    seed: int
-    known: bool
-
-    @property
-    def cell(self) -> Cell:
-        """What it is called."""
-        return self.entrant.label, self.steps, (self.entrant.training, self.seed)
-
-
-def _todo(
-    measurement: Measurement, cells: Sequence[tuple[Entrant, int]], kept: Sequence[Row]
-) -> tuple[list[Todo], bool]:
-    """What is to be sampled, and whether nothing is to be measured.
-
-    Cells that were measured are sampled again where their objects are needed: those of the first seed for the contact
-    sheet, and the teacher's to compare with.
-    """
-    have, seeds, files = {cell_of(row) for row in kept}, measurement.seeds, measurement.scorer.cells
-    todos = [Todo(entrant, steps, seed, False) for seed in seeds for entrant, steps in cells]
-    wanted = [
-        replace(todo, known=todo.cell in have and (not measurement.keeps_records or files.path(todo.cell).is_file()))
-        for todo in todos
-        if measurement.planned(cells, todo.cell)
-    ]
-    if measurement.keeps_records:  # the teacher's records of all seeds are needed by every other cell
-        wanted.sort(key=lambda todo: todo.entrant.label != TEACHER)
-    whole = all(todo.known for todo in wanted) and any(label == TRUTH for label, _, _ in have)
-
-    def needed(todo: Todo) -> bool:
-        teacher, drawn = todo.entrant.label == TEACHER, todo.seed == seeds[0] and not todo.entrant.training
-        return not todo.known or drawn or (teacher and not whole)
-
-    return [todo for todo in wanted if needed(todo)], whole
-
-
-def _still_of_use(kept: Sequence[resuming.Record], todos: Sequence[Todo], whole: bool) -> list[resuming.Record]:
-    """The lines of cells that are not measured again. The references are, with every cell that is added."""
-    again = {todo.cell for todo in todos if not todo.known}
-    cells = [(one, cell_of(resuming.as_row(one))) for one in kept]
-    return [one for one, cell in cells if cell not in again and (whole or cell[0] not in resuming.REFERENCES)]
 
 
 def _measured(

@@ -6,14 +6,16 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from statistics import fmean, median
+from typing import TypeVar
 
 from fewstep.benchmark.cells import cell_of
 from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
 from fewstep.benchmark.resampling import Array, Draws, estimate
-from fewstep.benchmark.rows import FLOW, GAP, SECONDS, Line, Measured, Row, Unit, is_quality
+from fewstep.benchmark.rows import FLOW, GAP, SECONDS, EarlierRow, Line, Measured, Row, Unit, is_quality
 
 Key = tuple[str, int]  # label and steps
-Groups = dict[tuple[str, int, str], dict[Unit, Row]]  # by label, steps and metric, then by training and seed
+R = TypeVar("R", Row, EarlierRow)
+Groups = dict[tuple[str, int, str], dict[Unit, R]]  # by label, steps and metric, then by training and seed
 
 
 def summarise(rows: Iterable[Row], lower_is_better: frozenset[str], draws: Draws | None = None) -> list[Line]:
@@ -28,9 +30,9 @@ def summarise(rows: Iterable[Row], lower_is_better: frozenset[str], draws: Draws
     return [*lines, *(line for line in gaps if line is not None), *_speedups(lines)]
 
 
-def grouped(rows: Iterable[Row]) -> Groups:
+def grouped(rows: Iterable[R]) -> Groups[R]:
     """Rows by what they measure, then by training and seed."""
-    groups: Groups = {}
+    groups: Groups[R] = {}
     for row in rows:
         groups.setdefault((row.label, row.steps, row.metric), {})[row.training, row.seed] = row
     return groups
@@ -94,7 +96,7 @@ def _line(group: list[Row], draws: Draws) -> Line:
     return Line(**{**same, "value": value, "half": half, "count": len(values), "trainings": trainings})
 
 
-def _gap(groups: Groups, line: Line, lower_is_better: bool, draws: Draws) -> Line | None:
+def _gap(groups: Groups[Row], line: Line, lower_is_better: bool, draws: Draws) -> Line | None:
     """The share of the gap over the units that share their noise with undistilled and teacher."""
     if not is_quality(line.metric) or "/" in line.metric:
         return None

@@ -1,0 +1,137 @@
+"""What a bench is to sample: all of its cells, or with ``--resume`` those that its ``rows.csv`` lacks."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fewstep.benchmark.cells import Cell, Scorer, cell_of
+from fewstep.benchmark.entrants import OTHER_NOISE, TEACHER, TRUTH, Entrant
+from fewstep.benchmark.rows import Row, as_row
+from fewstep.errors import FewstepError
+
+RECORD, REFERENCES = "environment.json", (TRUTH, OTHER_NOISE)
+Kept = list[tuple[Row, dict[str, str]]]  # rows that were measured before, each with its line of rows.csv
+
+
+@dataclass(frozen=True)
+class Todo:
+    """A cell to sample; ``known``: it was measured before, and only its objects are needed."""
+
+    entrant: Entrant
+    steps: int
+    seed: int
+    known: bool = False
+
+    @property
+    def cell(self) -> Cell:
+        """What it is called."""
+        return self.entrant.label, self.steps, (self.entrant.training, self.seed)
+
+
+def remaining(
+    cells: Sequence[tuple[Entrant, int]], seeds: Sequence[int], scorer: Scorer, kept: Kept
+) -> tuple[list[Todo], Kept, bool]:
+    """What is to be sampled, what stays of the rows that were measured before, and whether nothing is to be measured.
+
+    Cells that were measured are sampled again where their objects are needed: those of the first seed for the contact
+    sheet, and the teacher's to compare with. The references are measured anew with every cell that is added.
+    """
+    kept = [(row, line) for row, line in kept if _planned(cells, scorer.order, cell_of(row))]
+    have, recorded = {cell_of(row) for row, _ in kept}, scorer.suite.keeps_records
+    todos = [Todo(entrant, steps, seed) for seed in seeds for entrant, steps in cells]
+    todos = [
+        replace(todo, known=todo.cell in have and (not recorded or scorer.cells.path(todo.cell).is_file()))
+        for todo in todos
+        if _planned(cells, scorer.order, todo.cell)
+    ]
+    if recorded:  # the teacher's records of all seeds are needed by every other cell
+        todos.sort(key=lambda todo: todo.entrant.label != TEACHER)
+    whole = all(todo.known for todo in todos) and any(label == TRUTH for label, _, _ in have)
+    again = {todo.cell for todo in todos if not todo.known}
+    kept = [one for one in kept if cell_of(one[0]) not in again and (whole or one[0].label not in REFERENCES)]
+
+    def needed(todo: Todo) -> bool:
+        teacher, drawn = todo.entrant.label == TEACHER, todo.seed == seeds[0] and not todo.entrant.training
+        return not todo.known or drawn or (teacher and not whole)
+
+    return [todo for todo in todos if needed(todo)], kept, whole
+
+
+def _planned(cells: Sequence[tuple[Entrant, int]], order: Sequence[int], cell: Cell) -> bool:
+    """Whether a cell belongs to the bench: of several replicates each has the seed of its number, so that all methods
+    share the noise of a replicate; anything else has all seeds."""
+    label, _, (training, seed) = cell
+    if training is None or not any(one.label == label and one.training for one, _ in cells):
+        return True
+    return seed == order[training % len(order)]
+
+
+def measured(folder: Path, settings: Mapping[str, Any]) -> tuple[Kept, dict[str, Any]]:
+    """The rows of all whole cells of an earlier bench in ``folder``, and the settings of both together.
+
+    The last cell of a bench that was stopped may be torn, so it counts only in one that ended. The references at the
+    end are kept in one that ended too.
+
+    Args:
+        settings: what the bench is started with, as ``environment.json`` records it.
+
+    Raises:
+        FewstepError: for a folder without a bench, a damaged file, or a bench of other settings.
+    """
+    try:
+        old = json.loads((folder / RECORD).read_text(encoding="utf-8-sig"))
+        text = (folder / "rows.csv").read_text(encoding="utf-8-sig")
+        _check(old, settings)
+        lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)  # the last line of a stopped bench may be half
+        kept = [(as_row(line), line) for line in csv.DictReader(lines)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error, ValidationError) as error:
+        why = error.strerror if isinstance(error, OSError) else "damaged"
+        accepted = "accepted: the folder of a bench that was stopped, or no --resume and another --out"
+        raise FewstepError(f"--resume: {str(folder)!r} holds no bench to go on with ({why}); {accepted}") from None
+    if "seconds" not in old and kept:
+        last = cell_of(kept[-1][0])
+        kept = [one for one in kept if cell_of(one[0]) != last and one[0].label not in REFERENCES]
+    both = {name: list(dict.fromkeys((*old[name], *settings[name]))) for name in ("seeds", "steps")}
+    students = {_training(one): one for one in (*old["students"], *settings["students"])}
+    return kept, {**settings, **both, "students": list(students.values())}
+
+
+def _check(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Seeds, steps and students may be added; all else is as it was."""
+    pairs = [(name, old[name], new[name]) for name in ("backbone", "samples", "teacher")]
+    known = {_training(one): one for one in old["students"]}
+    pairs += [(f"student {one['label']!r}", known.get(_training(one), one), one) for one in new["students"]]
+    for name, before, now in pairs:
+        if _settled(before) != _settled(now):
+            raise FewstepError(
+                f"--resume: {name} is another one than the bench in the folder has measured ({_short(before)} then, "
+                f"{_short(now)} now); accepted: the same, or another --out"
+            )
+
+
+def _training(student: Mapping[str, Any]) -> tuple[str, int]:
+    """Label and number of a replicate."""
+    return student["label"], student["training"]
+
+
+def _settled(record: Any) -> Any:
+    """An entrant with the first of its contract's steps alone: the teacher's further ones are what is asked for."""
+    if not isinstance(record, dict):
+        return record
+    if "steps" in record:  # a contract
+        return {**record, "steps": record["steps"][:1]}
+    return {name: _settled(value) for name, value in record.items()}
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    contract, trained = value["contract"], value.get("step", "no")
+    return f"{value['method']}, {trained} iterations, {contract['steps'][0]} steps by {contract['sampler']}"
