@@ -13,13 +13,13 @@ import torch
 from rich.console import Console
 from scipy import stats
 
-from fewstep.benchmark.cells import Cell, Cells, Scorer, cell_of
+from fewstep.benchmark.cells import Cells, Scorer
 from fewstep.benchmark.compare import resampled
 from fewstep.benchmark.comparisons import cost_table, difference_table
 from fewstep.benchmark.differences import NFE, TIME, Difference, at_equal_cost, differences
 from fewstep.benchmark.entrants import TRUTH
 from fewstep.benchmark.resampling import Draws
-from fewstep.benchmark.rows import FLOW, Row
+from fewstep.benchmark.rows import FLOW, Cell, Row
 from fewstep.benchmark.summary import gap_closed, summarise
 from fewstep.benchmark.tables import markdown
 from fewstep.benchmark.verdict import verdicts
@@ -46,7 +46,7 @@ def draws_of(found: list[Row], nearness: dict[Cell, list[float]] | None = None, 
     counts = random.multinomial(OBJECTS, np.full(OBJECTS, 1 / OBJECTS), RESAMPLES).astype(float)
     values: dict[Cell, dict[str, Any]] = {}
     for row in found:
-        values.setdefault(cell_of(row), {})[row.metric] = row.value + random.normal(size=RESAMPLES)
+        values.setdefault(row.cell, {})[row.metric] = row.value + random.normal(size=RESAMPLES)
     return Draws(counts, values, {cell: np.array(near) for cell, near in (nearness or {}).items()})
 
 
@@ -66,7 +66,7 @@ def test_a_difference_takes_the_draws_of_both_sides_resample_by_resample() -> No
     found = [*rows("a", 1, [1.0, 2.0, 4.0]), *rows("b", 1, [5.0, 7.0, 6.0])]
     draws = draws_of(found)
     got = one(differences(found, SUITE, draws, "a"), "b", "a")
-    of = {row: draws.values[cell_of(row)]["w2"] for row in found}
+    of = {row: draws.values[row.cell]["w2"] for row in found}
     apart = np.mean([of[row] for row in found[3:]], 0) - np.mean([of[row] for row in found[:3]], 0)
     assert got.difference == pytest.approx(11 / 3)
     assert got.half == pytest.approx(interval([4.0, 5.0, 2.0], np.var(apart, ddof=1)))
@@ -83,9 +83,9 @@ def test_objects_are_left_out_where_one_cell_lacks_the_measure() -> None:
 @pytest.mark.parametrize(("falls", "share"), [(True, [0.5, 0.0, 1.0, 0.5, 1.0, 1.0]), (False, [0.5, 1, 0, 0.5, 0, 0])])
 def test_ties_count_half_in_a_win_rate_and_objects_as_often_as_they_are_drawn(falls: bool, share: list[float]) -> None:
     found = [*rows("a", 1, [3.0, 3.0]), *rows("b", 1, [2.0, 2.5])]
-    near = {cell_of(row): [1.0, 2.0, 3.0, 4.0, 5.0, 6.0] for row in found[:2]}
-    near |= {cell_of(row): [1.0, 9.0, 1.0, 4.0, 1.0, 1.0] for row in found[2:]}
-    near[cell_of(found[3])] = [1.0, 9.0, 1.0, 4.0, 9.0, 1.0]  # the second training of b loses an object
+    near = {row.cell: [1.0, 2.0, 3.0, 4.0, 5.0, 6.0] for row in found[:2]}
+    near |= {row.cell: [1.0, 9.0, 1.0, 4.0, 1.0, 1.0] for row in found[2:]}
+    near[found[3].cell] = [1.0, 9.0, 1.0, 4.0, 9.0, 1.0]  # the second training of b loses an object
     suite = SimpleNamespace(**{**vars(SUITE), "lower_is_better": {"w2", "error"} if falls else {"w2"}})
     draws = draws_of(found, near)
     got = one(differences(found, suite, draws, "a"), "b", "a")

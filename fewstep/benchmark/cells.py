@@ -13,18 +13,12 @@ import numpy as np
 import torch
 
 from fewstep.benchmark.entrants import OTHER_NOISE, TEACHER
-from fewstep.benchmark.rows import Row, Unit
+from fewstep.benchmark.rows import Cell
 from fewstep.core.suite import Record, Suite
 from fewstep.errors import FewstepError
 from fewstep.files import new_file
 
 FOLDER = "cells"  # below that of the bench
-Cell = tuple[str, int, Unit]  # label, steps, unit
-
-
-def cell_of(row: Row) -> Cell:
-    """The cell that a row is of."""
-    return row.label, row.steps, (row.training, row.seed)
 
 
 def objects_in(record: Record) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from fewstep.words import chart_escaped, number, shortened
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = "osD^vPX*"
 DASHES = ("-", (0, (6, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2, 2, 2)))
-GREY = ("#6f6f6f", "x", "--")
+Style = tuple[str, str, Any]  # colour, marker, dashes
+GREY: Style = ("#6f6f6f", "x", "--")
 LEVELS = {TEACHER: "-", OTHER_NOISE: "-.", TRUTH: ":"}  # horizontal lines and their styles
 WIDTH, HEIGHT, DPI = 9.2, 2.9, 110  # inches, of the chart and of a row: 1012 pixels wide, about what a page shows
 NAME, LINE = 32, 140  # characters of a name, and of a line of the legend
@@ -45,27 +46,29 @@ def drawing(path: Path, width: float, height: float, dpi: int = DPI) -> Iterator
         figure.savefig(path, dpi=dpi)
 
 
-def style(index: int) -> tuple[Any, str, Any]:
+def style(index: int) -> Style:
     """Colour, marker and dashes of a line; 280 of them differ."""
     return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)]
+
+
+def styles_of(lines: Sequence[Line]) -> dict[str, Style]:
+    """The style of undistilled and of each student, by label."""
+    labels = dict.fromkeys(line.label for line in lines if line.label not in RESERVED)
+    return {UNDISTILLED: GREY, **{label: style(index) for index, label in enumerate(labels)}}
 
 
 def chart(lines: Sequence[Line], names: Sequence[str], suite: Suite, path: Path, title: str) -> None:
     """Write the chart: panels against steps and against time for each measure in ``names``, with 95 % intervals."""
     cells = by_cell(lines)
     times = {key: 1000 * seconds(found.values(), FLOW) for key, found in cells.items()}
-    labels = dict.fromkeys(line.label for line in lines if line.label not in RESERVED)
-    styles = {UNDISTILLED: GREY, **{label: style(i) for i, label in enumerate(labels)}}
+    styles = styles_of(lines)
     with drawing(path, WIDTH, HEIGHT * len(names) + 0.9) as figure:
         panels = figure.subplots(len(names), 2, squeeze=False, sharey="row")
         for (by_steps, by_time), name in zip(panels, names, strict=True):
-            found = {
-                key: cell[name]
-                for key, cell in cells.items()
-                if name in cell and (key[0] != TRUTH or name == suite.headline)
-            }
-            values = {key: line for key, line in found.items() if math.isfinite(line.value)}
-            floor = 0.0 if name not in suite.signed and all(line.value >= 0 for line in values.values()) else -math.inf
+            values = {key: cell[name] for key, cell in cells.items() if name in cell and isfinite(cell[name].value)}
+            if name != suite.headline:
+                values = {key: line for key, line in values.items() if key[0] != TRUTH}
+            floor = 0.0 if name not in suite.signed and all(line.value >= 0 for line in values.values()) else -inf
             steps = sorted({key[1] for key in values if key[0] in styles})
             _panel(by_steps, values, styles, _dodged(values, styles, steps), times, floor)
             by_steps.set_xticks(range(len(steps)), [str(count) for count in steps])
@@ -95,7 +98,7 @@ def _legend(figure: Any, panels: Any) -> None:
         shown.set_text(chart_escaped(text))
 
 
-def _dodged(values: dict[Key, Line], styles: dict[str, Any], steps: Sequence[int]) -> dict[Key, float]:
+def _dodged(values: dict[Key, Line], styles: dict[str, Style], steps: Sequence[int]) -> dict[Key, float]:
     """Where each point stands: the step counts are categories, and the methods stand side by side at each."""
     shown = [label for label in styles if any(key[0] == label for key in values)]
     apart = min(DODGE, SPREAD / max(len(shown), 1))
@@ -106,7 +109,7 @@ def _dodged(values: dict[Key, Line], styles: dict[str, Any], steps: Sequence[int
 def _panel(
     axes: Any,
     values: dict[Key, Line],
-    styles: dict[str, Any],
+    styles: dict[str, Style],
     places: dict[Key, float],
     times: dict[Key, float],
     floor: float,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, variance
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,10 +16,10 @@ from rich.text import Text
 
 from fewstep.benchmark.cells import Cells, Scorer
 from fewstep.benchmark.entrants import OTHER_NOISE, TRUTH
-from fewstep.benchmark.resampling import Draws, estimate, matched, resample, welch
+from fewstep.benchmark.resampling import Draws, estimate, matched, resample, variance_of_mean, welch
 from fewstep.benchmark.rows import EarlierRow, Row, Unit, as_text, is_quality
 from fewstep.benchmark.summary import grouped
-from fewstep.benchmark.tables import new_table
+from fewstep.benchmark.tables import new_table, signed
 from fewstep.errors import FewstepError
 from fewstep.texts import read_text
 from fewstep.words import number
@@ -91,34 +90,23 @@ def resampled(path: Path, scorer: Scorer, draws: Draws, console: Console) -> Dra
 
 def _change(old: Mapping[Unit, EarlierRow], new: Mapping[Unit, Row], draws: Draws, before: Draws) -> Change:
     one = next(iter(new.values()))
-    label, steps, metric = one.label, one.steps, one.metric
     common = matched(old, new)
-    a = before.mean([(label, steps, unit) for unit, _ in common], metric)
-    b = draws.mean([(label, steps, unit) for _, unit in common], metric)
+    a, b = before.mean([old[unit] for unit, _ in common]), draws.mean([new[unit] for _, unit in common])
     objects = None if a is None or b is None else b - a
     paired = len(common) >= 2 or len(common) == len(old) == len(new) or objects is not None
     if paired:
         x, y = [old[unit].value for unit, _ in common], [new[unit].value for _, unit in common]
         found = estimate([now - then for then, now in zip(x, y, strict=True)], objects, draws.objects)
-        difference, half = found.value, found.half
     else:
         x, y = [row.value for row in old.values()], [row.value for row in new.values()]
-        difference, half = _welch(x, y)
-    if not is_quality(metric):
-        half = None
+        parts = variance_of_mean(x) + variance_of_mean(y) if min(len(x), len(y)) > 1 else []
+        found = welch(fmean(y) - fmean(x), parts)
+    half = found.half if is_quality(one.metric) else None
     rounding = ROUNDING * max(abs(fmean(x)), abs(fmean(y)))
-    moved = abs(difference) > max(half, rounding) if half is not None else None
+    moved = abs(found.value) > max(half, rounding) if half is not None else None
     pairing = UNPAIRED if not paired else PAIRED if objects is None else BY_OBJECT
-    return Change(label, steps, metric, fmean(x), fmean(y), difference, half, pairing, len(y), moved)
-
-
-def _welch(old: Sequence[float], new: Sequence[float]) -> tuple[float, float | None]:
-    """The difference of two means, and half its 95 % interval with unequal variances (Welch 1947)."""
-    difference = fmean(new) - fmean(old)
-    if min(len(old), len(new)) < 2 or not all(map(math.isfinite, (*old, *new))):
-        return difference, None
-    parts = [(variance(values) / len(values), len(values) - 1) for values in (old, new)]
-    return difference, welch(difference, parts)[0] if any(part for part, _ in parts) else 0.0
+    values = fmean(x), fmean(y), found.value
+    return Change(one.label, one.steps, one.metric, *values, half, pairing, len(y), moved)
 
 
 def unlike(old: Sequence[EarlierRow], same: Mapping[str, Any]) -> list[str]:
@@ -138,9 +126,7 @@ def changes_table(changes: Iterable[Change]) -> Table:
     for change in changes:
         untold = change.moved is None and change.difference != 0 and change.label not in (OTHER_NOISE, TRUTH)
         if is_quality(change.metric) and (change.moved or untold):
-            spread = "" if change.half is None else f" ±{number(change.half, 2)}"
-            sign = "+" if change.difference > 0 else ""
-            values = [number(change.old), number(change.new), f"{sign}{number(change.difference)}{spread}"]
+            values = [number(change.old), number(change.new), signed(change.difference, change.half)]
             judged = [change.pairing, str(change.seeds), as_text(change.moved)]
             table.add_row(*map(Text, (change.label, str(change.steps), change.metric, *values, *judged)))
     return table

@@ -12,7 +12,7 @@ from fewstep.benchmark.differences import NFE, TIME, Difference
 from fewstep.benchmark.entrants import UNDISTILLED
 from fewstep.benchmark.rows import FLOW, Line, is_quality
 from fewstep.benchmark.summary import Key, by_cell, seconds
-from fewstep.benchmark.tables import Cells, milliseconds, new_table, places_of, row_head, sections
+from fewstep.benchmark.tables import Cells, milliseconds, new_table, places_of, row_head, sections, signed
 from fewstep.console import number_of
 from fewstep.core.suite import Suite
 from fewstep.words import fixed, number
@@ -47,13 +47,11 @@ def _compared(one: Difference | None, nearness: bool) -> list[Text]:
     p = "" if one.p_holm is None else p_value(one.p_holm)
     nearer = "" if one.nearer is None else f"{fixed(100 * one.nearer, 0)} %"
     nearer += "" if not nearer or one.nearer_half is None else f" ±{fixed(100 * one.nearer_half, 0)}"
-    return [Text(signed(one), "bold" if sure else ""), Text(p), *([Text(nearer)] if nearness else [])]
-
-
-def signed(one: Difference) -> str:
-    """``-12.3 ±4.5``."""
-    spread = "" if one.half is None else f" ±{number(one.half, 2)}"
-    return f"{'+' if one.difference > 0 else ''}{number(one.difference)}{spread}"
+    return [
+        Text(signed(one.difference, one.half), "bold" if sure else ""),
+        Text(p),
+        *([Text(nearer)] if nearness else []),
+    ]
 
 
 def p_value(p: float) -> str:
@@ -83,7 +81,7 @@ def _beside(one: Difference | None, cells: Cells, cost: str) -> list[str]:
         return ["", ""]
     other = cells[one.against, one.against_steps].values()
     took = f"{next(iter(other)).nfe:g}" if cost == NFE else f"{milliseconds(seconds(other, FLOW))} ms"
-    return [f"{one.against}, {number_of(one.against_steps, 'step')}: {took}", signed(one)]
+    return [f"{one.against}, {number_of(one.against_steps, 'step')}: {took}", signed(one.difference, one.half)]
 
 
 def detail_table(lines: Sequence[Line]) -> Table | None:

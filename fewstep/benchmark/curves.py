@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from fewstep.benchmark.chart import GREY, LEVELS, style
-from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
+from fewstep.benchmark.chart import LEVELS, Style, styles_of
+from fewstep.benchmark.entrants import RESERVED, TEACHER
 from fewstep.benchmark.rows import FLOW, Line
 from fewstep.benchmark.summary import by_cell, seconds
 from fewstep.benchmark.tables import measures
@@ -21,12 +21,10 @@ Cell = Mapping[str, Line]  # by measure
 
 def curves(lines: Sequence[Line], suite: Suite) -> dict[str, Any]:
     """Measures; a series of points for each label, and for each method with several budgets; levels of references."""
-    cells = by_cell(lines)
+    cells, styles = by_cell(lines), styles_of(lines)
     named: dict[str, list[tuple[int, Cell]]] = {}
     for (label, steps), found in cells.items():
         named.setdefault(label, []).append((steps, found))
-    students = [label for label in named if label not in RESERVED]
-    styles = {UNDISTILLED: GREY, **{label: style(number) for number, label in enumerate(students)}}
     names = measures(lines, suite.headline)
     seen = [name for name in dict.fromkeys((suite.headline, *suite.charts, *names)) if name in names]
     series = [
@@ -35,7 +33,7 @@ def curves(lines: Sequence[Line], suite: Suite) -> dict[str, Any]:
         if label in named
     ]
     levels = [
-        {"label": _level(label, *named[label][0]), "values": _values(named[label][0][1]), "dashes": _dashes(dashes)}
+        {"label": _level(label, named[label][0][0]), "values": _values(named[label][0][1]), "dashes": _dashes(dashes)}
         for label, dashes in LEVELS.items()
         if label in named
     ]
@@ -53,7 +51,7 @@ def _measure(name: str, suite: Suite) -> dict[str, Any]:
     return {"name": name, "words": suite.in_words(name), "better": better, "signed": name in suite.signed}
 
 
-def _by_budget(cells: Mapping[tuple[str, int], Cell], styles: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _by_budget(cells: Mapping[tuple[str, int], Cell], styles: Mapping[str, Style]) -> list[dict[str, Any]]:
     """A line a method through its students of different budgets, each in its fewest steps."""
     found: dict[str, dict[str, tuple[int, Cell]]] = {}
     for (label, steps), cell in sorted(cells.items(), key=lambda item: item[0][1]):
@@ -83,24 +81,21 @@ def _point(label: str, steps: int, found: Cell) -> dict[str, Any]:
 
 def _budget(found: Cell) -> float:
     """Evaluations that training took; 0 of what is no student."""
-    evaluations = getattr(next(iter(found.values())), "evaluations", None)
-    return float(evaluations or 0)
+    return next(iter(found.values())).evaluations or 0.0
 
 
 def _values(found: Cell) -> dict[str, tuple[float, float, float]]:
     """Value and ends of the interval of every measure that is a number."""
-    values = {}
-    for name, line in found.items():
-        ends = {"low": line.value, "high": line.value, **line.bounds()}
-        values[name] = line.value, ends["low"], ends["high"]
-    return {name: value for name, value in values.items() if all(map(isfinite, value))}
+    halves = {name: line.half or 0.0 for name, line in found.items()}
+    values = {name: (line.value, line.value - halves[name], line.value + halves[name]) for name, line in found.items()}
+    return {name: ends for name, ends in values.items() if all(map(isfinite, ends))}
 
 
-def _level(label: str, steps: int, found: Cell) -> str:
+def _level(label: str, steps: int) -> str:
     return f"{label}, {number_of(steps, 'step')}" if label == TEACHER else label
 
 
-def _style(found: Any) -> dict[str, str]:
+def _style(found: Style) -> dict[str, str]:
     colour, _, dashes = found
     return {"colour": colour, "dashes": _dashes(dashes)}
 

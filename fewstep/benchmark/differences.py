@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fewstep.benchmark.cells import cell_of
 from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
 from fewstep.benchmark.resampling import Draws, Estimate, estimate, holm, matched
 from fewstep.benchmark.rows import FLOW, Line, Row, Unit, is_quality
@@ -89,7 +88,7 @@ def difference(own: Mapping[Unit, Row], other: Mapping[Unit, Row], suite: Suite,
     """One measure of two methods, unit by unit."""
     pairs = [(own[a], other[b]) for a, b in matched(own, other)]
     first, second = pairs[0]
-    a, b = (draws.mean([cell_of(pair[side]) for pair in pairs], first.metric) for side in (0, 1))
+    a, b = (draws.mean([pair[side] for pair in pairs]) for side in (0, 1))
     resampled = None if a is None or b is None else a - b
     found = estimate([mine.value - theirs.value for mine, theirs in pairs], resampled, draws.objects)
     sign = -1 if first.metric.partition("/")[0] in suite.lower_is_better else 1
@@ -112,7 +111,7 @@ def difference(own: Mapping[Unit, Row], other: Mapping[Unit, Row], suite: Suite,
 
 def _nearer(pairs: Iterable[tuple[Row, Row]], suite: Suite, draws: Draws) -> Estimate | None:
     """The share of objects that are nearer to the truth than the other method's; ties count half."""
-    cells = [(cell_of(own), cell_of(other)) for own, other in pairs]
+    cells = [(own.cell, other.cell) for own, other in pairs]
     if not all(cell in draws.nearness for pair in cells for cell in pair):
         return None
     sign = -1 if suite.nearness in suite.lower_is_better else 1

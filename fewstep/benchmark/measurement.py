@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fewstep.benchmark.cells import Scorer, cell_of
+from fewstep.benchmark.cells import Scorer
 from fewstep.benchmark.entrants import OTHER_NOISE, TEACHER, TRUTH, Entrant, Stage
 from fewstep.benchmark.rows import NON_FINITE, Row
 from fewstep.benchmark.sampling import Tick, check_alike, clock, prompts_on, sample, warm_up
@@ -107,7 +107,7 @@ class Measurement:
             self.shown[entrant.label, steps] = objects
         rest = {**times, NON_FINITE: broken} if broken else times
         if entrant.label == TEACHER and self.keeps_records:
-            self.scorer.cells.write(cell_of(row), self.suite.record(objects, objects))
+            self.scorer.cells.write(row.cell, self.suite.record(objects, objects))
             self._waiting += [] if measured else [(row, rest)]
             return []
         return [] if measured else _rows(row, {**self._measure(row, objects), **rest})
@@ -119,14 +119,14 @@ class Measurement:
 
     def _measure(self, row: Row, objects: Any) -> dict[str, float]:
         """The suite's measures, of a record that is kept where the suite has one."""
-        teacher = self._teacher[self.scorer.against(cell_of(row))]
+        teacher = self._teacher[self.scorer.against(row.cell)]
         if not self.keeps_records:
             return self.suite.measure(objects, teacher)
-        self.scorer.cells.write(cell_of(row), self.suite.record(objects, teacher))
+        self.scorer.cells.write(row.cell, self.suite.record(objects, teacher))
         return self._scored(row)
 
     def _scored(self, row: Row) -> dict[str, float]:
-        return {name: float(value) for name, value in self.scorer(cell_of(row)).items()}
+        return {name: float(value) for name, value in self.scorer(row.cell).items()}
 
     def references(self) -> list[Row]:
         """The decoded truth and, from two seeds on, the teacher against itself from other noise."""

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fewstep.benchmark.cells import Cell, Scorer, cell_of
+from fewstep.benchmark.cells import Scorer
 from fewstep.benchmark.entrants import OTHER_NOISE, TEACHER, TRUTH, Entrant
-from fewstep.benchmark.rows import Row, as_row
+from fewstep.benchmark.rows import Cell, Row, as_row
 from fewstep.errors import FewstepError
 
 RECORD, REFERENCES = "environment.json", (TRUTH, OTHER_NOISE)
@@ -43,8 +43,8 @@ def remaining(
     Cells that were measured are sampled again where their objects are needed: those of the first seed for the contact
     sheet, and the teacher's to compare with. The references are measured anew with every cell that is added.
     """
-    kept = [(row, line) for row, line in kept if _planned(cells, scorer.order, cell_of(row))]
-    have, recorded = {cell_of(row) for row, _ in kept}, scorer.suite.keeps_records
+    kept = [(row, line) for row, line in kept if _planned(cells, scorer.order, row.cell)]
+    have, recorded = {row.cell for row, _ in kept}, scorer.suite.keeps_records
     todos = [Todo(entrant, steps, seed) for seed in seeds for entrant, steps in cells]
     todos = [
         replace(todo, known=todo.cell in have and (not recorded or scorer.cells.path(todo.cell).is_file()))
@@ -55,7 +55,7 @@ def remaining(
         todos.sort(key=lambda todo: todo.entrant.label != TEACHER)
     whole = all(todo.known for todo in todos) and any(label == TRUTH for label, _, _ in have)
     again = {todo.cell for todo in todos if not todo.known}
-    kept = [one for one in kept if cell_of(one[0]) not in again and (whole or one[0].label not in REFERENCES)]
+    kept = [one for one in kept if one[0].cell not in again and (whole or one[0].label not in REFERENCES)]
 
     def needed(todo: Todo) -> bool:
         teacher, drawn = todo.entrant.label == TEACHER, todo.seed == seeds[0] and not todo.entrant.training
@@ -96,8 +96,8 @@ def measured(folder: Path, settings: Mapping[str, Any]) -> tuple[Kept, dict[str,
         accepted = "accepted: the folder of a bench that was stopped, or no --resume and another --out"
         raise FewstepError(f"--resume: {str(folder)!r} holds no bench to go on with ({why}); {accepted}") from None
     if "seconds" not in old and kept:
-        last = cell_of(kept[-1][0])
-        kept = [one for one in kept if cell_of(one[0]) != last and one[0].label not in REFERENCES]
+        last = kept[-1][0].cell
+        kept = [one for one in kept if one[0].cell != last and one[0].label not in REFERENCES]
     both = {name: list(dict.fromkeys((*old[name], *settings[name]))) for name in ("seeds", "steps")}
     students = {_training(one): one for one in (*old["students"], *settings["students"])}
     return kept, {**settings, **both, "students": list(students.values())}

@@ -14,15 +14,12 @@ from rich.table import Table
 
 from fewstep.benchmark.chart import NAME, chart
 from fewstep.benchmark.compare import Change, changes_table, verdict
-from fewstep.benchmark.comparisons import LEVEL, cost_table, detail_table, difference_table, training_table
-from fewstep.benchmark.differences import Difference, at_equal_cost, differences
+from fewstep.benchmark.differences import Difference
 from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
 from fewstep.benchmark.page import write_page
-from fewstep.benchmark.resampling import Draws
-from fewstep.benchmark.rows import FLOW, NON_FINITE, Line, Row, write_csv
-from fewstep.benchmark.summary import by_cell, seconds, summarise
-from fewstep.benchmark.tables import html, markdown, mean, measures, milliseconds, quality_table, time_table
-from fewstep.benchmark.verdict import verdicts
+from fewstep.benchmark.rows import FLOW, Line, Row, write_csv
+from fewstep.benchmark.summary import by_cell, seconds
+from fewstep.benchmark.tables import html, markdown, mean, measures, milliseconds
 from fewstep.console import number_of, say
 from fewstep.core.suite import SheetRow, Suite
 from fewstep.errors import FewstepError
@@ -105,8 +102,7 @@ class BenchTable:
 
     def add_changes(self, changes: Sequence[Change], notes: Iterable[str]) -> None:
         """Add what changed since an earlier bench, and write it to ``compare.csv``."""
-        with new_file(self.folder / "compare.csv") as path:
-            write_csv(path, Change, map(asdict, changes))
+        self._write_csv("compare.csv", Change, map(asdict, changes))
         moved = changes_table(changes)
         if moved.row_count:
             self.tables.append(moved)
@@ -120,17 +116,15 @@ class BenchTable:
             page: write ``report.html`` and the folder ``objects`` too.
         """
         lines = ({**asdict(line), **line.bounds()} for line in self.lines)
-        with new_file(self.folder / "summary.csv") as path:
-            write_csv(path, Line, lines, ("low", "high"))
+        self._write_csv("summary.csv", Line, lines, ("low", "high"))
         if self.differences:
-            with new_file(self.folder / "differences.csv") as path:
-                write_csv(path, Difference, map(asdict, self.differences))
+            self._write_csv("differences.csv", Difference, map(asdict, self.differences))
         write_file(self.folder / "table.md", self.markdown())
         measured = measures(self.lines, suite.headline)
         panels = [name for name in dict.fromkeys((suite.headline, *suite.charts)) if name in measured]
         with new_file(self.folder / "chart.png") as path:
             chart(self.lines, panels or [suite.headline], suite, path, self.title)
-        order = list(dict.fromkeys([TEACHER, UNDISTILLED, *(label for label, _ in by_cell(self.lines))]))
+        order = list(dict.fromkeys([TEACHER, UNDISTILLED, *(line.label for line in self.lines)]))
         keys = sorted(shown, key=lambda key: (key[0] != TEACHER, key[1], order.index(key[0])))
         rows = self._sheet_rows(suite, {key: shown[key] for key in keys})
         with new_file(self.folder / "sheet.png") as path:
@@ -140,6 +134,12 @@ class BenchTable:
             suite.strip([rows[one] for one in few], path, min(columns, OBJECTS))
         if page:
             write_page(self, suite, rows, few, columns)
+
+    def _write_csv(
+        self, name: str, record: type, values: Iterable[Mapping[str, Any]], further: Sequence[str] = ()
+    ) -> None:
+        with new_file(self.folder / name) as path:
+            write_csv(path, record, values, further)
 
     def _sheet_rows(self, suite: Suite, shown: Mapping[tuple[str, int], Any]) -> list[SheetRow]:
         """A row for each of ``shown``, with its score and its time."""
@@ -167,69 +167,3 @@ def _image(path: Path) -> Any:
     with Image.open(path) as image:
         image.load()
         return image
-
-
-def tabulate(
-    folder: Path, suite: Suite, rows: list[Row], record: Mapping[str, Any], draws: Draws, reference: str
-) -> BenchTable:
-    """Summarise the rows and set them in tables, with notes on how to read the columns.
-
-    Args:
-        record: the content of ``environment.json``.
-        draws: of the objects.
-        reference: the label that the others are compared with.
-    """
-    lines, seeds = summarise(rows, suite.lower_is_better, draws), len(record["seeds"])
-    found = differences(rows, suite, draws, reference)
-    title = f"{record['backbone']}: {number_of(record['samples'], 'held-out sample')}, {number_of(seeds, 'seed')}"
-    made = (
-        quality_table(lines, suite.headline, suite.lower_is_better),
-        difference_table(found, suite, reference),
-        time_table(lines),
-        cost_table(lines, at_equal_cost(rows, lines, suite, draws), suite.headline),
-        detail_table(lines),
-        training_table(lines, record["students"]),
-    )
-    tables = [table for table in made if table is not None]
-    teacher = record["teacher"]["contract"]["steps"][0]
-    notes = [
-        f"{record['machine']}; all methods start from the same noise; {_interval(lines, seeds, draws)}.",
-        f"gap closed: (U - S) / (U - T) of the means of {suite.headline}, S the student, U undistilled at the same "
-        f"steps, T the teacher at {teacher}; not resolved: its interval is wider than the gap and holds 0.",
-        "time: a sample's share of its batch, median over seeds; x flow, x whole: times faster than the teacher in "
-        "sampling alone and in all parts.",
-    ]
-    if found:
-        nearer = f"; nearer: share of objects nearer to the truth by {suite.nearness}" if suite.nearness else ""
-        notes.append(
-            "minus: of the same objects from the same noise; p (Holm): two-sided, adjusted for the methods compared in "
-            f"as many steps; bold: better, and p below {LEVEL}{nearer}. All measures are in differences.csv."
-        )
-    notes.append(
-        "equal cost: undistilled or the teacher in the fewest measured steps that take at least the student's "
-        "evaluations, and at least its time."
-    )
-    measured = {line.metric for line in lines}
-    notes += [f"{names}: {text}" for names, text in suite.legend.items() if measured & set(names.split(", "))]
-    if any(not line.made_for for line in lines):
-        notes.append("steps*: the student's contract does not name this step count.")
-    broken = {line.label: line.value for line in lines if line.metric == NON_FINITE}
-    notes += [
-        f"{name}!: {100 * value:.0f} % of the samples were not finite, set to 0" for name, value in broken.items()
-    ]
-    return BenchTable(folder, rows, lines, title, tables, notes, verdicts(lines, suite, found), found)
-
-
-def _interval(lines: Iterable[Line], seeds: int, draws: Draws) -> str:
-    """What ± stands for."""
-    trainings = max((line.trainings for line in lines), default=0)
-    units = "over the trainings, each with noise of its own," if trainings > 1 else "over the seeds of the noise"
-    if draws.objects:
-        objects = f"{draws.objects} objects, resampled {len(draws.counts)} times"
-        what = f"{units} and over {objects}" if seeds > 1 else f"over {objects}"
-    elif seeds > 1:
-        what = units
-    else:
-        return "one seed, so no intervals"
-    alone = "" if trainings > 1 else "; one training of each method, so nothing is said on other trainings"
-    return f"± is half the 95 % interval {what} (Student's t){alone}"

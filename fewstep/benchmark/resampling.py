@@ -18,8 +18,8 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 
-from fewstep.benchmark.cells import Cell, Scorer, objects_in
-from fewstep.benchmark.rows import Unit
+from fewstep.benchmark.cells import Scorer, objects_in
+from fewstep.benchmark.rows import Cell, EarlierRow, Row, Unit
 from fewstep.console import say
 from fewstep.errors import need
 
@@ -46,11 +46,11 @@ class Draws:
         """How many there are."""
         return int(self.counts.shape[1])
 
-    def mean(self, cells: Collection[Cell], metric: str) -> Array | None:
-        """Of a measure over cells, [B]; None unless all of them have it."""
-        if not cells or not all(metric in self.values.get(cell, {}) for cell in cells):
+    def mean(self, rows: Collection[Row | EarlierRow]) -> Array | None:
+        """Of what the rows measure, [B]; None unless all of their cells are here."""
+        if not rows or not all(row.metric in self.values.get(row.cell, {}) for row in rows):
             return None
-        found: Array = np.mean([self.values[cell][metric] for cell in cells], axis=0)
+        found: Array = np.mean([self.values[row.cell][row.metric] for row in rows], axis=0)
         return found
 
 
@@ -88,34 +88,36 @@ class Estimate:
 def estimate(units: Sequence[float], draws: Array | None = None, objects: int = 0) -> Estimate:
     """The mean of a value by unit (a training and its noise), with both sources of chance.
 
-    Its variance is that of the units' mean, s^2 / n with n - 1 degrees of freedom, plus that of the resampled mean,
-    with as many as there are objects less 1. The interval and p are Student's, with the degrees of freedom of the sum
-    (Welch and Satterthwaite). Percentiles of a bootstrap over three or five units would be far too narrow.
+    Its variance is that of the units' mean, plus that of the resampled mean, with as many degrees of freedom as there
+    are objects less 1. Percentiles of a bootstrap over three or five units would be far too narrow.
 
     Args:
         draws: the mean on resampled objects, [B].
         objects: how many were resampled.
     """
-    parts = [(variance(units) / len(units), len(units) - 1)] if len(units) > 1 else []
+    parts = variance_of_mean(units)
     if draws is not None:
         parts.append((float(np.var(draws, ddof=1)), objects - 1))
-    value, total = fmean(units), sum(part for part, _ in parts)
+    return welch(fmean(units), parts)
+
+
+def variance_of_mean(values: Sequence[float]) -> list[tuple[float, int]]:
+    """s^2 / n with its n - 1 degrees of freedom; nothing of a single value."""
+    return [(variance(values) / len(values), len(values) - 1)] if len(values) > 1 else []
+
+
+def welch(value: float, parts: Collection[tuple[float, int]]) -> Estimate:
+    """A value by the variances in it and their degrees of freedom: interval and p are Student's, with the degrees of
+    freedom of the sum (Welch and Satterthwaite)."""
+    total = sum(part for part, _ in parts)
     if not parts or not math.isfinite(value) or not math.isfinite(total):
         return Estimate(value)
     if not total:
         return Estimate(value, 0.0, float(value == 0))
-    half, p = welch(value, parts)
-    return Estimate(value, half, p)
-
-
-def welch(value: float, parts: Iterable[tuple[float, float]]) -> tuple[float, float]:
-    """Half the 95 % interval of a value, and its p-value, from the variances in it and their degrees of freedom."""
-    parts = [(part, freedom) for part, freedom in parts if part > 0]
-    total = sum(part for part, _ in parts)
-    freedom = total**2 / sum(part**2 / degrees for part, degrees in parts)
+    freedom, error = total**2 / sum(part**2 / degrees for part, degrees in parts if part), math.sqrt(total)
     t = need("scipy.stats").t
-    error = math.sqrt(total)
-    return float(t.ppf(0.5 + CONFIDENCE / 2, freedom) * error), float(2 * t.sf(abs(value) / error, freedom))
+    half = float(t.ppf(0.5 + CONFIDENCE / 2, freedom) * error)
+    return Estimate(value, half, float(2 * t.sf(abs(value) / error, freedom)))
 
 
 def matched(first: Collection[Unit], second: Collection[Unit]) -> list[tuple[Unit, Unit]]:

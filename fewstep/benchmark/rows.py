@@ -20,6 +20,7 @@ SECONDS, FLOW = "seconds_", "seconds_flow"  # how the names of all times begin, 
 GAP = "gap_closed/"
 NON_FINITE = "non_finite"
 Unit = tuple[int | None, int | None]  # training and seed
+Cell = tuple[str, int, Unit]  # label, steps, unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,11 @@ class Row(Measured):
 
     training: int | None = None
     seed: int | None
+
+    @property
+    def cell(self) -> Cell:
+        """What the row is of."""
+        return self.label, self.steps, (self.training, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +144,11 @@ class EarlierRow(BaseModel):
     backbone: str = ""
     samples: str = ""
     machine: str = ""
+
+    @property
+    def cell(self) -> Cell:
+        """As of a ``Row``."""
+        return self.label, self.steps, (self.training, self.seed)
 
 
 def read_rows(path: Path) -> list[EarlierRow]:

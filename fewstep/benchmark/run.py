@@ -20,17 +20,18 @@ import rich.console
 import torch
 
 from fewstep.benchmark import compare as comparing
-from fewstep.benchmark.cells import Cells, Scorer, cell_of
+from fewstep.benchmark.cells import Cells, Scorer
 from fewstep.benchmark.config import BenchConfig
 from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED, Entrant, Stage, line_up
 from fewstep.benchmark.measurement import Measurement
 from fewstep.benchmark.plan import RECORD, Todo, measured, remaining
 from fewstep.benchmark.progress import CellProgress
-from fewstep.benchmark.report import BenchTable, tabulate
+from fewstep.benchmark.report import BenchTable
 from fewstep.benchmark.resampling import resample
 from fewstep.benchmark.rows import FLOW, Row, read_rows, write_csv
 from fewstep.benchmark.summary import seconds
 from fewstep.benchmark.tables import milliseconds
+from fewstep.benchmark.tabulate import tabulate
 from fewstep.config.run import versions
 from fewstep.console import Console, number_of, spinner
 from fewstep.engine.device import pick_device
@@ -54,14 +55,12 @@ def run_bench(
 ) -> BenchTable:
     """Measure ``students`` by steps by seeds, with the teacher and its undistilled network, and write the report.
 
+    ``out``, ``compare``, ``resume`` and ``report`` are those of ``fewstep.bench``.
+
     Args:
         name: of what is measured, for the record.
         stages: each samples on what the one before it decoded; the objects of the last one are measured.
         students: with a model for each stage.
-        out: must not exist, or be empty. A bench that is killed leaves in ``rows.csv`` what it measured.
-        compare: ``rows.csv`` of an earlier bench.
-        resume: go on with the bench in ``out``: cells that it has are not measured again, and its report is redrawn.
-        report: write the page ``report.html`` too.
 
     Raises:
         FewstepError: for an ``out`` that is occupied, a label twice, stages with other prompts, an unusable
@@ -109,7 +108,7 @@ def run_bench(
                 with suppress(OSError):  # other files may lie there
                     out.rmdir()
         write_json(out / RECORD, {**record, "seconds": round(time.monotonic() - began, 1)})
-    found = list(dict.fromkeys(map(cell_of, rows))) if suite.keeps_records else []
+    found = list(dict.fromkeys(row.cell for row in rows)) if suite.keeps_records else []
     draws = resample(scorer, found, config.resamples, console)
     table = tabulate(out, suite, rows, record, draws, reference)
     try:

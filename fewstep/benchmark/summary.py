@@ -8,7 +8,6 @@ from dataclasses import fields, replace
 from statistics import fmean, median
 from typing import TypeVar
 
-from fewstep.benchmark.cells import cell_of
 from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
 from fewstep.benchmark.resampling import Array, Draws, estimate
 from fewstep.benchmark.rows import FLOW, GAP, SECONDS, EarlierRow, Line, Measured, Row, Unit, is_quality
@@ -86,7 +85,7 @@ def _line(group: list[Row], draws: Draws) -> Line:
     if first.metric.startswith(SECONDS):
         value, half = median(values), None
     else:
-        found = estimate(values, draws.mean([cell_of(row) for row in group], first.metric), draws.objects)
+        found = estimate(values, draws.mean(group), draws.objects)
         value, half = found.value, found.half
     same = {f.name: getattr(first, f.name) for f in fields(Measured)}
     for name in ("evaluations", "training_seconds"):  # of replicates: the mean
@@ -102,18 +101,18 @@ def _gap(groups: Groups[Row], line: Line, lower_is_better: bool, draws: Draws) -
         return None
     teacher = next((group for key, group in groups.items() if key[0] == TEACHER and key[2] == line.metric), {})
     base, own = (groups.get((label, line.steps, line.metric), {}) for label in (UNDISTILLED, line.label))
-    units = [unit for unit in own if (None, unit[1]) in base and (None, unit[1]) in teacher]
-    if not units:
-        return None
-    sets = [
-        [base[None, seed] for _, seed in units],
-        [own[unit] for unit in units],
-        [teacher[None, s] for _, s in units],
+    rows = [
+        (base[None, seed], row, teacher[None, seed])
+        for (_, seed), row in own.items()
+        if (None, seed) in base and (None, seed) in teacher
     ]
-    u, s, t = ([row.value for row in rows] for rows in sets)
-    resampled = [draws.mean([cell_of(row) for row in rows], line.metric) for rows in sets]
+    if not rows:
+        return None
+    sets = list(zip(*rows, strict=True))
+    u, s, t = ([row.value for row in one] for one in sets)
+    resampled = [draws.mean(one) for one in sets]
     found = gap_closed(u, s, t, lower_is_better, resampled, draws.objects)
-    return found and replace(line, metric=GAP + line.metric, value=found[0], half=found[1], count=len(units))
+    return found and replace(line, metric=GAP + line.metric, value=found[0], half=found[1], count=len(rows))
 
 
 def _speedups(lines: Sequence[Line]) -> list[Line]:

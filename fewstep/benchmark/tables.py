@@ -138,6 +138,12 @@ def mean(line: Line | None, places: int | None = None) -> str:
     return fixed(line.value, min(places, 6)) + spread
 
 
+def signed(difference: float, half: float | None) -> str:
+    """``-12.3 ±4.5``."""
+    spread = "" if half is None else f" ±{number(half, 2)}"
+    return f"{'+' if difference > 0 else ''}{number(difference)}{spread}"
+
+
 def resolved(share: Line) -> bool:
     """Whether a share of the gap says anything: its interval is narrower than the gap, or does not hold 0."""
     return share.half is None or share.half <= WIDE or share.half < abs(share.value)
