@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fewstep.benchmark.resampling import Estimate, estimate, holm
 from fewstep.errors import FewstepError
-from fewstep.metrics import frechet, kid, mmd_rbf, precision_recall, sliced_wasserstein
+from fewstep.metrics import frechet, frechet_gaussians, kid, mmd_rbf, precision_recall, sliced_wasserstein
 from fewstep.metrics.resampled import (
     described,
+    frechet_gaussian_resampled,
     frechet_infinity,
     frechet_resampled,
     kid_resampled,
@@ -53,6 +54,13 @@ def test_frechet_is_that_of_the_repeated_objects() -> None:
     assert frechet_resampled(x, y, drawn.float()).tolist() == pytest.approx(expected, rel=1e-4)
     few = frechet_resampled(x, y, drawn[:1], 3)
     assert float(few) == pytest.approx(frechet(x.flatten(0, 1), y.flatten(0, 1), 3))
+
+
+def test_frechet_to_a_known_gaussian_is_that_of_the_repeated_rows() -> None:
+    x, factor, drawn = normal(COUNT, 5), normal(5, 5, seed=1), counts()
+    mean, cov = normal(5, seed=2), factor @ factor.T
+    expected = [frechet_gaussians(x[rows_of(one)].mean(0), x[rows_of(one)].T.cov(), mean, cov) for one in drawn]
+    assert frechet_gaussian_resampled(x, mean, cov, drawn).tolist() == pytest.approx(expected)
 
 
 def test_frechet_extrapolated_has_less_bias() -> None:

@@ -82,7 +82,7 @@ def chart(lines: Sequence[Line], names: Sequence[str], suite: Suite, path: Path,
         _legend(figure, panels)
         figure.suptitle(chart_escaped(shortened(title, LINE)), x=0.01, ha="left", fontsize=10, weight="bold")
         if any(line.half is not None for line in lines):
-            panels[0, 0].set_title("bars and the grey band: 95 % intervals over the seeds", loc="left", fontsize=8.5)
+            panels[0, 0].set_title("bars and the grey band: 95 % intervals", loc="left", fontsize=8.5)
 
 
 def _legend(figure: Any, panels: Any) -> None:
