@@ -135,11 +135,12 @@ def test_the_share_of_the_gap_is_resampled_as_a_ratio_of_the_same_resamples() ->
 
 def costly() -> list[Row]:
     """Undistilled in 1, 2 and 4 steps of two evaluations, the teacher in 25; students in 4 steps of one evaluation, of
-    which "slow" takes longer than any undistilled row."""
+    which "slow" takes longer than any undistilled row. Nothing costs as much as "costly"."""
     found = rows("teacher", 25, [1.0, 1.2], nfe=50.0) + rows("teacher", 25, [0.050, 0.050], FLOW, nfe=50.0)
     for steps, seconds in ((1, 0.002), (2, 0.005), (4, 0.004)):  # evaluations and times need not agree
         found += rows("undistilled", steps, [9.0 / steps, 9.3 / steps], nfe=2.0 * steps)
         found += rows("undistilled", steps, [seconds, seconds], FLOW, nfe=2.0 * steps)
+    found += rows("costly", 4, [2.0, 2.2], nfe=60.0) + rows("costly", 4, [1.0, 1.0], FLOW, nfe=60.0)
     for label, seconds in (("quick", 0.003), ("slow", 0.020)):
         found += rows(label, 4, [2.0, 2.2], nfe=4.0) + rows(label, 4, [seconds, seconds], FLOW, nfe=4.0)
     return found

@@ -18,6 +18,7 @@ from fewstep.metrics import (
     mmd_rbf,
     sliced_wasserstein,
 )
+from fewstep.metrics.features import principal_axes
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -69,6 +70,15 @@ def test_frechet_with_fewer_samples_than_components() -> None:
     x, y = normal(5, 40), normal(5, 40, seed=1)
     assert math.isfinite(frechet(x, y))
     assert frechet(y, y) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(20, 50), (50, 20)])
+def test_principal_axes_are_those_of_an_svd_with_few_rows_and_with_many(rows: int, width: int) -> None:
+    x = normal(rows, width) * torch.linspace(3, 0.1, width)
+    mean, axes = principal_axes(x, 4)
+    expected = torch.linalg.svd(x - x.mean(0), full_matrices=False)[2][:4]
+    assert torch.allclose(mean, x.mean(0))
+    assert torch.allclose((expected @ axes).abs(), torch.eye(4, dtype=x.dtype), atol=1e-8)
 
 
 def test_kid_against_a_double_loop() -> None:

@@ -104,6 +104,7 @@ def test_precision_and_recall_by_hand() -> None:
     made = torch.tensor([[0.5], [9.0], [10.0], [10.5]])
     # By the nearest neighbour: 0.5 is within 1 of 0 or 1. Around 0.5 (radius 8.5), 9 (1), 10 (0.5), 10.5 (0.5) all lie.
     assert precision_recall(made, truth, 1) == (0.25, 1.0)
+    assert precision_recall(torch.tensor([[6.0], [30.0]]), truth, 1) == (0.0, 1.0)  # far from the truth, and wide apart
     assert precision_recall(truth[:2] + 0.1, truth, 1) == (1.0, 0.75)  # 3 is 1.9 from 1.1, whose radius is 1
     drawn = torch.tensor([[1, 1, 1, 1], [2, 0, 1, 1], [0, 0, 0, 4]]).double()
     precision, recall = precision_recall_resampled(made, truth, drawn, 1)
