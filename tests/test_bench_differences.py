@@ -22,7 +22,7 @@ from fewstep.benchmark.resampling import Draws
 from fewstep.benchmark.rows import FLOW, Cell, Row
 from fewstep.benchmark.summary import gap_closed, summarise
 from fewstep.benchmark.tables import markdown
-from fewstep.benchmark.verdict import verdicts
+from fewstep.benchmark.tabulate import verdicts
 
 SUITE: Any = SimpleNamespace(
     headline="w2", lower_is_better={"w2"}, nearness="error", in_words=lambda name: name, signed=frozenset()

@@ -22,7 +22,7 @@ from fewstep.benchmark.chart import DODGE, chart, drawing
 from fewstep.benchmark.progress import CellProgress
 from fewstep.benchmark.rows import Line
 from fewstep.benchmark.tables import markdown, new_table, quality_table
-from fewstep.benchmark.verdict import verdicts
+from fewstep.benchmark.tabulate import verdicts
 from fewstep.cli.bench import _labelled
 from fewstep.errors import FewstepError
 from fewstep.words import chart_escaped, markdown_escaped, number, shortened

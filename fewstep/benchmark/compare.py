@@ -66,12 +66,8 @@ def compare(
 
 
 def resampled(path: Path, scorer: Scorer, draws: Draws, console: Console) -> Draws | None:
-    """The earlier bench beside ``path`` on the resamples of the new one; None where it has no records, or of other
-    objects, which the decoded truth tells.
-
-    Args:
-        scorer: of the new bench.
-    """
+    """The earlier bench beside ``path`` on the resamples of the new one, whose ``scorer`` and ``draws`` these are; None
+    where it has no records, or of other objects, which the decoded truth tells."""
     try:
         record = json.loads(read_text(path.with_name("environment.json")))
         order, steps = list(record["seeds"]), int(record["teacher"]["contract"]["steps"][0])

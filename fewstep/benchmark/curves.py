@@ -32,23 +32,28 @@ def curves(lines: Sequence[Line], suite: Suite) -> dict[str, Any]:
         for label in styles
         if label in named
     ]
-    levels = [
-        {"label": _level(label, named[label][0][0]), "values": _values(named[label][0][1]), "dashes": _dashes(dashes)}
-        for label, dashes in LEVELS.items()
-        if label in named
+    levels = []
+    for label, dashes in LEVELS.items():
+        if label in named:
+            steps, cell = named[label][0]
+            text = f"{label}, {number_of(steps, 'step')}" if label == TEACHER else label
+            levels.append({"label": text, "values": _values(cell), "dashes": _dashes(dashes)})
+    shown = [
+        {
+            "name": name,
+            "words": suite.in_words(name),
+            "better": "lower" if name in suite.lower_is_better else "higher",
+            "signed": name in suite.signed,
+        }
+        for name in seen
     ]
     several = any(line.half is not None for line in lines)
     return {
-        "measures": [_measure(name, suite) for name in seen],
+        "measures": shown,
         "series": {"cells": series, "budget": _by_budget(cells, styles)},
         "levels": levels,
         "interval": "Bands and bars are 95 % intervals." if several else "A single seed has no intervals.",
     }
-
-
-def _measure(name: str, suite: Suite) -> dict[str, Any]:
-    better = "lower" if name in suite.lower_is_better else "higher"
-    return {"name": name, "words": suite.in_words(name), "better": better, "signed": name in suite.signed}
 
 
 def _by_budget(cells: Mapping[tuple[str, int], Cell], styles: Mapping[str, Style]) -> list[dict[str, Any]]:
@@ -89,10 +94,6 @@ def _values(found: Cell) -> dict[str, tuple[float, float, float]]:
     halves = {name: line.half or 0.0 for name, line in found.items()}
     values = {name: (line.value, line.value - halves[name], line.value + halves[name]) for name, line in found.items()}
     return {name: ends for name, ends in values.items() if all(map(isfinite, ends))}
-
-
-def _level(label: str, steps: int) -> str:
-    return f"{label}, {number_of(steps, 'step')}" if label == TEACHER else label
 
 
 def _style(found: Style) -> dict[str, str]:

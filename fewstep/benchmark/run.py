@@ -125,11 +125,7 @@ def run_bench(
 
 
 def _reference(against: str, cells: Sequence[tuple[Entrant, int]]) -> str:
-    """The label that the others are compared with.
-
-    Raises:
-        FewstepError: for one that is not measured.
-    """
+    """The label that the others are compared with. Raises FewstepError for one that is not measured."""
     labels = list(dict.fromkeys(entrant.label for entrant, _ in cells if entrant.label not in RESERVED))
     if against and against not in labels:
         raise unknown("--against", against, labels)
@@ -176,15 +172,12 @@ def _recorded(entrant: Entrant) -> dict[str, Any]:
     """An entrant as JSON: its contract, what a student cost, and under "then" the same of the stages that follow."""
     record: dict[str, Any] = {}
     for model in reversed(entrant.models):
-        values: dict[str, Any] = {
-            "label": entrant.label,
-            "method": entrant.method,
-            "contract": model.contract.model_dump(mode="json"),
-        }
-        if model.info is not None:
-            values["method"] = model.info.method
-            values |= {"training": entrant.training, "seed": model.info.config.get("seed")}
-            values |= {name: getattr(model.info, name) for name in ("step", "seconds", "budget", "weights")}
+        method, info = entrant.method if model.info is None else model.info.method, model.info
+        contract = model.contract.model_dump(mode="json")
+        values: dict[str, Any] = {"label": entrant.label, "method": method, "contract": contract}
+        if info is not None:
+            values |= {"training": entrant.training, "seed": info.config.get("seed")}
+            values |= {name: getattr(info, name) for name in ("step", "seconds", "budget", "weights")}
         record = {**values, "then": record} if record else values
     return record
 

@@ -18,11 +18,8 @@ Groups = dict[tuple[str, int, str], dict[Unit, R]]  # by label, steps and metric
 
 
 def summarise(rows: Iterable[Row], lower_is_better: frozenset[str], draws: Draws | None = None) -> list[Line]:
-    """Lines in the order of the rows; then ``gap_closed/<measure>`` and the two speed-ups of each cell.
-
-    Args:
-        draws: of the objects; without, intervals are over trainings and seeds alone.
-    """
+    """Lines in the order of the rows; then ``gap_closed/<measure>`` and the two speed-ups of each cell. Without
+    ``draws`` of the objects, intervals are over trainings and seeds alone."""
     groups, draws = grouped(rows), draws or Draws()
     lines = [_line(list(group.values()), draws) for group in groups.values()]
     gaps = (_gap(groups, line, line.metric in lower_is_better, draws) for line in lines if line.label not in RESERVED)
