@@ -14,8 +14,33 @@ from typing import Any
 import pytest
 import torch
 
+from fewstep.ops.table import forget
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton, which reads it where a kernel is declared
+
+
+class Patch(pytest.MonkeyPatch):  # type: ignore[misc]  # final for type checkers alone
+    """pytest's own, which tells the op table of a change: FEWSTEP_OPS is read once."""
+
+    def setenv(self, name: str, value: str, prepend: str | None = None) -> None:
+        super().setenv(name, value, prepend)
+        forget()
+
+    def delenv(self, name: str, raising: bool = True) -> None:
+        super().delenv(name, raising)
+        forget()
+
+    def undo(self) -> None:
+        super().undo()
+        forget()
+
+
+@pytest.fixture
+def monkeypatch() -> Iterator[pytest.MonkeyPatch]:
+    """As pytest's, see ``Patch``."""
+    with Patch.context() as patch:
+        yield patch
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ binaries that the smallest of calls ask for, which are compiled, as the interpre
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -74,25 +75,37 @@ def convolution(lengths: list[int], channels: int = 128) -> None:
     near.outer(x, near.convolve(x, torch.zeros(27, channels, 2 * channels, dtype=torch.float16)))
 
 
-def norms(lengths: list[int], count: int = 16, width: int = 64) -> None:
-    """Each value, its gradients, and value and tangent; packed, and dense with as many samples of the last length."""
+def norm_calls(lengths: list[int], count: int, width: int) -> Iterator[tuple[Any, Any, tuple[torch.Tensor, ...]]]:
+    """Each op as it is, its direct way and tensors; packed, and dense with as many samples of the last length."""
     layout = Packed.of_lengths(lengths)
     for where, shape in ((layout, (layout.rows,)), (None, (len(lengths), lengths[-1]))):
         qkv, gamma = torch.zeros(*shape, 3, count, width, dtype=torch.float16), torch.zeros(count, width)
         x = torch.zeros(*shape, count * width, dtype=torch.float16)
         six = x.new_zeros(len(lengths), 6 * count * width)
         shift, scale, factor = six.chunk(6, -1)[:3]
-        calls = (
-            (heads.qk_rms_norm, (*qkv.unbind(-3)[:2], gamma, gamma)),
-            (lambda *a, where=where: modulation.modulated_norm(*a, where, 1e-6), (x, shift, scale)),
-            (lambda *a, where=where: gate.gated_residual(*a, where), (x, factor, x)),
-        )
-        for run, tensors in calls:
-            torch.func.jvp(run, tensors, tensors)
-            inputs = [v.detach().requires_grad_() for v in tensors]
-            found = run(*inputs)
-            values = found if isinstance(found, tuple) else (found,)
-            torch.autograd.grad(values, inputs, [torch.zeros_like(v) for v in values])
+        for run, direct, tensors, rest in (
+            (heads.qk_rms_norm, heads.direct, (*qkv.unbind(-3)[:2], gamma, gamma), (None,)),
+            (modulation.modulated_norm, modulation.direct, (x, shift, scale), (where, 1e-6)),
+            (gate.gated_residual, gate.direct, (x, factor, x), (where,)),
+        ):
+            yield *(lambda *a, f=f, rest=rest: f(*a, *rest) for f in (run, direct)), tensors
+
+
+def norms(lengths: list[int], count: int = 16, width: int = 64) -> None:
+    """Each value, its gradients, and value and tangent."""
+    for run, _, tensors in norm_calls(lengths, count, width):
+        torch.func.jvp(run, tensors, tensors)
+        inputs = [v.detach().requires_grad_() for v in tensors]
+        found = run(*inputs)
+        values = found if isinstance(found, tuple) else (found,)
+        torch.autograd.grad(values, inputs, [torch.zeros_like(v) for v in values])
+
+
+def direct(lengths: list[int], count: int = 16, width: int = 64) -> None:
+    """Each value twice: by way of autograd, and directly."""
+    for run, short, tensors in norm_calls(lengths, count, width):
+        run(*tensors)
+        short(*tensors)
 
 
 def smallest(lengths: list[int]) -> None:
@@ -123,5 +136,8 @@ if __name__ == "__main__":
         first = binaries(scenario, uses[0])
         for other in uses[1:]:
             print(scenario.__name__, len(first), binaries(scenario, other) == first)
+    for width in (64, 1):
+        pairs = binaries(lambda lengths, width=width: direct(lengths, width=width), [300, 17])
+        print("direct", len(pairs), pairs[::2] == pairs[1::2])
     asked = set(binaries(smallest, [1]))
     print("smallest", len(asked), compiles(asked))

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-from fewstep.ops.table import ENV, Kernel, table
-
-
-@contextmanager
-def forcing(backend: str) -> Iterator[None]:
-    """Ops inside are served by this backend, so that a kernel which calls other ops is itself all the way down."""
-    before = os.environ.get(ENV)
-    os.environ[ENV] = backend
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[ENV]
-        else:
-            os.environ[ENV] = before
+from fewstep.ops.table import Kernel, forcing, table
 
 
 def within(kernel: Kernel) -> Callable[..., Any]:
     """The kernel's function with its own backend forced."""
 
     def run(*args: Any) -> Any:
+        # Inside, so that a kernel which calls other ops is itself all the way down.
         with forcing(kernel.backend):
             return kernel.run(*args)
 

@@ -21,7 +21,7 @@ from fewstep_trellis.models import SLatFlowModel, sparse_layers
 from torch import Tensor
 
 from fewstep.core.layout import Packed
-from fewstep.ops.table import ENV
+from fewstep.ops.table import forcing
 
 VOXELS, BATCH, WIDTH, BLOCKS, EDGE, ROUNDS = 12_000, 2, 256, 6, 64, 3
 
@@ -83,8 +83,7 @@ def plain_convolution(x: Tensor, weight: Tensor, bias: Tensor, layout: Packed) -
 @contextmanager
 def plain() -> Iterator[None]:
     """The oracles of all other ops, and layouts that forget."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ENV, "reference")
+    with pytest.MonkeyPatch.context() as patch, forcing("reference"):
         patch.setattr(Packed, "once", lambda self, key, build, beside=None: build())
         patch.setattr(sparse_layers, "submanifold_conv", plain_convolution)
         yield

@@ -80,6 +80,27 @@ def _groups(q_layout: Packed, k_layout: Packed) -> tuple[list[tuple[tuple[int, i
     return found, torch.cat([rows for _, rows, _ in found]).argsort()
 
 
+def check_rows(name: str, x: Tensor, layout: Packed) -> None:
+    """Raise FewstepError for anything but a floating-point [T, H, D] where its layout is."""
+    if x.dim() != 3 or len(x) != layout.rows:
+        raise invalid(f"shape of {name}", tuple(x.shape), f"[T, H, D] with T = {layout.rows}, as its layout says")
+    if x.device != layout.cu_seqlens.device:
+        raise invalid(f"device of {name}", str(x.device), f"{layout.cu_seqlens.device}, where its layout is")
+    if not x.is_floating_point():
+        raise invalid(f"type of {name}", str(x.dtype), "a floating-point type")
+
+
+def _validate_packed(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: Packed) -> None:
+    for name, x, layout in (("q", q, q_layout), ("k", k, k_layout), ("v", v, k_layout)):
+        check_rows(name, x, layout)
+    if q.shape[1:] != k.shape[1:] or k.shape[1:2] != v.shape[1:2]:
+        raise invalid("heads of q, k, v", [tuple(x.shape[1:]) for x in (q, k, v)], "the same heads and widths")
+    if q_layout.batch_size != k_layout.batch_size:
+        raise FewstepError(f"q has {q_layout.batch_size} samples and k {k_layout.batch_size}; accepted: as many")
+    if len({q.dtype, k.dtype, v.dtype}) > 1:
+        raise invalid("types of q, k, v", [str(x.dtype) for x in (q, k, v)], "one type")
+
+
 def _same_dtype(q: Tensor, k: Tensor, v: Tensor, *_: Packed) -> str | None:
     return None if q.dtype == k.dtype == v.dtype else f"dtypes differ ({q.dtype}, {k.dtype}, {v.dtype})"
 
@@ -96,7 +117,12 @@ def _packed_example(draw: Draw) -> tuple[Tensor | Packed, ...]:
 NO_TANGENT = frozenset({"forward", "backward"})
 register(Kernel("reference", "attention", reference_attention, ALL, 0, "reference", example=_example))
 register(Kernel("sdpa", "attention", sdpa_attention, NO_TANGENT, 10, "torch", _same_dtype))
-register(Kernel("reference", "varlen_attention", reference_varlen, ALL, 0, "reference", example=_packed_example))
+register(
+    Kernel(
+        "reference", "varlen_attention", reference_varlen, ALL, 0, "reference",
+        example=_packed_example, validate=_validate_packed,
+    )
+)  # fmt: skip
 register(Kernel("grouped-sdpa", "varlen_attention", grouped_varlen, NO_TANGENT, 10, "torch", _same_dtype))
 
 
@@ -119,16 +145,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-def check_rows(name: str, x: Tensor, layout: Packed) -> None:
-    """Raise FewstepError for anything but a floating-point [T, H, D] where its layout is."""
-    if x.dim() != 3 or len(x) != layout.rows:
-        raise invalid(f"shape of {name}", tuple(x.shape), f"[T, H, D] with T = {layout.rows}, as its layout says")
-    if x.device != layout.cu_seqlens.device:
-        raise invalid(f"device of {name}", str(x.device), f"{layout.cu_seqlens.device}, where its layout is")
-    if not x.is_floating_point():
-        raise invalid(f"type of {name}", str(x.dtype), "a floating-point type")
-
-
 def varlen_attention(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: Packed) -> Tensor:
     """softmax(q k^T / sqrt(D)) v for each head and sample, with the best kernel for this call.
 
@@ -144,13 +160,5 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout
         FewstepError: for shapes or layouts that do not fit together, or when no kernel can serve the call.
     """
     q, k, v = lowered(q, k, v)
-    for name, x, layout in (("q", q, q_layout), ("k", k, k_layout), ("v", v, k_layout)):
-        check_rows(name, x, layout)
-    if q.shape[1:] != k.shape[1:] or k.shape[1:2] != v.shape[1:2]:
-        raise invalid("heads of q, k, v", [tuple(x.shape[1:]) for x in (q, k, v)], "the same heads and widths")
-    if q_layout.batch_size != k_layout.batch_size:
-        raise FewstepError(f"q has {q_layout.batch_size} samples and k {k_layout.batch_size}; accepted: as many")
-    if len({q.dtype, k.dtype, v.dtype}) > 1:
-        raise invalid("types of q, k, v", [str(x.dtype) for x in (q, k, v)], "one type")
     out: Tensor = call("varlen_attention", q, k, v, q_layout, k_layout)
     return out

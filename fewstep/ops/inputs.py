@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import debug_unwrap
+
+COMPILER = "torch._dynamo"
 
 
 def in_transform(*tensors: Tensor) -> bool:
@@ -42,6 +47,35 @@ def needs_backward(*tensors: Tensor) -> bool:
         if x.requires_grad:
             return True
     return False
+
+
+def plain(tensors: Sequence[Tensor], addresses: bool) -> bool:
+    """True when only values are asked for: neither a gradient nor a tangent. It may be False without need.
+
+    Asked at each call of a kernel, so it is written for few function calls.
+
+    Args:
+        tensors: of the call.
+        addresses: also, no ``torch.func`` transform may have wrapped the tensors: a kernel can be given their memory.
+    """
+    if torch.is_grad_enabled():
+        return False
+    first = tensors[0]
+    if COMPILER in sys.modules:  # compiled code may have opened a dual level that unpack_dual does not know of
+        if carries_tangent(*tensors):
+            return False
+    elif forward_ad.unpack_dual(first).primal is not first:  # outside of all dual levels it is the tensor itself
+        return False
+    if not addresses:
+        return True
+    try:  # what a transform has wrapped has no address
+        for x in tensors:
+            if not x.data_ptr() and x.numel():
+                return False
+        # torch.func.grad leaves constants as they are, but wraps what a kernel would make for its output.
+        return torch.empty(1).data_ptr() != 0
+    except RuntimeError:
+        return False
 
 
 def lowered(*tensors: Tensor) -> tuple[Tensor, ...]:

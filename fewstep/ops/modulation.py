@@ -22,7 +22,8 @@ def of_rows(v: Tensor, layout: Packed | None) -> Tensor:
 
 def reference_modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, layout: Packed | None, eps: float) -> Tensor:
     """The oracle of :func:`modulated_norm`: the norm is cast to the type of ``x`` before it is modulated."""
-    normed = F.layer_norm(wide(x), x.shape[-1:], eps=eps).to(x.dtype)
+    normed = F.layer_norm(wide(x), x.shape[-1:], eps=eps)
+    normed = normed if normed.dtype is x.dtype else normed.to(x.dtype)
     return normed * of_rows(1 + scale, layout) + of_rows(shift, layout)
 
 
@@ -39,53 +40,15 @@ def _gate_example(draw: Draw) -> tuple[Tensor | Packed, ...]:
     return draw(ROWS, 64), draw(2, 64), draw(ROWS, 64), draw.layout()
 
 
-register(Kernel("reference", "modulated_norm", reference_modulated_norm, ALL, 0, "reference", example=_norm_example))
-register(Kernel("reference", "gated_residual", reference_gated_residual, ALL, 0, "reference", example=_gate_example))
-
-
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, layout: Packed | None = None, eps: float = 1e-6) -> Tensor:
-    """Layer norm without parameters, then n (1 + scale) + shift with values of each sample (adaptive layer norm).
-
-    The norm is computed in float32 (float64 stays). Source: Peebles and Xie 2022, "Scalable Diffusion Models with
-    Transformers".
-
-    Args:
-        x: [B, L, C], or [T, C] packed as ``layout``.
-        shift, scale: [B, C], as they are sliced from one projection.
-        layout: of a packed ``x``.
-        eps: added to the variance.
-
-    Returns:
-        As ``x``, in the type that all three promote to.
-
-    Raises:
-        FewstepError: for shapes, types or devices that do not fit together.
-    """
+def _validate_norm(x: Tensor, shift: Tensor, scale: Tensor, layout: Packed | None, _: float) -> None:
     wanted = _check(x, layout)
     _check_beside("shift", shift, x, wanted, "[B, C] = ")
     _check_beside("scale", scale, x, wanted, "[B, C] = ")
-    out: Tensor = call("modulated_norm", x, shift, scale, layout, eps)
-    return out
 
 
-def gated_residual(x: Tensor, gate: Tensor, y: Tensor, layout: Packed | None = None) -> Tensor:
-    """x + gate y, with a gate for each sample and channel.
-
-    Args:
-        x, y: [B, L, C], or [T, C] packed as ``layout``.
-        gate: [B, C].
-        layout: of a packed ``x``.
-
-    Returns:
-        As ``x``, in the type that all three promote to.
-
-    Raises:
-        FewstepError: for shapes, types or devices that do not fit together.
-    """
+def _validate_gate(x: Tensor, gate: Tensor, y: Tensor, layout: Packed | None) -> None:
     _check_beside("gate", gate, x, _check(x, layout), "[B, C] = ")
     _check_beside("y", y, x, x.shape, "the shape of x, ")
-    out: Tensor = call("gated_residual", x, gate, y, layout)
-    return out
 
 
 def _check(x: Tensor, layout: Packed | None) -> tuple[int, int]:
@@ -106,3 +69,57 @@ def _check_beside(name: str, v: Tensor, x: Tensor, shape: tuple[int, ...], meani
     if v.shape != shape or v.device != x.device or not v.is_floating_point():
         got = f"{v.dtype} {tuple(v.shape)} on {v.device}"
         raise invalid(name, got, f"a floating-point type, {meaning}{list(shape)} on {x.device}")
+
+
+register(
+    Kernel(
+        "reference", "modulated_norm", reference_modulated_norm, ALL, 0, "reference",
+        example=_norm_example, validate=_validate_norm,
+    )
+)  # fmt: skip
+register(
+    Kernel(
+        "reference", "gated_residual", reference_gated_residual, ALL, 0, "reference",
+        example=_gate_example, validate=_validate_gate,
+    )
+)  # fmt: skip
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, layout: Packed | None = None, eps: float = 1e-6) -> Tensor:
+    """Layer norm without parameters, then n (1 + scale) + shift with values of each sample (adaptive layer norm).
+
+    The norm is computed in float32 (float64 stays). Source: Peebles and Xie 2022, "Scalable Diffusion Models with
+    Transformers".
+
+    Args:
+        x: [B, L, C], or [T, C] packed as ``layout``.
+        shift, scale: [B, C], as they are sliced from one projection.
+        layout: of a packed ``x``.
+        eps: added to the variance.
+
+    Returns:
+        As ``x``, in the type that all three promote to.
+
+    Raises:
+        FewstepError: for shapes, types or devices that do not fit together.
+    """
+    out: Tensor = call("modulated_norm", x, shift, scale, layout, eps)
+    return out
+
+
+def gated_residual(x: Tensor, gate: Tensor, y: Tensor, layout: Packed | None = None) -> Tensor:
+    """x + gate y, with a gate for each sample and channel.
+
+    Args:
+        x, y: [B, L, C], or [T, C] packed as ``layout``.
+        gate: [B, C].
+        layout: of a packed ``x``.
+
+    Returns:
+        As ``x``, in the type that all three promote to.
+
+    Raises:
+        FewstepError: for shapes, types or devices that do not fit together.
+    """
+    out: Tensor = call("gated_residual", x, gate, y, layout)
+    return out

@@ -45,7 +45,7 @@ def fused_qk_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """By torch's RMS norm, which divides by sqrt(|x|^2 / D + eps): the same for all but the shortest vectors."""
     eps = TINY * TINY / q.shape[-1]
-    q_out, k_out = (F.rms_norm(wide(x), x.shape[-1:], None, eps) for x in (q, k))
+    q_out, k_out = F.rms_norm(wide(q), q.shape[-1:], None, eps), F.rms_norm(wide(k), k.shape[-1:], None, eps)
     return (q_out * q_gamma).to(q.dtype), (k_out * k_gamma).to(k.dtype)
 
 
@@ -57,7 +57,27 @@ def _example(draw: Draw) -> tuple[Tensor | None, ...]:
     return (*draw.heads()[:2], draw(HEADS, WIDTH), draw(HEADS, WIDTH), None)
 
 
-register(Kernel("reference", "qk_rms_norm", reference_qk_rms_norm, ALL, 0, "reference", example=_example))
+def _validate(q: Tensor, k: Tensor, q_gamma: Tensor, k_gamma: Tensor, rotary: Rotary | None) -> None:
+    for name, x, gamma in (("q", q, q_gamma), ("k", k, k_gamma)):
+        if x.dim() < 3 or gamma.shape != x.shape[-2:]:
+            raise invalid(f"shape of {name}_gamma", tuple(gamma.shape), f"[H, D] of {name} {tuple(x.shape)}")
+        if not (x.is_floating_point() and gamma.is_floating_point()) or x.device != gamma.device:
+            got = f"{x.dtype} on {x.device}, its gamma {gamma.dtype} on {gamma.device}"
+            raise invalid(name, got, "floating-point types on one device")
+        if rotary is not None:
+            _check_rotary(name, x, rotary)
+
+
+def _check_rotary(name: str, x: Tensor, rotary: Rotary) -> None:
+    wanted = (x.shape[-3], x.shape[-1] // 2)
+    if x.shape[-1] % 2 or any(table.shape != wanted or table.device != x.device for table in rotary):
+        got = [f"{tuple(table.shape)} on {table.device}" for table in rotary]
+        raise invalid("rotary", got, f"two tables [T, D/2] beside {name} {tuple(x.shape)} on {x.device}, D even")
+
+
+register(
+    Kernel("reference", "qk_rms_norm", reference_qk_rms_norm, ALL, 0, "reference", example=_example, validate=_validate)
+)
 register(Kernel("rms-norm", "qk_rms_norm", fused_qk_rms_norm, ALL, 10, "torch", _no_rotary))
 
 
@@ -83,7 +103,6 @@ def qk_rms_norm(
     Raises:
         FewstepError: for shapes, types or devices that do not fit together.
     """
-    _check(q, k, q_gamma, k_gamma, rotary)
     out: tuple[Tensor, Tensor] = call("qk_rms_norm", q, k, q_gamma, k_gamma, rotary)
     return out
 
@@ -92,21 +111,3 @@ def head_rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
     """:func:`qk_rms_norm` of queries or keys alone: [..., T, H, D] and [H, D] to [..., T, H, D]."""
     none = x[..., :0, :, :] if x.dim() >= 3 else x
     return qk_rms_norm(x, none, gamma, gamma)[0]
-
-
-def _check(q: Tensor, k: Tensor, q_gamma: Tensor, k_gamma: Tensor, rotary: Rotary | None) -> None:
-    for name, x, gamma in (("q", q, q_gamma), ("k", k, k_gamma)):
-        if x.dim() < 3 or gamma.shape != x.shape[-2:]:
-            raise invalid(f"shape of {name}_gamma", tuple(gamma.shape), f"[H, D] of {name} {tuple(x.shape)}")
-        if not (x.is_floating_point() and gamma.is_floating_point()) or x.device != gamma.device:
-            got = f"{x.dtype} on {x.device}, its gamma {gamma.dtype} on {gamma.device}"
-            raise invalid(name, got, "floating-point types on one device")
-        if rotary is not None:
-            _check_rotary(name, x, rotary)
-
-
-def _check_rotary(name: str, x: Tensor, rotary: Rotary) -> None:
-    wanted = (x.shape[-3], x.shape[-1] // 2)
-    if x.shape[-1] % 2 or any(table.shape != wanted or table.device != x.device for table in rotary):
-        got = [f"{tuple(table.shape)} on {table.device}" for table in rotary]
-        raise invalid("rotary", got, f"two tables [T, D/2] beside {name} {tuple(x.shape)} on {x.device}, D even")

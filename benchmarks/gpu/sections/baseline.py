@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu.optable import forcing
 from benchmarks.gpu.peers.attention import Call, VarlenAttn
 from benchmarks.gpu.peers.convolution import as_kernel
 from fewstep.core.layout import Packed
-from fewstep.ops.table import Kernel, register, table
+from fewstep.ops.table import Kernel, forcing, register, table
 
 EAGER = "eager torch, FA2"
 # FlashAttention-2 for halves; the others serve what it does not have (float32), and cuDNN is left out.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Tile:
     warps: int = 4
     stages: int = 2
 
-    @property
+    @cached_property
     def options(self) -> dict[str, Any]:
         """Keyword arguments of a launch."""
         return {**self.sizes, "num_warps": self.warps, "num_stages": self.stages}
@@ -66,9 +66,27 @@ def choose(kernel: str, key: tuple[Hashable, ...], tiles: Sequence[Tile], run: C
     known = {tile.name: tile for tile in tiles[:CANDIDATES]}
     best = cache.get(name)
     if best not in known:
+        if _capturing():
+            return tiles[0]
         best = fastest(known, run)
         cache.put(name, best)
     return known[best]
+
+
+CHOSEN: dict[tuple[Hashable, ...], Tile] = {}
+
+
+def chosen(key: tuple[Hashable, ...], tiles: Sequence[Tile], run: Callable[[Tile], None]) -> Tile:
+    """:func:`choose`, asked once for each key, which is (kernel, device, what the choice may depend on ...).
+
+    A launch that is written for few function calls looks into ``CHOSEN`` itself.
+    """
+    if key not in CHOSEN:
+        found = choose(str(key[0]), key[2:], tiles, run)
+        if _capturing():
+            return found
+        CHOSEN[key] = found
+    return CHOSEN[key]
 
 
 def measuring() -> bool:
@@ -76,12 +94,12 @@ def measuring() -> bool:
     asked = os.environ.get(ENV, "1")
     if asked not in ("0", "1"):
         raise invalid(f"environment variable {ENV}", asked, "0 or 1")
-    # A launch that is being captured into a CUDA graph cannot be timed.
-    return asked == "1" and not interpreted() and torch.cuda.is_available() and not _capturing()
+    return asked == "1" and not interpreted() and torch.cuda.is_available()
 
 
 def _capturing() -> bool:
-    return torch.cuda.is_current_stream_capturing()
+    """Whether launches go into a CUDA graph, where they cannot be timed; a tile taken then is no lasting choice."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 @lru_cache(maxsize=16)

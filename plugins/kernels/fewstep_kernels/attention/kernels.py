@@ -47,10 +47,15 @@ def check(q: Tensor, k: Tensor, v: Tensor, *_: object) -> str | None:
         return f"head widths differ ({q.shape[-1]}, {k.shape[-1]}, {v.shape[-1]})"
     if q.shape[-1] > WIDEST:
         return f"heads of {q.shape[-1]} channels (it has up to {WIDEST})"
+    return None
+
+
+def guard(q: Tensor, k: Tensor, v: Tensor, *_: object) -> str | None:
+    """Which transforms of ``torch.func`` it leaves to others."""
     return nested(q, k, v)
 
 
-VARLEN = Kernel("triton-varlen", "varlen_attention", varlen, ALL, 20, "triton", check)
-WINDOWED = Kernel("triton-windowed", "windowed_attention", windowed, ALL, 20, "triton", check)
+VARLEN = Kernel("triton-varlen", "varlen_attention", varlen, ALL, 20, "triton", check, guard)
+WINDOWED = Kernel("triton-windowed", "windowed_attention", windowed, ALL, 20, "triton", check, guard)
 # Behind torch's fused attention, which is published to be as fast at fixed shapes; this one has tangents.
-DENSE = Kernel("triton-dense", "attention", dense, ALL, 5, "triton", check)
+DENSE = Kernel("triton-dense", "attention", dense, ALL, 5, "triton", check, guard)

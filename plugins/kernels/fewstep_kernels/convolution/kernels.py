@@ -22,7 +22,12 @@ def submanifold(x: Tensor, weight: Tensor, layout: Packed) -> Tensor:
 
 def check(x: Tensor, weight: Tensor, layout: Packed) -> str | None:
     """Why the kernel cannot serve; None where it can."""
-    return reason(x, weight) or nested(x, weight)
+    return reason(x, weight)
 
 
-SUBMANIFOLD = Kernel("triton-submanifold", "submanifold_conv", submanifold, ALL, 20, "triton", check)
+def guard(x: Tensor, weight: Tensor, layout: Packed) -> str | None:
+    """Which transforms of ``torch.func`` it leaves to others."""
+    return nested(x, weight)
+
+
+SUBMANIFOLD = Kernel("triton-submanifold", "submanifold_conv", submanifold, ALL, 20, "triton", check, guard)

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep.ops.norms import reference_qk_rms_norm
-from fewstep_kernels.norms import heads_jit as jit
 from fewstep_kernels.norms.functions import Tangents, Tensors, call
-from fewstep_kernels.norms.tiles import block, many, span, tiles
-from fewstep_kernels.tuning import Tile, choose
+from fewstep_kernels.norms.tiles import MANY, block, many, span, tiles
+from fewstep_kernels.support import on_its_device
+from fewstep_kernels.tuning import CHOSEN, Tile, chosen
 
+FORWARD = "qk-rms-norm-forward"
+ABSENT: tuple[int | None, ...] = (None, 0, 0) * 2  # strides of tangents that are not there
 TOKENS = 64  # at least, of a program that sums over them
 Strides = tuple[int | None, ...]
+
+
+@lru_cache(maxsize=1)
+def _jit() -> Any:
+    """Its Triton code, which imports Triton."""
+    from fewstep_kernels.norms import heads_jit
+
+    return heads_jit
 
 
 def _blocked(x: Tensor) -> Tensor:
@@ -88,13 +100,13 @@ def _forward(pointers: Sequence[Any], out: Sequence[Any], q: Tensor, k: Tensor, 
 
     def run(tile: Tile) -> None:
         programs = [-(-n // tile.sizes["BLOCK_T"]) for n in tokens]
-        jit.forward_kernel[(sum(programs) * heads,)](
+        _jit().forward_kernel[(sum(programs) * heads,)](
             *pointers, *out, heads, *tokens, q.shape[1], k.shape[1], programs[0], *strides, width**0.5,
             WIDTH=width, BLOCK_D=block(width), **tile.options,
         )  # fmt: skip
 
-    key = (q.dtype, width, out[0] is None, out[2] is None, many(sum(tokens)))
-    run(choose("qk-rms-norm-forward", key, tiles("BLOCK_T", block(width), backward=False), run))
+    key = (FORWARD, q.device, q.dtype, width, out[0] is None, out[2] is None, many(sum(tokens)))
+    run(chosen(key, tiles("BLOCK_T", block(width), backward=False), run))
 
 
 def _backward(pointers: Sequence[Any], q: Tensor, k: Tensor, strides: Strides, sums: bool) -> tuple[Tensor, ...]:
@@ -106,15 +118,54 @@ def _backward(pointers: Sequence[Any], q: Tensor, k: Tensor, strides: Strides, s
     partial = torch.empty(sum(programs), heads, width, device=q.device) if sums else None
 
     def run(tile: Tile) -> None:
-        jit.backward_kernel[(sum(programs) * heads,)](
+        _jit().backward_kernel[(sum(programs) * heads,)](
             *pointers, partial, heads, *tokens, q.shape[1], k.shape[1], programs[0], each, *strides, width**0.5,
             WIDTH=width, BLOCK_D=block(width), **tile.options,
         )  # fmt: skip
 
     if sum(tokens):
-        key = (q.dtype, width, sums, many(sum(tokens)))
-        run(choose("qk-rms-norm-backward", key, tiles("BLOCK_T", block(width), backward=True), run))
+        key = ("qk-rms-norm-backward", q.device, q.dtype, width, sums, many(sum(tokens)))
+        run(chosen(key, tiles("BLOCK_T", block(width), backward=True), run))
     return () if partial is None else (partial[: programs[0]].sum(0), partial[programs[0] :].sum(0))
+
+
+def _along(x: Tensor) -> Strides | None:
+    """:func:`_strides` of queries or keys [N, L, H, D] or [L, H, D]; None where :func:`_blocked` would copy."""
+    strides = x.stride()
+    if strides[-1] != 1 or x.ndim > 4:
+        return None
+    follows = x.ndim == 3 or x.shape[0] == 1 or strides[0] == x.shape[1] * strides[1]
+    return None if follows else strides[0], strides[-3], strides[-2]
+
+
+@on_its_device
+def direct(
+    q: Tensor, k: Tensor, q_gamma: Tensor, k_gamma: Tensor, rotary: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """:func:`qk_rms_norm` where only the values are asked for: two look-ups and a launch."""
+    of_q, of_k = _along(q), _along(k)
+    heads, width = q_gamma.shape
+    q_tokens, k_tokens = math.prod(q.shape[:-2]), math.prod(k.shape[:-2])
+    if of_q is None or of_k is None or not q_tokens + k_tokens:
+        tensors = (q, k, q_gamma, k_gamma, *(rotary or ()))
+        out_q, out_k = HeadNorm(rotary is not None).launch(tensors, None, True)[0]
+        return out_q, out_k
+    cos, sin = (None, None) if rotary is None else (table.contiguous() for table in rotary)
+    gammas = q_gamma.contiguous(), k_gamma.contiguous()
+    out_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    out_k = torch.empty(k.shape, dtype=k.dtype, device=k.device)
+
+    def run(tile: Tile) -> None:
+        q_programs, k_programs = -(-q_tokens // tile.sizes["BLOCK_T"]), -(-k_tokens // tile.sizes["BLOCK_T"])
+        _jit().forward_kernel[((q_programs + k_programs) * heads,)](
+            q, k, None, None, *gammas, None, None, cos, sin, out_q, out_k, None, None,
+            heads, q_tokens, k_tokens, q.shape[-3], k.shape[-3], q_programs, *of_q, *of_k, *ABSENT, width**0.5,
+            WIDTH=width, BLOCK_D=block(width), **tile.options,
+        )  # fmt: skip
+
+    key = (FORWARD, q.device, q.dtype, width, False, True, q_tokens + k_tokens >= MANY)
+    run(CHOSEN[key] if key in CHOSEN else chosen(key, tiles("BLOCK_T", block(width), backward=False), run))
+    return out_q, out_k
 
 
 def qk_rms_norm(

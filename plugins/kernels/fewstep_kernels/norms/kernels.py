@@ -7,6 +7,7 @@ from torch import Tensor
 from fewstep.core.layout import Packed
 from fewstep.ops.inputs import carries_tangent, needs_backward
 from fewstep.ops.table import ALL, Kernel
+from fewstep_kernels.norms import gate, heads, modulation
 from fewstep_kernels.norms.tiles import WIDEST
 from fewstep_kernels.support import FLOATS, batched, reason
 
@@ -20,7 +21,11 @@ def _refusal(first: Tensor, *others: Tensor) -> str | None:
     for x in others:
         if x.dtype not in FLOATS:
             return f"type {x.dtype}"
-    return "within torch.func.vmap" if batched(first, *others) else None
+    return None
+
+
+def _guard(*tensors: Tensor) -> str | None:
+    return "within torch.func.vmap" if batched(*tensors) else None
 
 
 def _qk_refusal(
@@ -33,9 +38,20 @@ def _qk_refusal(
         return f"heads differ ({tuple(q.shape[-2:])}, {tuple(k.shape[-2:])})"
     if q.shape[-1] > WIDEST_HEAD:
         return f"head width {q.shape[-1]} (at most {WIDEST_HEAD})"
+    return None
+
+
+def _qk_guard(
+    q: Tensor, k: Tensor, q_gamma: Tensor, k_gamma: Tensor, rotary: tuple[Tensor, Tensor] | None
+) -> str | None:
+    tables = rotary or ()
     if carries_tangent(*tables) or needs_backward(*tables):
         return "a derivative of the rotary tables is asked for"
-    return None
+    return _guard(q, k, q_gamma, k_gamma, *tables)
+
+
+def _row_guard(x: Tensor, second: Tensor, third: Tensor, *_: Packed | float | None) -> str | None:
+    return _guard(x, second, third)
 
 
 def _row_refusal(x: Tensor, second: Tensor, third: Tensor, layout: Packed | None, *_: float) -> str | None:
@@ -44,26 +60,14 @@ def _row_refusal(x: Tensor, second: Tensor, third: Tensor, layout: Packed | None
     return f"{x.shape[-1]} channels (at most {WIDEST})" if x.shape[-1] > WIDEST else None
 
 
-def _qk(
-    q: Tensor, k: Tensor, q_gamma: Tensor, k_gamma: Tensor, rotary: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor]:
-    from fewstep_kernels.norms.heads import qk_rms_norm
-
-    return qk_rms_norm(q, k, q_gamma, k_gamma, rotary)
-
-
-def _modulated(x: Tensor, shift: Tensor, scale: Tensor, layout: Packed | None, eps: float) -> Tensor:
-    from fewstep_kernels.norms.modulation import modulated_norm
-
-    return modulated_norm(x, shift, scale, layout, eps)
-
-
-def _gated(x: Tensor, gate: Tensor, y: Tensor, layout: Packed | None) -> Tensor:
-    from fewstep_kernels.norms.gate import gated_residual
-
-    return gated_residual(x, gate, y, layout)
-
-
-QK = Kernel("triton-qk-rms-norm", "qk_rms_norm", _qk, ALL, 20, "triton", _qk_refusal)
-MODULATED = Kernel("triton-modulated-norm", "modulated_norm", _modulated, ALL, 20, "triton", _row_refusal)
-GATED = Kernel("triton-gated-residual", "gated_residual", _gated, ALL, 20, "triton", _row_refusal)
+QK = Kernel(
+    "triton-qk-rms-norm", "qk_rms_norm", heads.qk_rms_norm, ALL, 20, "triton", _qk_refusal, _qk_guard, heads.direct
+)
+MODULATED = Kernel(
+    "triton-modulated-norm", "modulated_norm", modulation.modulated_norm, ALL, 20, "triton", _row_refusal, _row_guard,
+    modulation.direct,
+)  # fmt: skip
+GATED = Kernel(
+    "triton-gated-residual", "gated_residual", gate.gated_residual, ALL, 20, "triton", _row_refusal, _row_guard,
+    gate.direct,
+)  # fmt: skip

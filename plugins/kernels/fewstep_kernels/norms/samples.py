@@ -29,6 +29,17 @@ def row_strides(*tensors: Tensor | None) -> list[int]:
     return [0 if x is None else x.stride(0) for x in tensors]
 
 
+def row_steps(*tensors: Tensor) -> list[int] | None:
+    """From row to row of each [B, L, C] or [T, C]; None where :func:`rows_of` would have to copy one of them."""
+    found: list[int] = []
+    for x in tensors:
+        strides = x.stride()
+        if strides[-1] != 1 or (x.ndim == 3 and strides[0] != x.shape[1] * strides[1]):
+            return None
+        found += (strides[-2],)
+    return found
+
+
 def promoted(*tensors: Tensor) -> torch.dtype:
     """The type that all of them have in common."""
     return reduce(torch.promote_types, (x.dtype for x in tensors))

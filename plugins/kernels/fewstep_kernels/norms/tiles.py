@@ -7,11 +7,13 @@ from functools import lru_cache
 from fewstep_kernels.tuning import Tile
 
 WIDEST = 8192  # channels of a row that a program holds in registers
+MANY = 4096  # rows that fill a GPU
 PROGRAMS = 1024  # enough for any GPU, and few enough that what they leave to be summed is small
 FORWARD = ((2048, 4), (4096, 4))  # numbers in a tile, warps: 16 or 32 numbers a thread
 BACKWARD = ((2048, 4), (2048, 8))  # which holds more tiles at a time
 
 
+@lru_cache(maxsize=256)
 def block(width: int) -> int:
     """The power of two that holds a width, for ``tl.arange``."""
     return max(16, 1 << (width - 1).bit_length())
@@ -19,7 +21,7 @@ def block(width: int) -> int:
 
 def many(rows: int) -> bool:
     """Whether there are enough of them to fill a GPU: all that the choice of a tile may know about a length."""
-    return rows >= 4096
+    return rows >= MANY
 
 
 def span(rows: int, least: int = 16) -> int:

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fewstep.errors import invalid
@@ -51,8 +50,3 @@ def check_shape(name: str, x: Tensor | None, expected: tuple[int | None, ...], l
     if got is None or len(got) != len(expected) or any(e not in (None, g) for e, g in zip(expected, got, strict=True)):
         shape = ", ".join("any" if e is None else str(e) for e in expected)
         raise invalid(f"shape of {name}", got, f"{legend} = [{shape}]")
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision up to float32; float32 and float64 as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

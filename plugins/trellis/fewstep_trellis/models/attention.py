@@ -32,17 +32,12 @@ class Heads(nn.Module):
         self.to_out = Linear(channels, channels)
 
     def split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """``[B, L, parts * C]`` to ``parts`` tensors ``[B, L, H, D]``."""
+        """``[..., parts * C]`` to ``parts`` tensors ``[..., H, D]``."""
         return x.reshape(*x.shape[:-1], parts, self.heads, self.width).unbind(-3)
 
     def normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys, normalised where this module does so."""
         return qk_rms_norm(q, k, self.q_rms_norm.gamma, self.k_rms_norm.gamma) if self.qk_rms_norm else (q, k)
-
-    def joined(self, heads: Tensor) -> Tensor:
-        """``[..., H, D]`` to the output ``[..., C]``."""
-        out: Tensor = self.to_out(heads.flatten(-2))
-        return out
 
 
 class SelfAttention(Heads):
@@ -62,22 +57,26 @@ class SelfAttention(Heads):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.split(self.to_qkv(x), 3)
-        return self.joined(attention(*self.normed(q, k), v))
+        q, k = self.normed(q, k)
+        out: Tensor = self.to_out(attention(q, k, v).flatten(-2))
+        return out
 
 
 class ToCondition(Heads):
     """Cross attention, on dense and on packed tokens: queries of these, keys and values of a condition."""
 
+    to_q: nn.Module
     to_kv: nn.Module
+
+    def queries(self, x: Tensor) -> Tensor:
+        """``[..., C]`` to the queries ``[..., H, D]``, normalised where this module does so."""
+        q: Tensor = self.to_q(x).reshape(*x.shape[:-1], self.heads, self.width)
+        return self.q_rms_norm(q) if self.qk_rms_norm else q
 
     def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """``[..., Cc]`` to the keys, normalised where this module does so, and the values ``[..., H, D]``."""
         k, v = self.split(self.to_kv(tokens), 2)
         return (self.k_rms_norm(k) if self.qk_rms_norm else k), v
-
-    def normed_queries(self, q: Tensor) -> Tensor:
-        """Queries, normalised where this module does so."""
-        return self.q_rms_norm(q) if self.qk_rms_norm else q
 
     def of_blank(self, like: Tensor) -> Tensor:
         """``[C]``: the output for every query where all tokens of the condition are 0.
@@ -111,6 +110,6 @@ class CrossAttention(ToCondition):
         self.finish(channels, qk_rms_norm)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        (q,) = self.split(self.to_q(x), 1)
         k, v = self.keys_values(tokens)
-        return self.joined(attention(self.normed_queries(q), k, v))
+        out: Tensor = self.to_out(attention(self.queries(x), k, v).flatten(-2))
+        return out

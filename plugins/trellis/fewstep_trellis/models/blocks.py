@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.core.batch import Condition
 from fewstep.core.layout import Packed
-from fewstep.ops import gated_residual
+from fewstep.ops import gated_residual, modulated_norm
 from fewstep_trellis.models.attention import CrossAttention, SelfAttention
 from fewstep_trellis.models.linear import Linear
 from fewstep_trellis.models.norms import WideLayerNorm
@@ -24,13 +25,20 @@ class FeedForward(nn.Module):
         self.mlp = nn.Sequential(Linear(channels, hidden), nn.GELU("tanh"), Linear(hidden, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.mlp(x)
+        # Without a call of the Sequential and of its activation: each costs the host a dozen function calls.
+        widen, _, narrow = self.mlp
+        out: Tensor = narrow(F.gelu(widen(x), approximate="tanh"))
         return out
 
 
 def modulation(channels: int) -> nn.Sequential:
     """``[B, C]`` to ``[B, 6C]``: shift, scale, gate of the attention, then those of the network."""
     return nn.Sequential(nn.SiLU(), Linear(channels, 6 * channels))
+
+
+def modulation_for_blocks(embedding: Tensor, shared: nn.Module | None, dtype: torch.dtype) -> Tensor:
+    """What all blocks are given in this type: ``[B, 6C]`` of the layer they share, else the activated ``[B, C]``."""
+    return F.silu(embedding.to(dtype)) if shared is None else shared(embedding).to(dtype)
 
 
 def tokens_for_blocks(cond: Tensor | Condition, dtype: torch.dtype) -> Tensor | None:
@@ -43,7 +51,7 @@ def tokens_for_blocks(cond: Tensor | Condition, dtype: torch.dtype) -> Tensor | 
 class ModulatedCrossBlock(nn.Module):
     """Tokens ``[B, L, C]``, modulation input and condition ``[B, M, Cc]`` to ``[B, L, C]``.
 
-    The condition None stands for tokens that are all 0.
+    The condition None stands for tokens that are all 0. A packed ``x`` ``[T, C]`` comes with its layout.
 
     Args:
         channels: C.
@@ -52,7 +60,7 @@ class ModulatedCrossBlock(nn.Module):
         mlp_ratio: width of the feed-forward network in units of C.
         qk_rms_norm: norm of queries and keys in self attention.
         qk_rms_norm_cross: the same in cross attention.
-        share_mod: the modulation ``[B, 6C]`` comes from outside, in place of a time embedding ``[B, C]``.
+        share_mod: the modulation ``[B, 6C]`` comes from outside, in place of an activated time embedding ``[B, C]``.
     """
 
     self_attention: ClassVar[Any] = SelfAttention
@@ -70,36 +78,22 @@ class ModulatedCrossBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.share_mod = share_mod
-        self.norm1 = WideLayerNorm(channels, eps=1e-6, elementwise_affine=False)
-        self.norm2 = WideLayerNorm(channels, eps=1e-6)
-        self.norm3 = WideLayerNorm(channels, eps=1e-6, elementwise_affine=False)
+        self.norm2 = WideLayerNorm(channels, eps=1e-6)  # the first and the third have no parameters
         self.self_attn = self.self_attention(channels, heads, qk_rms_norm)
         self.cross_attn = self.cross_attention(channels, cond_channels, heads, qk_rms_norm_cross)
         self.mlp = FeedForward(channels, mlp_ratio)
         if not share_mod:
             self.adaLN_modulation = modulation(channels)
 
-    def forward(self, x: Tensor, mod: Tensor, tokens: Tensor | None) -> Tensor:
-        return self.mix(x, self.six(mod), tokens)
-
-    def six(self, mod: Tensor) -> Tensor:
-        """``[B, 6C]``, whether it comes from outside or is made here."""
-        out: Tensor = mod if self.share_mod else self.adaLN_modulation(mod)
-        return out
-
-    def mix(self, x: Tensor, six: Tensor, tokens: Tensor | None, *layout: Packed) -> Tensor:
-        """The block itself, with ``six`` ``[B, 6C]`` and, for packed ``x``, its layout."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = six.chunk(6, -1)
-        attended = self.self_attn(self.norm1.modulated(x, shift_a, scale_a, *layout), *layout)
-        x = gated_residual(x, gate_a, attended, *layout)
-        x = x + self.look(x, tokens, *layout)
-        made = self.mlp(self.norm3.modulated(x, shift_m, scale_m, *layout))
-        return gated_residual(x, gate_m, made, *layout)
-
-    def look(self, x: Tensor, tokens: Tensor | None, *layout: Packed) -> Tensor:
-        """Cross attention to the condition, broadcastable against ``x``; a constant for blank tokens."""
-        if tokens is None:
-            constant: Tensor = self.cross_attn.of_blank(x)
-            return constant
-        found: Tensor = self.cross_attn(self.norm2(x), tokens, *layout)
-        return found
+    def forward(self, x: Tensor, mod: Tensor, tokens: Tensor | None, layout: Packed | None = None) -> Tensor:
+        if not self.share_mod:
+            _, project = self.adaLN_modulation  # the activation came before, once for all blocks
+            mod = project(mod)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = mod.chunk(6, -1)
+        where = () if layout is None else (layout,)
+        attended = self.self_attn(modulated_norm(x, shift_a, scale_a, layout), *where)
+        x = gated_residual(x, gate_a, attended, layout)
+        # Broadcastable against x: a constant for blank tokens.
+        x = x + (self.cross_attn.of_blank(x) if tokens is None else self.cross_attn(self.norm2(x), tokens, *where))
+        made = self.mlp(modulated_norm(x, shift_m, scale_m, layout))
+        return gated_residual(x, gate_m, made, layout)

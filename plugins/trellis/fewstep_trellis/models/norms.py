@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.core.layout import Packed
 from fewstep.ops import head_rms_norm, modulated_norm
-from fewstep_trellis.models.arguments import at_least_float32
+from fewstep.ops.norms import wide
 
 
 class WideLayerNorm(nn.LayerNorm):
     """Layer norm over the last dimension, ``[..., C]`` to ``[..., C]``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(at_least_float32(x)).to(x.dtype)
+        out = F.layer_norm(wide(x), self.normalized_shape, self.weight, self.bias, self.eps)
+        return out if out.dtype is x.dtype else out.to(x.dtype)
 
     def modulated(self, x: Tensor, shift: Tensor, scale: Tensor, layout: Packed | None = None) -> Tensor:
         """The norm, for one without parameters, times 1 + scale plus shift, both ``[B, C]``."""
@@ -25,7 +27,7 @@ class WideGroupNorm(nn.GroupNorm):
     """Group norm, ``[B, C, ...]`` to ``[B, C, ...]``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(at_least_float32(x)).to(x.dtype)
+        return super().forward(wide(x)).to(x.dtype)
 
 
 class ChannelLayerNorm(WideLayerNorm):

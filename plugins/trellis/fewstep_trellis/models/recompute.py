@@ -18,7 +18,8 @@ def run_block(block: nn.Module, *args: Any, recompute: bool) -> Tensor:
     """
     if recompute and torch.is_grad_enabled() and not _transformed(block, args):
         return cast(Tensor, checkpoint(block, *args, use_reentrant=False))
-    return cast(Tensor, block(*args))
+    out: Tensor = block(*args)
+    return out
 
 
 def _transformed(block: nn.Module, args: tuple[Any, ...]) -> bool:

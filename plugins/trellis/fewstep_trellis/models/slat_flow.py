@@ -10,7 +10,7 @@ from fewstep.core.batch import Condition
 from fewstep.core.layout import Packed
 from fewstep_trellis.models.arguments import check_positive, check_shape
 from fewstep_trellis.models.attention import number_of_heads
-from fewstep_trellis.models.blocks import modulation, tokens_for_blocks
+from fewstep_trellis.models.blocks import modulation, modulation_for_blocks, tokens_for_blocks
 from fewstep_trellis.models.embeddings import TimestepEmbedder
 from fewstep_trellis.models.initialise import initialise
 from fewstep_trellis.models.precision import HalfTorso
@@ -135,9 +135,9 @@ class SLatFlowModel(HalfTorso):
         """
         self._check(x, t, cond.tokens if isinstance(cond, Condition) else cond, layout)
         h, emb, levels = self.input_layer(x), self.t_embedder(t), self.poolings(layout)
-        mod = emb if self.adaLN_modulation is None else self.adaLN_modulation(emb)
         torso = self.torso_type(h)
-        h, emb, mod = (tensor.to(torso) for tensor in (h, emb, mod))
+        mod = modulation_for_blocks(emb, self.adaLN_modulation, torso)
+        h, emb = h.to(torso), emb.to(torso)
         tokens = tokens_for_blocks(cond, torso)
         coarse = levels[-1].coarse if levels else layout
         h, skips = down(self.input_blocks, h, emb, layout, levels)

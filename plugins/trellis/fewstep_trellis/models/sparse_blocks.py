@@ -29,11 +29,6 @@ class SparseModulatedCrossBlock(ModulatedCrossBlock):
     self_attention = SparseSelfAttention
     cross_attention = SparseCrossAttention
 
-    def forward(  # type: ignore[override]
-        self, x: Tensor, mod: Tensor, tokens: Tensor | None, layout: Packed
-    ) -> Tensor:
-        return self.mix(x, self.six(mod), tokens, layout)
-
 
 class SparseTransformerBlock(nn.Module):
     """Attention and feed-forward network with plain pre-norms, ``[T, C]`` to ``[T, C]``.

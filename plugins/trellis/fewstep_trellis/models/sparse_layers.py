@@ -73,8 +73,11 @@ class SparseSelfAttention(Heads):
         q, k, v = self.split(self.to_qkv(x), 3)
         q, k = self.normed(q, k)
         if self.window is None:
-            return self.joined(varlen_attention(q, k, v, layout, layout))
-        return self.joined(windowed_attention(q, k, v, layout, self.window, self.shift))
+            heads = varlen_attention(q, k, v, layout, layout)
+        else:
+            heads = windowed_attention(q, k, v, layout, self.window, self.shift)
+        out: Tensor = self.to_out(heads.flatten(-2))
+        return out
 
 
 class SparseCrossAttention(ToCondition):
@@ -92,9 +95,10 @@ class SparseCrossAttention(ToCondition):
         self.finish(channels, qk_rms_norm)
 
     def forward(self, x: Tensor, tokens: Tensor, layout: Packed) -> Tensor:
-        (q,) = self.split(self.to_q(x), 1)
         k, v = self.keys_values(tokens.flatten(0, 1))
-        return self.joined(varlen_attention(self.normed_queries(q), k, v, layout, _layout_of(tokens, layout)))
+        heads = varlen_attention(self.queries(x), k, v, layout, _layout_of(tokens, layout))
+        out: Tensor = self.to_out(heads.flatten(-2))
+        return out
 
 
 def _layout_of(cond: Tensor, layout: Packed) -> Packed:

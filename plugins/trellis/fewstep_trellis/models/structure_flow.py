@@ -10,7 +10,7 @@ from fewstep.core.batch import Condition
 from fewstep.errors import FewstepError, unknown
 from fewstep_trellis.models.arguments import check_divides, check_positive, check_shape
 from fewstep_trellis.models.attention import number_of_heads
-from fewstep_trellis.models.blocks import ModulatedCrossBlock, modulation, tokens_for_blocks
+from fewstep_trellis.models.blocks import ModulatedCrossBlock, modulation, modulation_for_blocks, tokens_for_blocks
 from fewstep_trellis.models.embeddings import TimestepEmbedder, grid_coords, position_embedding
 from fewstep_trellis.models.initialise import initialise
 from fewstep_trellis.models.patches import patchify, unpatchify
@@ -128,11 +128,8 @@ class SparseStructureFlowModel(HalfTorso):
         """
         self._check(x, t, cond.tokens if isinstance(cond, Condition) else cond)
         h = self.input_layer(patchify(x, self.patch_size)) + self.pos_emb
-        mod = self.t_embedder(t)
-        if self.adaLN_modulation is not None:
-            mod = self.adaLN_modulation(mod)
         torso = self.torso_type(h)
-        h, mod = h.to(torso), mod.to(torso)
+        h, mod = h.to(torso), modulation_for_blocks(self.t_embedder(t), self.adaLN_modulation, torso)
         tokens = tokens_for_blocks(cond, torso)
         for block in self.blocks:
             h = run_block(block, h, mod, tokens, recompute=self.use_checkpoint)
