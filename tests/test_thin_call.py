@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from fewstep_kernels import support
+from fewstep_shapes3d.sparse import windowed_attention
 from fewstep_trellis.models import SparseStructureFlowModel
 from torch import Tensor
 
+from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
-from fewstep.ops import Kernel, attention, call, gated_residual, modulated_norm, qk_rms_norm, register
+from fewstep.ops import Kernel, attention, call, gated_residual, modulated_norm, qk_rms_norm, register, varlen_attention
 from fewstep.ops.inputs import plain
 from fewstep.ops.table import _TABLE, forced, forcing, forget
 
@@ -122,7 +124,8 @@ def test_the_direct_way_gives_the_same_bits() -> None:
     heads, x, y, six = draw(2, 5, 3, 2, 16), draw(2, 5, 32), draw(2, 7, 32), draw(2, 6 * 32)
     shift, scale, gate = six.chunk(6, -1)[:3]
     q, k, _ = heads.unbind(-3)
-    gamma = draw(2, 16)
+    gamma, own = draw(2, 16), Packed.of_lengths([7, 3])
+    voxels = Packed.of_lengths([5], torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 1, 1], [3, 3, 3]]))
     cases = {
         "modulated": lambda: modulated_norm(x, shift, scale),
         "modulated slice": lambda: modulated_norm(y[:, 1:6], shift, scale),
@@ -131,6 +134,8 @@ def test_the_direct_way_gives_the_same_bits() -> None:
         "heads": lambda: torch.cat(qk_rms_norm(q, k, gamma, gamma)),
         "heads, other lengths": lambda: torch.cat(qk_rms_norm(q, k[:, :2], gamma, gamma), 1),
         "attention": lambda: attention(q, k, k),
+        "packed attention": lambda: varlen_attention(q.flatten(0, 1), k.flatten(0, 1), k.flatten(0, 1), own, own),
+        "windows": lambda: windowed_attention(q[0], k[0], k[0], voxels, 2, 1),
     }
     for name, case in cases.items():
         general = case()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from fewstep_shapes3d.sparse.windows import windows
 from torch import Tensor
 
@@ -13,29 +16,41 @@ from fewstep_kernels.support import nested, reason
 WIDEST = 128  # channels of a head
 
 
+Attend = Callable[[Tensor, Tensor, Tensor, Sequences], Tensor]
+
+
 def _attend(q: Tensor, k: Tensor, v: Tensor, seq: Sequences) -> Tensor:
     from fewstep_kernels.attention.function import differentiable
 
     return differentiable(q, k, v, seq)
 
 
-def varlen(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: Packed) -> Tensor:
+def _values(q: Tensor, k: Tensor, v: Tensor, seq: Sequences) -> Tensor:
+    """Without autograd."""
+    from fewstep_kernels.attention.launch import forward
+
+    return forward(q, k, v, seq)[0]
+
+
+def varlen(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: Packed, attend: Attend = _attend) -> Tensor:
     """Packed attention: [T, H, D], see :func:`fewstep.ops.varlen_attention`."""
-    return _attend(q, k, v, Sequences(q_layout, k_layout))
+    return attend(q, k, v, Sequences(q_layout, k_layout))
 
 
-def windowed(q: Tensor, k: Tensor, v: Tensor, layout: Packed, size: int, shift: int) -> Tensor:
+def windowed(
+    q: Tensor, k: Tensor, v: Tensor, layout: Packed, size: int, shift: int, attend: Attend = _attend
+) -> Tensor:
     """Window attention that reads and writes rows in place, see ``fewstep_shapes3d.sparse.windowed_attention``."""
     found = windows(layout, size, shift)
-    return _attend(q, k, v, Sequences(found.layout, found.layout, found.order))
+    return attend(q, k, v, Sequences(found.layout, found.layout, found.order))
 
 
-def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def dense(q: Tensor, k: Tensor, v: Tensor, attend: Attend = _attend) -> Tensor:
     """Attention on a batch of equal lengths: [B, L, H, D], see :func:`fewstep.ops.attention`."""
     batch, length = q.shape[:2]
     seq = Sequences(uniform(batch, length, q.device), uniform(batch, k.shape[1], q.device))
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    out: Tensor = _attend(q, k, v, seq).unflatten(0, (batch, length))
+    out: Tensor = attend(q, k, v, seq).unflatten(0, (batch, length))
     return out
 
 
@@ -55,7 +70,11 @@ def guard(q: Tensor, k: Tensor, v: Tensor, *_: object) -> str | None:
     return nested(q, k, v)
 
 
-VARLEN = Kernel("triton-varlen", "varlen_attention", varlen, ALL, 20, "triton", check, guard)
-WINDOWED = Kernel("triton-windowed", "windowed_attention", windowed, ALL, 20, "triton", check, guard)
-# Behind torch's fused attention, which is published to be as fast at fixed shapes; this one has tangents.
-DENSE = Kernel("triton-dense", "attention", dense, ALL, 5, "triton", check, guard)
+def _kernel(name: str, op: str, run: Callable[..., Tensor], priority: int) -> Kernel:
+    return Kernel(name, op, run, ALL, priority, "triton", check, guard, partial(run, attend=_values))
+
+
+VARLEN = _kernel("triton-varlen", "varlen_attention", varlen, 20)
+WINDOWED = _kernel("triton-windowed", "windowed_attention", windowed, 20)
+# Behind torch's fused attention, which is faster at equal lengths; this one has tangents.
+DENSE = _kernel("triton-dense", "attention", dense, 5)

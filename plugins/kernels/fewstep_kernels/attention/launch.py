@@ -12,7 +12,7 @@ from fewstep_kernels.attention.constants import constants, precision, scale, wid
 from fewstep_kernels.attention.schedule import Sequences, bounds, tiles
 from fewstep_kernels.attention.tiles import DELTA, candidates
 from fewstep_kernels.support import on_its_device
-from fewstep_kernels.tuning import Tile, choose
+from fewstep_kernels.tuning import Tile, chosen
 
 LOG2E = 1.4426950408889634
 
@@ -36,8 +36,9 @@ def _layout(q: Tensor, seq: Sequences, rows: Tensor) -> tuple[Tensor, Tensor, Te
 def _chosen(kind: str, q: Tensor, seq: Sequences, run: Any) -> Tile:
     head = q.shape[-1]
     form = "windows" if seq.order is not None else "rows"
-    key = (str(q.dtype).removeprefix("torch."), precision(q), head, form, seq.short)
-    return choose(f"attention-{kind}", key, candidates(kind, q.dtype, head, seq.short, precision(q) == "ieee"), run)
+    exact = precision(q)
+    key = (f"attention-{kind}", q.device, str(q.dtype).removeprefix("torch."), exact, head, form, seq.short)
+    return chosen(key, candidates(kind, q.dtype, head, seq.short, exact == "ieee"), run)
 
 
 @on_its_device

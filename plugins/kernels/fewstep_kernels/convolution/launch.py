@@ -13,7 +13,7 @@ from fewstep_kernels.convolution import conv_jit
 from fewstep_kernels.convolution.plan import pairs, tiles
 from fewstep_kernels.convolution.tiles import candidates
 from fewstep_kernels.support import on_its_device, precision, upcast
-from fewstep_kernels.tuning import Tile, choose
+from fewstep_kernels.tuning import Tile, chosen
 
 PROGRAMS = 264  # twice the multiprocessors of an H100: what the gradient of small weights is split into
 
@@ -44,8 +44,8 @@ def _constants(x: Tensor) -> dict[str, Any]:
 
 def _chosen(kind: str, x: Tensor, channels: tuple[int, int], kernel_size: int, run: Any) -> Tile:
     shipped = candidates(kind, x.dtype, channels[1], precision(x) == "ieee")
-    key = (str(x.dtype).removeprefix("torch."), precision(x), *channels, kernel_size)
-    return choose(f"convolution-{kind}", key, shipped, run)
+    name = str(x.dtype).removeprefix("torch.")
+    return chosen((f"convolution-{kind}", x.device, name, precision(x), *channels, kernel_size), shipped, run)
 
 
 @on_its_device
