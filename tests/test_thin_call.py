@@ -16,7 +16,17 @@ from torch import Tensor
 
 from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
-from fewstep.ops import Kernel, attention, call, gated_residual, modulated_norm, qk_rms_norm, register, varlen_attention
+from fewstep.ops import (
+    Kernel,
+    attention,
+    call,
+    dispatch,
+    gated_residual,
+    modulated_norm,
+    qk_rms_norm,
+    register,
+    varlen_attention,
+)
 from fewstep.ops.inputs import plain
 from fewstep.ops.table import _TABLE, forced, forcing, forget
 
@@ -80,6 +90,15 @@ def test_on_kernels_in_triton(stubs: dict[str, Stub]) -> None:
     assert {name: stub.launches for name, stub in stubs.items()} == {
         "gate": 6 * BLOCKS, "heads": 3 * BLOCKS, "modulation": 6 * BLOCKS,
     }  # fmt: skip
+
+
+@pytest.mark.usefixtures("stubs")
+def test_attention_on_equal_lengths_is_torchs_but_for_tangents() -> None:
+    x = torch.ones(1, 4, 2, 16)
+    assert dispatch("attention", x, x, x).name == "sdpa"
+    assert dispatch("attention", x.clone().requires_grad_(), x, x).name == "sdpa"
+    with torch.autograd.forward_ad.dual_level():
+        assert dispatch("attention", torch.autograd.forward_ad.make_dual(x, x), x, x).name == "triton-dense"
 
 
 @pytest.mark.parametrize("compiler", [False, True])
