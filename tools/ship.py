@@ -21,13 +21,15 @@ from fewstep.engine.export import load_student, save_student
 
 
 def portable(config: dict[str, Any]) -> dict[str, Any]:
-    """The run's config without absolute paths: what they named are the defaults of the package."""
+    """The run's config without paths of this machine: what they name is the package's own, or not shipped at all."""
     return {key: portable(value) if isinstance(value, dict) else value for key, value in config.items() if _kept(value)}
 
 
 def _kept(value: object) -> bool:
     parts = value if isinstance(value, list | tuple) else [value]
-    return not any(isinstance(part, str) and Path(part).is_absolute() for part in parts)
+    return not any(
+        isinstance(part, str) and part and (Path(part).is_absolute() or Path(part).exists()) for part in parts
+    )
 
 
 def ship_models(folder: Path) -> None:

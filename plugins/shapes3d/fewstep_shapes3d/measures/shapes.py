@@ -22,7 +22,7 @@ from fewstep_shapes3d.measures.features import MetricEncoder
 from fewstep_shapes3d.voxel_render import render_views
 
 PIXELS, BATCH = 96, 32
-QUARTERED = 16  # objects, of which a quarter still fills a covariance; with fewer nothing is extrapolated
+QUARTERED = 40  # objects; of fewer, a resample may leave a quarter empty, and nothing is extrapolated
 MetricNet = Callable[[Tensor], Tensor]
 
 
