@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fewstep.core.layout import Packed
 from fewstep.errors import install
+from fewstep.ops.calls import dispatch
 from fewstep.ops.example import Draw
-from fewstep.ops.table import dispatch, table
+from fewstep.ops.table import table
 
 BLOCKED = """
 import importlib.abc, importlib.util, sys

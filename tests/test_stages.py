@@ -60,7 +60,7 @@ def test_trellis_is_its_structure_stage_unless_told_otherwise() -> None:
     assert names(None, "trellis") == {"ss": "trellis"}
     assert names("both", "trellis") == names("both", "trellis-slat") == {"ss": "trellis", "slat": "trellis-slat"}
     found = resolve_stages("mdt-vd", "trellis", "both", layers=["slat.train.steps=7"])
-    assert (found["slat"].config.train.steps, found["ss"].config.train.steps) == (7, 1080)
+    assert (found["slat"].config.train.steps, found["ss"].config.train.steps) == (7, 810)
 
 
 @pytest.mark.parametrize("command", ["distill", "bench"])

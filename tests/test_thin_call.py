@@ -50,7 +50,7 @@ def function_calls() -> int:
 
 def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a process that never imported torch.compile, with which tangents are looked for tensor by tensor."""
-    monkeypatch.setattr("fewstep.ops.table.COMPILER", "absent")
+    monkeypatch.setattr("fewstep.ops.calls.COMPILER", "absent")
     monkeypatch.setattr("fewstep.ops.inputs.COMPILER", "absent")
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from fewstep.ops.attention import attention, reference_attention, sdpa_attention, varlen_attention
+from fewstep.ops.calls import call, dispatch, explain
 from fewstep.ops.inputs import carries_tangent, in_transform, needs_backward
 from fewstep.ops.modulation import gated_residual, modulated_norm
 from fewstep.ops.norms import head_rms_norm, qk_rms_norm
-from fewstep.ops.table import Kernel, call, dispatch, explain, kernels, register
+from fewstep.ops.table import Kernel, kernels, register
 
 __all__ = [
     "Kernel",

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError, invalid
+from fewstep.ops.calls import call
 from fewstep.ops.example import Draw
 from fewstep.ops.inputs import lowered
-from fewstep.ops.table import ALL, Kernel, call, register
+from fewstep.ops.table import ALL, Kernel, register
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

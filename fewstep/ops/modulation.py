@@ -7,9 +7,10 @@ from torch import Tensor
 
 from fewstep.core.layout import Packed
 from fewstep.errors import invalid
+from fewstep.ops.calls import call
 from fewstep.ops.example import ROWS, Draw
 from fewstep.ops.norms import wide
-from fewstep.ops.table import ALL, Kernel, call, register
+from fewstep.ops.table import ALL, Kernel, register
 
 
 def of_rows(v: Tensor, layout: Packed | None) -> Tensor:

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.errors import invalid
+from fewstep.ops.calls import call
 from fewstep.ops.example import HEADS, WIDTH, Draw
-from fewstep.ops.table import ALL, Kernel, call, register
+from fewstep.ops.table import ALL, Kernel, register
 
 TINY = 1e-12  # a shorter head vector is divided by this, not by its length
 Rotary = tuple[Tensor, Tensor]

@@ -1,7 +1,6 @@
 """The table of kernels: each op has a plain oracle and, beside it, faster kernels that cannot do everything.
 
-``call`` runs the first kernel, by priority, that can do what the call needs; a rejected one says why. Which kernels
-take arguments of these types, devices and shapes is asked once and remembered, so that a call costs one look-up.
+How a call chooses among them is in ``fewstep.ops.calls``.
 
 The environment variable FEWSTEP_OPS, read once (see :func:`forcing`), forces a backend:
 
@@ -14,30 +13,24 @@ The environment variable FEWSTEP_OPS, read once (see :func:`forcing`), forces a 
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
-from weakref import ref
 
-import torch
 from torch import Tensor
-from torch.nn import Parameter
 
-from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError, unknown
 from fewstep.ops.example import Example
-from fewstep.ops.inputs import COMPILER, carries_tangent, needs_backward, plain
+from fewstep.ops.inputs import carries_tangent, needs_backward
 from fewstep.plugins.registry import registry
 
 ENV = "FEWSTEP_OPS"
 BACKENDS = ("reference", "torch", "triton")
 CAPABILITIES = ("forward", "backward", "jvp")
 ALL = frozenset(CAPABILITIES)
-EAGER = "fewstep.ops.eager"
 
 
 @dataclass(frozen=True)
@@ -90,8 +83,7 @@ class Kernel:
 _TABLE: dict[str, dict[str, Kernel]] = {}
 # By op and all that ``check`` may look at (layouts by weak reference): the kernels that take such arguments, in order;
 # whether the first one serves whatever a call needs; and whether it is particular about ``torch.func`` transforms.
-_TAKERS: dict[tuple[Any, ...], tuple[list[Kernel], bool, bool]] = {}
-MOST = 4096  # keys: a long run on ragged batches meets ever new ones
+TAKERS: dict[tuple[Any, ...], tuple[list[Kernel], bool, bool]] = {}
 
 
 def register(kernel: Kernel) -> Kernel:
@@ -114,7 +106,7 @@ def forget() -> None:
     """Read the environment anew and ask every kernel again."""
     forced.cache_clear()
     _in_order.cache_clear()
-    _TAKERS.clear()
+    TAKERS.clear()
 
 
 @contextmanager
@@ -175,135 +167,3 @@ def _in_order(op: str, backend: str | None) -> list[Kernel]:
         raise unknown("op", op, _TABLE)
     found = [k for k in _TABLE[op].values() if backend is None or k.backend in (backend, "reference")]
     return sorted(found, key=lambda k: (k.backend == backend, k.priority), reverse=True)
-
-
-def dispatch(op: str, *args: Any) -> Kernel:
-    """The kernel to use for a call.
-
-    Args:
-        op: name of the op.
-        args: the call's arguments; tensors are asked whether they carry tangents or need gradients.
-
-    Raises:
-        FewstepError: no kernel takes the call; the text has every kernel's reason.
-    """
-    tensors: list[Tensor] = []
-    _collect(args, [], tensors)
-    return _serving(op, args, _ask(op, args), tensors)
-
-
-def _serving(op: str, args: tuple[Any, ...], takers: list[Kernel], tensors: list[Tensor]) -> Kernel:
-    """The first kernel that gives the derivatives which the call needs."""
-    refused = []
-    for kernel in takers:
-        if why := kernel.lacks(args, tensors):
-            refused.append(f"{kernel.name}: {why}")
-            continue
-        _tell(op, kernel, refused)
-        return kernel
-    raise _unserved(op, args)
-
-
-def _ask(op: str, args: tuple[Any, ...]) -> list[Kernel]:
-    """The kernels that take such arguments, in order: what validation and checks say, and what is remembered."""
-    asked = kernels(op)
-    for kernel in asked:
-        if kernel.validate is not None:
-            kernel.validate(*args)
-    takers, refused = [], []
-    for kernel in asked:
-        why = None if kernel.check is None else kernel.check(*args)
-        if why:
-            refused.append(f"{kernel.name}: {why}")
-        else:
-            takers.append(kernel)
-    if not takers:
-        raise _unserved(op, args)
-    _tell(op, takers[0], refused)
-    return takers
-
-
-def _collect(value: Any, facts: list[Any], tensors: list[Tensor]) -> None:
-    """Add what a kernel's check may look at to ``facts``, and tensors, those in tuples included, to ``tensors``."""
-    if isinstance(value, Tensor):
-        facts += value.dtype, value.device, value.shape
-        tensors += (value,)
-    elif isinstance(value, tuple):
-        facts += tuple, len(value)
-        for part in value:
-            _collect(part, facts, tensors)
-    else:
-        facts += (ref(value) if isinstance(value, Packed) else value,)
-
-
-def _unserved(op: str, args: tuple[Any, ...]) -> FewstepError:
-    reasons = "; ".join(f"{name}: {why}" for name, why in explain(op, *args).items())
-    return FewstepError(f"op {op!r}: no kernel can serve this call ({reasons})")
-
-
-def _tell(op: str, chosen: Kernel, refused: list[str]) -> None:
-    """Warn of an oracle that serves where Triton was asked for."""
-    if refused and chosen.backend == "reference" and forced() == "triton":
-        _warn_of(f"{ENV}=triton: op {op!r} is served by its plain oracle ({refused[0]})")
-
-
-def call(op: str, *args: Any) -> Any:
-    """The op's result, by the kernel that :func:`dispatch` chooses.
-
-    Inside torch.compile this is a graph break: kernels read Python lists of lengths, and differentiate by
-    ``autograd.Function``. Value, gradient and tangent are those of the eager call.
-    """
-    # Once torch.compile has met an op, calls from frames that it does not compile must be kept from it too.
-    if COMPILER in sys.modules and (torch.compiler.is_compiling() or EAGER in sys.modules):
-        from fewstep.ops.eager import run_eagerly
-
-        return run_eagerly(run, op, *args)
-    # From here on written for few function calls: each op of each block of a network comes by.
-    facts: list[Any] = [op]
-    tensors: list[Tensor] = []
-    for value in args:
-        kind = type(value)
-        if kind is Tensor or kind is Parameter:
-            facts += value.dtype, value.device, value.shape
-            tensors += (value,)
-        elif value is None or kind is float:
-            facts += (value,)
-        else:
-            _collect(value, facts, tensors)
-    key = tuple(facts)
-    try:
-        takers, always, inside = _TAKERS[key]
-    except (KeyError, TypeError):  # TypeError: an argument without a hash
-        takers, always, inside = _remember(key, _ask(op, args))
-    first = takers[0]
-    if always:
-        return first.run(*args)
-    if tensors and plain(tensors, inside):
-        return first.run(*args) if first.direct is None else first.direct(*args)
-    return _serving(op, args, takers, tensors).run(*args)
-
-
-def _remember(key: tuple[Any, ...], takers: list[Kernel]) -> tuple[list[Kernel], bool, bool]:
-    first = takers[0]
-    inside = first.guard is not None or first.direct is not None
-    found = takers, first.provides >= ALL and not inside, inside
-    if len(_TAKERS) >= MOST:
-        _TAKERS.clear()
-    with suppress(TypeError):
-        _TAKERS[key] = found
-    return found
-
-
-def run(op: str, *args: Any) -> Any:
-    """:func:`call`, outside of torch.compile."""
-    return dispatch(op, *args).run(*args)
-
-
-@lru_cache(maxsize=256)
-def _warn_of(text: str) -> None:
-    warnings.warn(text, stacklevel=4)
-
-
-def explain(op: str, *args: Any) -> dict[str, str | None]:
-    """For each kernel of an op, in order, None when it takes the call or its reason for not."""
-    return {k.name: k.supports(*args) for k in kernels(op)}
