@@ -5,7 +5,8 @@
 # all of them in one bench. The same command goes on after an interruption. Rungs: checkerboard, digits, mnist, structure.
 # OUT is runs/quality/RUNG by default. To be set from outside: METHODS, SEEDS, JOBS (trainings at a time, one thread
 # each), BUDGETS (multiples of the presets' iterations, for the curve of quality against budget).
-# The structure rung trains on the shipped objects and on procedural furniture, which it makes first (25 minutes).
+# The structure rung trains on the shipped objects and on procedural furniture, which it makes first (25 minutes), and measures
+# on the furniture's held-out pieces.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 rung=${1:?a rung: checkerboard, digits, mnist or structure}
@@ -24,6 +25,8 @@ case $rung in
         ;;
     *) echo "unknown rung '$rung': checkerboard, digits, mnist or structure" >&2; exit 2 ;;
 esac
+measured=("${keys[@]}")
+if [[ $rung == structure ]]; then measured=(data.root="$furniture"); fi
 
 label() { if [[ $2 == 1 ]]; then echo "$1"; else echo "$1@${2}x"; fi; }
 
@@ -60,4 +63,4 @@ wait
 resume=()
 if [[ -d $out/bench ]]; then resume=(--resume); fi
 "$fewstep" bench --backbone "$backbone" "${students[@]}" --steps 1,2,4 --seeds "${seeds// /,}" --report "${resume[@]}" \
-    --out "$out/bench" "${keys[@]}" threads=1
+    --out "$out/bench" "${measured[@]}" threads=1
