@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import debug_unwrap
 
-COMPILER = "torch._dynamo"
+COMPILER = "torch._dynamo"  # only asked whether it is loaded; tests/test_compile.py fails under another name
 
 
 def in_transform(*tensors: Tensor) -> bool:
