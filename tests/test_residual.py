@@ -12,6 +12,7 @@ from fewstep.core.derivatives import finite_difference
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense
 from fewstep.core.objective import Step
+from fewstep.core.times import TimeSampler
 from fewstep.methods.point import Look, PointConfig
 from fewstep.methods.residual import Derivative
 
@@ -31,6 +32,13 @@ def test_the_earlier_time_of_a_residual_keeps_its_digits() -> None:
     assert torch.equal(seen[1], TIMES.double() - 1e-4)
     exact = (torch.sin(1000 * TIMES.double()) - torch.sin(1000 * (TIMES.double() - 1e-4))) / 1e-4
     assert (found.derivative[:, 0] - exact).abs().max() < 2e-3  # of values up to 1000; float32 rounding of two sines
+
+
+def test_times_on_a_grid_of_intervals_are_those_of_a_sampler_with_as_many_steps() -> None:
+    u_B = TimeSampler(kind="grid", points=4).draw(4000, torch.Generator().manual_seed(0))
+    times, counts = Derivative("discrete", 0.25).times(u_B, 0.0).unique(return_counts=True)
+    assert times.tolist() == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert counts.min() > 900  # of 1000 expected each, standard deviation 27
 
 
 def test_the_times_of_a_finite_difference_keep_their_digits() -> None:

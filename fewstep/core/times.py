@@ -15,20 +15,23 @@ N = TypeVar("N", float, Tensor)
 
 
 class TimeSampler(Strict):
-    """Draws one time a sample. ``logit-normal``: sigmoid of a normal (mean > 0 leans to the noise end)."""
+    """Draws one time a sample. ``logit-normal``: sigmoid of a normal (mean > 0 leans to the noise end).
+    ``grid``: one of ``points`` equally spaced times, the ends included, as in consistency distillation (2303.01469)."""
 
-    kind: Literal["uniform", "logit-normal"] = Field("logit-normal", description="distribution of the time")
+    kind: Literal["uniform", "logit-normal", "grid"] = Field("logit-normal", description="distribution of the time")
     mean: float = Field(1.0, description="mean of the logit (logit-normal only)")
     std: float = Field(1.0, gt=0, description="standard deviation of the logit (logit-normal only)")
+    points: int = Field(4, ge=2, description="number of times (grid only); with D = 1 / points: D, 2 D, ..., 1")
 
     def draw(self, count: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
-        """[count] times in (0, 1), float32."""
-        if self.kind == "uniform":
-            return self.squash(torch.rand(count, generator=generator, device=device))
-        return self.squash(torch.randn(count, generator=generator, device=device))
+        """[count] times in [0, 1], float32; inside (0, 1) unless on a grid."""
+        draw = torch.randn if self.kind == "logit-normal" else torch.rand
+        return self.squash(draw(count, generator=generator, device=device))
 
     def squash(self, raw: Tensor) -> Tensor:
-        """A raw draw (uniform or standard normal) to a time in (0, 1)."""
+        """A raw draw (uniform, or standard normal for ``logit-normal``) to a time."""
+        if self.kind == "grid":
+            return (raw * self.points).floor().clamp(max=self.points - 1) / (self.points - 1)
         return raw if self.kind == "uniform" else torch.sigmoid(raw * self.std + self.mean)
 
 
