@@ -106,9 +106,10 @@ class Look:
         end_B = phase_end(self.knobs.before(t_B), self.phases, self.config.rescale_t)
         return Point(x_t, noise, t_B, end_B, layout.expand(t_B - end_B, x_t), residual)
 
-    def noisy(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t, the times [B] and the noise, of the draws "t" and "noise" or the term's own."""
-        t_B, noise = self.times(batch, step), step.randn_like(batch.x0, self._draw("noise"))
+    def noisy(self, batch: Batch, step: Step, t_B: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t, the times [B] and the noise, of the draws "t" and "noise" or the term's own; ``t_B`` gives the times."""
+        t_B = self.times(batch, step) if t_B is None else t_B
+        noise = step.randn_like(batch.x0, self._draw("noise"))
         return step.interpolant.interpolate(batch.x0, noise, t_B, batch.layout), t_B, noise
 
     def times(self, batch: Batch, step: Step) -> Tensor:

@@ -1,7 +1,8 @@
-"""The one residual that CM, sCM, VM, FACM and MeanFlow at s = 0 share, with its knobs.
+"""The one residual that CM, sCM, VM, FACM, MeanFlow and Align Your Flow share, with its knobs.
 
 A student predicts its average velocity F from t down to an end e: (t - e) F(x_t, t) is the displacement along the
-teacher's path. Differentiated along that path, direction (vT, 1), this reads F + (t - e) dF/dt = vT, so
+teacher's path. The end is 0, the end of a phase, or the target time s that a two-time student F(x_t, t, s) is told.
+Differentiated along that path, direction (vT, 1) with a constant end, this reads F + (t - e) dF/dt = vT, so
 
     r = F + (t - e) sg(dF/dt) - vT                       (MDT-dist, arXiv 2509.04406; MeanFlow, arXiv 2505.13447)
 
@@ -25,7 +26,7 @@ from fewstep.core.times import rescale
 
 Kind = Literal["discrete", "continuous"]
 Norm = Literal["none", "sample", "element"]
-Student = Callable[[Tensor, Tensor], Tensor]  # (x, t_B) -> F, condition and layout bound
+Student = Callable[[Tensor, Tensor], Tensor]  # (x, t_B) -> F, with condition, layout and end bound
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,13 @@ class Residual:
     def target(self, span: Tensor) -> Tensor:
         """vT - span dF/dt, what F is regressed on, detached as its parts are: F - target = r."""
         return self.velocity - span * self.derivative
+
+    def tangent(self, span: Tensor, warmup: float = 1.0) -> Tensor:
+        """g = F - vT + warmup span dF/dt, detached: r itself, with its derivative faded in (sCM, arXiv 2410.11081).
+
+        Regression of F on sg(F - g) has the gradient 2 g dF, also where g is normalised.
+        """
+        return (self.value - self.velocity + warmup * span * self.derivative).detach()
 
     def states(self, x_t: Tensor, span: Tensor, interval: float) -> tuple[Tensor, Tensor]:
         """The student's jump from t to e, with its graph, and the jump from the teacher's point at t - D, detached.
