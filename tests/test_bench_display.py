@@ -143,6 +143,15 @@ def test_the_chart_s_axes_are_in_words_and_methods_stand_at_their_tick(tmp_path:
     assert times[f"{charting.PLAIN}a"] == [1.0, 2.0]  # milliseconds
 
 
+def test_long_titles_of_measures_do_not_run_into_each_other(tmp_path: Path, figures: list[Any]) -> None:
+    class Long(Watched):
+        titles = dict.fromkeys(("w2", "seconds_flow"), "distance to the views of the teacher's samples, other noise")
+
+    chart(lines("a"), ["w2", "seconds_flow"], Long(), tmp_path / "c.png", "title")
+    upper, lower = (axes.yaxis.label.get_window_extent() for axes in figures[::2])
+    assert lower.y1 < upper.y0
+
+
 @pytest.mark.parametrize(("signed", "least"), [(False, 0.0), (True, -3.0)])
 def test_no_interval_reaches_below_zero_where_the_measure_cannot(
     tmp_path: Path, figures: list[Any], signed: bool, least: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ Style = tuple[str, str, Any]  # colour, marker, dashes
 GREY: Style = ("#6f6f6f", "x", "--")
 LEVELS = {TEACHER: "-", OTHER_NOISE: "-.", TRUTH: ":"}  # horizontal lines and their styles
 WIDTH, HEIGHT, DPI = 9.2, 2.9, 110  # inches, of the chart and of a row: 1012 pixels wide, about what a page shows
-NAME, LINE = 32, 140  # characters of a name, and of a line of the legend
+NAME, LINE, AXIS = 32, 140, 34  # characters of a name, of a line of the legend, and of one beside an axis
 PLAIN = "entry "  # before a name: matplotlib leaves names that begin with an underscore out of a legend
 DODGE, SPREAD = 0.07, 0.6  # between methods at one step count, and all of them together at most
 
@@ -76,7 +77,8 @@ def chart(lines: Sequence[Line], names: Sequence[str], suite: Suite, path: Path,
             _panel(by_time, values, styles, {key: time for key, time in times.items() if time > 0}, times, floor)
             _time_axis(by_time)
             better = "lower" if name in suite.lower_is_better else "higher"
-            by_steps.set_ylabel(chart_escaped(f"{suite.in_words(name)}\n({better} is better)"))
+            words = [*textwrap.wrap(suite.in_words(name), AXIS), f"({better} is better)"]
+            by_steps.set_ylabel(chart_escaped("\n".join(words)))
         panels[-1, 0].set_xlabel("sampling steps")
         panels[-1, 1].set_xlabel("sampling time, ms a sample (log scale)")
         _legend(figure, panels)
