@@ -1,0 +1,49 @@
+"""AlphaFlow (arXiv 2510.20771): from flow matching along whole trajectories to MeanFlow, by one number."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fewstep.core.batch import Batch
+from fewstep.core.objective import Nets, Step
+from fewstep_flowmaps.config import AlphaFlowConfig
+from fewstep_flowmaps.interval import Interval
+from fewstep_flowmaps.meanflow import Adaptive
+
+
+class AlphaFlow(Adaptive[AlphaFlowConfig]):
+    """1/a || F(x_t, t, s) - sg(a vT + (1 - a) F(x_m, m, s)) ||^2, with m = t - a (t - s), x_m = x_t - (t - m) vT.
+
+    a = 1 is || F - vT ||^2 for every s; a = 1/2 with the student's own first half is a shortcut model. For a to 0 the
+    error over a becomes MeanFlow's, whose gradient takes over where the schedule reaches 0. The adaptive weight sees
+    the error over a, so that it does so too.
+    """
+
+    Config = AlphaFlowConfig
+
+    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
+        at, alpha = self.interval(batch, nets, step), self.alpha(step)
+        if alpha == 0:
+            residual = at.residual(step)
+            return {"alphaflow": self.adaptive(residual.value - residual.target(at.span), batch.layout)}
+        target = at.velocity if alpha == 1 else alpha * at.velocity + (1 - alpha) * self.rest(at, alpha)
+        error = (at.student(at.x_t, at.t_B, at.s_B) - target) / alpha
+        return {"alphaflow": alpha * self.adaptive(error, batch.layout)}
+
+    @torch.no_grad()
+    def rest(self, at: Interval, alpha: float) -> Tensor:
+        """F(x_m, m, s), after a step of the teacher over the share alpha of the interval."""
+        m_B = at.t_B.double() - alpha * (at.t_B.double() - at.s_B.double())
+        return at.student(at.x_t - alpha * at.span * at.velocity, m_B, at.s_B)
+
+    def alpha(self, step: Step) -> float:
+        """alpha at this step. It depends on the length of the run, which a resume then cannot change."""
+        config = self.config
+        progress = (step.index / max(1, step.total - 1) - config.start) / (config.end - config.start)
+        alpha = 1 / (1 + math.exp(min(700.0, config.steepness * (progress - 0.5))))
+        if alpha < config.clamp:
+            return 0.0
+        return 1.0 if alpha > 1 - config.clamp else alpha

@@ -1,0 +1,53 @@
+"""Align Your Flow (arXiv 2506.14603): the flow map differentiated by its start (EMD) or by its end (LMD).
+
+With f(x_t, t, s) = x_t - (t - s) F the paper's two gradients, each weighted by 1 / |t - s|, are 2 g dF of
+
+    g = F - vT(x_t, t) + (t - s) dF/dt              Eulerian, dF/dt along (vT, 1, 0): minus df/dt
+    g = F - vT(f, s)   - (t - s) dF/ds              Lagrangian, with x_t and t fixed: df/ds - vT(f, s)
+
+and g is normalised as in sCM. At s = 0 the first is sCM's tangent, and at s = t both are flow matching.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fewstep.core.batch import Batch
+from fewstep.core.objective import Nets, Step, per
+from fewstep.methods.residual import Residual, normalise
+from fewstep_flowmaps.config import AYFConfig
+from fewstep_flowmaps.interval import FlowMap, Interval
+
+
+class AlignYourFlow(FlowMap[AYFConfig]):
+    """|| F - sg(F - g / (|g| + c)) ||^2, the derivative in g faded in over the first iterations."""
+
+    Config = AYFConfig
+    needs: ClassVar[frozenset[str]] = frozenset({"jvp", "two_time"})
+
+    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
+        at = self.interval(batch, nets, step)
+        residual = at.residual(step) if self.config.kind == "eulerian" else lagrangian(at, step)
+        tangent = residual.tangent(at.span, self.faded_in(step))
+        tangent = normalise(tangent, batch.layout, self.config.norm, self.config.norm_constant)
+        error = residual.value - (residual.value.detach() - tangent)
+        return {"ayf": per(self.config.reduction, error.square(), batch.layout)}
+
+    def faded_in(self, step: Step) -> float:
+        """The factor of the derivative at this step."""
+        warmup = self.config.warmup
+        iterations = warmup * step.total if 0 < warmup < 1 else warmup
+        return self.config.derivative * min(1.0, step.index / iterations if iterations else 1.0)
+
+
+def lagrangian(at: Interval, step: Step) -> Residual:
+    """The residual with -dF/ds in place of dF/dt, and the teacher's velocity where the jump ends."""
+
+    def to_s(s_B: Tensor) -> Tensor:
+        return at.student(at.x_t, at.t_B, s_B)
+
+    value, slope = step.jvp(to_s, (at.s_B,), (-torch.ones_like(at.s_B),), at.layout)
+    return Residual(value, slope, at.teacher(at.x_t - at.span * value.detach(), at.s_B))

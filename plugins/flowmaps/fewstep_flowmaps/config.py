@@ -1,0 +1,112 @@
+"""Configs of the flow-map objectives."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from fewstep.core.times import TimeSampler
+from fewstep.methods.point import PointConfig, Strengths
+
+
+class FlowMapConfig(PointConfig):
+    """What every flow-map objective can be told."""
+
+    guidance: Strengths = Field(
+        None, description="teacher's w in (1 + w) c - w u, of a list one value a step; none: the teacher's own"
+    )
+    t: TimeSampler = Field(
+        default_factory=lambda: TimeSampler(kind="uniform"), description="distribution of the training times"
+    )
+    apart: float = Field(
+        0.5, ge=0, le=1, description="share of samples with s < t; the others have s = t and learn the velocity"
+    )
+
+    @model_validator(mode="after")
+    def _data_has_no_guidance(self) -> FlowMapConfig:
+        if self.velocity == "data" and self.guidance is not None:
+            raise ValueError("velocity 'data' has no teacher that could be guided: guidance must be left out")
+        return self
+
+
+class IntervalConfig(FlowMapConfig):
+    """Objectives that look at intervals of any length and place."""
+
+    draw: Literal["ends", "length"] = Field(
+        "ends",
+        description="what objective.t draws: both ends, the later is t; or the length t - s, whose place is uniform",
+    )
+
+
+class AdaptiveConfig(IntervalConfig):
+    """Objectives whose squared error is weighted by its own size."""
+
+    power: float = Field(
+        1.0, ge=0, description="p of the weight 1 / (m + c)^p, m the sample's mean squared error; 0: no weight"
+    )
+    constant: float = Field(1e-3, gt=0, description="c of that weight")
+
+
+class AlphaFlowConfig(AdaptiveConfig):
+    """AlphaFlow's schedule: alpha falls from 1 to 0 along a sigmoid."""
+
+    start: float = Field(0.0, ge=0, le=1, description="share of the run at which alpha begins to fall")
+    end: float = Field(1.0, gt=0, le=1, description="share of the run at which it has fallen")
+    steepness: float = Field(25.0, gt=0, description="slope of the sigmoid over that part of the run")
+    clamp: float = Field(5e-3, ge=0, lt=0.5, description="alpha within this distance of 0 or 1 is set to it")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AlphaFlowConfig:
+        if self.start >= self.end:
+            raise ValueError(f"start must be below end, got {self.start:g} and {self.end:g}")
+        return self
+
+
+class SplitConfig(IntervalConfig):
+    """SplitMeanFlow."""
+
+    split: Literal["uniform", "midpoint"] = Field("uniform", description="where an interval is split in two")
+
+
+class ShortcutConfig(FlowMapConfig):
+    """Shortcut models."""
+
+    apart: float = Field(0.25, ge=0, le=1, description="share of samples that learn a jump; the others the velocity")
+    units: int = Field(128, ge=2, description="length of the shortest step is 1 / units; a power of 2")
+    target: Literal["student", "ema"] = Field(
+        "student", description="network of the two half jumps: the student itself, stopped, or its moving average"
+    )
+    target_ema: float = Field(0.999, ge=0, lt=1, description="decay rate of that average (target = ema)")
+
+    @model_validator(mode="after")
+    def _power_of_two(self) -> ShortcutConfig:
+        if self.units & (self.units - 1):
+            raise ValueError(f"units must be a power of 2, got {self.units}")
+        return self
+
+
+class AYFConfig(IntervalConfig):
+    """Align Your Flow."""
+
+    apart: float = Field(1.0, ge=0, le=1, description="share of samples with s < t; the others learn the velocity")
+    kind: Literal["eulerian", "lagrangian"] = Field(
+        "eulerian",
+        description="derivative of the map by its start (EMD), or by its end, where the teacher is asked (LMD)",
+    )
+    norm: Literal["none", "sample", "element"] = Field(
+        "element", description="size taken from the tangent: none, norm over the sample (published), root mean square"
+    )
+    norm_constant: float = Field(0.1, gt=0, description="c in g / (size + c)")
+    warmup: float = Field(
+        0.0,
+        ge=0,
+        description="dF/dt is faded in: below 1 over this share of the run, from 1 on over so many iterations",
+    )
+    derivative: float = Field(1.0, gt=0, le=1, description="factor of dF/dt then; 0.99 as published regularises")
+
+    @model_validator(mode="after")
+    def _teacher_at_the_end(self) -> AYFConfig:
+        if self.kind == "lagrangian" and self.velocity == "data":
+            raise ValueError("kind 'lagrangian' asks the teacher at the end of a jump: velocity must be 'teacher'")
+        return self

@@ -1,0 +1,118 @@
+"""Intervals [s, t] of noisy samples' paths, and what all flow-map objectives ask there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.core.batch import Batch
+from fewstep.core.contract import Contract
+from fewstep.core.layout import Layout
+from fewstep.core.objective import Nets, Objective, Step
+from fewstep.methods.point import UNIFORM, Look, dropped
+from fewstep.methods.residual import Derivative, Residual
+from fewstep_flowmaps.config import FlowMapConfig, IntervalConfig
+
+C = TypeVar("C", bound=FlowMapConfig)
+Average = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, t_B, s_B) -> F, with condition and layout bound
+Velocity = Callable[[Tensor, Tensor], Tensor]  # (x, t_B) -> vT
+CONTINUOUS = Derivative("continuous")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Samples ``x_t`` at ``t_B`` [B], with the times ``s_B`` [B] that they are to jump to.
+
+    Args:
+        span: t - s, expanded to x_t.
+        velocity: vT at x_t, detached.
+        student: its average velocity F(x, t, s), with graph.
+        target: the same of the network that targets are made with.
+        teacher: its guided velocity anywhere, without graph.
+    """
+
+    x_t: Tensor
+    t_B: Tensor
+    s_B: Tensor
+    span: Tensor
+    velocity: Tensor
+    student: Average
+    target: Average
+    teacher: Velocity
+    layout: Layout
+
+    def residual(self, step: Step, direction: Tensor | None = None) -> Residual:
+        """The shared residual, with dF/dt along (direction, 1, 0); the direction is vT unless given."""
+
+        def towards_s(x: Tensor, t_B: Tensor) -> Tensor:
+            return self.student(x, t_B, self.s_B)
+
+        direction = self.velocity if direction is None else direction
+        return CONTINUOUS.residual(towards_s, self.x_t, self.t_B, direction, self.layout, step)
+
+
+class FlowMap(Objective[C]):
+    """A student of two times, sampled by one jump a step."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"two_time"})
+    sampler = "jump"
+
+    def contract(self) -> Contract:
+        return Contract(sampler=self.sampler, rescale_t=self.config.rescale_t, two_time=True)
+
+    def ends(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
+        """[B] times t and s <= t of this step. A share ``apart`` has s < t."""
+        t_B, s_B = drawn(cast(IntervalConfig, self.config), batch.layout, step)
+        t_B = CONTINUOUS.times(t_B, step.interpolant.sigma_min)
+        return t_B, torch.where(self.are_apart(batch, step), s_B, t_B)
+
+    def are_apart(self, batch: Batch, step: Step) -> Tensor:
+        """[B] which samples have s < t."""
+        return step.times(batch.layout, UNIFORM, "apart") < self.config.apart
+
+    def interval(self, batch: Batch, nets: Nets, step: Step, target: nn.Module | None = None) -> Interval:
+        """Draws an interval and noise for each sample; ``target`` makes targets in place of the student."""
+        look, layout = Look(self.config, CONTINUOUS, self.config.guidance), batch.layout
+        t_B, s_B = self.ends(batch, step)
+        x_t, _, noise = look.noisy(batch, step, t_B)
+        cond = dropped(batch, step, self.config.p_uncond, "drop/main")
+
+        def average(network: nn.Module) -> Average:
+            def ask(x: Tensor, t_B: Tensor, s_B: Tensor) -> Tensor:
+                return cast(Tensor, network(x, t_B, cond, layout, s_B=s_B)).to(x_t.dtype)
+
+            return ask
+
+        def teacher(x: Tensor, t_B: Tensor) -> Tensor:
+            return look.velocity(batch, noise, x, t_B, nets, step).to(x_t.dtype)
+
+        span, velocity = layout.expand(t_B - s_B, x_t), teacher(x_t, t_B)
+        networks = average(nets.student), average(target or nets.student)
+        return Interval(x_t, t_B, s_B, span, velocity, *networks, teacher, layout)
+
+
+def drawn(config: IntervalConfig, layout: Layout, step: Step) -> tuple[Tensor, Tensor]:
+    """[B] times t and s <= t, by ``config.draw``."""
+    first_B = step.times(layout, config.t, "t")
+    if config.draw == "ends":
+        second_B = step.times(layout, config.t, "s")
+        return torch.maximum(first_B, second_B), torch.minimum(first_B, second_B)
+    s_B = (1 - first_B) * step.times(layout, UNIFORM, "s")
+    return s_B + first_B, s_B
+
+
+@torch.no_grad()
+def through(average: Average, x_t: Tensor, t_B: Tensor, s_B: Tensor, share_B: Tensor, layout: Layout) -> Tensor:
+    """F over [s, t] of two jumps, the first over the share ``share_B`` [B] of the way.
+
+    Displacements add up, (t - s) F_ts = (t - m) F_tm + (m - s) F_ms, with x_m = x_t - (t - m) F_tm.
+    """
+    m_B = t_B.double() - share_B.double() * (t_B.double() - s_B.double())  # in float32 it would miss the share
+    first = average(x_t, t_B, m_B)
+    second = average(x_t - layout.expand(t_B - m_B, x_t) * first, m_B, s_B)
+    share = layout.expand(share_B, x_t)
+    return share * first + (1 - share) * second

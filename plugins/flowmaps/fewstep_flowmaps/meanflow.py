@@ -1,0 +1,64 @@
+"""MeanFlow (arXiv 2505.13447), distilled from a teacher or trained on data, and its improved form (arXiv 2512.02012).
+
+Both papers write u(z, r, t) for F(x, t, s), and train on data: their v is eps - x0, here the guided teacher's velocity
+unless ``objective.velocity = "data"``. Their squared errors are sums over a sample, here means, so that c of the weight
+counts as c times the number of elements there.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from fewstep.core.batch import Batch
+from fewstep.core.layout import Layout
+from fewstep.core.objective import Nets, Step
+from fewstep.methods.distance import distance
+from fewstep_flowmaps.config import AdaptiveConfig
+from fewstep_flowmaps.interval import FlowMap
+
+A = TypeVar("A", bound=AdaptiveConfig)
+
+
+class Adaptive(FlowMap[A]):
+    """An objective with the adaptive weight of MeanFlow's section 4.3."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"jvp", "two_time"})
+
+    def adaptive(self, error: Tensor, layout: Layout) -> Tensor:
+        """The squared error over (its sample's detached mean + c)^p, as a loss term."""
+        weight_B = (layout.mean(error.detach().square()) + self.config.constant) ** -self.config.power
+        return distance(error, weight_B, layout, None, self.config.reduction)
+
+
+class MeanFlow(Adaptive[AdaptiveConfig]):
+    """|| F(x_t, t, s) - sg(vT - (t - s) dF/dt) ||^2, with dF/dt along (vT, 1, 0) (MeanFlow, equations 9 to 11).
+
+    At s = 0 this is continuous velocity matching, at s = t flow matching.
+    """
+
+    Config = AdaptiveConfig
+
+    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
+        at = self.interval(batch, nets, step)
+        residual = at.residual(step)
+        return {"meanflow": self.adaptive(residual.value - residual.target(at.span), batch.layout)}
+
+
+class ImprovedMeanFlow(Adaptive[AdaptiveConfig]):
+    """|| F(x_t, t, s) + (t - s) sg(dF/dt) - vT ||^2, with dF/dt along the student's own velocity (F(x_t, t, t), 1, 0).
+
+    On data this keeps the noise of eps - x0 out of the derivative. The paper's guidance as a condition is left out:
+    the teacher's guidance is baked in.
+    """
+
+    Config = AdaptiveConfig
+
+    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
+        at = self.interval(batch, nets, step)
+        with torch.no_grad():
+            own = at.student(at.x_t, at.t_B, at.t_B)
+        error = at.residual(step, own).instantaneous(at.span) - at.velocity
+        return {"imeanflow": self.adaptive(error, batch.layout)}

@@ -1,0 +1,81 @@
+"""Two jumps in a row are one jump: shortcut models and SplitMeanFlow. No derivative is taken.
+
+Both learn the velocity, F(x, t, t) = vT, on a share of the samples, and put longer jumps together on the others.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.core.batch import Batch
+from fewstep.core.objective import Nets, NetSpec, Step, per
+from fewstep.methods.point import UNIFORM
+from fewstep_flowmaps.config import FlowMapConfig, ShortcutConfig, SplitConfig
+from fewstep_flowmaps.interval import FlowMap, Interval, through
+
+S = TypeVar("S", bound=FlowMapConfig)
+
+
+class Splitting(FlowMap[S]):
+    """|| F - vT ||^2 at s = t, || F - sg(F of two jumps) ||^2 at s < t."""
+
+    def error(self, at: Interval, two_jumps: Tensor) -> Tensor:
+        """The squared error, as a loss term."""
+        target = torch.where(at.span == 0, at.velocity, two_jumps)
+        return per(self.config.reduction, (at.student(at.x_t, at.t_B, at.s_B) - target).square(), at.layout)
+
+
+class SplitMeanFlow(Splitting[SplitConfig]):
+    """(t - s) F_ts = (t - m) F_tm + (m - s) F_ms at a random m (SplitMeanFlow, arXiv 2507.16884; arXiv 2505.18825 calls
+    it the progressive form of flow-map matching and tries the middle, too)."""
+
+    Config = SplitConfig
+
+    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
+        at = self.interval(batch, nets, step)
+        share_B = torch.full_like(at.t_B, 0.5)
+        if self.config.split == "uniform":
+            share_B = step.times(batch.layout, UNIFORM, "split")
+        return {"split": self.error(at, through(at.target, at.x_t, at.t_B, at.s_B, share_B, at.layout))}
+
+
+class Shortcut(Splitting[ShortcutConfig]):
+    """F(x_t, t, 2d) = (F(x_t, t, d) + F(x', t - d, d)) / 2, where the last argument is the length of the step and
+    x' = x_t - d F(x_t, t, d) (shortcut models, arXiv 2410.12557, equations 4 and 5).
+
+    2d is 1, 1/2, ... 2 / units, t a multiple of 2d, so that a sampler of 2^k steps asks what was trained. The shortest
+    half steps are steps of the velocity (length 0), as published.
+    """
+
+    Config = ShortcutConfig
+
+    def networks(self) -> dict[str, NetSpec]:
+        """The student, with the average that makes the targets where ``target`` is "ema"."""
+        return {"student": NetSpec(ema=(self.config.target_ema,) if self.config.target == "ema" else ())}
+
+    def ends(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
+        layout = batch.layout
+        halvings_B = (step.times(layout, UNIFORM, "length") * math.log2(self.config.units)).floor()
+        length_B = 0.5**halvings_B
+        place_B = (step.times(layout, UNIFORM, "place") / length_B).floor()
+        alone_B = step.times(layout, self.config.t, "t")
+        apart = self.are_apart(batch, step)
+        t_B = torch.where(apart, (place_B + 1) * length_B, alone_B)
+        return t_B, torch.where(apart, place_B * length_B, alone_B)
+
+    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
+        ema: nn.Module | None = None
+        if self.config.target == "ema":
+            ema = nets.ema("student", self.config.target_ema)
+        at = self.interval(batch, nets, step, ema)
+
+        def average(x: Tensor, t_B: Tensor, s_B: Tensor) -> Tensor:
+            shortest = t_B - s_B < 1.5 / self.config.units
+            return at.target(x, t_B, torch.where(shortest, t_B, s_B))
+
+        half_B = torch.full_like(at.t_B, 0.5)
+        return {"shortcut": self.error(at, through(average, at.x_t, at.t_B, at.s_B, half_B, at.layout))}
