@@ -193,7 +193,7 @@ def test_phased_jumps_agree_to_second_order(batch: Batch, phases: int) -> None:
         given, student = draws(batch.x0, 64), PhasedMap()
         given["t"] = (given["t"] * 8).floor() / 8 + 0.06  # away from phase ends for both intervals
         objective = PhasedConsistency(PhasedConfig(phases=phases, interval=interval, guidance=0.0, loss="l2"))
-        t_B = objective.look().times(batch, Given(given))
+        t_B = objective.look(Given(given)).times(batch, Given(given))
         student.end_B = phase_end(t_B - interval, phases)
         jump, target, _ = objective.jumps(batch, exact_nets(student), Given(given))
         errors.append(largest(jump, target))

@@ -105,6 +105,11 @@ class Step:
         return self._total
 
     @property
+    def progress(self) -> float:
+        """The share of the run that is done, in [0, 1). It reads ``total``."""
+        return self.index / self.total
+
+    @property
     def generator(self) -> torch.Generator:
         """The stream "default", for draws of your own."""
         return self.stream("default")

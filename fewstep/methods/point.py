@@ -52,7 +52,7 @@ class PointConfig(Strict):
 @dataclass(frozen=True)
 class Point:
     """Samples ``x_t``, made with ``noise``, at times ``t_B`` [B], with the residual there; the student jumps to
-    ``end_B`` [B]."""
+    ``end_B`` [B]. ``interval_B`` [B] is the D of a finite difference."""
 
     x_t: Tensor
     noise: Tensor
@@ -60,6 +60,7 @@ class Point:
     end_B: Tensor
     span: Tensor  # t - end, expanded to x_t
     residual: Residual
+    interval_B: Tensor
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class Look:
 
         residual = self.knobs.residual(student, x_t, t_B, velocity, layout, step, before)
         end_B = phase_end(self.knobs.before(t_B), self.phases, self.config.rescale_t)
-        return Point(x_t, noise, t_B, end_B, layout.expand(t_B - end_B, x_t), residual)
+        span = layout.expand(t_B - end_B, x_t)
+        return Point(x_t, noise, t_B, end_B, span, residual, self.knobs.interval_at(t_B))
 
     def noisy(self, batch: Batch, step: Step, t_B: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x_t, the times [B] and the noise, of the draws "t" and "noise" or the term's own; ``t_B`` gives the times."""

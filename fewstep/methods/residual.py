@@ -27,6 +27,7 @@ from fewstep.core.times import rescale
 Kind = Literal["discrete", "continuous"]
 Norm = Literal["none", "sample", "element"]
 Student = Callable[[Tensor, Tensor], Tensor]  # (x, t_B) -> F, with condition, layout and end bound
+EARLIEST = 0.002  # the first time looked at where D varies with t; EDM's smallest noise level
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Residual:
         """
         return (self.value - self.velocity + warmup * span * self.derivative).detach()
 
-    def states(self, x_t: Tensor, span: Tensor, interval: float) -> tuple[Tensor, Tensor]:
+    def states(self, x_t: Tensor, span: Tensor, interval: float | Tensor) -> tuple[Tensor, Tensor]:
         """The student's jump from t to e, with its graph, and the jump from the teacher's point at t - D, detached.
 
         Their difference is -D (F + (span - D) dF/dt - vT), which is how the target is made here. The graph runs
@@ -69,7 +70,7 @@ class Derivative:
 
     Args:
         kind: "continuous" by ``Step.jvp``, "discrete" as [F(x_t, t) - F(x_t - D vT, t - D)] / D.
-        interval: D.
+        interval: D, or a function that gives each of the times [B] its own, in (0, t].
         norm: "none"; "sample" dv / (|dv| + c), the norm over all elements of a sample (MDT-dist's d_norm with
             c = 0.1, sCM's tangent normalisation); "element" dv / (rms(dv) + c), which no longer shrinks with the
             number of elements.
@@ -77,7 +78,7 @@ class Derivative:
     """
 
     kind: Kind = "discrete"
-    interval: float = 0.01
+    interval: float | Callable[[Tensor], Tensor] = 0.01
     norm: Norm = "none"
     constant: float = 0.1
 
@@ -96,26 +97,35 @@ class Derivative:
         Args:
             previous: predicts at t - D in place of the student (an average of it); discrete only.
         """
-        dtype, interval = x_t.dtype, self.interval
+        dtype = x_t.dtype
         velocity = velocity.detach().to(dtype)
         if self.kind == "continuous":
             value, slope = step.jvp(student, (x_t, t_B), (velocity, torch.ones_like(t_B)), layout)
             value, slope = value.to(dtype), slope.to(dtype)
         else:
             value = student(x_t, t_B).to(dtype)
-            with torch.no_grad():  # time in float64: t - D in float32 would lose digits that the division magnifies
-                before = (previous or student)(x_t - interval * velocity, t_B.double() - interval)
+            interval_B = self.interval_at(t_B)
+            interval = layout.expand(interval_B, x_t)
+            with torch.no_grad():
+                before = (previous or student)(x_t - interval * velocity, t_B.double() - interval_B)
             slope = (value.detach() - before.to(dtype)) / interval
         return Residual(value, normalise(slope, layout, self.norm, self.constant), velocity)
 
     def times(self, u_B: Tensor, sigma_min: float) -> Tensor:
         """Draws in (0, 1) moved to where the residual is defined: t >= sigma_min, and t - D >= sigma_min."""
-        low = sigma_min + (self.interval if self.kind == "discrete" else 0.0)
+        first = EARLIEST if callable(self.interval) else self.interval
+        low = sigma_min + (first if self.kind == "discrete" else 0.0)
         return low + (1 - low) * u_B
 
+    def interval_at(self, t_B: Tensor) -> Tensor:
+        """[B] the D of each time, in float64: t - D in float32 would lose digits that the division by D magnifies."""
+        if callable(self.interval):
+            return self.interval(t_B.double())
+        return torch.full_like(t_B, self.interval, dtype=torch.float64)
+
     def before(self, t_B: Tensor) -> Tensor:
-        """The earliest time that the residual at t looks at, which decides its phase."""
-        return t_B - self.interval if self.kind == "discrete" else t_B
+        """[B] the earliest time that the residual at t looks at, which decides its phase."""
+        return t_B - self.interval_at(t_B).to(t_B.dtype) if self.kind == "discrete" else t_B
 
 
 def normalise(slope: Tensor, layout: Layout, norm: Norm, constant: float) -> Tensor:

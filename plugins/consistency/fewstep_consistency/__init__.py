@@ -1,1 +1,1 @@
-"""Consistency models and phased consistency models, distilled or trained, from the core's one residual."""
+"""Consistency-type methods of one time, distilled or trained, from the core's one residual."""

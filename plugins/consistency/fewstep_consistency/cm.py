@@ -1,61 +1,18 @@
-"""Consistency distillation (Song et al. 2023, arXiv 2303.01469) and its phased form (PCM, arXiv 2405.18407).
-
-Both compare the student's jump from x_t to the end of its phase with the jump from the teacher's point at t - D. The
-two jumps are made from the residual shared with velocity matching: their difference is -D times it, at t - D.
-"""
+"""Consistency distillation (Song et al. 2023, arXiv 2303.01469) and its phased form (PCM, arXiv 2405.18407)."""
 
 from __future__ import annotations
 
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
-from fewstep.core.objective import Nets, NetSpec, Objective, Step, per
-from fewstep.methods.distance import distance
-from fewstep.methods.point import Look, Point
+from fewstep.core.objective import Nets, Step, per
+from fewstep.methods.point import Look
 from fewstep.methods.residual import Derivative
-from fewstep_consistency.config import BaseConfig, ConsistencyConfig, PhasedConfig
-
-C = TypeVar("C", bound=BaseConfig)
-
-
-class Jumping(Objective[C]):
-    """What both objectives share: the networks, the point, the distance of two jumps."""
-
-    def look(self) -> Look:
-        """How this objective looks at a point."""
-        return Look(self.config, Derivative("discrete", self.config.interval), self.config.guidance)
-
-    def networks(self) -> dict[str, NetSpec]:
-        """The student, with the EMA that predicts the target where ``target`` is "ema"."""
-        return {"student": NetSpec(ema=(self.config.target_ema,) if self.config.target == "ema" else ())}
-
-    def point(self, batch: Batch, nets: Nets, step: Step) -> Point:
-        """The point of this step. With ``target`` "ema" the EMA predicts at t - D."""
-        ema = self.config.target == "ema"
-        return self.look().at(batch, nets, step, nets.ema("student", self.config.target_ema) if ema else None)
-
-    def jumps(self, batch: Batch, nets: Nets, step: Step) -> tuple[Tensor, Tensor, Point]:
-        """The student's jump, with its graph, the detached target, and where they were taken."""
-        at = self.point(batch, nets, step)
-        return *at.residual.states(at.x_t, at.span, self.config.interval), at
-
-    def jump_distance(self, batch: Batch, nets: Nets, step: Step) -> Tensor:
-        """The weighted distance of the two jumps, as a loss term."""
-        jump, target, at = self.jumps(batch, nets, step)
-        huber = self.config.huber if self.config.loss == "pseudo-huber" else None
-        weight_B = self.weight(at.t_B - at.end_B)
-        return distance(jump - target, weight_B, batch.layout, huber, self.config.reduction)
-
-    def weight(self, span_B: Tensor) -> Tensor:
-        """[B] the factor of the distance; see ``BaseConfig.weight``."""
-        ones, interval = torch.ones_like(span_B), self.config.interval
-        if self.config.weight == "none":
-            return ones
-        return ones / interval if self.config.weight == "interval" else 1 / (span_B * interval)
+from fewstep_consistency.config import ConsistencyConfig, PhasedConfig
+from fewstep_consistency.jumping import Jumping
 
 
 class Consistency(Jumping[ConsistencyConfig]):
@@ -63,9 +20,8 @@ class Consistency(Jumping[ConsistencyConfig]):
 
     Config = ConsistencyConfig
     needs: ClassVar[frozenset[str]] = frozenset({"jvp"})
-    sampler = "consistency"
 
-    def look(self) -> Look:
+    def look(self, step: Step) -> Look:
         return Look(self.config, Derivative(self.config.kind, self.config.interval), self.config.guidance)
 
     def contract(self) -> Contract:
@@ -89,7 +45,7 @@ class PhasedConsistency(Jumping[PhasedConfig]):
 
     Config = PhasedConfig
 
-    def look(self) -> Look:
+    def look(self, step: Step) -> Look:
         return Look(self.config, Derivative("discrete", self.config.interval), self.config.guidance, self.config.phases)
 
     def contract(self) -> Contract:

@@ -10,28 +10,33 @@ from fewstep.core.times import TimeSampler
 from fewstep.methods.point import PointConfig, Strengths
 
 
-class BaseConfig(PointConfig):
-    """What both consistency objectives can be told."""
+class OneTimeConfig(PointConfig):
+    """What every method of this plugin can be told."""
 
-    interval: float = Field(0.02, gt=0, lt=1, description="D between the two neighbouring times")
-    target: Literal["student", "ema"] = Field(
-        "student", description="network of the target: the student itself, stopped, or its EMA (moving average)"
-    )
-    target_ema: float = Field(0.95, ge=0, lt=1, description="decay rate of that EMA (target = ema)")
     guidance: Strengths = Field(
         None, description="teacher's w in (1 + w) c - w u, of a list one value a step; none: the teacher's own"
-    )
-    loss: Literal["l2", "pseudo-huber"] = Field("pseudo-huber", description="distance of the two jumps")
-    huber: float = Field(0.03, gt=0, description="c of the pseudo-Huber distance, in units of an element")
-    weight: Literal["none", "interval", "velocity"] = Field(
-        "velocity",
-        description="factor of the distance: 1, 1/D (iCT), or 1/(span D), which gives velocity matching's own gradient",
     )
     t: TimeSampler = Field(
         default_factory=lambda: TimeSampler(kind="uniform"), description="distribution of the training time"
     )
     reduction: Literal["element", "sample"] = Field(
         "sample", description="loss as mean over samples, or over all elements (a longer sample weighs more)"
+    )
+
+
+class BaseConfig(OneTimeConfig):
+    """What every objective that compares two jumps can be told."""
+
+    interval: float = Field(0.02, gt=0, lt=1, description="D between the two neighbouring times")
+    target: Literal["student", "ema"] = Field(
+        "student", description="network of the target: the student itself, stopped, or its EMA (moving average)"
+    )
+    target_ema: float = Field(0.95, ge=0, lt=1, description="decay rate of that EMA (target = ema)")
+    loss: Literal["l2", "pseudo-huber"] = Field("pseudo-huber", description="distance of the two jumps")
+    huber: float = Field(0.03, gt=0, description="c of the pseudo-Huber distance, in units of an element")
+    weight: Literal["none", "interval", "velocity"] = Field(
+        "velocity",
+        description="factor of the distance: 1, 1/D (iCT), or 1/(span D), which gives velocity matching's own gradient",
     )
 
 
@@ -58,3 +63,37 @@ class PhasedConfig(BaseConfig):
     """Phased consistency distillation."""
 
     phases: int = Field(4, ge=1, description="phases, and the number of sampling steps")
+
+
+class ECTConfig(BaseConfig):
+    """Consistency distillation or training with an interval that shrinks over the run."""
+
+    interval: float = Field(0.5, gt=0, lt=1, description="D in the first stage (shape level: as a share of t)")
+    q: float = Field(2.0, gt=1, description="factor by which D shrinks from one stage to the next")
+    stages: int = Field(8, ge=1, description="stages of equal length in the run; 1 keeps D")
+    shape: Literal["level", "constant"] = Field(
+        "level", description="D grows with t, as in ECT, or is the same at all times, as in iCT"
+    )
+
+
+class SCMConfig(OneTimeConfig):
+    """Continuous-time consistency."""
+
+    norm: Literal["none", "sample", "element"] = Field(
+        "element", description="size taken from the tangent: none, norm over the sample (published), root mean square"
+    )
+    constant: float = Field(0.1, gt=0, description="c in g / (size + c)")
+    warmup: float = Field(
+        0.1, ge=0, description="until dF/dt counts in full: below 1 this share of the run, from 1 on so many iterations"
+    )
+
+
+class LCMConfig(BaseConfig):
+    """Consistency distillation with a grid of times and an average as target."""
+
+    target: Literal["student", "ema"] = Field(
+        "ema", description="network of the target: the student itself, stopped, or its EMA (moving average)"
+    )
+    t: TimeSampler = Field(
+        default_factory=lambda: TimeSampler(kind="grid", points=50), description="distribution of the training time"
+    )

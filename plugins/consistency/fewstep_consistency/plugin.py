@@ -25,3 +25,22 @@ def register_objectives(register: Register) -> None:
         config="fewstep_consistency.config:PhasedConfig",
         summary="phased consistency: jumps to the end of a phase, as many phases as sampling steps",
     )
+    register(
+        "ect",
+        target="fewstep_consistency.ect:ECT",
+        config="fewstep_consistency.config:ECTConfig",
+        summary="easy consistency tuning: consistency with an interval that shrinks over the run",
+        aliases=("ict",),
+    )
+    register(
+        "scm",
+        target="fewstep_consistency.scm:ContinuousConsistency",
+        config="fewstep_consistency.config:SCMConfig",
+        summary="continuous-time consistency with normalised tangents and a warm-up",
+    )
+    register(
+        "lcm",
+        target="fewstep_consistency.lcm:LatentConsistency",
+        config="fewstep_consistency.config:LCMConfig",
+        summary="latent consistency models: consistency on the guided path, in wide steps on a grid of times",
+    )

@@ -1,0 +1,61 @@
+"""What objectives that compare two jumps share: networks, point, distance and weight.
+
+They compare the student's jump from x_t to the end of its phase with the jump from the teacher's point at t - D. The
+two jumps are made from the residual shared with velocity matching: their difference is -D times it, at t - D.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from fewstep.core.batch import Batch
+from fewstep.core.contract import Contract
+from fewstep.core.objective import Nets, NetSpec, Objective, Step
+from fewstep.methods.distance import distance
+from fewstep.methods.point import Look, Point
+from fewstep.methods.residual import Derivative
+from fewstep_consistency.config import BaseConfig
+
+C = TypeVar("C", bound=BaseConfig)
+
+
+class Jumping(Objective[C]):
+    """|| f(x_t, t) - sg f(x_t - D vT, t - D) || with f = x_t - (t - end) F, weighted."""
+
+    sampler = "consistency"
+
+    def contract(self) -> Contract:
+        return Contract(sampler=self.sampler, rescale_t=self.config.rescale_t)
+
+    def look(self, step: Step) -> Look:
+        """How this objective looks at a point."""
+        return Look(self.config, Derivative("discrete", self.config.interval), self.config.guidance)
+
+    def networks(self) -> dict[str, NetSpec]:
+        """The student, with the EMA that predicts the target where ``target`` is "ema"."""
+        return {"student": NetSpec(ema=(self.config.target_ema,) if self.config.target == "ema" else ())}
+
+    def point(self, batch: Batch, nets: Nets, step: Step) -> Point:
+        """The point of this step. With ``target`` "ema" the EMA predicts at t - D."""
+        ema = self.config.target == "ema"
+        return self.look(step).at(batch, nets, step, nets.ema("student", self.config.target_ema) if ema else None)
+
+    def jumps(self, batch: Batch, nets: Nets, step: Step) -> tuple[Tensor, Tensor, Point]:
+        """The student's jump, with its graph, the detached target, and where they were taken."""
+        at = self.point(batch, nets, step)
+        return *at.residual.states(at.x_t, at.span, batch.layout.expand(at.interval_B, at.x_t)), at
+
+    def jump_distance(self, batch: Batch, nets: Nets, step: Step) -> Tensor:
+        """The weighted distance of the two jumps, as a loss term."""
+        jump, target, at = self.jumps(batch, nets, step)
+        huber = self.config.huber if self.config.loss == "pseudo-huber" else None
+        return distance(jump - target, self.weight(at), batch.layout, huber, self.config.reduction)
+
+    def weight(self, at: Point) -> Tensor:
+        """[B] the factor of the distance; see ``BaseConfig.weight``."""
+        if self.config.weight == "none":
+            return torch.ones_like(at.interval_B)
+        return 1 / at.interval_B / (1 if self.config.weight == "interval" else at.t_B - at.end_B)
