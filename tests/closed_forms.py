@@ -28,9 +28,14 @@ class Given(Step):
     """A step whose named draws are given; "t" is what ``Step.times`` would return, in (0, 1)."""
 
     def __init__(
-        self, draws: dict[str, Tensor], tangents: Tangents = TANGENTS, interpolant: Interpolant = LINE
+        self,
+        draws: dict[str, Tensor],
+        tangents: Tangents = TANGENTS,
+        interpolant: Interpolant = LINE,
+        index: int = 0,
+        total: int = 1,
     ) -> None:
-        super().__init__(index=0, interpolant=interpolant, tangents=tangents)
+        super().__init__(index=index, interpolant=interpolant, tangents=tangents, total=total)
         self.draws = draws
 
     def randn_like(self, x: Tensor, name: str | None = None) -> Tensor:

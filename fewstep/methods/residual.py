@@ -136,6 +136,14 @@ def normalise(slope: Tensor, layout: Layout, norm: Norm, constant: float) -> Ten
     return slope / (layout.expand(size_B, slope) + constant)
 
 
+def faded_in(step: Step, warmup: float) -> float:
+    """The factor of dF/dt at this step, which rises from 0 to 1 along a line: for a ``warmup`` below 1 over this share
+    of the run, from 1 on over so many iterations. Without warm-up (0) it is 1."""
+    if warmup == 0:
+        return 1.0
+    return min(1.0, (step.progress if warmup < 1 else step.index) / warmup)
+
+
 def phase_end(t_B: Tensor, phases: int, rescale_t: float = 1.0) -> Tensor:
     """The lower end of the phase that t lies in, of ``phases`` equal ones (PCM, arXiv 2405.18407); 0 for one phase.
 

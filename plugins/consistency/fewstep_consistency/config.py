@@ -82,9 +82,11 @@ class SCMConfig(OneTimeConfig):
     norm: Literal["none", "sample", "element"] = Field(
         "element", description="size taken from the tangent: none, norm over the sample (published), root mean square"
     )
-    constant: float = Field(0.1, gt=0, description="c in g / (size + c)")
+    norm_constant: float = Field(0.1, gt=0, description="c in g / (size + c)")
     warmup: float = Field(
-        0.1, ge=0, description="until dF/dt counts in full: below 1 this share of the run, from 1 on so many iterations"
+        0.1,
+        ge=0,
+        description="dF/dt is faded in: below 1 over this share of the run, from 1 on over so many iterations",
     )
 
 

@@ -30,7 +30,6 @@ def register_objectives(register: Register) -> None:
         target="fewstep_consistency.ect:ECT",
         config="fewstep_consistency.config:ECTConfig",
         summary="easy consistency tuning: consistency with an interval that shrinks over the run",
-        aliases=("ict",),
     )
     register(
         "scm",

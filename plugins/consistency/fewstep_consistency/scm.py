@@ -24,7 +24,7 @@ from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
 from fewstep.core.objective import Nets, Objective, Step, per
 from fewstep.methods.point import Look
-from fewstep.methods.residual import Derivative, normalise
+from fewstep.methods.residual import Derivative, faded_in, normalise
 from fewstep_consistency.config import SCMConfig
 
 
@@ -38,15 +38,10 @@ class ContinuousConsistency(Objective[SCMConfig]):
     def contract(self) -> Contract:
         return Contract(sampler=self.sampler, rescale_t=self.config.rescale_t)
 
-    def warm(self, step: Step) -> float:
-        """r, the share of dF/dt that counts at this step."""
-        done = step.progress if self.config.warmup < 1 else step.index
-        return min(1.0, done / self.config.warmup) if self.config.warmup > 0 else 1.0
-
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         config = self.config
         at = Look(config, Derivative("continuous"), config.guidance).at(batch, nets, step)
         value = at.residual.value
-        tangent = at.residual.tangent(at.span, self.warm(step))
-        tangent = normalise(tangent, batch.layout, config.norm, config.constant)
+        tangent = at.residual.tangent(at.span, faded_in(step, config.warmup))
+        tangent = normalise(tangent, batch.layout, config.norm, config.norm_constant)
         return {"scm": per(config.reduction, (value - value.detach() + tangent).square(), batch.layout)}
