@@ -1,4 +1,4 @@
-"""ECT, sCM and LCM: formulas written from the papers, on dense and ragged samples, identities, and closed forms."""
+"""ECT, sCM, LCM and TCM: formulas written from the papers, on dense and ragged samples, identities, and closed forms."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from closed_forms import (
     total,
 )
 from fewstep_consistency.cm import Consistency
-from fewstep_consistency.config import ConsistencyConfig, ECTConfig, LCMConfig, SCMConfig
+from fewstep_consistency.config import ConsistencyConfig, ECTConfig, LCMConfig, SCMConfig, TCMConfig
 from fewstep_consistency.ect import ECT
 from fewstep_consistency.lcm import LatentConsistency
 from fewstep_consistency.scm import ContinuousConsistency
+from fewstep_consistency.tcm import TruncatedConsistency
 from fewstep_toy.analytic import AnalyticFlow, GaussianMap
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fewstep.core.backbone import Backbone, Teacher
@@ -136,6 +138,46 @@ def test_lcm_is_the_papers_formula(kind: str) -> None:
     agree(ours, torch.stack(terms).mean(), student)
 
 
+def two_networks(student: nn.Module, first: nn.Module) -> Nets:
+    return Nets({"student": student, "first": first, "teacher": Teacher(AnalyticFlow(GAUSSIAN).double())}, {})
+
+
+@pytest.mark.parametrize("kind", ["dense", "ragged"])
+def test_tcm_is_the_papers_formula(kind: str) -> None:
+    """t' = 0.6 and D = 0.2: a share of 0.4 at the boundary with weight 0.3, and before t' the first network's target."""
+    batch, given = points(kind)
+    given["boundary"] = torch.tensor([0.9, 0.1, 0.5, 0.39, 0.41], dtype=torch.float64)
+    student, first, teacher = random_student(GAUSSIAN), random_student(GAUSSIAN, 5), AnalyticFlow(GAUSSIAN).double()
+    config = TCMConfig(
+        boundary=0.6,
+        boundary_share=0.4,
+        boundary_weight=0.3,
+        interval=0.2,
+        loss="l2",
+        weight="none",
+        reduction="sample",
+    )
+    ours = TruncatedConsistency(config).loss(batch, two_networks(student, first), Given(given))
+    assert list(ours) == ["tcm", "first"]
+
+    late, early, looks_below = [], [], 0
+    for i, (x0, noise) in enumerate(samples(kind, batch.x0, given["noise"])):
+        u = float(given["t"][i])
+        t, factor = (0.6, 0.3 / 0.4) if i in (1, 3) else (0.6 + 0.4 * u, 1 / 0.6)
+        x_t = (1 - t) * x0 + t * noise
+        before = jump(student if t - 0.2 >= 0.6 else first, x_t - 0.2 * velocity_at(teacher, x_t, t), t - 0.2)
+        late.append(factor * (jump(student, x_t, t) - before.detach()).square().mean())
+        looks_below += t - 0.2 < 0.6
+        t = 0.2 + 0.4 * u
+        x_t = (1 - t) * x0 + t * noise
+        before = jump(first, x_t - 0.2 * velocity_at(teacher, x_t, t), t - 0.2)
+        early.append((jump(first, x_t, t) - before.detach()).square().mean())
+    assert 2 < looks_below < 5
+    agree({"tcm": ours["tcm"]}, torch.stack(late).mean(), student)
+    agree({"first": ours["first"]}, torch.stack(early).mean(), first)
+    assert largest(gradients({"tcm": ours["tcm"]}, first), [torch.zeros_like(p) for p in first.parameters()]) == 0
+
+
 def test_lcm_draws_the_times_of_its_grid() -> None:
     batch = gaussian_batch(4000)
     t_B = LatentConsistency(LCMConfig()).look(Step(0, Interpolant())).times(batch, Step(0, Interpolant()))
@@ -201,6 +243,20 @@ def test_scm_without_its_normalisation_is_continuous_cm(kind: str) -> None:
     assert total(scm).item() == pytest.approx(total(cm).item())
 
 
+def test_tcm_above_its_boundary_is_cm() -> None:
+    """Where no jump reaches below t' and no sample lies at it, up to the weight of the others."""
+    batch, given = points("ragged")
+    given["boundary"] = torch.ones(5, dtype=torch.float64)
+    student, boundary, interval = random_student(GAUSSIAN), 0.06, 0.04
+    objective = TruncatedConsistency(TCMConfig(boundary=boundary, interval=interval))
+    tcm = objective.loss(batch, two_networks(student, random_student(GAUSSIAN, 5)), Given(given))["tcm"]
+    t_B = boundary + (1 - boundary) * given["t"]
+    assert float(t_B.min()) - interval > boundary
+    drawn = Given(given | {"t": (t_B - interval) / (1 - interval)})
+    cm = Consistency(ConsistencyConfig(interval=interval)).loss(batch, exact_nets(student), drawn)["cm"]
+    assert largest(tcm, cm / 0.75) < 1e-12
+
+
 def test_ect_approaches_scm() -> None:
     """As the interval shrinks, in first order; the squared distance weighted by 1 / (t D)."""
     batch, given = points("ragged")
@@ -245,6 +301,14 @@ def test_the_derivative_is_faded_in() -> None:
     assert [faded_in(step, 0) for step in at] == [1.0] * 4
 
 
+def test_a_truncated_student_is_not_asked_below_its_boundary() -> None:
+    assert TruncatedConsistency(TCMConfig()).contract().steps == (1, 2)
+    assert TruncatedConsistency(TCMConfig(boundary=0.6)).contract().steps == (1,)
+    assert TruncatedConsistency(TCMConfig(boundary=0.6, rescale_t=3.0)).contract().steps == (1, 2)
+    with pytest.raises(ValidationError, match=r"interval must be below boundary, got 0.3 and 0.2"):
+        TCMConfig(interval=0.3, boundary=0.2)
+
+
 # Closed forms, on a Gaussian.
 
 
@@ -268,7 +332,7 @@ def test_scm_starts_at_the_teachers_velocity() -> None:
 
 
 def test_ect_starts_at_the_teachers_prediction_of_the_data() -> None:
-    """In the first stage D = t where n(t) is 2 and more, below t = 0.66: the answer is the teacher's Euler step to 0."""
+    """In the first stage D = t where n(t) is 2 or more, below t = 0.66: the answer is the teacher's Euler step."""
     batch, flow = gaussian_batch(64), AnalyticFlow(GAUSSIAN).double()
     given = draws(batch.x0, 64)
     given["t"] = given["t"] * 0.6
@@ -287,6 +351,23 @@ def test_the_exact_map_is_a_fixed_point_of_ect_to_second_order() -> None:
         largest(*ECT(ECTConfig(interval=d, stages=1)).jumps(batch, exact_nets(exact), given)[:2]) for d in (0.02, 0.01)
     ]
     assert 3.0 < errors[0] / errors[1] < 5.0
+
+
+def test_the_exact_map_is_the_answer_of_tcm_whatever_the_student_is_below() -> None:
+    """To second order: the first network alone answers before t', and a student that is wrong there has no more loss."""
+
+    class WrongBelow(GaussianMap):
+        def forward(self, x: Tensor, t_B: Tensor, *args: Any, **more: Any) -> Tensor:
+            found: Tensor = super().forward(x, t_B, *args, **more)
+            return torch.where(t_B[:, None] < 0.5, found + 1.0, found)
+
+    batch, found = gaussian_batch(64), []
+    given = draws(batch.x0, 64) | {"boundary": torch.linspace(0, 1, 64, dtype=torch.float64)}
+    for interval in (0.02, 0.01):
+        nets = two_networks(WrongBelow(GAUSSIAN).double(), GaussianMap(GAUSSIAN).double())
+        config = TCMConfig(interval=interval, loss="l2", weight="none")
+        found.append(float(TruncatedConsistency(config).loss(batch, nets, Given(given))["tcm"].max()) ** 0.5)
+    assert 3.0 < found[0] / found[1] < 5.0
 
 
 class EulerMap(Backbone):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal, cast
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.config.base import Strict
 from fewstep.core.backbone import Guidance
@@ -85,15 +86,23 @@ class Look:
     name: str = "main"
     t: TimeSampler | None = None
 
-    def at(self, batch: Batch, nets: Nets, step: Step, previous: nn.Module | None = None) -> Point:
+    def at(
+        self,
+        batch: Batch,
+        nets: Nets,
+        step: Step,
+        previous: Callable[..., Tensor] | None = None,
+        t_B: Tensor | None = None,
+    ) -> Point:
         """Draws time and noise, and evaluates student and teacher there.
 
         Args:
             batch: real clean samples, or a student's own.
             previous: the network that predicts at t - D in place of the student.
+            t_B: [B] the times, instead of a draw.
         """
         layout = batch.layout
-        x_t, t_B, noise = self.noisy(batch, step)
+        x_t, t_B, noise = self.noisy(batch, step, t_B)
         cond = dropped(batch, step, self.config.p_uncond, f"drop/{self.name}")
         velocity = self.velocity(batch, noise, x_t, t_B, nets, step)
 

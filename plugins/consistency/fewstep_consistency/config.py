@@ -99,3 +99,17 @@ class LCMConfig(BaseConfig):
     t: TimeSampler = Field(
         default_factory=lambda: TimeSampler(kind="grid", points=50), description="distribution of the training time"
     )
+
+
+class TCMConfig(BaseConfig):
+    """Consistency distillation of the later times alone."""
+
+    boundary: float = Field(0.5, gt=0, lt=1, description="t', the first time of the student")
+    boundary_share: float = Field(0.25, gt=0, lt=1, description="share of samples that lie at the boundary")
+    boundary_weight: float = Field(0.1, gt=0, description="weight of their mean beside that of the others")
+
+    @model_validator(mode="after")
+    def _room_below(self) -> TCMConfig:
+        if self.interval >= self.boundary:
+            raise ValueError(f"interval must be below boundary, got {self.interval:g} and {self.boundary:g}")
+        return self

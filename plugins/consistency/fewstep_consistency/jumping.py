@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
+from fewstep.core.layout import Layout
 from fewstep.core.objective import Nets, NetSpec, Objective, Step
 from fewstep.methods.distance import distance
 from fewstep.methods.point import Look, Point
@@ -38,24 +39,37 @@ class Jumping(Objective[C]):
         """The student, with the EMA that predicts the target where ``target`` is "ema"."""
         return {"student": NetSpec(ema=(self.config.target_ema,) if self.config.target == "ema" else ())}
 
+    def previous(self, nets: Nets) -> nn.Module:
+        """The network that predicts at t - D."""
+        student: nn.Module = nets.student
+        return nets.ema("student", self.config.target_ema) if self.config.target == "ema" else student
+
     def point(self, batch: Batch, nets: Nets, step: Step) -> Point:
-        """The point of this step. With ``target`` "ema" the EMA predicts at t - D."""
-        ema = self.config.target == "ema"
-        return self.look(step).at(batch, nets, step, nets.ema("student", self.config.target_ema) if ema else None)
+        """The point of this step."""
+        return self.look(step).at(batch, nets, step, self.previous(nets))
 
     def jumps(self, batch: Batch, nets: Nets, step: Step) -> tuple[Tensor, Tensor, Point]:
         """The student's jump, with its graph, the detached target, and where they were taken."""
         at = self.point(batch, nets, step)
-        return *at.residual.states(at.x_t, at.span, batch.layout.expand(at.interval_B, at.x_t)), at
+        return *states(at, batch.layout), at
 
     def jump_distance(self, batch: Batch, nets: Nets, step: Step) -> Tensor:
         """The weighted distance of the two jumps, as a loss term."""
-        jump, target, at = self.jumps(batch, nets, step)
+        return self.distance_at(self.point(batch, nets, step), batch.layout)
+
+    def distance_at(self, at: Point, layout: Layout, factor_B: float | Tensor = 1.0) -> Tensor:
+        """The distance of the two jumps at a point; ``factor_B`` [B] is one more weight."""
+        jump, target = states(at, layout)
         huber = self.config.huber if self.config.loss == "pseudo-huber" else None
-        return distance(jump - target, self.weight(at), batch.layout, huber, self.config.reduction)
+        return distance(jump - target, factor_B * self.weight(at), layout, huber, self.config.reduction)
 
     def weight(self, at: Point) -> Tensor:
         """[B] the factor of the distance; see ``BaseConfig.weight``."""
         if self.config.weight == "none":
             return torch.ones_like(at.interval_B)
         return 1 / at.interval_B / (1 if self.config.weight == "interval" else at.t_B - at.end_B)
+
+
+def states(at: Point, layout: Layout) -> tuple[Tensor, Tensor]:
+    """The student's jump at a point, with its graph, and the detached target."""
+    return at.residual.states(at.x_t, at.span, layout.expand(at.interval_B, at.x_t))

@@ -43,3 +43,9 @@ def register_objectives(register: Register) -> None:
         config="fewstep_consistency.config:LCMConfig",
         summary="latent consistency models: consistency on the guided path, in wide steps on a grid of times",
     )
+    register(
+        "tcm",
+        target="fewstep_consistency.tcm:TruncatedConsistency",
+        config="fewstep_consistency.config:TCMConfig",
+        summary="truncated consistency: one network for the later times, another for the earlier ones",
+    )
