@@ -1,8 +1,9 @@
-"""ECT, sCM, LCM and TCM: formulas written from the papers, on dense and ragged samples, identities, and closed forms."""
+"""ECT, sCM, LCM and TCM: the papers' formulas, on dense and ragged samples, identities, and closed forms."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -144,7 +145,7 @@ def two_networks(student: nn.Module, first: nn.Module) -> Nets:
 
 @pytest.mark.parametrize("kind", ["dense", "ragged"])
 def test_tcm_is_the_papers_formula(kind: str) -> None:
-    """t' = 0.6 and D = 0.2: a share of 0.4 at the boundary with weight 0.3, and before t' the first network's target."""
+    """t' = 0.6 and D = 0.2: a share of 0.4 at the boundary, of weight 0.3; before t' the target is the first network's."""
     batch, given = points(kind)
     given["boundary"] = torch.tensor([0.9, 0.1, 0.5, 0.39, 0.41], dtype=torch.float64)
     student, first, teacher = random_student(GAUSSIAN), random_student(GAUSSIAN, 5), AnalyticFlow(GAUSSIAN).double()
@@ -155,7 +156,6 @@ def test_tcm_is_the_papers_formula(kind: str) -> None:
         interval=0.2,
         loss="l2",
         weight="none",
-        reduction="sample",
     )
     ours = TruncatedConsistency(config).loss(batch, two_networks(student, first), Given(given))
     assert list(ours) == ["tcm", "first"]
@@ -354,7 +354,7 @@ def test_the_exact_map_is_a_fixed_point_of_ect_to_second_order() -> None:
 
 
 def test_the_exact_map_is_the_answer_of_tcm_whatever_the_student_is_below() -> None:
-    """To second order: the first network alone answers before t', and a student that is wrong there has no more loss."""
+    """To second order. The first network alone answers before t': a student that is wrong there loses nothing."""
 
     class WrongBelow(GaussianMap):
         def forward(self, x: Tensor, t_B: Tensor, *args: Any, **more: Any) -> Tensor:
