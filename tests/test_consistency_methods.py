@@ -145,7 +145,7 @@ def two_networks(student: nn.Module, first: nn.Module) -> Nets:
 
 @pytest.mark.parametrize("kind", ["dense", "ragged"])
 def test_tcm_is_the_papers_formula(kind: str) -> None:
-    """t' = 0.6 and D = 0.2: a share of 0.4 at the boundary, of weight 0.3; before t' the target is the first network's."""
+    """t' = 0.6 and D = 0.2: a share of 0.4 at t', of weight 0.3; before t' the target is the first network's."""
     batch, given = points(kind)
     given["boundary"] = torch.tensor([0.9, 0.1, 0.5, 0.39, 0.41], dtype=torch.float64)
     student, first, teacher = random_student(GAUSSIAN), random_student(GAUSSIAN, 5), AnalyticFlow(GAUSSIAN).double()
