@@ -50,10 +50,10 @@ class TruncatedConsistency(Jumping[TCMConfig]):
             return torch.where(is_late, later(x, t_B, cond, layout), nets.first(x, t_B, cond, layout))
 
         share, u_B = self.config.boundary_share, step.times(layout, self.config.t)
-        at_boundary_B = step.times(layout, UNIFORM, "boundary") < share
-        late_B = torch.where(at_boundary_B, boundary, boundary + (1 - boundary) * u_B)
+        lies_B = (step.times(layout, UNIFORM, "boundary") < share).to(u_B.dtype)  # 1 at the boundary, else 0
+        late_B = boundary + (1 - boundary) * (1 - lies_B) * u_B
         at_late = look.at(batch, nets, step, previous, late_B)
-        factor_B = torch.where(at_boundary_B, self.config.boundary_weight / share, 1 / (1 - share))
+        factor_B = lies_B * self.config.boundary_weight / share + (1 - lies_B) / (1 - share)
 
         lowest = step.interpolant.sigma_min + self.config.interval
         first = Nets({"student": nets.first, "teacher": nets.teacher}, {})
