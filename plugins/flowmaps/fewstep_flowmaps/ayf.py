@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fewstep.core.batch import Batch
 from fewstep.core.objective import Nets, Step, per
-from fewstep.methods.residual import Residual, normalise
+from fewstep.methods.residual import Residual, faded_in, normalise
 from fewstep_flowmaps.config import AYFConfig
 from fewstep_flowmaps.interval import FlowMap, Interval
 
@@ -38,9 +38,7 @@ class AlignYourFlow(FlowMap[AYFConfig]):
 
     def faded_in(self, step: Step) -> float:
         """The factor of the derivative at this step."""
-        warmup = self.config.warmup
-        iterations = warmup * step.total if 0 < warmup < 1 else warmup
-        return self.config.derivative * min(1.0, step.index / iterations if iterations else 1.0)
+        return self.config.derivative * faded_in(step, self.config.warmup)
 
 
 def lagrangian(at: Interval, step: Step) -> Residual:
