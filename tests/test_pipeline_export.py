@@ -90,7 +90,8 @@ def test_half_precision_halves_the_student(tmp_path: Path, tiny_pipeline: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "fine"), [("consistency", 1, True), ("consistency", 2, False), ("heun", 1, False)]
+    ("name", "steps", "fine"),
+    [("consistency", 1, True), ("consistency", 2, False), ("heun", 1, False), ("jump", 1, False)],
 )
 def test_a_sampler_that_trellis_lacks(tmp_path: Path, tiny_pipeline: Path, name: str, steps: int, fine: bool) -> None:
     contract = Contract(sampler=name, steps=(steps,))

@@ -52,7 +52,7 @@ class Backbone(nn.Module):
 
     Config: ClassVar[type[Strict]]
     config: Any  # an instance of it, for ``save``
-    provides: ClassVar[frozenset[str]] = frozenset()
+    provides: ClassVar[frozenset[str]] = frozenset()  # what it can do, or its ``student`` can
     dataset: ClassVar[str]  # name of the registered data set that a run uses unless told otherwise
     interpolant: Interpolant = Interpolant()
     stage: ClassVar[str] = ""  # this network's own name among the stages of its model
@@ -70,8 +70,13 @@ class Backbone(nn.Module):
         """The frozen teacher that ``config`` (an instance of ``Config``) names."""
         raise TypeError(f"{cls.__name__} does not implement teacher")
 
-    def student(self) -> Backbone:
-        """The network that distillation starts from: a copy of this one, unless the teacher cannot be trained."""
+    def student(self, needs: frozenset[str] = frozenset()) -> Backbone:
+        """The network that distillation starts from: a copy of this one, unless the teacher cannot be trained.
+
+        Args:
+            needs: the objective's. Where "two_time" is among them and this network takes one time, its student is given
+                a second that changes nothing until it is trained.
+        """
         return copy.deepcopy(self)
 
     def save(self, folder: Path, *, half: bool = False) -> None:

@@ -39,6 +39,7 @@ class Networks:
         rates: of the student's EMAs, beside those of its spec.
         seed: of the weights that ``build`` draws.
         warmup: see ``ema_decay``.
+        needs: the objective's, which the student is made for.
 
     Raises:
         FewstepError: for an ``init`` that names no network, without a "student", or without parameters to train.
@@ -52,10 +53,11 @@ class Networks:
         rates: tuple[float, ...] = (),
         seed: int = 0,
         warmup: bool = False,
+        needs: frozenset[str] = frozenset(),
     ) -> None:
         if "student" not in specs:
             raise unknown("network to export", "student", specs)
-        self.specs, self.teacher, self.warmup = dict(specs), teacher, warmup
+        self.specs, self.teacher, self.warmup, self.needs = dict(specs), teacher, warmup, needs
         self.trained: dict[str, nn.Module] = {}
         for name, spec in specs.items():
             self.trained[name] = self._make(name, spec, seed).to(device)
@@ -90,10 +92,13 @@ class Networks:
         return module.train()
 
     def _student(self) -> Backbone:
-        """The backbone's student. A copy of the frozen teacher gets back what was trainable before."""
-        module = self.teacher.backbone.student()
-        if not any(p.requires_grad for p in module.parameters()):
-            for key, parameter in module.named_parameters():
+        """The backbone's student. A copy of the frozen teacher gets back what was trainable before; what it grew beyond
+        that is trained as it says itself."""
+        module = self.teacher.backbone.student(self.needs)
+        names = {key for key, _ in self.teacher.backbone.named_parameters()}
+        copied = {key: p for key, p in module.named_parameters() if key in names}
+        if not any(p.requires_grad for p in copied.values()):
+            for key, parameter in copied.items():
                 parameter.requires_grad_(key in self.teacher.trainable)
         return module
 

@@ -97,7 +97,8 @@ class Trainer:
         if config.precision == "bf16" and emulates_bf16(self.device):
             say("warning: train.precision=bf16 is emulated by this CPU, many times slower than train.precision=fp32")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
-        self.nets = Networks(objective.networks(), self.teacher, self.device, config.ema, seed, config.ema_warmup)
+        specs, warmup = objective.networks(), config.ema_warmup
+        self.nets = Networks(specs, self.teacher, self.device, config.ema, seed, warmup, objective.needs)
         self.derivatives = Derivatives(self.nets.exported(config.export).provides, say)
         self.optimizers = {
             name: NetOptimizer(name, parameters, self.nets.specs[name].lr_scale, config)

@@ -194,7 +194,7 @@ class Bench:
         unknown = sorted(set(phase.trains) - set(specs))
         self.claim(not unknown, f"a phase trains {', '.join(unknown)}, which networks() does not have")
         teacher = Teacher(copy.deepcopy(self.backbone), Guidance(2.0))
-        nets = Networks(specs, teacher, torch.device("cpu"))
+        nets = Networks(specs, teacher, torch.device("cpu"), needs=self.needs)
         for module in [*nets.trained.values(), *nets.emas.values()]:  # what ``build`` made is float32
             module.double()
         generator = torch.Generator().manual_seed(1)

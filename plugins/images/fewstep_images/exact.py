@@ -42,7 +42,7 @@ class ExactFlow(Backbone):
             raise FewstepError("the exact teacher of backbone 'images' takes one time: it does not provide 'two_time'")
         return self.mixture.velocity(self.interpolant, x, layout.expand(t_B, x), cond.tokens)
 
-    def student(self) -> Backbone:
+    def student(self, needs: frozenset[str] = frozenset()) -> Backbone:
         """A closed form cannot be trained: the student is a network that was fitted to it."""
         from fewstep_images.fitting import fitted
 

@@ -44,7 +44,7 @@ class AnalyticFlow(Backbone):
         wanted = None if cond.tokens is None else expand_rows(cond.tokens, x, layout)
         return self.mixture.velocity(self.interpolant, x, layout.expand(t_B, x), wanted)
 
-    def student(self) -> Backbone:
+    def student(self, needs: frozenset[str] = frozenset()) -> Backbone:
         """A closed form cannot be trained: the student is an MLP that was fitted to it."""
         from fewstep_toy.network import fitted
 

@@ -31,12 +31,12 @@ class StructureFlow(Flow):
 
     Config = TrellisConfig
     name, network = "trellis", SparseStructureFlowModel
-    provides: ClassVar[frozenset[str]] = frozenset({"dense", "jvp", "negative_time"})
+    provides: ClassVar[frozenset[str]] = frozenset({"dense", "jvp", "two_time", "negative_time"})
     dataset = "sweethome3d"
     stage = "ss"
 
-    def velocity(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout) -> Tensor:
-        return cast(Tensor, self.model(x, t_B, cond))
+    def velocity(self, x: Tensor, t_B: Tensor, s_B: Tensor | None, cond: Condition, layout: Layout) -> Tensor:
+        return cast(Tensor, self.model(x, t_B, cond, s=s_B))
 
     @classmethod
     def students(cls) -> dict[str, Path]:

@@ -50,17 +50,16 @@ class Flow(Backbone):
         super().__init__()
         self.model: Any = model
 
-    def velocity(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout) -> Tensor:
-        """The network's answer at the scaled times ``t_B`` [B]."""
+    def velocity(self, x: Tensor, t_B: Tensor, s_B: Tensor | None, cond: Condition, layout: Layout) -> Tensor:
+        """The network's answer at the scaled times ``t_B`` and ``s_B`` [B]."""
         raise TypeError(f"{type(self).__name__} does not implement velocity")
 
     def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
-        if s_B is not None:
-            raise FewstepError(f"backbone {self.name!r} takes one time: it does not provide 'two_time'")
         if cond.tokens is None:
             raise FewstepError(f"backbone {self.name!r} needs condition tokens [B, L, C], got none")
         # Scaled before rounding: a float64 grid keeps its digits, as the reference's does, and float32 draws theirs.
-        return self.velocity(x, (1000 * t_B.double()).to(x.dtype), cond, layout)
+        t_B, s_B = (1000 * t_B.double()).to(x.dtype), None if s_B is None else (1000 * s_B.double()).to(x.dtype)
+        return self.velocity(x, t_B, s_B, cond, layout)
 
     @classmethod
     def teacher(cls, config: Any) -> Teacher:
@@ -72,9 +71,11 @@ class Flow(Backbone):
         backbone = cls.load_file(existing("backbone.teacher", config.teacher))
         return Teacher(backbone, Guidance(config.guidance, config.interval))
 
-    def student(self: F) -> F:
+    def student(self: F, needs: frozenset[str] = frozenset()) -> F:
         """A float32 copy: a half-precision torso is for sampling, its updates would round to nothing."""
         copied = copy.deepcopy(self)
+        if "two_time" in needs and copied.model.jump_embedder is None:
+            copied.model.take_second_time(copied.model.args["model_channels"])
         if copied.model.half_torso:
             copied.model.convert_to_fp32()
         return copied

@@ -47,7 +47,7 @@ class StructuredLatentFlow(Flow):
 
     Config = SLatConfig
     name, network = "trellis-slat", SLatFlowModel
-    provides: ClassVar[frozenset[str]] = frozenset({"packed", "jvp", "negative_time"})
+    provides: ClassVar[frozenset[str]] = frozenset({"packed", "jvp", "two_time", "negative_time"})
     dataset = "sweethome3d-slat"
     stage = "slat"
 
@@ -55,11 +55,11 @@ class StructuredLatentFlow(Flow):
         super().__init__(model)
         self.normalisation = normalisation
 
-    def velocity(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout) -> Tensor:
+    def velocity(self, x: Tensor, t_B: Tensor, s_B: Tensor | None, cond: Condition, layout: Layout) -> Tensor:
         if not isinstance(layout, Packed) or layout.coords is None:
             got = "no coords" if isinstance(layout, Packed) else type(layout).__name__
             raise FewstepError(f"backbone {self.name!r} needs a Packed layout with voxel coordinates, got {got}")
-        return cast(Tensor, self.model(x, t_B, cond, layout))
+        return cast(Tensor, self.model(x, t_B, cond, layout, s=s_B))
 
     @classmethod
     def teacher(cls, config: Any) -> Teacher:

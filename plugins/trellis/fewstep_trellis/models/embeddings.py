@@ -47,6 +47,31 @@ class TimestepEmbedder(nn.Module):
         return out
 
 
+class JumpEmbedder(nn.Module):
+    """``[B]`` lengths t - s of a jump, in [0, 1], to ``[B, C]``, added to the embedding of t: a student's second time.
+
+    It gives 0 for a length of 0, and for every length until it is trained. Its waves are slow, unlike those of t: a
+    derivative by the time, which two-time methods take, would be large otherwise.
+
+    Args:
+        channels: width C of the embedding.
+    """
+
+    WAVES = 8
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        widen, mix = nn.Linear(1 + self.WAVES, channels, bias=False), nn.Linear(channels, channels, bias=False)
+        self.mlp = nn.Sequential(widen, nn.SiLU(), mix)
+        nn.init.zeros_(mix.weight)
+
+    def forward(self, length_B: Tensor) -> Tensor:
+        angles = math.pi * length_B[:, None] * torch.arange(1, self.WAVES + 1, device=length_B.device)
+        features = torch.cat([length_B[:, None], angles.sin()], -1)
+        out: Tensor = self.mlp(features.to(next(self.mlp.parameters()).dtype))
+        return out
+
+
 def position_embedding(coords: Tensor, channels: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Sines and cosines of integer positions.
 

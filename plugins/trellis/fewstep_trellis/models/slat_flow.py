@@ -13,15 +13,15 @@ from fewstep_trellis.models.attention import number_of_heads
 from fewstep_trellis.models.blocks import modulation, modulation_for_blocks, tokens_for_blocks
 from fewstep_trellis.models.embeddings import TimestepEmbedder
 from fewstep_trellis.models.initialise import initialise
-from fewstep_trellis.models.precision import HalfTorso
 from fewstep_trellis.models.recompute import run_block
 from fewstep_trellis.models.slat_io import down, input_blocks, io_levels, output_blocks, up
 from fewstep_trellis.models.sparse_blocks import SparseModulatedCrossBlock
 from fewstep_trellis.models.sparse_layers import check_packed, position_embedding_of
 from fewstep_trellis.models.structure_flow import check_pe_mode
+from fewstep_trellis.models.two_time import TwoTime
 
 
-class SLatFlowModel(HalfTorso):
+class SLatFlowModel(TwoTime):
     """Velocity of structured latents, with the constructor and the state dict of the official class.
 
     Args:
@@ -45,6 +45,7 @@ class SLatFlowModel(HalfTorso):
         share_mod: one modulation layer for all transformer blocks.
         qk_rms_norm: norm of queries and keys in self attention.
         qk_rms_norm_cross: the same in cross attention.
+        two_time: a second time, for students of methods that need one; not among the official arguments.
 
     Raises:
         FewstepError: arguments that do not fit together, or ``pe_mode="rope"``.
@@ -71,8 +72,10 @@ class SLatFlowModel(HalfTorso):
         share_mod: bool = False,
         qk_rms_norm: bool = False,
         qk_rms_norm_cross: bool = False,
+        two_time: bool = False,
     ) -> None:
         arguments = locals()
+        del arguments["two_time"]  # named in a checkpoint only where it is true
         super().__init__()
         self.remember(arguments)
         check_positive(resolution=resolution, patch_size=patch_size, num_heads=num_heads, num_blocks=num_blocks)
@@ -98,6 +101,8 @@ class SLatFlowModel(HalfTorso):
         self.out_blocks = output_blocks(widths, model_channels, num_io_res_blocks, skips=use_skip_connection)
         self.out_layer = nn.Linear(widths[0], out_channels)
         initialise(self, self.out_layer, self.adaLN_modulation)
+        if two_time:
+            self.take_second_time(model_channels)
         if use_fp16:
             self.convert_to_fp16()
 
@@ -118,7 +123,9 @@ class SLatFlowModel(HalfTorso):
             layout = found[-1].coarse
         return found
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | Condition, layout: Packed) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, cond: Tensor | Condition, layout: Packed, *, s: Tensor | None = None
+    ) -> Tensor:
         """The velocity at ``x``.
 
         Args:
@@ -126,6 +133,7 @@ class SLatFlowModel(HalfTorso):
             t: ``[B]`` times, 0 (data) to 1000 (noise).
             cond: ``[B, L, Cc]`` condition tokens, or a condition, of which a blank one (all 0) costs no attention.
             layout: of ``x``, with coords ``[T, 3]``.
+            s: ``[B]`` times that a jump ends at, 0 to t, of a model with ``two_time``.
 
         Returns:
             ``[T, out_channels]`` in the type of ``x``, in the same order.
@@ -134,7 +142,7 @@ class SLatFlowModel(HalfTorso):
             FewstepError: a shape that does not fit.
         """
         self._check(x, t, cond.tokens if isinstance(cond, Condition) else cond, layout)
-        h, emb, levels = self.input_layer(x), self.t_embedder(t), self.poolings(layout)
+        h, emb, levels = self.input_layer(x), self.embedded(t, s), self.poolings(layout)
         torso = self.torso_type(h)
         mod = modulation_for_blocks(emb, self.adaLN_modulation, torso)
         h, emb = h.to(torso), emb.to(torso)

@@ -14,8 +14,8 @@ from fewstep_trellis.models.blocks import ModulatedCrossBlock, modulation, modul
 from fewstep_trellis.models.embeddings import TimestepEmbedder, grid_coords, position_embedding
 from fewstep_trellis.models.initialise import initialise
 from fewstep_trellis.models.patches import patchify, unpatchify
-from fewstep_trellis.models.precision import HalfTorso
 from fewstep_trellis.models.recompute import run_block
+from fewstep_trellis.models.two_time import TwoTime
 
 
 def check_pe_mode(pe_mode: str) -> None:
@@ -29,7 +29,7 @@ def check_pe_mode(pe_mode: str) -> None:
         raise unknown("pe_mode", pe_mode, ["ape"])
 
 
-class SparseStructureFlowModel(HalfTorso):
+class SparseStructureFlowModel(TwoTime):
     """Velocity of structure latents, with the constructor and the state dict of the official class.
 
     Args:
@@ -50,6 +50,7 @@ class SparseStructureFlowModel(HalfTorso):
         share_mod: one modulation layer for all blocks.
         qk_rms_norm: norm of queries and keys in self attention.
         qk_rms_norm_cross: the same in cross attention.
+        two_time: a second time, for students of methods that need one; not among the official arguments.
 
     Raises:
         FewstepError: arguments that do not fit together, or ``pe_mode="rope"``.
@@ -75,8 +76,10 @@ class SparseStructureFlowModel(HalfTorso):
         share_mod: bool = False,
         qk_rms_norm: bool = False,
         qk_rms_norm_cross: bool = False,
+        two_time: bool = False,
     ) -> None:
         arguments = locals()
+        del arguments["two_time"]  # named in a checkpoint only where it is true
         super().__init__()
         self.remember(arguments)
         check_positive(resolution=resolution, patch_size=patch_size, num_heads=num_heads, num_blocks=num_blocks)
@@ -100,6 +103,8 @@ class SparseStructureFlowModel(HalfTorso):
         )
         self.out_layer = nn.Linear(model_channels, out_channels * patch_size**3)
         initialise(self, self.out_layer, self.adaLN_modulation)
+        if two_time:
+            self.take_second_time(model_channels)
         if use_fp16:
             self.convert_to_fp16()
 
@@ -112,13 +117,14 @@ class SparseStructureFlowModel(HalfTorso):
         check_shape("t", t, (batch,), "[B]")
         check_shape("cond", tokens, (batch, None, self.cond_channels), "[B, L, Cc]")
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | Condition) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | Condition, *, s: Tensor | None = None) -> Tensor:
         """The velocity at ``x``.
 
         Args:
             x: ``[B, C, R, R, R]`` noisy latents.
             t: ``[B]`` times, 0 (data) to 1000 (noise).
             cond: ``[B, L, Cc]`` condition tokens, or a condition, of which a blank one (all 0) costs no attention.
+            s: ``[B]`` times that a jump ends at, 0 to t, of a model with ``two_time``.
 
         Returns:
             ``[B, out_channels, R, R, R]`` in the type of ``x``.
@@ -129,7 +135,7 @@ class SparseStructureFlowModel(HalfTorso):
         self._check(x, t, cond.tokens if isinstance(cond, Condition) else cond)
         h = self.input_layer(patchify(x, self.patch_size)) + self.pos_emb
         torso = self.torso_type(h)
-        h, mod = h.to(torso), modulation_for_blocks(self.t_embedder(t), self.adaLN_modulation, torso)
+        h, mod = h.to(torso), modulation_for_blocks(self.embedded(t, s), self.adaLN_modulation, torso)
         tokens = tokens_for_blocks(cond, torso)
         for block in self.blocks:
             h = run_block(block, h, mod, tokens, recompute=self.use_checkpoint)

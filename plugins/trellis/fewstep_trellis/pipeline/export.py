@@ -64,12 +64,13 @@ def sampler(recipe: Recipe, pipeline: Pipeline, stage: str) -> dict[str, Any]:
     interval is one that holds no time.
 
     Raises:
-        FewstepError: for a sampler that TRELLIS does not have, in more than the one step in which all are alike.
+        FewstepError: for a sampler that TRELLIS does not have. One step of consistency sampling is one of Euler's.
     """
-    if recipe.sampler != "euler" and (recipe.steps > 1 or recipe.sampler == "heun"):
+    if recipe.sampler != "euler" and (recipe.steps > 1 or recipe.sampler != "consistency"):
+        one = "; accepted: --steps 1, where they are the same" if recipe.sampler == "consistency" else ""
         raise FewstepError(
             f"stage {stage!r}: a student for sampler {recipe.sampler!r} in {recipe.steps} steps; TRELLIS has Euler "
-            "steps only; accepted: --steps 1, where they are the same"
+            f"steps only{one}"
         )
     guided = {"cfg_strength": recipe.guidance.scale - 1.0, "cfg_interval": list(recipe.guidance.interval)}
     return {
