@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -40,6 +42,8 @@ from fewstep_toy.network import ToyFlow
 from pydantic import ValidationError
 from torch import Tensor
 
+import fewstep
+from fewstep.cli import main
 from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.interpolant import Interpolant
@@ -481,3 +485,12 @@ def test_contract_and_refusals() -> None:
     ]:
         with pytest.raises(ValidationError, match=message):
             config(**values)
+
+
+def test_from_the_command_line(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    tiny = ["train.steps=2", "train.batch_size=8", "backbone.pretrain=2", "backbone.width=8", "data.held_out=8"]
+    assert main(["distill", "--method", "shortcut", "--backbone", "toy", "--out", str(run), *tiny]) == 0
+    contract = json.loads((run / "student" / "config.json").read_text())["contract"]
+    assert (contract["sampler"], contract["two_time"], contract["steps"]) == ("jump", True, [1, 2, 4])
+    assert fewstep.load(run).sample(4, steps=2).shape == (4, 2)
