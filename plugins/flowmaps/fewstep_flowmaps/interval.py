@@ -66,7 +66,8 @@ class FlowMap(Objective[C]):
 
     def ends(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
         """[B] times t and s <= t of this step. A share ``apart`` has s < t."""
-        t_B, s_B = drawn(cast(IntervalConfig, self.config), batch.layout, step)
+        assert isinstance(self.config, IntervalConfig)
+        t_B, s_B = drawn(self.config, batch.layout, step)
         t_B = CONTINUOUS.times(t_B, step.interpolant.sigma_min)
         return t_B, torch.where(self.are_apart(batch, step), s_B, t_B)
 
