@@ -35,18 +35,23 @@ class Ramp(Strict):
 Strengths = Strength | Annotated[tuple[Strength, ...], Field(min_length=1)] | Ramp | None
 
 
-class PointConfig(Strict):
-    """Keys of every objective that evaluates the residual at a noisy sample; its Config derives from this one."""
+class NoisyConfig(Strict):
+    """Keys of every objective that looks at noisy samples; its Config derives from this one."""
 
-    velocity: Literal["teacher", "data"] = Field(
-        "teacher",
-        description="velocity at the noisy sample: the guided teacher's, or the data's own, eps - x0",
-    )
     t: TimeSampler = Field(default_factory=TimeSampler, description="distribution of the training time")
     rescale_t: float = Field(1.0, gt=0, description="warp of the student's time grid, and of its phase ends")
     p_uncond: float = Field(0.0, ge=0, le=1, description="share of samples whose student sees no condition")
     reduction: Literal["element", "sample"] = Field(
         "element", description="loss as mean over all elements, or over samples of each one's own mean"
+    )
+
+
+class PointConfig(NoisyConfig):
+    """The same, and those of every objective that evaluates the residual there."""
+
+    velocity: Literal["teacher", "data"] = Field(
+        "teacher",
+        description="velocity at the noisy sample: the guided teacher's, or the data's own, eps - x0",
     )
 
 
@@ -79,7 +84,7 @@ class Look:
             terms of the step.
     """
 
-    config: PointConfig
+    config: NoisyConfig
     knobs: Derivative
     strengths: float | tuple[float, ...] | Ramp | None
     phases: int = 1
@@ -104,7 +109,8 @@ class Look:
         layout = batch.layout
         x_t, t_B, noise = self.noisy(batch, step, t_B)
         cond = dropped(batch, step, self.config.p_uncond, f"drop/{self.name}")
-        velocity = self.velocity(batch, noise, x_t, t_B, nets, step)
+        with torch.no_grad():
+            velocity = self.velocity(batch, noise, x_t, t_B, nets, step)
 
         def student(x: Tensor, t: Tensor) -> Tensor:
             return cast(Tensor, nets.student(x, t, cond, layout))
@@ -131,10 +137,9 @@ class Look:
     def _draw(self, name: str) -> str:
         return name if self.t is None else f"{name}/{self.name}"
 
-    @torch.no_grad()
     def velocity(self, batch: Batch, noise: Tensor, x_t: Tensor, t_B: Tensor, nets: Nets, step: Step) -> Tensor:
         """vT at x_t. The teacher never sees a dropped condition."""
-        if self.config.velocity == "data":
+        if isinstance(self.config, PointConfig) and self.config.velocity == "data":
             return step.interpolant.velocity(batch.x0, noise)
         return cast(Tensor, nets.teacher(x_t, t_B, batch.cond, batch.layout, guidance=self.guidance(step)))
 

@@ -13,6 +13,7 @@ from fewstep.core.batch import Batch, Condition
 from fewstep.core.compose import Sum
 from fewstep.core.contract import Contract
 from fewstep.core.objective import Nets, NetSpec, Objective, Phase, Step, per
+from fewstep.methods.fakes import generate, teacher_error
 from fewstep.methods.point import dropped
 from fewstep_mdt import scores
 from fewstep_mdt.config import MDTConfig
@@ -62,11 +63,8 @@ class VelocityDistillation(Objective[MDTConfig]):
 
     def generate(self, batch: Batch, nets: Nets, step: Step) -> tuple[Tensor, Tensor, Condition]:
         """The student's one-step samples x' = z' - F(z', 1) with their graph, F(z', 1), and their condition."""
-        noise = step.randn_like(batch.x0, "noise_fake")
-        ones = torch.ones(batch.layout.batch_size, device=noise.device, dtype=noise.dtype)
         cond = dropped(batch, step, self.config.p_uncond, "drop/fake")
-        v_fake = cast(Tensor, nets.student(noise, ones, cond, batch.layout)).to(noise.dtype)
-        return noise - v_fake, v_fake, cond
+        return *generate(batch, cond, nets, step), cond
 
     def targets(self, batch: Batch, nets: Nets, step: Step) -> Targets:
         """Prediction and target on the student's own samples, without graph; the samples with it."""
@@ -105,14 +103,10 @@ class VelocityDistillation(Objective[MDTConfig]):
         if self.config.vd_factor:
             carrier = batch.layout.expand(1 - found.t_B, carrier) * carrier
         if self.config.vd_norm == "dmd":
-            carrier = carrier / batch.layout.expand(self._size(found, batch), carrier)
+            size_B = teacher_error(found.v_teacher, found.v_path, batch.layout)
+            carrier = carrier / batch.layout.expand(size_B, carrier)
         error = (found.v_pred + carrier - found.v_tgt).square()
         return self.config.lambda_vd * per(self.config.reduction, error, batch.layout)
-
-    def _size(self, found: Targets, batch: Batch) -> Tensor:
-        """[B] mean |vT - (eps - x')|. DMD2 divides the difference of two predicted x0 by the teacher's mean |x' - x0|;
-        both are t times those of velocities, so t cancels."""
-        return batch.layout.mean((found.v_teacher - found.v_path).abs()).clamp(min=1e-6)
 
 
 class MDT(Sum[MDTConfig]):

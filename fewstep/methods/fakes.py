@@ -1,0 +1,84 @@
+"""A student's own samples ("fakes"), and the velocity of their distribution, learnt by flow matching on them.
+
+The velocity v of a distribution and the score of its noisy samples determine each other, score = -(x_t + (1 - t) v) / t,
+so the difference of two velocities is that of two scores times -t / (1 - t). Methods that compare the distribution of
+fakes with the teacher's compare their velocities at noisy fakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.layout import Layout
+from fewstep.core.objective import Nets, Step, per
+from fewstep.core.samplers import consistency
+from fewstep.methods.point import Look
+
+Velocity = Callable[[Tensor, Tensor], Tensor]  # (x_t, t_B) -> v, condition and layout bound
+
+
+def generate(
+    batch: Batch, cond: Condition, nets: Nets, step: Step, grid: tuple[float, ...] = (1.0, 0.0)
+) -> tuple[Tensor, Tensor]:
+    """Fakes x = x_t - t F(x_t, t), and F, both with the student's graph.
+
+    With more than one step, the sampler "consistency" carries noise down to a time of the grid that is drawn anew each
+    iteration, without a graph. So the student is trained on the states that it meets when it is sampled (DMD2's
+    backward simulation, arXiv 2405.14867, section 4.5).
+
+    Args:
+        batch: gives the shape of the noise and the layout.
+        cond: that the fakes are made under.
+        grid: times of the student's sampler, from 1 to 0.
+    """
+    jump = int(step.choice(tuple(range(len(grid) - 1)), "jump"))
+    x_t, t = step.randn_like(batch.x0, "noise_fake"), grid[jump]
+    if jump:
+        x_t = consistency(nets.student, x_t, cond, batch.layout, list(grid[: jump + 1]), step)
+    t_B = torch.full((batch.layout.batch_size,), t, device=x_t.device, dtype=x_t.dtype)
+    average = cast(Tensor, nets.student(x_t, t_B, cond, batch.layout)).to(x_t.dtype)
+    return x_t - t * average, average
+
+
+@dataclass(frozen=True)
+class Velocities:
+    """At noisy fakes x_t: the velocity of the fakes' distribution (``fake``), the teacher's, and that of the path
+    which x_t lies on, from the fake to the noise (``path``). ``t_B`` [B] are the times."""
+
+    fake: Tensor
+    teacher: Tensor
+    path: Tensor
+    t_B: Tensor
+
+
+def compare(look: Look, fakes: Batch, velocity: Velocity, nets: Nets, step: Step) -> Velocities:
+    """Both velocities at noisy fakes. A graph runs from ``fakes.x0`` to all of them where gradients are enabled.
+
+    Args:
+        look: draws times and noise, and knows the teacher's guidance.
+        fakes: the student's samples as ``x0``, with the condition that the teacher sees.
+        velocity: of the fakes' distribution.
+    """
+    x_t, t_B, noise = look.noisy(fakes, step)
+    fake = velocity(x_t, t_B).to(x_t.dtype)
+    teacher = look.velocity(fakes, noise, x_t, t_B, nets, step).to(x_t.dtype)
+    return Velocities(fake, teacher, step.interpolant.velocity(fakes.x0, noise), t_B)
+
+
+def fit(look: Look, fakes: Batch, velocity: Velocity, step: Step) -> Tensor:
+    """Flow matching on fakes, as a loss term: || v(x_t, t) - (eps - x) ||^2."""
+    x_t, t_B, noise = look.noisy(fakes, step)
+    error = velocity(x_t, t_B).to(x_t.dtype) - step.interpolant.velocity(fakes.x0, noise)
+    return per(look.config.reduction, error.square(), fakes.layout)
+
+
+def teacher_error(teacher: Tensor, path: Tensor, layout: Layout) -> Tensor:
+    """[B] mean |vT - (eps - x)| over the elements of a sample, by which DMD2 and SiD scale their gradients. They write
+    it as mean |x - the teacher's x0|, which is t times this; their numerators have the same t."""
+    return layout.mean((teacher - path).abs()).clamp(min=1e-6)

@@ -1,0 +1,72 @@
+"""What these objectives share: a student, and a critic that learns the velocity of the student's samples."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from fewstep.core.batch import Batch
+from fewstep.core.contract import Contract
+from fewstep.core.objective import Nets, NetSpec, Objective, Phase, Step
+from fewstep.methods.fakes import Velocity, fit, generate
+from fewstep.methods.point import Look, dropped
+from fewstep.methods.residual import Derivative
+from fewstep_distribution.config import CriticConfig
+
+C = TypeVar("C", bound=CriticConfig)
+
+
+class Critical(Objective[C]):
+    """Every iteration fits the critic to fakes; every ``critic_ratio``-th moves the student too, by the same fakes."""
+
+    def contract(self) -> Contract:
+        return Contract(sampler="consistency", steps=(self.config.steps,), rescale_t=self.config.rescale_t)
+
+    def networks(self) -> dict[str, NetSpec]:
+        """The student and the critic, which both start as the teacher."""
+        return {"student": NetSpec(), "critic": NetSpec(lr_scale=self.config.critic_lr)}
+
+    def phase(self, step: int) -> Phase:
+        return Phase(("critic",) if step % self.config.critic_ratio else ("student", "critic"))
+
+    def look(self, name: str) -> Look:
+        """Times and noise of the term ``name``, its own."""
+        return Look(self.config, Derivative("continuous"), self.config.guidance, name=name, t=self.config.t)
+
+    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
+        moves = "student" in self.phase(step.index).trains
+        cond = dropped(batch, step, self.config.p_uncond, "drop/fake")
+        grid = tuple(self.contract().grid(self.config.steps))
+        with nullcontext() if moves else torch.no_grad():
+            x, _ = generate(batch, cond, nets, step, grid)
+        fakes = replace(batch, x0=x.detach())
+
+        def critic(x_t: Tensor, t_B: Tensor) -> Tensor:
+            return cast(Tensor, nets.critic(x_t, t_B, cond, batch.layout))
+
+        terms = self.matching(x, fakes, critic, nets, step) if moves else {}
+        return terms | {"critic": fit(self.look("fakes"), fakes, critic, step)}
+
+    @abstractmethod
+    def matching(self, x: Tensor, fakes: Batch, critic: Velocity, nets: Nets, step: Step) -> dict[str, Tensor]:
+        """The student's terms.
+
+        Args:
+            x: fakes with the student's graph.
+            fakes: the same without it, as ``x0``.
+            critic: the velocity of the fakes' distribution.
+        """
+
+
+def carried(value: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
+    """A term of this value whose gradient with respect to x is ``gradient``, element by element.
+
+    A student's term reaches it through the samples alone. With the gradient taken there first, none arrives at the
+    weights of a critic that is trained in the same iteration, and the critic's graph is gone before the student's runs.
+    """
+    return value + gradient * (x - x.detach())

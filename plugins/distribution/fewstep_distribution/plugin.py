@@ -1,0 +1,26 @@
+"""What the distribution plugin registers. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fewstep import hookimpl
+
+if TYPE_CHECKING:
+    from fewstep.plugins.hookspecs import Register
+
+
+@hookimpl
+def register_objectives(register: Register) -> None:
+    register(
+        "dmd2",
+        target="fewstep_distribution.dmd2:DMD2",
+        config="fewstep_distribution.config:DMD2Config",
+        summary="distribution matching: the samples follow the difference of a critic's and the teacher's score",
+    )
+    register(
+        "sid",
+        target="fewstep_distribution.sid:SiD",
+        config="fewstep_distribution.config:SiDConfig",
+        summary="score identity distillation: the Fisher divergence of samples and teacher, through both networks",
+    )
