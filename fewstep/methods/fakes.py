@@ -1,8 +1,8 @@
 """A student's own samples ("fakes"), and the velocity of their distribution, learnt by flow matching on them.
 
-The velocity v of a distribution and the score of its noisy samples determine each other, score = -(x_t + (1 - t) v) / t,
-so the difference of two velocities is that of two scores times -t / (1 - t). Methods that compare the distribution of
-fakes with the teacher's compare their velocities at noisy fakes.
+The velocity v of a distribution and the score of its noisy samples determine each other, score =
+-(x_t + (1 - t) v) / t, so the difference of two velocities is that of two scores times -t / (1 - t). Methods that
+compare the distribution of fakes with the teacher's compare their velocities at noisy fakes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def generate(
 
     With more than one step, the sampler "consistency" carries noise down to a time of the grid that is drawn anew each
     iteration, without a graph. So the student is trained on the states that it meets when it is sampled (DMD2's
-    backward simulation, arXiv 2405.14867, section 4.5).
+    backward simulation, arXiv 2405.14867).
 
     Args:
         batch: gives the shape of the noise and the layout.

@@ -18,14 +18,14 @@ class SiD(Critical[SiDConfig]):
     """The Fisher divergence of the noisy fakes from the teacher's noisy samples, as a loss of the fakes.
 
     With the data x0 = x_t - t v that a velocity predicts at x_t, and d = x0 of the teacher - x0 of the critic, the loss
-    is (equation 23 of the paper, without constants)
+    is
 
         w(t) d . [(x0 of the teacher - x) - alpha d],    w = 1 / mean |x - x0 of the teacher|, detached.
 
-    Its gradient runs through x_t into both networks, whose weights stay. The first part estimates the Fisher
-    divergence E |d|^2 without bias where the critic is exact, and so does |d|^2 itself: alpha = 1 leaves 0 on average.
-    Held against the critic's dependence on the student, which neither part sees, alpha = 1/2 has the direction of
-    the divergence's own gradient; the published values, 1.0 and 1.2, do better with a critic that lags behind.
+    Its gradient runs through x_t into both networks, whose weights stay. With an exact critic the mean of
+    d . (x0 of the teacher - x) is the Fisher divergence E |d|^2, so alpha = 1 leaves 0 on average. Neither part sees
+    that the critic follows the student; counting that in, alpha = 1/2 would have the direction of the divergence's own
+    gradient. The paper finds 1.0 and 1.2 best, with a critic that lags behind.
     In velocities, d = t (v - vT) and x0 of the teacher - x = t (eps - x - vT).
     """
 

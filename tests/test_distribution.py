@@ -1,0 +1,305 @@
+"""DMD2 and SiD: against the formulas of their papers, against Gaussians in closed form, and what an iteration does."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from closed_forms import GAUSSIAN, Given, exact_nets, gradients, largest, total
+from fewstep_distribution.config import CriticConfig, DMD2Config, SiDConfig
+from fewstep_distribution.critic import Critical
+from fewstep_distribution.dmd2 import DMD2
+from fewstep_distribution.sid import SiD
+from fewstep_toy.analytic import AnalyticFlow
+from torch import Tensor, nn
+
+import fewstep
+from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Dense, Layout
+from fewstep.core.objective import Nets, Step
+from fewstep.core.samplers import consistency
+from fewstep.testing import TinyBackbone, check_objective, tiny_batch
+
+METHODS: list[tuple[type[Critical[Any]], dict[str, Any]]] = [(DMD2, {}), (SiD, {}), (SiD, {"alpha": 1.2})]
+
+
+def objective_of(cls: type[Critical[Any]], **keys: Any) -> Critical[Any]:
+    return cls(cls.Config(**keys))
+
+
+@pytest.mark.parametrize(("cls", "keys"), METHODS)
+@pytest.mark.parametrize(
+    "shared", [{}, {"steps": 3, "p_uncond": 0.5, "reduction": "sample", "critic_ratio": 2, "guidance": [0.0, 2.0]}]
+)
+def test_conformance(cls: type[Critical[Any]], keys: dict[str, Any], shared: dict[str, Any]) -> None:
+    check_objective(cls, cls.Config(**keys, **shared))
+
+
+# The formulas of the papers, sample by sample.
+
+
+def tiny_nets() -> Nets:
+    student, critic, teacher = (TinyBackbone(seed=seed).double() for seed in (1, 2, 3))
+    return Nets({"student": student, "critic": critic, "teacher": Teacher(teacher, Guidance(2.0))}, {})
+
+
+def drawn(batch: Batch, seed: int = 0) -> dict[str, Tensor]:
+    """Noise and times of a one-step student's terms, by the names of their draws."""
+    g = torch.Generator().manual_seed(seed)
+    noise = {name: torch.randn(batch.x0.shape, generator=g, dtype=torch.float64) for name in ("dmd", "sid", "fakes")}
+    times = {name: 0.1 + 0.8 * torch.rand(batch.layout.batch_size, generator=g, dtype=torch.float64) for name in noise}
+    found = {f"noise/{name}": value for name, value in noise.items()} | {f"t/{k}": v for k, v in times.items()}
+    return found | {"noise_fake": torch.randn(batch.x0.shape, generator=g, dtype=torch.float64)}
+
+
+Sample = tuple[Tensor, Tensor, Tensor]  # x, and the predicted data of teacher and critic at a noisy x
+
+
+def published(name: str, alpha: float = 1.0) -> Callable[[Sample], Tensor]:
+    """The student's loss of one sample."""
+
+    def dmd(at: Sample) -> Tensor:
+        x, real, fake = at
+        p_real, p_fake = x - real, x - fake
+        direction = ((p_real - p_fake) / p_real.abs().mean()).detach()
+        return 0.5 * (x - (x - direction).detach()).square()
+
+    def sid(at: Sample) -> Tensor:
+        x, real, fake = at
+        return (real - fake) * ((real - x) - alpha * (real - fake)) / (x - real).abs().mean().detach()
+
+    return dmd if name == "dmd" else sid
+
+
+def by_hand(name: str, alpha: float, batch: Batch, nets: Nets, draws: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """(student's loss, critic's loss) of every sample, element by element."""
+
+    def call(net: nn.Module, x: Tensor, t: float, cond: Condition) -> Tensor:
+        out: Tensor = net(x, torch.tensor([t], dtype=torch.float64), cond, Dense(1))
+        return out
+
+    found = []
+    for i in range(batch.layout.batch_size):
+        one, cond = batch.select(torch.tensor([i])), batch.select(torch.tensor([i])).cond
+
+        def of(key: str, shape: torch.Size = one.x0.shape, row: int = i) -> Tensor:
+            return batch.layout.select(draws[key], torch.tensor([row]))[0].reshape(1, -1, shape[-1])
+
+        z = of("noise_fake")
+        x = z - call(nets.student, z, 1.0, cond)
+        t, eps = float(draws[f"t/{name}"][i]), of(f"noise/{name}")
+        x_t = (1 - t) * x + t * eps
+        real, fake = (x_t - t * call(net, x_t, t, cond) for net in (nets.teacher, nets.critic))
+        t, eps = float(draws["t/fakes"][i]), of("noise/fakes")
+        flow = call(nets.critic, ((1 - t) * x + t * eps).detach(), t, cond) - (eps - x).detach()
+        found.append((published(name, alpha)((x, real, fake)), flow.square()))
+    return found
+
+
+@pytest.mark.parametrize(("cls", "keys"), METHODS)
+@pytest.mark.parametrize("lengths", [(4, 4, 4), (2, 5, 1)])
+@pytest.mark.parametrize("reduction", ["element", "sample"])
+def test_the_formulas_of_the_papers(
+    cls: type[Critical[Any]], keys: dict[str, Any], lengths: tuple[int, ...], reduction: str
+) -> None:
+    batch, nets = tiny_batch(lengths, packed=lengths[0] != lengths[1]), tiny_nets()
+    draws, name = drawn(batch), "dmd" if cls is DMD2 else "sid"
+    losses = objective_of(cls, reduction=reduction, **keys).loss(batch, nets, Given(draws))
+    hand = by_hand(name, keys.get("alpha", 1.0), batch, nets, draws)
+    for key, network, own in ((name, nets.student, 0), ("critic", nets.critic, 1)):
+        parts = [one[own].reshape(-1) for one in hand]
+        value = torch.cat(parts).mean() if reduction == "element" else torch.stack([p.mean() for p in parts]).mean()
+        assert largest(total({key: losses[key]}), value) < 1e-12
+        wanted = torch.autograd.grad(value, list(network.parameters()), retain_graph=True)
+        assert largest(gradients({key: losses[key]}, network), wanted) < 1e-12
+
+
+# Gaussians.
+
+
+class LinearStudent(Backbone):
+    """One step from noise z lands on scale z + mean, the same for both coordinates' own scale and mean."""
+
+    def __init__(self, scale: tuple[float, float], mean: tuple[float, float]) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale, dtype=torch.float64))
+        self.mean = nn.Parameter(torch.tensor(mean, dtype=torch.float64))
+
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        return x - (self.scale * x + self.mean)
+
+
+class ExactCritic(Backbone):
+    """The velocity of a Gaussian N(mean, scale^2), E[eps - x | x_t], by the regression of Gaussians."""
+
+    def __init__(self, student: LinearStudent) -> None:
+        super().__init__()
+        self.scale, self.mean = (nn.Parameter(p.detach().clone()) for p in (student.scale, student.mean))
+
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        t = layout.expand(t_B, x)
+        slope = (t - (1 - t) * self.scale**2) / ((1 - t) ** 2 * self.scale**2 + t**2)
+        return slope * (x - (1 - t) * self.mean) - self.mean
+
+
+TEACHER = AnalyticFlow(GAUSSIAN).double()
+STD, MEAN = float(TEACHER.std), TEACHER.means[0].detach()
+
+
+def noisy(scale: Tensor, t: float) -> Tensor:
+    """The variance of x_t."""
+    return (1 - t) ** 2 * scale**2 + t**2
+
+
+def quadrature() -> tuple[Tensor, Tensor, Tensor]:
+    """Nodes of z and eps in two dimensions each, [81, 2], and their weights: exact for polynomials of degree 5."""
+    nodes = torch.tensor([-(3**0.5), 0.0, 3**0.5], dtype=torch.float64)
+    grid = torch.cartesian_prod(nodes, nodes, nodes, nodes)
+    weights = (1 / 6 + 0.5 * (grid == 0).double()).prod(1)
+    return grid[:, :2], grid[:, 2:], weights
+
+
+def expected(objective: Critical[Any], name: str, student: LinearStudent, t: float) -> Tensor:
+    """The expectation of the student's term, a sum over elements, with the division by its size undone."""
+    z, eps, weights = quadrature()
+    batch, times = Batch(z, Dense(len(z))), torch.full((len(z),), t, dtype=torch.float64)
+    critic = ExactCritic(student)
+    nets = Nets({**exact_nets(student)._modules, "critic": critic}, {})
+    draws = {"noise_fake": z, f"noise/{name}": eps, "noise/fakes": eps, f"t/{name}": times, "t/fakes": times}
+    found = objective.loss(batch, nets, Given(draws))[name]
+    x = (student.scale * z + student.mean).detach()
+    real = (1 - t) * x + t * eps
+    real = real - t * TEACHER(real, times, Condition(), batch.layout)
+    size = (x - real).abs().mean(1)
+    return (weights * size * 2 * found).sum()
+
+
+STUDENTS = [LinearStudent((0.8, 0.3), (0.4, -1.0)), LinearStudent((STD, STD), (float(MEAN[0]), float(MEAN[1])))]
+
+
+@pytest.mark.parametrize("t", [0.2, 0.7])
+@pytest.mark.parametrize("student", STUDENTS, ids=["wrong", "right"])
+def test_with_an_exact_critic_dmds_gradient_is_that_of_kl(student: LinearStudent, t: float) -> None:
+    """KL of the noised Gaussians. v - vT = -t / (1 - t) times the scores' difference and dx_t = (1 - t) dx, so the
+    gradient of g times its size, in predicted data, is t^2 / (1 - t)^2 that of KL. It vanishes at the target alone."""
+    wide, narrow = noisy(student.scale, t), noisy(torch.tensor(STD).double(), t)
+    off = ((1 - t) * (student.mean - MEAN)) ** 2
+    kl = 0.5 * (torch.log(narrow / wide) + (wide + off) / narrow - 1).sum()
+    wanted = [t**2 / (1 - t) ** 2 * g for g in torch.autograd.grad(kl, list(student.parameters()))]
+    value = expected(objective_of(DMD2, reduction="sample"), "dmd", student, t)
+    got = torch.autograd.grad(value, list(student.parameters()))
+    assert largest(got, wanted) < 1e-12
+    assert (max(float(g.abs().max()) for g in got) < 1e-12) == (student is STUDENTS[1])
+
+
+def fisher(student: LinearStudent, t: float) -> Tensor:
+    """E |d|^2 over noisy fakes, with d the difference of the data that teacher and critic predict."""
+    slopes = [(t - (1 - t) * s**2) / noisy(s, t) for s in (student.scale, torch.tensor(STD).double())]
+    shift = slopes[1] * (1 - t) * (MEAN - student.mean) + MEAN - student.mean
+    return t**2 * ((slopes[0] - slopes[1]) ** 2 * noisy(student.scale, t) + shift**2).sum()
+
+
+@pytest.mark.parametrize("t", [0.2, 0.7])
+@pytest.mark.parametrize("student", STUDENTS, ids=["wrong", "right"])
+def test_with_an_exact_critic_sid_is_a_fisher_divergence(student: LinearStudent, t: float) -> None:
+    """Both parts of the loss have the divergence as their mean, so alpha = 1 leaves 0. The critic moves with the
+    student: by the chain rule dF = 2 d(first part) - d(|d|^2), where d holds the critic fixed, so that alpha = 1/2 has
+    half the divergence's own gradient."""
+    divergence = fisher(student, t)
+    slope = torch.autograd.grad(divergence, list(student.parameters()))
+    for alpha in (0.0, 0.5, 1.0, 1.2):
+        value = expected(objective_of(SiD, reduction="sample", alpha=alpha), "sid", student, t)
+        assert largest(value, (1 - alpha) * divergence) < 1e-12
+        got = torch.autograd.grad(value, list(student.parameters()))
+        if alpha == 0.5:
+            assert largest(got, [0.5 * g for g in slope]) < 1e-12
+        assert (max(float(g.abs().max()) for g in got) < 1e-12) == (student is STUDENTS[1])
+
+
+# What an iteration does.
+
+
+@pytest.mark.parametrize(("cls", "keys"), METHODS)
+def test_no_term_reaches_the_network_of_the_other(cls: type[Critical[Any]], keys: dict[str, Any]) -> None:
+    batch, nets = tiny_batch(), tiny_nets()
+    losses = objective_of(cls, **keys).loss(batch, nets, Step(0, Interpolant()))
+    (name,) = set(losses) - {"critic"}
+    for term, trained, other in ((name, nets.student, nets.critic), ("critic", nets.critic, nets.student)):
+        assert max(float(g.abs().max()) for g in gradients({term: losses[term]}, trained)) > 0
+        assert max(float(g.abs().max()) for g in gradients({term: losses[term]}, other)) == 0
+    assert all(p.grad is None for p in nets.teacher.parameters())
+
+
+def test_the_student_moves_once_in_so_many_iterations() -> None:
+    objective = objective_of(DMD2, critic_ratio=3)
+    batch, nets = tiny_batch(), tiny_nets()
+    for index in range(6):
+        terms = objective.loss(batch, nets, Step(index, Interpolant()))
+        assert set(terms) == ({"critic"} if index % 3 else {"dmd", "critic"})
+        assert ("student" in objective.phase(index).trains) == (index % 3 == 0)
+
+
+class Watched(TinyBackbone):
+    """A student that remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(seed=1)
+        self.asked: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        self.asked.append((x.detach().clone(), t_B.detach().clone()))
+        return super().forward(x, t_B, cond, layout, s_B=s_B)
+
+
+def test_a_student_of_several_steps_is_trained_where_its_sampler_takes_it() -> None:
+    objective, batch, nets = objective_of(DMD2, steps=4, rescale_t=3.0, critic_ratio=1), tiny_batch(), tiny_nets()
+    contract, student = objective.contract(), Watched().double()
+    nets = Nets({**nets._modules, "student": student}, {})
+    trained = set()
+    for index in range(12):
+        step = Step(index, Interpolant())
+        student.asked.clear()
+        losses = objective.loss(batch, nets, step)
+        simulated = copy.copy(student.asked)
+        student.asked.clear()
+        noise = step.randn_like(batch.x0, "noise_fake")
+        consistency(student, noise, batch.cond, batch.layout, contract.grid(4), step)
+        for (x, t_B), (x_sampler, t_sampler) in zip(simulated, student.asked, strict=False):
+            assert largest(x, x_sampler) < 1e-12
+            assert largest(t_B, t_sampler) < 1e-12
+        trained.add(len(simulated))
+        assert any(g.any() for g in gradients({"dmd": losses["dmd"]}, student))
+    assert trained == {1, 2, 3, 4}
+    assert (contract.sampler, contract.steps, contract.rescale_t) == ("consistency", (4,), 3.0)
+
+
+@pytest.mark.parametrize(("method", "student_term"), [("dmd2", 0), ("sid", 1)])
+def test_a_run_generates_once_an_iteration(method: str, student_term: int, tmp_path: Path) -> None:
+    """Evaluations of 4 iterations of 8 samples, of which 2 train the student; SiD looks back through both networks."""
+    run = fewstep.distill(
+        method,
+        "toy",
+        out=tmp_path / "run",
+        objective={"critic_ratio": 2, "critic_lr": 3.0},
+        train={"steps": 4, "batch_size": 8, "log_every": 1},
+        config={"backbone": {"pretrain": 0, "width": 8}},
+    )
+    rows = run.metrics()
+    counts = {k: (v["forward"] // 8, v["backward"] // 8) for k, v in rows[-1]["evaluations"].items()}
+    looks = 2 * student_term
+    assert counts == {"student": (4, 2), "teacher": (2, looks), "critic": (4 + 2, 4 + looks)}
+    assert [list(row["grad_norm"]) for row in rows] == [["student", "critic"], ["critic"]] * 2
+    assert rows[0]["lr"]["critic"] == 3 * rows[0]["lr"]["student"]
+
+
+def test_defaults_are_the_papers() -> None:
+    for config in (DMD2Config(), SiDConfig()):
+        assert isinstance(config, CriticConfig)
+        assert (config.steps, config.critic_ratio, config.t.kind) == (1, 5, "uniform")
+    assert SiDConfig().alpha == 1.0
