@@ -177,7 +177,8 @@ def expected(objective: Critical[Any], name: str, student: LinearStudent, t: flo
     real = (1 - t) * x + t * eps
     real = real - t * TEACHER(real, times, Condition(), batch.layout)
     size = (x - real).abs().mean(1)
-    return (weights * size * 2 * found).sum()
+    value: Tensor = (weights * size * 2 * found).sum()
+    return value
 
 
 STUDENTS = [LinearStudent((0.8, 0.3), (0.4, -1.0)), LinearStudent((STD, STD), (float(MEAN[0]), float(MEAN[1])))]
