@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,8 @@ from fewstep_toy.analytic import AnalyticFlow, GaussianMap
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+import fewstep
+from fewstep.cli import main
 from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.interpolant import Interpolant
@@ -398,3 +401,13 @@ def test_lcm_learns_the_euler_steps_of_its_grid_and_no_more() -> None:
         found[name] = largest(*objective.jumps(batch, nets, given)[:2])
     assert found["euler"] < 1e-13
     assert found["exact"] > 1e-2
+
+
+@pytest.mark.parametrize("method", ["ect", "scm", "lcm", "tcm"])
+def test_a_run_from_the_command_line(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("train.steps=3", "train.batch_size=4", "backbone.pretrain=2", "backbone.width=8", "data.layout=packed")
+    assert main(["distill", "--method", method, "--backbone", "toy", "--out", str(tmp_path / "a"), *small]) == 0
+    student = fewstep.load(tmp_path / "a")
+    assert student.contract.sampler == "consistency"
+    assert bool(student.sample(student.prompts(4), steps=2, seed=0).isfinite().all())
+    assert "warning" not in capsys.readouterr().err
