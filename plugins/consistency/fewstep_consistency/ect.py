@@ -10,8 +10,8 @@ ECT writes 1 - r / t = n(t) / q^(1 + stage) with EDM's noise level as t. Here n 
 ratio is that of the times themselves: a ratio of levels would leave no interval at t = 1.
 
 Published: ``velocity = "data"`` (no teacher; the same noise at both times), ``weight = "interval"``, t logit-normal
-(-1.1, 2). ECT: interval 1/2, q 2, 8 stages, or 1/256 in one stage. iCT: interval 1/10, q 2, 8 stages. With one stage
-and ``shape = "constant"`` it is ``cm``.
+(-1.1, 2). ECT: interval 1/2, q 2, 8 stages, or 1/256 in one stage. iCT: interval 1/10, q 2, 8 stages, there on the
+unequal times of EDM. With one stage and ``shape = "constant"`` it is ``cm``.
 """
 
 from __future__ import annotations

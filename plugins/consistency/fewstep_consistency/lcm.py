@@ -3,8 +3,8 @@
     || f(x_t, t) - sg(EMA f)(x_t - D vT, t - D) ||,    D = k / N,  t one of D, D + 1/N, ..., 1
 
 with vT the teacher's guided velocity, N equal times and a skip of k. An Euler step along a rectified flow is the
-paper's DDIM step. ``interval`` is k / N and ``t.points`` N - k + 1. Published: N = 1000 and k = 20, in the code N = 50
-and k = 1, and an EMA of rate 0.95 as target.
+paper's DDIM step. ``interval`` is k / N and ``t.points`` N - k + 1. Published: N = 1000 and k = 20; the published
+code has N = 50, k = 1 and an EMA of rate 0.95.
 
 The paper draws the guidance strength w from [2, 14] and gives it to the student as an input. No backbone here has such
 an input, so w is baked in: the teacher's own, a number, or a list that is drawn from.

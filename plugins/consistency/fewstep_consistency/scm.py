@@ -10,7 +10,7 @@ steps with f = cos(t) x_t - sin(t) F, whose g has one more term, from the deriva
 which does not shrink the tangent of a large sample.
 
 The paper's learned weight w(t) is left out: normalised tangents have a size near 1 at every t, so there is little to
-balance. Published: c 0.1, warm-up 10,000 of 400,000 iterations. With the teacher's velocity it is the paper's sCD, with
+balance. Published: c 0.1, warm-up 10,000 iterations. With the teacher's velocity it is the paper's sCD, with
 ``velocity = "data"`` its sCT. Without normalisation and warm-up it is ``cm`` with ``kind = "continuous"``.
 """
 

@@ -7,8 +7,8 @@ consistent map with no boundary has. A share of samples lies at t' itself, and t
 
 The paper makes the first network beforehand, a consistency model of all times from which the student starts. Here both
 train in one run from the teacher's weights, the first network on the times up to t', which are all that the student
-asks it for: the answer is the same. A step costs twice that of ``cm``. Published: t' at noise level 1 (t = 1/2), share
-0.25, weight 0.1. A student is not to be asked below t', so its contract has the step counts that keep above.
+asks it for: the answer is the same. A step costs twice that of ``cm``. Published: t' at noise level 1 (t = 1/2),
+share 0.25, weight 0.1. A student is not to be asked below t', so its contract has the step counts that keep above.
 """
 
 from __future__ import annotations
