@@ -83,7 +83,8 @@ def measured(seeds: tuple[int, ...]) -> tuple[Measurement, list[Row]]:
     """Three cells of a toy bench: the teacher in 4 steps, undistilled and a student in one."""
     torch.manual_seed(0)
     network, teacher = ToyFlow(ToyConfig(width=8)), ToyFlow.teacher(ToyConfig(pretrain=0, width=8))
-    stage = Stage("", teacher, ToySuite(ToyPoints(PointsConfig(size=8, held_out=6), teacher.backbone)), rescale_t=3.0)
+    teacher.rescale_t = 3.0
+    stage = Stage("", teacher, ToySuite(ToyPoints(PointsConfig(size=8, held_out=6), teacher.backbone)))
     cells = line_up([stage], [Entrant("mine", "m", (Model(network, network, Contract()),))], [1], 4)
     assert cells[0][0].models[0].contract.grid(4) == Contract(rescale_t=3.0).grid(4)  # as the backbone is sampled
     with TemporaryDirectory() as folder:

@@ -108,7 +108,7 @@ def main() -> None:
     config = network.load_config()()
     teacher, entry = backbone.teacher(config), data_of(network)
     suite = backbone.suite(config, entry.load()(entry.load_config()(), teacher.backbone))
-    stage = Stage("", teacher, suite, config.rescale_t)
+    stage = Stage("", teacher, suite)
     found, seeds = sets(stage, suite, options.objects, console)
     layout = suite.prompts(options.objects).layout
     objects = {name: suite.decode(latents, layout) for name, latents in found.items()}

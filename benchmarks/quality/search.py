@@ -130,7 +130,7 @@ class Judge:
         teacher = backbone.teacher(self.config.backbone)
         data = data_of(network).load()(self.config.data, teacher.backbone)
         suite = backbone.suite(self.config.backbone, data)
-        self.network, self.stage = network, Stage("", teacher, suite, getattr(self.config.backbone, "rescale_t", 1.0))
+        self.network, self.stage = network, Stage("", teacher, suite)
         self.device = pick_device(self.config.device)
         suite.to(self.device)
         self.batch = suite.prompts(self.config.limit)

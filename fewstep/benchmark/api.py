@@ -131,4 +131,4 @@ def _stage(name: str, network: Entry, config: BenchConfig, dataset: str | None) 
     if suite is None or not suite.headline:
         accepted = f"--dataset {backbone.dataset}, or another with held-out objects that {network.name} can measure"
         raise FewstepError(f"fewstep bench: {type(data).__name__} has no held-out objects; accepted: {accepted}")
-    return Stage(name, teacher, suite, getattr(config.backbone, "rescale_t", 1.0))
+    return Stage(name, teacher, suite)

@@ -30,7 +30,6 @@ class Stage:
     name: str  # for the columns of times; "" where there is one stage
     teacher: Teacher
     suite: Suite
-    rescale_t: float = 1.0  # warp of the teacher's time grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +121,7 @@ def line_up(
     few, models = [n for n in steps if n != teacher_steps], []
     for stage in stages:
         teacher = stage.teacher
-        contract = Contract(steps=(teacher_steps, *few), rescale_t=stage.rescale_t, guidance=teacher.guidance.scale)
+        contract = Contract(steps=(teacher_steps, *few), rescale_t=teacher.rescale_t, guidance=teacher.guidance.scale)
         models.append(Model(teacher, teacher.backbone, contract))
     first, undistilled = (Entrant(name, name, tuple(models)) for name in (TEACHER, UNDISTILLED))
     others = [(undistilled, n) for n in few] + [(one, n) for one in students for n in steps]

@@ -145,6 +145,7 @@ def _resolve(
     method_of_run = objective.load()(config.objective)
     check_needs(method_of_run, own, data.load(), **names)  # those of a sum are known now
     check_sampler(method_of_run, objective.name)
+    method_of_run.check(config.train)
     return Resolved(objective, network, data, config, sources, preset)
 
 

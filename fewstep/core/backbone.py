@@ -158,16 +158,17 @@ class Teacher(nn.Module):
     Args:
         backbone: the pretrained network; its parameters are frozen here.
         guidance: used unless a call passes its own.
+        rescale_t: warp of the time grid that it is sampled on.
 
     Attributes:
         trainable: names of the parameters that were not frozen before, which a student trains.
     """
 
-    def __init__(self, backbone: Backbone, guidance: Guidance = Guidance()) -> None:
+    def __init__(self, backbone: Backbone, guidance: Guidance = Guidance(), rescale_t: float = 1.0) -> None:
         super().__init__()
         self.trainable = frozenset(name for name, p in backbone.named_parameters() if p.requires_grad)
         self.backbone = backbone.eval().requires_grad_(False)
-        self.guidance = guidance
+        self.guidance, self.rescale_t = guidance, rescale_t
 
     @property
     def interpolant(self) -> Interpolant:

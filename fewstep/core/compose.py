@@ -8,8 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from fewstep.config.train import TrainConfig
+from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
+from fewstep.core.dataset import Dataset
 from fewstep.core.objective import C, Nets, NetSpec, Objective, Phase, Step
 from fewstep.errors import FewstepError
 
@@ -41,6 +44,16 @@ class Sum(Objective[C]):
                 merged[name] = _merged(name, merged.get(name, spec), spec)
         return merged
 
+    def check(self, train: TrainConfig) -> None:
+        for one in self.objectives:
+            one.check(train)
+
+    def data(self, dataset: Dataset, teacher: Teacher) -> Dataset:
+        """As the objectives want it, one after another."""
+        for one in self.objectives:
+            dataset = one.data(dataset, teacher)
+        return dataset
+
     def contract(self) -> Contract:
         """The contract that all objectives share. A subclass may decide otherwise."""
         contracts = [one.contract() for one in self.objectives]
@@ -49,9 +62,9 @@ class Sum(Objective[C]):
 
     def phase(self, step: int) -> Phase:
         """All objectives at once, which needs that they train the same networks at this step."""
-        trains = [one.phase(step).trains for one in self.objectives]
-        self._check_equal([sorted(one) for one in trains], f"they train different networks at step {step}")
-        return Phase(trains[0])
+        phases = [one.phase(step) for one in self.objectives]
+        self._check_equal([sorted(one.trains) for one in phases], f"they train different networks at step {step}")
+        return Phase(phases[0].trains, copies=tuple(pair for one in phases for pair in one.copies))
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         found = [getattr(one, one.phase(step.index).loss)(batch, nets, step) for one in self.objectives]
@@ -77,8 +90,8 @@ class Sum(Objective[C]):
 
 
 def _merged(name: str, a: NetSpec, b: NetSpec) -> NetSpec:
-    for key in ("init", "lr_scale", "build"):
+    for key in ("init", "lr_scale", "build", "frozen"):
         one, other = getattr(a, key), getattr(b, key)
         if one != other:
             raise FewstepError(f"network {name!r}: summed objectives disagree about its {key}: {one!r}, {other!r}")
-    return NetSpec(a.init, a.lr_scale, tuple(dict.fromkeys(a.ema + b.ema)), a.build)
+    return NetSpec(a.init, a.lr_scale, tuple(dict.fromkeys(a.ema + b.ema)), a.build, a.frozen)

@@ -53,6 +53,7 @@ class Dataset(ABC):
 
     Config: ClassVar[type[Strict]]
     provides: ClassVar[frozenset[str]] = frozenset()
+    evaluations: int = 0  # of the teacher, a sample each, that ``prepare`` costs; also where it finds them done
     _cut: tuple[tuple[int, int, int], Cuts] | None = None
 
     def __init__(self, config: Any, backbone: Backbone) -> None:

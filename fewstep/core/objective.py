@@ -6,19 +6,23 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.config.base import Strict
-from fewstep.core.backbone import Backbone
+from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
 from fewstep.core.derivatives import Function, Tangents, Tensors
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Layout
 from fewstep.core.times import TimeSampler
+
+if TYPE_CHECKING:
+    from fewstep.config.train import TrainConfig
+    from fewstep.core.dataset import Dataset
 
 C = TypeVar("C", bound=Strict)
 Reduction = Literal["element", "sample"]
@@ -35,21 +39,24 @@ class NetSpec:
         build: makes the network instead of ``init``. It is given a copy of the network that the student starts from, to
             keep or to change: for most backbones the teacher's own with its weights, and where the teacher is a closed
             form, the network that was fitted to it.
+        frozen: no phase trains it; ``Phase.copies`` renews its weights. It is in evaluation mode.
     """
 
     init: str = "teacher"
     lr_scale: float = 1.0
     ema: tuple[float, ...] = ()
     build: Callable[[Backbone], nn.Module] | None = None
+    frozen: bool = False
 
 
 @dataclass(frozen=True)
 class Phase:
     """Which networks an iteration trains, and by which method of the objective. A network that the loss of an iteration
-    does not reach is left as it is."""
+    does not reach is left as it is. ``copies``: before it, the first of two networks is given the second's weights."""
 
     trains: tuple[str, ...] = ("student",)
     loss: str = "loss"
+    copies: tuple[tuple[str, str], ...] = ()
 
 
 class Nets:
@@ -176,6 +183,13 @@ class Objective(ABC, Generic[C]):
     def networks(self) -> dict[str, NetSpec]:
         """The trained networks by name; "student" is the one that is exported."""
         return {"student": NetSpec()}
+
+    def check(self, train: TrainConfig) -> None:
+        """Refuse settings of a run that it cannot be trained with, before anything is loaded. Raises FewstepError."""
+
+    def data(self, dataset: Dataset, teacher: Teacher) -> Dataset:
+        """What it trains on: the run's data set, or one made of it, such as pairs of the teacher."""
+        return dataset
 
     def contract(self) -> Contract:
         """How the student is to be sampled; stored with it."""

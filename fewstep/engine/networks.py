@@ -60,10 +60,12 @@ class Networks:
         self.specs, self.teacher, self.warmup, self.needs = dict(specs), teacher, warmup, needs
         self.trained: dict[str, nn.Module] = {}
         for name, spec in specs.items():
-            self.trained[name] = self._make(name, spec, seed).to(device)
+            module = self._make(name, spec, seed).to(device)
+            self.trained[name] = module.eval().requires_grad_(False) if spec.frozen else module
         self.parameters = {
             name: {key: p for key, p in module.named_parameters() if p.requires_grad}
             for name, module in self.trained.items()
+            if not specs[name].frozen
         }
         self.emas = {
             (name, rate): copy.deepcopy(self.trained[name]).eval().requires_grad_(False)
@@ -105,11 +107,23 @@ class Networks:
     def select(self, trains: tuple[str, ...]) -> None:
         """Let gradients reach these networks alone."""
         for name in trains:
-            if name not in self.trained:
-                raise unknown("network in phase.trains", name, self.trained)
+            if name not in self.parameters:
+                raise unknown("network in phase.trains", name, self.parameters)
         for name, parameters in self.parameters.items():
             for parameter in parameters.values():
                 parameter.requires_grad_(name in trains)
+
+    def copy(self, copies: tuple[tuple[str, str], ...]) -> None:
+        """Give the first network of each pair the weights and buffers of the second.
+
+        Raises:
+            FewstepError: for a name that is no network's.
+        """
+        for name in (name for pair in copies for name in pair):
+            if name not in self.trained:
+                raise unknown("network in phase.copies", name, self.trained)
+        for to, source in copies:
+            self.trained[to].load_state_dict(self.trained[source].state_dict())
 
     @torch.no_grad()
     def update_ema(self, trains: tuple[str, ...]) -> None:

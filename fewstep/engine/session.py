@@ -73,7 +73,7 @@ def start(
             outputs += [tracker(out, resolved.tables(), trainer.step) for tracker in chosen]
         window = Window(found.scalars["window"] if found else None)
         with counting(console) as count:
-            trainer.dataset.prepare(trainer.device, count)
+            trainer.prepare(count)
         del found  # its tensors need not stay in memory
         train(trainer, store, resolved, outputs, progress, window, callbacks)
         try:
@@ -89,7 +89,7 @@ def build(resolved: Resolved, say: Say) -> Trainer:
     objective: Objective[Any] = resolved.method.load()(config.objective)
     dataset_cls.check_config(config.data)
     teacher = backbone_cls.teacher(config.backbone)
-    dataset = dataset_cls(config.data, teacher.backbone)
+    dataset = objective.data(dataset_cls(config.data, teacher.backbone), teacher)
     return Trainer(objective, teacher, dataset, config.train, config.seed, say)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fewstep.config.train import TrainConfig
 from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch
-from fewstep.core.dataset import Dataset
+from fewstep.core.dataset import Dataset, Progress, silent
 from fewstep.core.derivatives import Function, Tangents, Tensors
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Objective, Phase, Step, means
@@ -110,6 +110,14 @@ class Trainer:
             self.budget.watch(name, module)
         self.skipped = dict.fromkeys(self.optimizers, 0)  # updates in a row that fp16 overflow prevented
 
+    def prepare(self, progress: Progress = silent) -> None:
+        """Let the data set do its slow work. What it costs counts once, whether a cache or a checkpoint has it."""
+        counts = self.budget.snapshot()
+        self.dataset.prepare(self.device, progress)
+        self.budget.reset(counts)
+        if self.step == 0:
+            self.budget.counts["teacher"]["forward"] += self.dataset.evaluations
+
     def train(self, log: Callable[[Row], None], save: Callable[[], None]) -> None:
         """Run to the last step: ``log`` gets a row every iteration, ``save`` is called whenever a checkpoint is due.
 
@@ -132,6 +140,7 @@ class Trainer:
     def _iteration(self, step: int) -> Row:
         started = time.perf_counter()
         phase = self.objective.phase(step)
+        self.nets.copy(phase.copies)
         self.nets.select(phase.trains)
         loss = self._backward(phase, step)
         norms = {name: self._update(name, step) for name in phase.trains if self.optimizers[name].has_gradient}

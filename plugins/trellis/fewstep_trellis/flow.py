@@ -69,7 +69,7 @@ class Flow(Backbone):
             FewstepError: for a missing or foreign checkpoint.
         """
         backbone = cls.load_file(existing("backbone.teacher", config.teacher))
-        return Teacher(backbone, Guidance(config.guidance, config.interval))
+        return Teacher(backbone, Guidance(config.guidance, config.interval), config.rescale_t)
 
     def student(self: F, needs: frozenset[str] = frozenset()) -> F:
         """A float32 copy: a half-precision torso is for sampling, its updates would round to nothing."""

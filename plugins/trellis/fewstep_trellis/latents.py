@@ -1,26 +1,20 @@
 """Latents of a prepared set's training objects: encoded once, on the run's device, and kept in the user's cache.
 
-The cache holds one folder per set and encoder, with a file for every ``PART`` samples. A file is written as soon as
-its samples are encoded, so an interrupted encode goes on where it stopped. Two processes that encode at once write the
-same files, each in one move.
+The cache holds one folder per set and encoder, with a file for every ``PART`` samples (``fewstep.core.parts``).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from pathlib import Path
 
 import torch
 from fewstep_shapes3d.data.prepared import PreparedSet
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fewstep.core.dataset import Progress, silent
 from fewstep.core.layout import Packed
-from fewstep.files import Unwritable, cache_folder, write_bytes
+from fewstep.core.parts import cached, fingerprint, kept
+from fewstep.files import cache_folder
 from fewstep_trellis.models import SLatEncoder, SparseStructureEncoder
 
 PART = 32  # samples of one file: an interruption repeats at most these
@@ -101,45 +95,17 @@ def _samples(data: PreparedSet, mirror: bool) -> Samples:
 def _cached(
     name: str, samples: Samples, make: Callable[[Samples], Tensor], progress: Progress, say: Say
 ) -> list[Tensor]:
-    """``make`` of every ``PART`` samples; what the folder ``name`` of the cache lacks is made and added."""
-    found, done, folder = list[Tensor](), 0, cache_folder() / name
-    for start in range(0, len(samples), PART):
-        part, path = samples[start : start + PART], folder / f"{start:06d}.safetensors"
-        latents = _read(path)
-        if latents is None:
-            progress(done, len(samples), "encoding latents")
-            latents = make(part)
-            _write(path, latents)
-            progress(done + len(part), len(samples), "encoding latents")
-        found.append(latents)
-        done += len(part)
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
-    say(f"latents of {len(samples)} training samples: {folder} ({size:.1f} MB), kept for later runs")
-    return found
+    """``make`` of every ``PART`` samples, by way of the cache's folder ``name``."""
+    folder = cache_folder() / name
+    parts = cached(folder, samples, PART, lambda part: {"latents": make(part)}, progress, "encoding latents")
+    say(f"latents of {len(samples)} training samples: {kept(folder)}")
+    return [part["latents"] for part in parts]
 
 
 def _key(data: PreparedSet, encoder: nn.Module, mirror: bool) -> str:
     """A digest of all that the cached files depend on: the objects, which of them train, the weights, the parts."""
-    digest = hashlib.sha256(f"{mirror} {PART}".encode())
-    for name in ("occupancy", "split"):
-        digest.update(data.arrays[name].tobytes())
+    arrays = [data.arrays["occupancy"], data.arrays["split"]]
     if isinstance(encoder, SLatEncoder):
-        for codes in data.surface_codes:
-            digest.update(codes.tobytes())
-    for tensor in encoder.state_dict().values():
-        digest.update(tensor.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:24]
-
-
-def _read(path: Path) -> Tensor | None:
-    """The latents of a file; None for a missing or damaged one, which is then made again."""
-    try:
-        return load_file(path).get("latents")
-    except (OSError, SafetensorError):
-        return None
-
-
-def _write(path: Path, latents: Tensor) -> None:
-    """Best effort: without a writable cache every run encodes anew."""
-    with suppress(Unwritable):
-        write_bytes(path, save({"latents": latents.contiguous()}))
+        arrays += data.surface_codes
+    tensors = [torch.from_numpy(array) for array in arrays]
+    return fingerprint(f"{mirror} {PART}", [*tensors, *encoder.state_dict().values()])

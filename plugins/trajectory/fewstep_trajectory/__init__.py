@@ -1,0 +1,1 @@
+"""Methods that follow the teacher's trajectories: stored pairs, reflow, progressive distillation."""
