@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -44,8 +44,9 @@ class VelocityField(Protocol):
 class Backbone(nn.Module):
     """A network that predicts velocity, with what it can do declared.
 
-    A subclass sets ``Config``, ``provides`` (of "dense", "packed", "jvp", "two_time", "negative_time"), ``dataset`` and
-    ``interpolant``, and implements ``forward``, ``teacher`` and, where those here do not fit, ``save`` and ``load``.
+    A subclass sets ``Config``, ``provides`` (of "dense", "packed", "jvp", "two_time", "negative_time", "features"),
+    ``dataset`` and ``interpolant``, and implements ``forward``, ``teacher`` and, where those here do not fit, ``save``
+    and ``load``; with "features" also ``taps``.
     Where a model is several networks one after another, each is a backbone with its ``stage``, and the one that users
     name lists all in ``stages``.
     """
@@ -64,6 +65,32 @@ class Backbone(nn.Module):
         A backbone that does not provide "two_time" refuses an ``s_B``.
         """
         raise TypeError(f"{type(self).__name__} does not implement forward")
+
+    def taps(self) -> list[tuple[nn.Module, int]]:
+        """The inner layers whose outputs ``features`` gives, from first to last, and their channels."""
+        raise TypeError(f"{type(self).__name__} does not implement taps")
+
+    def features(
+        self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, taps: Sequence[int] = (-1,)
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The velocity, and from the same pass the outputs of these layers of ``taps``: [B, ..., C], or [T, C].
+
+        For a head on the network, such as a discriminator on a critic. A backbone that provides "features" has them.
+        """
+        layers, found = self.taps(), dict[int, Tensor]()
+
+        def keep(tap: int) -> Callable[..., None]:
+            return lambda _module, _inputs, output: found.update({tap: output})
+
+        hooks = [layers[tap][0].register_forward_hook(keep(tap)) for tap in taps]
+        # All of them are outputs of the network: whoever counts its passes sees those of the features too.
+        hooks.append(self.register_forward_hook(lambda _module, _inputs, v: (v, *map(found.get, taps)), prepend=True))
+        try:
+            velocity, *features = self(x, t_B, cond, layout)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return velocity, features
 
     @classmethod
     def teacher(cls, config: Any) -> Teacher:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Layout
-from fewstep.core.objective import Nets, Step, per
+from fewstep.core.objective import Nets, Reduction, Step, per
 from fewstep.core.samplers import consistency
 from fewstep.methods.point import Look
 
@@ -51,6 +51,7 @@ class Velocities:
     """At noisy fakes x_t: the velocity of the fakes' distribution (``fake``), the teacher's, and that of the path
     which x_t lies on, from the fake to the noise (``path``). ``t_B`` [B] are the times."""
 
+    x_t: Tensor
     fake: Tensor
     teacher: Tensor
     path: Tensor
@@ -68,14 +69,13 @@ def compare(look: Look, fakes: Batch, velocity: Velocity, nets: Nets, step: Step
     x_t, t_B, noise = look.noisy(fakes, step)
     fake = velocity(x_t, t_B).to(x_t.dtype)
     teacher = look.velocity(fakes, noise, x_t, t_B, nets, step).to(x_t.dtype)
-    return Velocities(fake, teacher, step.interpolant.velocity(fakes.x0, noise), t_B)
+    return Velocities(x_t, fake, teacher, step.interpolant.velocity(fakes.x0, noise), t_B)
 
 
-def fit(look: Look, fakes: Batch, velocity: Velocity, step: Step) -> Tensor:
-    """Flow matching on fakes, as a loss term: || v(x_t, t) - (eps - x) ||^2."""
-    x_t, t_B, noise = look.noisy(fakes, step)
-    error = velocity(x_t, t_B).to(x_t.dtype) - step.interpolant.velocity(fakes.x0, noise)
-    return per(look.config.reduction, error.square(), fakes.layout)
+def fit(velocity: Tensor, fakes: Batch, noise: Tensor, step: Step, reduction: Reduction) -> Tensor:
+    """Flow matching on fakes, as a loss term: || v - (eps - x) ||^2 for the velocity v at fakes under this noise."""
+    error = velocity.to(noise.dtype) - step.interpolant.velocity(fakes.x0, noise)
+    return per(reduction, error.square(), fakes.layout)
 
 
 def teacher_error(teacher: Tensor, path: Tensor, layout: Layout) -> Tensor:

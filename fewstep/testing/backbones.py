@@ -17,7 +17,7 @@ from fewstep.core.layout import Dense, Packed
 from fewstep.errors import FewstepError
 from fewstep.testing.tiny import near
 
-CAPABILITIES = frozenset({"dense", "packed", "jvp", "two_time", "negative_time"})
+CAPABILITIES = frozenset({"dense", "packed", "jvp", "two_time", "negative_time", "features"})
 ALONE, DIFFERENCE, HALF = 1e-9, 1e-4, 3e-2  # relative
 WIDTHS = (1e-7, 1e-5, 1e-3)  # narrow for features of 1000 t, wide for networks that are float32 inside
 
@@ -43,6 +43,8 @@ def check_backbone(backbone: Backbone, batch: Batch) -> None:
     network.refuses_or_takes_two_times()
     if "negative_time" in backbone.provides:
         network.tells_negative_times()
+    if "features" in backbone.provides:
+        network.gives_features()
     if "jvp" in backbone.provides:
         network.differentiates()
     network.learns()
@@ -108,6 +110,15 @@ class Probe:
         v = self.velocity(slower=-1.0)
         fine = bool(v.isfinite().all()) and not torch.equal(v, self.velocity())
         self.claim(fine, "provides 'negative_time', but its velocity at -t is that at t, or not finite")
+
+    def gives_features(self) -> None:
+        batch, layers = self.batch, self.backbone.taps()
+        v, found = self.backbone.features(batch.x0, self.t_B, batch.cond, batch.layout, range(len(layers)))
+        self.claim(torch.equal(v, self.velocity()), "gives another velocity beside its features")
+        samples = batch.layout.batch_size
+        for (_, channels), h in zip(layers, found, strict=True):
+            fine = h.shape[-1] == channels and len(h) in (samples, len(batch.x0))
+            self.claim(fine, f"gives features {list(h.shape)} from a layer of {channels} channels, which come last")
 
     def differentiates(self) -> None:
         x, generator = self.batch.x0, torch.Generator().manual_seed(0)

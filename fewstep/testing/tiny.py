@@ -30,7 +30,7 @@ class TinyBackbone(Backbone):
     of both times and of the condition."""
 
     Config = TinyConfig
-    provides: ClassVar[frozenset[str]] = frozenset({"dense", "packed", "jvp", "two_time", "negative_time"})
+    provides: ClassVar[frozenset[str]] = frozenset({"dense", "packed", "jvp", "two_time", "negative_time", "features"})
 
     def __init__(self, width: int = 16, seed: int = 0) -> None:
         super().__init__()
@@ -49,6 +49,9 @@ class TinyBackbone(Backbone):
         columns = [layout.expand(v_B, x).expand(*x.shape[:-1], 1) for v_B in scalars]
         velocity: Tensor = self.outer(torch.tanh(self.inner(torch.cat([x, *columns], -1))))
         return velocity
+
+    def taps(self) -> list[tuple[nn.Module, int]]:
+        return [(self.inner, self.width)]
 
     @classmethod
     def teacher(cls, config: Any) -> Teacher:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
 from fewstep.core.times import TimeSampler
 from fewstep.methods.point import NoisyConfig, Strengths
+
+Positive = Annotated[float, Field(gt=0)]
 
 
 class CriticConfig(NoisyConfig):
@@ -23,8 +27,33 @@ class CriticConfig(NoisyConfig):
     )
 
 
-class DMD2Config(CriticConfig):
+class AdversarialConfig(CriticConfig):
+    """What those with adversarial terms can be told besides."""
+
+    gan: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the student's adversarial term; 0: none, and no head (published: 0.001 to 0.003)",
+    )
+    gan_critic: float = Field(0.01, gt=0, description="weight of the head's loss beside the critic's flow matching")
+    head_lr: float = Field(1.0, gt=0, description="the head's factor on train.lr")
+    taps: tuple[int, ...] = Field(
+        (-1,), min_length=1, description="the critic's inner layers that the head reads; negative: from the last one"
+    )
+
+
+class DMD2Config(AdversarialConfig):
     """Distribution matching."""
+
+
+class FDistillConfig(AdversarialConfig):
+    """Distribution matching for another divergence."""
+
+    divergence: Literal["forward-kl", "jensen-shannon", "softened-reverse-kl", "hellinger", "jeffreys"] = Field(
+        "forward-kl", description="divergence of fakes and teacher; reverse KL is dmd2"
+    )
+    clip: tuple[Positive, Positive] = Field((0.1, 20.0), description="bounds of the density ratio")
+    gan: float = Field(0.001, ge=0, description="weight of the student's adversarial term; the head is there for 0 too")
 
 
 class SiDConfig(CriticConfig):

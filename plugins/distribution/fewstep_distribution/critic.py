@@ -10,8 +10,9 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from fewstep.core.batch import Batch
+from fewstep.core.batch import Batch, Condition
 from fewstep.core.contract import Contract
+from fewstep.core.layout import Layout
 from fewstep.core.objective import Nets, NetSpec, Objective, Phase, Step
 from fewstep.methods.fakes import Velocity, fit, generate
 from fewstep.methods.point import Look, dropped
@@ -45,28 +46,34 @@ class Critical(Objective[C]):
         with nullcontext() if moves else torch.no_grad():
             x, _ = generate(batch, cond, nets, step, grid)
         fakes = replace(batch, x0=x.detach())
-
-        def critic(x_t: Tensor, t_B: Tensor) -> Tensor:
-            return cast(Tensor, nets.critic(x_t, t_B, cond, batch.layout))
-
-        terms = self.matching(x, fakes, critic, nets, step) if moves else {}
-        return terms | {"critic": fit(self.look("fakes"), fakes, critic, step)}
+        terms = self.matching(x, fakes, cond, nets, step) if moves else {}
+        return terms | self.fitting(batch, fakes, cond, nets, step)
 
     @abstractmethod
-    def matching(self, x: Tensor, fakes: Batch, critic: Velocity, nets: Nets, step: Step) -> dict[str, Tensor]:
+    def matching(self, x: Tensor, fakes: Batch, cond: Condition, nets: Nets, step: Step) -> dict[str, Tensor]:
         """The student's terms.
 
         Args:
             x: fakes with the student's graph.
-            fakes: the same without it, as ``x0``.
-            critic: the velocity of the fakes' distribution.
+            fakes: the same without it, as ``x0``, with the condition that the teacher sees.
+            cond: that the fakes were made under.
         """
 
+    def fitting(self, batch: Batch, fakes: Batch, cond: Condition, nets: Nets, step: Step) -> dict[str, Tensor]:
+        """The critic's terms; ``batch`` has the real samples."""
+        x_t, t_B, noise = self.look("fakes").noisy(fakes, step)
+        velocity = self.critic(cond, batch.layout, nets)(x_t, t_B)
+        return {"critic": fit(velocity, fakes, noise, step, self.config.reduction)}
 
-def carried(value: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
-    """A term of this value whose gradient with respect to x is ``gradient``, element by element.
+    def critic(self, cond: Condition, layout: Layout, nets: Nets) -> Velocity:
+        """The velocity of the fakes' distribution under ``cond``."""
+        return lambda x_t, t_B: cast(Tensor, nets.critic(x_t, t_B, cond, layout))
+
+
+def carried(gradient: Tensor, x: Tensor) -> Tensor:
+    """0, with this gradient with respect to x, element by element.
 
     A student's term reaches it through the samples alone. With the gradient taken there first, none arrives at the
     weights of a critic that is trained in the same iteration, and the critic's graph is gone before the student's runs.
     """
-    return value + gradient * (x - x.detach())
+    return gradient * (x - x.detach())

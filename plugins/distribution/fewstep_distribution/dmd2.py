@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
-from fewstep.core.batch import Batch
+from fewstep.core.batch import Batch, Condition
 from fewstep.core.objective import Nets, Step, per
-from fewstep.methods.fakes import Velocity, compare, teacher_error
-from fewstep_distribution.config import DMD2Config
-from fewstep_distribution.critic import Critical, carried
+from fewstep.methods.fakes import Velocities, compare, teacher_error
+from fewstep_distribution.config import AdversarialConfig, DMD2Config
+from fewstep_distribution.critic import carried
+from fewstep_distribution.gan import Adversarial
+
+C = TypeVar("C", bound=AdversarialConfig)
 
 
-class DMD2(Critical[DMD2Config]):
+class DistributionMatching(Adversarial[C]):
     """The gradient of KL(fakes || teacher) over all noise levels, by the scores of both.
 
     With x_t between a sample x = x_s - s F(x_s, s) and fresh noise, the gradient with respect to x is
@@ -21,16 +26,25 @@ class DMD2(Critical[DMD2Config]):
 
     with x0 = x_t - t v the data that a velocity v predicts at x_t; the mean is over a sample. As x0 differs by -t v and
     x - x0 = t (vT - (eps - x)), this is (vT - v) / mean |vT - (eps - x)|, which is defined at all times. The reported
-    value is |g|^2 / 2. The critic starts as the teacher, learns by flow matching on fakes, and is updated
-    ``critic_ratio`` times for each update of the student (5 in the paper).
+    value is |g|^2 / 2.
     """
 
-    Config = DMD2Config
-
-    def matching(self, x: Tensor, fakes: Batch, critic: Velocity, nets: Nets, step: Step) -> dict[str, Tensor]:
+    def matching(self, x: Tensor, fakes: Batch, cond: Condition, nets: Nets, step: Step) -> dict[str, Tensor]:
+        layout = fakes.layout
         with torch.no_grad():
-            at = compare(self.look("dmd"), fakes, critic, nets, step)
-            gradient = (at.teacher - at.fake) / fakes.layout.expand(
-                teacher_error(at.teacher, at.path, fakes.layout), at.fake
-            )
-        return {"dmd": per(self.config.reduction, carried(0.5 * gradient.square(), gradient, x), fakes.layout)}
+            at = compare(self.look("dmd"), fakes, self.critic(cond, layout, nets), nets, step)
+            scale_B = self.weight(at, cond, fakes, nets) / teacher_error(at.teacher, at.path, layout)
+            gradient = layout.expand(scale_B, x) * (at.teacher - at.fake)
+        value = 0.5 * gradient.square() + carried(gradient, x)
+        return {"dmd": per(self.config.reduction, value, layout), **self.deceiving(x, fakes, cond, nets, step)}
+
+    def weight(self, at: Velocities, cond: Condition, fakes: Batch, nets: Nets) -> Tensor:
+        """[B] a factor of the gradient."""
+        return torch.ones_like(at.t_B)
+
+
+class DMD2(DistributionMatching[DMD2Config]):
+    """Distribution matching with a critic that starts as the teacher, learns by flow matching on fakes and is updated
+    ``critic_ratio`` times for each update of the student (5 in the paper); the adversarial terms where ``gan`` > 0."""
+
+    Config = DMD2Config

@@ -19,6 +19,12 @@ def register_objectives(register: Register) -> None:
         summary="distribution matching: the samples follow the difference of a critic's and the teacher's score",
     )
     register(
+        "f-distill",
+        target="fewstep_distribution.f_distill:FDistill",
+        config="fewstep_distribution.config:FDistillConfig",
+        summary="distribution matching for other divergences, weighted by the density ratio of an adversarial head",
+    )
+    register(
         "sid",
         target="fewstep_distribution.sid:SiD",
         config="fewstep_distribution.config:SiDConfig",

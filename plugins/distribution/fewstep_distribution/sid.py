@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fewstep.core.batch import Batch
+from fewstep.core.batch import Batch, Condition
 from fewstep.core.objective import Nets, Step, per
-from fewstep.methods.fakes import Velocity, compare, teacher_error
+from fewstep.methods.fakes import compare, teacher_error
 from fewstep_distribution.config import SiDConfig
 from fewstep_distribution.critic import Critical, carried
 
@@ -31,11 +31,11 @@ class SiD(Critical[SiDConfig]):
 
     Config = SiDConfig
 
-    def matching(self, x: Tensor, fakes: Batch, critic: Velocity, nets: Nets, step: Step) -> dict[str, Tensor]:
+    def matching(self, x: Tensor, fakes: Batch, cond: Condition, nets: Nets, step: Step) -> dict[str, Tensor]:
         leaf, layout = x.detach().requires_grad_(), fakes.layout
-        at = compare(self.look("sid"), replace(fakes, x0=leaf), critic, nets, step)
+        at = compare(self.look("sid"), replace(fakes, x0=leaf), self.critic(cond, layout, nets), nets, step)
         gap = at.fake - at.teacher
         weight_B = at.t_B / teacher_error(at.teacher, at.path, layout)
         value = layout.expand(weight_B.detach(), gap) * gap * (at.path - at.teacher - self.config.alpha * gap)
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
-        return {"sid": per(self.config.reduction, carried(value.detach(), gradient, x), layout)}
+        return {"sid": per(self.config.reduction, value.detach() + carried(gradient, x), layout)}

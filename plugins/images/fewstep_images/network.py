@@ -46,7 +46,7 @@ class ImageFlow(Backbone):
     """
 
     Config = ImagesConfig
-    provides: ClassVar[frozenset[str]] = frozenset({"dense", "jvp", "two_time", "negative_time"})
+    provides: ClassVar[frozenset[str]] = frozenset({"dense", "jvp", "two_time", "negative_time", "features"})
     dataset = "images"
 
     def __init__(self, config: ImagesConfig) -> None:
@@ -72,6 +72,9 @@ class ImageFlow(Backbone):
         for block in self.blocks:
             h = block(h, facts)
         return cast(Tensor, self.last(h) + self.through(facts) * x)
+
+    def taps(self) -> list[tuple[nn.Module, int]]:
+        return [(block, self.config.width) for block in self.blocks]
 
     def _tokens(self, cond: Condition, layout: Layout, x: Tensor) -> Tensor:
         if cond.tokens is None:

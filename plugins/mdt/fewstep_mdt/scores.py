@@ -36,7 +36,8 @@ def compare(config: MDTConfig, fakes: Batch, cond: Condition, nets: Nets, step: 
 def fit(config: MDTConfig, fakes: Batch, cond: Condition, nets: Nets, step: Step) -> Tensor:
     """Flow matching on fakes, as a loss term, at times and noise of its own."""
     look = Look(config, Derivative("continuous"), None, name="fakes", t=config.t_vd or config.t)
-    return shared.fit(look, fakes, velocity(config, fakes, cond, nets), step)
+    x_t, t_B, noise = look.noisy(fakes, step)
+    return shared.fit(velocity(config, fakes, cond, nets)(x_t, t_B), fakes, noise, step, config.reduction)
 
 
 def velocity(config: MDTConfig, fakes: Batch, cond: Condition, nets: Nets) -> shared.Velocity:

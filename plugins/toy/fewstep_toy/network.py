@@ -35,7 +35,7 @@ class ToyFlow(Backbone):
     """
 
     Config = ToyConfig
-    provides: ClassVar[frozenset[str]] = frozenset({"dense", "packed", "jvp", "two_time", "negative_time"})
+    provides: ClassVar[frozenset[str]] = frozenset({"dense", "packed", "jvp", "two_time", "negative_time", "features"})
     dataset = "toy"
 
     def __init__(self, config: ToyConfig) -> None:
@@ -62,6 +62,9 @@ class ToyFlow(Backbone):
         if s_B is not None:
             h = h + self.jump(expand_rows(span_features(t_B - s_B), x, layout))
         return cast(Tensor, self.rest(h))
+
+    def taps(self) -> list[tuple[nn.Module, int]]:
+        return [(layer, self.config.width) for layer in self.rest if isinstance(layer, nn.SiLU)]
 
     def _tokens(self, cond: Condition, layout: Layout, x: Tensor) -> Tensor:
         if cond.tokens is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.core.batch import Condition
 from fewstep.core.layout import Layout
@@ -31,12 +31,15 @@ class StructureFlow(Flow):
 
     Config = TrellisConfig
     name, network = "trellis", SparseStructureFlowModel
-    provides: ClassVar[frozenset[str]] = frozenset({"dense", "jvp", "two_time", "negative_time"})
+    provides: ClassVar[frozenset[str]] = frozenset({"dense", "jvp", "two_time", "negative_time", "features"})
     dataset = "sweethome3d"
     stage = "ss"
 
     def velocity(self, x: Tensor, t_B: Tensor, s_B: Tensor | None, cond: Condition, layout: Layout) -> Tensor:
         return cast(Tensor, self.model(x, t_B, cond, s=s_B))
+
+    def taps(self) -> list[tuple[nn.Module, int]]:
+        return [(block, self.model.out_layer.in_features) for block in self.model.blocks]
 
     @classmethod
     def students(cls) -> dict[str, Path]:
