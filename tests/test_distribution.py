@@ -9,16 +9,26 @@ from typing import Any
 
 import pytest
 import torch
-from closed_forms import GAUSSIAN, Given, exact_nets, gradients, largest, total
+from closed_forms import Given, exact_nets, gradients, largest, total
+from distribution_helpers import (
+    MEAN,
+    STD,
+    TEACHER,
+    ExactCritic,
+    LinearStudent,
+    drawn,
+    noisy,
+    objective_of,
+    quadrature,
+    tiny_nets,
+)
 from fewstep_distribution.config import CriticConfig, DMD2Config, SiDConfig
 from fewstep_distribution.critic import Critical
 from fewstep_distribution.dmd2 import DMD2
 from fewstep_distribution.sid import SiD
-from fewstep_toy.analytic import AnalyticFlow
 from torch import Tensor, nn
 
 import fewstep
-from fewstep.core.backbone import Backbone, Guidance, Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout
@@ -27,10 +37,6 @@ from fewstep.core.samplers import consistency
 from fewstep.testing import TinyBackbone, check_objective, tiny_batch
 
 METHODS: list[tuple[type[Critical[Any]], dict[str, Any]]] = [(DMD2, {}), (SiD, {}), (SiD, {"alpha": 1.2})]
-
-
-def objective_of(cls: type[Critical[Any]], **keys: Any) -> Critical[Any]:
-    return cls(cls.Config(**keys))
 
 
 @pytest.mark.parametrize(("cls", "keys"), METHODS)
@@ -42,20 +48,6 @@ def test_conformance(cls: type[Critical[Any]], keys: dict[str, Any], shared: dic
 
 
 # The formulas of the papers, sample by sample.
-
-
-def tiny_nets() -> Nets:
-    student, critic, teacher = (TinyBackbone(seed=seed).double() for seed in (1, 2, 3))
-    return Nets({"student": student, "critic": critic, "teacher": Teacher(teacher, Guidance(2.0))}, {})
-
-
-def drawn(batch: Batch, seed: int = 0) -> dict[str, Tensor]:
-    """Noise and times of a one-step student's terms, by the names of their draws."""
-    g = torch.Generator().manual_seed(seed)
-    noise = {name: torch.randn(batch.x0.shape, generator=g, dtype=torch.float64) for name in ("dmd", "sid", "fakes")}
-    times = {name: 0.1 + 0.8 * torch.rand(batch.layout.batch_size, generator=g, dtype=torch.float64) for name in noise}
-    found = {f"noise/{name}": value for name, value in noise.items()} | {f"t/{k}": v for k, v in times.items()}
-    return found | {"noise_fake": torch.randn(batch.x0.shape, generator=g, dtype=torch.float64)}
 
 
 Sample = tuple[Tensor, Tensor, Tensor]  # x, and the predicted data of teacher and critic at a noisy x
@@ -121,48 +113,6 @@ def test_the_formulas_of_the_papers(
 
 
 # Gaussians.
-
-
-class LinearStudent(Backbone):
-    """One step from noise z lands on scale z + mean, the same for both coordinates' own scale and mean."""
-
-    def __init__(self, scale: tuple[float, float], mean: tuple[float, float]) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(scale, dtype=torch.float64))
-        self.mean = nn.Parameter(torch.tensor(mean, dtype=torch.float64))
-
-    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
-        return x - (self.scale * x + self.mean)
-
-
-class ExactCritic(Backbone):
-    """The velocity of a Gaussian N(mean, scale^2), E[eps - x | x_t], by the regression of Gaussians."""
-
-    def __init__(self, student: LinearStudent) -> None:
-        super().__init__()
-        self.scale, self.mean = (nn.Parameter(p.detach().clone()) for p in (student.scale, student.mean))
-
-    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
-        t = layout.expand(t_B, x)
-        slope = (t - (1 - t) * self.scale**2) / ((1 - t) ** 2 * self.scale**2 + t**2)
-        return slope * (x - (1 - t) * self.mean) - self.mean
-
-
-TEACHER = AnalyticFlow(GAUSSIAN).double()
-STD, MEAN = float(TEACHER.std), TEACHER.means[0].detach()
-
-
-def noisy(scale: Tensor, t: float) -> Tensor:
-    """The variance of x_t."""
-    return (1 - t) ** 2 * scale**2 + t**2
-
-
-def quadrature() -> tuple[Tensor, Tensor, Tensor]:
-    """Nodes of z and eps in two dimensions each, [81, 2], and their weights: exact for polynomials of degree 5."""
-    nodes = torch.tensor([-(3**0.5), 0.0, 3**0.5], dtype=torch.float64)
-    grid = torch.cartesian_prod(nodes, nodes, nodes, nodes)
-    weights = (1 / 6 + 0.5 * (grid == 0).double()).prod(1)
-    return grid[:, :2], grid[:, 2:], weights
 
 
 def expected(objective: Critical[Any], name: str, student: LinearStudent, t: float) -> Tensor:

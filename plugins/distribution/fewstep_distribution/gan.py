@@ -42,9 +42,9 @@ class Head(nn.Module):
 
 class Adversarial(Critical[C]):
     """With a weight ``gan`` above 0 a head learns to tell noisy data from noisy fakes, softplus(logit of fakes) +
-    softplus(-logit of data), and the student to mislead it, softplus(-logit of fakes) (DMD2, arXiv 2405.14867). The best
-    logit is the logarithm of the ratio of both densities. The head reads inner features of the critic, which is trained
-    through them too; at fakes they come from the same pass as the velocity.
+    softplus(-logit of data), and the student to mislead it, softplus(-logit of fakes) (DMD2, arXiv 2405.14867). The
+    best logit is the logarithm of the ratio of both densities. The head reads inner features of the critic, which is
+    trained through them too; at fakes they come from the same pass as the velocity.
     """
 
     def __init__(self, config: C) -> None:

@@ -1,0 +1,80 @@
+"""Helpers of the tests of distribution matching: tiny networks with given draws, and Gaussians with exact critics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from closed_forms import GAUSSIAN
+from fewstep_distribution.critic import Critical
+from fewstep_toy.analytic import AnalyticFlow
+from torch import Tensor, nn
+
+from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.layout import Layout
+from fewstep.core.objective import Nets
+from fewstep.testing import TinyBackbone
+
+
+def objective_of(cls: type[Critical[Any]], **keys: Any) -> Critical[Any]:
+    return cls(cls.Config(**keys))
+
+
+def tiny_nets() -> Nets:
+    student, critic, teacher = (TinyBackbone(seed=seed).double() for seed in (1, 2, 3))
+    return Nets({"student": student, "critic": critic, "teacher": Teacher(teacher, Guidance(2.0))}, {})
+
+
+def drawn(batch: Batch, seed: int = 0) -> dict[str, Tensor]:
+    """Noise and times of a one-step student's terms, by the names of their draws."""
+    g = torch.Generator().manual_seed(seed)
+    noise = {
+        name: torch.randn(batch.x0.shape, generator=g, dtype=torch.float64) for name in ("dmd", "sid", "gan", "fakes")
+    }
+    times = {name: 0.1 + 0.8 * torch.rand(batch.layout.batch_size, generator=g, dtype=torch.float64) for name in noise}
+    found = {f"noise/{name}": value for name, value in noise.items()} | {f"t/{k}": v for k, v in times.items()}
+    return found | {"noise_fake": torch.randn(batch.x0.shape, generator=g, dtype=torch.float64)}
+
+
+class LinearStudent(Backbone):
+    """One step from noise z lands on scale z + mean, the same for both coordinates' own scale and mean."""
+
+    def __init__(self, scale: tuple[float, float], mean: tuple[float, float]) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale, dtype=torch.float64))
+        self.mean = nn.Parameter(torch.tensor(mean, dtype=torch.float64))
+
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        return x - (self.scale * x + self.mean)
+
+
+class ExactCritic(Backbone):
+    """The velocity of a Gaussian N(mean, scale^2), E[eps - x | x_t], by the regression of Gaussians."""
+
+    def __init__(self, student: LinearStudent) -> None:
+        super().__init__()
+        self.scale, self.mean = (nn.Parameter(p.detach().clone()) for p in (student.scale, student.mean))
+
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        t = layout.expand(t_B, x)
+        slope = (t - (1 - t) * self.scale**2) / ((1 - t) ** 2 * self.scale**2 + t**2)
+        return slope * (x - (1 - t) * self.mean) - self.mean
+
+
+TEACHER = AnalyticFlow(GAUSSIAN).double()
+STD, MEAN = float(TEACHER.std), TEACHER.means[0].detach()
+
+
+def noisy(scale: Tensor, t: float) -> Tensor:
+    """The variance of x_t."""
+    return (1 - t) ** 2 * scale**2 + t**2
+
+
+def quadrature(count: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """Nodes of z and eps, [count^4, 2] each, and weights [count^4]: exact for polynomials of degree 2 count - 1."""
+    nodes, weights = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(count))
+    grid = torch.cartesian_prod(nodes, nodes, nodes, nodes)
+    product = torch.cartesian_prod(*[weights / weights.sum()] * 4).prod(1)
+    return grid[:, :2], grid[:, 2:], product
