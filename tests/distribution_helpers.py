@@ -30,9 +30,8 @@ def tiny_nets() -> Nets:
 def drawn(batch: Batch, seed: int = 0) -> dict[str, Tensor]:
     """Noise and times of a one-step student's terms, by the names of their draws."""
     g = torch.Generator().manual_seed(seed)
-    noise = {
-        name: torch.randn(batch.x0.shape, generator=g, dtype=torch.float64) for name in ("dmd", "sid", "gan", "fakes")
-    }
+    names = ("dmd", "sid", "gan", "fakes")
+    noise = {name: torch.randn(batch.x0.shape, generator=g, dtype=torch.float64) for name in names}
     times = {name: 0.1 + 0.8 * torch.rand(batch.layout.batch_size, generator=g, dtype=torch.float64) for name in noise}
     found = {f"noise/{name}": value for name, value in noise.items()} | {f"t/{k}": v for k, v in times.items()}
     return found | {"noise_fake": torch.randn(batch.x0.shape, generator=g, dtype=torch.float64)}

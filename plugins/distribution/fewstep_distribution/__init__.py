@@ -1,1 +1,1 @@
-"""Distribution matching: a student whose samples, in distribution, are the teacher's (DMD2, SiD)."""
+"""Distribution matching: a student whose samples, in distribution, are the teacher's (DMD2, f-distill, SiD)."""

@@ -88,7 +88,7 @@ class Adversarial(Critical[C]):
 
     def deceiving(self, x: Tensor, fakes: Batch, cond: Condition, nets: Nets, step: Step) -> dict[str, Tensor]:
         """The student's adversarial term; ``x`` are the fakes with its graph."""
-        if not self.has_head:
+        if self.config.gan == 0:
             return {}
         leaf, layout = x.detach().requires_grad_(), fakes.layout
         x_t, t_B, _ = self.look("gan").noisy(replace(fakes, x0=leaf), step)
