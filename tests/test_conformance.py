@@ -309,6 +309,11 @@ class RefusesTwoTimes(TinyBackbone):
         return super().forward(x, t_B, cond, layout)
 
 
+class WrongTaps(TinyBackbone):
+    def taps(self) -> list[tuple[nn.Module, int]]:
+        return [(self.inner, self.width + 1)]
+
+
 class Typo(TinyBackbone):
     provides: ClassVar[frozenset[str]] = TinyBackbone.provides | {"dence"}
 
@@ -354,6 +359,7 @@ class LoadsAnother(TinyBackbone):
         (WrongJvp, "its tangent is not its finite difference"),
         (SilentTwoTimes, "yet takes s_B silently"),
         (RefusesTwoTimes, "provides 'two_time' and refuses s_B"),
+        (WrongTaps, "from a layer of 17 channels, which come last"),
         (Typo, "provides dence; known are"),
         (NotDense, "does not provide 'dense'"),
         (Frozen, "no gradient reaches any parameter"),
