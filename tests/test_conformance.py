@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.config.base import Strict
 from fewstep.core.batch import Batch, Condition
