@@ -3,18 +3,22 @@
 For method M and preset P these are merged, later ones winning: ``presets/P.toml`` of the method's plugin and of the
 backbone's, then ``presets/M/P.toml`` of the method's plugin and of the backbone's. So a method's own file wins over
 what a backbone says to all methods, and a backbone's file for that method over both.
+
+A sum of methods takes the presets of its parts, "default" for a part without one of that name; where two disagree
+outside of their own tables, the first part wins.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fewstep.config.base import read_toml
 from fewstep.errors import FewstepError, invalid, unknown
+from fewstep.plugins.combined import Combined
 from fewstep.plugins.registry import Entry, registry
 
 DEFAULT = "default"
@@ -24,11 +28,13 @@ DATASET = "dataset"  # top-level key of a preset or config file: the data set th
 
 @dataclass(frozen=True)
 class Preset:
-    """One file of a preset; ``source`` is what a row of the run's config names: ``preset paper (fewstep_mdt)``."""
+    """One file of a preset; ``source`` is what a row of the run's config names: ``preset paper (fewstep_mdt)``.
+    ``part`` is the method of a sum that its ``objective`` table is meant for."""
 
     name: str
     package: str
     path: Path
+    part: str | None = None
 
     @property
     def source(self) -> str:
@@ -36,7 +42,10 @@ class Preset:
 
     def read(self) -> dict[str, Any]:
         """Its tables."""
-        return read_toml(self.path)
+        tables = read_toml(self.path)
+        if self.part is not None and "objective" in tables:
+            tables["objective"] = {self.part: tables["objective"]}
+        return tables
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,8 @@ def find(method: Entry, backbone: Entry, name: str | None) -> list[Preset]:
     Raises:
         FewstepError: for a preset that neither plugin ships, with all that they do.
     """
+    if isinstance(method, Combined):
+        return _of_parts(method, backbone, name)
     found = [
         Preset(name or DEFAULT, package, path)
         for inner in ("", method.name)
@@ -74,10 +85,24 @@ def find(method: Entry, backbone: Entry, name: str | None) -> list[Preset]:
         if (path := folder / inner / f"{name or DEFAULT}.toml").is_file()
     ]
     if not found and name is not None and name != DEFAULT:
-        stages = backbone.load().stages
-        error = unknown("preset", name, {_typed(one, stages) for one in available(method, backbone)})
-        raise FewstepError(f"{error}{_of_others(name, method, backbone)}")
+        raise FewstepError(f"{_unknown(name, method, backbone)}{_of_others(name, method, backbone)}")
     return found
+
+
+def _of_parts(method: Combined, backbone: Entry, name: str | None) -> list[Preset]:
+    """``find`` for a sum of methods."""
+    if name not in (None, DEFAULT, *available(method, backbone)):
+        raise _unknown(name, method, backbone)
+    found: list[Preset] = []
+    for part in reversed(method.parts):
+        own = name if name in available(part, backbone) else None
+        found += [replace(preset, part=part.name) for preset in find(part, backbone, own)]
+    return found
+
+
+def _unknown(name: str, method: Entry, backbone: Entry) -> FewstepError:
+    stages = backbone.load().stages
+    return unknown("preset", name, {_typed(one, stages) for one in available(method, backbone)})
 
 
 def _of_others(name: str, method: Entry, backbone: Entry) -> str:
@@ -115,6 +140,8 @@ def data_set(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str | None:
 
 def available(method: Entry, backbone: Entry) -> list[str]:
     """Names that ``find`` takes for this pair; those of another method or of another model's stage are left out."""
+    if isinstance(method, Combined):
+        return sorted({name for part in method.parts for name in available(part, backbone)})
     stages = backbone.load().stages
     others = {*registry().names("objective"), BENCH} - {method.name}
     names = {

@@ -1,13 +1,14 @@
-"""``Sum``: an objective that is the sum of others on the same batch."""
+"""``Sum``: an objective that is the sum of others on the same batch; ``sum_of`` makes one of registered methods."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from fewstep.config.combined import config_of
 from fewstep.config.train import TrainConfig
 from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch
@@ -15,6 +16,7 @@ from fewstep.core.contract import Contract
 from fewstep.core.dataset import Dataset
 from fewstep.core.objective import C, Nets, NetSpec, Objective, Phase, Step
 from fewstep.errors import FewstepError
+from fewstep.plugins.registry import Entry
 
 
 class Sum(Objective[C]):
@@ -87,6 +89,48 @@ class Sum(Objective[C]):
             if value != values[0]:
                 pair = f"{type(self.objectives[0]).__name__} and {type(one).__name__}"
                 raise FewstepError(f"{type(self).__name__}: {pair} cannot be summed, {why}: {values[0]}, {value}")
+
+
+class Methods(Sum[Any]):
+    """The sum of registered methods that ``--method cm+dmd2`` names; ``sum_of`` makes the class for given ones.
+
+    Each term of a part is multiplied by the part's weight, from the part's start on. An iteration trains what any part
+    that has begun trains in it. The student is sampled as the first part says.
+    """
+
+    parts: ClassVar[tuple[Entry, ...]]
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config, [part.load()(getattr(config, part.name)) for part in self.parts])
+        kinds = ["a target time" if "two_time" in one.needs else "no target time" for one in self.objectives]
+        self._check_equal(kinds, "their students are told of different times")
+        at_once = [part for part in self.parts if getattr(config.starts, part.name) == 0]
+        if not any(getattr(config.weights, part.name) for part in at_once):
+            raise FewstepError("objective.weights, objective.starts: no method with a weight above 0 begins at 0")
+
+    def contract(self) -> Contract:
+        return self.objectives[0].contract()
+
+    def phase(self, step: int) -> Phase:
+        trains = [name for one in self.objectives for name in one.phase(step).trains]
+        return Phase(tuple(dict.fromkeys(trains)))
+
+    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = {}
+        for part, one in zip(self.parts, self.objectives, strict=True):
+            start, weight = getattr(self.config.starts, part.name), getattr(self.config.weights, part.name)
+            if weight == 0 or step.index < (start * step.total if 0 < start < 1 else start):
+                continue
+            found = getattr(one, one.phase(step.index).loss)(batch, nets, step)
+            terms |= {f"{part.name}/{name}": weight * term for name, term in found.items()}
+        return terms
+
+
+def sum_of(parts: Sequence[Entry]) -> type[Methods]:
+    """The class of a sum of registered methods, with the needs and the config of all."""
+    needs = frozenset[str]().union(*(part.load().needs for part in parts))
+    members = {"parts": tuple(parts), "needs": needs, "Config": config_of(parts), "__doc__": Methods.__doc__}
+    return type("+".join(part.name for part in parts), (Methods,), members)
 
 
 def _merged(name: str, a: NetSpec, b: NetSpec) -> NetSpec:

@@ -134,12 +134,16 @@ class Registry:
         return names + self.command_clashes
 
     def get(self, kind: str, name: str) -> Entry:
-        """The entry of that name or alias.
+        """The entry of that name or alias; of methods also a sum of several, ``cm+dmd2``.
 
         Raises:
             FewstepError: unknown (with broken plugins named, since they may be the reason) or claimed twice.
         """
         found = self._entries.get((kind, name), [])
+        if kind == "objective" and "+" in name and not found:
+            from fewstep.plugins.combined import combined  # it derives from Entry
+
+            return combined([self.get(kind, part) for part in name.split("+")])
         if len(found) > 1:
             raise FewstepError(_clash(kind, name, found))
         if found:
