@@ -91,7 +91,7 @@ def find(method: Entry, backbone: Entry, name: str | None) -> list[Preset]:
 
 def _of_parts(method: Combined, backbone: Entry, name: str | None) -> list[Preset]:
     """``find`` for a sum of methods."""
-    if name not in (None, DEFAULT, *available(method, backbone)):
+    if name is not None and name not in (DEFAULT, *available(method, backbone)):
         raise _unknown(name, method, backbone)
     found: list[Preset] = []
     for part in reversed(method.parts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -15,6 +16,10 @@ class TrainConfig(Strict):
     """How a run is trained: length, optimiser, precision, EMA and what it writes."""
 
     steps: int = Field(default=1000, ge=1, description="optimiser iterations")
+    start: Path | None = Field(
+        default=None,
+        description="student to go on with in place of the teacher's weights: a run, or a student's folder",
+    )
     batch_size: int = Field(default=16, ge=1, description="samples of one micro-batch")
     accumulate: int = Field(
         default=1, ge=1, description="micro-batches of an iteration, which sees batch_size x accumulate samples"

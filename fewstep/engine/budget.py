@@ -63,6 +63,12 @@ class Budget:
         for name, kinds in self.counts.items():
             kinds.update({kind: int((counts or {}).get(name, {}).get(kind, 0)) for kind in kinds})
 
+    def add(self, counts: Mapping[str, Mapping[str, int]]) -> None:
+        """Count what was spent before; of a network that is not watched here as the student's."""
+        for name, kinds in counts.items():
+            for kind, count in kinds.items():
+                self.counts[name if name in self.counts else "student"][kind] += count
+
     def snapshot(self) -> Counts:
         """A copy of the counts."""
         return {name: dict(kinds) for name, kinds in self.counts.items()}

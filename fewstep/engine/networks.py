@@ -93,6 +93,23 @@ class Networks:
             module = module.float()
         return module.train()
 
+    @torch.no_grad()
+    def start_from(self, student: nn.Module) -> None:
+        """Give another student's weights to the student, to the networks that start as it does, and to their EMAs.
+
+        Raises:
+            FewstepError: for a network of another shape.
+        """
+        names = ["student"]
+        names += [name for name, spec in self.specs.items() if spec.init in names and spec.build is None]
+        emas = [module for (name, _), module in self.emas.items() if name in names]
+        state = tensors_in(student)
+        if wrong := unlike(tensors_in(self.trained["student"]), state):
+            raise FewstepError(f"train.start: {wrong}")
+        for module in [*(self.trained[name] for name in names), *emas]:
+            for key, tensor in tensors_in(module).items():
+                tensor.copy_(state[key])
+
     def _student(self) -> Backbone:
         """The backbone's student. A copy of the frozen teacher gets back what was trainable before; what it grew beyond
         that is trained as it says itself."""
@@ -157,12 +174,7 @@ class Networks:
         """All weights and buffers by ``net/<name>/...`` and ``ema/<name>@<rate>/...``."""
         modules = [(f"net/{name}", module) for name, module in self.trained.items()]
         modules += [(f"ema/{name}@{rate}", module) for (name, rate), module in self.emas.items()]
-        return {
-            f"{prefix}/{key}": value
-            for prefix, module in modules
-            for key, value in module.state_dict().items()
-            if isinstance(value, Tensor)
-        }
+        return {f"{prefix}/{key}": value for prefix, module in modules for key, value in tensors_in(module).items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of ``state``; names, shapes and types must match.
@@ -171,13 +183,21 @@ class Networks:
             FewstepError: naming the first tensors that do not.
         """
         own = self.state()
-        wanted, got = ({key: f"{list(t.shape)} {t.dtype}" for key, t in one.items()} for one in (own, state))
-        wrong = sorted(key for key in {**wanted, **got} if wanted.get(key) != got.get(key))
-        if wrong:
-            shown = ", ".join(
-                f"{key}: got {got.get(key, 'nothing')}, accepted {wanted.get(key, 'nothing')}" for key in wrong[:3]
-            )
-            raise FewstepError(f"{len(wrong)} tensors do not fit this run's networks: {shown}")
+        if wrong := unlike(own, state):
+            raise FewstepError(wrong)
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(state[key])
+
+
+def tensors_in(module: nn.Module) -> dict[str, Tensor]:
+    """The weights and buffers of a network by name."""
+    return {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
+def unlike(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """Which tensors of ``state`` differ from ``own`` in name, shape or type, in words; "" where none does."""
+    wanted, got = ({key: f"{list(t.shape)} {t.dtype}" for key, t in one.items()} for one in (own, state))
+    wrong = sorted(key for key in {**wanted, **got} if wanted.get(key) != got.get(key))
+    shown = [f"{key}: got {got.get(key, 'nothing')}, accepted {wanted.get(key, 'nothing')}" for key in wrong[:3]]
+    return f"{len(wrong)} tensors do not fit this run's networks: {', '.join(shown)}" if wrong else ""

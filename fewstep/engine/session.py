@@ -15,12 +15,12 @@ from fewstep.config.run import Resolved, versions
 from fewstep.console import spinner
 from fewstep.core.objective import Objective
 from fewstep.engine import folder as folders
-from fewstep.engine.export import StudentInfo, save_student
+from fewstep.engine.export import StudentInfo, load_student, read_info, save_student
 from fewstep.engine.progress import RunProgress, counting
 from fewstep.engine.resume import Checkpoint, Store, restore, scalars_of, tensors_of
 from fewstep.engine.trackers import JsonLines, Tracker, Window
 from fewstep.engine.trainer import NonFinite, Row, Trainer
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, invalid
 from fewstep.files import Unwritable, clean, write_json, writing
 from fewstep.plugins.registry import registry
 
@@ -57,9 +57,13 @@ def start(
     folders.check(out, resume)
     store = Store(out / "checkpoints", resolved.config.train.keep)
     found = _resumable(resolved, out, store) if resume else None
+    if found is None:
+        check_start(resolved)
     progress = RunProgress(console, resolved.config.train.steps, found.step if found else 0, name=out.name)
     with spinner(console, f"{out.name}: loading teacher and data"):
         trainer = build(resolved, progress.say)
+        if found is None:
+            go_on_with(trainer, resolved.config.train.start)
     with folders.locked(out), _begun_or_gone(trainer, out, resume):
         clean(store.folder)
         if found is not None:
@@ -91,6 +95,33 @@ def build(resolved: Resolved, say: Say) -> Trainer:
     teacher = backbone_cls.teacher(config.backbone)
     dataset = objective.data(dataset_cls(config.data, teacher.backbone), teacher)
     return Trainer(objective, teacher, dataset, config.train, config.seed, say)
+
+
+def check_start(resolved: Resolved) -> None:
+    """Refuse a ``train.start`` that is no student of this backbone.
+
+    Raises:
+        FewstepError: naming both backbones, or what is wrong with the folder.
+    """
+    start = resolved.config.train.start
+    if start is None:
+        return
+    try:
+        backbone = read_info(start).backbone
+    except FewstepError as error:
+        raise FewstepError(f"train.start: {error}") from None
+    if backbone != resolved.backbone.name:
+        raise invalid(
+            "train.start", str(start), f"a student of {resolved.backbone.name!r}; this one is of {backbone!r}"
+        )
+
+
+def go_on_with(trainer: Trainer, start: Path | None) -> None:
+    """Begin with another run's student. What that one cost counts as this one's."""
+    if start is not None:
+        student, info = load_student(start)
+        trainer.nets.start_from(student)
+        trainer.budget.add(info.budget)
 
 
 def train(
