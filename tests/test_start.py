@@ -31,9 +31,10 @@ def first(tmp_path: Path) -> Path:
 
 
 def test_the_student_and_its_averages_begin_there(tmp_path: Path, first: Path) -> None:
-    still = {"lr": 1e-12, "steps": 1}
+    still: dict[str, Any] = {"lr": 1e-12, "steps": 1}
     assert not torch.allclose(weights(run(tmp_path / "teacher", **still).folder), weights(first), atol=1e-3)
-    for name, more in {"student": {}, "average": {"ema": [0.9], "export": 0.9}}.items():
+    exports: dict[str, dict[str, Any]] = {"student": {}, "average": {"ema": [0.9], "export": 0.9}}
+    for name, more in exports.items():
         found = run(tmp_path / name, "mdt-vm", start=first, **still, **more)
         assert torch.allclose(weights(found.folder), weights(first), atol=1e-6), name
 
