@@ -112,8 +112,9 @@ class Methods(Sum[Any]):
         return self.objectives[0].contract()
 
     def phase(self, step: int) -> Phase:
-        trains = [name for one in self.objectives for name in one.phase(step).trains]
-        return Phase(tuple(dict.fromkeys(trains)))
+        phases = [one.phase(step) for one in self.objectives]
+        trains = dict.fromkeys(name for one in phases for name in one.trains)
+        return Phase(tuple(trains), copies=tuple(pair for one in phases for pair in one.copies))
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
