@@ -5,10 +5,11 @@
 so the student spends nothing on the small noise levels, and the first network keeps it from the trivial answer that a
 consistent map with no boundary has. A share of samples lies at t' itself, and their mean has a weight of its own.
 
-The paper makes the first network beforehand, a consistency model of all times from which the student starts. Here both
-train in one run from the teacher's weights, the first network on the times up to t', which are all that the student
-asks it for: the answer is the same. A step costs twice that of ``cm``. Published: t' at noise level 1 (t = 1/2),
-share 0.25, weight 0.1. A student is not to be asked below t', so its contract has the step counts that keep above.
+The paper makes the first network beforehand, a consistency model of all times, from which the student starts:
+``train.start`` names the run of one. Here the first network goes on learning beside the student, at the times up to t',
+which are all that it is asked for, so a run from the teacher's weights has the same answer. A step costs twice that of
+``cm``. Published: t' at noise level 1 (t = 1/2), share 0.25, weight 0.1. A student is not to be asked below t', so its
+contract has the step counts that keep above.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class TruncatedConsistency(Jumping[TCMConfig]):
     Config = TCMConfig
 
     def networks(self) -> dict[str, NetSpec]:
-        return super().networks() | {"first": NetSpec()}
+        return super().networks() | {"first": NetSpec(init="student")}
 
     def phase(self, step: int) -> Phase:
         return Phase(("student", "first"))
