@@ -37,6 +37,7 @@ from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.core.objective import Nets, Step, means
 from fewstep.core.times import TimeSampler
+from fewstep.engine.networks import Networks
 from fewstep.methods.residual import faded_in
 
 LENGTHS = {"dense": [1] * 5, "ragged": [3, 1, 4, 1, 2]}
@@ -310,6 +311,15 @@ def test_a_truncated_student_is_not_asked_below_its_boundary() -> None:
     assert TruncatedConsistency(TCMConfig(boundary=0.6, rescale_t=3.0)).contract().steps == (1, 2)
     with pytest.raises(ValidationError, match=r"interval must be below boundary, got 0.3 and 0.2"):
         TCMConfig(interval=0.3, boundary=0.2)
+
+
+def test_tcm_starts_both_networks_from_a_given_student() -> None:
+    teacher, given = Teacher(random_student(GAUSSIAN).float()), random_student(GAUSSIAN, 5).float()
+    nets = Networks(TruncatedConsistency(TCMConfig()).networks(), teacher, torch.device("cpu"))
+    nets.start_from(given)
+    for network in nets.trained.values():
+        assert largest(list(network.parameters()), list(given.parameters())) == 0
+    assert list(nets.trained) == ["student", "first"]
 
 
 # Closed forms, on a Gaussian.
