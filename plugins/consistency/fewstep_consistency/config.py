@@ -106,7 +106,9 @@ class TCMConfig(BaseConfig):
 
     boundary: float = Field(0.5, gt=0, lt=1, description="t', the first time of the student")
     boundary_share: float = Field(0.25, gt=0, lt=1, description="share of samples that lie at the boundary")
-    boundary_weight: float = Field(0.1, gt=0, description="weight of their mean beside that of the others")
+    boundary_weight: float = Field(
+        1.0, gt=0, description="weight of their mean beside that of the others; 0.1 is enough with train.start"
+    )
 
     @model_validator(mode="after")
     def _room_below(self) -> TCMConfig:

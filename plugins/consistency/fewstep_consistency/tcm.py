@@ -6,9 +6,10 @@ so the student spends nothing on the small noise levels, and the first network k
 consistent map with no boundary has. A share of samples lies at t' itself, and their mean has a weight of its own.
 
 The paper makes the first network beforehand, a consistency model of all times, from which the student starts:
-``train.start`` names the run of one. Here the first network goes on learning beside the student, at the times up to t',
-which are all that it is asked for, so a run from the teacher's weights has the same answer. A step costs twice that of
-``cm``. Published: t' at noise level 1 (t = 1/2), share 0.25, weight 0.1. A student is not to be asked below t', so its
+``train.start`` names the run of one. Here the first network goes on learning beside the student, at the times up to
+t', which are all that it is asked for, so a run from the teacher's weights has the same answer. A step costs twice
+that of ``cm``. Published: t' at noise level 1 (t = 1/2), share 0.25, weight 0.1; a student that starts from the
+teacher has the boundary yet to learn, and on the toy needed weight 1. A student is not to be asked below t', so its
 contract has the step counts that keep above.
 """
 
