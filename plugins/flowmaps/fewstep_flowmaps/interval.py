@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, TypeVar, cast
 
 import torch
@@ -29,7 +30,6 @@ class Interval:
 
     Args:
         span: t - s, expanded to x_t.
-        velocity: vT at x_t, detached.
         student: its average velocity F(x, t, s), with graph.
         target: the same of the network that targets are made with.
         teacher: its guided velocity anywhere, without graph.
@@ -39,11 +39,15 @@ class Interval:
     t_B: Tensor
     s_B: Tensor
     span: Tensor
-    velocity: Tensor
     student: Average
     target: Average
     teacher: Velocity
     layout: Layout
+
+    @cached_property
+    def velocity(self) -> Tensor:
+        """vT at x_t, detached."""
+        return self.teacher(self.x_t, self.t_B)
 
     def residual(self, step: Step, direction: Tensor | None = None) -> Residual:
         """The shared residual, with dF/dt along (direction, 1, 0); the direction is vT unless given."""
@@ -88,12 +92,12 @@ class FlowMap(Objective[C]):
 
             return ask
 
+        @torch.no_grad()
         def teacher(x: Tensor, t_B: Tensor) -> Tensor:
             return look.velocity(batch, noise, x, t_B, nets, step).to(x_t.dtype)
 
-        span, velocity = layout.expand(t_B - s_B, x_t), teacher(x_t, t_B)
         networks = average(nets.student), average(target or nets.student)
-        return Interval(x_t, t_B, s_B, span, velocity, *networks, teacher, layout)
+        return Interval(x_t, t_B, s_B, layout.expand(t_B - s_B, x_t), *networks, teacher, layout)
 
 
 def drawn(config: IntervalConfig, layout: Layout, step: Step) -> tuple[Tensor, Tensor]:
