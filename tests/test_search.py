@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.quality import search
+import fewstep
+from benchmarks.quality import budget, search
+from benchmarks.quality.budget import evaluations, iterations
 from benchmarks.quality.search import Plan, Search, Trial, drawn
 from benchmarks.quality.search_tables import summary
-from fewstep.config.base import validate
+from fewstep.config.base import merge, validate
 from fewstep.errors import FewstepError
 
 BUDGET = 1200
@@ -136,14 +140,50 @@ def test_an_interrupted_training_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
                 raise KeyboardInterrupt
 
         starts.append(keys.get("resume", False))
-        return distill(*args, **keys, callbacks=[leave] if len(starts) == 2 else [])
+        return distill(*args, **keys, callbacks=[leave] if len(starts) == 3 else [])
 
     monkeypatch.setattr(search.fewstep, "distill", stops)
     with pytest.raises(KeyboardInterrupt):
         search.carry_out(trial, plan.model_dump_json(), tmp_path / "cut")
     again = search.carry_out(trial, plan.model_dump_json(), tmp_path / "cut")
-    assert starts == [False, False, True]
+    assert starts == [False, False, False, True]
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in whole.items() if k != "seconds"}
+
+
+@pytest.mark.parametrize(
+    ("method", "keys", "cost", "before"),
+    [
+        ("cm", {}, 6 * 4, 0),  # the teacher and the student forward at both times, a backward pass
+        ("kd", {"objective": {"pairs": {"count": 10, "steps": 3}}}, 3 * 4, 10 * 3),
+        ("mdt-vd", {"objective": {"vd_after": 0.5}}, 0.5 * 6 * 4 + 0.5 * 13 * 4, 0),
+    ],
+)
+def test_a_budget_is_spent_whatever_it_is_spent_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, keys: dict[str, Any], cost: float, before: int
+) -> None:
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    small = {"backbone": {"pretrain": 0, "width": 8}, "train": {"batch_size": 4}}
+    distill = partial(fewstep.distill, method, "toy")
+    config = merge(small, keys)
+    assert iterations(BUDGET, distill, config, tmp_path / "probe") == round((BUDGET - before) / cost)
+    assert not (tmp_path / "probe").exists()
+    steps = round((BUDGET - before) / cost)
+    run = distill(config=merge(config, {"train": {"steps": steps}}), out=tmp_path / "run")
+    assert abs(evaluations(run) - BUDGET) <= cost
+
+
+def test_a_budget_that_is_spent_before_the_first_iteration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    keys = ["objective.pairs.count=10", "objective.pairs.steps=3", "train.batch_size=4", "backbone.pretrain=0"]
+    words = ["budget", "{}", "--method", "kd", "--backbone", "toy", *keys]
+    monkeypatch.setattr(sys, "argv", [word.format(54) for word in words])
+    budget.main()
+    assert capsys.readouterr().out == "2\n"
+    monkeypatch.setattr(sys, "argv", [word.format(35) for word in words])
+    with pytest.raises(SystemExit, match="budget: got 35; accepted: more than 42: 30 before the first iteration"):
+        budget.main()
 
 
 def test_a_failed_trial_is_a_result(tmp_path: Path) -> None:

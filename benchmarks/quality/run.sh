@@ -4,7 +4,8 @@
 # Trains every method under every seed with the backbone's presets (as many network evaluations for each), then measures
 # all of them in one bench. The same command goes on after an interruption. Rungs: checkerboard, digits, mnist, structure.
 # OUT is runs/quality/RUNG by default. To be set from outside: METHODS, SEEDS, JOBS (trainings at a time, one thread
-# each), BUDGETS (multiples of the presets' iterations, for the curve of quality against budget).
+# each), BUDGETS (multiples of the presets' iterations, for the curve of quality against budget), EVALUATIONS (so many
+# network evaluations for every method, in place of the presets' iterations).
 # The structure rung trains on the shipped objects and on procedural furniture, which it makes first (25 minutes), and measures
 # on the furniture's held-out pieces.
 set -euo pipefail
@@ -39,7 +40,11 @@ train() {
         "$fewstep" distill --resume --out "$run"
     else
         local steps
-        steps=$("$fewstep" distill "${settings[@]}" --dry-run --toml | sed -n 's/^steps = //p')
+        if [[ -n ${EVALUATIONS:-} ]]; then
+            steps=$(.venv/bin/python -m benchmarks.quality.budget "$EVALUATIONS" "${settings[@]}")
+        else
+            steps=$("$fewstep" distill "${settings[@]}" --dry-run --toml | sed -n 's/^steps = //p')
+        fi
         "$fewstep" distill "${settings[@]}" --out "$run" train.steps="$(awk "BEGIN {print int($steps * $3)}")"
     fi > "$run.log" 2>&1
     echo "trained: $run"

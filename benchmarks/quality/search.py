@@ -8,7 +8,7 @@ method with further seeds, so that the pick is not luck. A row a trial goes to `
 ``OUT/summary.md``. The same command goes on after any interruption.
 
 The budget is the number of network evaluations of a run: a forward pass of one sample counts 1, a backward pass and a
-forward pass with its derivative 2, whoever runs it. The number of iterations is set from it by a run of 20 iterations.
+forward pass with its derivative 2, whoever runs it. ``budget.py`` turns it into a number of iterations.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from pydantic import Field
 from rich.console import Console
 
 import fewstep
+from benchmarks.quality.budget import evaluations, iterations
 from benchmarks.quality.search_tables import summary
 from fewstep.benchmark.config import configure
 from fewstep.benchmark.entrants import Entrant, Stage, line_up
@@ -50,8 +51,6 @@ from fewstep.engine.device import pick_device
 from fewstep.errors import FewstepError
 from fewstep.files import new_file
 from fewstep.plugins.registry import registry
-
-PROBE = 20  # iterations; a multiple of the shares and ratios that one is likely to try
 
 
 class Round(Strict):
@@ -166,12 +165,6 @@ def judge_of(plan: str) -> Judge:
     return Judge(Plan.model_validate_json(plan))
 
 
-def evaluations(run: fewstep.Run) -> int:
-    """What a run has spent."""
-    counts = run.metrics()[-1]["evaluations"].values()
-    return sum(n["forward"] + 2 * n["tangent"] + 2 * n["backward"] for n in counts)
-
-
 def carry_out(trial: Trial, plan_json: str, out: Path) -> dict[str, Any]:
     """Train and judge one trial: its row. A trial that was interrupted goes on from its checkpoint."""
     plan, folder, quiet = Plan.model_validate_json(plan_json), out / "runs" / trial.id, Console(file=io.StringIO())
@@ -180,14 +173,10 @@ def carry_out(trial: Trial, plan_json: str, out: Path) -> dict[str, Any]:
         if (folder / "config.json").exists():
             run = fewstep.distill(out=folder, resume=True, console=quiet)
         else:
-            config, words = trial.config(plan), (trial.method, plan.backbone)
-            probe, short = out / "runs" / f"{trial.id}-probe", {"train": {"steps": PROBE, "warmup": 0, "log_every": 1}}
-            shutil.rmtree(probe, ignore_errors=True)
-            tried = fewstep.distill(*words, preset=plan.preset, config=merge(config, short), out=probe, console=quiet)
-            steps = max(1, round(plan.budget * PROBE / evaluations(tried)))
-            shutil.rmtree(probe)
-            length = {"train": {"steps": steps}}
-            run = fewstep.distill(*words, preset=plan.preset, config=merge(config, length), out=folder, console=quiet)
+            config = trial.config(plan)
+            distill = partial(fewstep.distill, trial.method, plan.backbone, preset=plan.preset, console=quiet)
+            steps = iterations(plan.budget, distill, config, out / "runs" / f"{trial.id}-probe")
+            run = distill(config=merge(config, {"train": {"steps": steps}}), out=folder)
         last = run.metrics()[-1]
         row |= {"iterations": last["step"], "evaluations": evaluations(run), "seconds": last["seconds"]}
         row |= {f"at_{steps}": value for steps, value in judge_of(plan_json).values(folder).items()}

@@ -1,0 +1,80 @@
+"""Iterations of a run that spend a given number of network evaluations.
+
+    python -m benchmarks.quality.budget 48000 --method kd --backbone trellis [KEY=VALUE ...]
+
+prints them. A forward pass of one sample counts 1, a backward pass and a forward pass with its derivative 2, whichever
+network. Two short runs tell what an iteration costs, and what was spent before the first one (stored pairs, an earlier
+student). Shares of a run, such as ``objective.vd_after``, are the same shares of the short runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import fewstep
+from fewstep.config.base import merge, parse_override
+from fewstep.errors import FewstepError, invalid
+
+PROBE = 20  # iterations of the shorter run; a multiple of the shares and ratios that one is likely to use
+
+
+def evaluations(run: fewstep.Run) -> int:
+    """What a run has spent."""
+    counts = run.metrics()[-1]["evaluations"].values()
+    return sum(n["forward"] + 2 * n["tangent"] + 2 * n["backward"] for n in counts)
+
+
+def iterations(budget: int, distill: Callable[..., fewstep.Run], config: dict[str, Any], folder: Path) -> int:
+    """The iterations that spend ``budget``.
+
+    Args:
+        distill: ``fewstep.distill`` with method, backbone and preset given.
+        config: nested keys of the run.
+        folder: for the short runs; it is removed.
+
+    Raises:
+        FewstepError: for a budget that is spent before the first iteration.
+    """
+    spent = []
+    for steps in (PROBE, 2 * PROBE):
+        shutil.rmtree(folder, ignore_errors=True)
+        short = {"train": {"steps": steps, "warmup": 0, "log_every": 1}}
+        spent.append(evaluations(distill(config=merge(config, short), out=folder)))
+    shutil.rmtree(folder)
+    each = (spent[1] - spent[0]) / PROBE
+    before = spent[0] - PROBE * each
+    if budget - before < each:
+        raise invalid("budget", budget, f"more than {round(before + each)}: {round(before)} before the first iteration")
+    return round((budget - before) / each)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("budget", type=int)
+    parser.add_argument("--method", required=True)
+    parser.add_argument("--backbone", required=True)
+    parser.add_argument("keys", nargs="*")
+    chosen = parser.parse_intermixed_args()
+
+    def distill(**keys: Any) -> fewstep.Run:
+        return fewstep.distill(chosen.method, chosen.backbone, console=Console(file=io.StringIO()), **keys)
+
+    try:
+        config = merge(*map(parse_override, chosen.keys))
+        with tempfile.TemporaryDirectory() as scratch:
+            print(iterations(chosen.budget, distill, config, Path(scratch) / "run"))
+    except FewstepError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
