@@ -91,7 +91,8 @@ class TeacherPairs(Dataset):
 
         def make(part: Sequence[int]) -> Part:
             def show(step: int, x: Tensor, data: Tensor) -> None:
-                progress(part[0] + len(part) * step // self.pairs.steps, len(self), doing)
+                if more := len(part) * step // self.pairs.steps:
+                    progress(part[0] + more, len(self), doing)
 
             return self._sampled(part, device, show)
 
