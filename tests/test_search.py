@@ -153,9 +153,9 @@ def test_an_interrupted_training_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("method", "keys", "cost", "before"),
     [
-        ("cm", {}, 6 * 4, 0),  # the teacher and the student forward at both times, a backward pass
+        ("cm", {}, 5 * 4, 0),  # the teacher and, at two times, the student forward; a backward pass
         ("kd", {"objective": {"pairs": {"count": 10, "steps": 3}}}, 3 * 4, 10 * 3),
-        ("mdt-vd", {"objective": {"vd_after": 0.5}}, 0.5 * 6 * 4 + 0.5 * 13 * 4, 0),
+        ("mdt-vd", {"objective": {"vd_after": 0.5}}, 0.5 * 5 * 4 + 0.5 * 11 * 4, 0),
     ],
 )
 def test_a_budget_is_spent_whatever_it_is_spent_on(
