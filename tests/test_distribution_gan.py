@@ -113,7 +113,7 @@ DIVERGENCES = {
 
 @pytest.mark.parametrize("name", list(WEIGHTS))
 def test_weights_are_the_second_derivatives_of_their_divergences(name: str) -> None:
-    """h(r) = r^2 f''(r), proposition 1 of the paper."""
+    """h(r) = r^2 f''(r)."""
     r = torch.linspace(0.1, 20, 50, dtype=torch.float64, requires_grad=True)
     (first,) = torch.autograd.grad(DIVERGENCES[name](r).sum(), r, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), r)

@@ -351,7 +351,7 @@ def test_registered() -> None:
     assert ToyFlow.dataset == "toy"
 
 
-@pytest.mark.parametrize("method", ["mdt-vm", "mdt-vd", "cm", "pcm"])
+@pytest.mark.parametrize("method", [entry.name for entry in registry().entries("objective")])
 def test_default_preset_fits_every_method(method: str) -> None:
     entry = registry().get("objective", method)
     tables = [read_toml(preset.path) for preset in find(entry, registry().get("backbone", "toy"), None)]
