@@ -49,9 +49,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 CASES = {
     # names
-    "method": ((*RUN[:1], "--method", "mdt-dv", *RUN[3:]), "unknown method 'mdt-dv': accepted are cm, ", "did you mean 'mdt-vd'?"),
+    "method": ((*RUN[:1], "--method", "mdt-dv", *RUN[3:]), "unknown method 'mdt-dv': accepted are alphaflow, ", "did you mean 'mdt-vd'?"),
     "method-is-backbone": (("distill", "--method", "toy", "--backbone", "toy"), "unknown method 'toy'", "'toy' is the name of a backbone"),
-    "no-method": (("distill", "--backbone", "toy"), "--method: missing; accepted: cm, "),
+    "no-method": (("distill", "--backbone", "toy"), "--method: missing; accepted: alphaflow, "),
     "no-backbone": (("distill", "--method", "cm"), "--backbone: missing; accepted: images, toy, trellis"),
     "backbone": (("distill", "--method", "cm", "--backbone", "treliss"), "unknown backbone 'treliss': accepted are images, toy, trellis, trellis-slat; did you mean 'trellis'?"),
     "dataset": ((*RUN, "--dataset", "sweethome"), "unknown dataset 'sweethome': accepted are ", "did you mean 'sweethome3d'?"),

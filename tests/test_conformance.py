@@ -13,6 +13,7 @@ from fewstep.config.base import Strict
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Nets, NetSpec, Objective, Phase, Step
+from fewstep.core.pairs import Pair
 from fewstep.plugins.registry import registry
 from fewstep.testing import TinyBackbone, check_backbone, check_objective, tiny_batch
 
@@ -21,7 +22,14 @@ OBJECTIVES = [e.name for e in registry().entries("objective")]
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_our_objectives_pass(name: str) -> None:
-    check_objective(registry().get("objective", name).load())
+    objective = registry().get("objective", name).load()
+    paired = "pairs" in objective.Config.model_fields
+    check_objective(objective, batch=pairs() if paired else None)
+
+
+def pairs() -> Pair:
+    batch = tiny_batch()
+    return Pair(batch.x0, batch.layout, batch.cond, noise=batch.x0.flip(0))
 
 
 def test_the_toy_passes() -> None:

@@ -100,7 +100,9 @@ def test_the_width_of_the_kernel_is_the_references() -> None:
 
 def test_a_flow_scales_its_time_before_it_is_rounded() -> None:
     class Records(StructureFlow):
-        def velocity(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout) -> Tensor:
+        def velocity(
+            self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, s_B: Tensor | None = None
+        ) -> Tensor:
             self.seen = t_B
             return x
 

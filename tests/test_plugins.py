@@ -180,15 +180,15 @@ def test_a_name_that_two_plugins_claim_is_an_error_for_who_asks(cli: Cli, site: 
 def test_what_a_backbone_lacks_is_named_on_both_sides(cli: Cli, site: Path) -> None:
     method = (
         "from fewstep.config.base import Strict\nfrom fewstep.core.objective import Objective\n"
-        "class Much(Objective):\n    Config = Strict\n    needs = frozenset({'features', 'jvp'})\n"
+        "class Much(Objective):\n    Config = Strict\n    needs = frozenset({'glances', 'jvp'})\n"
         "    def loss(self, batch, nets, step): return {}\n"
     )
     text = OBJECTIVE + "register('much', target='much.method:Much')\n"
     cli.paths.append(fake_plugin(site, "fewstep-much", {"much/plugin.py": text, "much/method.py": method}))
     for dry in ([], ["--dry-run"]):
         message = cli.refuses("distill", "--method", "much", "--backbone", "toy", "--out", "run", *dry)
-        assert "method 'much' needs 'features', which backbone 'toy' does not provide" in message
-        assert "it provides dense, jvp, negative_time, packed, two_time" in message
+        assert "method 'much' needs 'glances', which backbone 'toy' does not provide" in message
+        assert "it provides dense, features, jvp, negative_time, packed, two_time" in message
     assert not (cli.folder / "run").exists()
 
 

@@ -136,6 +136,11 @@ def choices() -> list[tuple[str, str, str | None, str | None]]:
     found = []
     for method, backbone in product(registry().entries("objective"), registry().entries("backbone")):
         stages = backbone.load().stages
+        needs = method.load()(method.load_config()()).needs
+        if "features" in needs:  # which the second stage does not provide
+            stages = {}
+            if "features" not in backbone.load().provides:
+                continue
         named = {name.split("/")[0] for name in presets.available(method, backbone)} - {"ss", "slat"}
         for preset, stage in product((None, *sorted(named)), (None, "both") if stages else (None,)):
             found.append((method.name, backbone.name, stage, preset))

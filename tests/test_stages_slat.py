@@ -200,7 +200,7 @@ def test_what_it_refuses() -> None:
         flow(batch.x0, t_B, batch.cond, Packed.of_lengths([2, 1]))
     with pytest.raises(FewstepError, match="'trellis-slat' needs condition tokens"):
         flow(batch.x0, t_B, Condition(), batch.layout)
-    with pytest.raises(FewstepError, match="does not provide 'two_time'"):
+    with pytest.raises(FewstepError, match="this network takes one time"):
         flow(batch.x0, t_B, batch.cond, batch.layout, s_B=t_B)
 
 

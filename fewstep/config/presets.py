@@ -18,8 +18,7 @@ from typing import Any
 
 from fewstep.config.base import read_toml
 from fewstep.errors import FewstepError, invalid, unknown
-from fewstep.plugins.combined import Combined
-from fewstep.plugins.registry import Entry, registry
+from fewstep.plugins.registry import Combined, Entry, registry
 
 DEFAULT = "default"
 BENCH = "bench"  # folder of the presets of ``fewstep bench``

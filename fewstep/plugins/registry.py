@@ -6,7 +6,6 @@ and nothing else is affected. Finding plugins imports no torch.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,8 +17,11 @@ from typing import Any
 
 import pluggy
 
-from fewstep.errors import FewstepError, missing, unknown
+from fewstep.errors import FewstepError, unknown
 from fewstep.plugins import hookspecs
+from fewstep.plugins.entries import Combined, Entry, combined, word
+
+__all__ = ["BUILTIN", "KINDS", "Combined", "Entry", "Installed", "Registry", "registry"]
 
 KINDS = ("objective", "backbone", "dataset", "sampler", "kernel", "tracker")
 BUILTIN = {
@@ -28,50 +30,6 @@ BUILTIN = {
     "consistency": "jump to the data, put fresh noise on it",
     "jump": "two-time jump F(x, t, s)",
 }
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One registered thing. ``target`` and ``config`` are "package.module:Name" and load on use."""
-
-    kind: str
-    name: str
-    plugin: str
-    target: str
-    config: str | None = None
-    summary: str = ""
-    aliases: tuple[str, ...] = ()
-    distribution: str = ""
-
-    @property
-    def owner(self) -> str:
-        """The plugin and the distribution that brought it."""
-        return f"{self.plugin!r}" + (f" (distribution {self.distribution!r})" if self.distribution else "")
-
-    def load(self) -> Any:
-        """The target.
-
-        Raises:
-            FewstepError: when it cannot be imported, naming the plugin.
-        """
-        return self._import(self.target)
-
-    def load_config(self) -> Any:
-        """The config class: the one registered, or the target's own ``Config``."""
-        return self._import(self.config) if self.config else self.load().Config
-
-    def _import(self, path: str) -> Any:
-        module, _, attribute = path.partition(":")
-        try:
-            with redirect_stdout(sys.stderr):  # standard output is a command's own, which may be JSON
-                return getattr(importlib.import_module(module), attribute)
-        except (Exception, SystemExit) as error:
-            if isinstance(error, ImportError) and (sentence := missing(error)):
-                raise sentence from error
-            raise FewstepError(
-                f"{_word(self.kind)} {self.name!r} of plugin {self.owner} cannot be loaded from {path!r}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -141,26 +99,20 @@ class Registry:
         """
         found = self._entries.get((kind, name), [])
         if kind == "objective" and "+" in name and not found:
-            from fewstep.plugins.combined import combined  # it derives from Entry
-
             return combined([self.get(kind, part) for part in name.split("+")])
         if len(found) > 1:
             raise FewstepError(_clash(kind, name, found))
         if found:
             return found[0]
-        other = [_word(k) for k in KINDS if (k, name) in self._entries]
+        other = [word(k) for k in KINDS if (k, name) in self._entries]
         also = f"; {name!r} is the name of a {other[0]}" if other else ""
         broken = "".join(f"\nplugin {p.name!r} did not load: {p.error}" for p in self.plugins if p.error)
-        raise FewstepError(f"{unknown(_word(kind), name, self.names(kind))}{also}{broken}")
-
-
-def _word(kind: str) -> str:
-    return "method" if kind == "objective" else kind
+        raise FewstepError(f"{unknown(word(kind), name, self.names(kind))}{also}{broken}")
 
 
 def _clash(kind: str, name: str, found: list[Entry]) -> str:
     owners = " and ".join(entry.owner for entry in found)
-    return f"{_word(kind)} {name!r} is claimed by the plugins {owners}: uninstall one of them or rename its entry"
+    return f"{word(kind)} {name!r} is claimed by the plugins {owners}: uninstall one of them or rename its entry"
 
 
 def discover(found: Registry) -> None:

@@ -1,0 +1,98 @@
+"""What a name of the registry stands for: something that a plugin registered, or a sum of methods, ``cm+dmd2``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+from fewstep.errors import FewstepError, missing
+
+PLUS = "+"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered thing. ``target`` and ``config`` are "package.module:Name" and load on use."""
+
+    kind: str
+    name: str
+    plugin: str
+    target: str
+    config: str | None = None
+    summary: str = ""
+    aliases: tuple[str, ...] = ()
+    distribution: str = ""
+
+    @property
+    def owner(self) -> str:
+        """The plugin and the distribution that brought it."""
+        return f"{self.plugin!r}" + (f" (distribution {self.distribution!r})" if self.distribution else "")
+
+    def load(self) -> Any:
+        """The target.
+
+        Raises:
+            FewstepError: when it cannot be imported, naming the plugin.
+        """
+        return self._import(self.target)
+
+    def load_config(self) -> Any:
+        """The config class: the one registered, or the target's own ``Config``."""
+        return self._import(self.config) if self.config else self.load().Config
+
+    def _import(self, path: str) -> Any:
+        module, _, attribute = path.partition(":")
+        try:
+            with redirect_stdout(sys.stderr):  # standard output is a command's own, which may be JSON
+                return getattr(importlib.import_module(module), attribute)
+        except (Exception, SystemExit) as error:
+            if isinstance(error, ImportError) and (sentence := missing(error)):
+                raise sentence from error
+            raise FewstepError(
+                f"{word(self.kind)} {self.name!r} of plugin {self.owner} cannot be loaded from {path!r}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Combined(Entry):
+    """The sum of several registered methods."""
+
+    parts: tuple[Entry, ...] = ()
+
+    def load(self) -> Any:
+        """The class of the sum, an ``Objective``."""
+        return self._import(self.target)(self.parts)
+
+    def load_config(self) -> Any:
+        """Its config class: a table for each part, and tables of their weights and starts."""
+        return self._import(str(self.config))(self.parts)
+
+
+def combined(parts: Sequence[Entry]) -> Combined:
+    """The entry of a sum.
+
+    Raises:
+        FewstepError: for a method that is named twice.
+    """
+    names = [part.name for part in parts]
+    if len(set(names)) < len(names):
+        raise FewstepError(f"method {PLUS.join(names)!r}: a method is named twice; accepted: each once")
+    return Combined(
+        kind="objective",
+        name=PLUS.join(names),
+        plugin=PLUS.join(dict.fromkeys(part.plugin for part in parts)),
+        target="fewstep.core.compose:sum_of",
+        config="fewstep.config.combined:config_of",
+        summary="the sum of " + " and ".join(names),
+        parts=tuple(parts),
+    )
+
+
+def word(kind: str) -> str:
+    """A kind as users say it."""
+    return "method" if kind == "objective" else kind
