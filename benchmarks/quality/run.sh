@@ -60,7 +60,10 @@ for budget in $budgets; do
     for seed in $seeds; do
         for method in $methods; do
             train "$method" "$seed" "$budget" &
-            if (( ++running >= ${JOBS:-2} )); then wait -n; running=$((running - 1)); fi
+            if (( ++running >= ${JOBS:-2} )); then
+                wait -n || { echo "a training failed: $out/*.log says why" >&2; exit 1; }
+                running=$((running - 1))
+            fi
         done
     done
 done
