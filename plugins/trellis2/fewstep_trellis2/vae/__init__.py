@@ -1,0 +1,15 @@
+"""TRELLIS.2's autoencoders of shape and texture on sparse voxels: same constructors, same state dicts."""
+
+from __future__ import annotations
+
+from fewstep_trellis2.vae.decoder import Decoded, SparseUnetVaeDecoder
+from fewstep_trellis2.vae.encoder import FlexiDualGridVaeEncoder, SparseUnetVaeEncoder
+from fewstep_trellis2.vae.shape import FlexiDualGridVaeDecoder
+
+__all__ = [
+    "Decoded",
+    "FlexiDualGridVaeDecoder",
+    "FlexiDualGridVaeEncoder",
+    "SparseUnetVaeDecoder",
+    "SparseUnetVaeEncoder",
+]
