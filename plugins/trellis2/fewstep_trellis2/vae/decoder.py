@@ -67,7 +67,14 @@ class SparseUnetVaeDecoder(Levels):
         super().__init__()
         self.remember(arguments)
         self.finish(
-            out_channels, model_channels, latent_channels, num_blocks, block_type, up_block_type, block_args, pred_subdiv
+            out_channels,
+            model_channels,
+            latent_channels,
+            num_blocks,
+            block_type,
+            up_block_type,
+            block_args,
+            pred_subdiv,
         )
         if use_fp16:
             self.convert_to_fp16()
