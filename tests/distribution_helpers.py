@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from closed_forms import GAUSSIAN
 from fewstep_distribution.critic import Critical
+from fewstep_distribution.gan import Head
 from fewstep_toy.analytic import AnalyticFlow
 from torch import Tensor, nn
 
@@ -30,11 +31,23 @@ def tiny_nets() -> Nets:
 def drawn(batch: Batch, seed: int = 0) -> dict[str, Tensor]:
     """Noise and times of a one-step student's terms, by the names of their draws."""
     g = torch.Generator().manual_seed(seed)
-    names = ("dmd", "sid", "gan", "fakes")
+    names = ("dmd", "sid", "vsd", "gan", "ladd", "fakes")
     noise = {name: torch.randn(batch.x0.shape, generator=g, dtype=torch.float64) for name in names}
     times = {name: 0.1 + 0.8 * torch.rand(batch.layout.batch_size, generator=g, dtype=torch.float64) for name in noise}
     found = {f"noise/{name}": value for name, value in noise.items()} | {f"t/{k}": v for k, v in times.items()}
     return found | {"noise_fake": torch.randn(batch.x0.shape, generator=g, dtype=torch.float64)}
+
+
+def logit(network: TinyBackbone, head: Head, x: Tensor, t: float, cond: Condition, layer: int = 0) -> Tensor:
+    """The head's layer on the network's first layer, from its weights: of one sample x [N, 3]."""
+    assert cond.tokens is not None
+    facts = torch.cat([x.new_tensor([t, 0.0]), x.mean()[None], cond.tokens[0]])
+    h = torch.cat([x, facts.expand(len(x), -1)], 1) @ network.inner.weight.T + network.inner.bias
+    norm, first, _, last = head.layers[layer]  # type: ignore[misc]
+    h = (h - h.mean(1, keepdim=True)) / (h.var(1, unbiased=False, keepdim=True) + norm.eps).sqrt()
+    h = h * norm.weight + norm.bias
+    h = torch.nn.functional.silu(h @ first.weight.T + first.bias)
+    return (h @ last.weight.T + last.bias).mean()
 
 
 class LinearStudent(Backbone):

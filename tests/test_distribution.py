@@ -22,10 +22,11 @@ from distribution_helpers import (
     quadrature,
     tiny_nets,
 )
-from fewstep_distribution.config import CriticConfig, DMD2Config, SiDConfig
+from fewstep_distribution.config import CriticConfig, DMD2Config, SiDConfig, VSDConfig
 from fewstep_distribution.critic import Critical
 from fewstep_distribution.dmd2 import DMD2
 from fewstep_distribution.sid import SiD
+from fewstep_distribution.vsd import VSD, adapted
 from torch import Tensor, nn
 
 import fewstep
@@ -34,9 +35,11 @@ from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout
 from fewstep.core.objective import Nets, Step
 from fewstep.core.samplers import consistency
+from fewstep.errors import FewstepError
 from fewstep.testing import TinyBackbone, check_objective, tiny_batch
 
-METHODS: list[tuple[type[Critical[Any]], dict[str, Any]]] = [(DMD2, {}), (SiD, {}), (SiD, {"alpha": 1.2})]
+METHODS: list[tuple[type[Critical[Any]], dict[str, Any]]] = [(DMD2, {}), (SiD, {}), (SiD, {"alpha": 1.2}), (VSD, {})]
+TERMS = {DMD2: "dmd", SiD: "sid", VSD: "vsd"}
 
 
 @pytest.mark.parametrize(("cls", "keys"), METHODS)
@@ -50,23 +53,31 @@ def test_conformance(cls: type[Critical[Any]], keys: dict[str, Any], shared: dic
 # The formulas of the papers, sample by sample.
 
 
-Sample = tuple[Tensor, Tensor, Tensor]  # x, and the predicted data of teacher and critic at a noisy x
+Sample = tuple[Tensor, Tensor, Tensor, Tensor, float]  # x, the predicted data of teacher and critic at x_t, x_t, t
 
 
 def published(name: str, alpha: float = 1.0) -> Callable[[Sample], Tensor]:
     """The student's loss of one sample."""
 
     def dmd(at: Sample) -> Tensor:
-        x, real, fake = at
+        x, real, fake, *_ = at
         p_real, p_fake = x - real, x - fake
         direction = ((p_real - p_fake) / p_real.abs().mean()).detach()
         return 0.5 * (x - (x - direction).detach()).square()
 
     def sid(at: Sample) -> Tensor:
-        x, real, fake = at
+        x, real, fake, *_ = at
         return (real - fake) * ((real - x) - alpha * (real - fake)) / (x - real).abs().mean().detach()
 
-    return dmd if name == "dmd" else sid
+    def vsd(at: Sample) -> Tensor:
+        """w(t) (eps of the pretrained - eps of the LoRA), with the loss of the published code, whose gradient it is."""
+        x, real, fake, x_t, t = at
+        eps_real, eps_fake = (x_t - (1 - t) * real) / t, (x_t - (1 - t) * fake) / t
+        alphas_cumprod = (1 - t) ** 2 / ((1 - t) ** 2 + t**2)
+        gradient = ((1 - alphas_cumprod) * (eps_real - eps_fake)).detach()
+        return 0.5 * (x - (x - gradient).detach()).square()
+
+    return {"dmd": dmd, "sid": sid, "vsd": vsd}[name]
 
 
 def by_hand(name: str, alpha: float, batch: Batch, nets: Nets, draws: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -88,9 +99,9 @@ def by_hand(name: str, alpha: float, batch: Batch, nets: Nets, draws: dict[str, 
         t, eps = float(draws[f"t/{name}"][i]), of(f"noise/{name}")
         x_t = (1 - t) * x + t * eps
         real, fake = (x_t - t * call(net, x_t, t, cond) for net in (nets.teacher, nets.critic))
-        t, eps = float(draws["t/fakes"][i]), of("noise/fakes")
+        at, t, eps = t, float(draws["t/fakes"][i]), of("noise/fakes")
         flow = call(nets.critic, ((1 - t) * x + t * eps).detach(), t, cond) - (eps - x).detach()
-        found.append((published(name, alpha)((x, real, fake)), flow.square()))
+        found.append((published(name, alpha)((x, real, fake, x_t, at)), flow.square()))
     return found
 
 
@@ -101,7 +112,7 @@ def test_the_formulas_of_the_papers(
     cls: type[Critical[Any]], keys: dict[str, Any], lengths: tuple[int, ...], reduction: str
 ) -> None:
     batch, nets = tiny_batch(lengths, packed=lengths[0] != lengths[1]), tiny_nets()
-    draws, name = drawn(batch), "dmd" if cls is DMD2 else "sid"
+    draws, name = drawn(batch), TERMS[cls]
     losses = objective_of(cls, reduction=reduction, **keys).loss(batch, nets, Given(draws))
     hand = by_hand(name, keys.get("alpha", 1.0), batch, nets, draws)
     for key, network, own in ((name, nets.student, 0), ("critic", nets.critic, 1)):
@@ -115,8 +126,8 @@ def test_the_formulas_of_the_papers(
 # Gaussians.
 
 
-def expected(objective: Critical[Any], name: str, student: LinearStudent, t: float) -> Tensor:
-    """The expectation of the student's term, a sum over elements, with the division by its size undone."""
+def expected(objective: Critical[Any], name: str, student: LinearStudent, t: float, scaled: bool = True) -> Tensor:
+    """The expectation of the student's term, a sum over elements; ``scaled``: the division by its size is undone."""
     z, eps, weights = quadrature()
     batch, times = Batch(z, Dense(len(z))), torch.full((len(z),), t, dtype=torch.float64)
     critic = ExactCritic(student)
@@ -126,9 +137,16 @@ def expected(objective: Critical[Any], name: str, student: LinearStudent, t: flo
     x = (student.scale * z + student.mean).detach()
     real = (1 - t) * x + t * eps
     real = real - t * TEACHER(real, times, Condition(), batch.layout)
-    size = (x - real).abs().mean(1)
+    size = (x - real).abs().mean(1) if scaled else torch.ones(len(z))
     value: Tensor = (weights * size * 2 * found).sum()
     return value
+
+
+def divergence(student: LinearStudent, t: float) -> Tensor:
+    """KL(fakes_t || teacher_t)."""
+    wide, narrow = noisy(student.scale, t), noisy(torch.tensor(STD).double(), t)
+    off = ((1 - t) * (student.mean - MEAN)) ** 2
+    return 0.5 * (torch.log(narrow / wide) + (wide + off) / narrow - 1).sum()
 
 
 STUDENTS = [LinearStudent((0.8, 0.3), (0.4, -1.0)), LinearStudent((STD, STD), (float(MEAN[0]), float(MEAN[1])))]
@@ -139,12 +157,23 @@ STUDENTS = [LinearStudent((0.8, 0.3), (0.4, -1.0)), LinearStudent((STD, STD), (f
 def test_with_an_exact_critic_dmds_gradient_is_that_of_kl(student: LinearStudent, t: float) -> None:
     """KL of the noised Gaussians. v - vT = -t / (1 - t) times the scores' difference and dx_t = (1 - t) dx, so the
     gradient of g times its size, in predicted data, is t^2 / (1 - t)^2 that of KL. It vanishes at the target alone."""
-    wide, narrow = noisy(student.scale, t), noisy(torch.tensor(STD).double(), t)
-    off = ((1 - t) * (student.mean - MEAN)) ** 2
-    kl = 0.5 * (torch.log(narrow / wide) + (wide + off) / narrow - 1).sum()
+    kl = divergence(student, t)
     wanted = [t**2 / (1 - t) ** 2 * g for g in torch.autograd.grad(kl, list(student.parameters()))]
     value = expected(objective_of(DMD2, reduction="sample"), "dmd", student, t)
     got = torch.autograd.grad(value, list(student.parameters()))
+    assert largest(got, wanted) < 1e-12
+    assert (max(float(g.abs().max()) for g in got) < 1e-12) == (student is STUDENTS[1])
+
+
+@pytest.mark.parametrize("t", [0.3, 0.7])
+@pytest.mark.parametrize("student", STUDENTS, ids=["wrong", "right"])
+def test_with_an_exact_critic_vsds_gradient_is_that_of_kl(student: LinearStudent, t: float) -> None:
+    """The difference of the predicted noise is -t times that of the scores, and dx_t = (1 - t) dx: the gradient is
+    w(t) t / (1 - t) times that of KL(fakes_t || teacher_t)."""
+    value = expected(objective_of(VSD, reduction="sample"), "vsd", student, t, scaled=False)
+    got = torch.autograd.grad(value, list(student.parameters()))
+    factor = t**2 / (t**2 + (1 - t) ** 2) * t / (1 - t)
+    wanted = [factor * g for g in torch.autograd.grad(divergence(student, t), list(student.parameters()))]
     assert largest(got, wanted) < 1e-12
     assert (max(float(g.abs().max()) for g in got) < 1e-12) == (student is STUDENTS[1])
 
@@ -230,7 +259,7 @@ def test_a_student_of_several_steps_is_trained_where_its_sampler_takes_it() -> N
     assert (contract.sampler, contract.steps, contract.rescale_t) == ("consistency", (4,), 3.0)
 
 
-@pytest.mark.parametrize(("method", "student_term"), [("dmd2", 0), ("sid", 1)])
+@pytest.mark.parametrize(("method", "student_term"), [("dmd2", 0), ("sid", 1), ("vsd", 0)])
 def test_a_run_generates_once_an_iteration(method: str, student_term: int, tmp_path: Path) -> None:
     """Evaluations of 4 iterations of 8 samples, of which 2 train the student; SiD looks back through both networks."""
     run = fewstep.distill(
@@ -254,3 +283,25 @@ def test_defaults_are_the_papers() -> None:
         assert isinstance(config, CriticConfig)
         assert (config.steps, config.critic_ratio, config.t.kind) == (1, 5, "uniform")
     assert SiDConfig().alpha == 1.0
+    assert (VSDConfig().critic_ratio, VSDConfig().rank, VSDConfig().t.kind) == (1, 4, "uniform")
+
+
+def test_the_critic_of_vsd_is_the_teacher_with_low_rank_adapters() -> None:
+    build = objective_of(VSD, rank=2).networks()["critic"].build
+    assert build is not None
+    plain, batch, t_B = TinyBackbone(seed=3).double(), tiny_batch(), torch.tensor([0.2, 0.5, 0.9]).double()
+    critic: Any = build(copy.deepcopy(plain))
+    trained = {name: p for name, p in critic.named_parameters() if p.requires_grad}
+    assert {name.rsplit(".", 1)[1] for name in trained} == {"down", "up"}
+    assert len(trained) == 4
+    given = (batch.x0, t_B, batch.cond, batch.layout)
+    assert torch.equal(critic(*given), plain(*given))
+    for p in trained.values():
+        nn.init.normal_(p)
+    assert int(torch.linalg.matrix_rank(critic.inner.weight - plain.inner.weight)) == 2
+    assert largest(critic(*given), plain(*given)) > 0.1
+
+
+def test_without_linear_layers_there_is_nothing_to_adapt() -> None:
+    with pytest.raises(FewstepError, match="LinearStudent has none"):
+        adapted(LinearStudent((1.0, 1.0), (0.0, 0.0)), 4)

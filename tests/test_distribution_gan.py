@@ -15,6 +15,7 @@ from distribution_helpers import (
     ExactCritic,
     LinearStudent,
     drawn,
+    logit,
     noisy,
     objective_of,
     quadrature,
@@ -50,18 +51,6 @@ from fewstep.testing import TinyBackbone, check_objective, tiny_batch
 )
 def test_conformance(cls: type[Any], keys: dict[str, Any]) -> None:
     check_objective(cls, cls.Config(**keys))
-
-
-def logit(critic: TinyBackbone, head: Head, x: Tensor, t: float, cond: Condition) -> Tensor:
-    """The head on the critic's first layer, from its weights: of one sample x [N, 3]."""
-    assert cond.tokens is not None
-    facts = torch.cat([x.new_tensor([t, 0.0]), x.mean()[None], cond.tokens[0]])
-    h = torch.cat([x, facts.expand(len(x), -1)], 1) @ critic.inner.weight.T + critic.inner.bias
-    norm, first, _, last = head.layers[0]  # type: ignore[misc]
-    h = (h - h.mean(1, keepdim=True)) / (h.var(1, unbiased=False, keepdim=True) + norm.eps).sqrt()
-    h = h * norm.weight + norm.bias
-    h = torch.nn.functional.silu(h @ first.weight.T + first.bias)
-    return (h @ last.weight.T + last.bias).mean()
 
 
 @pytest.mark.parametrize("lengths", [(4, 4, 4), (2, 5, 1)])

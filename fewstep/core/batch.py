@@ -83,15 +83,11 @@ class Batch:
 
     def double(self) -> Batch:
         """The batch with every floating-point tensor in float64."""
-        return self.cast(torch.float64)
 
-    def cast(self, dtype: torch.dtype) -> Batch:
-        """The batch with every floating-point tensor in this type."""
+        def wide(tensor: Tensor) -> Tensor:
+            return tensor.double() if tensor.is_floating_point() else tensor
 
-        def changed(tensor: Tensor) -> Tensor:
-            return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-        return _changed(self, changed, lambda cond: _changed(cond, changed))
+        return _changed(self, wide, lambda cond: _changed(cond, wide))
 
 
 def _changed(

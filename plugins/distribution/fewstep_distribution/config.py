@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from fewstep.config.base import Strict
+from fewstep.core.pairs import PairsConfig
 from fewstep.core.times import TimeSampler
-from fewstep.methods.point import NoisyConfig, Strengths
+from fewstep.methods.point import NoisyConfig, PointConfig, Strengths
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -62,3 +64,51 @@ class SiDConfig(CriticConfig):
     alpha: float = Field(
         1.0, ge=0, description="share of the plain squared difference that is taken off; published: 1.0 to 1.2"
     )
+
+
+class VSDConfig(CriticConfig):
+    """Variational score distillation."""
+
+    critic_ratio: int = Field(1, ge=1, description="updates of the critic for each one of the student")
+    rank: int = Field(4, ge=1, description="rank of the critic's adapters (LoRA) on the teacher's linear layers")
+
+
+class LADDConfig(Strict):
+    """Latent adversarial diffusion distillation."""
+
+    steps: int = Field(1, ge=1, description="steps of the student's sampler, from whose times it is trained to jump")
+    rescale_t: float = Field(1.0, gt=0, description="warp of the student's time grid")
+    p_uncond: float = Field(0.0, ge=0, le=1, description="share of samples whose student sees no condition")
+    t: TimeSampler = Field(
+        default_factory=TimeSampler, description="distribution of the time that samples are judged at"
+    )
+    taps: tuple[int, ...] = Field(
+        (), description="the teacher's inner layers with a head; negative: from the last one; none: all"
+    )
+    head_lr: float = Field(1.0, gt=0, description="the heads' factor on train.lr")
+    real: Literal["data", "pairs"] = Field(
+        "data", description="what the fakes are told from: the data, or samples of the teacher (published)"
+    )
+    pairs: PairsConfig = Field(default_factory=PairsConfig, description="those samples (real = pairs)")
+
+
+class TwinFlowConfig(PointConfig):
+    """TwinFlow."""
+
+    guidance: Strengths = Field(
+        None, description="teacher's w in (1 + w) c - w u, of a list one value a step; none: the teacher's own"
+    )
+    t: TimeSampler = Field(
+        default_factory=lambda: TimeSampler(kind="uniform"), description="distribution of the training times"
+    )
+    interval: float = Field(0.01, gt=0, lt=1, description="D of the finite difference")
+    near: float = Field(0.05, gt=0, le=1, description="longest interval of the near part, as a share of t")
+    clip: float = Field(1.0, gt=0, description="bound of residual and difference, by element")
+    weight: float = Field(0.5, ge=0, description="weight of the difference of both velocities")
+    power: float = Field(0.5, ge=0, description="p of the weight 1 / m^p, m the sample's mean squared error; 0: none")
+
+    @model_validator(mode="after")
+    def _data_has_no_guidance(self) -> TwinFlowConfig:
+        if self.velocity == "data" and self.guidance is not None:
+            raise ValueError("velocity 'data' has no teacher that could be guided: guidance must be left out")
+        return self

@@ -13,8 +13,8 @@ from torch import Tensor
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.contract import Contract
 from fewstep.core.layout import Layout
-from fewstep.core.objective import Nets, NetSpec, Objective, Phase, Step
-from fewstep.methods.fakes import Velocity, fit, generate
+from fewstep.core.objective import Nets, NetSpec, Objective, Phase, Reduction, Step, per
+from fewstep.methods.fakes import Velocities, Velocity, fit, generate
 from fewstep.methods.point import Look, dropped
 from fewstep.methods.residual import Derivative
 from fewstep_distribution.config import CriticConfig
@@ -77,3 +77,10 @@ def carried(gradient: Tensor, x: Tensor) -> Tensor:
     weights of a critic that is trained in the same iteration, and the critic's graph is gone before the student's runs.
     """
     return gradient * (x - x.detach())
+
+
+def followed(at: Velocities, scale_B: Tensor, x: Tensor, layout: Layout, reduction: Reduction) -> Tensor:
+    """A term whose gradient g with respect to the fakes x is scale (vT - v), v the velocity of the fakes' distribution.
+    The reported value is |g|^2 / 2. ``at`` carries no graph."""
+    gradient = layout.expand(scale_B, x) * (at.teacher - at.fake)
+    return per(reduction, 0.5 * gradient.square() + carried(gradient, x), layout)

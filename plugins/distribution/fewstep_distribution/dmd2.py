@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from fewstep.core.batch import Batch, Condition
-from fewstep.core.objective import Nets, Step, per
+from fewstep.core.objective import Nets, Step
 from fewstep.methods.fakes import Velocities, compare, teacher_error
 from fewstep_distribution.config import AdversarialConfig, DMD2Config
-from fewstep_distribution.critic import carried
+from fewstep_distribution.critic import followed
 from fewstep_distribution.gan import Adversarial
 
 C = TypeVar("C", bound=AdversarialConfig)
@@ -25,8 +25,7 @@ class DistributionMatching(Adversarial[C]):
         g = (x0 of the critic - x0 of the teacher) / mean |x - x0 of the teacher|
 
     with x0 = x_t - t v the data that a velocity v predicts at x_t; the mean is over a sample. As x0 differs by -t v and
-    x - x0 = t (vT - (eps - x)), this is (vT - v) / mean |vT - (eps - x)|, which is defined at all times. The reported
-    value is |g|^2 / 2.
+    x - x0 = t (vT - (eps - x)), this is (vT - v) / mean |vT - (eps - x)|, which is defined at all times.
     """
 
     def matching(self, x: Tensor, fakes: Batch, cond: Condition, nets: Nets, step: Step) -> dict[str, Tensor]:
@@ -34,9 +33,8 @@ class DistributionMatching(Adversarial[C]):
         with torch.no_grad():
             at = compare(self.look("dmd"), fakes, self.critic(cond, layout, nets), nets, step)
             scale_B = self.weight(at, cond, fakes, nets) / teacher_error(at.teacher, at.path, layout)
-            gradient = layout.expand(scale_B, x) * (at.teacher - at.fake)
-        value = 0.5 * gradient.square() + carried(gradient, x)
-        return {"dmd": per(self.config.reduction, value, layout), **self.deceiving(x, fakes, cond, nets, step)}
+        value = followed(at, scale_B, x, layout, self.config.reduction)
+        return {"dmd": value, **self.deceiving(x, fakes, cond, nets, step)}
 
     def weight(self, at: Velocities, cond: Condition, fakes: Batch, nets: Nets) -> Tensor:
         """[B] a factor of the gradient."""

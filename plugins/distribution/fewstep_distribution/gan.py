@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar, cast
 
 import torch
@@ -36,8 +38,24 @@ class Head(nn.Module):
         )
 
     def forward(self, features: list[Tensor], layout: Layout) -> Tensor:
-        logits = [layout.mean(layer(h)) for layer, h in zip(self.layers, features, strict=True)]
-        return torch.stack(logits).mean(0)
+        return self.logits(features, layout).mean(0)
+
+    def logits(self, features: list[Tensor], layout: Layout) -> Tensor:
+        """[K, B] the logits by layer, of which ``forward`` gives the mean."""
+        return torch.stack([layout.mean(layer(h)) for layer, h in zip(self.layers, features, strict=True)])
+
+
+def head_on(backbone: Backbone, taps: Sequence[int]) -> Head:
+    """A head on these inner layers of a network.
+
+    Raises:
+        FewstepError: for a layer that the network does not have.
+    """
+    layers = backbone.taps()
+    for tap in taps:
+        if not -len(layers) <= tap < len(layers):
+            raise invalid("objective.taps", tap, f"{-len(layers)} to {len(layers) - 1}")
+    return Head([layers[tap][1] for tap in taps])
 
 
 class Adversarial(Critical[C]):
@@ -58,15 +76,9 @@ class Adversarial(Critical[C]):
 
     def networks(self) -> dict[str, NetSpec]:
         """Beside the student and the critic the head, where there is one."""
-        head = {"head": NetSpec(build=self._head, lr_scale=self.config.head_lr)} if self.has_head else {}
+        build = partial(head_on, taps=self.config.taps)
+        head = {"head": NetSpec(build=build, lr_scale=self.config.head_lr)} if self.has_head else {}
         return super().networks() | head
-
-    def _head(self, backbone: Backbone) -> Head:
-        layers = backbone.taps()
-        for tap in self.config.taps:
-            if not -len(layers) <= tap < len(layers):
-                raise invalid("objective.taps", tap, f"{-len(layers)} to {len(layers) - 1}")
-        return Head([layers[tap][1] for tap in self.config.taps])
 
     def phase(self, step: int) -> Phase:
         return Phase(super().phase(step).trains + (("head",) if self.has_head else ()))

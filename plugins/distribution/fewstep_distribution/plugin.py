@@ -30,3 +30,21 @@ def register_objectives(register: Register) -> None:
         config="fewstep_distribution.config:SiDConfig",
         summary="score identity distillation: the Fisher divergence of samples and teacher, through both networks",
     )
+    register(
+        "vsd",
+        target="fewstep_distribution.vsd:VSD",
+        config="fewstep_distribution.config:VSDConfig",
+        summary="variational score distillation: a low-rank critic and the teacher, by the noise they predict",
+    )
+    register(
+        "ladd",
+        target="fewstep_distribution.ladd:LADD",
+        config="fewstep_distribution.config:LADDConfig",
+        summary="adversarial alone: heads on the teacher's inner layers tell the student's noisy samples",
+    )
+    register(
+        "twinflow",
+        target="fewstep_distribution.twinflow:TwinFlow",
+        config="fewstep_distribution.config:TwinFlowConfig",
+        summary="TwinFlow: a flow map that learns the velocity of its own samples at negative times",
+    )

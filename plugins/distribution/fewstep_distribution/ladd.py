@@ -1,0 +1,99 @@
+"""Latent adversarial diffusion distillation (LADD, arXiv 2403.12015)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import relu
+
+from fewstep.core.backbone import Backbone, Teacher
+from fewstep.core.batch import Batch
+from fewstep.core.contract import Contract
+from fewstep.core.dataset import Dataset
+from fewstep.core.objective import Nets, NetSpec, Objective, Phase, Step
+from fewstep.core.pairs import TeacherPairs
+from fewstep.errors import FewstepError
+from fewstep.methods.point import UNIFORM, dropped
+from fewstep_distribution.config import LADDConfig
+from fewstep_distribution.critic import carried
+from fewstep_distribution.gan import Head, head_on
+
+
+class LADD(Objective[LADDConfig]):
+    """Adversarial alone: heads on the teacher's inner layers tell its noisy samples, or noisy data, from noisy fakes.
+
+    The student jumps from a noisy sample, x = x_s - s F(x_s, s), at a time s of its sampler. With x_t between x and
+    fresh noise at a time t of its own, and D_k(x_t) the logit of the head on the teacher's layer k there,
+
+        discriminator: max(0, 1 - D_k(real_t)) + max(0, 1 + D_k(x_t)),    student: -D_k(x_t)
+
+    (hinge loss), each the mean over k. The teacher's weights stay, and the gradient runs through them to the student.
+    The time t decides what is judged: details for small t, the whole for large t; published is a lean to the noise.
+    Both kinds of samples are judged at the same t and noise. Heads here are small networks on each row's features, and
+    their logits' mean over a sample; the paper's are convolutions that are told t and the text.
+    """
+
+    Config = LADDConfig
+    needs: ClassVar[frozenset[str]] = frozenset({"features"})
+
+    def contract(self) -> Contract:
+        return Contract(sampler="consistency", steps=(self.config.steps,), rescale_t=self.config.rescale_t)
+
+    def networks(self) -> dict[str, NetSpec]:
+        """The student, and the discriminator's heads."""
+        return {"student": NetSpec(), "discriminator": NetSpec(build=self._heads, lr_scale=self.config.head_lr)}
+
+    def phase(self, step: int) -> Phase:
+        return Phase(("student", "discriminator"))
+
+    def data(self, dataset: Dataset, teacher: Teacher) -> Dataset:
+        """The run's data set, or the teacher's samples under its conditions.
+
+        Raises:
+            FewstepError: for a teacher without inner layers.
+        """
+        if "features" not in teacher.backbone.provides:
+            raise FewstepError(
+                f"method 'ladd' reads inner layers of the teacher, and a {type(teacher.backbone).__name__} has none; "
+                "accepted: a teacher that is a network, such as the toy's with backbone.teacher=learned"
+            )
+        if self.config.real == "data" or "pairs" in dataset.provides:
+            return dataset
+        return TeacherPairs(self.config.pairs, dataset, teacher)
+
+    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
+        layout, heads = batch.layout, cast(Head, nets.discriminator)
+        x = self.jump(batch, nets, step)
+        leaf, look = x.detach().requires_grad_(), partial(self.features, batch, nets, step)
+        fake = look(leaf)
+        with torch.no_grad():
+            real = look(batch.x0)
+        value_B = -heads(fake, layout)
+        (gradient,) = torch.autograd.grad(value_B.sum(), leaf)
+        told = relu(1 - heads.logits(real, layout)) + relu(1 + heads.logits([h.detach() for h in fake], layout))
+        return {"ladd": value_B.detach() + layout.sum(carried(gradient, x)), "discriminator": told.mean(0)}
+
+    def jump(self, batch: Batch, nets: Nets, step: Step) -> Tensor:
+        """The student's samples, with its graph, from noisy ones at times that its sampler asks for."""
+        layout, config = batch.layout, self.config
+        grid = torch.tensor(self.contract().grid(config.steps)[:-1], dtype=torch.float64, device=batch.x0.device)
+        s_B = grid[(step.times(layout, UNIFORM, "jump") * config.steps).long()]
+        x_s = step.interpolant.interpolate(batch.x0, step.randn_like(batch.x0, "noise_fake"), s_B, layout)
+        average = nets.student(x_s, s_B, dropped(batch, step, config.p_uncond, "drop/fake"), layout)
+        return x_s - layout.expand(s_B, x_s) * cast(Tensor, average).to(x_s.dtype)
+
+    def features(self, batch: Batch, nets: Nets, step: Step, x: Tensor) -> list[Tensor]:
+        """The teacher's inner layers at noisy x."""
+        backbone, t_B = cast(Backbone, nets.teacher.backbone), step.times(batch.layout, self.config.t, "t/ladd")
+        x_t = step.interpolant.interpolate(x, step.randn_like(x, "noise/ladd"), t_B, batch.layout)
+        found = backbone.features(x_t, t_B, batch.cond, batch.layout, self._taps(backbone))[1]
+        return [h.to(x_t.dtype) for h in found]
+
+    def _heads(self, backbone: Backbone) -> Head:
+        return head_on(backbone, self._taps(backbone))
+
+    def _taps(self, backbone: Backbone) -> tuple[int, ...]:
+        return self.config.taps or tuple(range(len(backbone.taps())))

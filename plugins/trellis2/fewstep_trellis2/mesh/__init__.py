@@ -1,1 +1,0 @@
-"""Flexible dual grids to triangle meshes, in plain torch."""

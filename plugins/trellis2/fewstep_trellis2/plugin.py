@@ -1,1 +1,0 @@
-"""What the TRELLIS.2 plugin registers. Imports no torch."""
