@@ -151,6 +151,30 @@ class DenseOnly(Good):
         return {"first": error.square().sum(tuple(range(1, error.dim()))).mean()}  # over rows, not over samples
 
 
+class TimeNotSpread(Good):
+    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
+        t_B, x_t, v = self.parts(batch, nets, step)
+        error = nets.student(x_t, t_B, batch.cond, batch.layout) - v
+        if len(error) != len(t_B):  # packed rows: by their number, not by their sample
+            t_B = t_B.repeat(len(error) // len(t_B) + 1)[: len(error)]
+        weighted = t_B.view(-1, *[1] * (error.dim() - 1)) * error.square()
+        return {"weighted": batch.layout.mean(weighted).mean()}
+
+
+class NormOfBatch(Good):
+    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
+        t_B, x_t, v = self.parts(batch, nets, step)
+        error = nets.student(x_t, t_B, batch.cond, batch.layout) - v
+        return {"normed": batch.layout.mean((error / v.norm()).square()).mean()}
+
+
+class Underflows(Good):
+    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
+        t_B, x_t, v = self.parts(batch, nets, step)
+        error = nets.student(x_t, t_B, batch.cond, batch.layout) - v
+        return {"relative": batch.layout.mean(error.square() / (0 * v.square() + 1e-60)).mean() * 1e-60}
+
+
 class Undeclared(Good):
     needs: ClassVar[frozenset[str]] = frozenset()
 
@@ -224,6 +248,9 @@ def test_a_good_objective_passes() -> None:
         (ChangesStudent, "changes student in place"),
         (ChangesBatch, "changes the batch in place"),
         (DenseOnly, "dense and packed disagree"),
+        (TimeNotSpread, "dense and packed disagree"),
+        (NormOfBatch, "samples influence one another"),
+        (Underflows, "the terms ['relative'] are no finite tensors"),
         (Undeclared, "uses jvp without a word in needs"),
         (TwoTimesUndeclared, "uses two_time without a word in needs"),
         (DetachedTime, "finite differences disagree"),
@@ -239,6 +266,10 @@ def test_a_fault_of_an_objective_is_named(cls: type[Objective[Any]], sentence: s
         check_objective(cls)
     assert str(caught.value).startswith(f"{cls.__name__}: ")
     assert sentence in str(caught.value)
+
+
+def test_samples_may_be_compared_on_purpose() -> None:
+    check_objective(NormOfBatch, coupled=True)
 
 
 def test_a_config_that_is_lost_in_json_is_named() -> None:

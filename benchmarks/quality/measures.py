@@ -1,6 +1,6 @@
 """Which measure tells better from worse: every candidate on samples that are known to be worse, before any result.
 
-    python benchmarks/quality/measures.py [--objects 48] [--out benchmarks/quality/results/measures.md]
+    python benchmarks/quality/measures.py [--root SET] [--objects 48] [--out benchmarks/quality/results/measures.md]
 
 The shipped teacher and students of the structure stage are sampled under the held-out pictures, and the teacher's
 samples and the true objects are degraded on purpose. For each pair of a better and a worse set the table has the
@@ -99,6 +99,7 @@ def values(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", help="prepared set, whose held-out objects are used; the shipped one without")
     parser.add_argument("--objects", type=int, default=48)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "measures.md")
     options = parser.parse_args()
@@ -107,7 +108,8 @@ def main() -> None:
     backbone = network.load()
     config = network.load_config()()
     teacher, entry = backbone.teacher(config), data_of(network)
-    suite = backbone.suite(config, entry.load()(entry.load_config()(), teacher.backbone))
+    keys = {"root": options.root} if options.root else {}
+    suite = backbone.suite(config, entry.load()(entry.load_config()(**keys), teacher.backbone))
     stage = Stage("", teacher, suite)
     found, seeds = sets(stage, suite, options.objects, console)
     layout = suite.prompts(options.objects).layout
@@ -119,7 +121,7 @@ def main() -> None:
     teachers = [objects["teacher, 25"], suite.decode(seeds[1], layout)]
     size = options.objects
     counts = torch.from_numpy(np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), RESAMPLES)).double()
-    write_file(options.out, report(suite, values(suite, objects, teachers, counts, console), size))
+    write_file(options.out, report(suite, values(suite, objects, teachers, counts, console), size, options.root))
     console.print(f"written: {options.out}")
 
 
@@ -131,11 +133,12 @@ def apart(suite: Suite, better: np.ndarray, worse: np.ndarray, measure: str) -> 
     return float(difference[0] / error) if error > 0 else 0.0
 
 
-def report(suite: Suite, found: dict[str, dict[str, np.ndarray]], size: int) -> str:
+def report(suite: Suite, found: dict[str, dict[str, np.ndarray]], size: int, root: str | None) -> str:
     """The tables."""
     lines = ["# Which measure tells better from worse", "", __doc__.split("\n\n")[2].replace("\n", " ").strip(), ""]
     lines += [
-        f"{size} held-out objects, structure stage. `python benchmarks/quality/measures.py` makes this file anew.",
+        f"{size} held-out objects, structure stage. This file is made anew by "
+        f"`python benchmarks/quality/measures.py{f' --root {root}' if root else ''} --objects {size}`.",
         "",
     ]
     lines += ["## Standard errors between a better and a worse set", ""]

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from fewstep.benchmark.cells import Scorer, objects_in
 from fewstep.benchmark.rows import Cell, EarlierRow, Row, Unit
-from fewstep.console import say
+from fewstep.engine.progress import counting
 from fewstep.errors import need
 
 CONFIDENCE = 0.95
@@ -56,8 +56,6 @@ class Draws:
 
 def resample(scorer: Scorer, cells: Iterable[Cell], resamples: int, console: Console) -> Draws:
     """Resample the objects of all cells. The resamples depend on the number of objects alone."""
-    from rich.progress import Progress
-
     cells, name = [cell for cell in cells if scorer.cells.path(cell).is_file()], scorer.suite.nearness
     values, nearness = {}, {}
     if not cells:
@@ -65,11 +63,10 @@ def resample(scorer: Scorer, cells: Iterable[Cell], resamples: int, console: Con
     size = objects_in(scorer.record(cells[0]))
     counts = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), resamples).astype(np.float64)
     tensor = torch.from_numpy(counts).float()
-    what = f"resampling {size} objects, {len(cells)} cells"
-    if not console.is_interactive:
-        say(console, what)
-    with Progress(console=console, transient=True, disable=not console.is_interactive) as progress:
-        for cell in progress.track(cells, description=what):
+    what = f"cells, {size} objects resampled"
+    with counting(console) as count:
+        for number, cell in enumerate(cells):
+            count(number, len(cells), what)
             values[cell] = {metric: found.double().numpy() for metric, found in scorer(cell, tensor).items()}
             if name:
                 nearness[cell] = scorer.record(cell)[name].double().numpy()

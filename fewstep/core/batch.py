@@ -83,11 +83,15 @@ class Batch:
 
     def double(self) -> Batch:
         """The batch with every floating-point tensor in float64."""
+        return self.cast(torch.float64)
 
-        def wide(tensor: Tensor) -> Tensor:
-            return tensor.double() if tensor.is_floating_point() else tensor
+    def cast(self, dtype: torch.dtype) -> Batch:
+        """The batch with every floating-point tensor in this type."""
 
-        return _changed(self, wide, lambda cond: _changed(cond, wide))
+        def changed(tensor: Tensor) -> Tensor:
+            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+        return _changed(self, changed, lambda cond: _changed(cond, changed))
 
 
 def _changed(

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fewstep.config.base import Strict
-from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.backbone import Backbone
 from fewstep.core.batch import Batch
-from fewstep.core.derivatives import Function, Mode, Tangents, Tensors
-from fewstep.core.layout import Layout
-from fewstep.core.objective import Objective, Phase, Step, means
-from fewstep.engine.networks import Networks
-from fewstep.plugins.registry import registry
-from fewstep.testing.backbones import CAPABILITIES
-from fewstep.testing.tiny import TinyBackbone, near, tiny_batch
+from fewstep.core.objective import Objective, Phase
+from fewstep.testing.tiny import near, tiny_batch
+from fewstep.testing.trial import Bench, Trial
 
 EXACT, DIFFERENCE = 1e-9, 1e-4  # relative; float64 rounding, and a central difference
 WIDTHS = (1e-4, 1e-6)  # half-widths of the difference: the narrow one for networks that look at 1000 t
-PHASES, TOTAL = 32, 100  # iterations that are looked through for phases, and the length of the pretended run
+PHASES = 32  # iterations that are looked through for phases
 
 
 def check_objective(
@@ -31,16 +25,19 @@ def check_objective(
     *,
     backbone: Backbone | None = None,
     batch: Batch | None = None,
+    coupled: bool = False,
 ) -> None:
     """Hold an objective against what the engine relies on, in float64 on the kit's own tiny network.
 
     Checked in every phase: terms are finite scalars that depend on the trained networks; gradients reach each of them
-    and never the teacher; nothing is changed in place; all draws come from ``step``; dense equals packed; exact
-    tangents agree with finite differences; ``needs`` is honest; the contract names a registered sampler.
+    and never the teacher; nothing is changed in place; all draws come from ``step``; dense equals packed; samples
+    do not influence one another; it is finite under bfloat16 autocast; exact tangents agree with finite differences;
+    ``needs`` is honest; the contract names a registered sampler.
 
     Args:
         config: of the objective; its defaults without.
         backbone, batch: for an objective that the kit's network cannot serve; layouts are then not compared.
+        coupled: the loss compares samples with one another on purpose, as a kernel distance does.
 
     Raises:
         AssertionError: with a sentence that names the objective and what is wrong.
@@ -61,6 +58,9 @@ def check_objective(
         bench.claim(same, f"{phase.loss}() differs for equal seeds: draw through step.randn_like and step.times alone")
         if "jvp" in trial.used:
             _tangents(bench, index, phase, trial)
+        if not coupled:
+            _apart(bench, index, phase)
+        bench.run(index, phase, bfloat16=True)
         if backbone is None and batch is None:
             _layouts(bench, index, phase)
     undeclared = sorted(used - bench.needs)
@@ -75,145 +75,25 @@ def _tangents(bench: Bench, index: int, phase: Phase, exact: Trial) -> None:
     bench.claim(any(near(one.flat, exact.flat, DIFFERENCE) for one in rough), f"{phase.loss}(): {text}")
 
 
+def _apart(bench: Bench, index: int, phase: Phase) -> None:
+    """A sum over samples has no mixed second difference: what changing one adds is the same beside any other."""
+    batch = bench.batch.double()
+    last_B = torch.zeros(batch.layout.batch_size).double()
+    first_B, last_B[-1] = last_B.clone(), 1
+    first_B[0] = 1
+
+    def changed(first: float, last: float) -> torch.Tensor:
+        weight = batch.layout.expand(first * first_B + last * last_B, batch.x0)
+        return bench.run(index, phase, batch=replace(batch, x0=batch.x0 + weight * batch.x0.cos())).flat
+
+    one, other, both = changed(1, 0), changed(0, 1), changed(1, 1)
+    text = "samples influence one another (a norm over the batch?): reduce through batch.layout, or pass coupled=True"
+    bench.claim(near(both - one, other - changed(0, 0), EXACT), f"{phase.loss}(): {text}")
+
+
 def _layouts(bench: Bench, index: int, phase: Phase) -> None:
     dense, packed = (bench.run(index, phase, batch=tiny_batch(packed=p)) for p in (False, True))
     text = "dense and packed disagree: reduce and broadcast through batch.layout alone"
     bench.claim(near(packed.flat, dense.flat, EXACT), f"{phase.loss}(): {text}")
     ragged = bench.run(index, phase, batch=tiny_batch((2, 5, 1), packed=True))
     bench.claim(bool(ragged.flat.isfinite().all()), f"{phase.loss}(): not finite on samples of unequal length")
-
-
-@dataclass(frozen=True)
-class Spy(Tangents):
-    """A ``Tangents`` that remembers whether it was used."""
-
-    calls: list[str] = field(default_factory=list)
-
-    def __call__(
-        self, f: Function, primals: Tensors, tangents: Tensors, layout: Layout | None = None
-    ) -> tuple[Tensor, Tensor]:
-        self.calls.append(self.mode)
-        return super().__call__(f, primals, tangents, layout)
-
-
-@dataclass
-class Trial:
-    """What came out: the gradients by trained network, the services used, and ``flat``, the total and all gradients."""
-
-    gradients: dict[str, Tensor]
-    used: set[str]
-    flat: Tensor
-
-
-class Bench:
-    """An objective with a teacher, a student that differs from it, and a batch."""
-
-    def __init__(
-        self, cls: type[Objective[Any]], config: Strict | None, backbone: Backbone | None, batch: Batch | None
-    ) -> None:
-        self.name = cls.__name__
-        self.config = cls.Config() if config is None else config
-        again = type(self.config).model_validate(self.config.model_dump(mode="json"))
-        self.claim(again == self.config, "its config does not survive a round trip through JSON")
-        self.objective = cls(self.config)
-        self.needs = self.objective.needs
-        self.backbone = copy.deepcopy(backbone or TinyBackbone()).double()
-        self.batch = (batch or tiny_batch()).double()
-        provided = self.backbone.provides | {"jvp"}
-        if batch is not None:  # what is no capability of a network is asked of the data
-            provided |= self.needs - CAPABILITIES
-        missing = sorted(self.needs - provided)
-        text = f"it needs {', '.join(missing)}, which the network does not provide: pass another"
-        self.claim(not missing, text + ("" if CAPABILITIES.issuperset(missing) else ", or a batch that holds it"))
-
-    def claim(self, holds: bool, sentence: str) -> None:
-        """Raises AssertionError, naming the objective."""
-        if not holds:
-            raise AssertionError(f"{self.name}: {sentence}")
-
-    def sampler_fits(self) -> None:
-        """The contract names a registered sampler, which passes a target time where the student takes one."""
-        name, samplers = self.objective.contract().sampler, registry().names("sampler")
-        self.claim(name in samplers, f"its sampler {name!r} is none of {', '.join(samplers)}")
-        passes, takes = registry().get("sampler", name).load().two_time, "two_time" in self.needs
-        words = "passes a target time" if passes else "never passes a target time"
-        self.claim(passes == takes, f"its sampler {name!r} {words}, and needs {'has' if takes else 'lacks'} 'two_time'")
-
-    def run(
-        self,
-        index: int,
-        phase: Phase,
-        *,
-        batch: Batch | None = None,
-        outside: int = 0,
-        mode: Mode = "one-pass",
-        width: float = 1e-4,
-    ) -> Trial:
-        """The phase's loss and its gradients.
-
-        Args:
-            outside: seed of torch's own generator, which an objective has no business with.
-            width: half of a finite difference's.
-        """
-        teacher, nets = self._networks(phase)
-        batch, spy, used = batch or self.batch, Spy(mode, step=width), set[str]()
-        nets.trained["student"].register_forward_pre_hook(
-            lambda _module, _args, kwargs: used.add("two_time") if kwargs.get("s_B") is not None else None,
-            with_kwargs=True,
-        )
-        held, x0 = {"teacher": teacher, **nets.trained}, batch.x0
-
-        def state() -> dict[str, list[Tensor]]:
-            values = {name: module.state_dict().values() for name, module in held.items()} | {"the batch": [x0]}
-            return {name: [value.clone() for value in tensors] for name, tensors in values.items()}
-
-        before = state()
-        torch.manual_seed(outside)
-        step = Step(index, self.backbone.interpolant, total=TOTAL, tangents=spy)
-        total = self._total(phase, getattr(self.objective, phase.loss)(batch, nets.view, step), batch)
-        total.backward()
-        after = state()
-        for name, old in before.items():
-            same = all(torch.equal(a, b) for a, b in zip(old, after[name], strict=True))
-            self.claim(same, f"{phase.loss}() changes {name} in place")
-        touched = any(p.grad is not None or p.requires_grad for p in teacher.parameters())
-        self.claim(not touched, f"gradients of {phase.loss}() reach the teacher's weights")
-        gradients = {
-            name: torch.cat(
-                [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters.values()]
-            )
-            for name, parameters in nets.parameters.items()
-            if name in phase.trains
-        }
-        flat = torch.cat([total.detach().double()[None], *gradients.values()])
-        return Trial(gradients, used | {"jvp"} if spy.calls else used, flat)
-
-    def _networks(self, phase: Phase) -> tuple[Teacher, Networks]:
-        specs = self.objective.networks()
-        self.claim("student" in specs, f"networks() has {', '.join(specs) or 'nothing'}; one must be 'student'")
-        unknown = sorted(set(phase.trains) - set(specs))
-        self.claim(not unknown, f"a phase trains {', '.join(unknown)}, which networks() does not have")
-        teacher = Teacher(copy.deepcopy(self.backbone), Guidance(2.0))
-        nets = Networks(specs, teacher, torch.device("cpu"), needs=self.needs)
-        for module in [*nets.trained.values(), *nets.emas.values()]:  # what ``build`` made is float32
-            module.double()
-        generator = torch.Generator().manual_seed(1)
-        for module in nets.trained.values():  # a student equal to its teacher would hide a loss that is 0 there
-            for p in module.parameters():
-                p.data.add_(0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-        nets.select(phase.trains)
-        return teacher, nets
-
-    def _total(self, phase: Phase, terms: Any, batch: Batch) -> Tensor:
-        fine = isinstance(terms, dict) and len(terms) > 0
-        self.claim(fine, f"{phase.loss}() returned {type(terms).__name__}; it must be a dict of named terms")
-        bad = [k for k, v in terms.items() if not isinstance(v, Tensor) or not v.isfinite().all()]
-        self.claim(not bad, f"{phase.loss}(): the terms {bad} are no finite tensors")
-        sizes = {batch.layout.batch_size, len(batch.x0)}
-        odd = [k for k, v in terms.items() if v.dim() and len(v) not in sizes]
-        self.claim(not odd, f"{phase.loss}(): the terms {odd} have neither a value a sample nor a value an element")
-        total = torch.stack(list(means(terms).values())).sum()
-        self.claim(
-            total.requires_grad, f"{phase.loss}() does not depend on {' or '.join(phase.trains)}: it has no graph"
-        )
-        return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fewstep_trellis.conditioning.dino_keys import convert
 from PIL import Image
 from torch import Tensor
 
+from golden import trellis2_parts
 from golden.cases import Case, Check, Record, compare, exact, label, part, tensors_of
 
 Tensors = dict[str, Tensor]
@@ -37,10 +39,15 @@ def preparations(root: Path) -> list[Case]:
     """A case for each pair of pictures below a folder, before and after preparation."""
     pairs = {path: path.with_name(path.name.removesuffix(GIVEN) + WANTED) for path in sorted(root.rglob(f"*{GIVEN}"))}
     return [
-        Case(label(root, given).removesuffix("_in"), partial(_preparation, given, wanted))
+        Case(label(root, given).removesuffix("_in"), partial(_way(given.with_name("facts.json")), given, wanted))
         for given, wanted in pairs.items()
         if wanted.is_file()
     ]
+
+
+def _way(facts: Path) -> Callable[[Path, Path], list[Check]]:
+    """TRELLIS.2 prepares pictures in another way; the facts beside them say whose they are."""
+    return trellis2_parts.preparation if facts.is_file() and "Trellis2" in facts.read_text() else _preparation
 
 
 def _preparation(given: Path, wanted: Path) -> list[Check]:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fewstep.errors import FewstepError, unknown
-from golden import conditioning, dataset, export, mdt, mesh, models, orders, samplers
+from golden import conditioning, dataset, export, mdt, mesh, models, orders, samplers, trellis2_parts
 from golden.cases import Case, Check, label, records
 
 OTHER_KIND = "this kind of record"
@@ -33,6 +33,7 @@ KINDS = (
     conditioning.cases,
     mesh.cases,
     export.cases,
+    trellis2_parts.cases,
 )
 
 

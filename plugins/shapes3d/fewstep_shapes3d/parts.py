@@ -26,14 +26,8 @@ def largest_mesh(mesh: Mesh) -> Mesh:
     of_face = part[faces[:, 0]]
     kept = mesh.faces[torch.from_numpy(of_face == np.bincount(of_face).argmax())]
     used, numbered = kept.unique(return_inverse=True)
-    attributes, cube = mesh.vertex_attrs, mesh.vertex_cube
-    return replace(
-        mesh,
-        vertices=mesh.vertices[used],
-        faces=numbered,
-        vertex_attrs=None if attributes is None else attributes[used],
-        vertex_cube=None if cube is None else cube[used],
-    )
+    owned = {name: getattr(mesh, name) for name in ("vertices", "vertex_attrs", "vertex_cube", "material")}
+    return replace(mesh, faces=numbered, **{name: value[used] for name, value in owned.items() if value is not None})
 
 
 def largest_voxels(latents: Tensor, layout: Packed) -> tuple[Tensor, Packed]:

@@ -31,7 +31,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtyp
     """Write a model as the official pair of files.
 
     Args:
-        model: one of :data:`fewstep_trellis.models.MODELS`; its ``args`` go into the json file.
+        model: of a class with an official name; its ``args`` go into the json file.
         path: without suffix, or ending in ``.safetensors`` or ``.json``. Missing folders are made.
         dtype: type of the stored floating-point tensors; by default each as it is.
 
@@ -41,7 +41,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtyp
     Raises:
         FewstepError: a model of another class, or a place that cannot be written.
     """
-    if not isinstance(model, Rebuildable) or model.official_name not in MODELS:
+    if not isinstance(model, Rebuildable):
         raise unknown("model class", type(model).__name__, MODELS)
     stem = stem_of(Path(path))
     target, config = Path(stem + ".safetensors"), Path(stem + ".json")
@@ -67,20 +67,23 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]]:
     return name, args
 
 
-def build_model(name: str, args: Mapping[str, Any], device: str | None = None) -> Rebuildable:
+def build_model(
+    name: str, args: Mapping[str, Any], device: str | None = None, models: Mapping[str, type[Rebuildable]] = MODELS
+) -> Rebuildable:
     """Build a model from its official class name and arguments.
 
     Args:
-        name: a key of :data:`fewstep_trellis.models.MODELS`; saving the model writes it again.
+        name: a key of ``models``; saving the model writes it again.
         args: arguments of its constructor.
         device: where its tensors are made, for example ``"meta"``; by default the current device.
+        models: classes by official name; those of another project may have the same names.
 
     Raises:
         FewstepError: an unknown class or argument (with the nearest valid name), a missing or an unusable one.
     """
-    if name not in MODELS:
-        raise unknown("model class", name, MODELS)
-    parameters = inspect.signature(MODELS[name]).parameters
+    if name not in models:
+        raise unknown("model class", name, models)
+    parameters = inspect.signature(models[name]).parameters
     for key in args:
         if key not in parameters:
             raise unknown(f"argument of {name}", key, parameters)
@@ -89,7 +92,7 @@ def build_model(name: str, args: Mapping[str, Any], device: str | None = None) -
         raise FewstepError(f"{name}: arguments are missing: {', '.join(required)}")
     try:
         with torch.device(device or torch.get_default_device()):
-            model = MODELS[name](**args)
+            model = models[name](**args)
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError, AttributeError) as error:
         raise FewstepError(f"{name}: cannot be built from {dict(args)}: {error}") from error
     if name != type(model).__name__:
@@ -97,7 +100,11 @@ def build_model(name: str, args: Mapping[str, Any], device: str | None = None) -
     return model
 
 
-def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
+def load_model(
+    path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    models: Mapping[str, type[Rebuildable]] = MODELS,
+) -> nn.Module:
     """Read a model from the official pair of files.
 
     Half-precision tensors are cast to the types of the module: float32, unless its arguments say ``use_fp16``.
@@ -106,6 +113,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
         path: the common stem, or one of the two files; the weights may be any that ``read_tensors`` takes, and
             ``FILE:KEY`` names those of several in a file.
         device: where the model shall be.
+        models: as of ``build_model``.
 
     Returns:
         The model, in training mode as any new module, with its arguments in ``args``.
@@ -118,7 +126,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     config, tensors = Path(stem_of(place) + ".json"), tensor_file(place)
     name, args = read_config(config)
     try:
-        model = build_model(name, args, "meta")
+        model = build_model(name, args, "meta", models)
     except FewstepError as error:
         raise FewstepError(f"{config}: {error}") from error
     fit(model, read_tensors(tensors, key), str(tensors))

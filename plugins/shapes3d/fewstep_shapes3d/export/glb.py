@@ -36,7 +36,11 @@ def linear(colours: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def write_glb(mesh: Mesh, path: Path, record: Mapping[str, Any] | None = None) -> Path:
-    """Write a mesh, y up, with its colours (grey where it has none) and smooth normals; not metallic, rough.
+    """Write a mesh, y up, with its colours (grey where it has none) and smooth normals.
+
+    glTF knows a colour and an opacity at each vertex, but one metallic and one roughness factor for all. These are the
+    means of the mesh's material, whose own values are beside them in the attributes ``_METALLIC`` and ``_ROUGHNESS``;
+    a mesh without a material is not metallic, and rough.
 
     Args:
         mesh: what to write.
@@ -63,13 +67,16 @@ def glb(mesh: Mesh, record: Mapping[str, Any] | None = None, normals: bool = Tru
     if normals:
         turned = (vertex_normals(vertices.float(), faces).double().numpy() @ AXES).astype("<f4")
         arrays["NORMAL"] = (turned, FLOAT, "VEC3")
+    if mesh.material is not None:
+        for name, values in zip(("_METALLIC", "_ROUGHNESS"), _material(mesh.material), strict=True):
+            arrays[name] = (values, FLOAT, "SCALAR")
     attributes = {name: number for number, name in enumerate(arrays)}
     arrays["indices"] = (faces.numpy().astype("<u4").reshape(-1), INTEGER, "SCALAR")
     views: list[dict[str, Any]] = []
     accessors: list[dict[str, Any]] = []
     body = b""
     for array, component, kind in arrays.values():
-        target = INDICES if kind == "SCALAR" else VERTICES
+        target = INDICES if component == INTEGER else VERTICES
         accessors.append({"bufferView": len(views), "componentType": component, "count": len(array), "type": kind})
         views.append({"buffer": 0, "byteOffset": len(body), "byteLength": array.nbytes, "target": target})
         body += array.tobytes()  # every array's size is a multiple of 4 bytes, as the format asks
@@ -82,7 +89,7 @@ def glb(mesh: Mesh, record: Mapping[str, Any] | None = None, normals: bool = Tru
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0}],
         "meshes": [{"primitives": [primitive]}],
-        "materials": [MATERIAL],
+        "materials": [_factors(mesh)],
         "accessors": accessors,
         "bufferViews": views,
         "buffers": [{"byteLength": len(body)}],
@@ -93,6 +100,18 @@ def glb(mesh: Mesh, record: Mapping[str, Any] | None = None, normals: bool = Tru
     return MAGIC + struct.pack("<II", 2, 12 + len(chunks)) + chunks
 
 
+def _material(material: torch.Tensor) -> npt.NDArray[np.float32]:
+    """[2, V]: metallic and roughness."""
+    return np.ascontiguousarray(material[:, :2].detach().cpu().float().numpy().clip(0, 1).T)
+
+
+def _factors(mesh: Mesh) -> dict[str, Any]:
+    if mesh.material is None:
+        return MATERIAL
+    metallic, roughness = _material(mesh.material).mean(1).tolist()
+    return MATERIAL | {"pbrMetallicRoughness": {"metallicFactor": metallic, "roughnessFactor": roughness}}
+
+
 def _rgba(mesh: Mesh) -> npt.NDArray[np.uint8]:
     """[V, 4] linear, of 8 bits, which every reader takes: near black they are coarser than sRGB's, by at most 13 of its
     255 steps."""
@@ -100,6 +119,8 @@ def _rgba(mesh: Mesh) -> npt.NDArray[np.uint8]:
     colours = torch.full((count, 3), GREY) if mesh.colours is None else mesh.colours.detach().cpu()
     rgba = np.ones((count, 4))
     rgba[:, :3] = linear(colours.double().numpy().clip(0, 1))
+    if mesh.material is not None:
+        rgba[:, 3] = mesh.material[:, 2].detach().cpu().double().numpy().clip(0, 1)
     found: npt.NDArray[np.uint8] = (rgba * 255).round().astype(np.uint8)
     return found
 

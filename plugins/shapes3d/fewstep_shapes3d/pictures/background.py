@@ -23,7 +23,7 @@ def remove_background(image: Image.Image, name: str = "the picture") -> Image.Im
     """
     remove, session = _rembg(name)
     try:
-        cut: Image.Image = remove(_shrunk(image.convert("RGB")), session=session)
+        cut: Image.Image = remove(shrunk(image.convert("RGB")), session=session)
         return cut.convert("RGBA")
     except Exception as error:  # of a network that is not ours, on a picture that is not ours
         raise FewstepError(
@@ -47,7 +47,8 @@ def not_installed(name: str) -> FewstepError:
     )
 
 
-def _shrunk(image: Image.Image) -> Image.Image:
+def shrunk(image: Image.Image) -> Image.Image:
+    """The picture, at most 1024 pixels long (Lanczos, sides truncated)."""
     scale = min(1.0, LONGEST / max(image.size))
     width, height = (max(1, int(side * scale)) for side in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)

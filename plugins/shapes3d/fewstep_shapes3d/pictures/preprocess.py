@@ -30,16 +30,21 @@ Floats = npt.NDArray[np.float32]
 
 
 def prepare(
-    image: Image.Image, name: str = "the picture", size: int = SIZE, background: Background = "remove"
+    image: Image.Image,
+    name: str = "the picture",
+    size: int | None = SIZE,
+    background: Background = "remove",
+    margin: float = MARGIN,
 ) -> Image.Image:
-    """The object on black as TRELLIS's pipeline prepares it: an RGB picture of ``size`` squared.
+    """The object on black as TRELLIS's pipeline prepares it: a square RGB picture.
 
     Args:
         image: of any mode; one with transparency is cropped to its object.
         name: of the picture, for messages.
-        size: of a side in pixels.
+        size: of a side in pixels; None: as cropped.
         background: of a picture without transparency: "remove" it (with rembg) and crop, or "keep" it: the picture is
             used whole, padded to a square with black.
+        margin: side of the crop in units of the object's longer side.
 
     Raises:
         FewstepError: no pixel is opaque enough to see an object, or the background cannot be removed.
@@ -51,7 +56,7 @@ def prepare(
             return on_black(rgba, whole_box(rgba), size)
         rgba = remove_background(rgba, name)
     left, top, right, bottom = _extent(rgba, ALPHA, name)
-    prepared = on_black(rgba, object_box(rgba, name), size)
+    prepared = on_black(rgba, object_box(rgba, name, margin), size)
     warn_if_blank(prepared, (right - left + 1, bottom - top + 1), name)
     return prepared
 
@@ -74,15 +79,15 @@ def warn_if_blank(image: Image.Image, extent: tuple[int, int], name: str) -> Non
         warnings.warn(f"{name}: no object can be seen, all of it is of one colour on black", stacklevel=3)
 
 
-def object_box(rgba: Image.Image, name: str = "the picture") -> Box:
-    """The square around the pixels with alpha > 0.8, of 1.2 times their longer side, centred on them.
+def object_box(rgba: Image.Image, name: str = "the picture", margin: float = MARGIN) -> Box:
+    """The square around the pixels with alpha > 0.8, of ``margin`` times their longer side, centred on them.
 
     Raises:
         FewstepError: there is no such pixel.
     """
     left, top, right, bottom = _extent(rgba, ALPHA, name)
     x, y = (left + right) / 2, (top + bottom) / 2
-    half = int(max(right - left, bottom - top) * MARGIN) // 2 or 1  # upstream has no pixel left of so small an object
+    half = int(max(right - left, bottom - top) * margin) // 2 or 1  # upstream has no pixel left of so small an object
     return round(x - half), round(y - half), round(x + half), round(y + half)
 
 
@@ -93,8 +98,8 @@ def whole_box(rgba: Image.Image) -> Box:
     return round(x - half), round(y - half), round(x + half), round(y + half)
 
 
-def on_black(rgba: Image.Image, box: Box, size: int) -> Image.Image:
-    """``box`` of the picture, resized (Lanczos, alpha too), times alpha, cut to 8 bits; RGB."""
+def on_black(rgba: Image.Image, box: Box, size: int | None) -> Image.Image:
+    """``box`` of the picture, resized (Lanczos, alpha too) where a size is given, times alpha, cut to 8 bits; RGB."""
     return Image.fromarray((_premultiplied(rgba, box, size) * 255).astype(np.uint8))
 
 
@@ -126,7 +131,8 @@ def _extent(rgba: Image.Image, threshold: float, name: str) -> Box:
     return int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())
 
 
-def _premultiplied(rgba: Image.Image, box: Box, size: int) -> Floats:
-    square = rgba.crop(box).resize((size, size), Image.Resampling.LANCZOS)
+def _premultiplied(rgba: Image.Image, box: Box, size: int | None) -> Floats:
+    square = rgba.crop(box)
+    square = square if size is None else square.resize((size, size), Image.Resampling.LANCZOS)
     pixels: Floats = np.asarray(square).astype(np.float32) / np.float32(255)
     return pixels[..., :3] * pixels[..., 3:]

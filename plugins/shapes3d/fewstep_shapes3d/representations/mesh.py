@@ -17,11 +17,12 @@ class Mesh:
     Args:
         vertices: [V, 3] in [-0.5, 0.5]^3, z up.
         faces: int64 [F, 3], counter-clockwise seen from outside.
-        vertex_attrs: [V, 6], colour in [0, 1] and normal, or None.
+        vertex_attrs: [V, 6], colour in [0, 1] and normal, or [V, 3], the colour alone, or None.
         vertex_cube: int64 [V, 2], each dual vertex's cube (C order) and its place there; None where unknown.
         regulariser: in training the extraction's own loss terms, weighted as published; their sum is its loss.
         corner_positions: in training [K, 3], the deformed corners of the grid, and
         corner_sdf: [K], their signed distances.
+        material: [V, 3] in [0, 1], how metallic, rough and opaque the surface is, or None.
     """
 
     vertices: Tensor
@@ -31,6 +32,7 @@ class Mesh:
     regulariser: dict[str, Tensor] | None = None
     corner_positions: Tensor | None = None
     corner_sdf: Tensor | None = None
+    material: Tensor | None = None
 
     def __repr__(self) -> str:
         return f"Mesh({len(self.vertices)} vertices, {len(self.faces)} faces)"

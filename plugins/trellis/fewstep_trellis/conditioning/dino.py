@@ -85,7 +85,9 @@ class DinoConditioner(nn.Module):
         """Tokens [B, L, C] of prepared pictures; each is resized to the model's size if it has another."""
         device = next(self.parameters()).device
         chunks = [images[at : at + BATCH] for at in range(0, len(images), BATCH)]
-        return torch.cat([self(torch.stack([self._pixels(image) for image in chunk]).to(device)) for chunk in chunks])
+        return torch.cat(
+            [self(torch.stack([pixels(image, self.size) for image in chunk]).to(device)) for chunk in chunks]
+        )
 
     def negative(self, batch: int) -> Tensor | None:
         """The negative condition; None: zeros."""
@@ -115,9 +117,11 @@ class DinoConditioner(nn.Module):
         tokens = tokens + self.interpolation(parts.position_embeddings, rows, columns)
         return torch.cat([tokens[:, :1], parts.register_tokens.expand(len(pixels), -1, -1), tokens[:, 1:]], 1)
 
-    def _pixels(self, image: Image.Image) -> Tensor:
-        sized = image.convert("RGB").resize((self.size, self.size), Image.Resampling.LANCZOS)
-        return torch.from_numpy(np.asarray(sized).astype(np.float32) / 255).permute(2, 0, 1)
+
+def pixels(image: Image.Image, size: int) -> Tensor:
+    """A picture of any shape as float32 [3, size, size] in [0, 1], stretched to the square (Lanczos)."""
+    sized = image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(sized).astype(np.float32) / 255).permute(2, 0, 1)
 
 
 def normalise(images: Tensor) -> Tensor:

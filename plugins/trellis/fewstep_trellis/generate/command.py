@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 from fewstep_shapes3d.result import GAUSSIANS, MESH
 from rich.console import Console
@@ -17,7 +18,7 @@ from fewstep.errors import FewstepError
 from fewstep_trellis.conditioning.factory import DINO
 from fewstep_trellis.generate.api import ROLES, Generator, Options
 from fewstep_trellis.generate.inputs import Job, jobs_of
-from fewstep_trellis.generate.models import Chosen, Models, choose
+from fewstep_trellis.generate.models import Models, choose
 from fewstep_trellis.generate.outputs import (
     DECODED,
     SUFFIXES,
@@ -54,6 +55,7 @@ class Run:
     output: Output
     console: Console
     errors: Console
+    roles: ClassVar[Mapping[str, str]] = ROLES  # of the decoders, by what they make
 
     def __call__(self, inputs: Sequence[str], texts: Sequence[str]) -> int:
         """Make the objects and write them.
@@ -67,7 +69,7 @@ class Run:
         with told(self.errors):
             chosen = self._chosen()
             formats, planned = self._plan(chosen, inputs, texts)
-            make, failed, done = Generator(chosen, self.options), list[str](), 0
+            make, failed, done = self._generator(chosen), list[str](), 0
             try:
                 for job, target in planned:
                     try:
@@ -103,13 +105,19 @@ class Run:
                     say(self.errors, f"would fail: {job.label}: {error}")
         return 1 if failed else 0
 
-    def _chosen(self) -> Chosen:
-        chosen = choose(self.models)
+    def _generator(self, chosen: Any) -> Any:
+        return Generator(chosen, self.options)
+
+    def _choose(self) -> Any:
+        return choose(self.models)
+
+    def _chosen(self) -> Any:
+        chosen = self._choose()
         announce(chosen, self.console, self.errors)
         return chosen
 
     def _plan(
-        self, chosen: Chosen, inputs: Sequence[str], texts: Sequence[str]
+        self, chosen: Any, inputs: Sequence[str], texts: Sequence[str]
     ) -> tuple[list[str], list[tuple[Job, Target]]]:
         """Formats, and each job with where its files go. Checked before any weights are read."""
         spec, output, together = chosen.pipeline.spec, self.output, self.options.multi_image is not None
@@ -117,10 +125,8 @@ class Run:
         formats = formats_of(output.formats, output.out)
         found = targets(jobs, output.out, self.options.samples)
         for kind in decoded(formats):
-            if ROLES[kind] not in spec.models:
-                raise FewstepError(
-                    f"--formats {','.join(formats)}: needs {ROLES[kind]}, which {chosen.pipeline.name} lacks"
-                )
+            if (role := self.roles.get(kind, kind)) not in spec.models:
+                raise FewstepError(f"--formats {','.join(formats)}: needs {role}, which {chosen.pipeline.name} lacks")
         files = [path for target in found for path in self._files(target, formats)]
         check_free(files, [path for job in jobs for path in job.pictures], force=output.force)
         return formats, list(zip(jobs, found, strict=True))
@@ -131,7 +137,7 @@ class Run:
         previews = [target.preview] if self.output.preview and seen else []
         return target.paths([SUFFIXES[name] for name in formats]) + previews
 
-    def _one(self, make: Generator, job: Job, target: Target, formats: Sequence[str]) -> None:
+    def _one(self, make: Any, job: Job, target: Target, formats: Sequence[str]) -> None:
         clock = make.runner.clock
         with spinner(self.console, job.label) as status:
             clock.tell = lambda text: status.update(Text(f"{job.label}: {text}"))
@@ -143,7 +149,7 @@ class Run:
         voxels = ", ".join(str(len(result.coords)) for result in results)
         say(self.console, f"{job.label}: {voxels} voxels; wrote {', '.join(map(str, written))}")
 
-    def _summary(self, make: Generator, failed: Sequence[str], done: int, planned: int) -> None:
+    def _summary(self, make: Any, failed: Sequence[str], done: int, planned: int) -> None:
         """Times, memory, and what was not made, after everything else."""
         self.console.print(time_table(whole(make.runner.clock.seconds, began()), max(done, 1)))
         say(self.console, memory_line(peak_memory(make.runner.device), self.options.low_memory))

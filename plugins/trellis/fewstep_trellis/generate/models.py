@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from fewstep.errors import FewstepError, invalid
@@ -79,8 +80,14 @@ def models_of(
     )
 
 
-def by_stage(option: str, value: Any, read: Callable[[str], Number], least: Number) -> dict[str, Number] | None:
-    """One number for both stages, or two for structure and latents; None stays None.
+def by_stage(
+    option: str,
+    value: Any,
+    read: Callable[[str], Number],
+    least: Number,
+    stages: Mapping[str, str] = MappingProxyType(STAGE_NAMES),
+) -> dict[str, Number] | None:
+    """One number for all stages, or one for each of ``stages``, which have names for the message; None stays None.
 
     Raises:
         FewstepError: something else, or a number below ``least``.
@@ -92,9 +99,10 @@ def by_stage(option: str, value: Any, read: Callable[[str], Number], least: Numb
         values = [read(str(part)) for part in parts]
     except ValueError:
         values = []
-    if len(values) not in (1, len(STAGES)) or not all(least <= number < 1e6 for number in values):
-        raise invalid(option, value, f"a number from {least} on, or two (structure,latents) such as 2,1")
-    return dict(zip(STAGES, values * (2 // len(values)), strict=True))
+    if len(values) not in (1, len(stages)) or not all(least <= number < 1e6 for number in values):
+        names, example = ",".join(stages.values()), ",".join("21111"[: len(stages)])
+        raise invalid(option, value, f"a number from {least} on, or one each ({names}) such as {example}")
+    return dict(zip(stages, values * (len(stages) // len(values)), strict=True))
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep_trellis.models.arguments import Rebuildable
-from fewstep_trellis.models.sparse_layers import SparseConv3d
+from fewstep_trellis.models.sparse_layers import ConvolutionParameters
 
-_MATRIX_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, SparseConv3d)
+_MATRIX_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, ConvolutionParameters)
 
 
 def cast_matrices(modules: Iterable[nn.Module], dtype: torch.dtype) -> None:

@@ -107,8 +107,8 @@ def _layout_of(cond: Tensor, layout: Packed) -> Packed:
     return layout.once(("condition", tokens), lambda: Packed.of_lengths([tokens] * batch, device=cond.device))
 
 
-class _Kernel(nn.Module):
-    """The parameters alone: ``weight`` ``[Co, k, k, k, Ci]`` and ``bias`` ``[Co]``."""
+class ConvolutionParameters(nn.Module):
+    """The parameters of a convolution alone: ``weight`` ``[Co, k, k, k, Ci]`` and ``bias`` ``[Co]``."""
 
     def __init__(self, channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class SparseConv3d(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, kernel_size: int = 3) -> None:
         super().__init__()
-        self.conv = _Kernel(channels, out_channels, kernel_size)
+        self.conv = ConvolutionParameters(channels, out_channels, kernel_size)
 
     def forward(self, x: Tensor, layout: Packed) -> Tensor:
         return submanifold_conv(x, self.conv.weight, self.conv.bias, layout)

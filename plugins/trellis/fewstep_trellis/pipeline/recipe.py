@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from fewstep.core.backbone import Guidance
 from fewstep.core.contract import Contract
 from fewstep.core.times import step_grid
 from fewstep.plugins.registry import registry
-from fewstep_trellis.pipeline.spec import SamplerSpec
 from fewstep_trellis.pipeline.students import Student
 
 RELEASED = (1, 2)  # steps a stage that MDT-dist reports for its students (arXiv 2509.04406, table 1)
@@ -40,6 +40,15 @@ class Recipe:
         guidance = f"guidance {self.guidance.scale:g}{where}" if guided else "no guidance"
         warp = "" if self.rescale_t == 1.0 else f", rescale_t {self.rescale_t:g}"
         return f"{self.steps} step{'s' if self.steps > 1 else ''}, {self.sampler}, {guidance}{warp}"
+
+
+class SamplerSpec(Protocol):
+    """A stage's sampler in ``pipeline.json``; ``params`` has ``steps`` and ``rescale_t``."""
+
+    @property
+    def guidance(self) -> Guidance: ...
+    @property
+    def params(self) -> Any: ...
 
 
 @dataclass(frozen=True)

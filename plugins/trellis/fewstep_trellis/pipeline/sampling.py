@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.backbone import Backbone, Teacher, VelocityField
+from fewstep.core.batch import Condition
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Step
 from fewstep.plugins.registry import registry
@@ -43,15 +44,33 @@ def sample(
     Raises:
         FewstepError: for another ``multi_image``.
     """
-    draw: Any = registry().get("sampler", recipe.sampler).load()
-    field: VelocityField = Teacher(flow, recipe.guidance) if recipe.guidance.scale != 1.0 else flow
+    field = guided(flow, recipe)
     if len(prompt.tokens) > 1:
         field = several_field(field, cast(Any, multi_image), recipe.grid)
     cond = prompt.condition(layout.batch_size, noise.device)
     step = Step(index=0, interpolant=flow.interpolant, seed=seed, device=noise.device)
+    return draw(field, recipe, noise, cond, layout, step, on_step)
+
+
+def guided(flow: Backbone, recipe: Recipe) -> VelocityField:
+    """The flow with the recipe's guidance, or itself where there is none."""
+    return Teacher(flow, recipe.guidance) if recipe.guidance.scale != 1.0 else flow
+
+
+def draw(
+    field: VelocityField,
+    recipe: Recipe,
+    noise: Tensor,
+    cond: Condition,
+    layout: Layout,
+    step: Step,
+    on_step: Callable[[int, int], None],
+) -> Tensor:
+    """Latents, shaped as ``noise``, by the recipe's sampler along its grid; see :func:`sample`."""
+    run: Any = registry().get("sampler", recipe.sampler).load()
 
     def report(i: int, x: Tensor, data: Tensor) -> None:
         on_step(i + 1, recipe.steps)
 
-    found: Tensor = draw(field, noise, cond, layout, recipe.grid, step, report)
+    found: Tensor = run(field, noise, cond, layout, recipe.grid, step, report)
     return found

@@ -1,0 +1,1 @@
+"""Flexible dual grids to triangle meshes, in plain torch."""

@@ -1,0 +1,1 @@
+"""What the TRELLIS.2 plugin registers. Imports no torch."""

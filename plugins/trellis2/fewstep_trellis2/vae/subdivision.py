@@ -1,0 +1,62 @@
+"""Between a grid of voxels and one of twice the resolution: which children exist, and how features move.
+
+Child k of a voxel lies at 2 c + (bit 0, bit 1, bit 2 of k): x runs fastest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from fewstep_shapes3d.sparse.geometry import check_coords, coords_of, pooling
+from torch import Tensor
+
+from fewstep.core.layout import Packed
+from fewstep.errors import invalid
+
+
+@dataclass(frozen=True, eq=False)
+class Subdivision:
+    """The children that a decoder gave its voxels, parent by parent, and for each parent in ascending order.
+
+    Args:
+        logits: [T, 8], what the decoder said of each child; those above 0 exist.
+        layout: of the children, Tc rows.
+        parent: [Tc] row of each child's parent.
+        place: [Tc] which of its parent's children it is, 0 to 7.
+    """
+
+    logits: Tensor
+    layout: Packed
+    parent: Tensor
+    place: Tensor
+
+    @classmethod
+    def of_logits(cls, logits: Tensor, layout: Packed) -> Subdivision:
+        """The children of the voxels of ``layout`` whose logits [T, 8] are above 0.
+
+        Raises:
+            FewstepError: for logits of another shape.
+        """
+        if logits.shape != (layout.rows, 8):
+            raise invalid("shape of the subdivision", tuple(logits.shape), f"[T, 8] with T = {layout.rows}")
+        coords = check_coords(layout)
+        parent, place = (logits > 0).nonzero().unbind(1)
+        corner = torch.stack([place & 1, place >> 1 & 1, place >> 2], 1).to(coords.dtype)
+        fine = Packed.of_index(layout.index[parent], 2 * coords[parent] + corner, layout.batch_size)
+        return cls(logits, fine, parent, place)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """[T, 8 C] to [Tc, C]: each child takes its own of its parent's 8 groups of channels."""
+        return x.unflatten(1, (8, -1))[self.parent, self.place]
+
+
+def gathered(x: Tensor, layout: Packed) -> tuple[Tensor, Packed]:
+    """[T, C] to [Tp, 8 C] on the grid of half the resolution, parents in the order of (sample, x, y, z).
+
+    A parent's 8 groups of channels are its children's; those of children that do not exist are 0.
+    """
+    coarser, coords = pooling(layout), coords_of(layout)
+    place = ((coords & 1) * coords.new_tensor([1, 2, 4])).sum(1)
+    rows = x.new_zeros(8 * coarser.coarse.rows, x.shape[1])
+    return rows.index_copy(0, 8 * coarser.parent + place, x).reshape(-1, 8 * x.shape[1]), coarser.coarse
