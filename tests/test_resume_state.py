@@ -24,7 +24,7 @@ def test_every_number_of_a_run_comes_back(tmp_path: Path) -> None:
     assert again.derivatives.wanted.mode == "finite-difference"  # found out once: the network has no forward mode
     assert again.derivatives.wanted.reason == run.derivatives.wanted.reason
     assert {**scalars_of(again), "derivatives": None} == {**scalars_of(run), "derivatives": None}
-    assert list(again.optimizers["student"].clipper.norms) == list(run.optimizers["student"].clipper.norms)
+    assert again.optimizers["student"].clipper.norms == run.optimizers["student"].clipper.norms
     assert len(again.optimizers["student"].clipper.norms) == 2
     averages = (one.nets.view.ema("student", 0.5).parameters() for one in (run, again))
     assert all(torch.equal(a, b) for a, b in zip(*averages, strict=True))

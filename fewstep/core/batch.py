@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fewstep.core.layout import Layout
+from fewstep.core.layout import Layout, moved
 
 V = TypeVar("V", "Condition", "Batch")
 
@@ -52,7 +52,7 @@ class Condition:
 
     def to(self, device: torch.device | str) -> Condition:
         """The same condition on another device."""
-        return _changed(self, lambda tensor: tensor.to(device))
+        return _changed(self, lambda tensor: moved(tensor, device))
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device. A layout that is there already stays the same object, with its cache."""
-        moved = _changed(self, lambda tensor: tensor.to(device), lambda cond: cond.to(device))
-        return replace(moved, layout=self.layout.to(device))
+        there = _changed(self, lambda tensor: moved(tensor, device), lambda cond: cond.to(device))
+        return replace(there, layout=self.layout.to(device))
 
     def double(self) -> Batch:
         """The batch with every floating-point tensor in float64."""

@@ -7,8 +7,8 @@ a ragged [T, C] one with the same lines.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import InitVar, dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any, Protocol, TypeVar, runtime_checkable
 from weakref import WeakKeyDictionary
 
@@ -30,6 +30,11 @@ def add_rows(x: Tensor, index: Tensor, count: int) -> Tensor:
     if torch.compiler.is_compiling():
         return zeros.scatter_add(0, index.reshape(-1, *[1] * (x.dim() - 1)).expand_as(x), x)
     return zeros.index_add(0, index, x)
+
+
+def moved(x: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on another device. Onto a GPU the host does not wait for what was queued there before."""
+    return x.to(device, non_blocking=torch.device(device).type == "cuda")
 
 
 @runtime_checkable
@@ -87,6 +92,7 @@ class Packed:
     Args:
         cu_seqlens: int64 [B + 1], non-decreasing, from 0 to T. A sample of length 0 is allowed.
         coords: optional integer coordinates [T, A] along A axes, carried for backbones that need positions.
+        known: the boundaries as numbers, where the host has them already: a device is not asked then.
 
     Raises:
         FewstepError: for boundaries that are not a non-decreasing vector from 0, or coords of another length or
@@ -95,6 +101,7 @@ class Packed:
 
     cu_seqlens: Tensor
     coords: Tensor | None = None
+    known: InitVar[list[int] | None] = None
     index: Tensor = field(init=False)
     lengths_list: list[int] = field(init=False)
     _cache: dict[Hashable, Any] = field(init=False, default_factory=dict)
@@ -105,10 +112,10 @@ class Packed:
     def __repr__(self) -> str:
         return f"Packed({self.batch_size} samples, {self.rows} rows)"
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, known: list[int] | None) -> None:
         bounds = self.cu_seqlens
         # The only copy of the boundaries to the host: everything later works from this list.
-        listed = bounds.tolist() if bounds.dim() == 1 else []
+        listed = known or (bounds.tolist() if bounds.dim() == 1 else [])
         if len(listed) < 2 or listed[0] != 0 or any(b < a for a, b in pairwise(listed)):
             raise FewstepError(
                 f"layout.cu_seqlens: got {bounds.tolist()}; accepted: a non-decreasing vector that starts at 0"
@@ -127,7 +134,8 @@ class Packed:
         cls, lengths: list[int], coords: Tensor | None = None, device: torch.device | str | None = None
     ) -> Packed:
         """The layout of samples with these numbers of rows."""
-        return cls(torch.tensor([0, *lengths], device=device).cumsum(0), coords)
+        bounds = [0, *accumulate(lengths)]
+        return cls(moved(torch.tensor(bounds), device or torch.get_default_device()), coords, bounds)
 
     @classmethod
     def of_index(cls, index_T: Tensor, coords: Tensor | None = None, batch_size: int | None = None) -> Packed:
@@ -173,10 +181,11 @@ class Packed:
 
     def to(self, device: torch.device | str) -> Packed:
         """The same layout on another device; itself where it already is there."""
-        bounds = self.cu_seqlens.to(device)
+        bounds = moved(self.cu_seqlens, device)
         if bounds is self.cu_seqlens:
             return self
-        return Packed(bounds, None if self.coords is None else self.coords.to(device))
+        listed = [0, *accumulate(self.lengths_list)]
+        return Packed(bounds, None if self.coords is None else moved(self.coords, device), listed)
 
     @property
     def rows(self) -> int:

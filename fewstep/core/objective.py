@@ -127,9 +127,9 @@ class Step:
             self._streams[name] = self._fresh(name)
         return self._streams[name]
 
-    def _fresh(self, name: str) -> torch.Generator:
+    def _fresh(self, name: str, device: torch.device | str | None = None) -> torch.Generator:
         key = zlib.crc32(f"{self.seed}/{self.index}/{self.rank}/{name}".encode())
-        return torch.Generator(self.device).manual_seed((self.seed << 32) ^ key)
+        return torch.Generator(device or self.device).manual_seed((self.seed << 32) ^ key)
 
     def randn_like(self, x: Tensor, name: str | None = None) -> Tensor:
         """Standard normal noise. A named draw is the same each time it is asked for; an unnamed one is always new."""
@@ -141,10 +141,10 @@ class Step:
         return sampler.draw(layout.batch_size, self._fresh(name), self.device)
 
     def choice(self, values: tuple[float, ...], name: str) -> float:
-        """One of ``values``, by a named draw."""
+        """One of ``values``, by a named draw on the host: it decides what is computed, and no device is waited for."""
         if len(values) == 1:
             return values[0]
-        return values[int(torch.randint(len(values), (1,), generator=self._fresh(name), device=self.device))]
+        return values[int(torch.randint(len(values), (1,), generator=self._fresh(name, "cpu")))]
 
     def jvp(
         self, f: Function, primals: Tensors, tangents: Tensors, layout: Layout | None = None

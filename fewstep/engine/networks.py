@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batching import SPREAD
@@ -149,9 +150,8 @@ class Networks:
             self.updates[name] += 1
         for (name, rate), module in self.emas.items():
             if name in trains:
-                weight = 1 - ema_decay(rate, self.updates[name], self.warmup)
-                for kept, new in zip(module.parameters(), self.trained[name].parameters(), strict=True):
-                    kept.lerp_(new, weight)
+                move = get_ema_multi_avg_fn(ema_decay(rate, self.updates[name], self.warmup))  # few launches for all
+                move(list(module.parameters()), list(self.trained[name].parameters()), 0)
                 for buffer, value in zip(module.buffers(), self.trained[name].buffers(), strict=True):
                     buffer.copy_(value)
 

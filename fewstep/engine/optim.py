@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,33 +35,45 @@ class LRSchedule:
 
 
 class Clipper:
-    """The largest gradient norm of the next update, and the norms it depends on.
+    """The largest gradient norm of the next update, and the norms it depends on, all on the device.
 
     "adaptive" follows TRELLIS: ``clip_norm`` alone until ``clip_buffer`` norms were seen, from then on the smaller of
     it and a percentile of the last so many (unclipped, finite) norms.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device | str = "cpu") -> None:
         self.config = config
-        self.norms: deque[float] = deque(maxlen=config.clip_buffer)
+        size = config.clip_buffer if config.clip == "adaptive" else 0
+        self._last = torch.full((size,), math.nan, dtype=torch.float64, device=device)  # oldest first, NaN: none yet
 
     @property
-    def limit(self) -> float:
+    def limit(self) -> Tensor:
         """The norm above which the gradient is scaled down; infinity for none."""
-        if self.config.clip == "none":
-            return math.inf
-        if self.config.clip == "norm" or len(self.norms) < self.config.clip_buffer:
-            return self.config.clip_norm
-        return min(self.config.clip_norm, float(np.percentile(list(self.norms), self.config.clip_percentile)))
+        wanted = math.inf if self.config.clip == "none" else self.config.clip_norm
+        fixed = torch.full((), wanted, dtype=torch.float64, device=self._last.device)
+        if self.config.clip != "adaptive":
+            return fixed
+        usual = torch.quantile(self._last, self.config.clip_percentile / 100)
+        return torch.where(self._last[0].isnan(), fixed, torch.minimum(fixed, usual))
 
-    def record(self, norm: float) -> None:
+    def record(self, norm: Tensor) -> None:
         """Remember the norm of an update, where it matters."""
-        if self.config.clip == "adaptive" and math.isfinite(norm):
-            self.norms.append(norm)
+        if self.config.clip == "adaptive":
+            later = torch.cat([self._last[1:], norm.detach().to(self._last)[None]])
+            self._last = torch.where(norm.isfinite(), later, self._last)
+
+    @property
+    def norms(self) -> list[float]:
+        """What is remembered, oldest first."""
+        return [norm for norm in self._last.tolist() if not math.isnan(norm)]
+
+    @norms.setter
+    def norms(self, norms: list[float]) -> None:
+        self._last[len(self._last) - len(norms) :] = torch.tensor(norms, dtype=torch.float64)
 
 
 class NetOptimizer:
-    """AdamW over the trainable parameters of one network.
+    """AdamW over the trainable parameters of one network; on CUDA the fused one, whose step is a few launches.
 
     Args:
         name: the network's name, for errors and the checkpoint.
@@ -74,10 +84,16 @@ class NetOptimizer:
     def __init__(self, name: str, parameters: Mapping[str, nn.Parameter], scale: float, config: TrainConfig) -> None:
         self.name, self.scale, self.config = name, scale, config
         self.named = dict(parameters)
+        device = next(iter(self.named.values())).device
+        self.fused = device.type == "cuda"
         self.adam = torch.optim.AdamW(
-            self.named.values(), lr=config.lr * scale, betas=config.betas, weight_decay=config.weight_decay
+            self.named.values(),
+            lr=config.lr * scale,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=self.fused,
         )
-        self.clipper = Clipper(config)
+        self.clipper = Clipper(config, device)
 
     def lr(self, step: int) -> float:
         """The learning rate of iteration ``step``."""
@@ -88,9 +104,14 @@ class NetOptimizer:
         """Whether the loss reached any of the parameters."""
         return any(parameter.grad is not None for parameter in self.named.values())
 
-    def clip(self) -> float:
-        """Scale the gradients down to the limit; their norm before that."""
-        norm = float(nn.utils.clip_grad_norm_(self.named.values(), self.clipper.limit))
+    def clip(self) -> Tensor:
+        """Scale the gradients down to the limit; their norm before that, on the device."""
+        norm = nn.utils.get_total_norm([p.grad for p in self.named.values() if p.grad is not None])
+        if self.config.clip != "none":
+            # torch takes a limit that the host knows; one that only the device knows goes into the norm.
+            least = self.config.clip_norm
+            measured = norm * (least / self.clipper.limit).to(norm)
+            nn.utils.clip_grads_with_norm_(self.named.values(), least, measured)
         self.clipper.record(norm)
         return norm
 
@@ -101,7 +122,7 @@ class NetOptimizer:
 
     def state(self) -> dict[str, Tensor]:
         """The moments by ``<parameter>/<moment>`` and the clip buffer, oldest norm first."""
-        out = {"clip": torch.tensor(list(self.clipper.norms), dtype=torch.float64)}
+        out = {"clip": torch.tensor(self.clipper.norms, dtype=torch.float64)}
         for name, parameter in self.named.items():
             moments = self.adam.state.get(parameter, {})
             out.update({f"moments/{name}/{key}": moments[key] for key in MOMENTS if key in moments})
@@ -119,11 +140,11 @@ class NetOptimizer:
             if key != "clip" and value.shape != shapes.get(key):
                 accepted = list(shapes[key]) if key in shapes else "nothing of this name"
                 raise FewstepError(f"optimiser of {self.name!r}, {key}: got {list(value.shape)}, accepted {accepted}")
-        self.clipper.norms.clear()
-        self.clipper.norms.extend(state["clip"].tolist())
+        self.clipper.norms = state["clip"].tolist()
         for name, parameter in self.named.items():
             found = {key: state[f"moments/{name}/{key}"] for key in MOMENTS if f"moments/{name}/{key}" in state}
             if found:  # a parameter without a gradient so far has no moments
                 moments = {key: found[key].to(parameter.device, parameter.dtype) for key in MOMENTS[1:]}
-                # AdamW keeps its counter on the CPU unless it is fused or capturable.
-                self.adam.state[parameter] = {"step": found["step"].clone(), **moments}
+                # AdamW keeps its counter on the CPU unless it is fused.
+                counter = found["step"].to(parameter.device if self.fused else "cpu", copy=True)
+                self.adam.state[parameter] = {"step": counter, **moments}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,10 +24,12 @@ from fewstep.engine.derivatives import Derivatives
 from fewstep.engine.device import autocast, emulates_bf16, pick_device
 from fewstep.engine.networks import Networks
 from fewstep.engine.optim import NetOptimizer
+from fewstep.engine.readback import Readback
 from fewstep.errors import FewstepError
 from fewstep.interrupts import deferred
 
 Row = dict[str, Any]
+AHEAD = 2  # iterations whose numbers the host has not seen: enough to keep a GPU busy
 MAX_SKIPPED = 32  # from GradScaler's first scale of 2^16, half as many halvings end below 1
 
 
@@ -109,6 +112,7 @@ class Trainer:
         for name, module in [("teacher", teacher.backbone), *self.nets.trained.items(), *emas]:
             self.budget.watch(name, module)
         self.skipped = dict.fromkeys(self.optimizers, 0)  # updates in a row that fp16 overflow prevented
+        self.pending = deque[tuple[Row, Readback]]()  # rows of the newest iterations, and their numbers on the way
 
     def prepare(self, progress: Progress = silent) -> None:
         """Let the data set do its slow work. What it costs counts once, whether a cache or a checkpoint has it."""
@@ -121,6 +125,9 @@ class Trainer:
     def train(self, log: Callable[[Row], None], save: Callable[[], None]) -> None:
         """Run to the last step: ``log`` gets a row every iteration, ``save`` is called whenever a checkpoint is due.
 
+        The host does not wait for a GPU: rows come up to ``AHEAD`` iterations late, and all before a checkpoint. A loss
+        that is not finite is found then too, so no checkpoint holds what followed it.
+
         A signal that asks the process to end is obeyed after an iteration and its checkpoint.
 
         Raises:
@@ -129,15 +136,17 @@ class Trainer:
         """
         with deferred() as interrupted:
             for step in range(self.step, self.config.steps):
-                log(self._iteration(step))
-                due = self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps
+                self._iteration(step)
+                due = (step + 1) % self.config.checkpoint_every == 0 or step + 1 == self.config.steps
                 stop = interrupted()
+                for row in self._settled(everything=due or stop is not None):
+                    log(row)
                 if due or stop:
                     save()
                 if stop:
                     raise stop
 
-    def _iteration(self, step: int) -> Row:
+    def _iteration(self, step: int) -> None:
         started = time.perf_counter()
         phase = self.objective.phase(step)
         self.nets.copy(phase.copies)
@@ -146,8 +155,52 @@ class Trainer:
         norms = {name: self._update(name, step) for name in phase.trains if self.optimizers[name].has_gradient}
         self.scaler.update()
         self.nets.update_ema(tuple(norms))
-        self.step, self.seconds = step + 1, self.seconds + time.perf_counter() - started
-        return self._row(phase, loss, norms, step)
+        numbers = Readback(torch.stack([*loss.values(), *(norm.double() for norm in norms.values())]))
+        self.seconds += time.perf_counter() - started
+        row = {
+            "step": step + 1,
+            "loss": loss,
+            "grad_norm": norms,
+            "lr": {name: self.optimizers[name].lr(step) for name in phase.trains},
+            "seconds": self.seconds,
+            "evaluations": self.budget.snapshot(),
+        }
+        self.pending.append((row, numbers))
+
+    def _settled(self, everything: bool) -> Iterator[Row]:
+        """The rows whose numbers have arrived, in order; they count as done. ``everything`` waits for all of them."""
+        while self.pending and (everything or len(self.pending) > AHEAD or self.pending[0][1].arrived):
+            row, numbers = self.pending.popleft()
+            started = time.perf_counter()
+            values = iter(numbers.numbers())
+            self.seconds += time.perf_counter() - started
+            loss, norms = ({name: next(values) for name in row[key]} for key in ("loss", "grad_norm"))
+            self._check(row["step"], loss, norms)
+            self.step = row["step"]
+            shown = {name: norm if math.isfinite(norm) else None for name, norm in norms.items()}
+            yield row | {
+                "loss": loss,
+                "total": sum(loss.values()),
+                "grad_norm": shown,
+                "seconds": round(row["seconds"], 3),
+            }
+
+    def _check(self, step: int, loss: dict[str, float], norms: dict[str, float]) -> None:
+        """Raise NonFinite where this iteration was no good."""
+        for name, value in loss.items():
+            if not math.isfinite(value):
+                raise NonFinite(f"step {step}: loss term {name!r} is {value}")
+        for name, norm in norms.items():
+            # Under fp16 an overflow skips the update and lowers the loss scale; elsewhere it is an error at once.
+            self.skipped[name] = 0 if math.isfinite(norm) else self.skipped[name] + 1
+            if not math.isfinite(norm) and not self.scaler.is_enabled():
+                raise NonFinite(f"step {step}: the gradient of network {name!r} has norm {norm}")
+            if self.skipped[name] > MAX_SKIPPED:
+                raise NonFinite(
+                    f"step {step}: {self.skipped[name]} updates of network {name!r} in a row had a gradient that is "
+                    f"not finite, and fp16's loss scale has fallen to {self.scaler.get_scale():.1e}; accepted: "
+                    "train.precision=bf16 or fp32, or a lower train.lr"
+                )
 
     def batch(self, step: int, micro: int = 0) -> Batch:
         """Micro-batches are drawn as ranks are: one iteration of a x b samples sees what one of ab samples sees."""
@@ -187,53 +240,29 @@ class Trainer:
         self.budget.reset(counts)
         return found
 
-    def _backward(self, phase: Phase, step: int) -> dict[str, float]:
-        """Accumulate the gradient of the iteration; its mean loss terms."""
-        loss: dict[str, float] = {}
+    def _backward(self, phase: Phase, step: int) -> dict[str, Tensor]:
+        """Accumulate the gradient of the iteration; its mean loss terms, on the device."""
+        loss: dict[str, Tensor] = {}
         batches = [self.batch(step, micro) for micro in range(self.config.accumulate)]
         samples, rows = sum(b.layout.batch_size for b in batches), sum(len(b.x0) for b in batches)
         for micro, batch in enumerate(batches):
             terms = self.losses(phase, batch.to(self.device), TrainStep(self, phase, step, micro))
             shares = {name: share_of(name, term, batch, samples, rows) for name, term in terms.items()}
             weighted = {name: mean * shares[name] for name, mean in means(terms).items()}
-            values = torch.stack([value.detach().double() for value in weighted.values()]).tolist()
-            for name, value in zip(weighted, values, strict=True):
-                if not math.isfinite(value):
-                    raise NonFinite(f"step {step + 1}: loss term {name!r} is {value}")
-                loss[name] = loss.get(name, 0.0) + value
+            for name, value in weighted.items():
+                loss[name] = value.detach().double() + loss.get(name, 0.0)
             self.scaler.scale(torch.stack(list(weighted.values())).sum()).backward()
         return loss
 
-    def _update(self, name: str, step: int) -> float:
-        """Clip and apply one network's gradients; their norm before clipping."""
+    def _update(self, name: str, step: int) -> Tensor:
+        """Clip and apply one network's gradients; their norm before clipping, on the device."""
         optimizer = self.optimizers[name]
         optimizer.set_lr(step)
         self.scaler.unscale_(optimizer.adam)
         norm = optimizer.clip()
-        # Under fp16 an overflow skips the update and lowers the loss scale; elsewhere it is an error at once.
-        self.skipped[name] = 0 if math.isfinite(norm) else self.skipped[name] + 1
-        if not math.isfinite(norm) and not self.scaler.is_enabled():
-            raise NonFinite(f"step {step + 1}: the gradient of network {name!r} has norm {norm}")
-        if self.skipped[name] > MAX_SKIPPED:
-            raise NonFinite(
-                f"step {step + 1}: {self.skipped[name]} updates of network {name!r} in a row had a gradient that is "
-                f"not finite, and fp16's loss scale has fallen to {self.scaler.get_scale():.1e}; accepted: "
-                "train.precision=bf16 or fp32, or a lower train.lr"
-            )
         self.scaler.step(optimizer.adam)
         optimizer.adam.zero_grad(set_to_none=True)
         return norm
-
-    def _row(self, phase: Phase, loss: dict[str, float], norms: Mapping[str, float], step: int) -> Row:
-        return {
-            "step": step + 1,
-            "loss": loss,
-            "total": sum(loss.values()),
-            "grad_norm": {name: norm if math.isfinite(norm) else None for name, norm in norms.items()},
-            "lr": {name: self.optimizers[name].lr(step) for name in phase.trains},
-            "seconds": round(self.seconds, 3),
-            "evaluations": self.budget.snapshot(),
-        }
 
 
 def share_of(name: str, term: Tensor, batch: Batch, samples: int, rows: int) -> float:
