@@ -19,7 +19,7 @@ from fewstep.core.derivatives import Tangents
 from fewstep.core.layout import Dense, Packed
 from fewstep.core.objective import Nets, NetSpec, Objective, Step
 from fewstep.engine.budget import Budget
-from fewstep.engine.trainer import TrainStep
+from fewstep.engine.step import TrainStep
 from fewstep.errors import FewstepError
 from fewstep.plugins.registry import Entry, registry
 from fewstep.testing import TinyBackbone, check_objective, tiny_batch

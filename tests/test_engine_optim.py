@@ -15,7 +15,7 @@ from fewstep.config.train import TrainConfig
 from fewstep.core.objective import means
 from fewstep.engine.networks import ema_decay
 from fewstep.engine.optim import Clipper, LRSchedule, NetOptimizer
-from fewstep.engine.trainer import TrainStep
+from fewstep.engine.step import TrainStep
 from fewstep.errors import FewstepError
 
 

@@ -17,8 +17,9 @@ from fewstep.core.objective import NetSpec
 from fewstep.engine.budget import Budget
 from fewstep.engine.device import autocast, pick_device
 from fewstep.engine.networks import Networks
+from fewstep.engine.step import TrainStep
 from fewstep.engine.trackers import Window
-from fewstep.engine.trainer import NonFinite, Trainer, TrainStep
+from fewstep.engine.trainer import NonFinite, Trainer
 from fewstep.errors import FewstepError
 
 

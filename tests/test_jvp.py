@@ -16,7 +16,8 @@ from fewstep.core.derivatives import Tangents, finite_difference
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.core.objective import Phase, means
 from fewstep.engine.derivatives import Derivatives, choose_tangents
-from fewstep.engine.trainer import Trainer, TrainStep
+from fewstep.engine.step import TrainStep
+from fewstep.engine.trainer import Trainer
 from fewstep.errors import FewstepError
 
 

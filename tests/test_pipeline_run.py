@@ -178,6 +178,15 @@ def test_models_go_to_the_device_for_their_stage_only() -> None:
             assert model.places[-1] == "meta"
         assert model.places[-1] == "cpu"
     assert model.places == ["meta", "cpu"] * 2
+    with Shelf(torch.device("meta"), True, Clock(torch.device("cpu")), stay=True).lend("a", Model) as model:
+        pass
+    assert model.places[-1] == "meta"
+
+
+def test_graphs_want_every_model_in_place(tiny_pipeline: Path) -> None:
+    with pytest.raises(FewstepError, match="--graphs keeps every model on the device"):
+        runner(tiny_pipeline, low_memory=True, graphs=True)
+    assert runner(tiny_pipeline, graphs=True).replays is None  # on a CPU
 
 
 def test_a_stage_inside_another_counts_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,10 @@ class TrainConfig(Strict):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32", description="autocast type; the weights stay float32 (fp16 needs CUDA)"
     )
+    graphs: bool = Field(
+        default=False,
+        description="replay forward and backward pass as a CUDA graph where shapes repeat (not yet run on a GPU)",
+    )
     ema: tuple[Rate, ...] = Field(
         default=(),
         description="decay rates of EMAs (moving averages) of the student's weights, beside the method's",

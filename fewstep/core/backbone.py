@@ -170,6 +170,16 @@ class Guidance:
             return False
         return not bool(self._inside(t_B).any())
 
+    def of(
+        self, field: VelocityField, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, s_B: Tensor | None = None
+    ) -> Tensor:
+        """The guided velocity of a field, by one evaluation or two."""
+        positive = field(x, t_B, cond, layout, s_B=s_B)
+        if self.idle(t_B) or cond.tokens is None:
+            return positive
+        negative = field(x, t_B, cond.negative(), layout, s_B=s_B)
+        return self.guided(positive, negative, t_B, layout)
+
     def guided(self, positive: Tensor, negative: Tensor, t_B: Tensor, layout: Layout) -> Tensor:
         """positive + (g - 1) (positive - negative) inside the interval, positive outside."""
         extra_B = torch.where(self._inside(t_B), self.scale - 1.0, 0.0)
@@ -215,9 +225,4 @@ class Teacher(nn.Module):
 
         ``s_B`` [B] is the target time of a two-time backbone, for both passes.
         """
-        guidance = guidance or self.guidance
-        positive: Tensor = self.backbone(x, t_B, cond, layout, s_B=s_B)
-        if guidance.idle(t_B) or cond.tokens is None:
-            return positive
-        negative: Tensor = self.backbone(x, t_B, cond.negative(), layout, s_B=s_B)
-        return guidance.guided(positive, negative, t_B, layout)
+        return (guidance or self.guidance).of(self.backbone, x, t_B, cond, layout, s_B=s_B)

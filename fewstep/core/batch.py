@@ -81,17 +81,17 @@ class Batch:
         there = _changed(self, lambda tensor: moved(tensor, device), lambda cond: cond.to(device))
         return replace(there, layout=self.layout.to(device))
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with ``change`` applied to each of its tensors, those of the condition included, on this layout."""
+        return _changed(self, change, lambda cond: _changed(cond, change))
+
     def double(self) -> Batch:
         """The batch with every floating-point tensor in float64."""
         return self.cast(torch.float64)
 
     def cast(self, dtype: torch.dtype) -> Batch:
         """The batch with every floating-point tensor in this type."""
-
-        def changed(tensor: Tensor) -> Tensor:
-            return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-        return _changed(self, changed, lambda cond: _changed(cond, changed))
+        return self.mapped(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
 
 def _changed(

@@ -69,7 +69,7 @@ class Sum(Objective[C]):
         return Phase(phases[0].trains, copies=tuple(pair for one in phases for pair in one.copies))
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
-        found = [getattr(one, one.phase(step.index).loss)(batch, nets, step) for one in self.objectives]
+        found = [getattr(one, step.decide(one.phase).loss)(batch, nets, step) for one in self.objectives]
         shared = {name for name, count in Counter(name for terms in found for name in terms).items() if count > 1}
         return {
             f"{label}/{name}" if name in shared else name: term
@@ -120,9 +120,10 @@ class Methods(Sum[Any]):
         terms: dict[str, Tensor] = {}
         for part, one in zip(self.parts, self.objectives, strict=True):
             start, weight = getattr(self.config.starts, part.name), getattr(self.config.weights, part.name)
-            if weight == 0 or step.index < (start * step.total if 0 < start < 1 else start):
+            begins = start * step.total if 0 < start < 1 else start
+            if weight == 0 or step.decide(lambda index, begins=begins: index < begins):  # type: ignore[misc]
                 continue
-            found = getattr(one, one.phase(step.index).loss)(batch, nets, step)
+            found = getattr(one, step.decide(one.phase).loss)(batch, nets, step)
             terms |= {f"{part.name}/{name}": weight * term for name, term in found.items()}
         return terms
 

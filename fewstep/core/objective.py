@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fewstep.core.dataset import Dataset
 
 C = TypeVar("C", bound=Strict)
+T = TypeVar("T")
 Reduction = Literal["element", "sample"]
 
 
@@ -102,9 +103,21 @@ class Step:
         tangents: Tangents | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.index, self.interpolant, self.seed, self.rank = index, interpolant, seed, rank
+        self._index, self.interpolant, self.seed, self.rank = index, interpolant, seed, rank
         self.tangents, self.device, self._total = tangents or Tangents(), device, total
         self._streams: dict[str, torch.Generator] = {}
+
+    @property
+    def index(self) -> int:
+        """The iteration, from 0. An objective that reads it is not trained by a CUDA graph; see ``decide``."""
+        return self._index
+
+    def decide(self, rule: Callable[[int], T]) -> T:
+        """What ``rule`` says of the iteration's number, such as whether a term has begun.
+
+        A CUDA graph (``train.graphs``) serves the iterations of which it says the same.
+        """
+        return rule(self._index)
 
     @property
     def total(self) -> int:
@@ -123,17 +136,20 @@ class Step:
 
     def stream(self, name: str) -> torch.Generator:
         """The generator of a named stream; a second call continues it."""
+        return self._stream(name)
+
+    def _stream(self, name: str) -> torch.Generator:
         if name not in self._streams:
             self._streams[name] = self._fresh(name)
         return self._streams[name]
 
     def _fresh(self, name: str, device: torch.device | str | None = None) -> torch.Generator:
-        key = zlib.crc32(f"{self.seed}/{self.index}/{self.rank}/{name}".encode())
+        key = zlib.crc32(f"{self.seed}/{self._index}/{self.rank}/{name}".encode())
         return torch.Generator(device or self.device).manual_seed((self.seed << 32) ^ key)
 
     def randn_like(self, x: Tensor, name: str | None = None) -> Tensor:
         """Standard normal noise. A named draw is the same each time it is asked for; an unnamed one is always new."""
-        generator = self.generator if name is None else self._fresh(name)
+        generator = self._stream("default") if name is None else self._fresh(name)
         return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
     def times(self, layout: Layout, sampler: TimeSampler, name: str = "t") -> Tensor:

@@ -16,15 +16,16 @@ from fewstep.config.train import TrainConfig
 from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch
 from fewstep.core.dataset import Dataset, Progress, silent
-from fewstep.core.derivatives import Function, Tangents, Tensors
-from fewstep.core.layout import Layout
+from fewstep.core.derivatives import Tangents
 from fewstep.core.objective import Objective, Phase, Step, means
 from fewstep.engine.budget import Budget
 from fewstep.engine.derivatives import Derivatives
 from fewstep.engine.device import autocast, emulates_bf16, pick_device
+from fewstep.engine.graphed import graphed_gradients
 from fewstep.engine.networks import Networks
 from fewstep.engine.optim import NetOptimizer
 from fewstep.engine.readback import Readback
+from fewstep.engine.step import TrainStep
 from fewstep.errors import FewstepError
 from fewstep.interrupts import deferred
 
@@ -35,35 +36,6 @@ MAX_SKIPPED = 32  # from GradScaler's first scale of 2^16, half as many halvings
 
 class NonFinite(FewstepError):
     """A loss term or gradient that is not finite."""
-
-
-class TrainStep(Step):
-    """The ``Step`` of one micro-batch. It counts evaluations under ``jvp`` and notes a read of ``total``."""
-
-    def __init__(self, trainer: Trainer, phase: Phase, index: int, rank: int, tangents: Tangents | None = None) -> None:
-        super().__init__(
-            index=index,
-            interpolant=trainer.teacher.interpolant,
-            seed=trainer.seed,
-            rank=rank,
-            total=trainer.config.steps,
-            tangents=tangents or trainer.derivatives.tangents,
-            device=trainer.device,
-        )
-        self.trainer, self.phase, self.given = trainer, phase, tangents
-
-    @property
-    def total(self) -> int:
-        self.trainer.reads_total = True
-        return super().total
-
-    def jvp(
-        self, f: Function, primals: Tensors, tangents: Tensors, layout: Layout | None = None
-    ) -> tuple[Tensor, Tensor]:
-        self.tangents = self.given or self.trainer.tangents_at(self.phase, self.index, self.rank)
-        value, tangent = super().jvp(f, primals, tangents, layout)
-        self.trainer.budget.attach(value, carries_graph=self.tangents.mode == "one-pass")
-        return value, tangent
 
 
 class Trainer:
@@ -112,6 +84,7 @@ class Trainer:
         for name, module in [("teacher", teacher.backbone), *self.nets.trained.items(), *emas]:
             self.budget.watch(name, module)
         self.skipped = dict.fromkeys(self.optimizers, 0)  # updates in a row that fp16 overflow prevented
+        self.graphed = graphed_gradients(self)
         self.pending = deque[tuple[Row, Readback]]()  # rows of the newest iterations, and their numbers on the way
 
     def prepare(self, progress: Progress = silent) -> None:
@@ -211,10 +184,18 @@ class Trainer:
             self.say(note)
         return batch
 
-    def losses(self, phase: Phase, batch: Batch, step: Step) -> dict[str, Tensor]:
+    def losses(self, phase: Phase, batch: Batch, step: TrainStep) -> dict[str, Tensor]:
         """The phase's named loss terms on a batch of the run's device, under the run's precision."""
-        # torch's own generators serve dropout; they too follow from the place in the run.
-        torch.manual_seed((self.seed << 32) ^ zlib.crc32(f"torch/{self.seed}/{step.index}/{step.rank}".encode()))
+        self.seed_torch(step)
+        return self.terms(phase, batch, step)
+
+    def seed_torch(self, step: TrainStep) -> None:
+        """torch's own generators serve dropout; they too follow from the place in the run."""
+        index, rank = step.place
+        torch.manual_seed((self.seed << 32) ^ zlib.crc32(f"torch/{self.seed}/{index}/{rank}".encode()))
+
+    def terms(self, phase: Phase, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """The same, without seeding."""
         with autocast(self.config.precision, self.device):
             terms: dict[str, Tensor] = getattr(self.objective, phase.loss)(batch, self.nets.view, step)
         if not terms:
@@ -246,13 +227,24 @@ class Trainer:
         batches = [self.batch(step, micro) for micro in range(self.config.accumulate)]
         samples, rows = sum(b.layout.batch_size for b in batches), sum(len(b.x0) for b in batches)
         for micro, batch in enumerate(batches):
-            terms = self.losses(phase, batch.to(self.device), TrainStep(self, phase, step, micro))
-            shares = {name: share_of(name, term, batch, samples, rows) for name, term in terms.items()}
-            weighted = {name: mean * shares[name] for name, mean in means(terms).items()}
-            for name, value in weighted.items():
-                loss[name] = value.detach().double() + loss.get(name, 0.0)
-            self.scaler.scale(torch.stack(list(weighted.values())).sum()).backward()
+            gradients = self.graphed or self.gradients
+            step_of = TrainStep(self, phase, step, micro)
+            for name, value in gradients(phase, batch.to(self.device), step_of, samples, rows).items():
+                loss[name] = value + loss.get(name, 0.0)
         return loss
+
+    def gradients(self, phase: Phase, batch: Batch, step: TrainStep, samples: int, rows: int) -> dict[str, Tensor]:
+        """Add a micro-batch's part of the gradient; its parts of the loss terms, in float64."""
+        self.seed_torch(step)
+        weighted = self.weighted(phase, batch, step, samples, rows)
+        self.scaler.scale(torch.stack(list(weighted.values())).sum()).backward()
+        return {name: value.detach().double() for name, value in weighted.items()}
+
+    def weighted(self, phase: Phase, batch: Batch, step: Step, samples: int, rows: int) -> dict[str, Tensor]:
+        """A micro-batch's parts of the iteration's mean loss terms; ``samples`` and ``rows`` are the iteration's."""
+        terms = self.terms(phase, batch, step)
+        shares = {name: share_of(name, term, batch, samples, rows) for name, term in terms.items()}
+        return {name: mean * shares[name] for name, mean in means(terms).items()}
 
     def _update(self, name: str, step: int) -> Tensor:
         """Clip and apply one network's gradients; their norm before clipping, on the device."""

@@ -54,12 +54,13 @@ class VelocityDistillation(Objective[MDTConfig]):
     def started(self, step: Step) -> bool:
         """Whether VD has begun; see ``MDTConfig.vd_after``."""
         after = self.config.vd_after if self.config.lambda_vm > 0 else 0
-        share = 0 < after < 1
-        return self.config.lambda_vd > 0 and step.index >= (after * step.total if share else after)
+        begins = after * step.total if 0 < after < 1 else after
+        return self.config.lambda_vd > 0 and step.decide(lambda index: index >= begins)
 
     def critic_alone(self, step: Step) -> bool:
         """Whether this iteration trains the critic and not the student: all but every ``critic_ratio``-th."""
-        return self.started(step) and self.config.score == "critic" and step.index % self.config.critic_ratio != 0
+        ratio = self.config.critic_ratio
+        return self.started(step) and self.config.score == "critic" and step.decide(lambda index: index % ratio != 0)
 
     def generate(self, batch: Batch, nets: Nets, step: Step) -> tuple[Tensor, Tensor, Condition]:
         """The student's one-step samples x' = z' - F(z', 1) with their graph, F(z', 1), and their condition."""

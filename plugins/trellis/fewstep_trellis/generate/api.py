@@ -44,6 +44,7 @@ class Options:
     low_memory: bool = False
     encoder: str | None = None
     largest_part: bool = False
+    graphs: bool = False
 
     def __post_init__(self) -> None:
         for option, value, least in (("--samples", self.samples, 1), ("--seed", self.seed, 0)):
@@ -72,6 +73,7 @@ def generate(
     background: str = "remove",
     device: str = "auto",
     low_memory: bool = False,
+    graphs: bool = False,
     largest_part: bool = False,
 ) -> Result | list[Result]:
     """Make 3-D objects of pictures or texts.
@@ -91,6 +93,7 @@ def generate(
         background: "remove" or "keep", of opaque pictures.
         device: auto, cpu, cuda, cuda:1, ...
         low_memory: hold one model at a time.
+        graphs: keep every model on the GPU, and replay the structure flow as a CUDA graph: for many inputs.
         largest_part: keep the largest connected part of each object, without what floats beside it.
 
     Returns:
@@ -100,9 +103,8 @@ def generate(
     Raises:
         FewstepError: bad input, or nothing can be made of any input.
     """
-    options = Options(
-        samples, seed, multi_image, background, str(device), low_memory, None if encoder is None else str(encoder)
-    )
+    name = None if encoder is None else str(encoder)
+    options = Options(samples, seed, multi_image, background, str(device), low_memory, name, largest_part, graphs)
     chosen = choose(models_of(teacher, student, steps, guidance, sampler))
     for line in chosen.warnings:
         warnings.warn(line, stacklevel=2)
@@ -142,9 +144,8 @@ class Generator:
     def __init__(self, chosen: Chosen, options: Options) -> None:
         self.options = options
         device = pick_device(options.device, "--device")
-        self.runner = Runner(
-            chosen.pipeline, chosen.recipes, chosen.students, device, options.low_memory, options.encoder
-        )
+        how = device, options.low_memory, options.encoder, options.graphs
+        self.runner = Runner(chosen.pipeline, chosen.recipes, chosen.students, *how)
 
     def __call__(self, job: Job, decode: Iterable[str] = ()) -> list[Result]:
         """One result for each sample whose structure is not empty.

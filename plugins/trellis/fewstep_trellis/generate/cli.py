@@ -42,6 +42,9 @@ def generate(
     background: Annotated[str, Option(help="Of opaque pictures: remove (needs rembg) or keep.")] = "remove",
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     low_memory: Annotated[bool, Option("--low-memory", help="Hold one model at a time.")] = False,
+    graphs: Annotated[
+        bool, Option("--graphs", help="Models stay on the GPU, the structure flow as a CUDA graph: for many inputs.")
+    ] = False,
     largest_part: Annotated[
         bool, Option("--largest-part", help="Keep the largest connected part of each object, nothing that floats.")
     ] = False,
@@ -55,7 +58,7 @@ def generate(
     from fewstep_trellis.generate.models import models_of
 
     models = models_of(home(teacher), [home(one) for one in student or []], steps, guidance, sampler)
-    options = Options(samples, seed, multi_image, background, device, low_memory, home(encoder), largest_part)
+    options = Options(samples, seed, multi_image, background, device, low_memory, home(encoder), largest_part, graphs)
     output = command.Output(home(out), formats, preview, force)
     run = command.Run(models, options, output, Console(), Console(stderr=True))
     places = [home(one) for one in inputs or []]

@@ -59,10 +59,11 @@ class Shelf:
         device: where they compute. Afterwards they go back to the CPU's memory.
         keep: keep them there for the next object; otherwise each is freed after its use (``--low-memory``).
         clock: loading and moving are counted as a stage of their own.
+        stay: keep them on the device (``--graphs``).
     """
 
-    def __init__(self, device: torch.device, keep: bool, clock: Clock) -> None:
-        self.device, self.keep, self.clock = device, keep, clock
+    def __init__(self, device: torch.device, keep: bool, clock: Clock, stay: bool = False) -> None:
+        self.device, self.keep, self.clock, self.stay = device, keep, clock, stay
         self._kept: dict[str, Any] = {}
 
     @contextmanager
@@ -76,7 +77,7 @@ class Shelf:
             yield model
         finally:
             if self.keep:
-                self._kept[name] = model.to("cpu")
+                self._kept[name] = model if self.stay else model.to("cpu")
             del model
             self._release()
 

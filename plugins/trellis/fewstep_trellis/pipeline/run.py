@@ -12,6 +12,7 @@ import torch
 from fewstep_shapes3d.parts import largest_voxels
 from torch import Tensor
 
+from fewstep.core.graphs import Graphed
 from fewstep.core.layout import Dense, Packed
 from fewstep.errors import FewstepError
 from fewstep_trellis.conditioning import image_conditioner, text_conditioner
@@ -39,6 +40,7 @@ class Runner:
         device: where it computes.
         low_memory: hold one model at a time, loading it anew for each prompt.
         encoder: name, folder or file of the encoder of conditions; None: the one that ``pipeline.json`` names.
+        graphs: keep every model on the device and, on CUDA, replay the structure flow as a CUDA graph.
     """
 
     pipeline: Pipeline
@@ -47,10 +49,14 @@ class Runner:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     low_memory: bool = False
     encoder: str | None = None
+    graphs: bool = False
 
     def __post_init__(self) -> None:
+        if self.graphs and self.low_memory:
+            raise FewstepError("--graphs keeps every model on the device, and --low-memory one at a time: choose one")
         self.clock = Clock(self.device)
-        self.shelf = Shelf(self.device, not self.low_memory, self.clock)
+        self.shelf = Shelf(self.device, not self.low_memory, self.clock, stay=self.graphs)
+        self.replays = Graphed(warnings.warn) if self.graphs and self.device.type == "cuda" else None
 
     @classmethod
     def open(cls, name: str | Path, students: Iterable[str | Path] = (), **more: Any) -> Runner:
@@ -140,7 +146,8 @@ class Runner:
 
     def _sample(self, stage: str, flow: Any, noise: Tensor, layout: Dense | Packed, request: Request) -> Tensor:
         recipe, x = self.recipes[stage], noise.to(self.device)
-        return sample(flow, recipe, x, layout, request.prompt, request.seed, request.multi_image, self.clock.on_step)
+        how = request.seed, request.multi_image, self.clock.on_step, self.replays
+        return sample(flow, recipe, x, layout, request.prompt, *how)
 
     @torch.no_grad()
     def decode(self, role: str, parts: list[Part]) -> list[Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from fewstep.core.backbone import Backbone, Teacher, VelocityField
+from fewstep.core.backbone import Backbone, VelocityField
 from fewstep.core.batch import Condition
+from fewstep.core.graphs import Graphed, GraphedField
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Step
 from fewstep.plugins.registry import registry
@@ -28,6 +30,7 @@ def sample(
     seed: int = 42,
     multi_image: str = MODES[0],
     on_step: Callable[[int, int], None] = lambda done, steps: None,
+    graphs: Graphed | None = None,
 ) -> Tensor:
     """Latents of a stage, shaped as ``noise``.
 
@@ -40,11 +43,12 @@ def sample(
         seed: of fresh noise, where the sampler draws any (consistency).
         multi_image: "stochastic" or "multidiffusion", the reference's two ways with several pictures.
         on_step: told how many steps are done, of how many.
+        graphs: replays the flow's evaluations, where it stays on its device.
 
     Raises:
         FewstepError: for another ``multi_image``.
     """
-    field = guided(flow, recipe)
+    field = guided(flow if graphs is None else GraphedField(flow, graphs), recipe)
     if len(prompt.tokens) > 1:
         field = several_field(field, cast(Any, multi_image), recipe.grid)
     cond = prompt.condition(layout.batch_size, noise.device)
@@ -52,9 +56,9 @@ def sample(
     return draw(field, recipe, noise, cond, layout, step, on_step)
 
 
-def guided(flow: Backbone, recipe: Recipe) -> VelocityField:
-    """The flow with the recipe's guidance, or itself where there is none."""
-    return Teacher(flow, recipe.guidance) if recipe.guidance.scale != 1.0 else flow
+def guided(field: VelocityField, recipe: Recipe) -> VelocityField:
+    """The field with the recipe's guidance, or itself where there is none."""
+    return partial(recipe.guidance.of, field) if recipe.guidance.scale != 1.0 else field
 
 
 def draw(

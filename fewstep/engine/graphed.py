@@ -1,0 +1,140 @@
+"""Loss and gradient of a micro-batch as a CUDA graph: ``train.graphs``.
+
+A graph repeats what it recorded, so whatever changes from one iteration to the next must come in as a tensor: the
+batch, the random draws, the loss scale. The first pass of a kind runs plainly and notes the draws; an objective that
+looks at the iteration's number, or draws by other means, is not recorded, and the run says so. Where it decides by the
+number (``Step.decide``) or by ``Step.choice``, each outcome is a recording of its own. Clipping, the optimiser
+and the EMAs stay outside: they are a few launches for all parameters together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.graphs import CudaGraph, Graph, Graphed
+from fewstep.core.layout import Dense
+from fewstep.core.objective import Phase, Step
+from fewstep.engine.budget import Counts
+from fewstep.engine.step import Given, Noting, TrainStep
+
+if TYPE_CHECKING:
+    from fewstep.engine.trainer import Trainer
+
+
+@dataclass
+class Plan:
+    """One kind of micro-batch, as its first pass showed it.
+
+    Args:
+        draws: how each draw is made.
+        holds: whether a step takes each decision as the first pass did.
+        refused: why it is not recorded; "" where it is.
+        cost: evaluations of one pass. A replay calls no network that could count them.
+        terms: names of the loss terms.
+        reached: parameters with a gradient.
+    """
+
+    draws: list[Callable[[Step], Tensor]]
+    holds: list[Callable[[Step], bool]]
+    refused: str
+    cost: Counts
+    terms: tuple[str, ...]
+    reached: list[nn.Parameter] = field(default_factory=list)
+
+
+class GraphedGradients:
+    """``Trainer.gradients`` by CUDA graphs: the same arguments, the same numbers.
+
+    Args:
+        graph: what records and replays.
+    """
+
+    def __init__(self, trainer: Trainer, graph: Callable[[], Graph] = CudaGraph) -> None:
+        self.trainer, self.graphs = trainer, Graphed(trainer.say, graph)
+        self.plans: dict[Hashable, list[Plan]] = {}
+
+    def __call__(self, phase: Phase, batch: Batch, step: TrainStep, samples: int, rows: int) -> dict[str, Tensor]:
+        key = (samples, rows, phase, *kind_of(batch))
+        known = self.plans.setdefault(key, [])
+        for number, plan in enumerate(known):
+            if plan.refused:
+                return self.trainer.gradients(phase, batch, step, samples, rows)
+            if all(holds(step) for holds in plan.holds):
+                return self._replayed(plan, (number, *key), batch, step)
+        found, plan = self._noted(batch, Noting(self.trainer, phase, *step.place), samples, rows)
+        known.append(plan)
+        return found
+
+    def _noted(self, batch: Batch, noting: Noting, samples: int, rows: int) -> tuple[dict[str, Tensor], Plan]:
+        before = self.trainer.budget.snapshot()
+        found = self.trainer.gradients(noting.phase, batch, noting, samples, rows)
+        after = self.trainer.budget.snapshot()
+        cost = {name: {kind: after[name][kind] - n for kind, n in kinds.items()} for name, kinds in before.items()}
+        refused = unfit(batch) or noting.refused
+        if refused and all(plan.refused != refused for plans in self.plans.values() for plan in plans):
+            self.trainer.say(f"no CUDA graph: {refused}")
+        return found, Plan(noting.draws, noting.holds, refused, cost, tuple(found))
+
+    def _replayed(self, plan: Plan, key: tuple[Any, ...], batch: Batch, step: TrainStep) -> dict[str, Tensor]:
+        trainer, phase, given = self.trainer, step.phase, list[Tensor]()
+        _, samples, rows, *_ = key
+        batch.mapped(lambda x: (given.append(x), x)[1])
+        scale = trainer.scaler.scale(torch.ones((), device=trainer.device))
+        parameters = [p for name in phase.trains for p in trainer.nets.parameters[name].values()]
+
+        def run(scale: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+            tensors = iter(inputs)
+            again = batch.mapped(lambda _: next(tensors))
+            weighted = trainer.weighted(phase, again, Given(step, inputs[len(given) :]), samples, rows)
+            before = [p.grad for p in parameters]
+            for parameter in parameters:
+                parameter.grad = None  # so that backward writes, and does not add
+            (torch.stack(list(weighted.values())).sum() * scale).backward()
+            plan.reached = [p for p in parameters if p.grad is not None]
+            gradients = [p.grad for p in plan.reached if p.grad is not None]
+            for parameter, earlier in zip(parameters, before, strict=True):
+                parameter.grad = earlier
+            return (torch.stack([value.detach().double() for value in weighted.values()]), *gradients)
+
+        trainer.seed_torch(step)
+        counts = trainer.budget.snapshot()
+        values, *gradients = self.graphs(key, run, [scale, *given, *(draw(step) for draw in plan.draws)])
+        trainer.budget.reset(counts)
+        trainer.budget.add(plan.cost)
+        alone = trainer.config.accumulate == 1
+        for parameter, gradient in zip(plan.reached, gradients, strict=True):
+            if parameter.grad is None:  # the next replay writes over it: kept only for one micro-batch
+                parameter.grad = gradient if alone else gradient.clone()
+            else:
+                parameter.grad += gradient
+        return dict(zip(plan.terms, values.clone().unbind(), strict=True))
+
+
+def graphed_gradients(trainer: Trainer) -> GraphedGradients | None:
+    """As ``train.graphs`` says; None off CUDA."""
+    if trainer.config.graphs and trainer.device.type != "cuda":
+        trainer.say(f"train.graphs has no effect on {trainer.device.type}")
+    return GraphedGradients(trainer) if trainer.config.graphs and trainer.device.type == "cuda" else None
+
+
+def unfit(batch: Batch) -> str:
+    """Why batches of this kind are not recorded; "" where they are."""
+    if not isinstance(batch.layout, Dense):
+        return "the samples are ragged, so that shapes do not repeat"
+    if type(batch) is not Batch or type(batch.cond) is not Condition:
+        return "the data set's batches are of a class of their own"
+    return ""
+
+
+def kind_of(batch: Batch) -> tuple[Hashable, ...]:
+    """What tells this batch from others beside the shapes of its tensors."""
+    if unfit(batch):
+        return (type(batch), type(batch.layout), type(batch.cond))
+    cond = batch.cond
+    return (batch.layout, batch.x0.shape, cond.blank, cond.tokens is None, cond.negative_tokens is None)

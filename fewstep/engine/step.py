@@ -1,0 +1,111 @@
+"""The ``Step`` of one micro-batch in training; and two more, by which its draws become the inputs of a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from fewstep.core.derivatives import Function, Tangents, Tensors
+from fewstep.core.layout import Layout
+from fewstep.core.objective import Phase, Step
+from fewstep.core.times import TimeSampler
+
+if TYPE_CHECKING:
+    from fewstep.engine.trainer import Trainer
+
+T = TypeVar("T")
+
+
+class TrainStep(Step):
+    """The ``Step`` of one micro-batch. It counts evaluations under ``jvp`` and notes a read of ``total``."""
+
+    def __init__(self, trainer: Trainer, phase: Phase, index: int, rank: int, tangents: Tangents | None = None) -> None:
+        super().__init__(
+            index=index,
+            interpolant=trainer.teacher.interpolant,
+            seed=trainer.seed,
+            rank=rank,
+            total=trainer.config.steps,
+            tangents=tangents or trainer.derivatives.tangents,
+            device=trainer.device,
+        )
+        self.trainer, self.phase, self.given = trainer, phase, tangents
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Iteration and micro-batch, for the engine."""
+        return self._index, self.rank
+
+    @property
+    def total(self) -> int:
+        self.trainer.reads_total = True
+        return super().total
+
+    def jvp(
+        self, f: Function, primals: Tensors, tangents: Tensors, layout: Layout | None = None
+    ) -> tuple[Tensor, Tensor]:
+        self.tangents = self.given or self.trainer.tangents_at(self.phase, *self.place)
+        value, tangent = super().jvp(f, primals, tangents, layout)
+        self.trainer.budget.attach(value, carries_graph=self.tangents.mode == "one-pass")
+        return value, tangent
+
+
+class Noting(TrainStep):
+    """Notes how each draw is made again by another step, and what was decided by other means than tensors.
+
+    Attributes:
+        draws: in order.
+        holds: for each decision, whether another step takes it alike.
+        refused: why a graph cannot stand for this step: what it read changes each iteration, and is no tensor.
+    """
+
+    def __init__(self, trainer: Trainer, phase: Phase, index: int, rank: int) -> None:
+        super().__init__(trainer, phase, index, rank)
+        self.draws: list[Callable[[Step], Tensor]] = []
+        self.holds: list[Callable[[Step], bool]] = []
+        self.refused = ""
+
+    @property
+    def index(self) -> int:
+        self.refused = self.refused or "the objective looks at the number of the iteration"
+        return self._index
+
+    def decide(self, rule: Callable[[int], T]) -> T:
+        found = super().decide(rule)
+        self.holds.append(lambda step: step.decide(rule) == found)
+        return found
+
+    def choice(self, values: tuple[float, ...], name: str) -> float:
+        found = super().choice(values, name)
+        self.holds.append(lambda step: step.choice(values, name) == found)
+        return found
+
+    def stream(self, name: str) -> torch.Generator:
+        self.refused = self.refused or "the objective draws from a generator of its own"
+        return super().stream(name)
+
+    def randn_like(self, x: Tensor, name: str | None = None) -> Tensor:
+        shape, dtype, device = x.shape, x.dtype, x.device
+        self.draws.append(lambda step: step.randn_like(torch.empty(shape, dtype=dtype, device=device), name))
+        return super().randn_like(x, name)
+
+    def times(self, layout: Layout, sampler: TimeSampler, name: str = "t") -> Tensor:
+        self.draws.append(lambda step: step.times(layout, sampler, name))
+        return super().times(layout, sampler, name)
+
+
+class Given(TrainStep):
+    """Gives out draws that were made before, in the same order."""
+
+    def __init__(self, like: TrainStep, draws: Sequence[Tensor]) -> None:
+        super().__init__(like.trainer, like.phase, *like.place, like.trainer.derivatives.tangents)
+        self._draws = iter(draws)
+
+    def randn_like(self, x: Tensor, name: str | None = None) -> Tensor:
+        return next(self._draws)
+
+    def times(self, layout: Layout, sampler: TimeSampler, name: str = "t") -> Tensor:
+        return next(self._draws)
