@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from fewstep_kernels.attention.kernels import by_sample, few_and_long
 from fewstep_shapes3d.sparse import (
     pool_mean,
     sample_group_norm,
@@ -23,6 +24,7 @@ from torch import Tensor
 from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
 from fewstep.ops import varlen_attention
+from fewstep.ops.calls import dispatch
 from fewstep.ops.table import ENV, kernels
 
 LENGTHS = [1, 17, 0, 2100, 63]
@@ -239,3 +241,37 @@ def twice() -> Packed:
 def test_what_is_refused(call: Callable[[], object], words: str) -> None:
     with pytest.raises(FewstepError, match=words):
         call()
+
+
+def test_equal_lengths_are_one_call_of_sdpa() -> None:
+    named = {kernel.name: kernel for kernel in kernels("varlen_attention")}
+    layout, keys = Packed.of_lengths([5, 5, 5]), Packed.of_lengths([3, 3, 3])
+    q, k, v = draw(15, 2, 4), draw(9, 2, 4, seed=1), draw(9, 2, 4, seed=2)
+    assert dispatch("varlen_attention", q, k, v, layout, keys).name == "equal-sdpa"
+    wanted = named["reference"].run(q, k, v, layout, keys)
+    torch.testing.assert_close(named["equal-sdpa"].run(q, k, v, layout, keys), wanted)
+    assert named["equal-sdpa"].supports(q, k, v, layout, Packed.of_lengths([2, 3, 4]))
+    dual = torch.func.jvp(lambda q: varlen_attention(q, k, v, layout, keys), (q,), (q,))[1]
+    expected = torch.func.jvp(lambda q: named["reference"].run(q, k, v, layout, keys), (q,), (q,))[1]
+    torch.testing.assert_close(dual, expected)
+
+
+def test_attention_by_sample_has_the_oracles_values_and_gradients() -> None:
+    layout, keys = Packed.of_lengths([7, 1, 30]), Packed.of_lengths([3, 9, 2])
+    inputs = [draw(38, 2, 4), draw(14, 2, 4, seed=1), draw(14, 2, 4, seed=2)]
+    outs, grads = [], []
+    for run in (by_sample, kernels("varlen_attention")[-1].run):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        outs.append(run(*leaves, layout, keys))
+        grads.append(torch.autograd.grad(outs[-1].square().sum(), leaves))
+    torch.testing.assert_close(*outs)
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "why"),
+    [([9000, 3000], None), ([2000, 2000], "rows a sample"), ([3000] * 17, "more than 16"), ([9000, 0], "empty")],
+)
+def test_by_sample_wants_few_long_samples(lengths: list[int], why: str | None) -> None:
+    found = few_and_long(Packed.of_lengths(lengths), Packed.of_lengths([5] * len(lengths)))
+    assert found is None if why is None else why in (found or "")

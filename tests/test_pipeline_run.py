@@ -30,6 +30,7 @@ from pipeline_helpers import (
 from torch import Tensor
 
 from fewstep.core.layout import Packed
+from fewstep.errors import FewstepError
 
 MESH, GAUSSIANS = "slat_decoder_mesh", "slat_decoder_gs"
 TOKENS = torch.randn(3, 5, COND, generator=torch.Generator().manual_seed(1))

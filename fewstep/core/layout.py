@@ -135,7 +135,7 @@ class Packed:
     ) -> Packed:
         """The layout of samples with these numbers of rows."""
         bounds = [0, *accumulate(lengths)]
-        return cls(moved(torch.tensor(bounds), device or torch.get_default_device()), coords, bounds)
+        return cls(moved(torch.tensor(bounds, device="cpu"), device or torch.get_default_device()), coords, bounds)
 
     @classmethod
     def of_index(cls, index_T: Tensor, coords: Tensor | None = None, batch_size: int | None = None) -> Packed:

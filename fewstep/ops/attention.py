@@ -49,10 +49,12 @@ def grouped_varlen(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: 
     A batch of many short windows becomes a few calls; nothing is padded.
     """
     groups, place = q_layout.once("groups", lambda: _groups(q_layout, k_layout), beside=k_layout)
-    if len(groups) == 1:
-        (m, n), _, _ = groups[0]
-        return _sdpa(q, k, v, m, n)
     return torch.cat([_sdpa(q[rows], k[keys], v[keys], m, n) for (m, n), rows, keys in groups])[place]
+
+
+def equal_varlen(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: Packed) -> Tensor:
+    """torch's fused attention on samples with as many queries each, and as many keys: a batch, without a copy."""
+    return _sdpa(q, k, v, q_layout.lengths_list[0], k_layout.lengths_list[0])
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, m: int, n: int) -> Tensor:
@@ -106,6 +108,11 @@ def _same_dtype(q: Tensor, k: Tensor, v: Tensor, *_: Packed) -> str | None:
     return None if q.dtype == k.dtype == v.dtype else f"dtypes differ ({q.dtype}, {k.dtype}, {v.dtype})"
 
 
+def _equal(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: Packed) -> str | None:
+    equal = all(len(set(layout.lengths_list)) == 1 for layout in (q_layout, k_layout))
+    return _same_dtype(q, k, v) if equal else "the lengths of the samples differ"
+
+
 def _example(draw: Draw) -> tuple[Tensor, ...]:
     return tuple(x[None] for x in draw.heads())
 
@@ -124,6 +131,8 @@ register(
         example=_packed_example, validate=_validate_packed,
     )
 )  # fmt: skip
+# Before every other: on an H100 cuDNN, which torch takes there, is 1.0 to 3.3 times as fast as the kernel in Triton.
+register(Kernel("equal-sdpa", "varlen_attention", equal_varlen, NO_TANGENT, 30, "torch", _equal))
 register(Kernel("grouped-sdpa", "varlen_attention", grouped_varlen, NO_TANGENT, 10, "torch", _same_dtype))
 
 

@@ -20,6 +20,11 @@ def register_kernels(register: Register) -> None:
         summary="packed attention, any lengths",
     )
     register(
+        "sdpa-by-sample",
+        target="fewstep_kernels.attention.kernels:BY_SAMPLE",
+        summary="gradients of packed attention on few long samples: torch's fused attention, one by one",
+    )
+    register(
         "triton-windowed-attention",
         target="fewstep_kernels.attention.kernels:WINDOWED",
         summary="attention within windows of voxels, without a copy into window order",

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from fewstep_shapes3d.sparse.windows import windows
 from torch import Tensor
 
 from fewstep.core.layout import Packed
+from fewstep.ops.attention import NO_TANGENT, sdpa_attention
 from fewstep.ops.table import ALL, Kernel
 from fewstep_kernels.attention.schedule import Sequences, uniform
 from fewstep_kernels.support import nested, reason
 
 WIDEST = 128  # channels of a head
+FEW, LONG = 16, 2048  # samples at most, rows of a sample on average at least: from there on SDPA sample by sample pays
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Sequences], Tensor]
@@ -54,6 +57,24 @@ def dense(q: Tensor, k: Tensor, v: Tensor, attend: Attend = _attend) -> Tensor:
     return out
 
 
+def by_sample(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: Packed) -> Tensor:
+    """torch's fused attention, one call a sample. cuDNN's backward pass is twice as fast as the one in Triton."""
+    parts = (q.split(q_layout.lengths_list), k.split(k_layout.lengths_list), v.split(k_layout.lengths_list))
+    return torch.cat([sdpa_attention(*(x[None] for x in sample))[0] for sample in zip(*parts, strict=True)])
+
+
+def few_and_long(q_layout: Packed, k_layout: Packed) -> str | None:
+    """Why a call for each sample is no gain; None where it is one."""
+    if q_layout.batch_size > FEW or q_layout.rows < LONG * q_layout.batch_size:
+        return f"more than {FEW} samples, or fewer than {LONG} rows a sample"
+    return "a sample is empty" if 0 in (*q_layout.lengths_list, *k_layout.lengths_list) else None
+
+
+def check_by_sample(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: Packed) -> str | None:
+    """Where the kernel in Triton serves the forward pass, and samples are few and long."""
+    return check(q, k, v) or few_and_long(q_layout, k_layout)
+
+
 def check(q: Tensor, k: Tensor, v: Tensor, *_: object) -> str | None:
     """Why these kernels cannot serve; None where they can."""
     if why := reason(q, k, v):
@@ -74,6 +95,11 @@ def _kernel(name: str, op: str, run: Callable[..., Tensor], priority: int) -> Ke
     return Kernel(name, op, run, ALL, priority, "triton", check, guard, partial(run, attend=_values))
 
 
+# For gradients; values alone are fastest in Triton.
+BY_SAMPLE = Kernel(
+    "sdpa-by-sample", "varlen_attention", by_sample, NO_TANGENT, 25, "torch", check_by_sample,
+    direct=partial(varlen, attend=_values),
+)  # fmt: skip
 VARLEN = _kernel("triton-varlen", "varlen_attention", varlen, 20)
 WINDOWED = _kernel("triton-windowed", "windowed_attention", windowed, 20)
 # Behind torch's fused attention, which is faster at equal lengths; this one has tangents.
