@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from fewstep_trellis.backbone import StructureFlow
 from fewstep_trellis.configs import official_config, official_names
 from fewstep_trellis.models import MODELS, SparseStructureDecoder, SparseStructureEncoder, SparseStructureFlowModel
 from fewstep_trellis.models.convolutions import Conv3d, pixel_shuffle_3d
 from fewstep_trellis.models.embeddings import grid_coords, position_embedding
 from fewstep_trellis.models.patches import patchify, unpatchify
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep.errors import FewstepError
 
@@ -130,6 +132,29 @@ def test_checkpointing_changes_nothing_and_steps_aside_for_jvp() -> None:
     assert all(torch.equal(a.grad, b.grad) for a, b in pairs if a.grad is not None and b.grad is not None)
     tangents = [torch.func.jvp(lambda x, m=m: m(x, t, cond), (x,), (x,))[1] for m in (plain, saving)]
     assert torch.equal(*tangents)
+
+
+class Attends(TorchDispatchMode):
+    """Counts forward passes of torch's fused attention on a CPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("recompute", "passes"), [("none", 1), ("selective", 1), ("blocks", 2)])
+def test_recomputed_blocks_attend_again_unless_selective(recompute: str, passes: int) -> None:
+    flow = StructureFlow(awake(SparseStructureFlowModel(**ARGS)))
+    flow.recompute = recompute
+    student = flow.student()
+    x, t, cond = flow_inputs()
+    with Attends() as attends:
+        student.model(x, t, cond).square().sum().backward()
+    assert attends.count == passes * 2 * len(student.model.blocks)  # self and cross attention
+    flow.model(x, t, cond).square().sum().backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(flow.parameters(), student.parameters(), strict=True))
 
 
 def test_patches_and_shuffle_order() -> None:

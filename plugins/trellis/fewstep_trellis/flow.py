@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -32,6 +32,11 @@ class FlowConfig(Strict):
     guidance: float = Field(3.0, ge=0, description="teacher's guidance scale g in u + g (c - u) at sampling; 1: none")
     interval: tuple[float, float] = Field((0.0, 1.0), description="times with guidance, both ends included")
     rescale_t: float = Field(1.0, gt=0, description="warp of the teacher's time grid")
+    recompute: Literal["none", "selective", "blocks"] = Field(
+        "none",
+        description="activation checkpointing of trained networks, memory for time: blocks are computed again in the "
+        "backward pass; selective: all but torch's fused attention",
+    )
 
 
 class Flow(Backbone):
@@ -49,6 +54,7 @@ class Flow(Backbone):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model: Any = model
+        self.recompute = "none"  # of a student, see FlowConfig
 
     def velocity(self, x: Tensor, t_B: Tensor, s_B: Tensor | None, cond: Condition, layout: Layout) -> Tensor:
         """The network's answer at the scaled times ``t_B`` and ``s_B`` [B]."""
@@ -69,6 +75,7 @@ class Flow(Backbone):
             FewstepError: for a missing or foreign checkpoint.
         """
         backbone = cls.load_file(existing("backbone.teacher", config.teacher))
+        backbone.recompute = config.recompute
         return Teacher(backbone, Guidance(config.guidance, config.interval), config.rescale_t)
 
     def student(self: F, needs: frozenset[str] = frozenset()) -> F:
@@ -78,6 +85,8 @@ class Flow(Backbone):
             copied.model.take_second_time(copied.model.args["model_channels"])
         if copied.model.half_torso:
             copied.model.convert_to_fp32()
+        if self.recompute != "none":
+            copied.model.use_checkpoint = self.recompute
         return copied
 
     @classmethod

@@ -84,7 +84,8 @@ class SLatFlowModel(TwoTime):
         levels = io_levels(patch_size, io_block_channels)
         self.in_channels, self.out_channels, self.cond_channels = in_channels, out_channels, cond_channels
         self.model_channels, self.depth = model_channels, len(levels)
-        self.use_checkpoint, self.use_skip = use_checkpoint, use_skip_connection
+        self.use_skip = use_skip_connection
+        self.use_checkpoint: bool | str = use_checkpoint
         heads = number_of_heads(model_channels, num_heads, num_head_channels)
         widths = [*levels, model_channels]
 

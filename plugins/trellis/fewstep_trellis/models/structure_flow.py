@@ -87,7 +87,7 @@ class SparseStructureFlowModel(TwoTime):
         check_divides("resolution", resolution, patch_size, "patch_size")
         self.resolution, self.patch_size, self.grid = resolution, patch_size, resolution // patch_size
         self.in_channels, self.out_channels, self.cond_channels = in_channels, out_channels, cond_channels
-        self.use_checkpoint = use_checkpoint
+        self.use_checkpoint: bool | str = use_checkpoint
         heads = number_of_heads(model_channels, num_heads, num_head_channels)
 
         self.t_embedder = TimestepEmbedder(model_channels)
