@@ -15,7 +15,8 @@ from fewstep_shapes3d.sparse.geometry import pooling
 
 from benchmarks.gpu import installed, report, rows, targets
 from benchmarks.gpu.bench import BROKEN, remarks
-from benchmarks.gpu.plan import SECTIONS, TOTAL, allowance, takes, waves
+from benchmarks.gpu.measure import host_bound
+from benchmarks.gpu.plan import KERNELS, SECTIONS, TOTAL, WHOLE, allowance, chosen, takes, waves
 from benchmarks.gpu.rows import FAILED, MEASURED, NOT_YET, RIGHT, WRONG, Book, Row
 from benchmarks.gpu.targets import BY_KEY, TARGETS
 from benchmarks.gpu.times import Timing
@@ -48,6 +49,8 @@ def test_operations_are_counted_by_the_closed_forms() -> None:
 
 def test_percentiles() -> None:
     assert Timing.of([4.0, 1.0, 3.0, 2.0, 10.0]) == Timing(3.0, pytest.approx(1.8), pytest.approx(5.2), 5)  # type: ignore[arg-type]
+    assert Timing.of([2.0], [0.5, 0.7, 0.9]).host == 0.7
+    assert [host_bound(Timing(1.0, 1.0, 1.0, 1, host)) for host in (None, 0.2, 0.9)] == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -125,8 +128,12 @@ def test_a_kernel_that_was_wrong_is_not_timed() -> None:
     assert {found["op", kernel, "float16"] for kernel in "cd"} == {BROKEN}
 
 
-def test_the_plan_ends_within_nine_minutes() -> None:
-    assert sum(takes(wave) for wave in waves()) <= TOTAL <= 540
+def test_each_half_ends_within_five_minutes() -> None:
+    for half in (KERNELS, WHOLE):
+        assert sum(takes(wave) for wave in waves(chosen(half, None))) <= TOTAL <= 300
+    assert chosen(WHOLE, None) == ["environment", "pipeline", "train"]
+    assert chosen(WHOLE, None, done=["environment"]) == ["pipeline", "train"]
+    assert sorted(set(chosen(KERNELS, None)) | set(chosen(WHOLE, None))) == sorted(s.name for s in SECTIONS)
     assert [s.name for wave in waves(["norms", "environment"]) for s in wave] == ["environment", "norms"]
     first, *rest = waves()
     assert allowance(first, rest, TOTAL) == TOTAL - sum(map(takes, rest))  # what others leave

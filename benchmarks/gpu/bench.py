@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.gpu.clock import Clock, Run
 from benchmarks.gpu.optable import entries, refusal, within
-from benchmarks.gpu.rows import FAILED, OUT_OF_TIME, SKIPPED, WRONG, Book, Row
+from benchmarks.gpu.rows import EAGER, FAILED, OUT_OF_TIME, SKIPPED, WRONG, Book, Row
 from benchmarks.gpu.times import Deadline
 from benchmarks.gpu.work import Roof
 from fewstep.ops.table import Kernel
@@ -153,6 +153,8 @@ class Case:
         flops, moved: operations and bytes of one call.
         against: target of the ratio to an implementation, by its name.
         rate: target that our own row counts for.
+        mode: of the calls that count for these targets.
+        recordable: whether its calls may be timed as CUDA graphs too, which is done where the host is slow.
     """
 
     op: str
@@ -164,3 +166,5 @@ class Case:
     moved: float = 0.0
     against: Mapping[str, str] = field(default_factory=dict)
     rate: str = ""
+    mode: str = EAGER
+    recordable: bool = True

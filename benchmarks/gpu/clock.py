@@ -52,20 +52,25 @@ class Clock:
             for name, run in runs.items():
                 marks[name].append(self._once(run))
         self.wait()
-        return {name: Timing.of([self._ms(mark) for mark in found]) for name, found in marks.items()}
+        return {
+            name: Timing.of([self._ms(mark) for mark in found], [mark[0] for mark in found])
+            for name, found in marks.items()
+        }
 
-    def _once(self, run: Run) -> Any:
-        if not self.cuda:
-            began = time.perf_counter()
-            run()
-            return 1e3 * (time.perf_counter() - began)
-        assert self._flush is not None
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self._flush.zero_()  # empties the cache, and keeps the device busy while the host gets ahead of it
-        start.record()
+    def _once(self, run: Run) -> tuple[float, Any, Any]:
+        """Host milliseconds of one call, and on a GPU the events around it."""
+        start = end = None
+        if self._flush is not None:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            self._flush.zero_()  # empties the cache, and keeps the device busy while the host gets ahead of it
+            start.record()
+        began = time.perf_counter()
         run()
-        end.record()
-        return start, end
+        host = 1e3 * (time.perf_counter() - began)
+        if end is not None:
+            end.record()
+        return host, start, end
 
-    def _ms(self, mark: Any) -> float:
-        return float(mark[0].elapsed_time(mark[1])) if self.cuda else float(mark)
+    def _ms(self, mark: tuple[float, Any, Any]) -> float:
+        host, start, end = mark
+        return float(start.elapsed_time(end)) if self.cuda else host

@@ -11,15 +11,17 @@ from torch import Tensor
 
 from benchmarks.gpu.bench import OURS, PEER, Bench, Case, Runs, brief
 from benchmarks.gpu.clock import Run
-from benchmarks.gpu.rows import FAILED, MEASURED, SKIPPED, WRONG, Row
+from benchmarks.gpu.rows import EAGER, FAILED, GRAPH, MEASURED, SKIPPED, WRONG, Row
 from benchmarks.gpu.targets import bounds
 from benchmarks.gpu.times import Timing
 from benchmarks.gpu.work import gbs, tflops
+from fewstep.core.graphs import CudaGraph
 from fewstep.ops.table import table
 
 AGREE = 3e-2  # relative RMS beyond which two implementations do not compute the same thing in half precision
 OWN_FORWARD = "own forward"
 LEAST = 4.0  # seconds below which no further case is begun
+HOST_BOUND = 0.3  # share of a call that the host takes, from which on it is timed as a CUDA graph too
 
 
 def measure_all(bench: Bench, cases: Iterable[Case], seconds: float = 1.5) -> None:
@@ -45,6 +47,33 @@ def measure(bench: Bench, case: Case, seconds: float) -> None:
     ours = next((name for name, role in runs.roles.items() if role == OURS and name in timings), None)
     ours = ours or next(iter(timings), None)  # on a machine without Triton the best of the table
     bench.book.add(*(_row(bench, case, runs, name, ours, timings, errors) for name in runs.roles))
+    if bench.device.type == "cuda" and case.recordable and ours is not None and host_bound(timings[ours]):
+        under_graphs(bench, case, runs, calls, errors, seconds / 2)
+
+
+def host_bound(timing: Timing) -> bool:
+    """Whether the host takes so much of a call that a graph may shorten it."""
+    return timing.host is not None and timing.host > HOST_BOUND * timing.median
+
+
+def under_graphs(
+    bench: Bench, case: Case, runs: Runs, calls: dict[str, Run], errors: dict[str, float], seconds: float
+) -> None:
+    """Rows of the same calls as CUDA graphs: the time of the device alone. What cannot be recorded is left out."""
+    recorded: dict[str, Run] = {}
+    for name, call in calls.items():
+        try:
+            graph = CudaGraph()
+            graph.record(call)
+            graph.replay()
+            bench.clock.wait()
+            recorded[name] = graph.replay
+        except Exception as error:  # where the device breaks, the section ends; its eager rows are on disk
+            print(f"{case.op} {case.what} {name}: no graph: {brief(error)}", flush=True)
+    timings = bench.clock.in_turn(recorded, seconds) if recorded else {}
+    ours = next((name for name in timings if runs.roles[name] == OURS), None)
+    for name in timings:
+        bench.book.add(_row(bench, case, runs, name, ours, timings, errors, GRAPH))
 
 
 def compare(bench: Bench, runs: Runs) -> tuple[dict[str, Run], dict[str, float]]:
@@ -100,6 +129,7 @@ def _row(
     ours: str | None,
     timings: dict[str, Timing],
     errors: dict[str, float],
+    mode: str = EAGER,
 ) -> Row:
     timing, error = timings.get(name), errors.get(name)
     common: dict[str, Any] = {"shape": case.shape, "dtype": case.dtype, "kernel": name, "role": runs.roles[name]}
@@ -107,7 +137,8 @@ def _row(
         note = runs.missing.get(name, "")
         status = WRONG if error is not None else FAILED if "Error" in note and runs.roles[name] != PEER else SKIPPED
         return Row(bench.section, case.op, case.what, **common, error=error, status=status, note=note)
-    target = case.rate if name == ours else case.against.get(name, "")
+    counts = case.mode == mode and runs.roles.get(ours or "") == OURS
+    target = (case.rate if name == ours else case.against.get(name, "")) if counts else ""
     floor, goal = bounds(target)
     return Row(
         bench.section,
@@ -122,12 +153,14 @@ def _row(
         share=bench.roof.share(case.flops, case.moved, case.dtype, timing.median),
         peer=name if ours is not None and name != ours else "",
         ratio=ratio(name, timings, ours),
-        target=target if runs.roles.get(ours or "") == OURS else "",
+        target=target,
         floor=floor,
         goal=goal,
         error=error,
         status=MEASURED,
         note=_note(bench, case, runs, name, timing),
+        host_ms=timing.host,
+        mode=mode,
     )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-TOTAL = 520.0  # seconds of a whole run; a call on the device machine ends at 600
+TOTAL = 300.0  # seconds of a half: two of them, and what they do not use, fit a GPU rented for 15 minutes
+KERNELS, WHOLE = "kernels", "whole"
 HALVES, SINGLE = ("float16", "bfloat16"), ("float32",)
 
 
@@ -19,6 +20,7 @@ class Section:
         module: of ``benchmarks.gpu.sections``.
         seconds: what it may take.
         wave: sections of one wave run side by side; timings run alone.
+        half: that it belongs to; None: to whichever runs first.
         arguments: of the module's function ``run``, after the bench.
     """
 
@@ -26,29 +28,36 @@ class Section:
     module: str
     seconds: float
     wave: int
+    half: str | None = KERNELS
     arguments: dict[str, Sequence[str]] = field(default_factory=dict)
 
 
 def _correct(name: str, ops: Sequence[str], dtypes: Sequence[str] = HALVES + SINGLE) -> Section:
-    return Section(f"correct-{name}", "correct", 130.0, 1, arguments={"ops": ops, "dtypes": dtypes})
+    return Section(f"correct-{name}", "correct", 110.0, 1, arguments={"ops": ops, "dtypes": dtypes})
 
 
 SECTIONS = (
-    Section("environment", "environment", 30.0, 0),
+    Section("environment", "environment", 20.0, 0, None),
     _correct("varlen", ("varlen_attention",), HALVES),
     _correct("varlen-single", ("varlen_attention",), SINGLE),
     _correct("windows", ("windowed_attention", "attention")),
     _correct("convolution", ("submanifold_conv",)),
     _correct("norms", ("modulated_norm", "gated_residual", "qk_rms_norm")),
-    Section("warm-attention", "warm", 130.0, 1, arguments={"modules": ("attention",)}),
-    Section("warm-others", "warm", 130.0, 1, arguments={"modules": ("convolution", "windows", "norms")}),
-    Section("attention", "attention", 105.0, 2),
-    Section("train", "train", 95.0, 3),
-    Section("pipeline", "pipeline", 65.0, 4),
-    Section("convolution", "convolution", 40.0, 5),
-    Section("windows", "windows", 35.0, 6),
-    Section("norms", "norms", 20.0, 7),
+    Section("warm-attention", "warm", 110.0, 1, arguments={"modules": ("attention",)}),
+    Section("warm-others", "warm", 110.0, 1, arguments={"modules": ("convolution", "windows", "norms")}),
+    Section("attention", "attention", 85.0, 2),
+    Section("convolution", "convolution", 35.0, 3),
+    Section("windows", "windows", 30.0, 4),
+    Section("norms", "norms", 20.0, 5),
+    Section("pipeline", "pipeline", 120.0, 6, WHOLE),
+    Section("train", "train", 160.0, 7, WHOLE),
 )
+
+
+def chosen(half: str | None, names: Sequence[str] | None, done: Sequence[str] = ()) -> list[str]:
+    """The sections of a half (None: of both) among ``names`` (None: all), without a roofline that is ``done``."""
+    fits = [s for s in SECTIONS if half in (None, s.half) or (s.half is None and s.name not in done)]
+    return [s.name for s in fits if names is None or s.name in names]
 
 
 def waves(names: Sequence[str] | None = None) -> list[list[Section]]:

@@ -15,6 +15,7 @@ NOT_YET = "not yet measured"
 MEASURED, RIGHT, WRONG, FAILED, SKIPPED = "measured", "right", "wrong", "failed", "skipped"
 STATUSES = (MEASURED, RIGHT, WRONG, FAILED, SKIPPED, NOT_YET)
 OUT_OF_TIME = "out of time"
+EAGER, GRAPH = "eager", "graph"  # how a call was made
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Row:
         status: one of ``STATUSES``; what a dry run times is "not yet measured", and has no times.
         note: why, where something is missing.
         device, commit, versions, date: on and with what.
+        host_ms: median time until the call returned to Python, the device's work not waited for.
+        mode: "eager", or "graph" for the replay of a CUDA graph.
     """
 
     section: str
@@ -67,6 +70,8 @@ class Row:
     commit: str = ""
     versions: str = ""
     date: str = ""
+    host_ms: float | None = None
+    mode: str = EAGER
 
     def untimed(self) -> Row:
         """The same without what was timed, "not yet measured"."""
@@ -74,8 +79,9 @@ class Row:
         return replace(self, **nothing, status=NOT_YET, note=f"dry run: {self.note}")
 
 
-TIMED = ("median_ms", "p20_ms", "p80_ms", "tflops", "gbs", "share", "ratio")
+TIMED = ("median_ms", "p20_ms", "p80_ms", "tflops", "gbs", "share", "ratio", "host_ms")
 COLUMNS = tuple(f.name for f in fields(Row))
+NEWER = 2  # columns that the rows of 28 November 2026 lack
 NUMBERS = frozenset(f.name for f in fields(Row) if "float" in str(f.type))
 
 
@@ -129,7 +135,7 @@ def read(path: Path) -> list[Row]:
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         names: Sequence[str] = reader.fieldnames or ()
-        if tuple(names) != COLUMNS:
+        if tuple(names) not in (COLUMNS, COLUMNS[:-NEWER]):
             raise invalid(f"columns of {path}", ",".join(names)[:80], ",".join(COLUMNS))
         return [_row(cells, path) for cells in reader if cells["section"] != COLUMNS[0]]
 

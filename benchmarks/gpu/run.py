@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,48 +14,70 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gpu import report, targets
-from benchmarks.gpu.plan import SECTIONS, TOTAL, Section, allowance, waves
+from benchmarks.gpu.plan import KERNELS, SECTIONS, TOTAL, WHOLE, Section, allowance, chosen, waves
 from benchmarks.gpu.rows import FAILED, MEASURED, OUT_OF_TIME, SKIPPED, Book, Row, read
 from benchmarks.gpu.times import Deadline
 from fewstep.errors import FewstepError, invalid
 
-ROWS, LOG, RESULTS = "rows.csv", "log.txt", Path("benchmarks/results")
+ROWS, LOG, TILES, RESULTS = "rows.csv", "log.txt", "tiles", Path("benchmarks/results")
 GRACE, LEAST = 6.0, 12.0  # seconds: to end by itself before it is stopped; below which a section is not begun
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="benchmarks/gpu/run.sh", description="The GPU benchmark.")
+    parser = argparse.ArgumentParser(prog="benchmarks/gpu/run.sh", description="The GPU benchmark, in two halves.")
+    parser.add_argument("--half", choices=(KERNELS, WHOLE), help="this half alone; both into one folder, in two calls")
     parser.add_argument("--dry-run", action="store_true", help="a CPU and small shapes: nothing counts as measured")
     parser.add_argument("--out", type=Path, help="folder of the results (benchmarks/results/gpu; of a dry run dry-run)")
-    parser.add_argument("--seconds", type=float, default=TOTAL, help="of the whole run")
+    parser.add_argument("--seconds", type=float, help=f"of the run; by default {TOTAL:.0f} for each half")
     parser.add_argument("--only", nargs="+", choices=[s.name for s in SECTIONS], help="these sections alone")
     given = parser.parse_args()
     out: Path = given.out or RESULTS / ("dry-run" if given.dry_run else "gpu")
     try:
-        prepare(out)
+        names = prepare(out, given.half, given.only)
     except FewstepError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped run still ends with its tables
-    left = Deadline(given.seconds)
+    left = Deadline(given.seconds or TOTAL * (1 if given.half else 2))
+    carry(out / TILES, cached_tiles())
     try:
-        rest = waves(given.only)
+        rest = waves(names)
         while rest:
             wave, rest = rest[0], rest[1:]
             run_wave(wave, allowance(wave, rest, left.left), out, given.dry_run)
     finally:
+        carry(cached_tiles(), out / TILES)
         conclude(out)
     return 0
 
 
-def prepare(out: Path) -> None:
-    """Make the folder; rows of a dry run make way. Raises FewstepError where an earlier run measured something."""
+def prepare(out: Path, half: str | None, only: Sequence[str] | None) -> list[str]:
+    """Make the folder, and find what is to be run. Rows of the other half stay.
+
+    Raises:
+        FewstepError: where a section was measured before.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    rows = out / ROWS
-    if rows.exists() and any(row.status == MEASURED for row in read(rows)):
-        raise invalid("--out", str(out), "a folder without measured rows of an earlier run")
-    for path in (rows, out / LOG):
-        path.unlink(missing_ok=True)
+    rows = read(out / ROWS) if (out / ROWS).is_file() else []
+    measured = {row.section for row in rows if row.status == MEASURED}
+    names = chosen(half, only, sorted(measured))
+    if again := sorted(measured & set(names)):
+        raise invalid("--out", str(out), f"a folder without measured rows of {', '.join(again)}")
+    if not measured:  # a dry run's rows make way
+        for path in (out / ROWS, out / LOG):
+            path.unlink(missing_ok=True)
+    return names
+
+
+def cached_tiles() -> Path:
+    """Where the kernels keep the tiles that they measured; ``run.sh`` sets FEWSTEP_CACHE."""
+    return Path(os.environ.get("FEWSTEP_CACHE") or RESULTS / "cache") / TILES
+
+
+def carry(source: Path, target: Path) -> None:
+    """Take measured tiles along, so that the other half, or another machine of this kind, need not measure them."""
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
 
 
 def run_wave(wave: Sequence[Section], seconds: float, out: Path, dry: bool) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The GPU benchmark on the machine it is called on: benchmarks/gpu/run.sh [--dry-run] [--out DIR] [--only SECTION...]
+# The GPU benchmark on the machine it is called on: benchmarks/gpu/run.sh [--half kernels|whole] [--dry-run] [--out DIR] [--only SECTION...]
 # Rows, tables and a chart go to benchmarks/results. Fetches nothing. PYTHON names the interpreter (python3), WHEELS the folder of wheels (benchmarks/gpu/wheels).
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -107,6 +107,8 @@ TARGETS = (
     Target("ss-flow", "SS flow, forward, batch 1", "ms", 13.0, 10.5, "6.6 ms", lower=True),
     Target("image-1", "image to Gaussians, 8k tokens, 1 step x 2", "ms", 110.0, 75.0, "30.5 ms", lower=True),
     Target("image-2", "image to Gaussians, 8k tokens, 2 steps x 2", "ms", 170.0, 120.0, "54 ms", lower=True),
+    Target("speed-1", "the same with 1 step x 2, against 25 guided steps x 2", "x", None, 12.0),
+    Target("speed-2", "the same with 2 steps x 2, against 25 guided steps x 2", "x", None, 8.0),
 )
 BY_KEY = {target.key: target for target in TARGETS}
 

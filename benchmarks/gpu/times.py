@@ -19,17 +19,19 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one call."""
+    """Milliseconds of one call; ``host``: until it returned to Python."""
 
     median: float
     p20: float
     p80: float
     rounds: int
+    host: float | None = None
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Timing:
+    def of(cls, values: Sequence[float], host: Sequence[float] = ()) -> Timing:
         """From the times of single calls."""
-        return cls(percentile(values, 0.5), percentile(values, 0.2), percentile(values, 0.8), len(values))
+        returned = percentile(host, 0.5) if host else None
+        return cls(percentile(values, 0.5), percentile(values, 0.2), percentile(values, 0.8), len(values), returned)
 
 
 @dataclass

@@ -1,8 +1,10 @@
-"""The whole pipeline at full size with random weights: latency by stage, one step and two a stage; the flows alone."""
+"""The whole pipeline at full size with random weights: latency by stage of one step, of two and of the teacher's 25."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,8 @@ from fewstep_trellis.pipeline.spec import MESH, STAGES
 from benchmarks.gpu.bench import OURS, PEER, Bench, Case, Runs, name_of
 from benchmarks.gpu.clock import Run
 from benchmarks.gpu.measure import measure_all
-from benchmarks.gpu.rows import MEASURED, Row
+from benchmarks.gpu.rows import EAGER as PLAIN_CALLS
+from benchmarks.gpu.rows import GRAPH, MEASURED, Row
 from benchmarks.gpu.sections import models
 from benchmarks.gpu.sections.baseline import EAGER, eager, register_baseline
 from benchmarks.gpu.sections.whole import Whole
@@ -21,41 +24,64 @@ from benchmarks.gpu.voxels import object_layout
 from fewstep.core.batch import Condition
 from fewstep.core.layout import Dense
 
-WARM = 2  # objects before the timed ones: the first compiles and loads
+WARM = 2  # objects before the timed ones: the first compiles and loads, the second records graphs
 TARGETS = {1: "image-1", 2: "image-2"}
+SPEED = {1: "speed-1", 2: "speed-2"}  # against the teacher's 25 steps in the same mode
+TEACHER, GUIDED = 25, 6.0  # steps; TRELLIS-image-large's cfg_strength + 1, its interval taken for the whole path
+TOTAL = "image to Gaussians"
 
 
-def report(whole: Whole, steps: int, mode: str, rounds: int) -> None:
-    """Rows of ``rounds`` objects after some that compile and load."""
-    bench = whole.bench
-    for _ in range(WARM):
-        whole.once(steps)
-    found = [whole.once(steps) for _ in range(rounds)]
-    totals = {"image to Gaussians": [sum(one.values()) for one in found]}
-    times = totals | {stage: [one[stage] for one in found] for stage in found[0]}
-    target = TARGETS.get(steps, "") if mode == OURS else ""
+def report(whole: Whole, steps: int, kernel: str, rounds: int, mode: str = PLAIN_CALLS, guidance: float = 1.0) -> None:
+    """Rows of ``rounds`` objects after some that compile and load.
+
+    Args:
+        steps: of each stage.
+        kernel: whose, for the row.
+        mode: "eager" or "graph".
+        guidance: scale of both flows.
+    """
+    bench, teacher = whole.bench, guidance != 1.0
+    for _ in range(1 if teacher else WARM):
+        whole.once(steps, guidance, mode == GRAPH)
+    found = [whole.once(steps, guidance, mode == GRAPH) for _ in range(rounds)]
+    times = {TOTAL: [sum(one.values()) for one in found]} | {stage: [one[stage] for one in found] for stage in found[0]}
+    words = f"{steps} x 2 steps{', guided' if teacher else ''}, {whole.voxels} voxels"
     for stage, values in times.items():
-        total, timing = stage in totals, Timing.of(values)
-        floor, goal = bounds(target if total else "")
-        bench.book.add(
-            Row(
-                bench.section,
-                "pipeline",
-                stage,
-                f"{steps} x 2 steps, {whole.voxels} voxels",
-                name_of(bench.half()),
-                mode,
-                PEER if mode == EAGER else OURS,
-                timing.median,
-                timing.p20,
-                timing.p80,
-                target=target if total else "",
-                floor=floor,
-                goal=goal,
-                status=MEASURED,
-                note=f"{rounds} objects",
-            )
+        timing, ours = Timing.of(values), kernel == OURS and stage == TOTAL
+        target = TARGETS.get(steps, "") if ours and mode == GRAPH else ""
+        row = Row(
+            bench.section,
+            "pipeline",
+            stage,
+            words,
+            name_of(bench.half()),
+            kernel,
+            OURS if kernel == OURS else PEER,
+            timing.median,
+            timing.p20,
+            timing.p80,
+            status=MEASURED,
+            note=f"{rounds} objects",
+            mode=mode,
         )
+        floor, goal = bounds(target)
+        bench.book.add(replace(row, target=target, floor=floor, goal=goal))
+        if stage == TOTAL:
+            whole.medians[kernel, mode, steps] = timing.median
+            if teacher:
+                for few, key in SPEED.items():
+                    faster(bench, row, whole.medians.get((kernel, mode, few)), few, key)
+
+
+def faster(bench: Bench, teacher: Row, median: float | None, steps: int, key: str) -> None:
+    """A row that says how many times as fast few steps are as the teacher's."""
+    if median is None or teacher.median_ms is None:
+        return
+    floor, goal = bounds(key)
+    words = f"{steps} x 2 steps against {TEACHER} x 2 guided"
+    times = {"median_ms": median, "p20_ms": None, "p80_ms": None, "ratio": teacher.median_ms / median}
+    more = {"target": key if teacher.kernel == OURS else "", "floor": floor, "goal": goal}
+    bench.book.add(replace(teacher, shape=words, peer=f"{TEACHER} x 2 steps", **times, **more))  # type: ignore[arg-type]
 
 
 def network_cases(whole: Whole) -> Iterator[Case]:
@@ -70,7 +96,7 @@ def network_cases(whole: Whole) -> Iterator[Case]:
     def forward() -> Any:
         return flow(noise, t_B, Condition(tokens), Dense(1))
 
-    yield Case("ss-flow", "forward", "batch 1", dtype, lambda: _both(forward), rate="ss-flow")
+    yield Case("ss-flow", "forward", "batch 1", dtype, lambda: _both(forward), rate="ss-flow", mode=GRAPH)
     decoder: Any = whole.pipeline.model(MESH)
     layout = object_layout(bench, [whole.voxels], decoder.resolution)
     z = bench.randn(layout.rows, decoder.in_channels)
@@ -97,16 +123,27 @@ def run(bench: Bench) -> None:
     """Rows of the section."""
     register_baseline()
     whole = Whole(bench)
+    modes = [PLAIN_CALLS, *([GRAPH] if bench.device.type == "cuda" else [])]
     parts: list[tuple[str, Callable[[], Any]]] = [
-        ("1 x 2 steps", lambda: report(whole, 1, OURS, bench.sizes(7, 1))),
-        ("2 x 2 steps", lambda: report(whole, 2, OURS, bench.sizes(7, 1))),
+        *(
+            (f"{n} x 2 steps, {m}", partial(report, whole, n, OURS, bench.sizes(7, 1), m))
+            for m in modes
+            for n in (1, 2)
+        ),
         ("networks", lambda: measure_all(bench, network_cases(whole))),
-        ("1 x 2 steps, eager", lambda: whole_eager(whole)),
+        *(
+            (f"{TEACHER} x 2 steps, {mode}", partial(report, whole, bench.sizes(TEACHER, 2), OURS, 2, mode, GUIDED))
+            for mode in modes
+        ),
+        ("1 x 2 steps, eager torch", lambda: whole_eager(whole, 1)),
+        ("2 x 2 steps, eager torch", lambda: whole_eager(whole, 2)),
+        (f"{TEACHER} x 2 steps, eager torch", lambda: whole_eager(whole, bench.sizes(TEACHER, 2), GUIDED)),
     ]
     bench.each("pipeline", parts, least=8.0)
 
 
-def whole_eager(whole: Whole) -> None:
+def whole_eager(whole: Whole, steps: int, guidance: float = 1.0) -> None:
     """The baseline's latency by stage."""
+    rounds = whole.bench.sizes(2 if guidance != 1.0 else 4, 1)
     with eager(whole.bench.device):
-        report(whole, 1, EAGER, whole.bench.sizes(5, 1))
+        report(whole, steps, EAGER, rounds, guidance=guidance)

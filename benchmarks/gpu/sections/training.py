@@ -42,14 +42,17 @@ class Training:
         stage: "ss" or "slat".
         samples: of the batch.
         kind: of the objective.
+        recompute: activation checkpointing of the student, as ``backbone.recompute``.
     """
 
-    def __init__(self, bench: Bench, stage: str, samples: int, kind: str = "discrete") -> None:
+    def __init__(self, bench: Bench, stage: str, samples: int, kind: str = "discrete", recompute: str = "none") -> None:
         self.bench, self.stage = bench, stage
         config = {**read_toml(PRESETS / f"{stage}.toml")["objective"], "kind": kind}
         self.objective = MDT(MDTConfig(**config))
         network: Any = models.model(bench, ROLES[stage])
-        self.teacher = Teacher(STAGES[stage](network), Guidance())
+        backbone = STAGES[stage](network)
+        backbone.recompute = recompute
+        self.teacher = Teacher(backbone, Guidance())
         self.nets = Networks(self.objective.networks(), self.teacher, bench.device)
         self.student = self.nets.trained["student"]
         self.batch, self.words = self._batch(samples, network.args)

@@ -19,6 +19,7 @@ from benchmarks.gpu.sections import models
 from benchmarks.gpu.sections.models import generate
 from benchmarks.gpu.voxels import shell, voxels_for
 from fewstep.core.backbone import Guidance
+from fewstep.core.graphs import Graphed
 
 TOKENS = 8192
 NAME = "occupied_coords"
@@ -71,17 +72,26 @@ class Whole:
 
     def __init__(self, bench: Bench) -> None:
         self.bench, self.known = bench, {"encoder": models.encoder(bench)}
+        self.replays = Graphed(print)
+        self.medians: dict[tuple[str, str, int], float] = {}  # totals by implementation, mode and steps
         self.pipeline, self.image = RandomPipeline(bench), picture()
         edge = models.described(bench, "slat_flow_model")[1]["resolution"]
         self.voxels = bench.sizes(voxels_for(TOKENS), 60)
         coords = shell(self.voxels, edge)
         self.coords = torch.cat([torch.zeros(len(coords), 1, dtype=torch.int32), coords], 1)
 
-    def once(self, steps: int) -> dict[str, float]:
-        """Milliseconds by stage of one object, from its picture to its Gaussians."""
-        recipe = Recipe("euler", steps, Guidance(), 3.0)
+    def once(self, steps: int, guidance: float = 1.0, graphs: bool = False) -> dict[str, float]:
+        """Milliseconds by stage of one object, from its picture to its Gaussians.
+
+        Args:
+            steps: of each stage.
+            guidance: scale; other than 1 doubles the evaluations, as for the teacher.
+            graphs: replay the structure flow as a CUDA graph.
+        """
+        recipe = Recipe("euler", steps, Guidance(guidance), 3.0)
         run = Runner(self.pipeline, dict.fromkeys(STAGES, recipe), device=self.bench.device)
         run.shelf = Resident(self.bench.device, run.clock, self.known)
+        run.replays = self.replays if graphs else None
         with self._shell_for_structure():
             prompt = run.prompt(lambda encoder: of_pictures(encoder, [("a disc", self.image)]))
             run(Request(prompt), (GAUSSIANS,))
