@@ -84,7 +84,12 @@ class GraphedGradients:
     def _replayed(self, plan: Plan, key: tuple[Any, ...], batch: Batch, step: TrainStep) -> dict[str, Tensor]:
         trainer, phase, given = self.trainer, step.phase, list[Tensor]()
         _, samples, rows, *_ = key
-        batch.mapped(lambda x: (given.append(x), x)[1])
+
+        def take(x: Tensor) -> Tensor:
+            given.append(x)
+            return x
+
+        batch.mapped(take)
         scale = trainer.scaler.scale(torch.ones((), device=trainer.device))
         parameters = [p for name in phase.trains for p in trainer.nets.parameters[name].values()]
 
@@ -132,7 +137,7 @@ def unfit(batch: Batch) -> str:
     return ""
 
 
-def kind_of(batch: Batch) -> tuple[Hashable, ...]:
+def kind_of(batch: Batch) -> tuple[Any, ...]:
     """What tells this batch from others beside the shapes of its tensors."""
     if unfit(batch):
         return (type(batch), type(batch.layout), type(batch.cond))
