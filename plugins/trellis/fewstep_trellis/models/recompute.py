@@ -27,9 +27,8 @@ def run_block(block: nn.Module, *args: Any, recompute: bool | str) -> Tensor:
     under ``torch.func`` transforms and on tangents, which activation checkpointing does not support.
     """
     if recompute and torch.is_grad_enabled() and not _transformed(block, args):
-        more = (
-            {"context_fn": partial(create_selective_checkpoint_contexts, ATTENTION)} if recompute == SELECTIVE else {}
-        )
+        kept = partial(create_selective_checkpoint_contexts, ATTENTION)
+        more: dict[str, Any] = {"context_fn": kept} if recompute == SELECTIVE else {}
         return cast(Tensor, checkpoint(block, *args, use_reentrant=False, **more))
     out: Tensor = block(*args)
     return out
