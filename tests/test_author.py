@@ -166,7 +166,7 @@ class TwoTimed(Tiny):
 
 def test_which_samplers_pass_a_target_time() -> None:
     found = {one.name: one.load().two_time for one in registry().entries("sampler")}
-    assert {name for name, passes in found.items() if passes} == {"jump"}
+    assert {name for name, passes in found.items() if passes} == {"gamma", "jump"}
     assert set(found) >= {"euler", "heun", "consistency"}
 
 
@@ -175,7 +175,7 @@ def test_which_samplers_pass_a_target_time() -> None:
     [
         (TwoTimes, "needs 'two_time', and its sampler 'euler' never passes the target time s_B; accepted: 'jump'"),
         (Meant, "does not need 'two_time', and its sampler 'jump' passes a target time; accepted: 'euler'"),
-        (Unknown, "unknown sampler 'eular': accepted are consistency, euler, heun, jump; did you mean 'euler'?"),
+        (Unknown, "unknown sampler 'eular': accepted are consistency, euler, gamma, heun, jump; did you mean 'euler'?"),
     ],
 )
 def test_a_sampler_that_does_not_fit_is_refused_before_training(cls: type, text: str) -> None:

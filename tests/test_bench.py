@@ -23,7 +23,7 @@ from fewstep.benchmark import sampling
 from fewstep.benchmark.api import BenchTable
 from fewstep.benchmark.compare import Change, compare
 from fewstep.benchmark.config import BenchConfig
-from fewstep.benchmark.entrants import OTHER_NOISE, TRUTH, Stage, student
+from fewstep.benchmark.entrants import OTHER_NOISE, TRUTH, Stage, student, with_samplers
 from fewstep.benchmark.resampling import Estimate, estimate
 from fewstep.benchmark.rows import EarlierRow, Row
 from fewstep.benchmark.run import run_bench
@@ -440,6 +440,31 @@ def test_consistency_students_differ_by_seed_and_chunk_in_their_fresh_noise(tmp_
     wanted = {"label": "cm", "metric": "w2"}
     assert [row["value"] for row in once.rows(**wanted)] == [row["value"] for row in again.rows(**wanted)]
     assert len({row["value"] for row in once.rows(**wanted)}) == 2
+
+
+def test_students_are_measured_with_other_samplers_in_rows_of_their_own(tmp_path: Path) -> None:
+    cm, net = info("cm", Contract(sampler="consistency", steps=(2,))), Gaussian(0.1)
+    own = student("mine", [(net, cm)])
+    found = with_samplers([own], ("euler", "consistency", "consistency:0.5"))
+    assert [(one.label, one.samplers) for one in found] == [
+        ("mine", "consistency"), ("mine, euler", "euler"), ("mine, consistency:0.5", "consistency:0.5")
+    ]  # fmt: skip
+    stage, config = Stage("", Teacher(Gaussian()), Points()), validate(BenchConfig, {"steps": (2,), "seeds": (0,)})
+    table = run_bench("gauss", [stage], found, config, tmp_path / "b", console=Console(quiet=True))
+    values = {row.label: (row.value, row.sampler) for row in table.rows if row.metric == "w2"}
+    euler_alone = info("cm", Contract(sampler="euler", steps=(2,)))
+    alone = bench(tmp_path / "c", students=[("e", net, euler_alone)], steps=(2,), seeds=(0,), guidance=1.0)
+    (row,) = alone.rows(label="e", metric="w2")
+    assert values["mine, euler"] == (float(row["value"]), "euler")
+    assert len({value for value, _ in values.values()}) == len(values)
+
+
+def test_a_sampler_that_a_student_cannot_use_is_refused_before_sampling() -> None:
+    net = Gaussian(0.0)
+    one = student("mine", [(net, info("cm", Contract(sampler="consistency")))])
+    with pytest.raises(FewstepError, match="--samplers gamma: student 'mine': sampler 'gamma' passes a target time"):
+        with_samplers([one], ("euler", "gamma"))
+    assert net.calls == []
 
 
 class Gappy(Points):

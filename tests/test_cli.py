@@ -112,6 +112,8 @@ def test_distill_sample_and_bench(capsys: pytest.CaptureFixture[str], folder: Pa
     assert "warning: the student was made for sampler 'consistency', got 'heun'" in out
     assert "warning: the student was made for 1, 2, 4 steps, got 3" in out
     assert (folder / "new" / "b.png").stat().st_size > 0
+    out = works(capsys, "sample", "run", "--sampler", "consistency:0.5", "--out", "c.png")
+    assert "8 samples, 1 step, consistency:0.5: c.png" in out
     assert "samples.png" in works(capsys, "sample", "run", "--out", "folder")
     assert (folder / "folder" / "samples.png").exists()
 

@@ -35,6 +35,7 @@ from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout
 from fewstep.core.objective import Nets, Step
 from fewstep.core.samplers import consistency
+from fewstep.core.times import step_grid
 from fewstep.errors import FewstepError
 from fewstep.testing import TinyBackbone, check_objective, tiny_batch
 
@@ -257,6 +258,8 @@ def test_a_student_of_several_steps_is_trained_where_its_sampler_takes_it() -> N
         assert any(g.any() for g in gradients({"dmd": losses["dmd"]}, student))
     assert trained == {1, 2, 3, 4}
     assert (contract.sampler, contract.steps, contract.rescale_t) == ("consistency", (4,), 3.0)
+    assert list(contract.times) == step_grid(4, 3.0)[:-1]
+    assert set(contract.grid(3)) - {0.0} < set(contract.times)
 
 
 @pytest.mark.parametrize(("method", "student_term"), [("dmd2", 0), ("sid", 1), ("vsd", 0)])

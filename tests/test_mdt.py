@@ -313,7 +313,9 @@ def test_phases_shorten_the_span(batch: Batch, kind: str) -> None:
 def test_contract() -> None:
     assert MDT(MDTConfig()).contract().model_dump() == {
         "sampler": "euler",
+        "noise": None,
         "steps": (1, 2, 4),
+        "times": (),
         "rescale_t": 1.0,
         "guidance": 1.0,
         "two_time": False,

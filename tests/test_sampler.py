@@ -11,18 +11,26 @@ from closed_forms import GAUSSIAN, PhasedMap, largest
 from fewstep_toy.analytic import AnalyticFlow, GaussianMap
 from torch import Tensor
 
+from fewstep.config.base import validate
 from fewstep.core.backbone import Guidance, VelocityField
 from fewstep.core.batch import Condition
 from fewstep.core.contract import Contract
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.core.objective import Step
-from fewstep.core.samplers import Sampler, consistency, euler, heun, jump
+from fewstep.core.samplers import Sampler, consistency, euler, gamma, heun, jump
 from fewstep.core.times import step_grid
+from fewstep.errors import FewstepError
 from fewstep.methods.residual import phase_end
 
 COUNT = 200
-SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun, "consistency": consistency, "jump": jump}
+SAMPLERS: dict[str, Sampler] = {
+    "euler": euler,
+    "heun": heun,
+    "consistency": consistency,
+    "jump": jump,
+    "gamma": gamma,
+}
 
 
 @pytest.fixture
@@ -67,7 +75,7 @@ def test_the_flow_carries_noise_to_the_targets_density() -> None:
 
 
 def test_one_jump_of_the_exact_average_velocity_is_the_flow_map(noise: Tensor, exact: GaussianMap) -> None:
-    for sampler in (euler, consistency, jump):
+    for sampler in (euler, consistency, jump, gamma):
         assert largest(run(sampler, exact, noise, 1), transported(noise)) < 1e-12
 
 
@@ -188,3 +196,98 @@ def test_a_contract_counts_in_words() -> None:
     assert Contract(steps=(1,)).made_for == "1 step"
     assert Contract(steps=(4,)).made_for == "4 steps"
     assert Contract(steps=(1, 2)).made_for == "1, 2 steps"
+
+
+def test_the_ends_of_the_noise_setting_are_other_samplers(noise: Tensor, exact: GaussianMap) -> None:
+    for many in (2, 5):
+        for a, b in ((consistency, euler), (gamma, jump)):
+            assert largest(run(a.with_noise(0.0), exact, noise, many), run(b, exact, noise, many)) < 1e-12
+        assert largest(run(gamma.with_noise(1.0), exact, noise, many), run(consistency, exact, noise, many)) < 1e-12
+    assert (consistency.noise, gamma.noise, euler.noise) == (1.0, 0.5, None)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.8])
+def test_gamma_sampling_is_algorithm_3_of_its_paper(share: float, noise: Tensor, exact: GaussianMap) -> None:
+    """Written in the paper's variables, x' = x / (1 - t) with noise level l = t / (1 - t): the network jumps from l to
+    sqrt(1 - gamma^2) l_next, and gamma l_next z is added."""
+    grid = [0.9, 0.6, 0.2, 0.0]
+    levels = [t / (1 - t) for t in grid]
+    x = noise / (1 - grid[0])
+    for i, (level, following) in enumerate(pairwise(levels)):
+        low = (1 - share**2) ** 0.5 * following
+        t, r = level / (1 + level), low / (1 + low)
+        t_B, r_B = (torch.full((COUNT,), time, dtype=torch.float64) for time in (t, r))
+        here = (1 - t) * x
+        jumped = here - (t - r) * exact(here, t_B, Condition(), Dense(COUNT), s_B=r_B)
+        z = Step(0, Interpolant()).randn_like(noise, f"renoise/{i}")
+        x = jumped / (1 - r) + share * following * z
+    found = gamma.with_noise(share)(exact, noise, Condition(), Dense(COUNT), grid, Step(0, Interpolant()))
+    assert largest(found, x) < 1e-12
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("sigma_min", [0.0, 0.1])
+def test_gamma_sampling_of_the_exact_map_keeps_the_density(share: float, sigma_min: float) -> None:
+    """Each of its steps ends in the marginal at s, whatever the share of fresh noise."""
+    exact = GaussianMap(GAUSSIAN.model_copy(update={"sigma_min": sigma_min})).double()
+    many = torch.randn(40000, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    seen: list[Tensor] = []
+    step = Step(0, Interpolant(sigma_min))
+    run(gamma.with_noise(share), exact, many, 4, step=step, on_step=lambda i, x, data: seen.append(x))
+    for x, s in zip(seen, step_grid(4)[1:], strict=True):
+        assert largest(x.mean(0), (1 - s) * exact.mean) < 0.02
+        wanted = exact.sigma(torch.tensor(s, dtype=torch.float64)).detach()
+        if share < 1 or sigma_min == 0:  # else the data's own sigma_min is there twice, as in ``consistency``
+            assert largest(x.std(0) / wanted, torch.ones(2)) < 0.02
+
+
+@pytest.mark.parametrize("share", [0.25, 0.6])
+def test_renoising_with_a_share_is_ddim_with_eta(share: float, noise: Tensor, exact: GaussianMap) -> None:
+    """x_s = (1 - s) x0 + s (sqrt(1 - eta^2) eps + eta z), with x0 and eps at the ends of the line through x_t."""
+    x0, eps, s = transported(noise), noise, 0.5
+    z = Step(0, Interpolant()).randn_like(noise, "renoise/0")
+    seen: list[Tensor] = []
+    run(consistency.with_noise(share), exact, noise, 2, on_step=lambda i, x, data: seen.append(x))
+    assert largest(seen[0], (1 - s) * x0 + s * ((1 - share**2) ** 0.5 * eps + share * z)) < 1e-12
+
+
+def test_a_contract_names_its_sampler_with_its_setting(exact: GaussianMap, noise: Tensor) -> None:
+    contract = Contract(sampler="gamma", noise=0.3, two_time=True)
+    assert contract.sampling == "gamma:0.3"
+    named = contract.load_sampler()
+    assert torch.equal(run(named, exact, noise, 3), run(gamma.with_noise(0.3), exact, noise, 3))
+    assert not torch.equal(run(named, exact, noise, 3), run(gamma, exact, noise, 3))
+    assert contract.sampled_by("gamma") == contract
+    assert [contract.sampled_by(text).sampling for text in ("gamma:1", "jump")] == ["gamma:1", "jump"]
+    assert Contract(sampler="consistency").sampled_by("consistency:0.5").noise == 0.5
+    assert contract.sampled_by("jump").sampled_by("gamma").load_sampler().noise == 0.5
+
+
+@pytest.mark.parametrize(
+    ("own", "text", "message"),
+    [
+        ("euler", "gama", "unknown sampler 'gama'.*did you mean 'gamma'"),
+        (
+            "euler",
+            "gamma",
+            "sampler 'gamma' passes a target time, and the student of sampler 'euler' takes none; .*heun",
+        ),
+        ("jump", "consistency", "sampler 'consistency' passes no target time, .* takes one; accepted: gamma, jump"),
+        ("euler", "heun:0.5", "sampler: got 'heun:0.5'; accepted: 'heun' alone, which adds no noise"),
+        ("euler", "consistency:1.5", "got 'consistency:1.5'; accepted: consistency:NOISE, a share .* from 0 to 1"),
+        ("jump", "gamma:", "got 'gamma:'; accepted: gamma:NOISE"),
+    ],
+)
+def test_a_sampler_that_a_student_cannot_use_is_refused(own: str, text: str, message: str) -> None:
+    with pytest.raises(FewstepError, match=message):
+        Contract(sampler=own).sampled_by(text)
+
+
+def test_a_student_is_sampled_at_the_times_it_was_trained_at() -> None:
+    contract = Contract(times=(1.0, 0.9, 0.7, 0.4))
+    grids = {steps: contract.grid(steps) for steps in (1, 2, 3, 4)}
+    assert grids == {1: [1.0, 0.0], 2: [1.0, 0.7, 0.0], 3: [1.0, 0.9, 0.7, 0.0], 4: [1.0, 0.9, 0.7, 0.4, 0.0]}
+    assert contract.grid(5) == step_grid(5)
+    for wrong in ((0.9, 0.5), (1.0, 1.0), (1.0, 0.0)):
+        with pytest.raises(FewstepError, match="fall from 1"):
+            validate(Contract, {"times": wrong})

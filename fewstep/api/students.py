@@ -102,31 +102,32 @@ class Student:
         Args:
             prompts: as of ``Student.prompts``.
             steps: sampling steps; by default the contract's first.
-            sampler: registered sampler; by default the contract's.
+            sampler: registered sampler, alone ("gamma") or with its share of fresh noise ("gamma:0.3"); by default the
+                contract's.
 
         Raises:
-            FewstepError: for a sampler that is not registered, or steps below 1.
+            FewstepError: for a sampler that is not registered or does not fit the student, or steps below 1.
         """
         if steps is not None and steps < 1:
             raise FewstepError(f"steps: got {steps}; accepted: an integer from 1 on")
-        entry = registry().get("sampler", sampler or self.contract.sampler)
-        steps = steps or self.contract.steps[0]
-        for departure in self.departures(entry.name, steps):
+        contract = self.contract.sampled_by(sampler or self.contract.sampler)
+        draw, steps = contract.load_sampler(), steps or contract.steps[0]
+        for departure in self.departures(contract, steps):
             warnings.warn(departure, stacklevel=2)
         batch = self.prompts(prompts)
         noise = Step(index=0, interpolant=self.network.interpolant, seed=seed).randn_like(batch.x0, "noise")
         step = Step(index=0, interpolant=self.network.interpolant, seed=seed, device=self.device)
-        here, guidance = batch.to(self.device), self.contract.guidance
+        here, guidance = batch.to(self.device), contract.guidance
         field = Teacher(self.network, Guidance(guidance)) if guidance != 1.0 else self.network
-        grid = self.contract.grid(steps)
-        found: Tensor = entry.load()(field, noise.to(self.device), here.cond, here.layout, grid, step)
+        found: Tensor = draw(field, noise.to(self.device), here.cond, here.layout, contract.grid(steps), step)
         return found.cpu()
 
-    def departures(self, sampler: str, steps: int) -> list[str]:
-        """Where a way of sampling departs from the contract, in words."""
+    def departures(self, contract: Contract, steps: int) -> list[str]:
+        """Where a way of sampling departs from the student's contract, in words."""
         found = []
-        if sampler != self.contract.sampler:
-            found.append(f"the student was made for sampler {self.contract.sampler!r}, got {sampler!r}")
+        if contract.sampling != self.contract.sampling:
+            made_for, got = self.contract.sampling, contract.sampling
+            found.append(f"the student was made for sampler {made_for!r}, got {got!r}")
         if steps not in self.contract.steps:
             found.append(f"the student was made for {self.contract.made_for}, got {steps}")
         return found

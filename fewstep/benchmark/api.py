@@ -10,7 +10,7 @@ import rich.console
 import torch
 
 from fewstep.benchmark.config import BenchConfig, configure
-from fewstep.benchmark.entrants import Stage
+from fewstep.benchmark.entrants import Stage, with_samplers
 from fewstep.benchmark.report import BenchTable
 from fewstep.benchmark.run import run_bench
 from fewstep.benchmark.students import load_students
@@ -33,6 +33,7 @@ def bench(
     steps: int | Iterable[int] | None = None,
     seeds: int | Iterable[int] | None = None,
     *,
+    samplers: str | Iterable[str] | None = None,
     stage: str | None = None,
     dataset: str | None = None,
     preset: str | None = None,
@@ -48,8 +49,8 @@ def bench(
 ) -> BenchTable:
     """Measure quality and time of students by steps, beside the teacher and the undistilled network.
 
-    ``steps``, ``seeds``, ``limit``, ``device`` and ``against`` win over the same keys of ``config``, and that over the
-    preset.
+    ``steps``, ``seeds``, ``samplers``, ``limit``, ``device`` and ``against`` win over the same keys of ``config``, and
+    that over the preset.
 
     Args:
         backbone: registered name of the network.
@@ -62,6 +63,8 @@ def bench(
         steps: step counts, by default 1, 2, 4. Those that a student's contract does not name are marked ``*``.
         seeds: seeds of the starting noise, by default 0, 1, 2; the noise is the same for all methods. Where a method
             has replicates, number r is sampled with seed number r alone.
+        samplers: samplers that each student is measured with beside its contract's own, in rows of their own:
+            "gamma", or "gamma:0.3" with the share of fresh noise.
         stage: a stage of the backbone's model, or "both": each stage samples on what the one before it decoded.
         dataset: registered data set; by default the backbone's own.
         preset: named settings that the backbone's plugin ships.
@@ -82,7 +85,8 @@ def bench(
     """
     named = registry().get("backbone", backbone)
     networks = chosen(named, stage)
-    counts = {name: None if one is None else several(one) for name, one in {"steps": steps, "seeds": seeds}.items()}
+    asked = {"steps": steps, "seeds": seeds, "samplers": samplers}
+    counts = {name: None if one is None else several(one) for name, one in asked.items()}
     given = {**counts, "limit": limit, "device": device, "against": against}
     values = merge(config or {}, {name: value for name, value in given.items() if value is not None})
     configs = configure(networks, dataset, preset, values)
@@ -93,8 +97,8 @@ def bench(
     check_place("--out", folder)
     pairs = list(students.items()) if isinstance(students, Mapping) else several(students)
     labelled = [one if isinstance(one, tuple) else (None, one) for one in pairs]
-    entrants = load_students(networks, several(methods), labelled)
     first, threads, many = next(iter(configs.values())), torch.get_num_threads(), len(networks) > 1
+    entrants = with_samplers(load_students(networks, several(methods), labelled), first.samplers)
     name = f"{named.name} {'+'.join(networks)}" if many else next(iter(networks.values())).name
     earlier = Path(compare) if compare else None
     try:

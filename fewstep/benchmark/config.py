@@ -30,6 +30,9 @@ class BenchConfig(Strict):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_once)] = Field(
         (0, 1, 2), min_length=1, description="seeds of the noise; replicate number r of a method has number r of them"
     )
+    samplers: tuple[str, ...] = Field(
+        (), description="samplers that each student is measured with beside its own; NAME:NOISE sets a share of noise"
+    )
     limit: int | None = Field(None, ge=2, description="only so many held-out samples")
     against: str = Field("", description="label of the method that the others are compared with; by default the first")
     resamples: int = Field(500, ge=2, description="resamples of the held-out objects, for the intervals")

@@ -16,7 +16,6 @@ from fewstep.core.samplers import Sampler
 from fewstep.core.suite import Suite
 from fewstep.engine.export import StudentInfo
 from fewstep.errors import FewstepError
-from fewstep.plugins.registry import registry
 
 TEACHER, UNDISTILLED = "teacher", "undistilled"
 OTHER_NOISE, TRUTH = "teacher, other noise", "truth, decoded"
@@ -44,7 +43,7 @@ class Model:
     @property
     def sampler(self) -> Sampler:
         """The sampler that the contract names."""
-        sampler: Sampler = registry().get("sampler", self.contract.sampler).load()
+        sampler: Sampler = self.contract.load_sampler()
         return sampler
 
 
@@ -90,7 +89,7 @@ class Entrant:
     @property
     def samplers(self) -> str:
         """The samplers of all stages, each once."""
-        return "+".join(dict.fromkeys(model.contract.sampler for model in self.models))
+        return "+".join(dict.fromkeys(model.contract.sampling for model in self.models))
 
     def made_for(self, steps: int) -> bool:
         """Whether the contracts of all stages name this step count."""
@@ -106,6 +105,28 @@ def student(label: str | None, networks: Iterable[tuple[Backbone, StudentInfo]])
         models.append(Model(field, network, info.contract, info))
         methods.append(info.method)
     return Entrant(label or "+".join(dict.fromkeys(methods)), methods[0], tuple(models))
+
+
+def with_samplers(students: Sequence[Entrant], samplers: Sequence[str]) -> list[Entrant]:
+    """Each student, and after it the same under the label ``LABEL, SAMPLER`` for every other one of ``samplers``.
+
+    Raises:
+        FewstepError: for a sampler that a student cannot be sampled with.
+    """
+    found = []
+    for one in students:
+        found.append(one)
+        seen = {one.samplers}
+        for sampler in samplers:
+            try:
+                models = tuple(replace(model, contract=model.contract.sampled_by(sampler)) for model in one.models)
+            except FewstepError as error:
+                raise FewstepError(f"--samplers {sampler}: student {one.label!r}: {error}") from None
+            other = replace(one, models=models)
+            if other.samplers not in seen:
+                seen.add(other.samplers)
+                found.append(replace(other, label=f"{one.label}, {other.samplers}"))
+    return found
 
 
 def line_up(

@@ -16,8 +16,8 @@ from fewstep.errors import FewstepError
 from fewstep.plugins.registry import registry
 
 KEYS = (
-    "Config: backbone.*, data.*, steps, seeds, limit, against, resamples, teacher_steps, device, threads, columns; "
-    "of one stage: slat.backbone.*, slat.data.*."
+    "Config: backbone.*, data.*, steps, seeds, samplers, limit, against, resamples, teacher_steps, device, threads, "
+    "columns; of one stage: slat.backbone.*, slat.data.*."
 )
 
 
@@ -37,6 +37,9 @@ def bench(
     preset: Annotated[str | None, Option("--preset", "-p", help="Named settings that a plugin ships.")] = None,
     steps: Annotated[str | None, Option(help="Step counts; by default 1,2,4.")] = None,
     seeds: Annotated[str | None, Option(help="Seeds of the noise, for the intervals; by default 0,1,2.")] = None,
+    samplers: Annotated[
+        str | None, Option(help="Samplers beside each student's own: jump,gamma:0.3 (share of fresh noise).")
+    ] = None,
     limit: Annotated[int | None, whole("--limit", "Only so many held-out samples.", 2)] = None,
     device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1; by default auto.")] = None,
     out: Annotated[Path | None, Option("--out", "-o", help="Folder of the report; must not exist.")] = None,
@@ -54,6 +57,7 @@ def bench(
     """
     named = registry().get("backbone", needed("--backbone", "backbone", backbone))
     counts, noises = integers("--steps", steps, 1), integers("--seeds", seeds, 0)
+    others = names("--samplers", samplers)
     wanted, folders = names("--methods", methods), [_labelled(text) for text in student or []]
     config = merge(*map(parse_override, overrides or []))
 
@@ -75,6 +79,7 @@ def bench(
             folders,
             counts,
             noises,
+            samplers=others or None,
             stage=stage,
             dataset=dataset,
             preset=preset,

@@ -23,7 +23,7 @@ def students() -> None:
         for name, folder in shipped.items():
             info = read_info(folder)
             contract = info.contract
-            how = (", ".join(map(str, contract.steps)), contract.sampler, f"{contract.guidance:g}")
+            how = (", ".join(map(str, contract.steps)), contract.sampling, f"{contract.guidance:g}")
             table.add_row(f"{backbone.name}/{name}", info.method, *how, f"{info.step} iterations", origin(backbone))
     _show(table)
 

@@ -12,7 +12,6 @@ from fewstep.cli.options import DEVICE, home, whole
 from fewstep.console import Console, number_of, say
 from fewstep.errors import FewstepError, invalid, unknown
 from fewstep.files import check_place, file_suffix
-from fewstep.plugins.registry import registry
 
 BACKGROUND = ("remove", "keep")
 
@@ -20,7 +19,7 @@ BACKGROUND = ("remove", "keep")
 def sample(
     path: Annotated[str, Argument(help="A student's folder, the run's that made it, a shipped name or a hub name.")],
     steps: Annotated[int | None, whole("--steps", "Sampling steps; by default its contract's first.", 1, 1000)] = None,
-    sampler: Annotated[str | None, Option(help="Sampler; by default its contract's.")] = None,
+    sampler: Annotated[str | None, Option(help="NAME, or NAME:NOISE with its share of fresh noise.")] = None,
     count: Annotated[int, whole("--count", "How many samples.", 1, 4096, "-n")] = 8,
     seed: Annotated[int, whole("--seed", "Seed of the noise.", 0, 2**31 - 1)] = 0,
     out: Annotated[
@@ -38,7 +37,9 @@ def sample(
     if background not in BACKGROUND:
         raise unknown("--background", background, BACKGROUND)
     if sampler is not None:
-        registry().get("sampler", sampler)
+        from fewstep.core.contract import parse_sampler
+
+        parse_sampler(sampler)
 
     from fewstep.api.students import load
 
@@ -54,7 +55,7 @@ def sample(
     files = student.save(latents, prompts, place)
     contract = student.contract
     made = number_of(count, "sample"), number_of(steps or contract.steps[0], "step")
-    how = ", ".join((*made, sampler or contract.sampler))
+    how = ", ".join((*made, sampler or contract.sampling))
     say(Console(), f"{how}: {', '.join(map(str, files))}")
 
 

@@ -194,10 +194,11 @@ def check_sampler(objective: Any, method: str) -> None:
     Raises:
         FewstepError: naming the samplers that fit.
     """
-    entry, wanted = registry().get("sampler", objective.contract().sampler), "two_time" in objective.needs
-    if entry.load().two_time == wanted:
+    contract, wanted = objective.contract(), "two_time" in objective.needs
+    entry = registry().get("sampler", contract.sampler)
+    if contract.load_sampler().two_time == wanted:
         return
-    why, fitting = "needs 'two_time', and its sampler {!r} never passes the target time s_B", "'jump'"
+    why, fitting = "needs 'two_time', and its sampler {!r} never passes the target time s_B", "'jump', 'gamma'"
     if not wanted:
         why, fitting = "does not need 'two_time', and its sampler {!r} passes a target time", "'euler', 'consistency'"
     raise FewstepError(f"method {method!r} {why.format(entry.name)}; accepted: {fitting}, or another that fits")

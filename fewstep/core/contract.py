@@ -2,26 +2,108 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from itertools import pairwise
+from typing import Any
+
+from pydantic import Field, field_validator
 
 from fewstep.config.base import Strict
 from fewstep.core.times import step_grid
+from fewstep.errors import FewstepError, invalid
+from fewstep.plugins.registry import registry
 
 
 class Contract(Strict):
     """How a student is sampled. ``fewstep sample`` obeys it and warns when told otherwise."""
 
     sampler: str = Field("euler", description="registered sampler")
+    noise: float | None = Field(
+        None, ge=0, le=1, description="the sampler's share of fresh noise (consistency, gamma); none: its own default"
+    )
     steps: tuple[int, ...] = Field((1, 2, 4), description="step counts the student was made for")
+    times: tuple[float, ...] = Field((), description="times it was trained at, from 1 downwards; none: all times")
     rescale_t: float = Field(1.0, gt=0, description="warp of the time grid, r t / (1 + (r - 1) t)")
     guidance: float = Field(1.0, description="guidance scale at sampling; 1: none needed, it is baked in")
-    two_time: bool = Field(False, description="the student takes a target time s, which sampler 'jump' passes")
+    two_time: bool = Field(False, description="the student takes a target time s, which 'jump' and 'gamma' pass")
+
+    @field_validator("times")
+    @classmethod
+    def _downwards(cls, times: tuple[float, ...]) -> tuple[float, ...]:
+        if times and (times[0] != 1 or times[-1] <= 0 or any(t <= s for t, s in pairwise(times))):
+            raise ValueError("times that fall from 1 and end above 0")
+        return times
 
     @property
     def made_for(self) -> str:
         """The step counts in words: ``1 step``, ``2, 4 steps``."""
         return ", ".join(map(str, self.steps)) + (" step" if self.steps == (1,) else " steps")
 
+    @property
+    def sampling(self) -> str:
+        """The sampler as ``sampled_by`` takes it: ``jump``, ``gamma:0.3``."""
+        return self.sampler if self.noise is None else f"{self.sampler}:{self.noise:g}"
+
     def grid(self, steps: int) -> list[float]:
-        """Times from 1 to 0 for this many steps."""
-        return step_grid(steps, self.rescale_t)
+        """Times from 1 to 0 for this many steps, of those that the student was trained at as long as they suffice."""
+        count = len(self.times)
+        if steps > count:
+            return step_grid(steps, self.rescale_t)
+        return [*(self.times[i * count // steps] for i in range(steps)), 0.0]
+
+    def load_sampler(self) -> Any:
+        """The sampler with its setting, a ``Sampler`` or a function that a plugin registers as one.
+
+        Raises:
+            FewstepError: for one that is not registered, or that has no such setting.
+        """
+        sampler = registry().get("sampler", self.sampler).load()
+        if self.noise is None:
+            return sampler
+        if getattr(sampler, "noise", None) is None:
+            raise invalid("sampler", self.sampling, f"{self.sampler!r} alone, which adds no noise")
+        return sampler.with_noise(self.noise)
+
+    def sampled_by(self, text: str) -> Contract:
+        """The contract with another sampler, ``NAME`` or ``NAME:NOISE`` with its share of fresh noise. The contract's
+        own sampler keeps its setting unless another is given.
+
+        Raises:
+            FewstepError: for a sampler that is not registered, that asks for another kind of student, or whose setting
+                is out of bounds.
+        """
+        name, noise = parse_sampler(text)
+        if name == self.sampler and noise is None:
+            return self
+        found, own = self.model_copy(update={"sampler": name, "noise": noise}), self.load_sampler()
+        if _two_time(found.load_sampler()) != _two_time(own):
+            asks, takes = ("no target time", "one") if _two_time(own) else ("a target time", "none")
+            names = [one.name for one in registry().entries("sampler") if _two_time(one.load()) == _two_time(own)]
+            raise FewstepError(
+                f"sampler {name!r} passes {asks}, and the student of sampler {self.sampler!r} takes {takes}; accepted: "
+                f"{', '.join(names)}"
+            )
+        return found
+
+
+def parse_sampler(text: str) -> tuple[str, float | None]:
+    """The registered name, and the share of fresh noise where there is one, of ``NAME`` or ``NAME:NOISE``.
+
+    Raises:
+        FewstepError: for a name that is not registered, or a share that is none.
+    """
+    name, colon, number = text.partition(":")
+    name = registry().get("sampler", name).name
+    if not colon:
+        return name, None
+    try:
+        noise = float(number)
+    except ValueError:
+        noise = -1.0
+    if not 0 <= noise <= 1:
+        raise invalid("sampler", text, f"{name}:NOISE, a share of fresh noise from 0 to 1")
+    return name, noise
+
+
+def _two_time(sampler: Any) -> bool:
+    """Whether a sampler passes a target time; of a plain function it is not known."""
+    return bool(getattr(sampler, "two_time", False))

@@ -182,11 +182,11 @@ class Objective(ABC, Generic[C]):
 
     ``needs`` is held against what the backbone and the data set provide before any weights load. "jvp" is special:
     where the backbone does not provide it, ``Step.jvp`` serves finite differences and the run says so. "two_time" asks
-    for a student that takes a target time ``s_B``, and for a sampler that passes one ("jump"). A name of your own, such
-    as "pairs", asks for a data set whose ``provides`` has it.
+    for a student that takes a target time ``s_B``, and for a sampler that passes one ("jump", "gamma"). A name of your
+    own, such as "pairs", asks for a data set whose ``provides`` has it.
 
-    ``sampler`` is the registered sampler of the contract: "euler", "heun" and "consistency" ask for F(x, t), "jump" for
-    F(x, t, s).
+    ``sampler`` is the registered sampler of the contract: "euler", "heun" and "consistency" ask for F(x, t), "jump" and
+    "gamma" for F(x, t, s).
     """
 
     Config: ClassVar[type[Strict]]

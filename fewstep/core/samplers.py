@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,7 +23,10 @@ OnStep = Callable[[int, Tensor, Tensor], None]  # (step, state after it, predict
 
 @dataclass(frozen=True)
 class Move:
-    """One step of a sampler, number ``index``, from the state ``x`` at time ``t`` to the earlier time ``s``."""
+    """One step of a sampler, number ``index``, from the state ``x`` at time ``t`` to the earlier time ``s``.
+
+    ``noise`` is the sampler's setting, the share of fresh noise in [0, 1].
+    """
 
     index: int
     x: Tensor
@@ -32,6 +36,7 @@ class Move:
     cond: Condition
     layout: Layout
     step: Step
+    noise: float = 0.0
 
     def times(self, t: float) -> Tensor:
         """[B] copies of t in float64: a backbone that scales time rounds once, after scaling."""
@@ -45,17 +50,31 @@ class Move:
         """The data end of the straight line through x at t with velocity v."""
         return self.step.interpolant.x0(x, v, self.times(t), self.layout)
 
+    def average(self, end: float) -> Tensor:
+        """A two-time student's average velocity from t down to ``end``."""
+        return self.field(self.x, self.times(self.t), self.cond, self.layout, s_B=self.times(end))
+
+    def noised(self, data: Tensor, share: float) -> Tensor:
+        """``data`` with this share of the noise of time s, drawn anew."""
+        fresh = share * self.step.randn_like(self.x, f"renoise/{self.index}")
+        return self.step.interpolant.interpolate(data, fresh, self.times(self.s), self.layout)
+
 
 class Sampler:
     """Carries noise from grid[0] = 1 to grid[-1] = 0, a function of a velocity field.
 
     Args:
         advance: the rule of one step; returns the state at ``s`` and the data predicted there.
+        noise: share of fresh noise after each step, for a rule that can add any: ``move.noise``. None: it adds none.
     """
 
-    def __init__(self, advance: Callable[[Move], tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, advance: Callable[[Move], tuple[Tensor, Tensor]], noise: float | None = None) -> None:
         functools.update_wrapper(self, advance)
-        self.advance = advance
+        self.advance, self.noise = advance, noise
+
+    def with_noise(self, noise: float) -> Sampler:
+        """The same rule with another share of fresh noise."""
+        return Sampler(self.advance, noise)
 
     @functools.cached_property
     def two_time(self) -> bool:
@@ -84,7 +103,7 @@ class Sampler:
         """The samples, [B, ...] or [T, C] as ``noise``; ``on_step`` sees each step, ``step`` serves fresh noise."""
         x = noise
         for index, (t, s) in enumerate(itertools.pairwise(grid)):
-            x, data = self.advance(Move(index, x, t, s, field, cond, layout, step))
+            x, data = self.advance(Move(index, x, t, s, field, cond, layout, step, self.noise or 0.0))
             if on_step is not None:
                 on_step(index, x, data)
         return x
@@ -106,18 +125,42 @@ def heun(move: Move) -> tuple[Tensor, Tensor]:
     return x, move.data(x, v_next, move.s)
 
 
-@Sampler
+@functools.partial(Sampler, noise=1.0)
 def consistency(move: Move) -> tuple[Tensor, Tensor]:
-    """Jump to the data with the average velocity, put fresh noise on it, jump again (consistency models, Alg. 1)."""
-    data = move.x - move.t * move.velocity(move.x, move.t)
+    """Jump to the data with the average velocity, put noise on it, jump again (consistency models, Alg. 1).
+
+    A share ``noise`` of that noise is fresh, and sqrt(1 - noise^2) is what x_t itself has according to the student, the
+    noise end of the line through the data and x_t. So 0 is ``euler``; the setting is DDIM's eta (arXiv 2010.02502).
+    """
+    average = move.velocity(move.x, move.t)
+    data = move.x - move.t * average
     if move.s == 0:
         return data, data
-    fresh = move.step.randn_like(move.x, f"renoise/{move.index}")
-    return move.step.interpolant.interpolate(data, fresh, move.times(move.s), move.layout), data
+    kept = move.s * math.sqrt(1 - move.noise**2) * (data + average)
+    return move.noised(data, move.noise) + kept, data
 
 
 @Sampler
 def jump(move: Move) -> tuple[Tensor, Tensor]:
     """x_s = x_t - (t - s) F(x_t, t, s): a two-time student (MeanFlow, shortcut models)."""
-    average = move.field(move.x, move.times(move.t), move.cond, move.layout, s_B=move.times(move.s))
+    average = move.average(move.s)
     return move.x - (move.t - move.s) * average, move.x - move.t * average
+
+
+@functools.partial(Sampler, noise=0.5)
+def gamma(move: Move) -> tuple[Tensor, Tensor]:
+    """gamma-sampling of a two-time student (Consistency Trajectory Models, arXiv 2310.02279, Alg. 3): jump past s to
+    the time r where the noise is sqrt(1 - gamma^2) times that of s, then add fresh noise up to s; ``noise`` is gamma.
+
+    0 is ``jump``, and 1 jumps to the data at each step. The paper's x is ours over 1 - t, so its noise levels are
+    b / (1 - t) with b = sigma_min + (1 - sigma_min) t.
+    """
+    sigma_min, r = move.step.interpolant.sigma_min, 0.0
+    if move.s > 0:
+        level = math.sqrt(1 - move.noise**2) * (sigma_min + (1 - sigma_min) * move.s) / (1 - move.s)
+        r = max(0.0, (level - sigma_min) / (1 - sigma_min + level))
+    average = move.average(r)
+    x, data = move.x - (move.t - r) * average, move.x - move.t * average
+    if move.s == 0:
+        return x, data
+    return move.noised(x / (1 - r), move.noise), data

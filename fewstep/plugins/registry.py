@@ -27,8 +27,9 @@ KINDS = ("objective", "backbone", "dataset", "sampler", "kernel", "tracker")
 BUILTIN = {
     "euler": "first order along the velocity",
     "heun": "second order, two evaluations a step",
-    "consistency": "jump to the data, put fresh noise on it",
+    "consistency": "jump to the data, put noise on it, a share of it fresh (by default all)",
     "jump": "two-time jump F(x, t, s)",
+    "gamma": "two-time jump past s, fresh noise up to s; gamma from 0 (jump) to 1 (all fresh), by default 0.5",
 }
 
 

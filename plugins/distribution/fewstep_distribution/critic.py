@@ -14,6 +14,7 @@ from fewstep.core.batch import Batch, Condition
 from fewstep.core.contract import Contract
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Nets, NetSpec, Objective, Phase, Reduction, Step, per
+from fewstep.core.times import step_grid
 from fewstep.methods.fakes import Velocities, Velocity, fit, generate
 from fewstep.methods.point import Look, dropped
 from fewstep.methods.residual import Derivative
@@ -26,7 +27,10 @@ class Critical(Objective[C]):
     """Every iteration fits the critic to fakes; every ``critic_ratio``-th moves the student too, by the same fakes."""
 
     def contract(self) -> Contract:
-        return Contract(sampler="consistency", steps=(self.config.steps,), rescale_t=self.config.rescale_t)
+        """Sampled at the very times that it is trained at (DMD2's backward simulation)."""
+        steps, rescale_t = self.config.steps, self.config.rescale_t
+        times = tuple(step_grid(steps, rescale_t)[:-1])
+        return Contract(sampler="consistency", steps=(steps,), times=times, rescale_t=rescale_t)
 
     def networks(self) -> dict[str, NetSpec]:
         """The student and the critic, which both start as the teacher."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from fewstep.core.backbone import Guidance
 from fewstep.core.contract import Contract
 from fewstep.core.times import step_grid
-from fewstep.plugins.registry import registry
 from fewstep_trellis.pipeline.students import Student
 
 RELEASED = (1, 2)  # steps a stage that MDT-dist reports for its students (arXiv 2509.04406, table 1)
@@ -16,17 +15,18 @@ RELEASED = (1, 2)  # steps a stage that MDT-dist reports for its students (arXiv
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sampler by registered name, steps, guidance, time warp."""
+    """Sampler as ``Contract.sampled_by`` takes it, steps, guidance, time warp; and a student's contract."""
 
     sampler: str
     steps: int
     guidance: Guidance
     rescale_t: float
+    contract: Contract | None = field(default=None, compare=False)
 
     @property
     def grid(self) -> list[float]:
         """Times from 1 to 0."""
-        return step_grid(self.steps, self.rescale_t)
+        return self.contract.grid(self.steps) if self.contract else step_grid(self.steps, self.rescale_t)
 
     @property
     def evaluations(self) -> int:
@@ -69,14 +69,15 @@ def recipe_of(spec: SamplerSpec, student: Student | None, asked: Asked = Asked()
         asked: what overrides.
 
     Raises:
-        FewstepError: for a sampler that is not registered.
+        FewstepError: for a sampler that is not registered, or does not fit the student.
     """
     own = _of_teacher(spec) if student is None else _of_student(spec, student)
     guidance = own.guidance
     if asked.guidance is not None:
         guidance = replace(guidance, scale=asked.guidance)
-    sampler = registry().get("sampler", asked.sampler or own.sampler).name
-    recipe = Recipe(sampler, asked.steps or own.steps, guidance, own.rescale_t)
+    contract = own.contract or Contract()
+    sampler = contract.sampled_by(asked.sampler or contract.sampler).sampling
+    recipe = replace(own, sampler=sampler, steps=asked.steps or own.steps, guidance=guidance)
     if student is None:
         return recipe, []
     return recipe, _missing_contract(student, recipe) if student.contract is None else departures(student, recipe)
@@ -90,7 +91,7 @@ def _of_student(spec: SamplerSpec, student: Student) -> Recipe:
     contract = student.contract
     if contract is None:  # "The sampler during inference is the same as TRELLIS" (arXiv 2509.04406, section 5)
         return replace(_of_teacher(spec), steps=RELEASED[0])
-    return Recipe(contract.sampler, contract.steps[0], Guidance(contract.guidance), contract.rescale_t)
+    return Recipe(contract.sampling, contract.steps[0], Guidance(contract.guidance), contract.rescale_t, contract)
 
 
 def _missing_contract(student: Student, recipe: Recipe) -> list[str]:
@@ -112,6 +113,6 @@ def departures(student: Student, recipe: Recipe) -> list[str]:
         found.append(f"{name}: the student was made for {contract.made_for}, got {recipe.steps}")
     if recipe.guidance.scale != contract.guidance:
         found.append(f"{name}: the student was made for guidance {contract.guidance:g}, got {recipe.guidance.scale:g}")
-    if recipe.sampler != contract.sampler:
-        found.append(f"{name}: the student was made for sampler {contract.sampler!r}, got {recipe.sampler!r}")
+    if recipe.sampler != contract.sampling:
+        found.append(f"{name}: the student was made for sampler {contract.sampling!r}, got {recipe.sampler!r}")
     return found

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fewstep.core.backbone import Backbone, VelocityField
 from fewstep.core.batch import Condition
+from fewstep.core.contract import Contract
 from fewstep.core.graphs import Graphed, GraphedField
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Step
-from fewstep.plugins.registry import registry
 from fewstep_trellis.conditioning.several import MODES, several_field
 from fewstep_trellis.pipeline.recipe import Recipe
 from fewstep_trellis.pipeline.request import Prompt
@@ -71,7 +71,7 @@ def draw(
     on_step: Callable[[int, int], None],
 ) -> Tensor:
     """Latents, shaped as ``noise``, by the recipe's sampler along its grid; see :func:`sample`."""
-    run: Any = registry().get("sampler", recipe.sampler).load()
+    run = (recipe.contract or Contract()).sampled_by(recipe.sampler).load_sampler()
 
     def report(i: int, x: Tensor, data: Tensor) -> None:
         on_step(i + 1, recipe.steps)
