@@ -205,6 +205,7 @@ def test_phases_reach_the_point_that_a_phased_student_is_trained_at() -> None:
 def test_contracts_and_refusals() -> None:
     assert Consistency(ConsistencyConfig()).contract().sampler == "consistency"
     assert Consistency(ConsistencyConfig(sampler="euler", rescale_t=2.0)).contract().rescale_t == 2.0
+    assert Consistency(ConsistencyConfig(noise=0.4)).contract().sampling == "consistency:0.4"
     with pytest.raises(ValidationError, match="target must be 'student'"):
         ConsistencyConfig(kind="continuous", loss="l2", target="ema")
     with pytest.raises(ValidationError, match="loss 'l2' alone"):

@@ -477,6 +477,7 @@ def test_conformance_of_other_settings() -> None:
 def test_contract_and_refusals() -> None:
     contract = MeanFlow(AdaptiveConfig(rescale_t=2.0)).contract()
     assert (contract.sampler, contract.rescale_t, contract.two_time) == ("jump", 2.0, True)
+    assert MeanFlow(AdaptiveConfig(gamma=0.3)).contract().sampling == "gamma:0.3"
     for config, values, message in [
         (AdaptiveConfig, {"velocity": "data", "guidance": 2.0}, "no teacher that could be guided"),
         (ShortcutConfig, {"units": 48}, "a power of 2, got 48"),

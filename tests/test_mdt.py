@@ -318,6 +318,8 @@ def test_contract() -> None:
         "times": (),
         "rescale_t": 1.0,
         "guidance": 1.0,
+        "strength": None,
+        "strengths": None,
         "two_time": False,
     }
     phased = VelocityMatching(VMConfig(multiphase=3, rescale_t=3.0)).contract()

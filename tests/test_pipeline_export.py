@@ -107,6 +107,20 @@ def test_a_sampler_that_trellis_lacks(tmp_path: Path, tiny_pipeline: Path, name:
     assert torch.allclose(before.latents, Runner(again, same)(REQUEST, []).latents, atol=1e-5)
 
 
+def test_a_student_that_takes_the_guidance_strength_is_no_pipeline_of_trellis(
+    tmp_path: Path, tiny_pipeline: Path
+) -> None:
+    contract = Contract(steps=(1,), strength=3.0, strengths=(1.0, 5.0))
+    pipeline, students, recipes = chosen(tiny_pipeline, distilled(tmp_path / "ss", "ss", contract))
+    assert str(recipes["ss"]) == "1 step, euler, guidance 4 as an input"
+    with pytest.raises(FewstepError, match=r"takes the guidance strength as an input .*TRELLIS's loader"):
+        save_pipeline(tmp_path / "out", pipeline, students, recipes)
+    asked, said = recipe_of(pipeline.spec.sampler("ss"), students["ss"], Asked(guidance=7.0))
+    assert asked.contract is not None
+    assert (asked.contract.strength, asked.guidance.scale) == (6.0, 1.0)
+    assert said == [f"{students['ss'].path}: the student was made for guidance 2 to 6, got 7"]
+
+
 def test_nothing_is_overwritten_and_nothing_half_is_left(
     tmp_path: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

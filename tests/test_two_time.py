@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,25 @@ def test_the_engine_trains_all_of_it_and_the_sampler_uses_it(made: Made) -> None
     x = jump(student, batch.x0, batch.cond, batch.layout, [1.0, 0.5, 0.0], step)
     first = batch.x0 - 0.5 * ask_at(student, batch.x0, batch, 1.0, 0.5)
     torch.testing.assert_close(x, first - 0.5 * ask_at(student, first, batch, 0.5, 0.0))
+
+
+def test_the_guidance_strength_is_an_input_beside_it(made: Made, tmp_path: Path) -> None:
+    flow, batch = made
+    before = ask(flow, batch, None)
+    told = [replace(batch, cond=batch.cond.with_strength(w, batch.x0, batch.layout)) for w in (1.0, 7.0)]
+    assert torch.equal(ask(flow, told[1], None), before)  # it has no such input
+    student = flow.student(TWO_TIME | {"guidance_input"})
+    assert torch.equal(ask(student, told[1], (0.0, 0.2)), before)
+    torch.nn.init.normal_(student.model.strength_embedder.mlp[2].weight)
+    weak, strong = (ask(student, one, (0.0, 0.2)) for one in told)
+    assert all((a - b).abs().max() > 1e-3 for a, b in [(weak, strong), (weak, before)])
+    assert torch.equal(ask(student, batch, (0.0, 0.2)), before)
+    student.save(tmp_path)
+    facts = json.loads((tmp_path / "model.json").read_text())
+    assert facts["name"] in ("SparseStructureFlowModel", "SLatFlowModel")
+    assert (facts["args"]["two_time"], facts["args"]["guidance_input"]) == (True, True)
+    assert torch.equal(ask(type(flow).load(tmp_path), told[1], (0.0, 0.2)), strong)
+    assert torch.equal(ask(student.student(frozenset({"guidance_input"})), told[1], (0.0, 0.2)), strong)
 
 
 def test_a_student_passes_the_kit(made: Made) -> None:

@@ -92,7 +92,13 @@ class Student:
         return batch.select(torch.arange(count) % batch.layout.batch_size)
 
     def sample(
-        self, prompts: Prompts = None, *, steps: int | None = None, seed: int = 0, sampler: str | None = None
+        self,
+        prompts: Prompts = None,
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        sampler: str | None = None,
+        guidance: float | None = None,
     ) -> Tensor:
         """Samples like ``prompts.x0``, on the CPU: [B, ...], or [T, C] packed as ``prompts.layout``.
 
@@ -104,22 +110,26 @@ class Student:
             steps: sampling steps; by default the contract's first.
             sampler: registered sampler, alone ("gamma") or with its share of fresh noise ("gamma:0.3"); by default the
                 contract's.
+            guidance: strength w, of a student that takes one as an input; by default the contract's.
 
         Raises:
-            FewstepError: for a sampler that is not registered or does not fit the student, or steps below 1.
+            FewstepError: for a sampler that is not registered or does not fit the student, a strength for a student
+                without that input, or steps below 1.
         """
         if steps is not None and steps < 1:
             raise FewstepError(f"steps: got {steps}; accepted: an integer from 1 on")
         contract = self.contract.sampled_by(sampler or self.contract.sampler)
+        contract = contract if guidance is None else contract.with_strength(guidance)
         draw, steps = contract.load_sampler(), steps or contract.steps[0]
         for departure in self.departures(contract, steps):
             warnings.warn(departure, stacklevel=2)
         batch = self.prompts(prompts)
         noise = Step(index=0, interpolant=self.network.interpolant, seed=seed).randn_like(batch.x0, "noise")
         step = Step(index=0, interpolant=self.network.interpolant, seed=seed, device=self.device)
-        here, guidance = batch.to(self.device), contract.guidance
-        field = Teacher(self.network, Guidance(guidance)) if guidance != 1.0 else self.network
-        found: Tensor = draw(field, noise.to(self.device), here.cond, here.layout, contract.grid(steps), step)
+        here, scale, x = batch.to(self.device), contract.guidance, noise.to(self.device)
+        field = Teacher(self.network, Guidance(scale)) if scale != 1.0 else self.network
+        cond = contract.told(here.cond, x, here.layout)
+        found: Tensor = draw(field, x, cond, here.layout, contract.grid(steps), step)
         return found.cpu()
 
     def departures(self, contract: Contract, steps: int) -> list[str]:
@@ -130,6 +140,10 @@ class Student:
             found.append(f"the student was made for sampler {made_for!r}, got {got!r}")
         if steps not in self.contract.steps:
             found.append(f"the student was made for {self.contract.made_for}, got {steps}")
+        if contract.strengths and contract.strength is not None:
+            low, high = contract.strengths
+            if not low <= contract.strength <= high:
+                found.append(f"the student was made for guidance {low:g} to {high:g}, got {contract.strength:g}")
         return found
 
     def decode(self, latents: Tensor, prompts: Batch) -> Any:

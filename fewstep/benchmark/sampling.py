@@ -40,9 +40,10 @@ def sample(
             batch = prompts.select(rows).to(device)
             x = layout.select(noise, rows)[0].to(device)
             step = Step(index=index, interpolant=model.network.interpolant, seed=seed, device=device)
+            cond = model.contract.told(batch.cond, x, batch.layout)
             began = clock(device)
             if x.numel():  # the stage before may have decoded empty structures
-                x = model.sampler(model.field, x, batch.cond, batch.layout, model.contract.grid(steps), step)
+                x = model.sampler(model.field, x, cond, batch.layout, model.contract.grid(steps), step)
             seconds += clock(device) - began
             parts.append(x.cpu())
     return torch.cat(parts), sum(sizes) / layout.batch_size, seconds / layout.batch_size

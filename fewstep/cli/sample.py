@@ -20,6 +20,9 @@ def sample(
     path: Annotated[str, Argument(help="A student's folder, the run's that made it, a shipped name or a hub name.")],
     steps: Annotated[int | None, whole("--steps", "Sampling steps; by default its contract's first.", 1, 1000)] = None,
     sampler: Annotated[str | None, Option(help="NAME, or NAME:NOISE with its share of fresh noise.")] = None,
+    guidance: Annotated[
+        float | None, Option(help="Strength w, of a student that takes it as an input; by default its contract's.")
+    ] = None,
     count: Annotated[int, whole("--count", "How many samples.", 1, 4096, "-n")] = 8,
     seed: Annotated[int, whole("--seed", "Seed of the noise.", 0, 2**31 - 1)] = 0,
     out: Annotated[
@@ -51,7 +54,7 @@ def sample(
     if file_suffix(place) not in ("", *suffixes):
         raise invalid("--out", out, f"a folder, or a file ending in {' or '.join(suffixes)}")
     prompts = student.prompts(picture, count, background)
-    latents = student.sample(prompts, steps=steps, seed=seed, sampler=sampler)
+    latents = student.sample(prompts, steps=steps, seed=seed, sampler=sampler, guidance=guidance)
     files = student.save(latents, prompts, place)
     contract = student.contract
     made = number_of(count, "sample"), number_of(steps or contract.steps[0], "step")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,6 +17,7 @@ from fewstep.config.base import Strict, validate
 from fewstep.core.batch import Condition
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Layout
+from fewstep.core.strength import StrengthEmbedder
 from fewstep.errors import FewstepError
 from fewstep.files import write_json
 from fewstep.texts import read_json
@@ -44,9 +45,10 @@ class VelocityField(Protocol):
 class Backbone(nn.Module):
     """A network that predicts velocity, with what it can do declared.
 
-    A subclass sets ``Config``, ``provides`` (of "dense", "packed", "jvp", "two_time", "negative_time", "features"),
-    ``dataset`` and ``interpolant``, and implements ``forward``, ``teacher`` and, where those here do not fit, ``save``
-    and ``load``; with "features" also ``taps``.
+    A subclass sets ``Config``, ``provides`` (of "dense", "packed", "jvp", "two_time", "negative_time", "features",
+    "guidance_input"), ``dataset`` and ``interpolant``, and implements ``forward``, ``teacher`` and, where those here do
+    not fit, ``save`` and ``load``; with "features" also ``taps``. With "guidance_input" it sets ``strength_channels``
+    and adds ``strength_of(cond)`` to its embedding of time.
     Where a model is several networks one after another, each is a backbone with its ``stage``, and the one that users
     name lists all in ``stages``.
     """
@@ -56,6 +58,7 @@ class Backbone(nn.Module):
     provides: ClassVar[frozenset[str]] = frozenset()  # what it can do, or its ``student`` can
     dataset: ClassVar[str]  # name of the registered data set that a run uses unless told otherwise
     interpolant: Interpolant = Interpolant()
+    strength_channels: int  # width of the embedding that the guidance strength is added to
     stage: ClassVar[str] = ""  # this network's own name among the stages of its model
     stages: ClassVar[Mapping[str, str]] = MappingProxyType({})  # stage: registered backbone, in order
 
@@ -65,6 +68,18 @@ class Backbone(nn.Module):
         A backbone that does not provide "two_time" refuses an ``s_B``.
         """
         raise TypeError(f"{type(self).__name__} does not implement forward")
+
+    def take_strength(self) -> None:
+        """Grow an input for the guidance strength, ``Condition.strength``, that changes nothing until it is trained."""
+        if not hasattr(self, "strength_embedder"):
+            weight = next(self.parameters())
+            self.strength_embedder = StrengthEmbedder(self.strength_channels).to(weight.device, weight.dtype)
+
+    def strength_of(self, cond: Condition) -> Tensor | None:
+        """The embedded strengths [B, C], to be added to the embedding of time; None where there are none."""
+        if cond.strength is None or not hasattr(self, "strength_embedder"):
+            return None
+        return cast(Tensor, self.strength_embedder(cond.strength))
 
     def taps(self) -> list[tuple[nn.Module, int]]:
         """The inner layers whose outputs ``features`` gives, from first to last, and their channels."""
@@ -102,9 +117,13 @@ class Backbone(nn.Module):
 
         Args:
             needs: the objective's. Where "two_time" is among them and this network takes one time, its student is given
-                a second that changes nothing until it is trained.
+                a second that changes nothing until it is trained. With "guidance_input" it is given one for the
+                guidance strength, likewise.
         """
-        return copy.deepcopy(self)
+        copied = copy.deepcopy(self)
+        if "guidance_input" in needs:
+            copied.take_strength()
+        return copied
 
     def save(self, folder: Path, *, half: bool = False) -> None:
         """Write the weights as ``model.safetensors`` and ``model.json`` into ``folder``.
@@ -115,7 +134,9 @@ class Backbone(nn.Module):
         dtype = torch.float16 if half else torch.float32
         tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in self.state_dict().items()}
         save_file(tensors, folder / "model.safetensors")
-        write_json(folder / "model.json", {"class": type(self).__name__, "config": self.config.model_dump(mode="json")})
+        facts = {"class": type(self).__name__, "config": self.config.model_dump(mode="json")}
+        more = {"guidance_input": True} if hasattr(self, "strength_embedder") else {}
+        write_json(folder / "model.json", facts | more)
 
     @classmethod
     def load(cls: type[B], folder: Path) -> B:
@@ -125,7 +146,10 @@ class Backbone(nn.Module):
             FewstepError: when the files are missing or do not fit each other.
         """
         try:
-            model = cls(validate(cls.Config, read_json(folder / "model.json")["config"]))
+            facts = read_json(folder / "model.json")
+            model = cls(validate(cls.Config, facts["config"]))
+            if facts.get("guidance_input"):
+                model.take_strength()
             model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise FewstepError(f"{folder}: no {cls.__name__} can be read here: {error}") from None

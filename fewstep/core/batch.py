@@ -22,6 +22,7 @@ class Condition:
         tokens: [B, ...], or None for an unconditional model.
         negative_tokens: [B, ...]; None means zeros (TRELLIS's image models).
         blank: True promises that every token is 0, so that a network may skip cross attention.
+        strength: [B] guidance strengths w for a student that takes them as an input; another network ignores them.
 
     A dataclass that derives from it may add tensors [B, ...]; they stay with their samples.
     """
@@ -29,6 +30,7 @@ class Condition:
     tokens: Tensor | None = None
     negative_tokens: Tensor | None = None
     blank: bool = False
+    strength: Tensor | None = None
 
     def negative(self) -> Condition:
         """The condition of the unconditional pass."""
@@ -37,6 +39,10 @@ class Condition:
         if self.negative_tokens is None:
             return replace(self, tokens=torch.zeros_like(self.tokens), blank=True)
         return replace(self, tokens=self.negative_tokens, blank=False)
+
+    def with_strength(self, strength: float, x: Tensor, layout: Layout) -> Condition:
+        """The condition with one guidance strength for all samples ``x``."""
+        return replace(self, strength=torch.full((layout.batch_size,), strength, device=x.device))
 
     def select(self, rows_B: Tensor) -> Condition:
         """The conditions of these samples."""

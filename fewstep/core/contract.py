@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
 from pydantic import Field, field_validator
+from torch import Tensor
 
 from fewstep.config.base import Strict
+from fewstep.core.batch import Condition
+from fewstep.core.layout import Layout
 from fewstep.core.times import step_grid
 from fewstep.errors import FewstepError, invalid
 from fewstep.plugins.registry import registry
@@ -24,6 +28,12 @@ class Contract(Strict):
     times: tuple[float, ...] = Field((), description="times it was trained at, from 1 downwards; none: all times")
     rescale_t: float = Field(1.0, gt=0, description="warp of the time grid, r t / (1 + (r - 1) t)")
     guidance: float = Field(1.0, description="guidance scale at sampling; 1: none needed, it is baked in")
+    strength: float | None = Field(
+        None, ge=0, description="guidance strength w that the student is given as an input; none: it has no such input"
+    )
+    strengths: tuple[float, float] | None = Field(
+        None, description="least and largest strength that it was trained with"
+    )
     two_time: bool = Field(False, description="the student takes a target time s, which 'jump' and 'gamma' pass")
 
     @field_validator("times")
@@ -49,6 +59,22 @@ class Contract(Strict):
         if steps > count:
             return step_grid(steps, self.rescale_t)
         return [*(self.times[i * count // steps] for i in range(steps)), 0.0]
+
+    def with_strength(self, strength: float) -> Contract:
+        """The contract with another guidance strength.
+
+        Raises:
+            FewstepError: for a student without that input, or a strength that is not finite or below 0.
+        """
+        if self.strength is None:
+            raise invalid("--guidance", strength, "nothing: this student takes no guidance strength, it is baked in")
+        if not 0 <= strength < math.inf:
+            raise invalid("--guidance", strength, "a strength w from 0 on, as in (1 + w) c - w u")
+        return self.model_copy(update={"strength": strength})
+
+    def told(self, cond: Condition, x: Tensor, layout: Layout) -> Condition:
+        """The condition that the student is given for samples ``x``: with the guidance strength where it takes one."""
+        return cond if self.strength is None else cond.with_strength(self.strength, x, layout)
 
     def load_sampler(self) -> Any:
         """The sampler with its setting, a ``Sampler`` or a function that a plugin registers as one.

@@ -133,7 +133,8 @@ def _apart(got: Tensor, wanted: Tensor) -> float:
 
 @dataclass(frozen=True)
 class GraphedField:
-    """A velocity field without gradients. Its evaluations on dense samples are replayed, all others run plainly.
+    """A velocity field without gradients. Its evaluations on dense samples are replayed, all others run plainly, as do
+    those of a student that is told a guidance strength.
 
     Args:
         field: its weights stay where they are; equal fields share recordings.
@@ -145,7 +146,8 @@ class GraphedField:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
-        if cond.tokens is None or type(cond) is not Condition or not isinstance(layout, Dense):
+        known = type(cond) is Condition and cond.strength is None and isinstance(layout, Dense)
+        if cond.tokens is None or not known:
             return self.field(x, t_B, cond, layout, s_B=s_B)
 
         def run(x: Tensor, t_B: Tensor, tokens: Tensor, *s_B: Tensor) -> Tensors:

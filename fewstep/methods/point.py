@@ -13,6 +13,7 @@ from torch import Tensor
 from fewstep.config.base import Strict
 from fewstep.core.backbone import Guidance
 from fewstep.core.batch import Batch, Condition
+from fewstep.core.layout import Dense
 from fewstep.core.objective import Nets, Step
 from fewstep.core.times import TimeSampler
 from fewstep.methods.residual import Derivative, Residual, phase_end
@@ -32,7 +33,14 @@ class Ramp(Strict):
         return self.start + (self.end - self.start) * step.index / max(1, step.total - 1)
 
 
-Strengths = Strength | Annotated[tuple[Strength, ...], Field(min_length=1)] | Ramp | None
+class Range(Strict):
+    """Guidance strengths of which each iteration draws one."""
+
+    low: Strength = Field(description="least strength w")
+    high: Strength = Field(description="largest strength w")
+
+
+Strengths = Strength | Annotated[tuple[Strength, ...], Field(min_length=1)] | Ramp | Range | None
 
 
 class NoisyConfig(Strict):
@@ -76,8 +84,8 @@ class Look:
     Args:
         config: the shared keys.
         knobs: how the derivative is taken; its interval bounds the times.
-        strengths: the teacher's guidance strength w, of a list one value each step, or a ramp over the run; None is the
-            teacher's own.
+        strengths: the teacher's guidance strength w, of a list or a range one value each step, or a ramp over the run;
+            None is the teacher's own.
         phases: number of equal phases; the student jumps to the end of the one that holds t - D.
         name: of the term, for its draws of guidance and of dropped conditions.
         t: distribution of the term's own time, drawn with noise of its own; None shares time and noise with the other
@@ -86,7 +94,7 @@ class Look:
 
     config: NoisyConfig
     knobs: Derivative
-    strengths: float | tuple[float, ...] | Ramp | None
+    strengths: float | tuple[float, ...] | Ramp | Range | None
     phases: int = 1
     name: str = "main"
     t: TimeSampler | None = None
@@ -145,12 +153,17 @@ class Look:
 
     def guidance(self, step: Step) -> Guidance | None:
         """This step's guidance; None is the teacher's own."""
-        if self.strengths is None:
-            return None
-        if isinstance(self.strengths, Ramp):
-            return Guidance.strength(self.strengths.at(step))
-        values = self.strengths if isinstance(self.strengths, tuple) else (self.strengths,)
-        return Guidance.strength(step.choice(values, f"guidance/{self.name}"))
+        strength = self.strength(step)
+        return None if strength is None else Guidance.strength(strength)
+
+    def strength(self, step: Step) -> float | None:
+        """This step's guidance strength w; None is the teacher's own."""
+        strengths, name = self.strengths, f"guidance/{self.name}"
+        if isinstance(strengths, Ramp):
+            return strengths.at(step)
+        if isinstance(strengths, Range):
+            return strengths.low + (strengths.high - strengths.low) * float(step.times(Dense(1), UNIFORM, name))
+        return step.choice(strengths, name) if isinstance(strengths, tuple) else strengths
 
 
 def dropped(batch: Batch, step: Step, share: float, name: str) -> Condition:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -17,8 +18,8 @@ from fewstep.core.layout import Dense, Packed
 from fewstep.errors import FewstepError
 from fewstep.testing.tiny import near
 
-CAPABILITIES = frozenset({"dense", "packed", "jvp", "two_time", "negative_time", "features"})
-ALONE, DIFFERENCE, HALF = 1e-9, 1e-4, 3e-2  # relative
+CAPABILITIES = frozenset({"dense", "packed", "jvp", "two_time", "negative_time", "features", "guidance_input"})
+ALONE, DIFFERENCE, FLOAT, HALF = 1e-9, 1e-4, 1e-4, 3e-2  # relative
 WIDTHS = (1e-7, 1e-5, 1e-3)  # narrow for features of 1000 t, wide for networks that are float32 inside
 
 
@@ -27,8 +28,9 @@ def check_backbone(backbone: Backbone, batch: Batch) -> None:
 
     Checked: a finite velocity like ``x`` and of its type, also for float64 times; each sample alone gives what it gives
     in the batch; exact tangents, if provided, agree with finite differences; a target time is taken, or refused;
-    negative times, if provided, are told from positive ones; gradients reach the parameters; ``save`` and ``load`` give
-    the same network, whole and in half precision.
+    negative times, if provided, are told from positive ones; an input for the guidance strength, if provided, changes
+    nothing at first, then tells strengths apart, and survives a file; gradients reach the parameters; ``save`` and
+    ``load`` give the same network, whole and in half precision.
 
     Args:
         batch: a few samples that it takes; run in float64.
@@ -45,6 +47,8 @@ def check_backbone(backbone: Backbone, batch: Batch) -> None:
         network.tells_negative_times()
     if "features" in backbone.provides:
         network.gives_features()
+    if "guidance_input" in backbone.provides:
+        network.grows_a_guidance_input()
     if "jvp" in backbone.provides:
         network.differentiates()
     network.learns()
@@ -110,6 +114,28 @@ class Probe:
         v = self.velocity(slower=-1.0)
         fine = bool(v.isfinite().all()) and not torch.equal(v, self.velocity())
         self.claim(fine, "provides 'negative_time', but its velocity at -t is that at t, or not finite")
+
+    def grows_a_guidance_input(self) -> None:
+        student, batch = self.backbone.student(frozenset({"guidance_input"})).double().eval(), self.batch
+
+        def ask(network: Backbone, strength: float) -> Tensor:
+            guided = replace(batch, cond=batch.cond.with_strength(strength, batch.x0, batch.layout))
+            return Probe(network, guided).velocity()
+
+        text = "provides 'guidance_input', but"
+        self.claim(torch.equal(ask(student, 3.0), self.velocity()), f"{text} a new student is not as the teacher")
+        names = {name for name, _ in self.backbone.named_parameters()}
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in student.named_parameters():
+                if name not in names:
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+        told = ask(student, 3.0)
+        self.claim(not torch.equal(told, ask(student, 8.0)), f"{text} its student does not tell strengths apart")
+        with tempfile.TemporaryDirectory() as folder:
+            copy.deepcopy(student).float().save(Path(folder))
+            again = type(student).load(Path(folder)).double().eval()
+        self.claim(near(ask(again, 3.0), told, FLOAT), f"{text} save() and load() lose it")
 
     def gives_features(self) -> None:
         batch, layers = self.batch, self.backbone.taps()

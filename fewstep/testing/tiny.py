@@ -30,12 +30,14 @@ class TinyBackbone(Backbone):
     of both times and of the condition."""
 
     Config = TinyConfig
-    provides: ClassVar[frozenset[str]] = frozenset({"dense", "packed", "jvp", "two_time", "negative_time", "features"})
+    provides: ClassVar[frozenset[str]] = frozenset(
+        {"dense", "packed", "jvp", "two_time", "negative_time", "features", "guidance_input"}
+    )
 
     def __init__(self, width: int = 16, seed: int = 0) -> None:
         super().__init__()
         inputs = CHANNELS + 3 + COND
-        self.width = width
+        self.width = self.strength_channels = width
         self.inner, self.outer = nn.Linear(inputs, width), nn.Linear(width, CHANNELS)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -47,7 +49,10 @@ class TinyBackbone(Backbone):
         tokens = t_B.new_zeros(len(t_B), COND) if cond.tokens is None else cond.tokens
         scalars = [t_B, s_B, layout.mean(x), *tokens.unbind(1)]
         columns = [layout.expand(v_B, x).expand(*x.shape[:-1], 1) for v_B in scalars]
-        velocity: Tensor = self.outer(torch.tanh(self.inner(torch.cat([x, *columns], -1))))
+        h = self.inner(torch.cat([x, *columns], -1))
+        if (strength := self.strength_of(cond)) is not None:
+            h = h + torch.cat([layout.expand(v_B, x) for v_B in strength.unbind(1)], -1)
+        velocity: Tensor = self.outer(torch.tanh(h))
         return velocity
 
     def taps(self) -> list[tuple[nn.Module, int]]:
@@ -60,11 +65,14 @@ class TinyBackbone(Backbone):
     def save(self, folder: Path, *, half: bool = False) -> None:
         tensors = {k: (v.half() if half else v).contiguous() for k, v in self.state_dict().items()}
         save_file(tensors, folder / "model.safetensors")
-        (folder / "model.json").write_text(json.dumps({"width": self.width}))
+        (folder / "model.json").write_text(json.dumps({"width": self.width, "more": len(tensors) > 4}))
 
     @classmethod
     def load(cls, folder: Path) -> TinyBackbone:
-        backbone = cls(json.loads((folder / "model.json").read_text())["width"])
+        facts = json.loads((folder / "model.json").read_text())
+        backbone = cls(facts["width"])
+        if facts["more"]:
+            backbone.take_strength()
         backbone.load_state_dict(load_file(folder / "model.safetensors"))
         return backbone
 

@@ -25,7 +25,8 @@ class Consistency(Jumping[ConsistencyConfig]):
         return Look(self.config, Derivative(self.config.kind, self.config.interval), self.config.guidance)
 
     def contract(self) -> Contract:
-        return Contract(sampler=self.config.sampler, rescale_t=self.config.rescale_t)
+        noise = self.config.noise if self.config.sampler == "consistency" and self.config.noise < 1 else None
+        return Contract(sampler=self.config.sampler, noise=noise, rescale_t=self.config.rescale_t)
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         if self.config.kind == "discrete":

@@ -50,6 +50,8 @@ class ConsistencyConfig(BaseConfig):
         "consistency", description="sampling in several steps: fresh noise on the predicted data, or its own direction"
     )
 
+    noise: float = Field(1.0, ge=0, le=1, description="share of that noise that is fresh (sampler consistency)")
+
     @model_validator(mode="after")
     def _limit(self) -> ConsistencyConfig:
         if self.kind == "continuous" and self.target == "ema":

@@ -6,8 +6,8 @@ with vT the teacher's guided velocity, N equal times and a skip of k. An Euler s
 paper's DDIM step. ``interval`` is k / N and ``t.points`` N - k + 1. Published: N = 1000 and k = 20; the published
 code has N = 50, k = 1 and an EMA of rate 0.95.
 
-The paper draws the guidance strength w from [2, 14] and gives it to the student as an input. No backbone here has such
-an input, so w is baked in: the teacher's own, a number, or a list that is drawn from.
+The paper draws the guidance strength w from [2, 14] and gives it to the student as an input: ``guidance = {low = 2,
+high = 14}``, or a list to draw from; here one w an iteration. A number, a ramp, or the teacher's own is baked in.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from fewstep.core.batch import Batch
+from fewstep.core.contract import Contract
 from fewstep.core.objective import Nets, Step
+from fewstep.methods.embedded import needed, promised, told
 from fewstep_consistency.config import LCMConfig
 from fewstep_consistency.jumping import Jumping
 
@@ -25,5 +27,12 @@ class LatentConsistency(Jumping[LCMConfig]):
 
     Config = LCMConfig
 
+    def __init__(self, config: LCMConfig) -> None:
+        super().__init__(config)
+        self.needs = type(self).needs | needed(config.guidance)  # type: ignore[misc]
+
+    def contract(self) -> Contract:
+        return promised(super().contract(), self.config.guidance)
+
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
-        return {"lcm": self.jump_distance(batch, nets, step)}
+        return {"lcm": self.jump_distance(told(self.look(step), batch, step), nets, step)}

@@ -23,6 +23,13 @@ class FlowMapConfig(PointConfig):
         0.5, ge=0, le=1, description="share of samples with s < t; the others have s = t and learn the velocity"
     )
 
+    gamma: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="sampling in several steps: 0 jumps, above it gamma-sampling with this share of fresh noise",
+    )
+
     @model_validator(mode="after")
     def _data_has_no_guidance(self) -> FlowMapConfig:
         if self.velocity == "data" and self.guidance is not None:

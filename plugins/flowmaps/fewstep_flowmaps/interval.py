@@ -66,7 +66,12 @@ class FlowMap(Objective[C]):
     sampler = "jump"
 
     def contract(self) -> Contract:
-        return Contract(sampler=self.sampler, rescale_t=self.config.rescale_t, two_time=True)
+        sampler, noise = ("gamma", self.config.gamma) if self.config.gamma else (self.sampler, None)
+        return Contract(sampler=sampler, noise=noise, rescale_t=self.config.rescale_t, two_time=True)
+
+    def look(self) -> Look:
+        """How it looks at noisy samples."""
+        return Look(self.config, CONTINUOUS, self.config.guidance)
 
     def ends(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
         """[B] times t and s <= t of this step. A share ``apart`` has s < t."""
@@ -81,7 +86,7 @@ class FlowMap(Objective[C]):
 
     def interval(self, batch: Batch, nets: Nets, step: Step, target: nn.Module | None = None) -> Interval:
         """Draws an interval and noise for each sample; ``target`` makes targets in place of the student."""
-        look, layout = Look(self.config, CONTINUOUS, self.config.guidance), batch.layout
+        look, layout = self.look(), batch.layout
         t_B, s_B = self.ends(batch, step)
         x_t, _, noise = look.noisy(batch, step, t_B)
         cond = dropped(batch, step, self.config.p_uncond, "drop/main")

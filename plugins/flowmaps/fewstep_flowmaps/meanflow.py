@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from fewstep.core.batch import Batch
+from fewstep.core.contract import Contract
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Nets, Step
 from fewstep.methods.distance import distance
+from fewstep.methods.embedded import needed, promised, told
 from fewstep_flowmaps.config import AdaptiveConfig
 from fewstep_flowmaps.interval import FlowMap
 
@@ -50,14 +52,21 @@ class MeanFlow(Adaptive[AdaptiveConfig]):
 class ImprovedMeanFlow(Adaptive[AdaptiveConfig]):
     """|| F(x_t, t, s) + (t - s) sg(dF/dt) - vT ||^2, with dF/dt along the student's own velocity (F(x_t, t, t), 1, 0).
 
-    On data this keeps the noise of eps - x0 out of the derivative. The paper's guidance as a condition is left out:
-    the teacher's guidance is baked in.
+    On data this keeps the noise of eps - x0 out of the derivative. As in the paper, the student takes the guidance
+    strength as an input where ``guidance`` is a list or a range; a number is baked in.
     """
 
     Config = AdaptiveConfig
 
+    def __init__(self, config: AdaptiveConfig) -> None:
+        super().__init__(config)
+        self.needs = type(self).needs | needed(config.guidance)  # type: ignore[misc]
+
+    def contract(self) -> Contract:
+        return promised(super().contract(), self.config.guidance)
+
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
-        at = self.interval(batch, nets, step)
+        at = self.interval(told(self.look(), batch, step), nets, step)
         with torch.no_grad():
             own = at.student(at.x_t, at.t_B, at.t_B)
         error = at.residual(step, own).instantaneous(at.span) - at.velocity

@@ -46,12 +46,14 @@ class ImageFlow(Backbone):
     """
 
     Config = ImagesConfig
-    provides: ClassVar[frozenset[str]] = frozenset({"dense", "jvp", "two_time", "negative_time", "features"})
+    provides: ClassVar[frozenset[str]] = frozenset(
+        {"dense", "jvp", "two_time", "negative_time", "features", "guidance_input"}
+    )
     dataset = "images"
 
     def __init__(self, config: ImagesConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.strength_channels = config, config.width
         pixels, width = SIDES[config.source] ** 2, config.width
         self.first = nn.Linear(pixels, width)
         self.time = nn.Linear(1 + 2 * FREQUENCIES, width)
@@ -68,6 +70,8 @@ class ImageFlow(Backbone):
         facts = self.time(time_features(t_B)) + self.digit(self._tokens(cond, layout, x))
         if s_B is not None:
             facts = facts + self.jump(span_features(t_B - s_B.to(x.dtype)))
+        if (strength := self.strength_of(cond)) is not None:
+            facts = facts + strength
         facts, h = self.facts(facts), self.first(x)
         for block in self.blocks:
             h = block(h, facts)

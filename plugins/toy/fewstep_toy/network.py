@@ -35,12 +35,15 @@ class ToyFlow(Backbone):
     """
 
     Config = ToyConfig
-    provides: ClassVar[frozenset[str]] = frozenset({"dense", "packed", "jvp", "two_time", "negative_time", "features"})
+    provides: ClassVar[frozenset[str]] = frozenset(
+        {"dense", "packed", "jvp", "two_time", "negative_time", "features", "guidance_input"}
+    )
     dataset = "toy"
 
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
         self.config, self.interpolant = config, Interpolant(config.sigma_min)
+        self.strength_channels = config.width
         target = TARGETS[config.target]()
         self.condition_width = target.class_count if config.conditional else 0
         times = 1 + 2 * FREQUENCIES
@@ -61,6 +64,8 @@ class ToyFlow(Backbone):
         h = self.first(torch.cat(parts, -1))
         if s_B is not None:
             h = h + self.jump(expand_rows(span_features(t_B - s_B), x, layout))
+        if (strength := self.strength_of(cond)) is not None:
+            h = h + expand_rows(strength, x, layout)
         return cast(Tensor, self.rest(h))
 
     def taps(self) -> list[tuple[nn.Module, int]]:

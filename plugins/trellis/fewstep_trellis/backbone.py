@@ -31,7 +31,9 @@ class StructureFlow(Flow):
 
     Config = TrellisConfig
     name, network = "trellis", SparseStructureFlowModel
-    provides: ClassVar[frozenset[str]] = frozenset({"dense", "jvp", "two_time", "negative_time", "features"})
+    provides: ClassVar[frozenset[str]] = frozenset(
+        {"dense", "jvp", "two_time", "negative_time", "features", "guidance_input"}
+    )
     dataset = "sweethome3d"
     stage = "ss"
 

@@ -83,6 +83,8 @@ class Flow(Backbone):
         copied = copy.deepcopy(self)
         if "two_time" in needs and copied.model.jump_embedder is None:
             copied.model.take_second_time(copied.model.args["model_channels"])
+        if "guidance_input" in needs and copied.model.strength_embedder is None:
+            copied.model.take_strength(copied.model.args["model_channels"])
         if copied.model.half_torso:
             copied.model.convert_to_fp32()
         if self.recompute != "none":

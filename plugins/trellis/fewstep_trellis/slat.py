@@ -47,7 +47,7 @@ class StructuredLatentFlow(Flow):
 
     Config = SLatConfig
     name, network = "trellis-slat", SLatFlowModel
-    provides: ClassVar[frozenset[str]] = frozenset({"packed", "jvp", "two_time", "negative_time"})
+    provides: ClassVar[frozenset[str]] = frozenset({"packed", "jvp", "two_time", "negative_time", "guidance_input"})
     dataset = "sweethome3d-slat"
     stage = "slat"
 

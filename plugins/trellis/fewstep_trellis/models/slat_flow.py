@@ -18,10 +18,10 @@ from fewstep_trellis.models.slat_io import down, input_blocks, io_levels, output
 from fewstep_trellis.models.sparse_blocks import SparseModulatedCrossBlock
 from fewstep_trellis.models.sparse_layers import check_packed, position_embedding_of
 from fewstep_trellis.models.structure_flow import check_pe_mode
-from fewstep_trellis.models.two_time import TwoTime
+from fewstep_trellis.models.student_inputs import ADDED, StudentInputs
 
 
-class SLatFlowModel(TwoTime):
+class SLatFlowModel(StudentInputs):
     """Velocity of structured latents, with the constructor and the state dict of the official class.
 
     Args:
@@ -45,7 +45,8 @@ class SLatFlowModel(TwoTime):
         share_mod: one modulation layer for all transformer blocks.
         qk_rms_norm: norm of queries and keys in self attention.
         qk_rms_norm_cross: the same in cross attention.
-        two_time: a second time, for students of methods that need one; not among the official arguments.
+        two_time, guidance_input: a second time and the guidance strength, for students of methods that need them; not
+            among the official arguments.
 
     Raises:
         FewstepError: arguments that do not fit together, or ``pe_mode="rope"``.
@@ -73,9 +74,9 @@ class SLatFlowModel(TwoTime):
         qk_rms_norm: bool = False,
         qk_rms_norm_cross: bool = False,
         two_time: bool = False,
+        guidance_input: bool = False,
     ) -> None:
-        arguments = locals()
-        del arguments["two_time"]  # named in a checkpoint only where it is true
+        arguments = {name: value for name, value in locals().items() if name not in ADDED}
         super().__init__()
         self.remember(arguments)
         check_positive(resolution=resolution, patch_size=patch_size, num_heads=num_heads, num_blocks=num_blocks)
@@ -104,6 +105,8 @@ class SLatFlowModel(TwoTime):
         initialise(self, self.out_layer, self.adaLN_modulation)
         if two_time:
             self.take_second_time(model_channels)
+        if guidance_input:
+            self.take_strength(model_channels)
         if use_fp16:
             self.convert_to_fp16()
 
@@ -143,7 +146,7 @@ class SLatFlowModel(TwoTime):
             FewstepError: a shape that does not fit.
         """
         self._check(x, t, cond.tokens if isinstance(cond, Condition) else cond, layout)
-        h, emb, levels = self.input_layer(x), self.embedded(t, s), self.poolings(layout)
+        h, emb, levels = self.input_layer(x), self.embedded(t, s, cond), self.poolings(layout)
         torso = self.torso_type(h)
         mod = modulation_for_blocks(emb, self.adaLN_modulation, torso)
         h, emb = h.to(torso), emb.to(torso)

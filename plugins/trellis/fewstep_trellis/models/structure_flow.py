@@ -15,7 +15,7 @@ from fewstep_trellis.models.embeddings import TimestepEmbedder, grid_coords, pos
 from fewstep_trellis.models.initialise import initialise
 from fewstep_trellis.models.patches import patchify, unpatchify
 from fewstep_trellis.models.recompute import run_block
-from fewstep_trellis.models.two_time import TwoTime
+from fewstep_trellis.models.student_inputs import ADDED, StudentInputs
 
 
 def check_pe_mode(pe_mode: str) -> None:
@@ -29,7 +29,7 @@ def check_pe_mode(pe_mode: str) -> None:
         raise unknown("pe_mode", pe_mode, ["ape"])
 
 
-class SparseStructureFlowModel(TwoTime):
+class SparseStructureFlowModel(StudentInputs):
     """Velocity of structure latents, with the constructor and the state dict of the official class.
 
     Args:
@@ -50,7 +50,8 @@ class SparseStructureFlowModel(TwoTime):
         share_mod: one modulation layer for all blocks.
         qk_rms_norm: norm of queries and keys in self attention.
         qk_rms_norm_cross: the same in cross attention.
-        two_time: a second time, for students of methods that need one; not among the official arguments.
+        two_time, guidance_input: a second time and the guidance strength, for students of methods that need them; not
+            among the official arguments.
 
     Raises:
         FewstepError: arguments that do not fit together, or ``pe_mode="rope"``.
@@ -77,9 +78,9 @@ class SparseStructureFlowModel(TwoTime):
         qk_rms_norm: bool = False,
         qk_rms_norm_cross: bool = False,
         two_time: bool = False,
+        guidance_input: bool = False,
     ) -> None:
-        arguments = locals()
-        del arguments["two_time"]  # named in a checkpoint only where it is true
+        arguments = {name: value for name, value in locals().items() if name not in ADDED}
         super().__init__()
         self.remember(arguments)
         check_positive(resolution=resolution, patch_size=patch_size, num_heads=num_heads, num_blocks=num_blocks)
@@ -105,6 +106,8 @@ class SparseStructureFlowModel(TwoTime):
         initialise(self, self.out_layer, self.adaLN_modulation)
         if two_time:
             self.take_second_time(model_channels)
+        if guidance_input:
+            self.take_strength(model_channels)
         if use_fp16:
             self.convert_to_fp16()
 
@@ -135,7 +138,7 @@ class SparseStructureFlowModel(TwoTime):
         self._check(x, t, cond.tokens if isinstance(cond, Condition) else cond)
         h = self.input_layer(patchify(x, self.patch_size)) + self.pos_emb
         torso = self.torso_type(h)
-        h, mod = h.to(torso), modulation_for_blocks(self.embedded(t, s), self.adaLN_modulation, torso)
+        h, mod = h.to(torso), modulation_for_blocks(self.embedded(t, s, cond), self.adaLN_modulation, torso)
         tokens = tokens_for_blocks(cond, torso)
         for block in self.blocks:
             h = run_block(block, h, mod, tokens, recompute=self.use_checkpoint)

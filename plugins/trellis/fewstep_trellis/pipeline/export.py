@@ -64,8 +64,15 @@ def sampler(recipe: Recipe, pipeline: Pipeline, stage: str) -> dict[str, Any]:
     interval is one that holds no time.
 
     Raises:
-        FewstepError: for a sampler that TRELLIS does not have. One step of consistency sampling is one of Euler's.
+        FewstepError: for a sampler that TRELLIS does not have, or a student with an input that it does not know. One
+            step of consistency sampling is one of Euler's.
     """
+    if recipe.contract is not None and recipe.contract.strength is not None:
+        raise FewstepError(
+            f"stage {stage!r}: the student takes the guidance strength as an input (guidance_input in its model.json), "
+            "which TRELLIS's loader and samplers do not know; accepted: fewstep generate --student, or a student "
+            "trained with one objective.guidance"
+        )
     if recipe.sampler != "euler" and (recipe.steps > 1 or recipe.sampler != "consistency"):
         one = "; accepted: --steps 1, where they are the same" if recipe.sampler == "consistency" else ""
         raise FewstepError(

@@ -38,6 +38,8 @@ class Recipe:
         where = "" if (low, high) == (0.0, 1.0) else f" for t in [{low:g}, {high:g}]"
         guided = any(self.guidance.active(t) for t in self.grid[:-1])
         guidance = f"guidance {self.guidance.scale:g}{where}" if guided else "no guidance"
+        if self.contract is not None and self.contract.strength is not None:
+            guidance = f"guidance {1 + self.contract.strength:g} as an input"
         warp = "" if self.rescale_t == 1.0 else f", rescale_t {self.rescale_t:g}"
         return f"{self.steps} step{'s' if self.steps > 1 else ''}, {self.sampler}, {guidance}{warp}"
 
@@ -72,10 +74,12 @@ def recipe_of(spec: SamplerSpec, student: Student | None, asked: Asked = Asked()
         FewstepError: for a sampler that is not registered, or does not fit the student.
     """
     own = _of_teacher(spec) if student is None else _of_student(spec, student)
-    guidance = own.guidance
-    if asked.guidance is not None:
+    guidance, contract = own.guidance, own.contract or Contract()
+    if asked.guidance is not None and contract.strength is not None:
+        contract = contract.with_strength(asked.guidance - 1)
+        own = replace(own, contract=contract)
+    elif asked.guidance is not None:
         guidance = replace(guidance, scale=asked.guidance)
-    contract = own.contract or Contract()
     sampler = contract.sampled_by(asked.sampler or contract.sampler).sampling
     recipe = replace(own, sampler=sampler, steps=asked.steps or own.steps, guidance=guidance)
     if student is None:
@@ -111,6 +115,10 @@ def departures(student: Student, recipe: Recipe) -> list[str]:
     found = []
     if recipe.steps not in contract.steps:
         found.append(f"{name}: the student was made for {contract.made_for}, got {recipe.steps}")
+    strength = None if recipe.contract is None else recipe.contract.strength
+    if contract.strengths and strength is not None and not contract.strengths[0] <= strength <= contract.strengths[1]:
+        low, high = (1 + bound for bound in contract.strengths)
+        found.append(f"{name}: the student was made for guidance {low:g} to {high:g}, got {1 + strength:g}")
     if recipe.guidance.scale != contract.guidance:
         found.append(f"{name}: the student was made for guidance {contract.guidance:g}, got {recipe.guidance.scale:g}")
     if recipe.sampler != contract.sampling:

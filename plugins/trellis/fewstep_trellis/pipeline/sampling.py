@@ -71,10 +71,11 @@ def draw(
     on_step: Callable[[int, int], None],
 ) -> Tensor:
     """Latents, shaped as ``noise``, by the recipe's sampler along its grid; see :func:`sample`."""
-    run = (recipe.contract or Contract()).sampled_by(recipe.sampler).load_sampler()
+    contract = recipe.contract or Contract()
+    run = contract.sampled_by(recipe.sampler).load_sampler()
 
     def report(i: int, x: Tensor, data: Tensor) -> None:
         on_step(i + 1, recipe.steps)
 
-    found: Tensor = run(field, noise, cond, layout, recipe.grid, step, report)
+    found: Tensor = run(field, noise, contract.told(cond, noise, layout), layout, recipe.grid, step, report)
     return found

@@ -1,0 +1,52 @@
+"""Inputs of students that the official flow models do not have: a second time, and the guidance strength."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fewstep.core.batch import Condition
+from fewstep.core.strength import StrengthEmbedder
+from fewstep.errors import FewstepError
+from fewstep_trellis.models.embeddings import JumpEmbedder
+from fewstep_trellis.models.precision import HalfTorso
+
+ADDED = ("two_time", "guidance_input")  # among the arguments of a checkpoint only where they are true
+
+
+class StudentInputs(HalfTorso):
+    """A flow model that takes the time s that a jump ends at once ``take_second_time`` was called, and the guidance
+    strength once ``take_strength`` was. Neither changes an answer until it is trained. A checkpoint says which it has.
+    """
+
+    t_embedder: nn.Module
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jump_embedder: JumpEmbedder | None = None
+        self.strength_embedder: StrengthEmbedder | None = None
+
+    def take_second_time(self, channels: int) -> None:
+        """Add an embedder of t - s."""
+        self.args["two_time"] = True
+        self.jump_embedder = JumpEmbedder(channels).to(next(self.t_embedder.parameters()))
+
+    def take_strength(self, channels: int) -> None:
+        """Add an embedder of the guidance strength."""
+        self.args["guidance_input"] = True
+        self.strength_embedder = StrengthEmbedder(channels).to(next(self.t_embedder.parameters()))
+
+    def embedded(self, t: Tensor, s: Tensor | None, cond: Tensor | Condition) -> Tensor:
+        """``[B, C]`` of times ``[B]`` from 0 to 1000, and of the condition's guidance strengths.
+
+        Raises:
+            FewstepError: for an s that this model does not take.
+        """
+        embedding: Tensor = self.t_embedder(t)
+        if self.strength_embedder is not None and isinstance(cond, Condition) and cond.strength is not None:
+            embedding = embedding + self.strength_embedder(cond.strength)
+        if s is None:
+            return embedding
+        if self.jump_embedder is None:
+            raise FewstepError("this network takes one time; a student for a method that needs 'two_time' takes two")
+        out: Tensor = embedding + self.jump_embedder((t - s) / 1000)
+        return out
