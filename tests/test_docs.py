@@ -89,8 +89,8 @@ def test_the_pages_commands_run(demo: Cli) -> None:
 
 def test_the_commands_of_the_worked_examples_run(site: Path, demo: Cli) -> None:
     lines = commands("worked-examples")
-    assert [words[0] for words in lines] == ["distill", "distill", "distill", "bench", "sample"]
-    short = {"distill": ["train.steps=3"], "bench": ["--seeds", "0"]}
+    assert [words[0] for words in lines] == ["distill", "teach", "distill", "bench", "sample"]
+    short = {"teach": ["train.steps=3"], "distill": ["train.steps=3"], "bench": ["--seeds", "0"]}
     code = f"""
 from fewstep.cli import main
 for words in {[[*words, *short.get(words[0], [])] for words in lines]!r}:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import Cli, fake_plugin
 
+from fewstep import metrics
 from fewstep.cli import main
 from fewstep.cli.app import build
 from fewstep.plugins.registry import Registry, registry
@@ -265,7 +266,7 @@ def test_an_error_in_an_authors_code_shows_the_authors_line(cli: Cli, site: Path
 
 def test_what_there_is_and_where_it_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
     shown = {}
-    for name in ("students", "presets", "samplers", "trackers", "plugins"):
+    for name in ("students", "presets", "samplers", "metrics", "trackers", "plugins"):
         assert main([name]) == 0
         rows = capsys.readouterr().out.splitlines()
         shown[name] = [[cell.strip() for cell in row.strip("│").split("│")] for row in rows if row.startswith("│")]
@@ -279,3 +280,7 @@ def test_what_there_is_and_where_it_comes_from(capsys: pytest.CaptureFixture[str
     assert student[-1] == "plugin trellis"
     core = next(row for row in shown["plugins"] if row[0] == "(core)")
     assert core[3] == "samplers: consistency, euler, heun, jump"
+    assert ["kid", "core", "kernel Inception distance, unbiased"] in shown["metrics"]
+    for kind in ("samplers", "metrics", "trackers"):
+        assert [row for row in shown[kind] if row not in shown["plugins"]] == []
+    assert {row[0] for row in shown["metrics"]} >= set(metrics.__all__)

@@ -131,6 +131,7 @@ def test_every_hook_says_what_it_takes() -> None:
         ["plugins"],
         ["presets"],
         ["samplers"],
+        ["metrics"],
         ["trackers"],
         ["--version"],
         *([command, "--help"] for command in ("distill", "bench", "sample", "generate", "export", "teach", "ops")),

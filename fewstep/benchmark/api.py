@@ -19,6 +19,7 @@ from fewstep.config.resolve import data_of
 from fewstep.config.stages import chosen
 from fewstep.console import Console, spinner
 from fewstep.engine.folder import occupied
+from fewstep.engine.teachers import open_teacher
 from fewstep.errors import FewstepError, need
 from fewstep.files import check_place
 from fewstep.plugins.registry import Entry, registry
@@ -129,7 +130,7 @@ def _fresh(folder: Path) -> Path:
 
 def _stage(name: str, network: Entry, config: BenchConfig, dataset: str | None) -> Stage:
     backbone = network.load()
-    teacher = backbone.teacher(config.backbone)
+    teacher = open_teacher(network, config.backbone)
     data = data_of(network, dataset).load()(config.data, teacher.backbone)
     suite = backbone.suite(config.backbone, data)
     if suite is None or not suite.headline:

@@ -11,14 +11,14 @@ import fewstep
 from fewstep.cli.bench import bench
 from fewstep.cli.dispatch import add_shared_commands
 from fewstep.cli.distill import distill
-from fewstep.cli.lists import presets, samplers, students, trackers
+from fewstep.cli.lists import metrics, presets, samplers, students, trackers
 from fewstep.cli.plugins import plugins
 from fewstep.cli.sample import sample
 from fewstep.errors import FewstepError
 from fewstep.plugins.hookspecs import SHARED_COMMANDS
 from fewstep.plugins.registry import Installed, Registry, call, problem, registry
 
-LISTS = (plugins, students, presets, samplers, trackers)
+LISTS = (plugins, students, presets, samplers, metrics, trackers)
 IGNORE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 

@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from fewstep.errors import unknown
-from fewstep.plugins.hookspecs import SHARED_COMMANDS
+from fewstep.plugins.hookspecs import ANY, SHARED_COMMANDS
 from fewstep.plugins.registry import Entry
 from fewstep.plugins.shared import choose, implementations
 
@@ -74,11 +74,14 @@ def _of_kind(command: str, name: str, args: Sequence[str]) -> Any:
 
 def _of_backbone(command: str, args: Sequence[str]) -> Any:
     """The implementation that ``--backbone`` names, with that option among its own."""
-    built = _built(command, choose(command, asked(args)))
-    option = _app(_option).params[0]
-    option.expose_value = False
-    option.help = f"Backbone whose command this is: {', '.join(entry.name for entry in implementations(command))}."
-    built.params.append(option)
+    entry = choose(command, asked(args))
+    built = _built(command, entry)
+    if entry.name != ANY:
+        option = _app(_option).params[0]
+        option.expose_value = False
+        names = [found.name for found in sorted(implementations(command), key=lambda found: found.name == ANY)]
+        option.help = f"Backbone whose command this is: {', '.join(names).replace(ANY, 'any other')}."
+        built.params.append(option)
     return built
 
 

@@ -24,27 +24,37 @@ STAGE = Option(
     "--stage",
     help="Which stage of the backbone's model, or both; by default the stage that the backbone itself is.",
 )
+Overrides = Annotated[
+    list[str] | None,
+    Argument(metavar="[KEY=VALUE]...", help="Config, e.g. train.steps=400; of one stage: slat.train.steps=400."),
+]
+DataSet = Annotated[str | None, Option("--dataset", "-d", help="Data set; by default the backbone's own.")]
+Preset = Annotated[str | None, Option("--preset", "-p", help="Named settings that a plugin ships.")]
+Config = Annotated[Path | None, Option("--config", "-c", help="TOML file of config keys, or a run.")]
+Out = Annotated[Path | None, Option("--out", "-o", help="Folder of the run; new, unless --resume.")]
+Resume = Annotated[
+    bool, Option("--resume", help="Go on with the run in --out, by its own config: --resume --out RUN is enough.")
+]
+DryRun = Annotated[bool, Option("--dry-run", help="Print the resolved config and start nothing.")]
+Toml = Annotated[bool, Option("--toml", help="With --dry-run: as a TOML file that --config takes.")]
+HelpConfig = Annotated[bool, Option("--help-config", help="List every config key of this choice.")]
+Trackers = Annotated[list[str] | None, Option(help="Where numbers go beside metrics.jsonl; repeatable.")]
 
 
 def distill(
-    overrides: Annotated[
-        list[str] | None,
-        Argument(metavar="[KEY=VALUE]...", help="Config, e.g. train.steps=400; of one stage: slat.train.steps=400."),
-    ] = None,
+    overrides: Overrides = None,
     method: Annotated[str | None, Option("--method", "-m", help="Distillation method; see fewstep plugins.")] = None,
     backbone: Annotated[str | None, Option("--backbone", "-b", help="Whose teacher is distilled.")] = None,
     stage: Annotated[str | None, STAGE] = None,
-    dataset: Annotated[str | None, Option("--dataset", "-d", help="Data set; by default the backbone's own.")] = None,
-    preset: Annotated[str | None, Option("--preset", "-p", help="Named settings that a plugin ships.")] = None,
-    config: Annotated[Path | None, Option("--config", "-c", help="TOML file of config keys, or a run.")] = None,
-    out: Annotated[Path | None, Option("--out", "-o", help="Folder of the run; new, unless --resume.")] = None,
-    resume: Annotated[
-        bool, Option("--resume", help="Go on with the run in --out, by its own config: --resume --out RUN is enough.")
-    ] = False,
-    dry_run: Annotated[bool, Option("--dry-run", help="Print the resolved config and start nothing.")] = False,
-    toml: Annotated[bool, Option("--toml", help="With --dry-run: as a TOML file that --config takes.")] = False,
-    help_config: Annotated[bool, Option("--help-config", help="List every config key of this choice.")] = False,
-    tracker: Annotated[list[str] | None, Option(help="Where numbers go beside metrics.jsonl; repeatable.")] = None,
+    dataset: DataSet = None,
+    preset: Preset = None,
+    config: Config = None,
+    out: Out = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    toml: Toml = False,
+    help_config: HelpConfig = False,
+    tracker: Trackers = None,
     device: Annotated[str | None, DEVICE] = None,
 ) -> None:
     """Distill a teacher into a few-step student.
@@ -126,5 +136,9 @@ def _start(
 
     with going_on(hint):
         run = run_resolved(resolved, folder, resume, console, trackers=trackers, command=words())
-    for student in run.folders.values():
-        say(console, f"student: {student / 'student'}\nnext: {command('fewstep', 'sample', student)}")
+    for one, made in zip(resolved.values(), run.folders.values(), strict=True):
+        if one.method.load().teaches:
+            words_next = ("--backbone", one.backbone.name, f"backbone.teacher={made}")
+            say(console, f"teacher: {made}\nnext: {command('fewstep', 'distill', '--method', 'NAME', *words_next)}")
+        else:
+            say(console, f"student: {made / 'student'}\nnext: {command('fewstep', 'sample', made)}")

@@ -1,4 +1,4 @@
-"""``fewstep students``, ``presets``, ``samplers`` and ``trackers``: what there is, and where it comes from."""
+"""``fewstep students``, ``presets``, ``samplers``, ...: what there is, and where it comes from."""
 
 from __future__ import annotations
 
@@ -38,12 +38,17 @@ def presets() -> None:
 
 def samplers() -> None:
     """List the samplers that --sampler and a student's contract name."""
-    _show(_entries("sampler"))
+    _show(entries("sampler"))
+
+
+def metrics() -> None:
+    """List the measures of ``fewstep.metrics``, which the suites of ``fewstep bench`` are made of."""
+    _show(entries("metric"))
 
 
 def trackers() -> None:
     """List the trackers that --tracker takes, beside metrics.jsonl, which every run writes."""
-    _show(_entries("tracker"))
+    _show(entries("tracker"))
 
 
 def origin(entry: Entry) -> str:
@@ -51,7 +56,8 @@ def origin(entry: Entry) -> str:
     return "core" if entry.plugin == "fewstep" else f"plugin {entry.plugin}"
 
 
-def _entries(kind: str) -> Table:
+def entries(kind: str) -> Table:
+    """What is registered of a kind: names, who brings it, what it is."""
     table = listing(kind, "from", "what it is")
     for entry in registry().entries(kind):
         table.add_row(", ".join((entry.name, *entry.aliases)), origin(entry), entry.summary)

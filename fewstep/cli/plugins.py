@@ -5,16 +5,19 @@ from __future__ import annotations
 from rich.text import Text
 
 import fewstep
+from fewstep.cli.lists import entries
 from fewstep.console import Console, listing, say
 from fewstep.plugins.hookspecs import SHARED_COMMANDS
 from fewstep.plugins.registry import KINDS, Installed, Registry, registry
 from fewstep.plugins.shared import implementations
 
 WORDS = {"objective": "methods"}
+DESCRIBED = ("sampler", "metric", "tracker")
 
 
 def plugins() -> None:
-    """Show the installed plugins, what each registers, the broken ones and the clashes."""
+    """Show the installed plugins, what each registers, the broken ones and the clashes; then the samplers, metrics and
+    trackers."""
     found, console = registry(), Console()
     table = listing("plugin", "distribution", "version", "registers", title="plugins")
     core = Installed("fewstep", "", fewstep.__version__)
@@ -26,11 +29,13 @@ def plugins() -> None:
         say(console, f"broken: plugin {installed.name!r}: {installed.error}", "red")
     for line in found.clashes():
         say(console, f"clash: {line}", "yellow")
+    for kind in DESCRIBED:
+        console.print(entries(kind))
 
 
 def _offer(found: Registry, installed: Installed) -> Text:
     mine, lines = (installed.name, installed.distribution), []
-    for kind in KINDS:
+    for kind in dict.fromkeys((*KINDS, *DESCRIBED)):
         names = [e.name for e in found.entries(kind) if (e.plugin, e.distribution) == mine]
         if names:
             lines.append(f"{WORDS.get(kind, kind + 's')}: {', '.join(names)}")

@@ -46,9 +46,9 @@ class Backbone(nn.Module):
     """A network that predicts velocity, with what it can do declared.
 
     A subclass sets ``Config``, ``provides`` (of "dense", "packed", "jvp", "two_time", "negative_time", "features",
-    "guidance_input"), ``dataset`` and ``interpolant``, and implements ``forward``, ``teacher`` and, where those here do
-    not fit, ``save`` and ``load``; with "features" also ``taps``. With "guidance_input" it sets ``strength_channels``
-    and adds ``strength_of(cond)`` to its embedding of time.
+    "guidance_input"), ``dataset`` and ``interpolant``, and implements ``forward``, ``teacher`` where there are pretrained
+    weights and, where those here do not fit, ``initial``, ``as_teacher``, ``save`` and ``load``; with "features" also
+    ``taps``. With "guidance_input" it sets ``strength_channels`` and adds ``strength_of(cond)`` to its embedding of time.
     Where a model is several networks one after another, each is a backbone with its ``stage``, and the one that users
     name lists all in ``stages``.
     """
@@ -109,8 +109,25 @@ class Backbone(nn.Module):
 
     @classmethod
     def teacher(cls, config: Any) -> Teacher:
-        """The frozen teacher that ``config`` (an instance of ``Config``) names."""
-        raise TypeError(f"{cls.__name__} does not implement teacher")
+        """The frozen teacher that ``config`` (an instance of ``Config``) names. Runs of ``fewstep teach`` are read
+        elsewhere; without pretrained weights there is nothing to implement.
+
+        Raises:
+            FewstepError: for a backbone without a teacher of its own.
+        """
+        raise FewstepError(
+            f"backbone.teacher: {cls.__name__} has no teacher of its own; accepted: a run of `fewstep teach`"
+        )
+
+    @classmethod
+    def initial(cls, config: Any) -> Backbone:
+        """The network that ``fewstep teach`` begins with: one with random weights. This is for a class that is made
+        from its ``Config`` alone."""
+        return cls(config)
+
+    def as_teacher(self, config: Any) -> Teacher:
+        """This network frozen, sampled as ``config`` says. This takes ``config.guidance`` where there is such a key."""
+        return Teacher(self, Guidance(getattr(config, "guidance", 1.0)))
 
     def student(self, needs: frozenset[str] = frozenset()) -> Backbone:
         """The network that distillation starts from: a copy of this one, unless the teacher cannot be trained.

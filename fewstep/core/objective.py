@@ -187,11 +187,14 @@ class Objective(ABC, Generic[C]):
 
     ``sampler`` is the registered sampler of the contract: "euler", "heun" and "consistency" ask for F(x, t), "jump" and
     "gamma" for F(x, t, s).
+
+    ``teaches``: it learns from data alone. There is no teacher, and the student begins as ``Backbone.initial``.
     """
 
     Config: ClassVar[type[Strict]]
     needs: ClassVar[frozenset[str]] = frozenset()
     sampler: ClassVar[str] = "euler"
+    teaches: ClassVar[bool] = False
 
     def __init__(self, config: C) -> None:
         self.config = config

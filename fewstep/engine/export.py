@@ -19,7 +19,7 @@ import fewstep
 from fewstep.config.base import Strict, validate
 from fewstep.core.backbone import Backbone
 from fewstep.core.contract import Contract
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, invalid
 from fewstep.files import new_folder, sha256, write_json
 from fewstep.plugins.registry import registry
 from fewstep.texts import read_json
@@ -145,6 +145,25 @@ def read_info(folder: Path) -> StudentInfo:
         return validate(StudentInfo, values)
     except FewstepError as error:
         raise FewstepError(f"student {str(file)!r}: {error}") from None
+
+
+def check_student(key: str, folder: Path, backbone: str) -> None:
+    """Refuse a folder, named by a config's ``key``, that holds no student of this backbone.
+
+    Raises:
+        FewstepError: naming the key and both backbones, or what is wrong with the folder.
+    """
+    try:
+        found = read_info(folder).backbone
+    except FewstepError as error:
+        raise FewstepError(f"{key}: {error}") from None
+    if found != backbone:
+        raise invalid(key, str(folder), f"a student of {backbone!r}; this one is of {found!r}")
+
+
+def holds_info(folder: object) -> bool:
+    """Whether this is the path of a student's folder, or of a run's, finished or not."""
+    return isinstance(folder, Path) and (_inner(folder) / INFO).is_file()
 
 
 def _inner(folder: Path) -> Path:

@@ -15,12 +15,13 @@ from fewstep.config.run import Resolved, versions
 from fewstep.console import spinner
 from fewstep.core.objective import Objective
 from fewstep.engine import folder as folders
-from fewstep.engine.export import StudentInfo, load_student, read_info, save_student
+from fewstep.engine.export import StudentInfo, check_student, load_student, save_student
 from fewstep.engine.progress import RunProgress, counting
 from fewstep.engine.resume import Checkpoint, Store, restore, scalars_of, tensors_of
+from fewstep.engine.teachers import beginner, open_teacher
 from fewstep.engine.trackers import JsonLines, Tracker, Window
 from fewstep.engine.trainer import NonFinite, Row, Trainer
-from fewstep.errors import FewstepError, invalid
+from fewstep.errors import FewstepError
 from fewstep.files import Unwritable, clean, write_json, writing
 from fewstep.plugins.registry import registry
 
@@ -89,10 +90,13 @@ def start(
 
 def build(resolved: Resolved, say: Say) -> Trainer:
     """A trainer at step 0: the teacher, its data and the networks."""
-    config, dataset_cls, backbone_cls = resolved.config, resolved.dataset.load(), resolved.backbone.load()
+    config, dataset_cls = resolved.config, resolved.dataset.load()
     objective: Objective[Any] = resolved.method.load()(config.objective)
     dataset_cls.check_config(config.data)
-    teacher = backbone_cls.teacher(config.backbone)
+    if objective.teaches:
+        teacher = beginner(resolved.backbone, config.backbone, config.seed)
+    else:
+        teacher = open_teacher(resolved.backbone, config.backbone)
     dataset = objective.data(dataset_cls(config.data, teacher.backbone), teacher)
     return Trainer(objective, teacher, dataset, config.train, config.seed, say)
 
@@ -103,17 +107,8 @@ def check_start(resolved: Resolved) -> None:
     Raises:
         FewstepError: naming both backbones, or what is wrong with the folder.
     """
-    start = resolved.config.train.start
-    if start is None:
-        return
-    try:
-        backbone = read_info(start).backbone
-    except FewstepError as error:
-        raise FewstepError(f"train.start: {error}") from None
-    if backbone != resolved.backbone.name:
-        raise invalid(
-            "train.start", str(start), f"a student of {resolved.backbone.name!r}; this one is of {backbone!r}"
-        )
+    if (start := resolved.config.train.start) is not None:
+        check_student("train.start", start, resolved.backbone.name)
 
 
 def go_on_with(trainer: Trainer, start: Path | None) -> None:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from fewstep.errors import FewstepError, missing
@@ -41,8 +43,9 @@ class Entry:
         return self._import(self.target)
 
     def load_config(self) -> Any:
-        """The config class: the one registered, or the target's own ``Config``."""
-        return self._import(self.config) if self.config else self.load().Config
+        """The config class: the one registered, or the target's own ``Config``; a backbone's with a key ``teacher``."""
+        own = self._import(self.config) if self.config else self.load().Config
+        return _with_teacher(own) if self.kind == "backbone" else own
 
     def _import(self, path: str) -> Any:
         module, _, attribute = path.partition(":")
@@ -56,6 +59,17 @@ class Entry:
                 f"{word(self.kind)} {self.name!r} of plugin {self.owner} cannot be loaded from {path!r}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+
+@lru_cache
+def _with_teacher(own: Any) -> Any:
+    """The config class of a backbone or, where it has no key ``teacher``, one derived from it that has."""
+    if "teacher" in own.model_fields:
+        return own
+    from pydantic import Field, create_model
+
+    field = Field(None, description="a run of `fewstep teach` in place of the backbone's own teacher; none: that one")
+    return create_model(own.__name__, __base__=own, __doc__=own.__doc__, teacher=(Path | None, field))
 
 
 @dataclass(frozen=True)

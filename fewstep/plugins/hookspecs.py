@@ -22,6 +22,7 @@ SHARED_COMMANDS = {
     "data inspect": "Count what a data set holds, and say what is left out and why.",
     "data prepare": "Turn a raw source into a data set.",
 }
+ANY = "*"  # in place of a backbone's name: every backbone that has no implementation of its own
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 
@@ -39,8 +40,9 @@ class RegisterShared(Protocol):
 
     Args:
         command: one of ``SHARED_COMMANDS``.
-        name: the backbone that this implementation serves; for "data prepare" the kind of source.
-        target: "package.module:function" with typer's annotations, without an option ``--backbone``.
+        name: the backbone that this implementation serves, or ``ANY``, which has an option ``--backbone`` of its own;
+            for "data prepare" the kind of source.
+        target: "package.module:function" with typer's annotations, otherwise without an option ``--backbone``.
         summary: one line.
         function: "package.module:function" for Python, called as ``fewstep.generate`` is.
     """

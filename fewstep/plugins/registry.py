@@ -24,13 +24,23 @@ from fewstep.plugins.entries import Combined, Entry, combined, word
 __all__ = ["BUILTIN", "KINDS", "Combined", "Entry", "Installed", "Registry", "registry"]
 
 KINDS = ("objective", "backbone", "dataset", "sampler", "kernel", "tracker")
-BUILTIN = {
+SAMPLERS = {
     "euler": "first order along the velocity",
     "heun": "second order, two evaluations a step",
     "consistency": "jump to the data, put noise on it, a share of it fresh (by default all)",
     "jump": "two-time jump F(x, t, s)",
     "gamma": "two-time jump past s, fresh noise up to s; gamma from 0 (jump) to 1 (all fresh), by default 0.5",
 }
+METRICS = {
+    "agreement": "R squared of paired samples",
+    "frechet": "Fréchet distance on the leading principal components",
+    "frechet_gaussians": "the same of two means and covariances",
+    "kid": "kernel Inception distance, unbiased",
+    "mmd_rbf": "squared maximum mean discrepancy, Gaussian kernel, unbiased",
+    "precision_recall": "shares of each set that lie among the other",
+    "sliced_wasserstein": "sliced 2-Wasserstein distance",
+}
+BUILTIN = {"sampler": ("core.samplers", SAMPLERS), "metric": ("metrics", METRICS)}  # kind: module, names
 
 
 @dataclass(frozen=True)
@@ -214,7 +224,8 @@ def registry() -> Registry:
     """The registry of this process, filled from the entry points on the first call."""
     found = Registry()
     found.manager.add_hookspecs(hookspecs)
-    for name, summary in BUILTIN.items():
-        found.add(Entry("sampler", name, "fewstep", f"fewstep.core.samplers:{name}", None, summary))
+    for kind, (module, names) in BUILTIN.items():
+        for name, summary in names.items():
+            found.add(Entry(kind, name, "fewstep", f"fewstep.{module}:{name}", None, summary))
     discover(found)
     return found

@@ -7,6 +7,7 @@ Python, where there is one, is an entry of the kind "<command> function".
 from __future__ import annotations
 
 from fewstep.errors import FewstepError, nearest
+from fewstep.plugins.hookspecs import ANY
 from fewstep.plugins.registry import Entry, registry
 
 SHIPPED = "fewstep"  # our own distribution, which wins where the user does not choose
@@ -18,7 +19,8 @@ def implementations(command: str) -> list[Entry]:
 
 
 def choose(command: str, name: str | None = None) -> Entry:
-    """One implementation: the one named, else the only one, else the first that fewstep itself ships.
+    """One implementation: the one named, else the only one, else the first that fewstep itself ships. One for ``ANY``
+    backbone serves those without their own.
 
     Args:
         command: one of ``hookspecs.SHARED_COMMANDS``.
@@ -27,16 +29,21 @@ def choose(command: str, name: str | None = None) -> Entry:
     Raises:
         FewstepError: nobody offers the command, or not for this name, or there are several and none is ours.
     """
-    offered = [entry.name for entry in implementations(command)]
-    accepted = ", ".join(dict.fromkeys(offered))
-    if not offered:
+    found = implementations(command)
+    if not found:
         raise FewstepError(f"no installed plugin offers `fewstep {command}`")
+    own = [entry for entry in found if entry.name != ANY]
+    offered = [entry.name for entry in own]
+    accepted = ", ".join(dict.fromkeys(offered))
     if name is None:
-        ours = [entry.name for entry in implementations(command) if entry.distribution == SHIPPED]
+        ours = [entry.name for entry in own if entry.distribution == SHIPPED]
         if not ours and len(set(offered)) > 1:
             raise FewstepError(f"several backbones offer `fewstep {command}`; accepted: --backbone with {accepted}")
-        name = (ours or offered)[0]
-    if name not in offered:
+        name = (ours or offered or [ANY])[0]
+    elif name not in offered and len(own) < len(found):
+        registry().get("backbone", name)  # refuses one that is not registered
+        name = ANY
+    elif name not in offered:
         hint = f"; did you mean {close!r}?" if (close := nearest(name, offered)) else ""
         raise FewstepError(f"--backbone: {name!r} does not offer `fewstep {command}`; accepted: {accepted}{hint}")
     return registry().get(f"{command} command", name)

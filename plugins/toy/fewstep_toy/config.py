@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -18,8 +19,9 @@ class ToyConfig(Strict):
         "ring", description="density: 8 Gaussians on a ring, a checkerboard, two moons, one Gaussian"
     )
     conditional: bool = Field(False, description="condition on the class (ring: which Gaussian, board: which field)")
-    teacher: Literal["analytic", "learned"] = Field(
-        "analytic", description="the exact velocity of the mixture, or an MLP that was fitted to it"
+    teacher: Literal["analytic", "learned"] | Path = Field(
+        "analytic",
+        description="the exact velocity of the mixture, an MLP that was fitted to it, or a run of `fewstep teach`",
     )
     guidance: float = Field(1.0, ge=0, description="teacher's guidance scale g in u + g (c - u) at sampling; 1: none")
     sigma_min: float = Field(0.0, ge=0, lt=1, description="noise left at t = 0")

@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import math
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Condition
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout
 from fewstep.core.mixture import Mixture
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, unknown
 from fewstep_toy.analytic import AnalyticFlow
 from fewstep_toy.config import ToyConfig
 from fewstep_toy.mixture import TARGETS, expand_rows
@@ -81,8 +82,10 @@ class ToyFlow(Backbone):
 
     @classmethod
     def teacher(cls, config: ToyConfig) -> Teacher:
+        if isinstance(config.teacher, Path):
+            raise unknown("backbone.teacher", str(config.teacher), ("analytic", "learned", "a run of fewstep teach"))
         backbone = AnalyticFlow(config) if config.teacher == "analytic" else fitted(config)
-        return Teacher(backbone, Guidance(config.guidance))
+        return backbone.as_teacher(config)
 
     @classmethod
     def suite(cls, config: Any, dataset: Dataset) -> Suite | None:

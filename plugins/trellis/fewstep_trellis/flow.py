@@ -68,15 +68,21 @@ class Flow(Backbone):
         return self.velocity(x, t_B, s_B, cond, layout)
 
     @classmethod
-    def teacher(cls, config: Any) -> Teacher:
-        """The frozen flow of ``config.teacher``.
+    def initial(cls, config: Any) -> Flow:
+        """The flow of ``config.teacher``: its size is the checkpoint's, which may hold random weights.
 
         Raises:
             FewstepError: for a missing or foreign checkpoint.
         """
-        backbone = cls.load_file(existing("backbone.teacher", config.teacher))
-        backbone.recompute = config.recompute
-        return Teacher(backbone, Guidance(config.guidance, config.interval), config.rescale_t)
+        return cls.load_file(existing("backbone.teacher", config.teacher))
+
+    @classmethod
+    def teacher(cls, config: Any) -> Teacher:
+        return cls.initial(config).as_teacher(config)
+
+    def as_teacher(self, config: Any) -> Teacher:
+        self.recompute = config.recompute
+        return Teacher(self, Guidance(config.guidance, config.interval), config.rescale_t)
 
     def student(self: F, needs: frozenset[str] = frozenset()) -> F:
         """A float32 copy: a half-precision torso is for sampling, its updates would round to nothing."""

@@ -11,15 +11,6 @@ if TYPE_CHECKING:
 
 
 @hookimpl
-def register_objectives(register: Register) -> None:
-    register(
-        "flow-matching",
-        target="fewstep_trellis.teach.flow:FlowMatching",
-        summary="trains a teacher from data (fewstep teach), no distillation",
-    )
-
-
-@hookimpl
 def register_backbones(register: Register) -> None:
     register(
         "trellis",

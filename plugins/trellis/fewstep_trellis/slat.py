@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fewstep.config.base import validate
-from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Condition
 from fewstep.core.layout import Layout, Packed
 from fewstep.errors import FewstepError
@@ -62,11 +61,10 @@ class StructuredLatentFlow(Flow):
         return cast(Tensor, self.model(x, t_B, cond, layout, s=s_B))
 
     @classmethod
-    def teacher(cls, config: Any) -> Teacher:
-        teacher = super().teacher(config)
-        assert isinstance(teacher.backbone, cls)
-        teacher.backbone.normalisation = normalisation_of(config)
-        return teacher
+    def initial(cls, config: Any) -> StructuredLatentFlow:
+        backbone = cls.load_file(existing("backbone.teacher", config.teacher))
+        backbone.normalisation = normalisation_of(config)
+        return backbone
 
     def save(self, folder: Path, *, half: bool = False) -> None:
         super().save(folder, half=half)

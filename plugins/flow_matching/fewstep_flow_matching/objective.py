@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fewstep.config.base import Strict
 from fewstep.core.batch import Batch
+from fewstep.core.contract import Contract
 from fewstep.core.objective import Nets, Objective, Step
 from fewstep.core.times import TimeSampler
 
@@ -22,10 +23,16 @@ class FlowMatchingConfig(Strict):
 class FlowMatching(Objective[FlowMatchingConfig]):
     """Squared error of the velocity, ``|v(x_t, t) - ((1 - sigma_min) eps - x0)|^2``, with condition dropout for CFG.
 
-    Source: Lipman et al. 2023, arXiv 2210.02747, equation 23 with t reversed. It is TRELLIS's own training loss.
+    Its minimiser is the mean of that velocity given x_t. Source: Lipman et al. 2023, arXiv 2210.02747, equation 23 with
+    t reversed. It is TRELLIS's own training loss.
     """
 
     Config = FlowMatchingConfig
+    teaches = True
+
+    def contract(self) -> Contract:
+        """A teacher takes many steps."""
+        return Contract(steps=(25,))
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         t_B = step.times(batch.layout, self.config.t)

@@ -1,0 +1,31 @@
+"""Where a run's teacher comes from: the backbone's own, a run of ``fewstep teach``, or a network before training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fewstep.core.backbone import Backbone, Teacher
+from fewstep.engine.export import check_student, holds_info, load_student
+from fewstep.plugins.registry import Entry
+
+
+def open_teacher(backbone: Entry, config: Any) -> Teacher:
+    """The network of the run (or student's folder) that ``config.teacher`` names, or the backbone's own teacher.
+
+    Raises:
+        FewstepError: for a run of another backbone or an unfinished one, or a folder that is none.
+    """
+    own: type[Backbone] = backbone.load()
+    run: Any = config.teacher
+    if run is None or ("teacher" in own.Config.model_fields and not holds_info(run)):
+        return own.teacher(config)
+    check_student("backbone.teacher", run, backbone.name)
+    return load_student(run)[0].as_teacher(config)
+
+
+def beginner(backbone: Entry, config: Any, seed: int) -> Teacher:
+    """In the place of a teacher, the network that training from data begins with; the student is a copy of it."""
+    torch.manual_seed(seed)
+    return Teacher(backbone.load().initial(config))

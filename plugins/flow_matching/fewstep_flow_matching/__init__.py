@@ -1,0 +1,1 @@
+"""Flow matching: how a teacher is trained from data, on any backbone."""
