@@ -5,14 +5,17 @@ from __future__ import annotations
 import html
 import os
 import warnings
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
+from pydantic import Field, create_model
 from torch import Tensor
 
-from fewstep.config.base import validate
+from fewstep.config.base import Strict, validate
 from fewstep.config.resolve import data_of
 from fewstep.core.backbone import Backbone, Guidance, Teacher
 from fewstep.core.batch import Batch
@@ -21,7 +24,7 @@ from fewstep.core.dataset import Dataset
 from fewstep.core.objective import Step
 from fewstep.core.suite import Suite, Unmeasured
 from fewstep.engine.device import pick_device
-from fewstep.engine.export import StudentInfo, load_student
+from fewstep.engine.export import StudentInfo, load_student, read_info
 from fewstep.errors import FewstepError, nearest, need
 from fewstep.files import file_suffix, new_folder, writing
 from fewstep.plugins.registry import Entry, registry
@@ -36,10 +39,19 @@ class Student:
         folder: where it was read from.
         network: predicts velocity (average velocity, for a distilled student).
         info: what ``config.json`` says: contract, method, backbone, cost.
+        data: the data set of the prompts, and its config; by default those of the training.
     """
 
-    def __init__(self, folder: Path, network: Backbone, info: StudentInfo, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        network: Backbone,
+        info: StudentInfo,
+        device: torch.device,
+        data: tuple[Entry, Any] | None = None,
+    ) -> None:
         self.folder, self.network, self.info, self.device = folder, network.to(device), info, device
+        self.data = data
 
     @property
     def contract(self) -> Contract:
@@ -60,11 +72,16 @@ class Student:
         return suite
 
     def _dataset(self, backbone: Entry) -> Dataset:
-        """The data set that the student was trained on or, where that cannot be had, the backbone's own."""
+        """The data set that was asked for, else the one that the student was trained on or, where that cannot be had,
+        the backbone's own."""
+        if self.data is not None:
+            entry, config = self.data
+            found: Dataset = entry.load()(config, self.network)
+            return found
         name = self.info.dataset
         try:
             data = registry().get("dataset", name)
-            found: Dataset = data.load()(_config_of(data, self.info.config.get("data", {})), self.network)
+            found = data.load()(_config_of(data, self.info.config.get("data", {})), self.network)
         except FewstepError as error:
             own = data_of(backbone)
             if own.name == name:
@@ -185,20 +202,41 @@ class InFolder(Protocol):
     def folder(self) -> Path: ...
 
 
-def load(student: Path | str | InFolder, *, device: str | torch.device = "auto") -> Student:
+def load(
+    student: Path | str | InFolder,
+    *,
+    device: str | torch.device = "auto",
+    dataset: str | None = None,
+    data: Mapping[str, Any] = MappingProxyType({}),
+) -> Student:
     """A student, ready to sample.
 
     Args:
         student: a run or its folder, a student's folder, a shipped student's name ("mdt-vd", "slat-mdt-vd", or with its
             backbone "trellis/mdt-vd"), or a hub repository ("owner/name", or "owner/name/folder").
         device: "auto" is CUDA where there is one, else the CPU.
+        dataset: registered data set that the prompts are of; by default the one of the training.
+        data: keys of that data set, on top of the training's where it is the same one.
 
     Raises:
-        FewstepError: for a student that is missing, damaged, or of a backbone that is not installed.
+        FewstepError: for a student that is missing, damaged, or of a backbone that is not installed, and for a data set
+            that cannot be had; before any weights load.
     """
     folder = _find(str(student)) if isinstance(student, Path | str) else student.folder
-    network, info = load_student(folder)
-    return Student(folder, network, info, pick_device(str(device), "--device"))
+    place = pick_device(str(device), "--device")
+    chosen = _data_of(read_info(folder), dataset, data) if dataset or data else None
+    return Student(folder, *load_student(folder), place, chosen)
+
+
+def _data_of(info: StudentInfo, dataset: str | None, keys: Mapping[str, Any]) -> tuple[Entry, Any]:
+    entry = registry().get("dataset", dataset or info.dataset)
+    recorded = info.config.get("data", {}) if entry.name == info.dataset else {}
+    kept = {name: value for name, value in recorded.items() if name not in keys}
+    model = entry.load_config()
+    typed = create_model("Sample", __base__=Strict, data=(model, Field(default_factory=model)))
+    config = validate(typed, {"data": {**_here(entry, kept), **keys}}).data
+    entry.load().check_config(config)
+    return entry, config
 
 
 def _find(name: str) -> Path:
@@ -251,11 +289,15 @@ def _from_hub(repository: str, inner: str) -> Path:
 
 def _config_of(entry: Entry, values: dict[str, Any]) -> Any:
     """The config that the student was made with. A path of another machine gives way to this one's default."""
+    return validate(entry.load_config(), _here(entry, values))
+
+
+def _here(entry: Entry, values: dict[str, Any]) -> dict[str, Any]:
     model = entry.load_config()
     gone = [name for name, value in values.items() if _is_missing_path(model, name, value)]
     for name in sorted(gone):
-        warnings.warn(f"{entry.name}.{name} = {values[name]} is not on this machine: its default is used", stacklevel=4)
-    return validate(model, {name: value for name, value in values.items() if name not in gone})
+        warnings.warn(f"{entry.name}.{name} = {values[name]} is not on this machine: its default is used", stacklevel=5)
+    return {name: value for name, value in values.items() if name not in gone}
 
 
 def _is_missing_path(model: Any, name: str, value: object) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import rich.console
 import torch
 
-from fewstep.benchmark.config import BenchConfig, configure
+from fewstep.benchmark.config import BenchConfig, configure, unmeasured
 from fewstep.benchmark.entrants import Stage, with_samplers
 from fewstep.benchmark.report import BenchTable
 from fewstep.benchmark.run import run_bench
@@ -20,7 +20,7 @@ from fewstep.config.stages import chosen
 from fewstep.console import Console, spinner
 from fewstep.engine.folder import occupied
 from fewstep.engine.teachers import open_teacher
-from fewstep.errors import FewstepError, need
+from fewstep.errors import need
 from fewstep.files import check_place
 from fewstep.plugins.registry import Entry, registry
 
@@ -134,6 +134,5 @@ def _stage(name: str, network: Entry, config: BenchConfig, dataset: str | None) 
     data = data_of(network, dataset).load()(config.data, teacher.backbone)
     suite = backbone.suite(config.backbone, data)
     if suite is None or not suite.headline:
-        accepted = f"--dataset {backbone.dataset}, or another with held-out objects that {network.name} can measure"
-        raise FewstepError(f"fewstep bench: {type(data).__name__} has no held-out objects; accepted: {accepted}")
+        raise unmeasured(type(data), network)
     return Stage(name, teacher, suite)

@@ -11,7 +11,7 @@ from fewstep.config import presets
 from fewstep.config.base import Strict, merge, validate
 from fewstep.config.resolve import data_of
 from fewstep.config.stages import check_named, keys_of
-from fewstep.errors import unknown
+from fewstep.errors import FewstepError, unknown
 from fewstep.plugins.registry import Entry
 
 
@@ -54,7 +54,8 @@ def configure(
         values: nested keys; those below a stage's name (``slat.backbone``) are for that stage alone.
 
     Raises:
-        FewstepError: for unknown keys or values, or a key below one stage that belongs to the whole bench.
+        FewstepError: for unknown keys or values, a key below one stage that belongs to the whole bench, or a data set
+            that cannot be had or measured.
     """
     first = next(iter(networks.values()))
     known = first.load().stages
@@ -66,8 +67,18 @@ def configure(
                 raise unknown(f"key below {name}", key, ("backbone", "data"))
     configs: dict[str, BenchConfig] = {}
     for name, network in networks.items():
-        tables = {"backbone": network.load_config(), "data": data_of(network, dataset).load_config()}
+        own, data = network.load(), data_of(network, dataset)
+        if not own.measures(data.load()):
+            raise unmeasured(data.load(), network)
+        tables = {"backbone": network.load_config(), "data": data.load_config()}
         fields: dict[str, Any] = {table: (config, Field(default_factory=config)) for table, config in tables.items()}
         typed = create_model("Bench", __base__=BenchConfig, **fields)
         configs[name] = validate(typed, keys_of(merged, name, known))
+        data.load().check_config(configs[name].data)
     return configs
+
+
+def unmeasured(dataset: type, network: Entry) -> FewstepError:
+    """The error for a data set that the backbone has no suite for."""
+    accepted = f"--dataset {network.load().dataset}, or another with held-out objects that {network.name} can measure"
+    return FewstepError(f"fewstep bench: {dataset.__name__} has no held-out objects; accepted: {accepted}")

@@ -9,6 +9,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from fewstep.cli.options import DEVICE, home, whole
+from fewstep.config.base import merge, parse_override
 from fewstep.console import Console, number_of, say
 from fewstep.errors import FewstepError, invalid, unknown
 from fewstep.files import check_place, file_suffix
@@ -18,6 +19,9 @@ BACKGROUND = ("remove", "keep")
 
 def sample(
     path: Annotated[str, Argument(help="A student's folder, the run's that made it, a shipped name or a hub name.")],
+    overrides: Annotated[
+        list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Keys of the prompts' data set, e.g. data.seed=1.")
+    ] = None,
     steps: Annotated[int | None, whole("--steps", "Sampling steps; by default its contract's first.", 1, 1000)] = None,
     sampler: Annotated[str | None, Option(help="NAME, or NAME:NOISE with its share of fresh noise.")] = None,
     guidance: Annotated[
@@ -27,6 +31,9 @@ def sample(
     seed: Annotated[int, whole("--seed", "Seed of the noise.", 0, 2**31 - 1)] = 0,
     out: Annotated[
         str | None, Option("--out", "-o", help="File or folder to write; must not exist. By default samples.png.")
+    ] = None,
+    dataset: Annotated[
+        str | None, Option("--dataset", "-d", help="Data set of the prompts; by default the student's own.")
     ] = None,
     image: Annotated[str | None, Option(help="Condition on this picture, not on held-out prompts.")] = None,
     background: Annotated[str, Option(help="Of an opaque --image: remove (needs rembg) or keep.")] = "remove",
@@ -43,10 +50,13 @@ def sample(
         from fewstep.core.contract import parse_sampler
 
         parse_sampler(sampler)
+    keys = merge(*map(parse_override, overrides or []))
+    if wrong := [key for key in keys if key != "data" or not isinstance(keys[key], dict)]:
+        raise unknown("key", wrong[0], ["data.*"])
 
     from fewstep.api.students import load
 
-    student = load(home(path), device=device)
+    student = load(home(path), device=device, dataset=dataset, data=keys.get("data", {}))
     suffixes = student.suite.suffixes
     if place is None:
         place = Path("samples").with_suffix(suffixes[0])

@@ -46,9 +46,10 @@ class Backbone(nn.Module):
     """A network that predicts velocity, with what it can do declared.
 
     A subclass sets ``Config``, ``provides`` (of "dense", "packed", "jvp", "two_time", "negative_time", "features",
-    "guidance_input"), ``dataset`` and ``interpolant``, and implements ``forward``, ``teacher`` where there are pretrained
-    weights and, where those here do not fit, ``initial``, ``as_teacher``, ``save`` and ``load``; with "features" also
-    ``taps``. With "guidance_input" it sets ``strength_channels`` and adds ``strength_of(cond)`` to its embedding of time.
+    "guidance_input"), ``dataset`` and ``interpolant``, and implements ``forward``, ``teacher`` where there are
+    pretrained weights and, where those here do not fit, ``initial``, ``as_teacher``, ``save`` and ``load``; with
+    "features" also ``taps``. With "guidance_input" it sets ``strength_channels`` and adds ``strength_of(cond)`` to its
+    embedding of time.
     Where a model is several networks one after another, each is a backbone with its ``stage``, and the one that users
     name lists all in ``stages``.
     """
@@ -171,6 +172,11 @@ class Backbone(nn.Module):
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise FewstepError(f"{folder}: no {cls.__name__} can be read here: {error}") from None
         return model
+
+    @classmethod
+    def measures(cls, dataset: type[Dataset]) -> bool:
+        """Whether there may be a suite for data sets of this class: what is none is refused before weights load."""
+        return True
 
     @classmethod
     def suite(cls, config: Any, dataset: Dataset) -> Suite | None:

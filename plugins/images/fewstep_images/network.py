@@ -104,6 +104,12 @@ class ImageFlow(Backbone):
         return backbone.as_teacher(config)
 
     @classmethod
+    def measures(cls, dataset: type[Dataset]) -> bool:
+        from fewstep_images.dataset import SmoothedImages
+
+        return issubclass(dataset, SmoothedImages)
+
+    @classmethod
     def suite(cls, config: Any, dataset: Dataset) -> Suite | None:
         from fewstep_images.dataset import SmoothedImages
         from fewstep_images.suite import ImageSuite

@@ -88,6 +88,12 @@ class ToyFlow(Backbone):
         return backbone.as_teacher(config)
 
     @classmethod
+    def measures(cls, dataset: type[Dataset]) -> bool:
+        from fewstep_toy.dataset import ToyPoints
+
+        return issubclass(dataset, ToyPoints)
+
+    @classmethod
     def suite(cls, config: Any, dataset: Dataset) -> Suite | None:
         from fewstep_toy.dataset import ToyPoints
         from fewstep_toy.suite import ToySuite

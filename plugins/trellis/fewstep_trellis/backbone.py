@@ -48,6 +48,12 @@ class StructureFlow(Flow):
         return shipped_students("ss")
 
     @classmethod
+    def measures(cls, dataset: type[Dataset]) -> bool:
+        from fewstep_trellis.dataset import PreparedObjects
+
+        return issubclass(dataset, PreparedObjects)
+
+    @classmethod
     def suite(cls, config: Any, dataset: Dataset) -> Suite:
         from fewstep_trellis.dataset import PreparedObjects
         from fewstep_trellis.suite import StructureSuite

@@ -83,6 +83,12 @@ class StructuredLatentFlow(Flow):
         return shipped_students("slat")
 
     @classmethod
+    def measures(cls, dataset: type[Dataset]) -> bool:
+        from fewstep_trellis.slat_dataset import PreparedLatents
+
+        return issubclass(dataset, PreparedLatents)
+
+    @classmethod
     def suite(cls, config: Any, dataset: Dataset) -> Suite:
         from fewstep_trellis.slat_dataset import PreparedLatents
         from fewstep_trellis.slat_suite import StructuredLatentSuite

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from fewstep_shapes3d.data import SWEETHOME3D
 from fewstep_shapes3d.data.joined import Folders, load_sets
 from fewstep_shapes3d.data.prepared import HeldOutSplit
+from fewstep_shapes3d.data.reading import read_manifest
 from pydantic import Field
 from torch import Tensor
 
@@ -44,6 +46,11 @@ class PreparedLatents(Dataset):
     """
 
     Config = PreparedLatentsConfig
+
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        for folder in config.root:
+            read_manifest(folder)
 
     def __init__(self, config: PreparedLatentsConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)

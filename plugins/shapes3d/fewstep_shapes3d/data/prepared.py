@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fewstep.errors import FewstepError, invalid
+from fewstep.errors import invalid
 from fewstep_shapes3d.data import SWEETHOME3D
 from fewstep_shapes3d.data.attributes import CHANNELS, MIRRORED, features, join_codes
 from fewstep_shapes3d.data.clusters import TEST, TRAIN, VALIDATION
-from fewstep_shapes3d.data.reading import HOW, Arrays, broken, check, leave_out, read_arrays, read_manifest, read_table
+from fewstep_shapes3d.data.reading import Arrays, broken, check, leave_out, read_arrays, read_manifest, read_table
 from fewstep_shapes3d.data.setfiles import ACROSS, PICTURE, PICTURES, SURFACE
 from fewstep_shapes3d.data.surface import Bytes
 from fewstep_shapes3d.data.voxels import unpack
@@ -53,8 +53,6 @@ class PreparedSet:
                 validation objects and these are asked for.
         """
         folder = Path(folder)
-        if not folder.is_dir():
-            raise FewstepError(f"prepared set: there is no folder {folder}; {HOW}")
         manifest, arrays = read_manifest(folder), read_arrays(folder)
         check(folder, manifest, arrays)
         table = read_table(folder, len(arrays["split"]))

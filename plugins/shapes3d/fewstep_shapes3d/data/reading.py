@@ -31,8 +31,10 @@ def broken(path: Path, why: object) -> FewstepError:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest. Raises FewstepError: no prepared set, damaged, or of another version."""
+    """The manifest. Raises FewstepError: no folder or no prepared set, damaged, or of another version."""
     path = folder / MANIFEST
+    if not folder.is_dir():
+        raise FewstepError(f"prepared set: there is no folder {folder}; {HOW}")
     if not path.is_file():
         raise FewstepError(f"prepared set: {folder} is none, it has no {MANIFEST}; {HOW}")
     try:
