@@ -8,6 +8,7 @@ import torch
 
 from fewstep.core.backbone import Backbone, Teacher
 from fewstep.engine.export import check_student, holds_info, load_student
+from fewstep.errors import FewstepError
 from fewstep.plugins.registry import Entry
 
 
@@ -20,12 +21,30 @@ def open_teacher(backbone: Entry, config: Any) -> Teacher:
     own: type[Backbone] = backbone.load()
     run: Any = config.teacher
     if run is None or ("teacher" in own.Config.model_fields and not holds_info(run)):
-        return own.teacher(config)
+        return own.teacher(_own(own, config))
     check_student("backbone.teacher", run, backbone.name)
     return load_student(run)[0].as_teacher(config)
 
 
 def beginner(backbone: Entry, config: Any, seed: int) -> Teacher:
-    """In the place of a teacher, the network that training from data begins with; the student is a copy of it."""
+    """In the place of a teacher, the network that training from data begins with; the student is a copy of it.
+
+    Raises:
+        FewstepError: for a class that is not made from its config alone.
+    """
+    own: type[Backbone] = backbone.load()
     torch.manual_seed(seed)
-    return Teacher(backbone.load().initial(config))
+    try:
+        return Teacher(own.initial(_own(own, config)))
+    except TypeError as error:
+        raise FewstepError(
+            f"backbone {backbone.name!r} makes no network from its config ({error}); accepted: one with `initial`"
+        ) from error
+
+
+def _own(backbone: type[Backbone], config: Any) -> Any:
+    """The config as the backbone's class declares it: without the key ``teacher`` where that was added."""
+    declared = backbone.Config
+    if "teacher" in declared.model_fields:
+        return config
+    return declared(**{name: getattr(config, name) for name in declared.model_fields})
