@@ -55,7 +55,7 @@ def test_loss_and_gradient_are_the_papers(layout: str, sigma_min: float) -> None
     if layout == "packed":
         batch = Batch(batch.x0, Packed.of_lengths(lengths), batch.cond)
     given = draws(batch.x0, len(lengths))
-    found = ALWAYS.loss(batch, nets(student), Given(given, interpolant=Interpolant(sigma_min)))
+    found = ALWAYS.loss(batch, nets(student), Given(given | {"drop": given["t"]}, interpolant=Interpolant(sigma_min)))
 
     t_B, s, x1, eps = given["t"], sigma_min, batch.x0, given["noise"]
     ours = torch.repeat_interleave(t_B, torch.tensor(lengths))[:, None]
@@ -87,7 +87,8 @@ def test_the_minimiser_on_a_gaussian_is_its_velocity(t: float) -> None:
     mean, s = flow.mixture.means[0], flow.std
     signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=4)), dtype=torch.float64)
     batch = Batch(mean + s * signs[:, :2], Dense(16))
-    given = {"noise": signs[:, 2:], "t": torch.full((16,), t, dtype=torch.float64)}
+    times = torch.full((16,), t, dtype=torch.float64)
+    given = {"noise": signs[:, 2:], "t": times, "drop": times}
 
     zero, one = (
         flow(torch.full((1, 2), x, dtype=mean.dtype), given["t"][:1], Condition(), Dense(1))[0] for x in (0.0, 1.0)
@@ -103,11 +104,11 @@ def test_the_minimiser_on_a_gaussian_is_its_velocity(t: float) -> None:
 def test_conditions_are_dropped_as_often_as_told() -> None:
     student, points = random_student(RING), ToyPoints(PointsConfig(size=4096), AnalyticFlow(RING))
     batch = points.batch(list(range(4096)), torch.Generator()).double()
-    step = Given(draws(batch.x0, 4096))
+    given = draws(batch.x0, 4096) | {"drop": torch.rand(4096, generator=torch.Generator().manual_seed(1))}
     blank = Batch(batch.x0, batch.layout, Condition())
 
     def losses(p: float, of: Batch = batch) -> Tensor:
-        return FlowMatching(FlowMatchingConfig(p_uncond=p)).loss(of, nets(student), Given(step.draws))["flow"]
+        return FlowMatching(FlowMatchingConfig(p_uncond=p)).loss(of, nets(student), Given(given))["flow"]
 
     assert torch.equal(losses(1.0), losses(0.0, blank))
     changed = (losses(0.25) != losses(0.0)).any(1).double().mean()

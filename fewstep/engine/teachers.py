@@ -35,7 +35,7 @@ def beginner(backbone: Entry, config: Any, seed: int) -> Teacher:
     own: type[Backbone] = backbone.load()
     torch.manual_seed(seed)
     try:
-        return Teacher(own.initial(_own(own, config)))
+        return own.initial(_own(own, config)).as_teacher(config)
     except TypeError as error:
         raise FewstepError(
             f"backbone {backbone.name!r} makes no network from its config ({error}); accepted: one with `initial`"

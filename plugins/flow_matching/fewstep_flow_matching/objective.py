@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -11,6 +10,8 @@ from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
 from fewstep.core.objective import Nets, Objective, Step
 from fewstep.core.times import TimeSampler
+
+UNIFORM = TimeSampler(kind="uniform")
 
 
 class FlowMatchingConfig(Strict):
@@ -38,7 +39,6 @@ class FlowMatching(Objective[FlowMatchingConfig]):
         t_B = step.times(batch.layout, self.config.t)
         noise = step.randn_like(batch.x0, "noise")
         x_t = step.interpolant.interpolate(batch.x0, noise, t_B, batch.layout)
-        drop_B = torch.rand(batch.layout.batch_size, generator=step.stream("drop"), device=t_B.device)
-        cond = batch.cond.dropped(drop_B < self.config.p_uncond)
+        cond = batch.cond.dropped(step.times(batch.layout, UNIFORM, "drop") < self.config.p_uncond)
         error = nets.student(x_t, t_B, cond, batch.layout) - step.interpolant.velocity(batch.x0, noise)
         return {"flow": error.square()}
