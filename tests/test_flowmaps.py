@@ -50,6 +50,7 @@ from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.core.objective import Nets, Step
 from fewstep.core.times import TimeSampler
+from fewstep.methods.residual import Residual
 from fewstep.testing import check_objective
 
 STRENGTH, LENGTHS = 1.5, [1, 4, 2, 1, 3]
@@ -101,6 +102,8 @@ def make_draws(batch: Batch, **more: list[float]) -> dict[str, Tensor]:
         "s": [0.6, 0.2, 0.1, 0.4, 0.95],
         "apart": [0.1, 0.5, 0.7, 0.9, 0.3],
         "split": [0.3, 0.7, 0.5, 0.2, 0.9],
+        "to_data": [0.9] * 5,
+        "from_noise": [0.9] * 5,
     } | more
     found = {name: torch.tensor(values, dtype=torch.float64) for name, values in given.items()}
     noise = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -144,6 +147,14 @@ def meanflow(power: float) -> Formula:
         return error / (error.detach() + 1e-3) ** power
 
     return loss
+
+
+def anyflow(at: Sample) -> Tensor:
+    v, h = at.v(at.x, at.t), 0.005
+    later, earlier = at.u(at.x + h * v, at.t + h, at.s), at.u(at.x - h * v, at.t - h, at.s)
+    target = v - (at.t - at.s) * (later - earlier).detach() / (2 * h)
+    weight = at.t * (1 - at.t).sqrt() / (4 / 15)  # the mean of t sqrt(1 - t) over [0, 1]
+    return weight[0] * (at.u(at.x, at.t, at.s) - target).square().mean()
 
 
 def improved(at: Sample) -> Tensor:
@@ -201,6 +212,7 @@ def ayf(kind: str, norm: str) -> Formula:
 CASES: dict[str, tuple[FlowMap[Any], Formula]] = {
     "meanflow": (MeanFlow(AdaptiveConfig(**COMMON)), meanflow(1)),
     "meanflow-plain": (MeanFlow(AdaptiveConfig(power=0, **COMMON)), meanflow(0)),
+    "anyflow": (MeanFlow(AdaptiveConfig(power=0, weight="anyflow", central=0.005, **COMMON)), anyflow),
     "imeanflow": (ImprovedMeanFlow(AdaptiveConfig(**COMMON)), improved),
     "alphaflow": (AlphaFlow(AlphaFlowConfig(steepness=1, **COMMON)), alphaflow(1)),
     "alphaflow-plain": (AlphaFlow(AlphaFlowConfig(steepness=1, power=0, **COMMON)), alphaflow(0)),
@@ -292,7 +304,7 @@ def test_the_times_that_shortcuts_are_trained_at() -> None:
 @pytest.mark.parametrize("draw", ["ends", "length"])
 def test_the_intervals_that_the_others_are_trained_on(draw: Any) -> None:
     layout, step = Dense(20000), Step(0, Interpolant())
-    config = IntervalConfig(draw=draw, t=TimeSampler(mean=-0.8, std=1.0))
+    config = IntervalConfig(draw=draw, t=TimeSampler(mean=-0.8, std=1.0), to_data=0.0)
     t_B, s_B = drawn(config, layout, step)
     assert bool(((s_B >= 0) & (s_B <= t_B) & (t_B <= 1)).all())
     logits = (t_B - s_B).logit() if draw == "length" else torch.cat([t_B, s_B]).logit()
@@ -300,6 +312,20 @@ def test_the_intervals_that_the_others_are_trained_on(draw: Any) -> None:
     assert float(logits.std()) == pytest.approx(1.0, abs=0.03)
     ends = MeanFlow(AdaptiveConfig(apart=0.25)).ends(Batch(torch.zeros(20000, 2), layout), step)
     assert float((ends[0] > ends[1]).float().mean()) == pytest.approx(0.25, abs=0.01)
+
+
+def test_the_shares_of_whole_intervals() -> None:
+    batch = Batch(torch.zeros(20000, 2), Dense(20000))
+    config = AdaptiveConfig(apart=0.5, to_data=0.5, from_noise=0.25)
+    t_B, s_B = MeanFlow(config).ends(batch, Step(0, Interpolant()))
+    assert bool((s_B <= t_B).all())
+    for found, share in [
+        (s_B == t_B, 0.5),
+        (s_B == 0, 0.25),
+        ((t_B == 1) & (s_B < 1), 0.125),
+        ((t_B == 1) & (s_B == 0), 0.0625),
+    ]:
+        assert float(found.float().mean()) == pytest.approx(share, abs=0.01)
 
 
 def test_data_serves_in_place_of_a_teacher() -> None:
@@ -377,10 +403,17 @@ def test_alphas_schedule() -> None:
 
 
 def test_align_your_flow_fades_the_derivative_in() -> None:
-    steps = [Step(i, Interpolant(), total=1000) for i in (0, 5, 10, 500)]
-    assert [AlignYourFlow(AYFConfig(warmup=10, derivative=0.8)).faded_in(s) for s in steps] == [0, 0.4, 0.8, 0.8]
-    assert [AlignYourFlow(AYFConfig(warmup=0.01)).faded_in(s) for s in steps] == [0, 0.5, 1, 1]
-    assert [AlignYourFlow(AYFConfig()).faded_in(s) for s in steps] == [1] * 4
+    one = torch.ones(1, 1)
+
+    def factors(**keys: float) -> list[float]:
+        """What is left of a derivative of 1."""
+        config, residual = AYFConfig(norm="none", **keys), Residual(0 * one, one, 0 * one)
+        steps = [Step(i, Interpolant(), total=1000) for i in (0, 5, 10, 500)]
+        return [float(config.error(residual, one, Dense(1), step, config.derivative)) for step in steps]
+
+    assert factors(warmup=10, derivative=0.8) == pytest.approx([0, 0.4, 0.8, 0.8])
+    assert factors(warmup=0.01) == [0, 0.5, 1, 1]
+    assert factors() == [1] * 4
     batch, student = make_batch(False), random_student(RING)
     given, nets = Given(make_draws(batch)), exact_nets(student, RING)
     faded = AlignYourFlow(AYFConfig(warmup=10, norm="none", **COMMON)).loss(batch, nets, given)
@@ -442,6 +475,13 @@ def test_alphaflows_euler_step_has_the_bias_of_its_length(monkeypatch: pytest.Mo
         losses.append(float(gaussian_loss(objective)) / alpha)
     assert 3.4 < losses[0] / losses[1] < 4.6
     assert 3.7 < losses[1] / losses[2] < 4.3
+
+
+def test_central_differences_have_a_bias_of_second_order() -> None:
+    """At the exact map the error is of second order in their width: its square falls sixteenfold."""
+    losses = [float(gaussian_loss(MeanFlow(AdaptiveConfig(power=0, central=h, **PLAIN)))) for h in (0.04, 0.02, 0.01)]
+    assert 12 < losses[0] / losses[1] < 20
+    assert 14 < losses[1] / losses[2] < 18
 
 
 def test_shortcuts_have_the_bias_of_their_shortest_step() -> None:

@@ -20,7 +20,7 @@ from fewstep_toy.suite import ToySuite
 from pydantic import ValidationError
 from torch import Tensor
 
-from fewstep.config.base import read_toml, validate
+from fewstep.config.base import validate
 from fewstep.config.presets import find
 from fewstep.config.train import TrainConfig
 from fewstep.core.backbone import Backbone
@@ -354,7 +354,7 @@ def test_registered() -> None:
 @pytest.mark.parametrize("method", [entry.name for entry in registry().entries("objective")])
 def test_default_preset_fits_every_method(method: str) -> None:
     entry = registry().get("objective", method)
-    tables = [read_toml(preset.path) for preset in find(entry, registry().get("backbone", "toy"), None)]
+    tables = [preset.read() for preset in find(entry, registry().get("backbone", "toy"), None)]
     assert any("train" in table for table in tables)
     for table in tables:
         validate(TrainConfig, table.get("train", {}))

@@ -5,7 +5,8 @@ backbone's, then ``presets/M/P.toml`` of the method's plugin and of the backbone
 what a backbone says to all methods, and a backbone's file for that method over both.
 
 A sum of methods takes the presets of its parts, "default" for a part without one of that name; where two disagree
-outside of their own tables, the first part wins.
+outside of their own tables, the first part wins. ``presets/SUM/P.toml`` (``presets/cm+dmd2``, or the name that a plugin
+registered the sum under) wins over them; it, too, falls back to "default".
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ DATASET = "dataset"  # top-level key of a preset or config file: the data set th
 @dataclass(frozen=True)
 class Preset:
     """One file of a preset; ``source`` is what a row of the run's config names: ``preset paper (fewstep_mdt)``.
-    ``part`` is the method of a sum that its ``objective`` table is meant for."""
+    ``parts`` is the method of a sum that its ``objective`` table is meant for; of a sum in a sum, the outer first."""
 
     name: str
     package: str
     path: Path
-    part: str | None = None
+    parts: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:
@@ -42,8 +43,8 @@ class Preset:
     def read(self) -> dict[str, Any]:
         """Its tables."""
         tables = read_toml(self.path)
-        if self.part is not None and "objective" in tables:
-            tables["objective"] = {self.part: tables["objective"]}
+        for part in reversed(self.parts if "objective" in tables else ()):
+            tables["objective"] = {part: tables["objective"]}
         return tables
 
 
@@ -77,12 +78,7 @@ def find(method: Entry, backbone: Entry, name: str | None) -> list[Preset]:
     """
     if isinstance(method, Combined):
         return _of_parts(method, backbone, name)
-    found = [
-        Preset(name or DEFAULT, package, path)
-        for inner in ("", method.name)
-        for package, folder in _folders(method, backbone)
-        if (path := folder / inner / f"{name or DEFAULT}.toml").is_file()
-    ]
+    found = [preset for inner in ("", method.name) for preset in _files(inner, method, backbone, name or DEFAULT)]
     if not found and name is not None and name != DEFAULT:
         raise FewstepError(f"{_unknown(name, method, backbone)}{_of_others(name, method, backbone)}")
     return found
@@ -95,8 +91,15 @@ def _of_parts(method: Combined, backbone: Entry, name: str | None) -> list[Prese
     found: list[Preset] = []
     for part in reversed(method.parts):
         own = name if name in available(part, backbone) else None
-        found += [replace(preset, part=part.name) for preset in find(part, backbone, own)]
-    return found
+        found += [replace(preset, parts=(part.name, *preset.parts)) for preset in find(part, backbone, own)]
+    own_files = (_files(method.name, method, backbone, one) for one in (name or DEFAULT, DEFAULT))
+    return found + next(filter(None, own_files), [])
+
+
+def _files(inner: str, method: Entry, backbone: Entry, name: str) -> list[Preset]:
+    """The files of this name in the folder ``inner`` of the presets of both plugins."""
+    paths = [(package, folder / inner / f"{name}.toml") for package, folder in _folders(method, backbone)]
+    return [Preset(name, package, path) for package, path in paths if path.is_file()]
 
 
 def _unknown(name: str, method: Entry, backbone: Entry) -> FewstepError:
@@ -140,7 +143,8 @@ def data_set(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str | None:
 def available(method: Entry, backbone: Entry) -> list[str]:
     """Names that ``find`` takes for this pair; those of another method or of another model's stage are left out."""
     if isinstance(method, Combined):
-        return sorted({name for part in method.parts for name in available(part, backbone)})
+        own = {path.stem for _, folder in _folders(method, backbone) for path in (folder / method.name).glob("*.toml")}
+        return sorted(own.union(*(available(part, backbone) for part in method.parts)))
     stages = backbone.load().stages
     others = {*registry().names("objective"), BENCH} - {method.name}
     names = {

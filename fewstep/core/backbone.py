@@ -34,7 +34,8 @@ class VelocityField(Protocol):
 
     ``t_B`` [B] in [0, 1] is where x is; ``s_B`` [B], at most ``t_B``, is where a two-time student jumps to, and its
     answer the average velocity on the way. None asks for the velocity at ``t_B`` itself. A backbone that provides
-    "negative_time" takes times in [-1, 1], and tells -t from t: a second velocity at the same place.
+    "negative_time" takes times in [-1, 1], and tells -t from t: a second velocity at the same place. The student of one
+    that provides "policy" takes several targets at once, ``s_B`` [K, B], and answers [K, ...] from one pass.
     """
 
     def __call__(
@@ -46,8 +47,8 @@ class Backbone(nn.Module):
     """A network that predicts velocity, with what it can do declared.
 
     A subclass sets ``Config``, ``provides`` (of "dense", "packed", "jvp", "two_time", "negative_time", "features",
-    "guidance_input"), ``dataset`` and ``interpolant``, and implements ``forward``, ``teacher`` where there are
-    pretrained weights and, where those here do not fit, ``initial``, ``as_teacher``, ``save`` and ``load``; with
+    "guidance_input", "policy"), ``dataset`` and ``interpolant``, and implements ``forward``, ``teacher`` where there
+    are pretrained weights and, where those here do not fit, ``initial``, ``as_teacher``, ``save`` and ``load``; with
     "features" also ``taps``. With "guidance_input" it sets ``strength_channels`` and adds ``strength_of(cond)`` to its
     embedding of time.
     Where a model is several networks one after another, each is a backbone with its ``stage``, and the one that users

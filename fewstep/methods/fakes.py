@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -44,6 +45,19 @@ def generate(
     t_B = torch.full((batch.layout.batch_size,), t, device=x_t.device, dtype=x_t.dtype)
     average = cast(Tensor, nets.student(x_t, t_B, cond, batch.layout)).to(x_t.dtype)
     return x_t - t * average, average
+
+
+def roll_out(batch: Batch, cond: Condition, nets: Nets, step: Step, grid: tuple[float, ...]) -> Tensor:
+    """Fakes of a student of two times, by jumps from noise to a time of the grid, from there to the next, and to the
+    data, all with its graph (AnyFlow's flow-map backward simulation). The time is drawn anew each iteration; jumps of
+    no length are left out. For the arguments see ``generate``.
+    """
+    x, jump = step.randn_like(batch.x0, "noise_fake"), int(step.choice(tuple(range(len(grid) - 1)), "jump"))
+    times = dict.fromkeys((grid[0], grid[jump], grid[jump + 1], grid[-1]))
+    for t, s in pairwise(times):
+        t_B, s_B = (torch.full((batch.layout.batch_size,), at, device=x.device, dtype=x.dtype) for at in (t, s))
+        x = x - (t - s) * cast(Tensor, nets.student(x, t_B, cond, batch.layout, s_B=s_B)).to(x.dtype)
+    return x
 
 
 @dataclass(frozen=True)

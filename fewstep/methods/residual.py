@@ -18,13 +18,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from fewstep.config.base import Strict
+from fewstep.core.derivatives import Tangents
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Step
 from fewstep.core.times import rescale
 
-Kind = Literal["discrete", "continuous"]
+Kind = Literal["discrete", "continuous", "central"]
 Norm = Literal["none", "sample", "element"]
 Student = Callable[[Tensor, Tensor], Tensor]  # (x, t_B) -> F, with condition, layout and end bound
 EARLIEST = 0.002  # the first time looked at where D varies with t; EDM's smallest noise level
@@ -69,8 +72,9 @@ class Derivative:
     """How dF/dt along (vT, 1) is taken.
 
     Args:
-        kind: "continuous" by ``Step.jvp``, "discrete" as [F(x_t, t) - F(x_t - D vT, t - D)] / D.
-        interval: D, or a function that gives each of the times [B] its own, in (0, t].
+        kind: "continuous" by ``Step.jvp``, "discrete" as [F(x_t, t) - F(x_t - D vT, t - D)] / D, "central" as
+            [F(x_t + D vT, t + D) - F(x_t - D vT, t - D)] / 2D.
+        interval: D, or for "discrete" a function that gives each of the times [B] its own, in (0, t].
         norm: "none"; "sample" dv / (|dv| + c), the norm over all elements of a sample (MDT-dist's d_norm with
             c = 0.1, sCM's tangent normalisation); "element" dv / (rms(dv) + c), which no longer shrinks with the
             number of elements.
@@ -99,8 +103,12 @@ class Derivative:
         """
         dtype = x_t.dtype
         velocity = velocity.detach().to(dtype)
-        if self.kind == "continuous":
-            value, slope = step.jvp(student, (x_t, t_B), (velocity, torch.ones_like(t_B)), layout)
+        if self.kind != "discrete":
+            jvp = step.jvp
+            if self.kind == "central":
+                assert not callable(self.interval)
+                jvp = Tangents("finite-difference", self.interval)
+            value, slope = jvp(student, (x_t, t_B), (velocity, torch.ones_like(t_B)), layout)
             value, slope = value.to(dtype), slope.to(dtype)
         else:
             value = student(x_t, t_B).to(dtype)
@@ -142,6 +150,25 @@ def faded_in(step: Step, warmup: float) -> float:
     if warmup == 0:
         return 1.0
     return min(1.0, (step.progress if warmup < 1 else step.index) / warmup)
+
+
+class TangentConfig(Strict):
+    """Keys of objectives that regress on a normalised tangent, as sCM does; their Config derives from this one, too."""
+
+    norm: Norm = Field(
+        "element", description="size taken from the tangent: none, norm over the sample (published), root mean square"
+    )
+    norm_constant: float = Field(0.1, gt=0, description="c in g / (size + c)")
+    warmup: float = Field(
+        0.0,
+        ge=0,
+        description="dF/dt is faded in: below 1 over this share of the run, from 1 on over so many iterations",
+    )
+
+    def error(self, residual: Residual, span: Tensor, layout: Layout, step: Step, derivative: float = 1.0) -> Tensor:
+        """F - sg(F - g / (size + c)); ``derivative`` is a factor of dF/dt in g beside that of the warm-up."""
+        tangent = residual.tangent(span, derivative * faded_in(step, self.warmup))
+        return residual.value - residual.value.detach() + normalise(tangent, layout, self.norm, self.norm_constant)
 
 
 def phase_end(t_B: Tensor, phases: int, rescale_t: float = 1.0) -> Tensor:

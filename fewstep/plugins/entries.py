@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -74,37 +74,38 @@ def _with_teacher(own: Any) -> Any:
 
 @dataclass(frozen=True)
 class Combined(Entry):
-    """The sum of several registered methods."""
+    """The sum of several registered methods; ``target`` has their names, ``cm+dmd2``, and ``find`` an entry by name."""
 
-    parts: tuple[Entry, ...] = ()
+    find: Callable[[str], Entry] = field(kw_only=True, compare=False, repr=False)
+
+    @cached_property
+    def parts(self) -> tuple[Entry, ...]:
+        """The methods; those of other plugins need not be there before this is asked for.
+
+        Raises:
+            FewstepError: for a method that is not registered, or named twice.
+        """
+        parts = tuple(self.find(name) for name in self.target.split(PLUS))
+        names = [part.name for part in parts]
+        if len(set(names)) < len(names):
+            raise FewstepError(f"method {self.name!r}: a method is named twice; accepted: each once")
+        return parts
 
     def load(self) -> Any:
         """The class of the sum, an ``Objective``."""
-        return self._import(self.target)(self.parts)
+        return self._import("fewstep.core.compose:sum_of")(self.parts)
 
     def load_config(self) -> Any:
         """Its config class: a table for each part, and tables of their weights and starts."""
-        return self._import(str(self.config))(self.parts)
+        return self._import("fewstep.config.combined:config_of")(self.parts)
 
 
-def combined(parts: Sequence[Entry]) -> Combined:
-    """The entry of a sum.
-
-    Raises:
-        FewstepError: for a method that is named twice.
-    """
-    names = [part.name for part in parts]
-    if len(set(names)) < len(names):
-        raise FewstepError(f"method {PLUS.join(names)!r}: a method is named twice; accepted: each once")
-    return Combined(
-        kind="objective",
-        name=PLUS.join(names),
-        plugin=PLUS.join(dict.fromkeys(part.plugin for part in parts)),
-        target="fewstep.core.compose:sum_of",
-        config="fewstep.config.combined:config_of",
-        summary="the sum of " + " and ".join(names),
-        parts=tuple(parts),
-    )
+def combined(names: str, find: Callable[[str], Entry]) -> Combined:
+    """The entry of a sum that no plugin registered, ``cm+dmd2``. Raises FewstepError as its ``parts`` do."""
+    parts = Combined("objective", names, "", names, find=find).parts
+    name = PLUS.join(part.name for part in parts)
+    plugin = PLUS.join(dict.fromkeys(part.plugin for part in parts))
+    return Combined("objective", name, plugin, name, summary=f"the sum of {name.replace(PLUS, ' and ')}", find=find)
 
 
 def word(kind: str) -> str:

@@ -54,7 +54,11 @@ class RegisterShared(Protocol):
 
 @hookspec
 def register_objectives(register: Register) -> None:
-    """Distillation methods: subclasses of ``fewstep.core.objective.Objective``."""
+    """Distillation methods: subclasses of ``fewstep.core.objective.Objective``.
+
+    ``target="scm+dmd2"`` names a sum of registered methods. Weights, starts and whatever else makes it are values of
+    its preset ``presets/<name>/default.toml``.
+    """
 
 
 @hookspec

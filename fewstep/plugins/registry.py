@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import metadata
 from typing import Any
 
@@ -19,7 +19,7 @@ import pluggy
 
 from fewstep.errors import FewstepError, unknown
 from fewstep.plugins import hookspecs
-from fewstep.plugins.entries import Combined, Entry, combined, word
+from fewstep.plugins.entries import PLUS, Combined, Entry, combined, word
 
 __all__ = ["BUILTIN", "KINDS", "Combined", "Entry", "Installed", "Registry", "registry"]
 
@@ -109,8 +109,8 @@ class Registry:
             FewstepError: unknown (with broken plugins named, since they may be the reason) or claimed twice.
         """
         found = self._entries.get((kind, name), [])
-        if kind == "objective" and "+" in name and not found:
-            return combined([self.get(kind, part) for part in name.split("+")])
+        if kind == "objective" and PLUS in name and not found:
+            return combined(name, partial(self.get, kind))
         if len(found) > 1:
             raise FewstepError(_clash(kind, name, found))
         if found:
@@ -177,10 +177,13 @@ def _registrar(found: Registry, kind: str, installed: Installed) -> hookspecs.Re
     def register(
         name: str, *, target: str, config: str | None = None, summary: str = "", aliases: tuple[str, ...] = ()
     ) -> None:
+        values = (kind, name, installed.name, target, config, summary, tuple(aliases), installed.distribution)
+        if kind == "objective" and PLUS in target:
+            found.add(Combined(*values, find=partial(found.get, kind)))
+            return
         for path in (target, *([config] if config else [])):
             _check_path(f"{kind} {name!r}", path)
-        entry = Entry(kind, name, installed.name, target, config, summary, tuple(aliases), installed.distribution)
-        found.add(entry)
+        found.add(Entry(*values))
 
     return register
 

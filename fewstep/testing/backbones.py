@@ -18,7 +18,9 @@ from fewstep.core.layout import Dense, Packed
 from fewstep.errors import FewstepError
 from fewstep.testing.tiny import near
 
-CAPABILITIES = frozenset({"dense", "packed", "jvp", "two_time", "negative_time", "features", "guidance_input"})
+CAPABILITIES = frozenset(
+    {"dense", "packed", "jvp", "two_time", "negative_time", "features", "guidance_input", "policy"}
+)
 ALONE, DIFFERENCE, FLOAT, HALF = 1e-9, 1e-4, 1e-4, 3e-2  # relative
 WIDTHS = (1e-7, 1e-5, 1e-3)  # narrow for features of 1000 t, wide for networks that are float32 inside
 
@@ -49,6 +51,8 @@ def check_backbone(backbone: Backbone, batch: Batch) -> None:
         network.gives_features()
     if "guidance_input" in backbone.provides:
         network.grows_a_guidance_input()
+    if "policy" in backbone.provides:
+        network.gives_a_policy()
     if "jvp" in backbone.provides:
         network.differentiates()
     network.learns()
@@ -145,6 +149,15 @@ class Probe:
         for (_, channels), h in zip(layers, found, strict=True):
             fine = h.shape[-1] == channels and len(h) in (samples, len(batch.x0))
             self.claim(fine, f"gives features {list(h.shape)} from a layer of {channels} channels, which come last")
+
+    @torch.no_grad()
+    def gives_a_policy(self) -> None:
+        network = self.backbone.student(frozenset({"two_time", "policy"})).double().eval()
+        given, targets = (self.batch.x0, self.t_B, self.batch.cond, self.batch.layout), torch.tensor([[0.5], [0.0]])
+        several = network(*given, s_B=targets * self.t_B)
+        one_by_one = torch.stack([network(*given, s_B=s_B) for s_B in targets * self.t_B])
+        text = "provides 'policy', but its answers for several target times s_B [K, B] are not those for each"
+        self.claim(near(several, one_by_one, ALONE), text)
 
     def differentiates(self) -> None:
         x, generator = self.batch.x0, torch.Generator().manual_seed(0)

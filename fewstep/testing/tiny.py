@@ -31,7 +31,7 @@ class TinyBackbone(Backbone):
 
     Config = TinyConfig
     provides: ClassVar[frozenset[str]] = frozenset(
-        {"dense", "packed", "jvp", "two_time", "negative_time", "features", "guidance_input"}
+        {"dense", "packed", "jvp", "two_time", "negative_time", "features", "guidance_input", "policy"}
     )
 
     def __init__(self, width: int = 16, seed: int = 0) -> None:
@@ -45,6 +45,8 @@ class TinyBackbone(Backbone):
                 parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
 
     def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        if s_B is not None and s_B.dim() == 2:
+            return torch.stack([self(x, t_B, cond, layout, s_B=one_B) for one_B in s_B])
         s_B = torch.zeros_like(t_B) if s_B is None else s_B
         tokens = t_B.new_zeros(len(t_B), COND) if cond.tokens is None else cond.tokens
         scalars = [t_B, s_B, layout.mean(x), *tokens.unbind(1)]

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from fewstep.core.times import TimeSampler
 from fewstep.methods.point import PointConfig, Strengths
+from fewstep.methods.residual import TangentConfig
 
 
 class OneTimeConfig(PointConfig):
@@ -78,13 +79,9 @@ class ECTConfig(BaseConfig):
     )
 
 
-class SCMConfig(OneTimeConfig):
+class SCMConfig(OneTimeConfig, TangentConfig):
     """Continuous-time consistency."""
 
-    norm: Literal["none", "sample", "element"] = Field(
-        "element", description="size taken from the tangent: none, norm over the sample (published), root mean square"
-    )
-    norm_constant: float = Field(0.1, gt=0, description="c in g / (size + c)")
     warmup: float = Field(
         0.1,
         ge=0,

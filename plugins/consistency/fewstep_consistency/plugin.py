@@ -38,6 +38,11 @@ def register_objectives(register: Register) -> None:
         summary="continuous-time consistency with normalised tangents and a warm-up",
     )
     register(
+        "rcm",
+        target="scm+dmd2",
+        summary="rCM: scm, regularised by dmd2 on the student's own samples",
+    )
+    register(
         "lcm",
         target="fewstep_consistency.lcm:LatentConsistency",
         config="fewstep_consistency.config:LCMConfig",

@@ -24,7 +24,7 @@ from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
 from fewstep.core.objective import Nets, Objective, Step, per
 from fewstep.methods.point import Look
-from fewstep.methods.residual import Derivative, faded_in, normalise
+from fewstep.methods.residual import Derivative
 from fewstep_consistency.config import SCMConfig
 
 
@@ -41,7 +41,5 @@ class ContinuousConsistency(Objective[SCMConfig]):
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         config = self.config
         at = Look(config, Derivative("continuous"), config.guidance).at(batch, nets, step)
-        value = at.residual.value
-        tangent = at.residual.tangent(at.span, faded_in(step, config.warmup))
-        tangent = normalise(tangent, batch.layout, config.norm, config.norm_constant)
-        return {"scm": per(config.reduction, (value - value.detach() + tangent).square(), batch.layout)}
+        error = config.error(at.residual, at.span, batch.layout, step)
+        return {"scm": per(config.reduction, error.square(), batch.layout)}

@@ -48,6 +48,12 @@ class DMD2Config(AdversarialConfig):
     """Distribution matching."""
 
 
+class JumpDMD2Config(DMD2Config):
+    """Distribution matching of a student of two times."""
+
+    steps: int = Field(4, ge=1, description="steps of the time grid whose jumps are trained, one an iteration")
+
+
 class FDistillConfig(AdversarialConfig):
     """Distribution matching for another divergence."""
 
@@ -56,6 +62,15 @@ class FDistillConfig(AdversarialConfig):
     )
     clip: tuple[Positive, Positive] = Field((0.1, 20.0), description="bounds of the density ratio")
     gan: float = Field(0.001, ge=0, description="weight of the student's adversarial term; the head is there for 0 too")
+
+
+class DriftingConfig(Strict):
+    """Drifting."""
+
+    temperatures: tuple[Positive, ...] = Field(
+        (0.02, 0.05, 0.2), min_length=1, description="of the affinities, in mean distances; their drifts add up"
+    )
+    p_uncond: float = Field(0.0, ge=0, le=1, description="share of samples whose student sees no condition")
 
 
 class SiDConfig(CriticConfig):

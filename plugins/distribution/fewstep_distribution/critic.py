@@ -46,12 +46,15 @@ class Critical(Objective[C]):
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         moves = "student" in self.phase(step.index).trains
         cond = dropped(batch, step, self.config.p_uncond, "drop/fake")
-        grid = tuple(self.contract().grid(self.config.steps))
         with nullcontext() if moves else torch.no_grad():
-            x, _ = generate(batch, cond, nets, step, grid)
+            x = self.generated(batch, cond, nets, step)
         fakes = replace(batch, x0=x.detach())
         terms = self.matching(x, fakes, cond, nets, step) if moves else {}
         return terms | self.fitting(batch, fakes, cond, nets, step)
+
+    def generated(self, batch: Batch, cond: Condition, nets: Nets, step: Step) -> Tensor:
+        """Fakes, with the student's graph where gradients are enabled."""
+        return generate(batch, cond, nets, step, tuple(self.contract().grid(self.config.steps)))[0]
 
     @abstractmethod
     def matching(self, x: Tensor, fakes: Batch, cond: Condition, nets: Nets, step: Step) -> dict[str, Tensor]:

@@ -19,10 +19,22 @@ def register_objectives(register: Register) -> None:
         summary="distribution matching: the samples follow the difference of a critic's and the teacher's score",
     )
     register(
+        "dmd2-jump",
+        target="fewstep_distribution.jumps:JumpDMD2",
+        config="fewstep_distribution.config:JumpDMD2Config",
+        summary="dmd2 for a student of two times, on its own jumps",
+    )
+    register(
         "f-distill",
         target="fewstep_distribution.f_distill:FDistill",
         config="fewstep_distribution.config:FDistillConfig",
         summary="distribution matching for other divergences, weighted by the density ratio of an adversarial head",
+    )
+    register(
+        "drifting",
+        target="fewstep_distribution.drifting:Drifting",
+        config="fewstep_distribution.config:DriftingConfig",
+        summary="drifting: one-step samples are drawn to the data and pushed from each other, without a teacher",
     )
     register(
         "sid",

@@ -28,10 +28,10 @@ class AlphaFlow(Adaptive[AlphaFlowConfig]):
         at, alpha = self.interval(batch, nets, step), self.alpha(step)
         if alpha == 0:
             residual = at.residual(step)
-            return {"alphaflow": self.adaptive(residual.value - residual.target(at.span), batch.layout)}
+            return {"alphaflow": self.adaptive(residual.value - residual.target(at.span), at.t_B, batch.layout)}
         target = at.velocity if alpha == 1 else alpha * at.velocity + (1 - alpha) * self.rest(at, alpha)
         error = (at.student(at.x_t, at.t_B, at.s_B) - target) / alpha
-        return {"alphaflow": alpha * self.adaptive(error, batch.layout)}
+        return {"alphaflow": alpha * self.adaptive(error, at.t_B, batch.layout)}
 
     @torch.no_grad()
     def rest(self, at: Interval, alpha: float) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fewstep.core.batch import Batch
 from fewstep.core.objective import Nets, Step, per
-from fewstep.methods.residual import Residual, faded_in, normalise
+from fewstep.methods.residual import Residual
 from fewstep_flowmaps.config import AYFConfig
 from fewstep_flowmaps.interval import FlowMap, Interval
 
@@ -31,14 +31,8 @@ class AlignYourFlow(FlowMap[AYFConfig]):
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         at = self.interval(batch, nets, step)
         residual = at.residual(step) if self.config.kind == "eulerian" else lagrangian(at, step)
-        tangent = residual.tangent(at.span, self.faded_in(step))
-        tangent = normalise(tangent, batch.layout, self.config.norm, self.config.norm_constant)
-        error = residual.value - (residual.value.detach() - tangent)
+        error = self.config.error(residual, at.span, batch.layout, step, self.config.derivative)
         return {"ayf": per(self.config.reduction, error.square(), batch.layout)}
-
-    def faded_in(self, step: Step) -> float:
-        """The factor of the derivative at this step."""
-        return self.config.derivative * faded_in(step, self.config.warmup)
 
 
 def lagrangian(at: Interval, step: Step) -> Residual:

@@ -8,9 +8,10 @@ from pydantic import Field, model_validator
 
 from fewstep.core.times import TimeSampler
 from fewstep.methods.point import PointConfig, Strengths
+from fewstep.methods.residual import TangentConfig
 
 
-class FlowMapConfig(PointConfig):
+class MapConfig(PointConfig):
     """What every flow-map objective can be told."""
 
     guidance: Strengths = Field(
@@ -19,10 +20,6 @@ class FlowMapConfig(PointConfig):
     t: TimeSampler = Field(
         default_factory=lambda: TimeSampler(kind="uniform"), description="distribution of the training times"
     )
-    apart: float = Field(
-        0.5, ge=0, le=1, description="share of samples with s < t; the others have s = t and learn the velocity"
-    )
-
     gamma: float = Field(
         0.0,
         ge=0,
@@ -31,10 +28,27 @@ class FlowMapConfig(PointConfig):
     )
 
     @model_validator(mode="after")
-    def _data_has_no_guidance(self) -> FlowMapConfig:
+    def _data_has_no_guidance(self) -> MapConfig:
         if self.velocity == "data" and self.guidance is not None:
             raise ValueError("velocity 'data' has no teacher that could be guided: guidance must be left out")
         return self
+
+
+class FlowMapConfig(MapConfig):
+    """Objectives that learn the velocity on a share of the samples."""
+
+    apart: float = Field(
+        0.5, ge=0, le=1, description="share of samples with s < t; the others have s = t and learn the velocity"
+    )
+
+
+class IMMConfig(MapConfig):
+    """Inductive moment matching."""
+
+    particles: int = Field(4, ge=1, description="samples of a group, which share their times and are compared")
+    gap: float = Field(0.04, gt=0, description="from t to r the ratio t / (1 - t) of noise to data falls by this much")
+    bias: float = Field(5.0, description="b of the weight's factor sigmoid(b - log SNR)")
+    power: float = Field(1.0, ge=1, description="a of the weight's factor (1 - t)^a")
 
 
 class IntervalConfig(FlowMapConfig):
@@ -44,6 +58,8 @@ class IntervalConfig(FlowMapConfig):
         "ends",
         description="what objective.t draws: both ends, the later is t; or the length t - s, whose place is uniform",
     )
+    to_data: float = Field(0.5, ge=0, le=1, description="share of the samples with s < t whose s is 0 instead")
+    from_noise: float = Field(0.0, ge=0, le=1, description="share of the samples with s < t whose t is 1 instead")
 
 
 class AdaptiveConfig(IntervalConfig):
@@ -53,6 +69,12 @@ class AdaptiveConfig(IntervalConfig):
         1.0, ge=0, description="p of the weight 1 / (m + c)^p, m the sample's mean squared error; 0: no weight"
     )
     constant: float = Field(1e-3, gt=0, description="c of that weight")
+    weight: Literal["none", "anyflow"] = Field(
+        "none", description="factor of the loss by time: 1, or t sqrt(1 - t) over its mean, as in AnyFlow"
+    )
+    central: float | None = Field(
+        None, gt=0, lt=0.5, description="D of a central difference in place of the exact derivative (AnyFlow: 0.005)"
+    )
 
 
 class AlphaFlowConfig(AdaptiveConfig):
@@ -93,7 +115,7 @@ class ShortcutConfig(FlowMapConfig):
         return self
 
 
-class AYFConfig(IntervalConfig):
+class AYFConfig(IntervalConfig, TangentConfig):
     """Align Your Flow."""
 
     apart: float = Field(1.0, ge=0, le=1, description="share of samples with s < t; the others learn the velocity")
@@ -101,16 +123,9 @@ class AYFConfig(IntervalConfig):
         "eulerian",
         description="derivative of the map by its start (EMD), or by its end, where the teacher is asked (LMD)",
     )
-    norm: Literal["none", "sample", "element"] = Field(
-        "element", description="size taken from the tangent: none, norm over the sample (published), root mean square"
+    derivative: float = Field(
+        1.0, gt=0, le=1, description="factor of dF/dt after the warm-up; 0.99 as published regularises"
     )
-    norm_constant: float = Field(0.1, gt=0, description="c in g / (size + c)")
-    warmup: float = Field(
-        0.0,
-        ge=0,
-        description="dF/dt is faded in: below 1 over this share of the run, from 1 on over so many iterations",
-    )
-    derivative: float = Field(1.0, gt=0, le=1, description="factor of dF/dt then; 0.99 as published regularises")
 
     @model_validator(mode="after")
     def _teacher_at_the_end(self) -> AYFConfig:

@@ -16,9 +16,9 @@ from fewstep.core.layout import Layout
 from fewstep.core.objective import Nets, Objective, Step
 from fewstep.methods.point import UNIFORM, Look, dropped
 from fewstep.methods.residual import Derivative, Residual
-from fewstep_flowmaps.config import FlowMapConfig, IntervalConfig
+from fewstep_flowmaps.config import FlowMapConfig, IntervalConfig, MapConfig
 
-C = TypeVar("C", bound=FlowMapConfig)
+C = TypeVar("C", bound=MapConfig)
 Average = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, t_B, s_B) -> F, with condition and layout bound
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (x, t_B) -> vT
 CONTINUOUS = Derivative("continuous")
@@ -33,6 +33,7 @@ class Interval:
         student: its average velocity F(x, t, s), with graph.
         target: the same of the network that targets are made with.
         teacher: its guided velocity anywhere, without graph.
+        derivative: how ``residual`` differentiates.
     """
 
     x_t: Tensor
@@ -43,6 +44,7 @@ class Interval:
     target: Average
     teacher: Velocity
     layout: Layout
+    derivative: Derivative
 
     @cached_property
     def velocity(self) -> Tensor:
@@ -56,7 +58,7 @@ class Interval:
             return self.student(x, t_B, self.s_B)
 
         direction = self.velocity if direction is None else direction
-        return CONTINUOUS.residual(towards_s, self.x_t, self.t_B, direction, self.layout, step)
+        return self.derivative.residual(towards_s, self.x_t, self.t_B, direction, self.layout, step)
 
 
 class FlowMap(Objective[C]):
@@ -73,6 +75,10 @@ class FlowMap(Objective[C]):
         """How it looks at noisy samples."""
         return Look(self.config, CONTINUOUS, self.config.guidance)
 
+    def derivative(self) -> Derivative:
+        """How dF/dt is taken."""
+        return CONTINUOUS
+
     def ends(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
         """[B] times t and s <= t of this step. A share ``apart`` has s < t."""
         assert isinstance(self.config, IntervalConfig)
@@ -82,6 +88,7 @@ class FlowMap(Objective[C]):
 
     def are_apart(self, batch: Batch, step: Step) -> Tensor:
         """[B] which samples have s < t."""
+        assert isinstance(self.config, FlowMapConfig)
         return step.times(batch.layout, UNIFORM, "apart") < self.config.apart
 
     def interval(self, batch: Batch, nets: Nets, step: Step, target: nn.Module | None = None) -> Interval:
@@ -102,17 +109,21 @@ class FlowMap(Objective[C]):
             return look.velocity(batch, noise, x, t_B, nets, step).to(x_t.dtype)
 
         networks = average(nets.student), average(target or nets.student)
-        return Interval(x_t, t_B, s_B, layout.expand(t_B - s_B, x_t), *networks, teacher, layout)
+        span = layout.expand(t_B - s_B, x_t)
+        return Interval(x_t, t_B, s_B, span, *networks, teacher, layout, self.derivative())
 
 
 def drawn(config: IntervalConfig, layout: Layout, step: Step) -> tuple[Tensor, Tensor]:
-    """[B] times t and s <= t, by ``config.draw``."""
+    """[B] times t and s <= t, by ``config.draw``; of shares of the samples t is 1, and s is 0."""
     first_B = step.times(layout, config.t, "t")
     if config.draw == "ends":
         second_B = step.times(layout, config.t, "s")
-        return torch.maximum(first_B, second_B), torch.minimum(first_B, second_B)
-    s_B = (1 - first_B) * step.times(layout, UNIFORM, "s")
-    return s_B + first_B, s_B
+        t_B, s_B = torch.maximum(first_B, second_B), torch.minimum(first_B, second_B)
+    else:
+        s_B = (1 - first_B) * step.times(layout, UNIFORM, "s")
+        t_B = s_B + first_B
+    t_B = torch.where(step.times(layout, UNIFORM, "from_noise") < config.from_noise, 1.0, t_B)
+    return t_B, torch.where(step.times(layout, UNIFORM, "to_data") < config.to_data, 0.0, s_B)
 
 
 @torch.no_grad()

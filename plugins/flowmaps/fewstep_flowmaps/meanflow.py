@@ -18,8 +18,9 @@ from fewstep.core.layout import Layout
 from fewstep.core.objective import Nets, Step
 from fewstep.methods.distance import distance
 from fewstep.methods.embedded import needed, promised, told
+from fewstep.methods.residual import Derivative
 from fewstep_flowmaps.config import AdaptiveConfig
-from fewstep_flowmaps.interval import FlowMap
+from fewstep_flowmaps.interval import CONTINUOUS, FlowMap
 
 A = TypeVar("A", bound=AdaptiveConfig)
 
@@ -29,9 +30,15 @@ class Adaptive(FlowMap[A]):
 
     needs: ClassVar[frozenset[str]] = frozenset({"jvp", "two_time"})
 
-    def adaptive(self, error: Tensor, layout: Layout) -> Tensor:
+    def derivative(self) -> Derivative:
+        central = self.config.central
+        return CONTINUOUS if central is None else Derivative("central", central)
+
+    def adaptive(self, error: Tensor, t_B: Tensor, layout: Layout) -> Tensor:
         """The squared error over (its sample's detached mean + c)^p, as a loss term."""
         weight_B = (layout.mean(error.detach().square()) + self.config.constant) ** -self.config.power
+        if self.config.weight == "anyflow":
+            weight_B = weight_B * 3.75 * t_B * (1 - t_B).clamp(min=0).sqrt()  # its mean over times is 1
         return distance(error, weight_B, layout, None, self.config.reduction)
 
 
@@ -46,7 +53,7 @@ class MeanFlow(Adaptive[AdaptiveConfig]):
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         at = self.interval(batch, nets, step)
         residual = at.residual(step)
-        return {"meanflow": self.adaptive(residual.value - residual.target(at.span), batch.layout)}
+        return {"meanflow": self.adaptive(residual.value - residual.target(at.span), at.t_B, batch.layout)}
 
 
 class ImprovedMeanFlow(Adaptive[AdaptiveConfig]):
@@ -70,4 +77,4 @@ class ImprovedMeanFlow(Adaptive[AdaptiveConfig]):
         with torch.no_grad():
             own = at.student(at.x_t, at.t_B, at.t_B)
         error = at.residual(step, own).instantaneous(at.span) - at.velocity
-        return {"imeanflow": self.adaptive(error, batch.layout)}
+        return {"imeanflow": self.adaptive(error, at.t_B, batch.layout)}

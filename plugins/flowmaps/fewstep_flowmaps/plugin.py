@@ -31,6 +31,11 @@ def register_objectives(register: Register) -> None:
         summary="AlphaFlow: from flow matching to MeanFlow in the course of a run",
     )
     register(
+        "anyflow",
+        target="meanflow+dmd2-jump",
+        summary="AnyFlow: meanflow by central differences, then with dmd2 on the student's own jumps",
+    )
+    register(
         "shortcut",
         target="fewstep_flowmaps.splitting:Shortcut",
         config="fewstep_flowmaps.config:ShortcutConfig",
@@ -41,6 +46,12 @@ def register_objectives(register: Register) -> None:
         target="fewstep_flowmaps.splitting:SplitMeanFlow",
         config="fewstep_flowmaps.config:SplitConfig",
         summary="SplitMeanFlow: a jump is two jumps, split anywhere",
+    )
+    register(
+        "imm",
+        target="fewstep_flowmaps.imm:MomentMatching",
+        config="fewstep_flowmaps.config:IMMConfig",
+        summary="inductive moment matching: jumps from t and from a little before, compared by groups of samples",
     )
     register(
         "ayf",

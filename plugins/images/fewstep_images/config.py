@@ -26,6 +26,7 @@ class ImagesConfig(Strict):
     guidance: float = Field(1.0, ge=0, description="teacher's guidance scale g in u + g (c - u) at sampling; 1: none")
     width: int = Field(192, ge=1, description="hidden units of the student")
     depth: int = Field(3, ge=1, description="residual blocks of the student")
+    points: int = Field(1, ge=1, description="velocities a pass, the points of a policy; method pi-flow sets it")
     pretrain: int = Field(
         600,
         ge=0,

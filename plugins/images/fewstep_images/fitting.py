@@ -28,7 +28,7 @@ EVERY = 5.0  # seconds between lines
 
 def fitted(config: ImagesConfig) -> ImageFlow:
     """A network that already predicts the velocity about right; made once for each config, and kept in the cache."""
-    keys = set(ImagesConfig.model_fields) - {"guidance"}
+    keys = set(ImagesConfig.model_fields) - {"guidance", "points"}
     return copy.deepcopy(_fit(ImagesConfig(**config.model_dump(include=keys))))
 
 
@@ -37,7 +37,7 @@ def _fit(config: ImagesConfig) -> ImageFlow:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = ImageFlow(config)
-    file = cache_folder() / "images" / f"{digest([VERSION, config.model_dump()])[:24]}.safetensors"
+    file = cache_folder() / "images" / f"{digest([VERSION, config.model_dump(exclude={'points'})])[:24]}.safetensors"
     try:
         model.load_state_dict(load_file(file))
     except Exception:  # not there, or damaged: made again

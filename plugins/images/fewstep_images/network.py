@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Condition
 from fewstep.core.layout import Layout
+from fewstep.core.policy import POINTS, average, repeated
 from fewstep.errors import FewstepError, unknown
 from fewstep_images.config import ImagesConfig
 from fewstep_images.exact import ExactFlow
@@ -48,7 +49,7 @@ class ImageFlow(Backbone):
 
     Config = ImagesConfig
     provides: ClassVar[frozenset[str]] = frozenset(
-        {"dense", "jvp", "two_time", "negative_time", "features", "guidance_input"}
+        {"dense", "jvp", "two_time", "negative_time", "features", "guidance_input", "policy"}
     )
     dataset = "images"
 
@@ -63,20 +64,29 @@ class ImageFlow(Backbone):
         self.digit = nn.Linear(CLASSES, width, bias=False)
         self.facts = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.blocks = nn.ModuleList(Block(width) for _ in range(config.depth))
-        self.last = nn.Linear(width, pixels)
+        self.last = nn.Linear(width, pixels * config.points)
         self.through = nn.Linear(width, 1)
 
     def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
         t_B = t_B.to(x.dtype)
         facts = self.time(time_features(t_B)) + self.digit(self._tokens(cond, layout, x))
-        if s_B is not None:
+        if s_B is not None and self.config.points == 1:
             facts = facts + self.jump(span_features(t_B - s_B.to(x.dtype)))
         if (strength := self.strength_of(cond)) is not None:
             facts = facts + strength
         facts, h = self.facts(facts), self.first(x)
         for block in self.blocks:
             h = block(h, facts)
-        return cast(Tensor, self.last(h) + self.through(facts) * x)
+        outputs: Tensor = self.last(h).unflatten(-1, (self.config.points, -1)).movedim(-2, 0) + self.through(facts) * x
+        return average(outputs, t_B, s_B, layout) if self.config.points > 1 else outputs[0]
+
+    def student(self, needs: frozenset[str] = frozenset()) -> Backbone:
+        """A copy; for a policy one with more outputs, which all are the velocity until they are trained."""
+        student = cast(ImageFlow, super().student(needs))
+        if "policy" in needs and self.config.points == 1:
+            student.config = self.config.model_copy(update={"points": POINTS})
+            student.last = repeated(self.last)
+        return student
 
     def taps(self) -> list[tuple[nn.Module, int]]:
         return [(block, self.config.width) for block in self.blocks]

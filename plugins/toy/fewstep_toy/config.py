@@ -27,6 +27,7 @@ class ToyConfig(Strict):
     sigma_min: float = Field(0.0, ge=0, lt=1, description="noise left at t = 0")
     width: int = Field(128, ge=1, description="hidden units of the student")
     depth: int = Field(3, ge=1, description="hidden layers of the student")
+    points: int = Field(1, ge=1, description="velocities a pass, the points of a policy; method pi-flow sets it")
     pretrain: int = Field(1000, ge=0, description="iterations of fitting the student to the exact velocity beforehand")
     seed: int = Field(0, description="seed of the student's initial weights and of that fit")
 

@@ -16,6 +16,7 @@ from fewstep.core.batch import Condition
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout
 from fewstep.core.mixture import Mixture
+from fewstep.core.policy import POINTS, average, repeated
 from fewstep.errors import FewstepError, unknown
 from fewstep_toy.analytic import AnalyticFlow
 from fewstep_toy.config import ToyConfig
@@ -37,7 +38,7 @@ class ToyFlow(Backbone):
 
     Config = ToyConfig
     provides: ClassVar[frozenset[str]] = frozenset(
-        {"dense", "packed", "jvp", "two_time", "negative_time", "features", "guidance_input"}
+        {"dense", "packed", "jvp", "two_time", "negative_time", "features", "guidance_input", "policy"}
     )
     dataset = "toy"
 
@@ -52,7 +53,7 @@ class ToyFlow(Backbone):
         self.jump = nn.Linear(1 + FREQUENCIES, config.width, bias=False)
         nn.init.zeros_(self.jump.weight)
         hidden = [m for _ in range(config.depth - 1) for m in (nn.Linear(config.width, config.width), nn.SiLU())]
-        self.rest = nn.Sequential(nn.SiLU(), *hidden, nn.Linear(config.width, 2))
+        self.rest = nn.Sequential(nn.SiLU(), *hidden, nn.Linear(config.width, 2 * config.points))
 
     @property
     def mixture(self) -> Mixture:
@@ -63,11 +64,22 @@ class ToyFlow(Backbone):
         if self.condition_width:
             parts.append(expand_rows(self._tokens(cond, layout, x), x, layout))
         h = self.first(torch.cat(parts, -1))
-        if s_B is not None:
+        if s_B is not None and self.config.points == 1:
             h = h + self.jump(expand_rows(span_features(t_B - s_B), x, layout))
         if (strength := self.strength_of(cond)) is not None:
             h = h + expand_rows(strength, x, layout)
-        return cast(Tensor, self.rest(h))
+        outputs: Tensor = self.rest(h)
+        if self.config.points > 1:
+            return average(outputs.unflatten(-1, (-1, 2)).movedim(-2, 0), t_B, s_B, layout)
+        return outputs
+
+    def student(self, needs: frozenset[str] = frozenset()) -> Backbone:
+        """A copy; for a policy one with more outputs, which all are the velocity until they are trained."""
+        student = cast(ToyFlow, super().student(needs))
+        if "policy" in needs and self.config.points == 1:
+            student.config = self.config.model_copy(update={"points": POINTS})
+            student.rest[-1] = repeated(cast(nn.Linear, self.rest[-1]))
+        return student
 
     def taps(self) -> list[tuple[nn.Module, int]]:
         return [(layer, self.config.width) for layer in self.rest if isinstance(layer, nn.SiLU)]

@@ -65,6 +65,17 @@ class ProgressiveConfig(DistanceConfig):
         return steps
 
 
+class PiFlowConfig(DistanceConfig):
+    """Policies that imitate the teacher."""
+
+    steps: int = Field(1, ge=1, description="steps of the student's sampler; a policy is trained for each")
+    states: int = Field(2, ge=1, description="states of a policy's path at which the teacher is asked")
+    window: float = Field(
+        3 / 128, gt=0, le=1, description="length of time over which the policy is compared with the teacher's velocity"
+    )
+    rescale_t: float = Field(1.0, gt=0, description="warp of the student's time grid")
+
+
 class PeRFlowConfig(DistanceConfig):
     """Piecewise rectified flow."""
 

@@ -34,6 +34,12 @@ def register_objectives(register: Register) -> None:
         aliases=("progressive-distillation",),
     )
     register(
+        "pi-flow",
+        target="fewstep_trajectory.pi_flow:PiFlow",
+        config="fewstep_trajectory.config:PiFlowConfig",
+        summary="pi-Flow: one pass gives a policy for a whole step, which imitates the teacher where it leads to",
+    )
+    register(
         "perflow",
         target="fewstep_trajectory.perflow:PeRFlow",
         config="fewstep_trajectory.config:PeRFlowConfig",

@@ -1,0 +1,32 @@
+"""DMD2 for a student of two times, a flow map, which makes its samples by jumps without fresh noise in between.
+
+Each iteration draws two neighbouring times a > b of a grid of ``steps`` steps and jumps from 1 to a, from a to b and
+from b to 0, with gradients through all three (AnyFlow, NVlabs/AnyFlow, which also draws the number of steps). It needs
+an objective beside it that keeps F a flow map at other times: ``meanflow+dmd2-jump``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.contract import Contract
+from fewstep.core.objective import Nets, Step
+from fewstep.methods.fakes import roll_out
+from fewstep_distribution.config import JumpDMD2Config
+from fewstep_distribution.dmd2 import DistributionMatching
+
+
+class JumpDMD2(DistributionMatching[JumpDMD2Config]):
+    """Distribution matching of samples that a flow map makes in up to three jumps."""
+
+    Config = JumpDMD2Config
+    needs: ClassVar[frozenset[str]] = frozenset({"two_time"})
+
+    def contract(self) -> Contract:
+        return Contract(sampler="jump", steps=(self.config.steps,), rescale_t=self.config.rescale_t, two_time=True)
+
+    def generated(self, batch: Batch, cond: Condition, nets: Nets, step: Step) -> Tensor:
+        return roll_out(batch, cond, nets, step, tuple(self.contract().grid(self.config.steps)))
