@@ -11,6 +11,7 @@ from engine_helpers import BACKBONES, Critic, Tiny, Transport, trainer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from fewstep.core.backbone import Guidance
 from fewstep.core.batch import Condition
 from fewstep.core.derivatives import Tangents, finite_difference
 from fewstep.core.layout import Dense, Layout, Packed
@@ -234,6 +235,30 @@ def test_finite_differences_stay_within_the_times_and_are_of_second_order(packed
     assert 3.3 < coarse / fine < 4.7
     assert min(float(t.min()) for t in asked) >= 0
     assert max(float(t.max()) for t in asked) <= 1
+
+
+def test_finite_differences_stay_on_one_side_of_a_jump() -> None:
+    """A slope that jumps at 0.6, as the path of a teacher that is guided from there on."""
+    t_B = torch.tensor([0.595, 0.6, 0.604, 0.99, 0.3], dtype=torch.float64)
+
+    def f(x: Tensor, t_B: Tensor) -> Tensor:
+        return x * torch.where(t_B < 0.6, t_B, 7 * t_B - 3.6)[:, None]
+
+    def slope(edges: tuple[float, ...]) -> Tensor:
+        x, rest = torch.ones(5, 2, dtype=torch.float64), torch.zeros(5, 2, dtype=torch.float64)
+        return finite_difference(f, (x, t_B), (rest, torch.ones_like(t_B)), 0.01, edges=edges)[1][:, 0]
+
+    exact = torch.tensor([1.0, 0.0, 7.0, 7.0, 1.0], dtype=torch.float64)
+    kept = torch.tensor([0, 2, 3, 4])  # at the edge itself either side is right
+    torch.testing.assert_close(slope((0.6,))[kept], exact[kept])
+    assert not torch.allclose(slope(())[kept], exact[kept], atol=0.1)
+
+
+def test_a_run_knows_where_its_teacher_jumps() -> None:
+    run = trainer("tiny-transport")
+    run.teacher.guidance = Guidance(3.0, (0.6, 1.0))
+    assert TrainStep(run, run.objective.phase(0), 0, 0).edges == (0.6,)
+    assert Guidance(1.0, (0.6, 0.9)).edges == ()
 
 
 def test_finite_differences_on_packed_states_need_the_layout() -> None:

@@ -96,6 +96,7 @@ def gate(width: int, dtype: torch.dtype, lengths: list[int] | None = None) -> Ca
 CASES: dict[str, Callable[[torch.dtype], Case]] = {
     "heads of 24": lambda d: self_heads(d, 24),
     "heads of 32, rotary": lambda d: self_heads(d, 32, rotary=True),
+    "heads of 128, rotary": lambda d: self_heads(d, 128, rotary=True),
     "heads of 64, packed": lambda d: self_heads(d, 64, packed=True),
     "heads of 96, packed, rotary": lambda d: self_heads(d, 96, rotary=True, packed=True),
     "heads of 128": lambda d: self_heads(d, 128),

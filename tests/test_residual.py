@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from closed_forms import RING, Given, exact_nets, random_student
@@ -32,6 +34,29 @@ def test_the_earlier_time_of_a_residual_keeps_its_digits() -> None:
     assert torch.equal(seen[1], TIMES.double() - 1e-4)
     exact = (torch.sin(1000 * TIMES.double()) - torch.sin(1000 * (TIMES.double() - 1e-4))) / 1e-4
     assert (found.derivative[:, 0] - exact).abs().max() < 2e-3  # of values up to 1000; float32 rounding of two sines
+
+
+@pytest.mark.parametrize("interval", [0.1, lambda t_B: 0.9 * t_B])
+def test_no_difference_crosses_an_edge(interval: Any) -> None:
+    knobs, u_B = Derivative("discrete", interval, edges=(0.6, 0.9)), torch.linspace(0, 1, 4001)
+    t_B = knobs.times(u_B, 1e-5)
+    seen: list[Tensor] = []
+
+    def student(x: Tensor, t_B: Tensor) -> Tensor:
+        seen.append(t_B.double())
+        return x
+
+    x = torch.zeros(len(t_B), 1)
+    knobs.residual(student, x, t_B, x, Dense(len(t_B)), Step(0, Interpolant()))
+    late, early = seen
+    for edge in (0.6, 0.9):
+        assert not bool(((late > edge) & (early < edge - 1e-12)).any())
+    length_B = late - early
+    plain_B = Derivative("discrete", interval).interval_at(t_B)
+    torch.testing.assert_close(length_B[late <= 0.6], plain_B[late <= 0.6])
+    if not callable(interval):
+        assert length_B.min() >= 0.05 - 1e-7
+        assert t_B.max() <= 1
 
 
 def test_times_on_a_grid_of_intervals_are_those_of_a_sampler_with_as_many_steps() -> None:

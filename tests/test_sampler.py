@@ -192,6 +192,36 @@ def test_both_ends_of_a_guidance_interval_are_guided(t: float, inside: bool) -> 
     assert not Guidance(1.0).active(t)
 
 
+@pytest.mark.parametrize("lengths", [None, [5, 2, 9]])
+def test_rescaled_guidance_predicts_data_of_the_conditional_spread(lengths: list[int] | None) -> None:
+    """By the published definitions, sample by sample: dense data have unbiased deviations, packed ones biased."""
+    layout = Dense(3) if lengths is None else Packed.of_lengths(lengths)
+    shape = (3, 2, 4) if lengths is None else (16, 4)
+    draws = torch.Generator().manual_seed(0)
+    x, positive, negative = torch.randn(3, *shape, generator=draws, dtype=torch.float64)
+    t_B, s, f = torch.tensor([1.0, 0.6, 0.59], dtype=torch.float64), 0.01, 0.7
+    guidance = Guidance(3.0, (0.6, 1.0), f)
+    guided = guidance.guided(positive, negative, t_B, layout)
+    out = guidance.rescaled(guided, positive, x, t_B, layout, Interpolant(s))
+    for i in range(3):
+        rows = torch.tensor([i])
+        x_i, c, u, got = (layout.select(v, rows)[0] for v in (x, positive, negative, out))
+        b = s + (1 - s) * t_B[i]
+        v = 3 * c - 2 * u if i < 2 else c
+        data, wanted = (1 - s) * x_i - b * v, (1 - s) * x_i - b * c
+        ratio = wanted.std() / data.std() if lengths is None else wanted.std(correction=0) / data.std(correction=0)
+        moved = f * ratio * data + (1 - f) * data if i < 2 else data
+        torch.testing.assert_close(got, ((1 - s) * x_i - moved) / b)
+
+
+def test_rescaling_leaves_what_it_cannot_rescale() -> None:
+    flat, t_B = torch.ones(1, 4), torch.ones(1)
+    for guidance in (Guidance(3.0, rescale=1.0), Guidance(0.0, rescale=1.0), Guidance(3.0)):
+        assert torch.equal(guidance.rescaled(flat, flat, flat, t_B, Dense(1), Interpolant()), flat)
+    x = torch.tensor([[1.0, 2.0]])
+    assert torch.equal(Guidance(0.0, rescale=1.0).rescaled(x, 3 * x, x, t_B, Dense(1), Interpolant()), x)
+
+
 def test_a_contract_counts_in_words() -> None:
     assert Contract(steps=(1,)).made_for == "1 step"
     assert Contract(steps=(4,)).made_for == "4 steps"

@@ -37,21 +37,31 @@ class Tangents:
     reason: str = "default"
 
     def __call__(
-        self, f: Function, primals: Tensors, tangents: Tensors, layout: Layout | None = None
+        self,
+        f: Function,
+        primals: Tensors,
+        tangents: Tensors,
+        layout: Layout | None = None,
+        edges: tuple[float, ...] = (),
     ) -> tuple[Tensor, Tensor]:
         """(f(*primals) with its graph, detached tangent of f along ``tangents``); see ``Step.jvp``."""
         if self.mode == "one-pass":
             found = torch.func.jvp(f, primals, tangents)
             return found[0], found[1].detach()
         if self.mode == "finite-difference":
-            return finite_difference(f, primals, tangents, self.step, layout)
+            return finite_difference(f, primals, tangents, self.step, layout, edges)
         with torch.no_grad():
             tangent = torch.func.jvp(f, primals, tangents)[1]
         return f(*primals), tangent
 
 
 def finite_difference(
-    f: Function, primals: Tensors, tangents: Tensors, h: float, layout: Layout | None = None
+    f: Function,
+    primals: Tensors,
+    tangents: Tensors,
+    h: float,
+    layout: Layout | None = None,
+    edges: tuple[float, ...] = (),
 ) -> tuple[Tensor, Tensor]:
     """f(*primals) with its graph, and its derivative along ``tangents`` from two more evaluations.
 
@@ -59,14 +69,14 @@ def finite_difference(
 
         f'(0) = b / (a (b - a)) [f(a) - f(0)] - a / (b (b - a)) [f(b) - f(0)] + O(h^2)
 
-    For each sample (a, b) is (h, -h), the central difference, unless a time ([B] primal) would leave [0, 1]: then
-    (h, 2h) or (-h, -2h). Times are moved in float64: t - h in float32 would lose digits that the division magnifies.
-    All evaluations see the same random state.
+    For each sample (a, b) is (h, -h), the central difference, unless a time ([B] primal) would leave [0, 1] or cross
+    one of the ``edges``: then (h, 2h) or (-h, -2h). Times are moved in float64: t - h in float32 would lose digits that
+    the division magnifies. All evaluations see the same random state.
 
     Raises:
         FewstepError: for packed states without their ``layout``.
     """
-    a_B, b_B = _offsets(primals, tangents, h)
+    a_B, b_B = _offsets(primals, tangents, h, edges)
 
     def moved(offset_B: Tensor) -> Tensor:
         at = []
@@ -87,7 +97,7 @@ def finite_difference(
     return value, slope
 
 
-def _offsets(primals: Tensors, tangents: Tensors, h: float) -> tuple[Tensor, Tensor]:
+def _offsets(primals: Tensors, tangents: Tensors, h: float, edges: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     """[B] distances (a, b) for each sample, in float64."""
     times = [(p.double(), d.double()) for p, d in zip(primals, tangents, strict=True) if p.dim() == 1]
     count, device = len(primals[0]) if not times else len(times[0][0]), primals[0].device
@@ -95,14 +105,18 @@ def _offsets(primals: Tensors, tangents: Tensors, h: float) -> tuple[Tensor, Ten
     b_B = -a_B
     forward, backward = (torch.zeros(count, dtype=torch.bool, device=device) for _ in range(2))
     for t, d in times:
-        forward |= _outside(t - h * d)
-        backward |= _outside(t + h * d)
+        forward |= _beyond(t, t - h * d, edges)
+        backward |= _beyond(t, t + h * d, edges)
     a_B = torch.where(backward, -a_B, a_B)
     return a_B, torch.where(forward | backward, 2 * a_B, b_B)
 
 
-def _outside(t_B: Tensor) -> Tensor:
-    return (t_B < 0) | (t_B > 1)
+def _beyond(t_B: Tensor, moved_B: Tensor, edges: tuple[float, ...]) -> Tensor:
+    """Whether the way from t to where it is moved leaves [0, 1] or crosses an edge."""
+    found = (moved_B < 0) | (moved_B > 1)
+    for edge in edges:
+        found |= (t_B - edge) * (moved_B - edge) < 0
+    return found
 
 
 def _expand(v_B: Tensor, like: Tensor, layout: Layout | None) -> Tensor:

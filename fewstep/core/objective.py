@@ -91,6 +91,7 @@ class Step:
         total: iterations of the run.
         tangents: how ``jvp`` differentiates; by default in one pass of forward mode.
         device: of all draws.
+        edges: times at which the teacher's velocity jumps, see ``Guidance.edges``. No finite difference crosses one.
     """
 
     def __init__(
@@ -102,7 +103,9 @@ class Step:
         total: int = 1,
         tangents: Tangents | None = None,
         device: torch.device | str = "cpu",
+        edges: tuple[float, ...] = (),
     ) -> None:
+        self.edges = edges
         self._index, self.interpolant, self.seed, self.rank = index, interpolant, seed, rank
         self.tangents, self.device, self._total = tangents or Tangents(), device, total
         self._streams: dict[str, torch.Generator] = {}
@@ -174,7 +177,7 @@ class Step:
         Raises:
             FewstepError: finite differences on packed states without a layout.
         """
-        return self.tangents(f, primals, tangents, layout)
+        return self.tangents(f, primals, tangents, layout, self.edges)
 
 
 class Objective(ABC, Generic[C]):

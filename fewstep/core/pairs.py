@@ -143,7 +143,7 @@ class TeacherPairs(Dataset):
         configs = [config for config in (self.config, getattr(teacher.backbone, "config", None)) if config is not None]
         tables = [config.model_dump(mode="json") for config in configs if isinstance(config, BaseModel)]
         names = [type(self.dataset).__qualname__, type(teacher.backbone).__qualname__, len(self.dataset)]
-        guidance = [teacher.guidance.scale, teacher.guidance.interval]
+        guidance = [teacher.guidance.scale, teacher.guidance.interval, teacher.guidance.rescale]
         sampling = [*guidance, teacher.rescale_t, teacher.interpolant.sigma_min]
         text = json.dumps([settings, tables, names, sampling], sort_keys=True)
         tensors = list(teacher.backbone.state_dict().values())

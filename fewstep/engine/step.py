@@ -31,6 +31,7 @@ class TrainStep(Step):
             total=trainer.config.steps,
             tangents=tangents or trainer.derivatives.tangents,
             device=trainer.device,
+            edges=trainer.teacher.guidance.edges,
         )
         self.trainer, self.phase, self.given = trainer, phase, tangents
 

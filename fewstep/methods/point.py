@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, cast
 
 import torch
@@ -114,7 +114,7 @@ class Look:
             previous: the network that predicts at t - D in place of the student.
             t_B: [B] the times, instead of a draw.
         """
-        layout = batch.layout
+        layout, knobs = batch.layout, self._knobs(step)
         x_t, t_B, noise = self.noisy(batch, step, t_B)
         cond = dropped(batch, step, self.config.p_uncond, f"drop/{self.name}")
         with torch.no_grad():
@@ -126,10 +126,10 @@ class Look:
         def before(x: Tensor, t: Tensor) -> Tensor:
             return cast(Tensor, (previous or nets.student)(x, t, cond, layout))
 
-        residual = self.knobs.residual(student, x_t, t_B, velocity, layout, step, before)
-        end_B = phase_end(self.knobs.before(t_B), self.phases, self.config.rescale_t)
+        residual = knobs.residual(student, x_t, t_B, velocity, layout, step, before)
+        end_B = phase_end(knobs.before(t_B), self.phases, self.config.rescale_t)
         span = layout.expand(t_B - end_B, x_t)
-        return Point(x_t, noise, t_B, end_B, span, residual, self.knobs.interval_at(t_B))
+        return Point(x_t, noise, t_B, end_B, span, residual, knobs.interval_at(t_B))
 
     def noisy(self, batch: Batch, step: Step, t_B: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x_t, the times [B] and the noise, of the draws "t" and "noise" or the term's own; ``t_B`` gives the times."""
@@ -140,7 +140,10 @@ class Look:
     def times(self, batch: Batch, step: Step) -> Tensor:
         """[B] times from a draw u: s + D + (1 - D - s) u for a finite difference, s + (1 - s) u for jvp."""
         u_B = step.times(batch.layout, self.t or self.config.t, self._draw("t"))
-        return self.knobs.times(u_B, step.interpolant.sigma_min)
+        return self._knobs(step).times(u_B, step.interpolant.sigma_min)
+
+    def _knobs(self, step: Step) -> Derivative:
+        return replace(self.knobs, edges=step.edges)
 
     def _draw(self, name: str) -> str:
         return name if self.t is None else f"{name}/{self.name}"

@@ -79,12 +79,14 @@ class Derivative:
             c = 0.1, sCM's tangent normalisation); "element" dv / (rms(dv) + c), which no longer shrinks with the
             number of elements.
         constant: c.
+        edges: times at which the teacher's velocity jumps. A D that would reach across one ends there.
     """
 
     kind: Kind = "discrete"
     interval: float | Callable[[Tensor], Tensor] = 0.01
     norm: Norm = "none"
     constant: float = 0.1
+    edges: tuple[float, ...] = ()
 
     def residual(
         self,
@@ -120,16 +122,26 @@ class Derivative:
         return Residual(value, normalise(slope, layout, self.norm, self.constant), velocity)
 
     def times(self, u_B: Tensor, sigma_min: float) -> Tensor:
-        """Draws in (0, 1) moved to where the residual is defined: t >= sigma_min, and t - D >= sigma_min."""
+        """Draws in (0, 1) moved to where the residual is defined: t >= sigma_min, and t - D >= sigma_min.
+
+        Those less than D above an edge are moved into the upper half of that range, where D is cut by half at most:
+        with a tiny D the difference would be noise.
+        """
         first = EARLIEST if callable(self.interval) else self.interval
         low = sigma_min + (first if self.kind == "discrete" else 0.0)
-        return low + (1 - low) * u_B
+        t_B = low + (1 - low) * u_B
+        for edge in self.edges if self.kind == "discrete" and not callable(self.interval) else ():
+            near_B = (t_B > edge) & (t_B < edge + first)
+            t_B = torch.where(near_B, (t_B + edge + first) / 2, t_B).clamp(max=1.0)
+        return t_B
 
     def interval_at(self, t_B: Tensor) -> Tensor:
         """[B] the D of each time, in float64: t - D in float32 would lose digits that the division by D magnifies."""
-        if callable(self.interval):
-            return self.interval(t_B.double())
-        return torch.full_like(t_B, self.interval, dtype=torch.float64)
+        t_B = t_B.double()
+        found_B = self.interval(t_B) if callable(self.interval) else torch.full_like(t_B, self.interval)
+        for edge in self.edges:
+            found_B = torch.where(t_B > edge, torch.minimum(found_B, t_B - edge), found_B)
+        return found_B
 
     def before(self, t_B: Tensor) -> Tensor:
         """[B] the earliest time that the residual at t looks at, which decides its phase."""

@@ -30,10 +30,15 @@ class Spy(Tangents):
     calls: list[str] = field(default_factory=list)
 
     def __call__(
-        self, f: Function, primals: Tensors, tangents: Tensors, layout: Layout | None = None
+        self,
+        f: Function,
+        primals: Tensors,
+        tangents: Tensors,
+        layout: Layout | None = None,
+        edges: tuple[float, ...] = (),
     ) -> tuple[Tensor, Tensor]:
         self.calls.append(self.mode)
-        return super().__call__(f, primals, tangents, layout)
+        return super().__call__(f, primals, tangents, layout, edges)
 
 
 @dataclass

@@ -94,3 +94,8 @@ def records(root: Path) -> Iterator[tuple[Path, Record]]:
 def label(root: Path, path: Path, *more: str) -> str:
     """The name of a case: its place below the folder, without suffix."""
     return "/".join([path.relative_to(root).with_suffix("").as_posix(), *more])
+
+
+def of_trellis2(record: Record) -> bool:
+    """Whether a record is of a flow of TRELLIS.2: the classes have TRELLIS's names, the outputs have others."""
+    return bool({"x_t", "feats_t"} & set(record.get("outputs", ())))

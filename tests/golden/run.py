@@ -20,7 +20,19 @@ from rich.console import Console
 from rich.table import Table
 
 from fewstep.errors import FewstepError, unknown
-from golden import conditioning, dataset, export, mdt, mesh, models, orders, samplers, trellis2_parts
+from golden import (
+    conditioning,
+    dataset,
+    export,
+    mdt,
+    mesh,
+    models,
+    orders,
+    samplers,
+    trellis2,
+    trellis2_data,
+    trellis2_parts,
+)
 from golden.cases import Case, Check, label, records
 
 OTHER_KIND = "this kind of record"
@@ -34,6 +46,8 @@ KINDS = (
     mesh.cases,
     export.cases,
     trellis2_parts.cases,
+    trellis2.cases,
+    trellis2_data.cases,
 )
 
 

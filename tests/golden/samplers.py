@@ -16,7 +16,7 @@ from fewstep.core.objective import Step
 from fewstep.core.samplers import euler
 from fewstep.core.times import step_grid
 from fewstep.errors import FewstepError
-from golden.cases import Case, Check, Record, compare, exact, label, part, tensors_of
+from golden.cases import Case, Check, Record, compare, exact, label, of_trellis2, part, tensors_of
 from golden.flows import flow, is_flow, layout_of
 
 FEW_STEPS = 4
@@ -92,7 +92,9 @@ def cases(root: Path, path: Path, record: Record) -> list[Case]:
     """The cases of a record, if it is one of sampler runs."""
     if not {"model", "cases"} <= record.keys():
         return []
-    model_class = _model_record(root, record)["class"]
+    if of_trellis2(model := _model_record(root, record)):
+        return []
+    model_class = model["class"]
     if not is_flow(model_class):
         return [Case(label(root, path), missing=f"class {model_class}")]
     shared: dict[str, Any] = {}

@@ -41,7 +41,7 @@ def cases(root: Path, path: Path, record: Record) -> list[Case]:
         run = partial(_dual_grid, path, record)
     elif "lr_resolution" in record:
         run = partial(_between_stages, path, record)
-    elif record.get("config", {}) and record["config"].get("model_type") in KIND.types:
+    elif isinstance(record.get("config"), dict) and record["config"].get("model_type") in KIND.types:
         run = partial(_dino, path, record)
     else:
         return []

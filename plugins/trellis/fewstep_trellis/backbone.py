@@ -29,8 +29,9 @@ class TrellisConfig(FlowConfig):
 class StructureFlow(Flow):
     """Velocity of structure latents [B, C, R, R, R] under image tokens [B, L, Cc]."""
 
-    Config = TrellisConfig
-    name, network = "trellis", SparseStructureFlowModel
+    Config: ClassVar[Any] = TrellisConfig
+    network: ClassVar[type[nn.Module]] = SparseStructureFlowModel
+    name = "trellis"
     provides: ClassVar[frozenset[str]] = frozenset(
         {"dense", "jvp", "two_time", "negative_time", "features", "guidance_input"}
     )

@@ -19,6 +19,7 @@ from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Layout
 from fewstep.errors import FewstepError
 from fewstep_trellis.checkpoint import load_model, save_model
+from fewstep_trellis.models import MODELS, Rebuildable
 from fewstep_trellis.shipped import existing
 
 SIGMA_MIN = 1e-5
@@ -38,6 +39,10 @@ class FlowConfig(Strict):
         "backward pass; selective: all but torch's fused attention",
     )
 
+    def teacher_guidance(self) -> Guidance:
+        """These settings as the core has them."""
+        return Guidance(self.guidance, self.interval)
+
 
 class Flow(Backbone):
     """A velocity of latents under condition tokens [B, L, Cc]. A subclass sets ``name``, ``network`` and ``velocity``.
@@ -48,6 +53,8 @@ class Flow(Backbone):
 
     name: ClassVar[str]  # as registered
     network: ClassVar[type[nn.Module]]
+    models: ClassVar[Mapping[str, type[Rebuildable]]] = MODELS  # by the names in checkpoints
+    stored: ClassVar[torch.dtype] = torch.float16  # what ``save`` writes where asked for half precision
     interpolant = Interpolant(SIGMA_MIN)
     stages: ClassVar[Mapping[str, str]] = MappingProxyType({"ss": "trellis", "slat": "trellis-slat"})
 
@@ -82,7 +89,7 @@ class Flow(Backbone):
 
     def as_teacher(self, config: Any) -> Teacher:
         self.recompute = config.recompute
-        return Teacher(self, Guidance(config.guidance, config.interval), config.rescale_t)
+        return Teacher(self, config.teacher_guidance(), config.rescale_t)
 
     def student(self: F, needs: frozenset[str] = frozenset()) -> F:
         """A float32 copy: a half-precision torso is for sampling, its updates would round to nothing."""
@@ -104,32 +111,32 @@ class Flow(Backbone):
         Raises:
             FewstepError: for a damaged checkpoint, or one of another class.
         """
-        return cls(load_as(cls.network, path))
+        return cls(load_as(cls.network, path, cls.models))
 
     def save(self, folder: Path, *, half: bool = False) -> None:
-        save_model(self.model, folder / "model", dtype=torch.float16 if half else None)
+        save_model(self.model, folder / "model", dtype=self.stored if half else None)
 
     @classmethod
     def load(cls: type[F], folder: Path) -> F:
         return cls.load_file(folder / "model")
 
 
-def load_as(wanted: type[M], path: Path) -> M:
-    """The model of a checkpoint, which must be of this class.
+def load_as(wanted: type[M], path: Path, models: Mapping[str, type[Rebuildable]] = MODELS) -> M:
+    """The model of a checkpoint, which must be of this class among those of ``models``.
 
     Raises:
         FewstepError: for a damaged checkpoint, or one of another class.
     """
-    model = load_model(path)
+    model = load_model(path, models=models)
     if not isinstance(model, wanted):
         raise FewstepError(f"{path}: holds a {type(model).__name__}; accepted: a {wanted.__name__}")
     return model
 
 
-def load_frozen(wanted: type[M], key: str, path: Path) -> M:
+def load_frozen(wanted: type[M], key: str, path: Path, models: Mapping[str, type[Rebuildable]] = MODELS) -> M:
     """The model that the config's ``key`` names, for inference.
 
     Raises:
         FewstepError: for a missing or damaged checkpoint, or one of another class.
     """
-    return load_as(wanted, existing(key, path)).eval().requires_grad_(False)
+    return load_as(wanted, existing(key, path), models).eval().requires_grad_(False)

@@ -46,24 +46,25 @@ class Normalisation(Strict):
         return mean, std
 
     @classmethod
-    def beside(cls, checkpoint: Path) -> Normalisation | None:
-        """What ``pipeline.json`` in a checkpoint's folder, or in the one above, says; None where there is none.
+    def beside(cls, checkpoint: Path, key: str = KEY) -> Normalisation | None:
+        """What ``pipeline.json`` in a checkpoint's folder, or in the one above, has under ``key``; None where there is
+        none.
 
         Raises:
             FewstepError: for a ``pipeline.json`` that is no JSON or whose numbers cannot be used.
         """
         for folder in (checkpoint.parent, checkpoint.parent.parent):
             if (folder / PIPELINE).is_file():
-                return cls._read(folder / PIPELINE)
+                return cls._read(folder / PIPELINE, key)
         return None
 
     @classmethod
-    def _read(cls, file: Path) -> Normalisation | None:
+    def _read(cls, file: Path, key: str) -> Normalisation | None:
         try:
-            found = read_json(file)["args"].get(KEY)
+            found = read_json(file)["args"].get(key)
         except (FewstepError, KeyError, TypeError, AttributeError) as error:
             raise FewstepError(f"{file}: no pipeline description ({type(error).__name__}: {error})") from None
         try:
             return None if found is None else validate(cls, found)
         except FewstepError as error:
-            raise FewstepError(f"{file}, {KEY}: {error}") from None
+            raise FewstepError(f"{file}, {key}: {error}") from None

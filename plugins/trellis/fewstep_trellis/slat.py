@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from fewstep.files import write_json
 from fewstep.texts import read_json
 from fewstep_trellis.flow import Flow, FlowConfig, load_frozen
 from fewstep_trellis.models import SLatFlowModel, SLatMeshDecoder
-from fewstep_trellis.normalisation import Normalisation
+from fewstep_trellis.normalisation import KEY, Normalisation
 from fewstep_trellis.shipped import NANO, existing, shipped_students
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fewstep.core.suite import Suite
 
 NORMALISATION = "normalisation.json"
+L = TypeVar("L", bound="StructuredLatentFlow")
 
 
 class SLatConfig(FlowConfig):
@@ -44,11 +45,13 @@ class StructuredLatentFlow(Flow):
         normalisation: between its latents and the decoders'; None where they are the same. It is saved with a student.
     """
 
-    Config = SLatConfig
-    name, network = "trellis-slat", SLatFlowModel
+    Config: ClassVar[Any] = SLatConfig
+    network: ClassVar[type[nn.Module]] = SLatFlowModel
+    name = "trellis-slat"
     provides: ClassVar[frozenset[str]] = frozenset({"packed", "jvp", "two_time", "negative_time", "guidance_input"})
     dataset = "sweethome3d-slat"
     stage = "slat"
+    normalisation_key = KEY
 
     def __init__(self, model: nn.Module, normalisation: Normalisation | None = None) -> None:
         super().__init__(model)
@@ -61,9 +64,9 @@ class StructuredLatentFlow(Flow):
         return cast(Tensor, self.model(x, t_B, cond, layout, s=s_B))
 
     @classmethod
-    def initial(cls, config: Any) -> StructuredLatentFlow:
+    def initial(cls: type[L], config: Any) -> L:
         backbone = cls.load_file(existing("backbone.teacher", config.teacher))
-        backbone.normalisation = normalisation_of(config)
+        backbone.normalisation = normalisation_of(config, cls.normalisation_key)
         return backbone
 
     def save(self, folder: Path, *, half: bool = False) -> None:
@@ -72,7 +75,7 @@ class StructuredLatentFlow(Flow):
             write_json(folder / NORMALISATION, self.normalisation.model_dump(mode="json"))
 
     @classmethod
-    def load(cls, folder: Path) -> StructuredLatentFlow:
+    def load(cls: type[L], folder: Path) -> L:
         backbone, file = super().load(folder), folder / NORMALISATION
         if file.is_file():
             backbone.normalisation = validate(Normalisation, read_json(file))
@@ -100,6 +103,6 @@ class StructuredLatentFlow(Flow):
         return UnmeasuredSurfaces(dataset, decoder, normalisation_of(config))
 
 
-def normalisation_of(config: SLatConfig) -> Normalisation | None:
-    """What the config says, else what lies beside the teacher."""
-    return config.normalisation or Normalisation.beside(existing("backbone.teacher", config.teacher))
+def normalisation_of(config: Any, key: str = KEY) -> Normalisation | None:
+    """What the config says, else what lies beside the teacher, under this key of ``pipeline.json``."""
+    return config.normalisation or Normalisation.beside(existing("backbone.teacher", config.teacher), key)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fewstep.engine.export import check_finite
 from fewstep.errors import FewstepError
+from fewstep_trellis.models.arguments import Rebuildable
 from fewstep_trellis.weightfiles import State, dotted
 
 # Words in the names of a file's networks. An average is what one samples with; another's weights are the last choice.
@@ -145,7 +146,8 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
             finite, or all zero.
     """
     own = model.state_dict()
-    left = select(state, own, source)
+    computed = model.computed if isinstance(model, Rebuildable) else ()
+    left = {key: value for key, value in select(state, own, source).items() if key not in computed}
     if found := misfits(own, left):
         raise FewstepError(f"{source} does not fit {type(model).__name__}: {'; '.join(found)}")
     # Copies: tensors read from a file may be a view of it, and the file may change later.

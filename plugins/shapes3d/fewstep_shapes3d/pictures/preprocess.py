@@ -103,7 +103,7 @@ def on_black(rgba: Image.Image, box: Box, size: int | None) -> Image.Image:
     return Image.fromarray((_premultiplied(rgba, box, size) * 255).astype(np.uint8))
 
 
-def dataset_preparation(rgba: Image.Image, image_size: int) -> Tensor:
+def dataset_preparation(rgba: Image.Image, image_size: int, margin: float = MARGIN) -> Tensor:
     """The object on black as TRELLIS's training data are prepared: float32 [3, S, S] in [0, 1], not yet normalised.
 
     Raises:
@@ -112,7 +112,7 @@ def dataset_preparation(rgba: Image.Image, image_size: int) -> Tensor:
     if rgba.mode != "RGBA":
         raise invalid("condition picture", rgba.mode, "a picture of mode RGBA")
     left, top, right, bottom = _extent(rgba, 0, "the condition picture")
-    x, y, half = (left + right) / 2, (top + bottom) / 2, max(right - left, bottom - top) / 2 * MARGIN
+    x, y, half = (left + right) / 2, (top + bottom) / 2, max(right - left, bottom - top) / 2 * margin
     box = (int(x - half), int(y - half), int(x + half), int(y + half))
     if box[2] <= box[0] or box[3] <= box[1]:
         raise FewstepError("condition picture: the object is a single pixel; accepted: a larger one")

@@ -11,19 +11,19 @@ from fewstep.texts import read_json
 FOLDER = Path(__file__).parent
 
 
-def official_names() -> list[str]:
+def official_names(folder: Path = FOLDER) -> list[str]:
     """The names, as of the published checkpoints: for example "ss_flow_img_dit_L_16l8_fp16"."""
-    return sorted(path.stem for path in FOLDER.glob("*.json"))
+    return sorted(path.stem for path in folder.glob("*.json"))
 
 
-def official_config(name: str) -> tuple[str, dict[str, Any]]:
-    """Class name and constructor arguments, as ``checkpoint.build_model`` takes them.
+def official_config(name: str, folder: Path = FOLDER) -> tuple[str, dict[str, Any]]:
+    """Class name and constructor arguments, as ``checkpoint.build_model`` takes them, of a file of ``folder``.
 
     Raises:
         FewstepError: for an unknown name.
     """
-    path = FOLDER / f"{name}.json"
-    if name not in official_names():
-        raise unknown("official configuration", name, official_names())
+    path = folder / f"{name}.json"
+    if name not in official_names(folder):
+        raise unknown("official configuration", name, official_names(folder))
     found = read_json(path)
     return found["name"], found["args"]

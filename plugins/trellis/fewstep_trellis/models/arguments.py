@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -14,11 +14,13 @@ from fewstep.errors import invalid
 class Rebuildable(nn.Module):
     """A module that keeps its constructor arguments in ``args``, so that a checkpoint can name them.
 
-    ``alias`` is another name of its class that it was built by, and that a checkpoint shall go on to have.
+    ``alias`` is another name of its class that it was built by, and that a checkpoint shall go on to have. ``computed``
+    are keys that official files may have and that are not read, since the model computes what they hold.
     """
 
     args: dict[str, Any]
     alias: str = ""
+    computed: ClassVar[tuple[str, ...]] = ()
 
     @property
     def official_name(self) -> str:

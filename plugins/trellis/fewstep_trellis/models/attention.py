@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fewstep.ops import attention, qk_rms_norm
+from fewstep.ops.norms import Rotary, rotate_pairs, wide
 from fewstep_trellis.models.arguments import check_divides
 from fewstep_trellis.models.linear import Linear
 from fewstep_trellis.models.norms import HeadRMSNorm
@@ -35,9 +36,13 @@ class Heads(nn.Module):
         """``[..., parts * C]`` to ``parts`` tensors ``[..., H, D]``."""
         return x.reshape(*x.shape[:-1], parts, self.heads, self.width).unbind(-3)
 
-    def normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys, normalised where this module does so."""
-        return qk_rms_norm(q, k, self.q_rms_norm.gamma, self.k_rms_norm.gamma) if self.qk_rms_norm else (q, k)
+    def normed(self, q: Tensor, k: Tensor, rotary: Rotary | None = None) -> tuple[Tensor, Tensor]:
+        """Queries and keys, normalised where this module does so, then turned where ``rotary`` is given."""
+        if self.qk_rms_norm:
+            return qk_rms_norm(q, k, self.q_rms_norm.gamma, self.k_rms_norm.gamma, rotary)
+        if rotary is None:
+            return q, k
+        return rotate_pairs(wide(q), rotary).to(q.dtype), rotate_pairs(wide(k), rotary).to(k.dtype)
 
 
 class SelfAttention(Heads):
@@ -55,9 +60,9 @@ class SelfAttention(Heads):
         self.to_qkv = Linear(channels, 3 * channels, bias=qkv_bias)
         self.finish(channels, qk_rms_norm)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:
         q, k, v = self.split(self.to_qkv(x), 3)
-        q, k = self.normed(q, k)
+        q, k = self.normed(q, k, rotary)
         out: Tensor = self.to_out(attention(q, k, v).flatten(-2))
         return out
 

@@ -11,9 +11,13 @@ from torch import Tensor, nn
 from fewstep.core.batch import Condition
 from fewstep.core.layout import Packed
 from fewstep.ops import gated_residual, modulated_norm
+from fewstep.ops.norms import Rotary
 from fewstep_trellis.models.attention import CrossAttention, SelfAttention
 from fewstep_trellis.models.linear import Linear
 from fewstep_trellis.models.norms import WideLayerNorm
+
+Tokens = Tensor | list[Tensor]
+"""Condition tokens ``[B, M, Cc]``; packed samples may also have a list of B tensors ``[M, Cc]``, each of its own M."""
 
 
 class FeedForward(nn.Module):
@@ -41,8 +45,10 @@ def modulation_for_blocks(embedding: Tensor, shared: nn.Module | None, dtype: to
     return F.silu(embedding.to(dtype)) if shared is None else shared(embedding).to(dtype)
 
 
-def tokens_for_blocks(cond: Tensor | Condition, dtype: torch.dtype) -> Tensor | None:
-    """The condition tokens ``[B, M, Cc]`` in this type; None where all of them are known to be 0."""
+def tokens_for_blocks(cond: Tokens | Condition, dtype: torch.dtype) -> Tokens | None:
+    """The condition tokens in this type; None where all of them are known to be 0."""
+    if isinstance(cond, list):
+        return [tokens.to(dtype) for tokens in cond]
     if not isinstance(cond, Condition):
         return cond.to(dtype)
     return None if cond.blank or cond.tokens is None else cond.tokens.to(dtype)
@@ -51,7 +57,8 @@ def tokens_for_blocks(cond: Tensor | Condition, dtype: torch.dtype) -> Tensor | 
 class ModulatedCrossBlock(nn.Module):
     """Tokens ``[B, L, C]``, modulation input and condition ``[B, M, Cc]`` to ``[B, L, C]``.
 
-    The condition None stands for tokens that are all 0. A packed ``x`` ``[T, C]`` comes with its layout.
+    The condition None stands for tokens that are all 0. A packed ``x`` ``[T, C]`` comes with its layout. ``rotary`` are
+    the cosines and sines of the positions, for queries and keys of the self attention.
 
     Args:
         channels: C.
@@ -85,13 +92,25 @@ class ModulatedCrossBlock(nn.Module):
         if not share_mod:
             self.adaLN_modulation = modulation(channels)
 
-    def forward(self, x: Tensor, mod: Tensor, tokens: Tensor | None, layout: Packed | None = None) -> Tensor:
-        if not self.share_mod:
-            _, project = self.adaLN_modulation  # the activation came before, once for all blocks
-            mod = project(mod)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = mod.chunk(6, -1)
+    def own(self, mod: Tensor) -> Tensor:
+        """``[B, 6C]``: this block's modulation, of what all blocks are given."""
+        if self.share_mod:
+            return mod
+        _, project = self.adaLN_modulation  # the activation came before, once for all blocks
+        out: Tensor = project(mod)
+        return out
+
+    def forward(
+        self,
+        x: Tensor,
+        mod: Tensor,
+        tokens: Tokens | None,
+        layout: Packed | None = None,
+        rotary: Rotary | None = None,
+    ) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.own(mod).chunk(6, -1)
         where = () if layout is None else (layout,)
-        attended = self.self_attn(modulated_norm(x, shift_a, scale_a, layout), *where)
+        attended = self.self_attn(modulated_norm(x, shift_a, scale_a, layout), *where, rotary)
         x = gated_residual(x, gate_a, attended, layout)
         # Broadcastable against x: a constant for blank tokens.
         x = x + (self.cross_attn.of_blank(x) if tokens is None else self.cross_attn(self.norm2(x), tokens, *where))

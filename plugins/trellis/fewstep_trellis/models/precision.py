@@ -24,7 +24,7 @@ def cast_matrices(modules: Iterable[nn.Module], dtype: torch.dtype) -> None:
 class HalfTorso(Rebuildable):
     """A model whose blocks can compute in half precision; embedders, norms and output stay as they are."""
 
-    half_torso: bool = False
+    half_torso: torch.dtype | None = None  # what the blocks compute in; None: in the type of the input
 
     def torso(self) -> list[nn.Module]:
         """The modules that compute in half precision."""
@@ -32,14 +32,18 @@ class HalfTorso(Rebuildable):
 
     def torso_type(self, x: Tensor) -> torch.dtype:
         """What the blocks compute in, given an input of the model."""
-        return torch.float16 if self.half_torso else x.dtype
+        return self.half_torso or x.dtype
+
+    def convert_torso(self, dtype: torch.dtype) -> None:
+        """Compute the blocks in this half precision from now on."""
+        self.half_torso = dtype
+        cast_matrices(self.torso(), dtype)
 
     def convert_to_fp16(self) -> None:
-        """Compute the blocks in half precision from now on."""
-        self.half_torso = True
-        cast_matrices(self.torso(), torch.float16)
+        """Compute the blocks in float16 from now on."""
+        self.convert_torso(torch.float16)
 
     def convert_to_fp32(self) -> None:
-        """Undo :meth:`convert_to_fp16`."""
-        self.half_torso = False
+        """Undo :meth:`convert_torso`."""
+        self.half_torso = None
         cast_matrices(self.torso(), torch.float32)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError, unknown
 from fewstep.ops import varlen_attention
+from fewstep.ops.norms import Rotary
 from fewstep_trellis.models.attention import Heads, ToCondition
 from fewstep_trellis.models.embeddings import position_embedding
 from fewstep_trellis.models.linear import Linear
@@ -69,9 +70,9 @@ class SparseSelfAttention(Heads):
         self.to_qkv = Linear(channels, 3 * channels, bias=qkv_bias)
         self.finish(channels, qk_rms_norm)
 
-    def forward(self, x: Tensor, layout: Packed) -> Tensor:
+    def forward(self, x: Tensor, layout: Packed, rotary: Rotary | None = None) -> Tensor:
         q, k, v = self.split(self.to_qkv(x), 3)
-        q, k = self.normed(q, k)
+        q, k = self.normed(q, k, rotary)
         if self.window is None:
             heads = varlen_attention(q, k, v, layout, layout)
         else:
@@ -81,7 +82,7 @@ class SparseSelfAttention(Heads):
 
 
 class SparseCrossAttention(ToCondition):
-    """Attention of the voxels ``[T, C]`` to their sample's condition ``[B, M, Cc]``, to ``[T, C]``.
+    """Attention of the voxels ``[T, C]`` to a condition a sample (``[B, M, Cc]``, or B of ``[M, Cc]``), to ``[T, C]``.
 
     Args: as of ``CrossAttention``.
     """
@@ -94,17 +95,17 @@ class SparseCrossAttention(ToCondition):
         self.to_kv = Linear(cond_channels, 2 * channels, bias=qkv_bias)
         self.finish(channels, qk_rms_norm)
 
-    def forward(self, x: Tensor, tokens: Tensor, layout: Packed) -> Tensor:
-        k, v = self.keys_values(tokens.flatten(0, 1))
+    def forward(self, x: Tensor, tokens: Tensor | list[Tensor], layout: Packed) -> Tensor:
+        k, v = self.keys_values(torch.cat(tokens) if isinstance(tokens, list) else tokens.flatten(0, 1))
         heads = varlen_attention(self.queries(x), k, v, layout, _layout_of(tokens, layout))
         out: Tensor = self.to_out(heads.flatten(-2))
         return out
 
 
-def _layout_of(cond: Tensor, layout: Packed) -> Packed:
-    """The packed layout of a dense condition, cached on the layout of the voxels that attend to it."""
-    batch, tokens = cond.shape[:2]
-    return layout.once(("condition", tokens), lambda: Packed.of_lengths([tokens] * batch, device=cond.device))
+def _layout_of(cond: Tensor | list[Tensor], layout: Packed) -> Packed:
+    """The packed layout of a condition, cached on the layout of the voxels that attend to it."""
+    lengths = tuple(len(tokens) for tokens in cond)
+    return layout.once(("condition", lengths), lambda: Packed.of_lengths(list(lengths), device=cond[0].device))
 
 
 class ConvolutionParameters(nn.Module):

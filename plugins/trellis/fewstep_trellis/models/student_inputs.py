@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from fewstep.core.batch import Condition
 from fewstep.core.strength import StrengthEmbedder
 from fewstep.errors import FewstepError
+from fewstep_trellis.models.blocks import Tokens
 from fewstep_trellis.models.embeddings import JumpEmbedder
 from fewstep_trellis.models.precision import HalfTorso
 
@@ -35,7 +36,7 @@ class StudentInputs(HalfTorso):
         self.args["guidance_input"] = True
         self.strength_embedder = StrengthEmbedder(channels).to(next(self.t_embedder.parameters()))
 
-    def embedded(self, t: Tensor, s: Tensor | None, cond: Tensor | Condition) -> Tensor:
+    def embedded(self, t: Tensor, s: Tensor | None, cond: Tokens | Condition) -> Tensor:
         """``[B, C]`` of times ``[B]`` from 0 to 1000, and of the condition's guidance strengths.
 
         Raises:

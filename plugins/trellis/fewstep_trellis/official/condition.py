@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from fewstep_shapes3d.pictures.preprocess import dataset_preparation
+from fewstep_shapes3d.pictures.preprocess import MARGIN, dataset_preparation
 from torch import Tensor
 
 from fewstep.errors import FewstepError
@@ -27,15 +27,15 @@ def picture_paths(row: Row) -> list[Path]:
     return [folder / str(frame["file_path"]) for frame in read_frames(folder)]
 
 
-def prepared_picture(path: Path, size: int) -> Tensor:
-    """A condition picture as TRELLIS trains on it: float32 [3, S, S] in [0, 1], on black.
+def prepared_picture(path: Path, size: int, margin: float = MARGIN) -> Tensor:
+    """A condition picture as TRELLIS trains on it: float32 [3, S, S] in [0, 1], on black, ``margin`` times the object.
 
     Raises:
         ItemError: for a file that is no RGBA picture, or a picture without an object.
     """
     image = read_picture(path)
     try:
-        return dataset_preparation(image, size)
+        return dataset_preparation(image, size, margin)
     except FewstepError as error:
         raise ItemError(f"{path}: {error}") from None
 

@@ -16,14 +16,12 @@ from fewstep_trellis.official.selection import Filter, at_least, at_most, filled
 IMAGE_ENCODER, TEXT_ENCODER = "dinov2_vitl14_reg", "openai/clip-vit-large-patch14"
 
 
-class OfficialConfig(Strict):
-    """Which objects, what they are conditioned on, and what happens to those that cannot be read."""
+class ObjectsConfig(Strict):
+    """Which objects, how their pictures are encoded, and what happens to those that cannot be read."""
 
     roots: tuple[Path, ...] = Field(
         (), description="data roots, each with a metadata.csv, joined by commas; an object in several is used once"
     )
-    latent_model: str
-    condition: Literal["image", "text"] = Field("image", description="a picture of renders_cond, or a caption")
     min_aesthetic: float = Field(4.5, description="least aesthetic_score of an object (TRELLIS's configs: 4.5)")
     image_size: int = Field(518, ge=14, description="side of a condition picture as the encoder gets it, in pixels")
     encoder: str | None = Field(
@@ -53,6 +51,13 @@ class OfficialConfig(Strict):
         if isinstance(value, str | Path):
             return [part.strip() for part in str(value).split(",") if part.strip()]
         return value
+
+
+class OfficialConfig(ObjectsConfig):
+    """The same in TRELLIS's layout, with texts beside pictures."""
+
+    latent_model: str
+    condition: Literal["image", "text"] = Field("image", description="a picture of renders_cond, or a caption")
 
     def filters(self) -> list[Filter]:
         """What a row of the table must pass, in order, under the names of the published statistics."""

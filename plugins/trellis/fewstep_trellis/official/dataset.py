@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
@@ -19,15 +19,15 @@ from fewstep.core.layout import Dense
 from fewstep.errors import FewstepError, invalid
 from fewstep_trellis.normalisation import Normalisation
 from fewstep_trellis.official.condition import Draw
-from fewstep_trellis.official.config import LatentsConfig, OfficialConfig, StructureConfig
-from fewstep_trellis.official.encode import conditions
+from fewstep_trellis.official.config import LatentsConfig, ObjectsConfig, StructureConfig
+from fewstep_trellis.official.encode import Conditions, conditions
 from fewstep_trellis.official.failures import Failures
 from fewstep_trellis.official.files import ItemError
 from fewstep_trellis.official.fits import Fits
 from fewstep_trellis.official.items import Item, packed, read_item
 from fewstep_trellis.official.published import published_pass
-from fewstep_trellis.official.selection import nonempty, select
-from fewstep_trellis.official.table import check_roots
+from fewstep_trellis.official.selection import Selection, nonempty, select
+from fewstep_trellis.official.table import Row, check_roots
 
 
 class OfficialDataset(Dataset):
@@ -42,23 +42,39 @@ class OfficialDataset(Dataset):
 
     layout: str  # what a backbone must provide: "dense" or "packed"
 
-    def __init__(self, config: OfficialConfig, backbone: Backbone) -> None:
+    def __init__(self, config: ObjectsConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         self.check_config(config)
         if self.layout not in backbone.provides:
             raise FewstepError(f"{type(self).__name__} is {self.layout}, which {type(backbone).__name__} cannot take")
-        self.normalisation, self.fits = self._normalisation(), Fits.of(backbone)
+        self.normalisation, self.fits = self._normalisation(), self._fits()
         if self.normalisation is not None:
             self.fits = self.fits.normalised(self.normalisation)
-        self.selection = nonempty(select(config.roots, config.filters()))
+        self.selection = nonempty(self._selected())
         self.failures = Failures(len(self), config.max_failures)
         self._said = list(self.selection.lines())
-        self.conditions = conditions(config, backbone)
+        self.conditions = self._conditions()
         self.fits = self.fits.like(self.read(0, 0).latents)
 
     @classmethod
     def check_config(cls, config: Any) -> None:
         check_roots(config.roots)
+
+    def _selected(self) -> Selection:
+        return select(self.config.roots, self.config.filters())
+
+    def _fits(self) -> Fits:
+        return Fits.of(self.backbone)
+
+    def _conditions(self) -> Conditions:
+        return conditions(self.config, self.backbone)
+
+    def _item(self, row: Row, draw: Draw) -> Item:
+        return read_item(row, self.config, self.normalisation, draw, self.fits)
+
+    def _check_there(self, row: Row) -> None:
+        """Raise FewstepError where the row's whole root is gone: that is no matter of one object."""
+        check_roots([row.root])
 
     def _normalisation(self) -> Normalisation | None:
         found: Normalisation | None = self.config.normalisation
@@ -103,10 +119,9 @@ class OfficialDataset(Dataset):
         while True:
             row = self.selection.rows[index]
             try:
-                item = read_item(row, self.config, self.normalisation, seeded(seed), self.fits)
-                found = self.conditions.load(item)
+                found = self.conditions.load(self._item(row, seeded(seed)))
             except ItemError as error:
-                check_roots([row.root])  # a disk that is gone is no matter of one object
+                self._check_there(row)
                 self.failures.add(index, error)
                 tried.add(index)
                 index = self.failures.stand_in(wanted, tried, self.loads())
@@ -122,7 +137,7 @@ class OfficialDataset(Dataset):
 class StructureLatents(OfficialDataset):
     """Structure latents [B, C, r, r, r]."""
 
-    Config = StructureConfig
+    Config: ClassVar[Any] = StructureConfig
     layout = "dense"
 
     def collate(self, items: Sequence[Item]) -> Batch:
@@ -133,31 +148,39 @@ class StructureLatents(OfficialDataset):
 class StructuredLatents(OfficialDataset):
     """Structured latents [T, C], ``Packed`` with their voxels; normalised as the teacher's unless told otherwise."""
 
-    Config = LatentsConfig
+    Config: ClassVar[Any] = LatentsConfig
     layout = "packed"
+    count = "num_voxels"  # column of the table
 
     def _normalisation(self) -> Normalisation | None:
-        if self.config.normalisation == "stored":
-            return None
-        if isinstance(self.config.normalisation, Normalisation):
-            return self.config.normalisation
-        found: Normalisation | None = getattr(self.backbone, "normalisation", None)
-        if found is None:
-            text = "stored, or mean and std: the teacher has none, and no pipeline.json lies beside it"
-            raise invalid("data.normalisation", "teacher", text)
-        return found
+        return wanted_normalisation(self.config.normalisation, "normalisation", self.backbone)
 
     @cached_property
     def _voxels(self) -> list[int]:
-        return [int(row.number("num_voxels") or 0) for row in self.selection.rows]
+        return [int(row.number(self.count) or 0) for row in self.selection.rows]
 
     def loads(self) -> Sequence[int]:
-        """``num_voxels`` of every object's row."""
+        """The number of voxels in every object's row."""
         return self._voxels
 
     def collate(self, items: Sequence[Item]) -> Batch:
         layout = packed([item.coords for item in items if item.coords is not None])
         return Batch(torch.cat([item.latents for item in items]), layout, self.conditions.encode(items))
+
+
+def wanted_normalisation(wanted: Any, key: str, backbone: Backbone) -> Normalisation | None:
+    """What the config's ``key`` asks for: numbers, "stored" for none, or "teacher" for the backbone's own of this name.
+
+    Raises:
+        FewstepError: the teacher has none.
+    """
+    if wanted == "stored" or isinstance(wanted, Normalisation):
+        return None if wanted == "stored" else wanted
+    found: Normalisation | None = getattr(backbone, key, None)
+    if found is None:
+        text = "stored, or mean and std: the teacher has none, and no pipeline.json lies beside it"
+        raise invalid(f"data.{key}", "teacher", text)
+    return found
 
 
 def seeded(seed: int) -> Draw:

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar, cast
 import numpy as np
 import torch
 from fewstep_shapes3d.pictures.loading import load_picture
-from fewstep_shapes3d.pictures.preprocess import Background
+from fewstep_shapes3d.pictures.preprocess import MARGIN, Background
 from PIL import Image
 from torch import Tensor, nn
 
@@ -18,8 +18,9 @@ from fewstep.core.backbone import Backbone
 from fewstep.core.batch import Condition
 from fewstep.errors import FewstepError, invalid
 from fewstep_trellis.conditioning.factory import image_conditioner, text_conditioner
+from fewstep_trellis.conditioning.protocol import ImageConditioner
 from fewstep_trellis.official.condition import prepared_picture
-from fewstep_trellis.official.config import IMAGE_ENCODER, TEXT_ENCODER, OfficialConfig
+from fewstep_trellis.official.config import IMAGE_ENCODER, TEXT_ENCODER, ObjectsConfig, OfficialConfig
 from fewstep_trellis.official.items import Item
 from fewstep_trellis.official.network import check_width, device_of
 from fewstep_trellis.official.tokens import TokenCache, fingerprint, rounded
@@ -51,15 +52,30 @@ def conditions(config: OfficialConfig, backbone: Backbone) -> Conditions:
     Raises:
         FewstepError: an encoder that cannot be had, or whose tokens do not fit the network.
     """
-    return ImageConditions(config, backbone) if config.condition == "image" else TextConditions(config, backbone)
+    if config.condition == "text":
+        return TextConditions(config, backbone)
+    return ImageConditions(config, backbone, image_conditioner, IMAGE_ENCODER)
 
 
 class ImageConditions:
-    """Pictures, whose tokens may be kept on disk."""
+    """Pictures, whose tokens may be kept on disk.
 
-    def __init__(self, config: OfficialConfig, backbone: Backbone) -> None:
-        self.backbone, self.size = backbone, config.image_size
-        self.encoder = _named(image_conditioner, config.encoder or IMAGE_ENCODER)
+    Args:
+        make: an encoder by its name.
+        default: the name where the config has none.
+        margin: side of the cut-out square in units of the object.
+    """
+
+    def __init__(
+        self,
+        config: ObjectsConfig,
+        backbone: Backbone,
+        make: Callable[[str], ImageConditioner],
+        default: str,
+        margin: float = MARGIN,
+    ) -> None:
+        self.backbone, self.size, self.margin = backbone, config.image_size, margin
+        self.encoder = _named(make, config.encoder or default)
         check_width("data.encoder", self.encoder.name, self.encoder.channels, backbone)
         self.cache = None
         if config.token_cache is not None:
@@ -71,7 +87,7 @@ class ImageConditions:
         tokens = self.cache.read(item.picture) if self.cache is not None else None
         if tokens is not None:
             return replace(item, tokens=tokens)
-        return replace(item, pixels=prepared_picture(item.picture, self.size))
+        return replace(item, pixels=prepared_picture(item.picture, self.size, self.margin))
 
     def encode(self, items: Sequence[Item]) -> Condition:
         device = device_of(self.backbone)

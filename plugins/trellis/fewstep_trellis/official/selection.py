@@ -95,9 +95,14 @@ def select(roots: Sequence[Path], filters: Sequence[Filter]) -> Selection:
         FewstepError: for no roots, one without a readable table, a missing column, a value of the wrong kind.
     """
     check_roots(roots)
+    return chosen([(root, read_table(root)) for root in roots], filters)
+
+
+def chosen(tables: Sequence[tuple[Path, list[Row]]], filters: Sequence[Filter]) -> Selection:
+    """``select`` of tables that were read, each with its name for messages."""
     counts, found, twice = [], dict[str, Row](), []
-    for root in roots:
-        rows, count = _passing(root, filters)
+    for root, table in tables:
+        rows, count = _passing(root, table, filters)
         counts.append(count)
         for row in rows:
             used = found.setdefault(row.sha256, row)
@@ -106,8 +111,7 @@ def select(roots: Sequence[Path], filters: Sequence[Filter]) -> Selection:
     return Selection(list(found.values()), counts, twice)
 
 
-def _passing(root: Path, filters: Sequence[Filter]) -> tuple[list[Row], RootCount]:
-    rows = read_table(root)
+def _passing(root: Path, rows: list[Row], filters: Sequence[Filter]) -> tuple[list[Row], RootCount]:
     count = RootCount(root, {TOTAL: len(rows)})
     for one in filters:
         verdicts = [one.test(row) for row in rows]

@@ -68,6 +68,9 @@ class DinoV3Conditioner(nn.Module):
         tokens = self.model(normalise(images)).last_hidden_state
         return F.layer_norm(tokens, (self.channels,), eps=1e-5)
 
+    def negative(self, batch: int) -> None:
+        """The condition of the unconditional pass: zeros."""
+
 
 def image_conditioner(name: str | Path) -> DinoV3Conditioner:
     """The image encoder of this name: a DINOv3 on the hub, or a folder in transformers' format.

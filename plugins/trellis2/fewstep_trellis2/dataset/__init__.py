@@ -1,0 +1,1 @@
+"""Data sets in TRELLIS.2's own layout."""

@@ -1,0 +1,32 @@
+"""Rotary position embedding of voxels: the tables that ``fewstep.ops.qk_rms_norm`` turns queries and keys by."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewstep.ops.norms import Rotary
+
+FREQUENCIES = (1.0, 10000.0)  # largest frequency, and the factor down to the smallest
+
+
+def rotary_tables(coords: Tensor, width: int, frequencies: tuple[float, float] = FREQUENCIES) -> Rotary:
+    """Cosines and sines of the angles of each pair of channels.
+
+    An axis turns floor(width / 6) pairs: all of x, then all of y, then all of z, by position times
+    ``first / ratio^(i / n)``, i = 0 ... n - 1. What is left of the pairs is not turned.
+
+    Args:
+        coords: ``[T, 3]`` positions, as they stand in the grid.
+        width: of a head.
+        frequencies: (first, ratio).
+
+    Returns:
+        Two float32 tables ``[T, width / 2]``.
+    """
+    count = width // (2 * coords.shape[1])
+    steps = torch.arange(count, dtype=torch.float32, device=coords.device) / max(count, 1)
+    angles = (coords[..., None].float() * (frequencies[0] / frequencies[1] ** steps)).flatten(1)
+    angles = F.pad(angles, (0, width // 2 - angles.shape[1]))
+    return angles.cos(), angles.sin()

@@ -1,0 +1,47 @@
+"""The structure stage as a ``Backbone``, and the stages of TRELLIS.2 by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from fewstep_trellis.backbone import StructureFlow
+from pydantic import Field
+
+from fewstep_trellis2.flow import HUB, RESCALE, STAGES, WARP, StageConfig
+from fewstep_trellis2.models import MODELS, SparseStructureFlowModel
+
+if TYPE_CHECKING:
+    from fewstep.core.dataset import Dataset
+    from fewstep.core.suite import Suite
+
+
+class StructureConfig(StageConfig):
+    """Which structure flow is distilled, and how its teacher is guided."""
+
+    teacher: Path = Field(
+        Path(f"{HUB}/ss_flow_img_dit_1_3B_64_bf16"), description="structure-flow checkpoint (json + safetensors pair)"
+    )
+    guidance_rescale: float = Field(0.7, ge=0, le=1, description=RESCALE)
+    rescale_t: float = Field(5.0, gt=0, description=WARP)
+
+
+class StructureStage(StructureFlow):
+    """Velocity of structure latents [B, 8, 16, 16, 16] under image tokens [B, L, 1024]."""
+
+    Config = StructureConfig
+    name, network, models, stored = "trellis2", SparseStructureFlowModel, MODELS, torch.bfloat16
+    dataset, stage, stages = "trellis2-structure", "structure", STAGES
+
+    @classmethod
+    def students(cls) -> dict[str, Path]:
+        return {}
+
+    @classmethod
+    def measures(cls, dataset: type[Dataset]) -> bool:
+        return False
+
+    @classmethod
+    def suite(cls, config: Any, dataset: Dataset) -> Suite | None:  # type: ignore[override]
+        return None
