@@ -77,7 +77,7 @@ class TwinFlow(Objective[TwinFlowConfig]):
         with torch.no_grad():
             x0 = filled(batch.x0, fake_B, replace(batch, cond=seen), lambda part: self.fakes(part, nets, step))
         noise = step.randn_like(x0, "noise")
-        x_t, sign_B = step.interpolant.interpolate(x0, noise, t_B, layout), torch.where(fake_B, 1.0, 1.0)
+        x_t, sign_B = step.interpolant.interpolate(x0, noise, t_B, layout), torch.where(fake_B, -1.0, 1.0)
         average = nets.student(x_t, sign_B * t_B, seen, layout, s_B=sign_B * s_B).to(x_t.dtype)
         with torch.no_grad():
             at = Points(
