@@ -143,8 +143,9 @@ def data_set(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str | None:
 def available(method: Entry, backbone: Entry) -> list[str]:
     """Names that ``find`` takes for this pair; those of another method or of another model's stage are left out."""
     if isinstance(method, Combined):
-        own = {path.stem for _, folder in _folders(method, backbone) for path in (folder / method.name).glob("*.toml")}
-        return sorted(own.union(*(available(part, backbone) for part in method.parts)))
+        folders = [folder / method.name for _, folder in _folders(method, backbone)]
+        parts = {name for part in method.parts for name in available(part, backbone)}
+        return sorted(parts.union(path.stem for folder in folders for path in folder.glob("*.toml")))
     stages = backbone.load().stages
     others = {*registry().names("objective"), BENCH} - {method.name}
     names = {
