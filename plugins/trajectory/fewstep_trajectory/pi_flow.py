@@ -42,7 +42,9 @@ class PiFlow(Objective[PiFlowConfig]):
         window_B = (t_B - end_B).clamp(max=config.window)
         drawn = torch.stack([step.times(layout, UNIFORM, f"state/{i}").double() for i in range(count)])
         a_B = end_B + window_B + drawn * (t_B - end_B - window_B)
-        averages = nets.student(x_t, t_B, batch.cond, layout, s_B=torch.cat([a_B, a_B - window_B])).to(x_t.dtype)
+        averages: Tensor = nets.student(x_t, t_B, batch.cond, layout, s_B=torch.cat([a_B, a_B - window_B])).to(
+            x_t.dtype
+        )
 
         def state(i: int, at_B: Tensor) -> Tensor:
             return x_t - layout.expand(t_B - at_B, x_t) * averages[i]
