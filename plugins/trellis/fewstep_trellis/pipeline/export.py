@@ -42,9 +42,7 @@ def save_pipeline(
     Raises:
         FewstepError: a folder with something in it, a student that TRELLIS's own sampler cannot run, or a full disk.
     """
-    check_place("--out", folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FewstepError(f"--out: {str(folder)!r} exists; accepted: a new or an empty folder, nothing is overwritten")
+    check_new(folder)
     args = _described(pipeline, {stage: sampler(recipes[stage], pipeline, stage) for stage in students})
     with new_folder(folder) as temp:
         for role, stem in args["models"].items():
@@ -52,7 +50,7 @@ def save_pipeline(
             if stage in students:
                 _save_student(temp / stem, students[stage], args, half)
             else:
-                _copy(pipeline.stem(role), temp / stem)
+                copy_pair(pipeline.stem(role), temp / stem)
         name = next(name for name, kind in NAMES.items() if kind == pipeline.spec.kind)
         write_json(temp / PIPELINE, {"name": name, "args": args})
 
@@ -119,7 +117,15 @@ def _save_student(path: Path, student: Student, args: dict[str, Any], half: bool
         args["slat_normalization"] = own.model_dump(mode="json")
 
 
-def _copy(stem: Path, target: Path) -> None:
+def check_new(folder: Path) -> None:
+    """Raise FewstepError unless the folder can be made, or is there and empty."""
+    check_place("--out", folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FewstepError(f"--out: {str(folder)!r} exists; accepted: a new or an empty folder, nothing is overwritten")
+
+
+def copy_pair(stem: Path, target: Path) -> None:
+    """Copy a checkpoint's json and safetensors files; both paths are without suffix."""
     for suffix in (".json", ".safetensors"):
         with new_file(Path(f"{target}{suffix}")) as temp:
             shutil.copyfile(f"{stem}{suffix}", temp)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
 from fewstep_trellis2.vae.blocks import SparseResBlockC2S3d
-from fewstep_trellis2.vae.levels import Arguments, Levels
+from fewstep_trellis2.vae.levels import Levels
 from fewstep_trellis2.vae.subdivision import Subdivision
 
 
@@ -66,31 +66,6 @@ class SparseUnetVaeDecoder(Levels):
         arguments = locals()
         super().__init__()
         self.remember(arguments)
-        self.finish(
-            out_channels,
-            model_channels,
-            latent_channels,
-            num_blocks,
-            block_type,
-            up_block_type,
-            block_args,
-            pred_subdiv,
-        )
-        if use_fp16:
-            self.convert_to_fp16()
-
-    def finish(
-        self,
-        out_channels: int,
-        model_channels: Sequence[int],
-        latent_channels: int,
-        num_blocks: Sequence[int],
-        block_type: Sequence[str],
-        up_block_type: Sequence[str],
-        block_args: Arguments,
-        pred_subdiv: bool,
-    ) -> None:
-        """Make the layers."""
         check_positive(out_channels=out_channels, latent_channels=latent_channels)
         self.latent_channels, self.pred_subdiv = latent_channels, pred_subdiv
         self.output_layer = nn.Linear(model_channels[-1], out_channels)
@@ -104,6 +79,8 @@ class SparseUnetVaeDecoder(Levels):
             block_args,
             pred_subdiv=pred_subdiv,
         )
+        if use_fp16:
+            self.convert_to_fp16()
 
     def forward(self, z: Tensor, layout: Packed, guide: Sequence[Subdivision] = ()) -> Decoded:
         """Decode latents.
