@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fewstep import hookimpl
 
 if TYPE_CHECKING:
-    from fewstep.plugins.hookspecs import Register
+    from fewstep.plugins.hookspecs import Register, RegisterShared
 
 
 @hookimpl
@@ -35,3 +35,20 @@ def register_datasets(register: Register) -> None:
             config=f"fewstep_trellis2.dataset.config:{config}",
             summary=f"TRELLIS.2's own data layout: {stem} latents with pictures",
         )
+
+
+@hookimpl
+def register_shared_commands(register: RegisterShared) -> None:
+    register(
+        "generate",
+        "trellis2",
+        target="fewstep_trellis2.generate.cli:generate",
+        function="fewstep_trellis2.generate.api:generate",
+        summary="textured meshes from pictures",
+    )
+    register(
+        "export",
+        "trellis2",
+        target="fewstep_trellis2.generate.cli:export",
+        summary="a pipeline folder that TRELLIS.2 itself loads",
+    )

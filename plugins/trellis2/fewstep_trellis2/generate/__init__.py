@@ -1,0 +1,1 @@
+"""``fewstep generate --backbone trellis2``: from a picture to textured meshes."""

@@ -1,0 +1,178 @@
+"""``fewstep.generate`` for TRELLIS.2: pictures to textured meshes. ``fewstep generate`` runs the same code."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from fewstep_shapes3d.parts import largest_mesh
+from fewstep_shapes3d.representations import Mesh
+from fewstep_shapes3d.result import MESH, Result
+from fewstep_trellis.generate.api import Options
+from fewstep_trellis.generate.inputs import Job, jobs_of
+from fewstep_trellis.generate.pictures import opened
+from fewstep_trellis.pipeline.request import Unusable
+
+from fewstep import __version__
+from fewstep.engine.device import pick_device
+from fewstep.errors import FewstepError
+from fewstep_trellis2.generate.models import Chosen, choose, models_of
+from fewstep_trellis2.pipeline.grids import LATENT
+from fewstep_trellis2.pipeline.run import Object, Runner
+
+
+def generate(
+    inputs: Any,
+    *,
+    student: Any = None,
+    teacher: Any = None,
+    steps: Any = None,
+    guidance: Any = None,
+    sampler: str | None = None,
+    encoder: Any = None,
+    type: str | None = None,
+    samples: int = 1,
+    seed: int = 42,
+    background: str = "remove",
+    device: str = "auto",
+    low_memory: bool = False,
+    largest_part: bool = False,
+) -> Result | list[Result]:
+    """Make textured meshes of pictures.
+
+    Args:
+        inputs: a picture (path or PIL), a folder of pictures, or a list of these.
+        student: in place of the flows: a folder, "STAGE=FILE", an object with ``folder`` (a run, a loaded student), or
+            several of these.
+        teacher: pipeline folder or hub name; None: microsoft/TRELLIS.2-4B.
+        steps: N, or (N, M, K) for structure, shape and texture; None: as the contract or ``pipeline.json`` says.
+        guidance: scale, one or three likewise; 1 is none.
+        sampler: registered sampler, for all stages.
+        encoder: name or folder of the image encoder.
+        type: "512", "1024", "1024_cascade" or "1536_cascade"; None: as ``pipeline.json`` says.
+        samples: objects of each input.
+        seed: of the noise.
+        background: "remove" or "keep", of opaque pictures.
+        device: auto, cpu, cuda, cuda:1, ...
+        low_memory: hold one model at a time.
+        largest_part: keep the largest connected part of each mesh.
+
+    Returns:
+        The result of one input; a list for several inputs or several samples. Of several inputs, one of which nothing
+        can be made is left out, with a warning.
+
+    Raises:
+        FewstepError: bad input, or nothing can be made of any input.
+    """
+    options = Options(
+        samples,
+        seed,
+        None,
+        background,
+        str(device),
+        low_memory,
+        None if encoder is None else str(encoder),
+        largest_part,
+    )
+    chosen = choose(models_of(teacher, student, steps, guidance, sampler, type))
+    for line in chosen.warnings:
+        warnings.warn(line, stacklevel=2)
+    jobs = jobs_of(inputs if isinstance(inputs, list | tuple) else [inputs], "image")
+    make, found = Generator(chosen, options), list[Result]()
+    for job in jobs:
+        try:
+            found += make(job)
+        except Unusable as error:
+            if len(jobs) == 1:
+                raise
+            warnings.warn(f"{job.label}: left out: {error}", stacklevel=2)
+    if not found:
+        raise FewstepError(f"nothing can be made of any of the {len(jobs)} inputs; the warnings say why")
+    make.runner.shelf.clear()  # the flows and the encoder are done; decoders load on use
+    return found[0] if samples == 1 and len(jobs) == 1 and not isinstance(inputs, list | tuple) else found
+
+
+class Generator:
+    """Makes the results of one job after the other.
+
+    Args:
+        chosen: networks and recipes.
+        options: how objects are made.
+
+    Raises:
+        FewstepError: for a device that is not there.
+    """
+
+    def __init__(self, chosen: Chosen, options: Options) -> None:
+        self.options = options
+        self.runner = Runner(
+            chosen.pipeline,
+            chosen.kind,
+            chosen.recipes,
+            chosen.students,
+            pick_device(options.device, "--device"),
+            options.low_memory,
+            options.encoder,
+        )
+
+    def __call__(self, job: Job, decode: Iterable[str] = ()) -> list[Result]:
+        """One result for each sample whose structure is not empty.
+
+        Args:
+            job: what to make.
+            decode: "mesh" where it is to be decoded now and not on first use.
+
+        Raises:
+            Unusable: nothing can be made of this job.
+            FewstepError: a model that cannot be loaded.
+        """
+        runner, options = self.runner, self.options
+        before = dict(runner.clock.seconds)
+        encoder = options.encoder or runner.pipeline.spec.encoder
+        pictures = list(zip(job.names, opened(job, options.background, encoder), strict=True))
+        prompts = runner.prompts(pictures, options.background)
+        found = [
+            self._result(job, one, prompts[min(prompts)].pictures)
+            for one in runner(prompts, options.samples, options.seed)
+        ]
+        seconds = {stage: total - before.get(stage, 0.0) for stage, total in runner.clock.seconds.items()}
+        for result in found:
+            result.seconds |= {stage: passed for stage, passed in seconds.items() if passed > 0}
+            for kind in decode:
+                result.decode(kind)
+        return found
+
+    def _result(self, job: Job, one: Object, pictures: tuple[Any, ...]) -> Result:
+        assert one.layout.coords is not None
+        latents = torch.cat([one.shape, one.texture], 1)
+        decoders = {MESH: self._decoder(one)}
+        record = self._record(job, one)
+        side = one.resolution // LATENT
+        return Result(job.label, one.layout.coords, latents, side, decoders, pictures, {}, one.number, record)
+
+    def _decoder(self, one: Object) -> Callable[[], Mesh]:
+        def decode() -> Mesh:
+            mesh = self.runner.decode(one)
+            return largest_mesh(mesh) if self.options.largest_part else mesh
+
+        return decode
+
+    def _record(self, job: Job, one: Object) -> dict[str, Any]:
+        """How a result was made: what its files carry."""
+        runner, recipes = self.runner, self.runner.recipes.values()
+        return {
+            "version": __version__,
+            "seed": self.options.seed,
+            "sample": one.number,
+            "inputs": [getattr(picture, "name", "picture") for picture in job.pictures],
+            "model": runner.pipeline.name,
+            "type": runner.kind,
+            "resolution": one.resolution,
+            "stages": list(runner.recipes),
+            "students": [str(runner.students[s].path) if s in runner.students else "" for s in runner.recipes],
+            "steps": [recipe.steps for recipe in recipes],
+            "guidance": [recipe.guidance.scale for recipe in recipes],
+            "samplers": [recipe.sampler for recipe in recipes],
+        }

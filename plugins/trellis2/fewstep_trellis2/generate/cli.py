@@ -1,0 +1,83 @@
+"""``fewstep generate`` and ``fewstep export`` with ``--backbone trellis2`` as commands. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from fewstep.cli.invocation import again, going_on
+from fewstep.cli.options import home, whole
+from fewstep.console import Console
+
+TEACHER = "Pipeline folder or hub name; by default microsoft/TRELLIS.2-4B."
+STUDENT = (
+    "Network in place of a flow: folder of fewstep distill, a folder of them (structure/, shape/, shape-1024/, "
+    "texture/), or STAGE=CHECKPOINT; repeatable. none: never a student."
+)
+STEPS = "Steps: N, or N,M,K for structure, shape and texture; by default as the contract or pipeline.json says."
+GUIDANCE = "Guidance scale, one or three; 1 is none."
+TYPE = "512, 1024, 1024_cascade or 1536_cascade; by default as pipeline.json says."
+
+
+def generate(
+    inputs: Annotated[list[str] | None, Argument(help="Pictures, or folders of pictures.")] = None,
+    out: Annotated[str, Option("--out", "-o", help="File (.glb, .npz) or folder.")] = "generated",
+    formats: Annotated[str | None, Option(help="glb, npz with commas; by default --out's, or glb.")] = None,
+    steps: Annotated[str | None, Option(help=STEPS)] = None,
+    teacher: Annotated[str | None, Option(help=TEACHER)] = None,
+    student: Annotated[list[str] | None, Option("--student", help=STUDENT)] = None,
+    kind: Annotated[str | None, Option("--type", help=TYPE)] = None,
+    guidance: Annotated[str | None, Option(help=GUIDANCE)] = None,
+    sampler: Annotated[str | None, Option(help="Registered sampler, for all stages.")] = None,
+    samples: Annotated[int, whole("--samples", "Objects of each input.", 1, 64, "-n")] = 1,
+    seed: Annotated[int, whole("--seed", "Seed of the noise.", 0, 2**31 - 1)] = 42,
+    encoder: Annotated[str | None, Option("--image-encoder", help="DINOv3's name on the hub, or a folder.")] = None,
+    background: Annotated[str, Option(help="Of opaque pictures: remove (needs rembg) or keep.")] = "remove",
+    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    low_memory: Annotated[bool, Option("--low-memory", help="Hold one model at a time.")] = False,
+    largest_part: Annotated[
+        bool, Option("--largest-part", help="Keep the largest connected part of each mesh, nothing that floats.")
+    ] = False,
+    preview: Annotated[bool, Option(help="Write a turntable beside the result.")] = True,
+    force: Annotated[bool, Option("--force", help="Overwrite existing results.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done, and stop.")] = False,
+) -> None:
+    """Make textured meshes (.glb) of pictures with TRELLIS.2."""
+    from fewstep_trellis.generate.api import Options
+    from fewstep_trellis.generate.command import Output
+
+    from fewstep_trellis2.generate import command
+    from fewstep_trellis2.generate.models import models_of
+
+    models = models_of(home(teacher), [_home(one) for one in student or []], steps, guidance, sampler, kind)
+    options = Options(samples, seed, None, background, device, low_memory, home(encoder), largest_part)
+    run = command.Run(models, options, Output(home(out), formats, preview, force), Console(), Console(stderr=True))
+    places = [home(one) for one in inputs or []]
+    with going_on(lambda: f"finished objects stay; to make all anew: {again('--force')}"):
+        raise typer.Exit(run.dry(places, []) if dry_run else run(places, []))
+
+
+def export(
+    student: Annotated[list[str], Argument(help="Students, as of fewstep generate --student.")],
+    out: Annotated[str, Option("--out", "-o", help="Folder to make; must not exist.")],
+    teacher: Annotated[str | None, Option(help=TEACHER)] = None,
+    kind: Annotated[str | None, Option("--type", help=TYPE)] = None,
+    steps: Annotated[str | None, Option(help=STEPS)] = None,
+    guidance: Annotated[str | None, Option(help=GUIDANCE)] = None,
+    half: Annotated[bool, Option("--half", help="Store the students in bfloat16.")] = False,
+) -> None:
+    """Write a pipeline folder that TRELLIS.2 itself loads, with students in place of its flows."""
+    from fewstep_trellis2.generate.command import export as run
+    from fewstep_trellis2.generate.models import models_of
+
+    models = models_of(home(teacher), [_home(one) for one in student], steps, guidance, kind=kind)
+    run(models, Path(home(out)), Console(), Console(stderr=True), half=half)
+
+
+def _home(student: str) -> str:
+    """``STAGE=~/FILE`` too has the home folder in its place."""
+    stage, equals, place = student.rpartition("=")
+    return f"{stage}{equals}{home(place)}"

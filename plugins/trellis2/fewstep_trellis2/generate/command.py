@@ -1,0 +1,48 @@
+"""What ``fewstep generate`` and ``fewstep export`` with ``--backbone trellis2`` do and print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from fewstep_shapes3d.result import MESH
+from fewstep_trellis.generate import command
+from fewstep_trellis.generate.report import announce, told
+from rich.console import Console
+
+from fewstep.console import command as shell
+from fewstep.console import say
+from fewstep_trellis2.generate.api import Generator
+from fewstep_trellis2.generate.models import Models, choose
+from fewstep_trellis2.pipeline.export import save_pipeline
+from fewstep_trellis2.pipeline.spec import SHAPE_DECODER
+
+
+@dataclass(frozen=True)
+class Run(command.Run):
+    """``fewstep generate --backbone trellis2``: TRELLIS's command with other networks."""
+
+    models: Models
+    roles: ClassVar[Mapping[str, str]] = {MESH: SHAPE_DECODER}
+
+    def _choose(self) -> Any:
+        return choose(self.models)
+
+    def _generator(self, chosen: Any) -> Any:
+        return Generator(chosen, self.options)
+
+
+def export(models: Models, out: Path, console: Console, errors: Console, *, half: bool = False) -> None:
+    """Write a pipeline folder with students in place of its flows, and say what it holds.
+
+    Raises:
+        FewstepError: bad input; nothing is written then.
+    """
+    with told(errors):
+        chosen = choose(models)
+        announce(chosen, console, errors)
+        save_pipeline(out, chosen.pipeline, chosen.students, chosen.recipes, kind=chosen.kind, half=half)
+    use = shell("fewstep", "generate", "--backbone", "trellis2", "--teacher", out)
+    say(console, f"wrote {out}: {use}, or TRELLIS.2's own from_pretrained({str(out)!r})")

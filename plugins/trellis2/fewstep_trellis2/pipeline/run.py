@@ -1,0 +1,235 @@
+"""From a picture to textured meshes: structure, shape, texture, decoders. The order of the noise is the reference's."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fewstep_shapes3d.representations import Mesh
+from fewstep_trellis.pipeline.memory import Clock, Shelf, memory_guard
+from fewstep_trellis.pipeline.recipe import Recipe
+from fewstep_trellis.pipeline.request import Prompt, Unusable, about_one, occupied
+from fewstep_trellis.pipeline.sampling import draw, guided
+from fewstep_trellis.pipeline.students import Student
+from PIL import Image
+from torch import Tensor
+
+from fewstep.core.batch import Condition
+from fewstep.core.layout import Dense, Layout, Packed
+from fewstep.core.objective import Step
+from fewstep.errors import FewstepError
+from fewstep_trellis2.conditioning.dino import SIZES, image_conditioner
+from fewstep_trellis2.latents import TextureCondition
+from fewstep_trellis2.pipeline.grids import finer_cells, occupied_cells
+from fewstep_trellis2.pipeline.loading import Pipeline
+from fewstep_trellis2.pipeline.spec import (
+    FINE,
+    KINDS,
+    SHAPE_DECODER,
+    STAGE,
+    STRUCTURE_DECODER,
+    STRUCTURE_FLOW,
+    TEXTURE_DECODER,
+    Kind,
+)
+
+MAX_TOKENS = 49152  # cells of the fine shape stage
+UPSAMPLINGS = 4  # from a latent's cell of the coarse shape to the grid of 512
+Prompts = dict[int, Prompt]  # by pixels on a side
+
+
+@dataclass(frozen=True, eq=False)
+class Object:
+    """What was sampled of one object, on the CPU.
+
+    Args:
+        number: which of the samples it is.
+        layout: the cells that have latents, ``coords`` [T, 3].
+        shape: [T, C] as the shape decoder takes them.
+        texture: [T, C] as the texture decoder takes them.
+        resolution: cells on a side of the mesh's grid, 16 times that of ``layout``.
+    """
+
+    number: int
+    layout: Packed
+    shape: Tensor
+    texture: Tensor
+    resolution: int
+
+
+@dataclass
+class Runner:
+    """A pipeline ready to run.
+
+    Args:
+        pipeline: where the models come from.
+        kind: which of ``KINDS``.
+        recipes: how each stage is sampled.
+        students: networks in place of the pipeline's flows, by stage.
+        device: where it computes.
+        low_memory: hold one model at a time, loading it anew for each object.
+        encoder: name or folder of the image encoder; None: the one that ``pipeline.json`` names.
+        max_tokens: the fine shape stage has fewer cells, where a coarser mesh has so few.
+    """
+
+    pipeline: Pipeline
+    kind: str
+    recipes: dict[str, Recipe]
+    students: dict[str, Student] = field(default_factory=dict)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    low_memory: bool = False
+    encoder: str | None = None
+    max_tokens: int = MAX_TOKENS
+
+    def __post_init__(self) -> None:
+        self.clock = Clock(self.device)
+        self.shelf = Shelf(self.device, not self.low_memory, self.clock)
+
+    @property
+    def way(self) -> Kind:
+        """The stages."""
+        return KINDS[self.kind]
+
+    @torch.no_grad()
+    def prompts(self, pictures: Sequence[tuple[str, Image.Image]], background: Any = "remove") -> Prompts:
+        """The tokens of a picture at each size that the stages see it in.
+
+        Args:
+            pictures: its name, for messages, and itself.
+            background: "remove" or "keep", of pictures without transparency.
+
+        Raises:
+            Unusable: a picture that shows no object, whose background cannot be removed, or memory ran out.
+            FewstepError: an encoder that cannot be loaded, or whose tokens do not fit the flows.
+        """
+        sizes = SIZES if FINE & set(self.way.flows) else SIZES[:1]
+        lent = self.shelf.lend("encoder", self._load_encoder)
+        with memory_guard(1, self.low_memory), lent as encoder, self.clock("condition"):
+            with about_one():
+                prepared = [encoder.prepare(picture, name, background) for name, picture in pictures]
+            return {size: Prompt(encoder.encode(prepared, size).cpu(), None, tuple(prepared)) for size in sizes}
+
+    def _load_encoder(self) -> Any:
+        wanted = self.pipeline.arguments(STRUCTURE_FLOW).get("cond_channels")
+        encoder = image_conditioner(self.encoder or self.pipeline.spec.encoder)
+        if encoder.channels != wanted:
+            raise FewstepError(
+                f"--image-encoder: {encoder.name} has {encoder.channels} channels; the flows take {wanted}"
+            )
+        return encoder
+
+    @torch.no_grad()
+    def __call__(self, prompts: Prompts, samples: int = 1, seed: int = 42) -> list[Object]:
+        """Make the objects of a prompt, one after the other: each needs the memory of a whole batch.
+
+        The noise of all stages comes from one generator on the CPU, in the reference's order, so that a seed means the
+        same noise there and here for the first object.
+
+        Raises:
+            Unusable: every structure came out empty, or memory ran out.
+            FewstepError: a model that cannot be loaded.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        found: list[Object] = []
+        with memory_guard(samples, self.low_memory):
+            for number in range(samples):
+                try:
+                    found.append(self._object(number, prompts, generator, seed))
+                except Unusable as error:
+                    if samples == 1:
+                        raise
+                    warnings.warn(f"sample {number + 1}: {error}", stacklevel=2)
+        if not found:
+            raise Unusable("the structures of all samples came out empty; try another --seed or a clearer picture")
+        return found
+
+    def _object(self, number: int, prompts: Prompts, generator: torch.Generator, seed: int) -> Object:
+        way = self.way
+        cells = occupied_cells(self._structure(prompts, generator, seed), way.structure)
+        _, layout = occupied(cells.int(), 1)
+        resolution, shape = way.resolution, torch.empty(0)
+        for step, role in enumerate(way.shape):
+            if step:
+                layout, resolution = self._finer(shape, layout)
+            shape = self._shape(role, layout, prompts, generator, seed)
+        texture = self._texture(shape, layout, prompts, generator, seed)
+        return Object(number, layout, shape, texture, resolution)
+
+    def _structure(self, prompts: Prompts, generator: torch.Generator, seed: int) -> Tensor:
+        """Occupancy logits [1, 1, R, R, R] on the CPU."""
+        with self._flow(STRUCTURE_FLOW) as flow, self.clock("structure flow"):
+            noise = torch.randn(1, flow.model.in_channels, *[flow.model.resolution] * 3, generator=generator)
+            z = self._sample(STRUCTURE_FLOW, flow, noise, Dense(1), self._condition(STRUCTURE_FLOW, prompts), seed)
+        with self._lent(STRUCTURE_DECODER) as decoder, self.clock("structure decoder"):
+            logits: Tensor = decoder(z).cpu()
+        return logits
+
+    def _shape(self, role: str, layout: Packed, prompts: Prompts, generator: torch.Generator, seed: int) -> Tensor:
+        """[T, C] as the decoder takes them, on the CPU."""
+        with self._flow(role) as flow, self.clock(f"{STAGE[role]} flow"):
+            noise = torch.randn(layout.rows, flow.model.in_channels, generator=generator)
+            x = self._sample(role, flow, noise, layout.to(self.device), self._condition(role, prompts), seed)
+            return (flow.normalisation or self.pipeline.spec.shape_slat_normalization).undo(x).cpu()
+
+    def _finer(self, shape: Tensor, layout: Packed) -> tuple[Packed, int]:
+        """The cells of the fine shape stage, from the decoded coarse one, and the resolution that they are for."""
+        with self._lent(SHAPE_DECODER) as decoder, self.clock("shape upsampling"), about_one():
+            fine = decoder.upsample(shape.to(self.device), layout.to(self.device), UPSAMPLINGS)
+            coords = torch.cat([fine.index[:, None].to(fine.coords.dtype), fine.coords], 1).cpu()
+        cells, resolution = finer_cells(coords, self.way.resolution, self.max_tokens)
+        if resolution < self.way.resolution:
+            warnings.warn(
+                f"the mesh is made at {resolution} instead of {self.way.resolution}, for fewer than {self.max_tokens} "
+                "latents",
+                stacklevel=2,
+            )
+        return Packed.of_index(cells[:, 0], cells[:, 1:].int()), resolution
+
+    def _texture(
+        self, shape: Tensor, layout: Packed, prompts: Prompts, generator: torch.Generator, seed: int
+    ) -> Tensor:
+        """[T, C] as the decoder takes them, on the CPU."""
+        role, spec, place = self.way.texture, self.pipeline.spec, layout.to(self.device)
+        with self._flow(role) as flow, self.clock("texture flow"):
+            known = (flow.shape_normalisation or spec.shape_slat_normalization).apply(shape).to(self.device)
+            noise = torch.randn(layout.rows, flow.model.in_channels - known.shape[1], generator=generator)
+            cond = TextureCondition.of(self._condition(role, prompts), known, place)
+            x = self._sample(role, flow, noise, place, cond, seed)
+            return (flow.normalisation or spec.tex_slat_normalization).undo(x).cpu()
+
+    @torch.no_grad()
+    def decode(self, one: Object) -> Mesh:
+        """The textured mesh of an object, on the CPU.
+
+        Raises:
+            Unusable: memory ran out, or the latents are not those of an object.
+            FewstepError: a model that cannot be loaded.
+        """
+        layout = one.layout.to(self.device)
+        with memory_guard(1, self.low_memory):
+            with self._lent(SHAPE_DECODER) as decoder, self.clock("shape decoder"), about_one():
+                decoded = decoder(one.shape.to(self.device), layout)
+                grid = decoder.dual_grid(decoded.features, decoded.layout)
+            with self._lent(TEXTURE_DECODER) as decoder, self.clock("texture decoder"):
+                texture = decoder(one.texture.to(self.device), layout, decoded.subdivisions).features
+            with self.clock("mesh"):
+                (mesh,) = grid.meshes(one.resolution, (texture * 0.5 + 0.5).clamp(0, 1))
+        return mesh.to("cpu")
+
+    def _condition(self, role: str, prompts: Prompts) -> Condition:
+        return prompts[SIZES[role in FINE]].condition(1, self.device)
+
+    def _sample(self, role: str, flow: Any, noise: Tensor, layout: Layout, cond: Condition, seed: int) -> Tensor:
+        recipe = self.recipes[STAGE[role]]
+        step = Step(index=0, interpolant=flow.interpolant, seed=seed, device=self.device)
+        return draw(guided(flow, recipe), recipe, noise.to(self.device), cond, layout, step, self.clock.on_step)
+
+    def _flow(self, role: str) -> Any:
+        student = self.students.get(STAGE[role])
+        return self.shelf.lend(role, student.load if student else lambda: self.pipeline.flow(role))
+
+    def _lent(self, role: str) -> Any:
+        return self.shelf.lend(role, lambda: self.pipeline.model(role))

@@ -1,0 +1,172 @@
+"""``pipeline.json`` of TRELLIS.2: which models a pipeline is made of and how it samples. Every value is the file's."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from fewstep_trellis.normalisation import Normalisation
+from fewstep_trellis.pipeline.spec import SamplerArgs
+from pydantic import Field, model_validator
+
+from fewstep.config.base import Strict, validate
+from fewstep.core.backbone import Guidance
+from fewstep.errors import FewstepError, unknown
+from fewstep.texts import read_json
+
+IMAGE, TEXTURING = "Trellis2ImageTo3DPipeline", "Trellis2TexturingPipeline"
+STRUCTURE_DECODER, SHAPE_DECODER, TEXTURE_DECODER = "sparse_structure_decoder", "shape_slat_decoder", "tex_slat_decoder"
+STRUCTURE_FLOW, SHAPE_512, SHAPE_1024 = (
+    "sparse_structure_flow_model",
+    "shape_slat_flow_model_512",
+    "shape_slat_flow_model_1024",
+)
+TEXTURE_512, TEXTURE_1024 = "tex_slat_flow_model_512", "tex_slat_flow_model_1024"
+ROLES = (
+    *(STRUCTURE_FLOW, STRUCTURE_DECODER, SHAPE_512, SHAPE_1024),
+    *(SHAPE_DECODER, TEXTURE_512, TEXTURE_1024, TEXTURE_DECODER),
+)
+STAGE = {
+    STRUCTURE_FLOW: "structure",
+    SHAPE_512: "shape",
+    SHAPE_1024: "shape-1024",
+    TEXTURE_512: "texture",
+    TEXTURE_1024: "texture",
+}
+"""The stage of each flow, by role: what its students are for."""
+
+SAMPLERS = {"structure": "sparse_structure_sampler", "shape": "shape_slat_sampler", "texture": "tex_slat_sampler"}
+"""The key of each sampler. The fine shape stage is sampled as the coarse one."""
+
+
+class Kind(Strict):
+    """A way through the stages, by name in ``default_pipeline_type``."""
+
+    structure: int = Field(description="cells on a side of the structure grid")
+    shape: tuple[str, ...] = Field(description="roles of the shape flows, in order")
+    texture: str = Field(description="role of the texture flow")
+    resolution: int = Field(description="cells on a side of the mesh's grid; in a cascade the most")
+
+    @property
+    def flows(self) -> tuple[str, ...]:
+        """Roles of all flows, in order."""
+        return (STRUCTURE_FLOW, *self.shape, self.texture)
+
+
+KINDS = {
+    "512": Kind(structure=32, shape=(SHAPE_512,), texture=TEXTURE_512, resolution=512),
+    "1024": Kind(structure=64, shape=(SHAPE_1024,), texture=TEXTURE_1024, resolution=1024),
+    "1024_cascade": Kind(structure=32, shape=(SHAPE_512, SHAPE_1024), texture=TEXTURE_1024, resolution=1024),
+    "1536_cascade": Kind(structure=32, shape=(SHAPE_512, SHAPE_1024), texture=TEXTURE_1024, resolution=1536),
+}
+FINE = {SHAPE_1024, TEXTURE_1024}  # flows that see the picture at 1024 pixels
+
+
+def group(stage: str) -> str:
+    """The one of ``SAMPLERS`` that a stage is sampled by."""
+    return stage.partition("-")[0]
+
+
+class SamplerParams(Strict):
+    """What a sampler is called with. The defaults are those of the reference's functions."""
+
+    steps: int = Field(50, ge=1, description="steps")
+    rescale_t: float = Field(1.0, gt=0, description="warp of the time grid")
+    guidance_strength: float = Field(3.0, description="scale g in g c + (1 - g) u")
+    guidance_rescale: float = Field(0.0, ge=0, le=1, description="share of guidance's effect on the spread undone")
+    guidance_interval: tuple[float, float] = Field((0.0, 1.0), description="times with guidance, both ends included")
+    verbose: bool = Field(True, description="the reference's progress bar; not used here")
+
+
+class SamplerSpec(Strict):
+    """One of the reference's samplers by class name, all of them Euler steps."""
+
+    name: Literal["FlowEulerSampler", "FlowEulerCfgSampler", "FlowEulerGuidanceIntervalSampler"] = Field(
+        description="class of the sampler"
+    )
+    args: SamplerArgs = Field(description="arguments of its constructor")
+    params: SamplerParams = Field(description="arguments of a call")
+
+    @property
+    def guidance(self) -> Guidance:
+        """As the core has it, which counts as TRELLIS.2 does: scale 1 is none."""
+        params = self.params
+        if self.name == "FlowEulerSampler":
+            return Guidance()
+        interval = params.guidance_interval if self.name == "FlowEulerGuidanceIntervalSampler" else (0.0, 1.0)
+        return Guidance(params.guidance_strength, interval, params.guidance_rescale)
+
+
+class Named(Strict):
+    """A class of the reference's by name, with the arguments of its constructor."""
+
+    name: str = Field(description="class")
+    args: dict[str, Any] = Field(default_factory=dict, description="arguments of its constructor")
+
+
+class PipelineSpec(Strict):
+    """The ``args`` of ``pipeline.json``."""
+
+    models: dict[str, str] = Field(description="checkpoint of each role: a path in the repository, or owner/repo/path")
+    sparse_structure_sampler: SamplerSpec = Field(description="how structures are sampled")
+    shape_slat_sampler: SamplerSpec = Field(description="how shape latents are sampled")
+    tex_slat_sampler: SamplerSpec = Field(description="how texture latents are sampled")
+    shape_slat_normalization: Normalisation = Field(description="between shape latents of flow and decoder")
+    tex_slat_normalization: Normalisation = Field(description="between texture latents of flow and decoder")
+    image_cond_model: Named = Field(description="image encoder")
+    rembg_model: Named | None = Field(None, description="the reference's matting network; not used here")
+    low_vram: bool = Field(True, description="the reference's way to save memory; here --low-memory")
+    default_pipeline_type: Literal["512", "1024", "1024_cascade", "1536_cascade"] = Field(
+        "1024_cascade", description="which flows are run, and how fine the mesh is"
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> PipelineSpec:
+        if absent := [role for role in ROLES if role not in self.models]:
+            raise ValueError(f"models: {', '.join(absent)} missing; there are {', '.join(sorted(self.models))}")
+        return self
+
+    kind: ClassVar[str] = "image"
+
+    def sampler(self, stage: str) -> SamplerSpec:
+        """The sampler of a stage of ``STAGE``."""
+        found: SamplerSpec = getattr(self, SAMPLERS[group(stage)])
+        return found
+
+    @property
+    def encoder(self) -> str:
+        """Name of the image encoder."""
+        return str(self.image_cond_model.args.get("model_name", self.image_cond_model.name))
+
+
+def read_spec(file: Path) -> PipelineSpec:
+    """Read ``pipeline.json``. Keys that the reference does not know either are named in a warning.
+
+    Raises:
+        FewstepError: no JSON, a foreign pipeline class, or values that cannot be used, each named with its key.
+    """
+    try:
+        values = read_json(file)
+        name, args = values["name"], dict(values["args"])
+    except (FewstepError, ValueError, KeyError, TypeError) as error:
+        wanted = 'accepted: JSON with "name" and "args", as TRELLIS.2 writes it'
+        raise FewstepError(f"{file}: no pipeline description ({type(error).__name__}: {error}); {wanted}") from None
+    if name == TEXTURING:
+        raise FewstepError(
+            f"{file}: describes a {name}, which textures a given mesh and is not supported; accepted: a {IMAGE}, whose "
+            "texture stage textures the mesh that it makes"
+        )
+    if name != IMAGE:
+        raise FewstepError(f"{file}: {unknown('name', name, [IMAGE])}")
+    for key in sorted(args.keys() - PipelineSpec.model_fields.keys()):
+        warnings.warn(f"{file}: args.{key} is not used", stacklevel=2)
+    return _checked(file, {key: args[key] for key in PipelineSpec.model_fields if key in args})
+
+
+def _checked(file: Path, args: Mapping[str, Any]) -> PipelineSpec:
+    try:
+        return validate(PipelineSpec, args)
+    except FewstepError as error:
+        raise FewstepError(f"{file}, args: {error}") from None

@@ -1,0 +1,112 @@
+"""Students in place of a pipeline's flows: what ``--student`` may name, and which stage it is for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from fewstep_trellis.checkpoint import read_config
+from fewstep_trellis.flow import Flow
+from fewstep_trellis.pipeline.students import Student
+from fewstep_trellis.weightfiles import split_key, stem_of, tensor_file
+
+from fewstep.engine.export import INFO, load_student, read_info
+from fewstep.errors import FewstepError, unknown
+from fewstep_trellis2.flow import STAGES
+from fewstep_trellis2.pipeline.loading import Pipeline
+from fewstep_trellis2.pipeline.spec import STAGE
+
+SHARED = ("in_channels", "out_channels", "cond_channels")  # what a stage's networks have in common
+ACCEPTED = (
+    f"a folder of fewstep distill, one that holds such folders as {'/, '.join(STAGES)}/, or STAGE=FILE with a "
+    "checkpoint pair (json + safetensors)"
+)
+
+
+def find_students(names: Iterable[str], pipeline: Pipeline, roles: Iterable[str]) -> dict[str, Student]:
+    """The students that ``--student`` names, by stage; no weights are kept in memory.
+
+    Args:
+        names: see ``ACCEPTED``.
+        pipeline: whose flows they replace.
+        roles: of the flows that are run; a student for another stage is refused.
+
+    Raises:
+        FewstepError: for what is no student, a stage named twice or not run, or a student that does not fit.
+    """
+    run = {STAGE[role]: role for role in roles}
+    found: dict[str, Student] = {}
+    for name in names:
+        for student in _named(name, pipeline, run):
+            if student.stage in found:
+                raise FewstepError(
+                    f"--student {name!r}: stage {student.stage!r} has {str(found[student.stage].path)!r} already; "
+                    "accepted: one student for each stage"
+                )
+            found[student.stage] = student
+    return found
+
+
+def _named(name: str, pipeline: Pipeline, run: dict[str, str]) -> Iterator[Student]:
+    stage, equals, place = name.partition("=")
+    if equals and stage in STAGES:
+        yield _of_pair(stage, Path(place), pipeline, run)
+    elif equals and not os.path.exists(name):
+        raise unknown("stage of --student", stage, STAGES)
+    elif os.path.isdir(name):
+        inner = [Path(name) / stage for stage in STAGES if (Path(name) / stage).is_dir()]
+        for folder in inner or [Path(name)]:
+            yield _of_folder(folder, pipeline, run)
+    else:
+        raise FewstepError(f"--student: got {name!r}; accepted: {ACCEPTED}")
+
+
+def _of_folder(folder: Path, pipeline: Pipeline, run: dict[str, str]) -> Student:
+    """A folder that ``fewstep distill`` wrote, with its contract."""
+    if not any((place / INFO).is_file() for place in (folder, folder / "student")):
+        raise FewstepError(f"--student: got {str(folder)!r}, a folder without a student; accepted: {ACCEPTED}")
+    info = read_info(folder)
+    stage = next((stage for stage, backbone in STAGES.items() if backbone == info.backbone), None)
+    if stage is None:
+        raise FewstepError(
+            f"--student {str(folder)!r}: a student of {info.backbone!r}; accepted: of {', '.join(STAGES.values())}"
+        )
+    role = _role(str(folder), stage, run)
+    model = next((path for path in (folder / "model.json", folder / "student" / "model.json") if path.is_file()), None)
+    if model is not None:
+        _check_fits(str(folder), role, read_config(model)[1], pipeline)
+    return Student(stage, folder, info.method, info.contract, lambda: _distilled(folder))
+
+
+def _distilled(folder: Path) -> Flow:
+    return cast(Flow, load_student(folder)[0]).requires_grad_(False)
+
+
+def _of_pair(stage: str, path: Path, pipeline: Pipeline, run: dict[str, str]) -> Student:
+    role, config = _role(str(path), stage, run), Path(stem_of(split_key(path)[0]) + ".json")
+    if not config.is_file() or not tensor_file(split_key(path)[0]).is_file():
+        raise FewstepError(f"--student {stage}={path}: there is no such checkpoint; accepted: {ACCEPTED}")
+    _check_fits(str(path), role, read_config(config)[1], pipeline)
+    return Student(stage, path, "checkpoint pair", None, lambda: pipeline.flow(role, path))
+
+
+def _role(name: str, stage: str, run: dict[str, str]) -> str:
+    if stage not in run:
+        raise FewstepError(
+            f"--student {name!r}: is for stage {stage!r}, which this pipeline type does not run; accepted: "
+            f"{', '.join(run)}, or another --type"
+        )
+    return run[stage]
+
+
+def _check_fits(name: str, role: str, args: dict[str, Any], pipeline: Pipeline) -> None:
+    theirs = pipeline.arguments(role)
+    pairs = {key: (args.get(key), theirs.get(key)) for key in SHARED}
+    other = [f"{key} {got} instead of {wanted}" for key, (got, wanted) in pairs.items() if got != wanted]
+    if other:
+        raise FewstepError(
+            f"--student {name!r}: does not fit stage {STAGE[role]!r} of {pipeline.name}: {', '.join(other)}; give its "
+            "own teacher's pipeline with --teacher"
+        )
