@@ -119,8 +119,11 @@ class DinoConditioner(nn.Module):
 
 
 def pixels(image: Image.Image, size: int) -> Tensor:
-    """A picture of any shape as float32 [3, size, size] in [0, 1], stretched to the square (Lanczos)."""
-    sized = image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
+    """A picture of any shape as float32 [3, size, size] in [0, 1], stretched to the square (Lanczos).
+
+    Alpha is dropped afterwards, as in the reference; it takes part in the resizing.
+    """
+    sized = image.resize((size, size), Image.Resampling.LANCZOS).convert("RGB")
     return torch.from_numpy(np.asarray(sized).astype(np.float32) / 255).permute(2, 0, 1)
 
 
