@@ -6,16 +6,23 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.table import Table
 
 from fewstep.console import say
-from fewstep_trellis.generate.models import Chosen
 
 
-def announce(chosen: Chosen, console: Console, errors: Console) -> None:
+class Announced(Protocol):
+    """The networks of a run, with what is to be said about them."""
+
+    @property
+    def warnings(self) -> list[str]: ...
+    def lines(self) -> list[str]: ...
+
+
+def announce(chosen: Announced, console: Console, errors: Console) -> None:
     """Say which networks are used and how, and where that departs from a contract."""
     for line in chosen.lines():
         say(console, line)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fewstep_trellis.generate import models as trellis
 from fewstep_trellis.generate.models import NONE, by_stage
@@ -16,6 +17,7 @@ from fewstep_trellis2.pipeline.spec import KINDS, SAMPLERS, STAGE, group
 from fewstep_trellis2.pipeline.students import find_students
 
 RELEASED = "microsoft/TRELLIS.2-4B"
+T = TypeVar("T")
 NAMES = {stage: stage for stage in SAMPLERS}
 
 
@@ -90,10 +92,8 @@ def choose(models: Models) -> Chosen:
     recipes, said = {}, list[str]()
     for stage in (STAGE[role] for role in flows):
         spec, student = pipeline.spec.sampler(stage), students.get(stage)
-        steps, guidance = (
-            None if values is None else values[group(stage)] for values in (models.steps, models.guidance)
-        )
-        recipes[stage], more = recipe_of(spec, student, Asked(steps, guidance, models.sampler))
+        asked = Asked(_of(models.steps, stage), _of(models.guidance, stage), models.sampler)
+        recipes[stage], more = recipe_of(spec, student, asked)
         said += more
         if student is None and NONE not in models.students and 2 * recipes[stage].steps < spec.params.steps:
             said.append(
@@ -101,3 +101,7 @@ def choose(models: Models) -> Chosen:
                 f"sampled in {recipes[stage].steps}"
             )
     return Chosen(pipeline, kind, students, recipes, said)
+
+
+def _of(values: Mapping[str, T] | None, stage: str) -> T | None:
+    return None if values is None else values[group(stage)]

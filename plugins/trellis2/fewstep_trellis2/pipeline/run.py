@@ -216,7 +216,7 @@ class Runner:
             with self._lent(TEXTURE_DECODER) as decoder, self.clock("texture decoder"):
                 texture = decoder(one.texture.to(self.device), layout, decoded.subdivisions).features
             with self.clock("mesh"):
-                (mesh,) = grid.meshes(one.resolution, (texture * 0.5 + 0.5).clamp(0, 1))
+                mesh: Mesh = grid.meshes(one.resolution, (texture * 0.5 + 0.5).clamp(0, 1))[0]
         return mesh.to("cpu")
 
     def _condition(self, role: str, prompts: Prompts) -> Condition:

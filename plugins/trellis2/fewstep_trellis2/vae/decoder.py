@@ -135,7 +135,7 @@ class SparseUnetVaeDecoder(Levels):
         return h.to(self.torso_type(z))
 
     def _children(self, level: int, h: Tensor, layout: Packed) -> Subdivision:
-        children = Subdivision.of_logits(self.blocks[level][-1].to_subdiv(h), layout)  # type: ignore[index, union-attr]
+        children = Subdivision.of_logits(self.blocks[level][-1].to_subdiv(h), layout)  # type: ignore[index]
         if not children.layout.rows:
             raise FewstepError(f"decoder: no voxel is left after level {level}; the latents are not those of an object")
         return children

@@ -48,7 +48,8 @@ class Subdivision:
 
     def spread(self, x: Tensor) -> Tensor:
         """[T, 8 C] to [Tc, C]: each child takes its own of its parent's 8 groups of channels."""
-        return x.unflatten(1, (8, -1))[self.parent, self.place]
+        out: Tensor = x.unflatten(1, (8, -1))[self.parent, self.place]
+        return out
 
 
 def gathered(x: Tensor, layout: Packed) -> tuple[Tensor, Packed]:
