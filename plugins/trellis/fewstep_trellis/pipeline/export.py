@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fewstep.core.times import step_grid
 from fewstep.errors import FewstepError
 from fewstep.files import check_place, new_file, new_folder, write_json
 from fewstep_trellis.checkpoint import save_model
@@ -62,21 +63,9 @@ def sampler(recipe: Recipe, pipeline: Pipeline, stage: str) -> dict[str, Any]:
     interval is one that holds no time.
 
     Raises:
-        FewstepError: for a sampler that TRELLIS does not have, or a student with an input that it does not know. One
-            step of consistency sampling is one of Euler's.
+        FewstepError: for a sampler that TRELLIS does not have, or a student with an input that it does not know.
     """
-    if recipe.contract is not None and recipe.contract.strength is not None:
-        raise FewstepError(
-            f"stage {stage!r}: the student takes the guidance strength as an input (guidance_input in its model.json), "
-            "which TRELLIS's loader and samplers do not know; accepted: fewstep generate --student, or a student "
-            "trained with one objective.guidance"
-        )
-    if recipe.sampler != "euler" and (recipe.steps > 1 or recipe.sampler != "consistency"):
-        one = "; accepted: --steps 1, where they are the same" if recipe.sampler == "consistency" else ""
-        raise FewstepError(
-            f"stage {stage!r}: a student for sampler {recipe.sampler!r} in {recipe.steps} steps; TRELLIS has Euler "
-            f"steps only{one}"
-        )
+    check_sampler(recipe, stage, "TRELLIS")
     guided = {"cfg_strength": recipe.guidance.scale - 1.0, "cfg_interval": list(recipe.guidance.interval)}
     return {
         "name": "FlowEulerGuidanceIntervalSampler",
@@ -87,6 +76,27 @@ def sampler(recipe: Recipe, pipeline: Pipeline, stage: str) -> dict[str, Any]:
             "rescale_t": recipe.rescale_t,
         },
     }
+
+
+def check_sampler(recipe: Recipe, stage: str, project: str) -> None:
+    """Raise FewstepError for a student that the samplers of ``project`` cannot run.
+
+    These make Euler steps along a warped grid. One step of consistency sampling is one of Euler's.
+    """
+    if recipe.contract is not None and recipe.contract.strength is not None:
+        raise FewstepError(
+            f"stage {stage!r}: the student takes the guidance strength as an input (guidance_input in its model.json), "
+            f"which {project}'s loader and samplers do not know; accepted: fewstep generate --student, or a student "
+            "trained with one objective.guidance"
+        )
+    if recipe.grid != step_grid(recipe.steps, recipe.rescale_t):
+        raise FewstepError(f"stage {stage!r}: the student has times of its own, which {project}'s samplers do not take")
+    if recipe.sampler != "euler" and (recipe.steps > 1 or recipe.sampler != "consistency"):
+        one = "; accepted: --steps 1, where they are the same" if recipe.sampler == "consistency" else ""
+        raise FewstepError(
+            f"stage {stage!r}: a student for sampler {recipe.sampler!r} in {recipe.steps} steps; {project} has Euler "
+            f"steps only{one}"
+        )
 
 
 def _described(pipeline: Pipeline, samplers: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

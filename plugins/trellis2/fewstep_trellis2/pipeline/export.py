@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from fewstep_trellis.checkpoint import save_model
 from fewstep_trellis.normalisation import PIPELINE, Normalisation
-from fewstep_trellis.pipeline.export import FOLDER, check_new, copy_pair
+from fewstep_trellis.pipeline.export import FOLDER, check_new, check_sampler, copy_pair
 from fewstep_trellis.pipeline.recipe import Recipe
 from fewstep_trellis.pipeline.students import Student
 
@@ -78,11 +78,7 @@ def _samplers(pipeline: Pipeline, students: Mapping[str, Student], recipes: Mapp
 
 
 def _sampler(recipe: Recipe, stage: str, pipeline: Pipeline) -> dict[str, Any]:
-    if recipe.sampler != "euler" and (recipe.steps > 1 or recipe.sampler != "consistency"):
-        raise FewstepError(
-            f"stage {stage!r}: a student for sampler {recipe.sampler!r} in {recipe.steps} steps; TRELLIS.2 has Euler "
-            "steps only; accepted: an Euler student, or one step of a consistency student, which is the same"
-        )
+    check_sampler(recipe, stage, "TRELLIS.2")
     return {
         "name": "FlowEulerGuidanceIntervalSampler",
         "args": pipeline.spec.sampler(stage).args.model_dump(),
