@@ -279,7 +279,7 @@ def test_what_there_is_and_where_it_comes_from(capsys: pytest.CaptureFixture[str
     assert student[1:5] == ["mdt-vd", "1, 2, 4", "consistency", "1"]
     assert student[-1] == "plugin trellis"
     core = next(row for row in shown["plugins"] if row[0] == "(core)")
-    assert core[3] == "samplers: consistency, euler, heun, jump"
+    assert core[3] == "samplers: consistency, euler, gamma, heun, jump"
     assert ["kid", "core", "kernel Inception distance, unbiased"] in shown["metrics"]
     for kind in ("samplers", "metrics", "trackers"):
         assert [row for row in shown[kind] if row not in shown["plugins"]] == []
