@@ -48,6 +48,7 @@ from fewstep.config.base import Strict, merge, read_toml, validate
 from fewstep.config.resolve import data_of, resolve_stages
 from fewstep.config.run import versions
 from fewstep.engine.device import pick_device
+from fewstep.engine.teachers import open_teacher
 from fewstep.errors import FewstepError
 from fewstep.files import new_file
 from fewstep.plugins.registry import registry
@@ -126,7 +127,7 @@ class Judge:
         self.config = configure({"": network}, None, None, merge(shared, plan.judge))[""]
         torch.set_num_threads(self.config.threads or 1)
         backbone = network.load()
-        teacher = backbone.teacher(self.config.backbone)
+        teacher = open_teacher(network, self.config.backbone)
         data = data_of(network).load()(self.config.data, teacher.backbone)
         suite = backbone.suite(self.config.backbone, data)
         self.network, self.stage = network, Stage("", teacher, suite)
