@@ -152,7 +152,8 @@ def test_digits_from_random_weights_to_one_step(
     pytest.importorskip("sklearn")
     monkeypatch.setattr("fewstep_images.fitting._train", None)  # nothing is fitted beforehand
 
-    said = works(capsys, "teach", "--backbone", "images", *TINY, "train.steps=60", "train.batch_size=64", "--out", "t")
+    keys = ("train.steps=60", "train.batch_size=64", "objective.p_uncond=0.1", "objective.t.kind=logit-normal")
+    said = works(capsys, "teach", "--backbone", "images", *TINY, *keys, "--out", "t")
     assert "teacher: t next: fewstep distill --method NAME --backbone images backbone.teacher=t" in said
     rows = [json.loads(line) for line in Path("t/metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["total"] < 0.7 * rows[0]["total"]

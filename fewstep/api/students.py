@@ -233,7 +233,7 @@ def _data_of(info: StudentInfo, dataset: str | None, keys: Mapping[str, Any]) ->
     recorded = info.config.get("data", {}) if entry.name == info.dataset else {}
     kept = {name: value for name, value in recorded.items() if name not in keys}
     model = entry.load_config()
-    typed = create_model("Sample", __base__=Strict, data=(model, Field(default_factory=model)))
+    typed: Any = create_model("Sample", __base__=Strict, data=(model, Field(default_factory=model)))
     config = validate(typed, {"data": {**_here(entry, kept), **keys}}).data
     entry.load().check_config(config)
     return entry, config
