@@ -141,8 +141,9 @@ def choices() -> list[tuple[str, str, str | None, str | None]]:
             stages = {}
             if "features" not in backbone.load().provides:
                 continue
-        named = {name.split("/")[0] for name in presets.available(method, backbone)} - {"ss", "slat"}
-        for preset, stage in product((None, *sorted(named)), (None, "both") if stages else (None,)):
+        named = {name.split("/")[0] for name in presets.available(method, backbone)} - {*backbone.load().stages}
+        first = stages and next(iter(stages.values())) == backbone.name  # "both" is the same from every stage
+        for preset, stage in product((None, *sorted(named)), (None, "both") if first else (None,)):
             found.append((method.name, backbone.name, stage, preset))
     return found
 

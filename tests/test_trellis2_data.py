@@ -27,7 +27,7 @@ from fewstep.errors import FewstepError
 
 WIDTH, COUNTS = 4, [9, 20, 5, 30]
 TINY: dict[str, Any] = {"model_channels": 12, "cond_channels": 3, "num_blocks": 1, "num_heads": 2, "mlp_ratio": 2}
-TINY |= {"share_mod": True, "pe_mode": "rope", "qk_rms_norm": True, "out_channels": WIDTH}
+TINY |= {"share_mod": True, "pe_mode": "rope", "qk_rms_norm": True, "rope_freq": [1.0, 10000.0], "out_channels": WIDTH}
 NUMBERS = {"mean": [1.0, 2.0, 3.0, 4.0], "std": [2.0, 2.0, 4.0, 0.5]}
 
 
@@ -100,6 +100,10 @@ def test_filters_and_bounds_are_inclusive(roots: Path) -> None:
 def test_texture_items_have_the_shape_of_the_same_voxels(roots: Path) -> None:
     data = TextureData(validate(TextureDataConfig, {"roots": str(roots), "image_size": 16}), stage(SLatFlowModel))
     batch = data.batch([1, 0], torch.Generator())
+    alone = data.batch([0], torch.Generator()).cond
+    assert isinstance(alone, TextureCondition)
+    assert alone.shape is not None
+    assert alone.shape.shape[1] == 20  # the largest of the set, so that batches can be put together
     assert isinstance(batch.cond, TextureCondition)
     assert isinstance(batch.layout, Packed)
     mean, std = (torch.tensor(NUMBERS[name]) for name in ("mean", "std"))
@@ -153,3 +157,6 @@ def test_a_distilled_student_is_the_official_class(name: str, roots: Path, tmp_p
     assert type(found) is cls
     assert found.args == model.args  # type: ignore[comparison-overlap]
     assert not torch.equal(found.out_layer.weight, model.out_layer.weight)
+    assert main(["sample", str(out), "--count", "1", "--out", str(tmp_path / "samples.npz")]) == 0
+    with np.load(tmp_path / "samples.npz") as arrays:
+        assert all(np.isfinite(arrays[key]).all() for key in arrays)

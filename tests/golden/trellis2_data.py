@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from fewstep_trellis.official.condition import prepared_picture
 from fewstep_trellis.official.fits import Fits
+from fewstep_trellis.official.latents import read_grid, read_voxels
 from fewstep_trellis.official.published import split_batch
 from fewstep_trellis.official.selection import chosen
 from fewstep_trellis2.dataset.config import ShapeDataConfig, StructureDataConfig, TextureDataConfig, Trellis2Config
@@ -20,8 +21,6 @@ from fewstep_trellis2.dataset.sets import (
     TextureData,
     Trellis2Dataset,
     condition_pictures,
-    structure_latent,
-    structured_latent,
     texture_latent,
 )
 from torch import Tensor
@@ -81,7 +80,7 @@ def run_data(path: Path, roots: Record, seed: int, name: str, one: Record) -> li
 
 def _latents(row: MergedRow, config: Any) -> Tensors:
     if isinstance(config, StructureDataConfig):
-        return {"x_0": structure_latent(row, config.normalisation, Fits())}
+        return {"x_0": read_grid(row.file("ss_latent"), "z", Fits(), config.normalisation)}
     if isinstance(config, TextureDataConfig):
         found = texture_latent(row, cast(Any, config.normalisation), cast(Any, config.shape_normalisation), Fits())
         return {
@@ -90,7 +89,7 @@ def _latents(row: MergedRow, config: Any) -> Tensors:
             "concat_cond": found[2],
             "concat_cond.coords": batched(found[0]),
         }
-    coords, feats = structured_latent(row, "shape_latent", cast(Any, config.normalisation), Fits())
+    coords, feats = read_voxels(row.file("shape_latent"), "", Fits(), cast(Any, config.normalisation))
     return {"coords": coords, "feats": feats}
 
 

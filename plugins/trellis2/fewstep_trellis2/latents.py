@@ -107,10 +107,10 @@ class TextureCondition(Condition):
     shape: Tensor | None = None
 
     @classmethod
-    def of(cls, cond: Condition, shape: Tensor, layout: Packed) -> TextureCondition:
-        """``cond`` with shape latents [T, 32] that are packed as ``layout``."""
-        rows = shape.split(layout.lengths_list)
-        padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    def of(cls, cond: Condition, shape: Tensor, layout: Packed, length: int = 0) -> TextureCondition:
+        """``cond`` with shape latents [T, 32] that are packed as ``layout``, padded to ``length`` rows at least."""
+        rows = [*shape.split(layout.lengths_list), shape.new_zeros(length, shape.shape[1])]
+        padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)[:-1]
         return cls(**vars(cond), shape=padded)
 
     def rows(self, layout: Packed) -> Tensor:

@@ -20,11 +20,19 @@ def structure_latent(row: Row, model: str, fits: Fits, normalisation: Normalisat
     Raises:
         ItemError: a file that is missing, damaged or does not fit.
     """
-    path = row.root / STRUCTURE / model / f"{row.sha256}.npz"
-    (mean,) = read_arrays(path, mean=(None, None, None, None))
-    if len(set(mean.shape[1:])) != 1:
-        raise ItemError(f"{path}: mean has shape {list(mean.shape)}; accepted: [C, r, r, r]")
-    latent = _floats(path, "mean", mean)
+    return read_grid(row.root / STRUCTURE / model / f"{row.sha256}.npz", "mean", fits, normalisation)
+
+
+def read_grid(path: Path, key: str, fits: Fits, normalisation: Normalisation | None = None) -> Tensor:
+    """Float32 [C, r, r, r] of a file's array ``key``.
+
+    Raises:
+        ItemError: a file that is missing, damaged or does not fit.
+    """
+    (array,) = read_arrays(path, **{key: (None, None, None, None)})
+    if len(set(array.shape[1:])) != 1:
+        raise ItemError(f"{path}: {key} has shape {list(array.shape)}; accepted: [C, r, r, r]")
+    latent = _floats(path, key, array)
     fits.check(path, Fits.sizes(latent))
     return latent if normalisation is None else normalisation.apply(latent.movedim(0, -1)).movedim(-1, 0)
 
@@ -32,16 +40,25 @@ def structure_latent(row: Row, model: str, fits: Fits, normalisation: Normalisat
 def structured_latent(
     row: Row, model: str, fits: Fits, normalisation: Normalisation | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Voxels int32 [N, 3] (x, y, z) and their latents float32 [N, C] of ``latents/<model>/``, in the file's order.
+    """``read_voxels`` of ``latents/<model>/``."""
+    return read_voxels(row.root / LATENTS / model / f"{row.sha256}.npz", model, fits, normalisation)
+
+
+def read_voxels(
+    path: Path, encoder: str, fits: Fits, normalisation: Normalisation | None = None
+) -> tuple[Tensor, Tensor]:
+    """Voxels int32 [N, 3] (x, y, z) and their latents float32 [N, C] of a file, in its order.
+
+    Args:
+        encoder: whose name may say how large the grid is.
 
     Raises:
         ItemError: a file that is missing, damaged or does not fit, or another number of voxels than of latents.
     """
-    path = row.root / LATENTS / model / f"{row.sha256}.npz"
     coords, feats = read_arrays(path, coords=(None, 3), feats=(None, None))
     if len(coords) != len(feats) or coords.dtype.kind == "f":
         raise ItemError(f"{path}: {len(coords)} voxels of type {coords.dtype} for {len(feats)} latents")
-    fits.check_voxels(path, coords, model)
+    fits.check_voxels(path, coords, encoder)
     latents = _floats(path, "feats", feats)
     fits.check(path, Fits.sizes(latents))
     scaled = latents if normalisation is None else normalisation.apply(latents)

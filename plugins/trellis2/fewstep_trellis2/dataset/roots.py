@@ -43,6 +43,10 @@ class MergedRow(Row):
             raise unknown(f"role in the root of {self.root}", role, self.folders)
         return self.folders[role]
 
+    def file(self, role: str) -> Path:
+        """The object's latents of a role."""
+        return self.folder(role) / f"{self.sha256}.npz"
+
 
 def read_roots(files: Sequence[Path]) -> list[Root]:
     """The roots that these files describe.

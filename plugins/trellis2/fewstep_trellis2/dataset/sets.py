@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from fewstep_trellis.normalisation import Normalisation
 from fewstep_trellis.official.condition import Draw
@@ -18,9 +17,10 @@ from fewstep_trellis.official.dataset import (
     wanted_normalisation,
 )
 from fewstep_trellis.official.encode import Conditions, ImageConditions
-from fewstep_trellis.official.files import ItemError, read_arrays, read_frames
+from fewstep_trellis.official.files import ItemError, read_frames
 from fewstep_trellis.official.fits import Fits
 from fewstep_trellis.official.items import Item
+from fewstep_trellis.official.latents import read_grid, read_voxels
 from fewstep_trellis.official.network import arguments_of
 from fewstep_trellis.official.selection import Selection, chosen
 from fewstep_trellis.official.table import Row, check_roots
@@ -87,7 +87,7 @@ class StructureData(Trellis2Dataset, StructureLatents):
     Config = StructureDataConfig
 
     def _latents(self, row: MergedRow) -> Item:
-        return Item(structure_latent(row, self.normalisation, self.fits))
+        return Item(read_grid(row.file("ss_latent"), "z", self.fits, self.normalisation))
 
 
 class ShapeData(Trellis2Dataset, StructuredLatents):
@@ -97,7 +97,7 @@ class ShapeData(Trellis2Dataset, StructuredLatents):
     count = "shape_latent_tokens"
 
     def _latents(self, row: MergedRow) -> Item:
-        coords, feats = structured_latent(row, "shape_latent", self.normalisation, self.fits)
+        coords, feats = read_voxels(row.file("shape_latent"), "", self.fits, self.normalisation)
         return Item(feats, coords)
 
 
@@ -132,38 +132,8 @@ class TextureData(ShapeData):
         shapes = [item.shape for item in items if isinstance(item, TextureItem) and item.shape is not None]
         assert isinstance(batch.layout, Packed)
         assert batch.cond.tokens is not None
-        cond = TextureCondition.of(batch.cond, torch.cat(shapes), batch.layout)
+        cond = TextureCondition.of(batch.cond, torch.cat(shapes), batch.layout, max(self.loads()))
         return replace(batch, cond=cond.to(batch.cond.tokens.device))
-
-
-def structure_latent(row: MergedRow, normalisation: Normalisation | None, fits: Fits) -> Tensor:
-    """Float32 [C, r, r, r]. Raises ItemError for a file that is missing, damaged or does not fit."""
-    path = row.folder("ss_latent") / f"{row.sha256}.npz"
-    (z,) = read_arrays(path, z=(None, None, None, None))
-    if len(set(z.shape[1:])) != 1:
-        raise ItemError(f"{path}: z has shape {list(z.shape)}; accepted: [C, r, r, r]")
-    latent = torch.from_numpy(z.astype(np.float32))
-    fits.check(path, Fits.sizes(latent))
-    return latent if normalisation is None else normalisation.apply(latent.movedim(0, -1)).movedim(-1, 0)
-
-
-def structured_latent(
-    row: MergedRow, role: str, normalisation: Normalisation | None, fits: Fits
-) -> tuple[Tensor, Tensor]:
-    """Voxels int32 [N, 3] and latents float32 [N, C] of a role, in the file's order.
-
-    Raises:
-        ItemError: a file that is missing, damaged or does not fit.
-    """
-    path = row.folder(role) / f"{row.sha256}.npz"
-    coords, feats = read_arrays(path, coords=(None, 3), feats=(None, None))
-    if len(coords) != len(feats) or coords.dtype.kind == "f":
-        raise ItemError(f"{path}: {len(coords)} voxels of type {coords.dtype} for {len(feats)} latents")
-    fits.check_voxels(path, coords, role)
-    latents = torch.from_numpy(feats.astype(np.float32))
-    fits.check(path, Fits.sizes(latents))
-    scaled = latents if normalisation is None else normalisation.apply(latents)
-    return torch.from_numpy(coords.astype(np.int32)), scaled
 
 
 def texture_latent(
@@ -174,9 +144,8 @@ def texture_latent(
     Raises:
         ItemError: a file that is missing, damaged or does not fit, or files of different voxels.
     """
-    coords, feats = structured_latent(row, "pbr_latent", texture, fits)
-    other, beside = structured_latent(row, "shape_latent", shape, Fits())
+    coords, feats = read_voxels(row.file("pbr_latent"), "", fits, texture)
+    other, beside = read_voxels(row.file("shape_latent"), "", Fits(), shape)
     if not torch.equal(coords, other):
-        path = row.folder("pbr_latent") / f"{row.sha256}.npz"
-        raise ItemError(f"{path}: other voxels, or in another order, than those of the shape latents")
+        raise ItemError(f"{row.file('pbr_latent')}: other voxels, or in another order, than those of the shape latents")
     return coords, feats, beside
