@@ -137,10 +137,10 @@ def choices() -> list[tuple[str, str, str | None, str | None]]:
     for method, backbone in product(registry().entries("objective"), registry().entries("backbone")):
         stages = backbone.load().stages
         needs = method.load()(method.load_config()()).needs
+        if {"features", "policy"} & needs - backbone.load().provides:
+            continue
         if "features" in needs:  # which the second stage does not provide
             stages = {}
-            if "features" not in backbone.load().provides:
-                continue
         named = {name.split("/")[0] for name in presets.available(method, backbone)} - {*backbone.load().stages}
         first = stages and next(iter(stages.values())) == backbone.name  # "both" is the same from every stage
         for preset, stage in product((None, *sorted(named)), (None, "both") if first else (None,)):
