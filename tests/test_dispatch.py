@@ -70,7 +70,7 @@ def test_a_second_backbone_is_no_clash_and_is_listed(cli: Cli, site: Path) -> No
 def test_a_backbone_that_does_not_offer_a_command_is_told_who_does(cli: Cli, site: Path) -> None:
     cli.paths.append(second(site))
     message = cli.refuses("generate", "--backbone", "toy", "x")
-    assert message == "--backbone: 'toy' does not offer `fewstep generate`; accepted: scenes, trellis"
+    assert message == "--backbone: 'toy' does not offer `fewstep generate`; accepted: scenes, trellis, trellis2"
     assert "did you mean 'trellis'?" in cli.refuses("generate", "--backbone", "treliss", "--help")
     assert "unknown backbone 'scenes'" in cli.refuses("teach", "--backbone", "scenes")  # others are taught by anyone
 

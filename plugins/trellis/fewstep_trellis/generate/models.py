@@ -100,8 +100,9 @@ def by_stage(
     except ValueError:
         values = []
     if len(values) not in (1, len(stages)) or not all(least <= number < 1e6 for number in values):
-        names, example = ",".join(stages.values()), ",".join("21111"[: len(stages)])
-        raise invalid(option, value, f"a number from {least} on, or one each ({names}) such as {example}")
+        several, example = {2: ("two", "2,1"), 3: ("three", "2,1,1")}[len(stages)]
+        names = ",".join(stages.values())
+        raise invalid(option, value, f"a number from {least} on, or {several} ({names}) such as {example}")
     return dict(zip(stages, values * (len(stages) // len(values)), strict=True))
 
 
