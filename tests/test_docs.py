@@ -59,10 +59,10 @@ def test_what_the_page_registers_is_listed(demo: Cli) -> None:
     for name in ("demo-l1", "demo-points", "demo-midpoint", "demo-attention", "demo-print"):
         assert name in out
     assert "commands: generate (demo), demo" in out
+    assert "broken" not in out
     out = demo.works("distill", "--method", "demo-both", "--backbone", "demo", "--dry-run")
     for value in ("objective.weights.cm", "objective.starts.cm", "objective.demo-l1.weight"):
         assert re.search(rf"{value}.*preset default \(fewstep_demo\)", out)
-    assert "broken" not in out
     assert demo.works("demo", "--name", "Ada") == "hello, Ada\n"
     assert demo.works("generate", "--backbone", "demo", "hello", "--louder") == "hello!\n"
 
