@@ -10,7 +10,7 @@ import pytest
 import torch
 from closed_forms import GAUSSIAN, Given, exact_nets, gradients, largest, total
 from distribution_helpers import MEAN, STD, drawn, tiny_nets
-from fewstep_distribution.config import JumpDMD2Config
+from fewstep_distribution.config import DMD2Config
 from fewstep_distribution.jumps import JumpDMD2
 from fewstep_toy.analytic import GaussianMap
 from torch import Tensor
@@ -122,7 +122,7 @@ def test_the_gradient_is_dmds_through_all_jumps(lengths: tuple[int, ...]) -> Non
     """Of 4 steps the second one, 3/4 to 1/2, is trained: 1 to 3/4 to 1/2 to 0."""
     batch, nets = tiny_batch(lengths, packed=lengths[0] != lengths[1]).double(), tiny_nets()
     draws = drawn(batch)
-    losses = JumpDMD2(JumpDMD2Config(reduction="sample")).loss(batch, nets, Chosen(draws))
+    losses = JumpDMD2(DMD2Config(steps=4, reduction="sample")).loss(batch, nets, Chosen(draws))
     terms = []
     for i, x in enumerate(jumped(batch, nets, draws["noise_fake"], [1.0, 0.75, 0.5, 0.0])):
         cond, t = batch.select(torch.tensor([i])).cond, draws["t/dmd"][i : i + 1]
@@ -150,13 +150,13 @@ def test_an_exact_flow_map_makes_the_teachers_samples_and_stays(steps: int) -> N
         step = Step(0, Interpolant(), seed=seed)
         x = roll_out(batch, Condition(), nets, step, grid)
         assert largest(x, MEAN + STD * step.randn_like(batch.x0, "noise_fake")) < 1e-12
-    losses = JumpDMD2(JumpDMD2Config(steps=steps)).loss(batch, nets, Step(0, Interpolant()))
+    losses = JumpDMD2(DMD2Config(steps=steps)).loss(batch, nets, Step(0, Interpolant()))
     assert float(total({"dmd": losses["dmd"]}).detach()) < 1e-20
     assert largest(gradients({"dmd": losses["dmd"]}, student), [torch.zeros(2)]) < 1e-12
 
 
 def test_conformance_of_dmd2_on_jumps() -> None:
-    check_objective(JumpDMD2, JumpDMD2Config(reduction="sample", critic_ratio=2, p_uncond=0.5))
+    check_objective(JumpDMD2, DMD2Config(steps=4, reduction="sample", critic_ratio=2, p_uncond=0.5))
 
 
 def test_anyflow_from_the_command_line(tmp_path: Path) -> None:

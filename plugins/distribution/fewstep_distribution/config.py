@@ -48,12 +48,6 @@ class DMD2Config(AdversarialConfig):
     """Distribution matching."""
 
 
-class JumpDMD2Config(DMD2Config):
-    """Distribution matching of a student of two times."""
-
-    steps: int = Field(4, ge=1, description="steps of the time grid whose jumps are trained, one an iteration")
-
-
 class FDistillConfig(AdversarialConfig):
     """Distribution matching for another divergence."""
 

@@ -15,14 +15,14 @@ from fewstep.core.batch import Batch, Condition
 from fewstep.core.contract import Contract
 from fewstep.core.objective import Nets, Step
 from fewstep.methods.fakes import roll_out
-from fewstep_distribution.config import JumpDMD2Config
+from fewstep_distribution.config import DMD2Config
 from fewstep_distribution.dmd2 import DistributionMatching
 
 
-class JumpDMD2(DistributionMatching[JumpDMD2Config]):
+class JumpDMD2(DistributionMatching[DMD2Config]):
     """Distribution matching of samples that a flow map makes in up to three jumps."""
 
-    Config = JumpDMD2Config
+    Config = DMD2Config
     needs: ClassVar[frozenset[str]] = frozenset({"two_time"})
 
     def contract(self) -> Contract:

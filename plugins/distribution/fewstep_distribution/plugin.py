@@ -21,7 +21,7 @@ def register_objectives(register: Register) -> None:
     register(
         "dmd2-jump",
         target="fewstep_distribution.jumps:JumpDMD2",
-        config="fewstep_distribution.config:JumpDMD2Config",
+        config="fewstep_distribution.config:DMD2Config",
         summary="dmd2 for a student of two times, on its own jumps",
     )
     register(
