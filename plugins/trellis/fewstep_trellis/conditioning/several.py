@@ -6,6 +6,7 @@ Source: pipeline/facts.json of the golden data, multi_image.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -71,7 +72,7 @@ class SeveralImages(Backbone):
             return self.field(x, t_B, cond, layout, s_B=s_B)
         count = cond.tokens.shape[1]
         chosen = range(count) if self.mode == "multidiffusion" else (self.step(float(t_B[0])) % count,)
-        views = (Condition(cond.tokens[:, image], cond.negative_tokens) for image in chosen)
+        views = (replace(cond, tokens=cond.tokens[:, image], blank=False) for image in chosen)
         return torch.stack([self.field(x, t_B, view, layout, s_B=s_B) for view in views]).mean(0)
 
     def step(self, t: float) -> int:

@@ -1,0 +1,245 @@
+"""What an iteration of each method costs beside plain fine-tuning: evaluations, memory, time.
+
+    python -m benchmarks.quality.steps --backbone toy --out runs/steps-toy backbone.teacher=learned train.batch_size=512
+
+Fine-tuning is flow matching on the same backbone with the same batch and optimiser. Every method makes short runs of
+ITERATIONS with the keys of its preset, so that what begins late or comes every fifth iteration has its share.
+
+* evaluations: of all networks, for a sample and an iteration, counted. A forward pass is 1, a backward pass and a
+  forward pass with its derivative are 2. Stored pairs of the teacher are made before and count nothing here.
+* memory: peak of a run. On a GPU ``torch.cuda.max_memory_allocated``; on a CPU the weights of all networks and, beside
+  them, the largest sum of what the run allocates, by the memory events of torch's profiler. The frozen teacher is in
+  memory for fine-tuning too.
+* time: mean seconds of an iteration, the first WARMUP left out. Method and fine-tuning take turns, ``--rounds`` times;
+  the ratio is the median over the rounds, so that a busy machine slows both.
+
+The same command goes on where it was stopped. ``--seconds 200`` begins no method after so long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from fewstep.benchmark.run import machine
+from fewstep.config.base import merge, parse_override
+from fewstep.config.resolve import resolve_stages
+from fewstep.config.run import Resolved, versions
+from fewstep.console import Console, say
+from fewstep.engine.session import build
+from fewstep.engine.trainer import Row, Trainer
+from fewstep.errors import FewstepError, invalid
+from fewstep.files import check_place, write_file, write_json
+from fewstep.plugins.registry import registry
+
+BASE = "flow-matching"
+ITERATIONS, WARMUP = 20, 5
+PAIRS = {"pairs": {"count": 64, "batch_size": 64}}  # stored before the first iteration: how many does not matter
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of an iteration of one method; the counts are for a sample, ``x_*`` in units of fine-tuning."""
+
+    method: str
+    forward: float
+    tangent: float
+    backward: float
+    memory: int
+    seconds: float
+    x_evaluations: float
+    x_memory: float
+    x_time: float
+    rounds: int
+    load: float  # of the machine, processes in a minute
+
+    @property
+    def evaluations(self) -> float:
+        """All kinds together."""
+        return together({"forward": self.forward, "tangent": self.tangent, "backward": self.backward})
+
+
+def together(counts: Mapping[str, float]) -> float:
+    """Evaluations of all kinds in units of a forward pass."""
+    return counts["forward"] + 2 * counts["tangent"] + 2 * counts["backward"]
+
+
+def plan(method: str, backbone: str, keys: Mapping[str, Any]) -> Resolved:
+    """The short run of a method.
+
+    Raises:
+        FewstepError: for keys, or a method that the backbone cannot be trained with.
+    """
+    config = registry().get("objective", method).load_config()
+    pairs = {"objective": PAIRS} if "pairs" in config.model_fields else {}
+    train = {"steps": ITERATIONS, "warmup": 0, "ema": [], "export": "student", "checkpoint_every": ITERATIONS}
+    return next(iter(resolve_stages(method, backbone, layers=[merge(pairs, keys, {"train": train})]).values()))
+
+
+def prepared(resolved: Resolved) -> Trainer:
+    """A trainer before its first iteration."""
+    trainer = build(resolved, lambda line: None)
+    trainer.prepare()
+    return trainer
+
+
+def timed(resolved: Resolved) -> tuple[float, dict[str, float]]:
+    """Seconds of an iteration, and its evaluations by kind for a sample."""
+    trainer, ends = prepared(resolved), list[float]()
+    before = totals(trainer.budget.counts)
+
+    def log(row: Row) -> None:
+        ends.append(trainer.seconds)
+
+    trainer.train(log, lambda: None)
+    samples = ITERATIONS * trainer.config.batch_size * trainer.config.accumulate
+    counts = {kind: (count - before[kind]) / samples for kind, count in totals(trainer.budget.counts).items()}
+    return (ends[-1] - ends[WARMUP - 1]) / (ITERATIONS - WARMUP), counts
+
+
+def totals(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Evaluations of all networks by kind."""
+    return {kind: sum(by_kind[kind] for by_kind in counts.values()) for kind in ("forward", "tangent", "backward")}
+
+
+def peak_memory(resolved: Resolved) -> int:
+    """Bytes at the peak of a run."""
+    trainer = prepared(resolved)
+    run = partial(trainer.train, lambda row: None, lambda: None)
+    if trainer.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(trainer.device)
+        run()
+        return torch.cuda.max_memory_allocated(trainer.device)
+    weights = {tensor.data_ptr(): tensor.nbytes for tensor in trainer.nets.state().values()}
+    weights |= {tensor.data_ptr(): tensor.nbytes for tensor in trainer.teacher.state_dict().values()}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        watched.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    return sum(weights.values()) + peak_of(events)
+
+
+def peak_of(events: Iterable[Mapping[str, Any]]) -> int:
+    """The largest sum of allocations, less what was freed again, of the memory events of a profile."""
+    found = sorted((event["ts"], int(event["args"]["Bytes"])) for event in events if event.get("name") == "[memory]")
+    peak = total = 0
+    for _, size in found:
+        total += size
+        peak = max(peak, total)
+    return peak
+
+
+def cost(method: Resolved, base: Resolved, base_memory: int, rounds: int) -> Cost:
+    """A method beside fine-tuning."""
+    memory, own, plain = peak_memory(method), [], []
+    for _ in range(rounds):
+        plain.append(timed(base))
+        own.append(timed(method))
+    (_, counts), (_, base_counts) = own[0], plain[0]
+    ratio = median(a / b for (a, _), (b, _) in zip(own, plain, strict=True))
+    return Cost(
+        method.method.name,
+        **counts,
+        memory=memory,
+        seconds=median(seconds for seconds, _ in own),
+        x_evaluations=together(counts) / together(base_counts),
+        x_memory=memory / base_memory,
+        x_time=ratio,
+        rounds=rounds,
+        load=os.getloadavg()[0],
+    )
+
+
+def read(path: Path) -> list[Cost]:
+    """The rows of an earlier call."""
+    kinds = {field.name: {"str": str, "int": int}.get(str(field.type), float) for field in fields(Cost)}
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [Cost(**{name: kinds[name](text) for name, text in row.items()}) for row in csv.DictReader(file)]
+
+
+def table(costs: Iterable[Cost]) -> str:
+    """The costs as Markdown, the cheapest first."""
+    lines = ["| method | evaluations | x evaluations | MiB | x memory | ms | x time |", "|---|" + "---|" * 6]
+    for one in sorted(costs, key=lambda cost: (cost.evaluations, cost.method)):
+        counted = f"{one.evaluations:.2f} | {one.x_evaluations:.2f} | {one.memory / 2**20:.2f} | {one.x_memory:.2f}"
+        lines.append(f"| {one.method} | {counted} | {1e3 * one.seconds:.1f} | {one.x_time:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def write(out: Path, costs: Iterable[Cost]) -> None:
+    """``steps.csv`` and ``table.md``."""
+    costs = list(costs)
+    with (out / "steps.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Cost)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(one) for one in costs)
+    write_file(out / "table.md", table(costs))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", required=True)
+    parser.add_argument("--methods", help="a,b; by default all that are registered and fit the backbone")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("keys", nargs="*", metavar="KEY=VALUE")
+    chosen, began, console = parser.parse_intermixed_args(), time.monotonic(), Console()
+    check_place("--out", chosen.out)
+    known = [entry.name for entry in registry().entries("objective")]
+    methods = (
+        [registry().get("objective", name).name for name in chosen.methods.split(",")] if chosen.methods else known
+    )
+    keys = merge(*map(parse_override, chosen.keys))
+    base = plan(BASE, chosen.backbone, keys)
+    alike = ("batch_size", "accumulate", "precision", "device", "threads")  # whatever a method's preset says
+    keys = merge({"train": {name: base.tables()["train"][name] for name in alike}}, keys)
+    tables = {name: value for name, value in base.tables().items() if name != "objective"}
+    facts = {"backbone": chosen.backbone, "config": tables, "machine": machine(torch.device("cpu"))}
+    record, costs = chosen.out / "environment.json", read(chosen.out / "steps.csv")
+    if costs and json.loads(record.read_text())["config"] != tables:
+        raise invalid("--out", str(chosen.out), "a new folder, or that of the same keys")
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    write_json(record, {**facts, "versions": versions(), "iterations": ITERATIONS})
+    base_memory = peak_memory(base)
+    for method in methods:
+        if method in {one.method for one in costs}:
+            continue
+        if time.monotonic() - began > chosen.seconds:
+            say(console, f"stopped before {method}; the same command goes on")
+            break
+        try:
+            resolved = plan(method, chosen.backbone, keys)
+        except FewstepError as error:
+            if chosen.methods:
+                raise
+            say(console, f"left out: {error}")
+            continue
+        costs.append(cost(resolved, base, base_memory, chosen.rounds))
+        say(console, f"{method}: {costs[-1].x_time:.2f} times the time of {BASE}")
+        write(chosen.out, costs)
+    console.print(table(costs))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except FewstepError as error:
+        raise SystemExit(f"error: {error}") from None
