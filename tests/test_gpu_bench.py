@@ -11,15 +11,18 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 from fewstep_shapes3d.sparse.geometry import pooling
 
 from benchmarks.gpu import installed, report, rows, targets
-from benchmarks.gpu.bench import BROKEN, remarks
+from benchmarks.gpu.bench import BROKEN, Bench, remarks
 from benchmarks.gpu.measure import host_bound
 from benchmarks.gpu.plan import KERNELS, SECTIONS, TOTAL, WHOLE, allowance, chosen, takes, waves
 from benchmarks.gpu.rows import FAILED, MEASURED, NOT_YET, RIGHT, WRONG, Book, Row
+from benchmarks.gpu.run import carry, prepare
+from benchmarks.gpu.sections.pipeline import faster
 from benchmarks.gpu.targets import BY_KEY, TARGETS
-from benchmarks.gpu.times import Timing
+from benchmarks.gpu.times import Deadline, Timing
 from benchmarks.gpu.voxels import shell, voxels_for
 from benchmarks.gpu.work import Roof, attention_bytes, attention_flops, convolution_flops
 from fewstep.core.layout import Packed
@@ -135,7 +138,7 @@ def test_each_half_ends_within_five_minutes() -> None:
     assert chosen(WHOLE, None, done=["environment"]) == ["pipeline", "train"]
     assert sorted(set(chosen(KERNELS, None)) | set(chosen(WHOLE, None))) == sorted(s.name for s in SECTIONS)
     assert [s.name for wave in waves(["norms", "environment"]) for s in wave] == ["environment", "norms"]
-    first, *rest = waves()
+    first, *rest = waves(chosen(KERNELS, None))
     assert allowance(first, rest, TOTAL) == TOTAL - sum(map(takes, rest))  # what others leave
     assert allowance(first, rest, 20.0) == 20.0  # too little: those that come first have it
     assert {s.module for s in SECTIONS} <= {p.stem for p in (ROOT / "benchmarks/gpu/sections").glob("*.py")}
@@ -173,7 +176,40 @@ def test_a_dry_run(tmp_path: Path) -> None:
     assert all(r.median_ms is None for r in found)
     assert len((out / "targets.csv").read_text().splitlines()) == 1 + len(TARGETS)
     assert "torch" in json.loads((out / "environment.json").read_text())["versions"]
-    Book(out / "rows.csv").add(timed("ss-flow", median_ms=1.0))
-    refused = run()
-    assert refused.returncode == 2
-    assert "error: --out" in refused.stderr
+
+
+def test_the_halves_share_a_folder_and_nothing_is_measured_twice(tmp_path: Path) -> None:
+    assert prepare(tmp_path, KERNELS, ["environment", "norms", "train"]) == ["environment", "norms"]
+    book = Book(tmp_path / "rows.csv")
+    book.add(timed("", NOT_YET))
+    assert prepare(tmp_path, KERNELS, ["norms"]) == ["norms"]
+    assert not book.path.exists()  # a dry run's rows make way
+    book.add(*(replace(timed("", median_ms=1.0), section=name) for name in ("environment", "norms")))
+    assert prepare(tmp_path, WHOLE, None) == ["pipeline", "train"]
+    assert len(rows.read(book.path)) == 2
+    with pytest.raises(FewstepError, match=r"--out.*without measured rows of norms"):
+        prepare(tmp_path, KERNELS, ["norms"])
+
+
+def test_tiles_are_carried_along(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/h100.json").write_text("{}")
+    carry(tmp_path / "none", tmp_path / "out")
+    carry(tmp_path / "cache", tmp_path / "out/tiles")
+    assert [path.name for path in (tmp_path / "out").rglob("*.json")] == ["h100.json"]
+
+
+def test_rows_of_november_are_read() -> None:
+    found = rows.read(ROOT / "benchmarks/results/h100-4a48767/rows.csv")
+    assert {row.mode for row in found} == {"eager"}
+    assert all(row.host_ms is None for row in found)
+
+
+def test_few_steps_are_compared_with_the_teachers(tmp_path: Path) -> None:
+    bench = Bench("pipeline", torch.device("cpu"), False, Book(tmp_path / "rows.csv"), Deadline(1.0))
+    teacher = replace(timed("", median_ms=900.0), kernel="ours")
+    faster(bench, teacher, 60.0, 1, "speed-1")
+    faster(bench, teacher, None, 2, "speed-2")  # not measured: no row
+    (row,) = rows.read(bench.book.path)
+    assert (row.ratio, row.median_ms, row.peer) == (15.0, 60.0, "25 x 2 steps")
+    assert BY_KEY["speed-1"].verdict(BY_KEY["speed-1"].value([row])[0]) == "goal reached"

@@ -19,7 +19,7 @@ for wheel in "$WHEELS"/*.whl "$scratch"/*.whl; do
     --target "$site" "$wheel" >"$scratch/pip.log" 2>&1 || echo "left out: $(basename "$wheel") ($(tail -1 "$scratch/pip.log"))"
 done
 
-export PYTHONPATH=$site:.:plugins/kernels:plugins/trellis:plugins/mdt:plugins/consistency:plugins/distribution:plugins/toy${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$site:.$(printf ":%s" plugins/*)${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 export CUBLAS_WORKSPACE_CONFIG=:4096:8 # the same sums each time, where determinism is asked for
 export TRITON_CACHE_DIR=$scratch/triton TORCHINDUCTOR_CACHE_DIR=$scratch/inductor FEWSTEP_CACHE=$scratch/fewstep
