@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from pipeline_helpers import (
 )
 from torch import Tensor
 
+from fewstep.core.graphs import Graphed
 from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
 
@@ -188,6 +190,27 @@ def test_graphs_want_every_model_in_place(tiny_pipeline: Path) -> None:
     with pytest.raises(FewstepError, match="--graphs keeps every model on the device"):
         runner(tiny_pipeline, low_memory=True, graphs=True)
     assert runner(tiny_pipeline, graphs=True).replays is None  # on a CPU
+
+
+def test_the_structure_stage_by_replays_gives_the_same(tiny_pipeline: Path) -> None:
+    class Rerun:
+        """Replays by running again."""
+
+        def record(self, run: Callable[[], None]) -> None:
+            self.run = run
+            run()
+
+        def replay(self) -> None:
+            self.run()
+
+    said: list[str] = []
+    request = Request(Prompt(TOKENS[:1]))
+    plain, replayed = runner(tiny_pipeline), runner(tiny_pipeline, graphs=True)
+    replayed.replays = Graphed(said.append, Rerun)
+    found = [replayed(request, [GAUSSIANS]) for _ in range(3)][-1]
+    assert torch.equal(found.latents, plain(request, [GAUSSIANS]).latents)
+    assert said == []
+    assert sum(one is not None for one in replayed.replays.known.values()) == 3  # with condition, without, the decoder
 
 
 def test_a_stage_inside_another_counts_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,6 @@ class CudaGraph:
             for _ in range(WARM):
                 run()
         torch.cuda.current_stream().wait_stream(side)
-        torch.cuda.empty_cache()  # a recording allocates anew what it needs
         with torch.cuda.graph(self.graph):
             run()
 

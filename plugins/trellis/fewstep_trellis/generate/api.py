@@ -93,7 +93,7 @@ def generate(
         background: "remove" or "keep", of opaque pictures.
         device: auto, cpu, cuda, cuda:1, ...
         low_memory: hold one model at a time.
-        graphs: keep every model on the GPU, and replay the structure flow as a CUDA graph: for many inputs.
+        graphs: keep every model on the GPU, and replay the structure stage as CUDA graphs: for many inputs.
         largest_part: keep the largest connected part of each object, without what floats beside it.
 
     Returns:

@@ -43,7 +43,7 @@ def generate(
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     low_memory: Annotated[bool, Option("--low-memory", help="Hold one model at a time.")] = False,
     graphs: Annotated[
-        bool, Option("--graphs", help="Models stay on the GPU, the structure flow as a CUDA graph: for many inputs.")
+        bool, Option("--graphs", help="Models stay on the GPU, the structure stage as CUDA graphs: for many inputs.")
     ] = False,
     largest_part: Annotated[
         bool, Option("--largest-part", help="Keep the largest connected part of each object, nothing that floats.")

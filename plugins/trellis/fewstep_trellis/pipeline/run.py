@@ -40,7 +40,7 @@ class Runner:
         device: where it computes.
         low_memory: hold one model at a time, loading it anew for each prompt.
         encoder: name, folder or file of the encoder of conditions; None: the one that ``pipeline.json`` names.
-        graphs: keep every model on the device and, on CUDA, replay the structure flow as a CUDA graph.
+        graphs: keep every model on the device and, on CUDA, replay the structure flow and its decoder as CUDA graphs.
     """
 
     pipeline: Pipeline
@@ -134,7 +134,11 @@ class Runner:
     def _structures(self, z: Tensor) -> Tensor:
         """Occupancy logits [N, 1, R, R, R] on the CPU."""
         with self._lent(STRUCTURE_DECODER) as decoder, self.clock("structure decoder"):
-            return torch.cat([decoder(one).cpu() for one in z.split(1)])
+            return torch.cat([self._replayed(decoder, one).cpu() for one in z.split(1)])
+
+    def _replayed(self, decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+        """``decoder(z)``; of a replay the next one writes over the result."""
+        return decoder(z) if self.replays is None else self.replays(decoder, lambda z: (decoder(z),), [z])[0]
 
     def _latents(self, request: Request, layout: Packed, generator: torch.Generator) -> Tensor:
         """[T, C] as the decoders take them, on the CPU."""
