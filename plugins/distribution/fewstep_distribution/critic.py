@@ -44,7 +44,7 @@ class Critical(Objective[C]):
         return Look(self.config, Derivative("continuous"), self.config.guidance, name=name, t=self.config.t)
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
-        moves = "student" in self.phase(step.index).trains
+        moves = "student" in step.decide(self.phase).trains
         cond = dropped(batch, step, self.config.p_uncond, "drop/fake")
         with nullcontext() if moves else torch.no_grad():
             x = self.generated(batch, cond, nets, step)

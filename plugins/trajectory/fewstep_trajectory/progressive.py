@@ -50,7 +50,7 @@ class Progressive(Objective[ProgressiveConfig]):
         return Phase(copies=(("earlier", "student"),) if begins else ())
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
-        layout, stage = batch.layout, self.stage(step.index)
+        layout, stage = batch.layout, step.decide(self.stage)
         steps = self.config.steps[stage]
         grid = torch.tensor(step_grid(2 * steps, self.config.rescale_t), dtype=torch.float64, device=batch.x0.device)
         first = 2 * drawn_piece(layout, step, steps)
