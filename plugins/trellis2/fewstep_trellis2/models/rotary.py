@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
+from fewstep_trellis.models.embeddings import grid_coords
 from torch import Tensor
 
 from fewstep.ops.norms import Rotary
@@ -30,3 +33,10 @@ def rotary_tables(coords: Tensor, width: int, frequencies: tuple[float, float] =
     angles = (coords[..., None].float() * (frequencies[0] / frequencies[1] ** steps)).flatten(1)
     angles = F.pad(angles, (0, width // 2 - angles.shape[1]))
     return angles.cos(), angles.sin()
+
+
+@lru_cache(maxsize=8)
+def grid_tables(size: int, width: int, device: torch.device) -> Rotary:
+    """The tables of a cubic grid, made once: a copy to the device cannot be recorded in a CUDA graph."""
+    with torch.inference_mode(False):  # a sampler's may serve a later pass that needs gradients
+        return rotary_tables(grid_coords(size).to(device), width)

@@ -10,7 +10,7 @@ from torch import Tensor
 from fewstep.core.batch import Condition
 from fewstep_trellis2.models.blocks import OffsetBlock
 from fewstep_trellis2.models.flow import FlowTransformer
-from fewstep_trellis2.models.rotary import rotary_tables
+from fewstep_trellis2.models.rotary import grid_tables
 
 
 class SparseStructureFlowModel(FlowTransformer):
@@ -51,7 +51,7 @@ class SparseStructureFlowModel(FlowTransformer):
         check_shape("cond", tokens, (batch, None, self.cond_channels), "[B, L, Cc]")
         h = self.input_layer(x.flatten(2).mT)
         if self.rotary:
-            out = self.through_blocks(h, t, s, cond, rotary_tables(grid_coords(size).to(x.device), self.head_width))
+            out = self.through_blocks(h, t, s, cond, grid_tables(size, self.head_width, x.device))
         else:
             out = self.through_blocks(h + self.pos_emb, t, s, cond, None)
         return out.mT.reshape(batch, self.out_channels, size, size, size)
