@@ -35,8 +35,8 @@ HALF = "raw_fp16_torso"
 def cases(root: Path, path: Path, record: Record) -> list[Case]:
     """The cases of one record; none if it is of another kind."""
     name = label(root, path)
-    if record.get("class") in AUTOENCODERS and "outputs" in record:
-        run: Any = partial(_autoencoder, path, record)
+    if record.get("class") in AUTOENCODERS:
+        run: Any = partial(_autoencoder, path, record) if "outputs" in record else partial(_state_dict, record)
     elif {"grid_size", "aabb"} <= record.keys():
         run = partial(_dual_grid, path, record)
     elif "lr_resolution" in record:
@@ -46,6 +46,13 @@ def cases(root: Path, path: Path, record: Record) -> list[Case]:
     else:
         return []
     return [Case(name, run)]
+
+
+def _state_dict(record: Record) -> list[Check]:
+    """Keys, shapes and types of an official configuration, all of them parameters."""
+    state = build_model(record["class"], record["args"], "meta", MODELS).state_dict()
+    ours = [[key, list(v.shape), str(v.dtype).removeprefix("torch."), "param"] for key, v in state.items()]
+    return [exact("state dict", ours == record["tensors"])]
 
 
 @torch.no_grad()
