@@ -228,12 +228,18 @@ def load(
     return Student(folder, *load_student(folder), place, chosen)
 
 
+class SampleConfig(Strict):
+    """The keys of ``fewstep sample``; ``data`` has the config class of the data set."""
+
+    data: Any = None
+
+
 def _data_of(info: StudentInfo, dataset: str | None, keys: Mapping[str, Any]) -> tuple[Entry, Any]:
     entry = registry().get("dataset", dataset or info.dataset)
     recorded = info.config.get("data", {}) if entry.name == info.dataset else {}
     kept = {name: value for name, value in recorded.items() if name not in keys}
     model = entry.load_config()
-    typed: Any = create_model("Sample", __base__=Strict, data=(model, Field(default_factory=model)))
+    typed = create_model("Sample", __base__=SampleConfig, data=(model, Field(default_factory=model)))
     config = validate(typed, {"data": {**_here(entry, kept), **keys}}).data
     entry.load().check_config(config)
     return entry, config
