@@ -72,6 +72,7 @@ def test_every_import_of_an_optional_package_is_known() -> None:
         (("generate", "chair.png", "-o", "chair.glb"), "trellis"),
         (("bench", "--backbone", "trellis", "--methods", "mdt-vd"), "bench"),
         (("data", "prepare", "sweethome3d", "--source", ".", "--out", "set"), "data"),
+        (("data", "prepare", "meshes", "--source", ".", "--out", "set"), "data"),
     ],
 )
 def test_a_missing_extra_is_one_sentence(arguments: tuple[str, ...], extra: str, tmp_path: Path) -> None:

@@ -79,6 +79,12 @@ def register_shared_commands(register: RegisterShared) -> None:
     )
     register(
         "data prepare",
+        "meshes",
+        target="fewstep_shapes3d.data.command:meshes",
+        summary="Voxelise, render and encode folders of meshes (.glb, .obj, .stl, ...) into a prepared set.",
+    )
+    register(
+        "data prepare",
         "sweethome3d",
         target="fewstep_shapes3d.data.command:prepare",
         summary="Voxelise, render and encode furniture catalogues (.sh3f) into a prepared set.",

@@ -51,7 +51,9 @@ def cluster(grids: Grid, threshold: float = THRESHOLD) -> Ints:
     return np.asarray(labels, dtype=np.int64)
 
 
-def split(labels: Ints, counts: Ints, test_clusters: int, resolution: int = 32, seed: int = 0) -> npt.NDArray[np.uint8]:
+def split(
+    labels: Ints, counts: Ints, test_clusters: int, resolution: int = 32, seed: int = 0, fewer: bool = False
+) -> npt.NDArray[np.uint8]:
     """Split codes [N]: ``test_clusters`` random clusters give one test object each, their other members are left out.
 
     Args:
@@ -59,6 +61,7 @@ def split(labels: Ints, counts: Ints, test_clusters: int, resolution: int = 32, 
         counts: occupied voxels [N]. A test object has 200 to 6000 at resolution 32 (in proportion to R^2 at others):
             fewer is a speck, more a block. A cluster without such a member trains.
         test_clusters: how many clusters to test on, at least 1.
+        fewer: or as many as there can be, at most a quarter of all clusters.
 
     Raises:
         FewstepError: there are not enough clusters for that and at least one to train on.
@@ -66,7 +69,10 @@ def split(labels: Ints, counts: Ints, test_clusters: int, resolution: int = 32, 
     area = (resolution / 32) ** 2
     fit = (counts >= 200 * area) & (counts <= 6000 * area)
     eligible = np.unique(labels[fit])
-    most = min(len(eligible), len(np.unique(labels)) - 1)
+    distinct = len(np.unique(labels))
+    most = min(len(eligible), distinct - 1)
+    if fewer:
+        test_clusters = min(test_clusters, max(1, distinct // 4), max(1, most))
     if not 1 <= test_clusters <= most:
         raise invalid("test_clusters", test_clusters, f"1 to {most}: the source has no more distinct objects")
     draw = np.random.default_rng(seed)

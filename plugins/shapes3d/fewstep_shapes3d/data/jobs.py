@@ -1,9 +1,10 @@
-"""The work on one object, and two processes doing it: unpack, read, normalise, voxelise, render."""
+"""The work on one object, and several processes doing it: unpack, read, normalise, voxelise, render."""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def make_object(entry: Item, resolution: int, views: int, seed: int) -> Made | S
 
 def make_all(
     entries: Sequence[Item], resolution: int, views: int, seed: int, workers: int, progress: Progress
-) -> Iterator[Made | Skipped]:
+) -> Generator[Made | Skipped, None, None]:
     """All objects in the order of the entries; ``progress(done, total, name)`` after each."""
     job = partial(make_object, resolution=resolution, views=views, seed=seed)
     if workers < 2:
@@ -90,13 +91,20 @@ def make_all(
         yield from _told(results, entries, progress)
         return
     # Spawned, not forked: torch and open3d keep threads, which a fork would lose.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_uninterrupted)
     try:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield from _told(pool.map(job, entries, chunksize=4), entries, progress)
+        yield from _told(pool.map(job, entries, chunksize=4), entries, progress)
     except BrokenProcessPool as error:
         raise FewstepError(
             "preparing data: a worker process died, of too little memory perhaps; try one worker"
         ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _uninterrupted() -> None:
+    """Ctrl-C reaches every process of a terminal; the main one ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _told(results: Iterator[Made | Skipped], entries: Sequence[Item], progress: Progress) -> Iterator[Made | Skipped]:

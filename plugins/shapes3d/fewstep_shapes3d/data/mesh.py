@@ -1,65 +1,76 @@
-"""A textured triangle mesh in the axes of TRELLIS, read from an OBJ file with its materials.
+"""A textured triangle mesh in the axes of TRELLIS, read from a file with its materials.
 
-TRELLIS is z up; Sweet Home 3D is y up with the front towards +z. (x, y, z) becomes (x, -z, y): the front looks
-towards -y, x stays to the right of somebody who looks at the front, so mirroring x mirrors the picture.
+TRELLIS is z up. glTF and Sweet Home 3D are y up with the front towards +z: (x, y, z) becomes (x, -z, y). The front
+looks towards -y, x stays to the right of somebody who looks at the front, so mirroring x mirrors the picture.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.errors import FewstepError, need
+from fewstep.errors import FewstepError, first_line, need
+from fewstep_shapes3d.data.materials import Floats, Look, Material, look_of
 
-Floats = npt.NDArray[np.float64]
-Y_UP_TO_Z_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
-
-
-@dataclass
-class Material:
-    """``colour`` is RGBA in [0,1]; ``texture`` RGBA uint8 [H,W,4] (first row at v=1) replaces its RGB."""
-
-    colour: Floats
-    texture: npt.NDArray[np.uint8] | None = None
+Up = Literal["y", "z"]
+TO_Z_UP = {"y": np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]), "z": np.eye(3)}
+GLTF = (".glb", ".gltf")
+PACKED = ("KHR_draco_mesh_compression", "EXT_meshopt_compression")  # trimesh reads zeros from these, with a warning
 
 
 @dataclass
 class Mesh:
-    """``vertices`` [V,3]; ``faces`` [F,3]; ``uv`` [V,2]; ``material`` [F] indexes ``materials``."""
+    """``vertices`` [V,3]; ``faces`` [F,3]; ``uv`` [V,2]; ``material`` [F] indexes ``materials``; ``tint`` [V,3] in
+    [0,1] multiplies the materials' RGB, with nothing to multiply where it is None."""
 
     vertices: Floats
     faces: npt.NDArray[np.int64]
     uv: Floats
     material: npt.NDArray[np.int64]
     materials: list[Material]
+    tint: Floats | None = None
 
 
-def load_mesh(path: Path, rotation: Sequence[float] | None = None) -> Mesh:
-    """Reads a model, turns it (``rotation``: nine numbers, row major, in the file's axes) and makes it z up.
+def load_mesh(path: Path, rotation: Sequence[float] | None = None, up: Up = "y") -> Mesh:
+    """Reads a model as one mesh, with the nodes of a scene in their places, and makes it z up.
+
+    Args:
+        path: a file of any kind that trimesh reads; materials and textures lie beside it.
+        rotation: nine numbers, row major, in the file's axes, applied first.
+        up: the axis that points up in the file.
 
     Raises:
         FewstepError: the file cannot be parsed, holds no face, or has coordinates that are not finite.
     """
     trimesh = need("trimesh")
     logging.getLogger("trimesh").setLevel(logging.ERROR)  # missing textures are common and harmless here
+    suffix = path.suffix.lower()
     try:
+        packed = sorted(set(PACKED) & set(_required(path))) if suffix in GLTF else []
         scene = trimesh.load_scene(path, process=False)
-        parts = [part for part in scene.dump() if isinstance(part, trimesh.Trimesh) and len(part.faces)]
-        mesh = _join(parts) if parts else None
+        # Not scene.dump(): its copies lose the colours of vertices where there is a material.
+        placed = [scene.graph[node] for node in scene.graph.nodes_geometry]
+        parts = [(scene.geometry[name], place) for place, name in placed]
+        parts = [part for part in parts if isinstance(part[0], trimesh.Trimesh) and len(part[0].faces)]
+        mesh = _join(parts, suffix in GLTF) if parts else None
+        finite = mesh is None or bool(np.isfinite(mesh.vertices[mesh.faces]).all())
     except Exception as error:  # the parsers behind it raise anything at all on damaged files
-        raise FewstepError(f"the model {path.name} cannot be read: {error or type(error).__name__}") from error
+        raise FewstepError(f"the model {path.name} cannot be read: {first_line(error)}") from error
+    if packed:
+        raise FewstepError(f"the model {path.name} is compressed ({packed[0]}); store it without compression")
     if mesh is None:
         raise FewstepError(f"the model {path.name} has no faces")
-    turn = np.eye(3) if rotation is None else np.asarray(rotation, dtype=np.float64).reshape(3, 3)
-    mesh.vertices = mesh.vertices @ (Y_UP_TO_Z_UP @ turn).T
-    if not np.isfinite(mesh.vertices[mesh.faces]).all():
+    if not finite:
         raise FewstepError(f"the model {path.name} has coordinates that are not finite")
+    turn = np.eye(3) if rotation is None else np.asarray(rotation, dtype=np.float64).reshape(3, 3)
+    mesh.vertices = mesh.vertices @ (TO_Z_UP[up] @ turn).T
     return mesh
 
 
@@ -74,33 +85,33 @@ def normalise(mesh: Mesh) -> Mesh:
     size = float((high - low).max())
     if size <= 0:
         raise FewstepError("the model has no extent: all its points coincide")
-    return Mesh((mesh.vertices - (low + high) / 2) / size, mesh.faces, mesh.uv, mesh.material, mesh.materials)
+    return replace(mesh, vertices=(mesh.vertices - (low + high) / 2) / size)
 
 
-def _join(parts: list[Any]) -> Mesh:
-    start, vertices, faces, uvs, index, materials = 0, [], [], [], [], []
-    for number, part in enumerate(parts):
-        uv = getattr(part.visual, "uv", None)
-        vertices.append(np.asarray(part.vertices, dtype=np.float64))
-        faces.append(np.asarray(part.faces, dtype=np.int64) + start)
-        uvs.append(np.zeros((len(part.vertices), 2)) if uv is None else np.asarray(uv, dtype=np.float64))
-        index.append(np.full(len(part.faces), number))
-        materials.append(_material(part.visual, has_uv=uv is not None))
-        start += len(part.vertices)
-    return Mesh(np.concatenate(vertices), np.concatenate(faces), np.concatenate(uvs), np.concatenate(index), materials)
+def _required(path: Path) -> list[str]:
+    """The extensions without which a glTF file cannot be read."""
+    from fewstep_shapes3d.export.glb import read_tree
+
+    tree = read_tree(path) if path.suffix.lower() == ".glb" else json.loads(path.read_bytes())
+    return list(tree.get("extensionsRequired", []))
 
 
-def _material(visual: Any, has_uv: bool) -> Material:
-    source = getattr(visual, "material", None)
-    colour = np.array([0.7, 0.7, 0.7, 1.0])
-    diffuse = getattr(source, "diffuse", None)
-    if diffuse is not None:
-        colour[:3] = np.asarray(diffuse, dtype=np.float64)[:3] / 255
-    opacity = (getattr(source, "kwargs", None) or {}).get("d")
-    if opacity is not None:
-        colour[3] = float(np.clip(float(np.ravel(np.asarray(opacity, dtype=object))[-1]), 0, 1))
-    image = getattr(source, "image", None) if has_uv else None
-    try:
-        return Material(colour, None if image is None else np.asarray(image.convert("RGBA")))
-    except (OSError, SyntaxError):  # a damaged texture costs the texture, not the object
-        return Material(colour)
+def _join(parts: list[tuple[Any, Floats]], linear: bool) -> Mesh:
+    """Of ``trimesh.Trimesh`` and the matrices [4,4] that put them in their places."""
+    looks = [look_of(part, linear) for part, _ in parts]
+    first = np.cumsum([0, *(len(part.vertices) for part, _ in parts)])[:-1]
+    material = np.cumsum([0, *(len(look.materials) for look in looks)])[:-1]
+    return Mesh(
+        np.concatenate([part.vertices @ place[:3, :3].T + place[:3, 3] for part, place in parts]),
+        np.concatenate([part.faces + at for (part, _), at in zip(parts, first, strict=True)]),
+        np.concatenate([look.uv for look in looks]),
+        np.concatenate([look.material + at for look, at in zip(looks, material, strict=True)]),
+        [one for look in looks for one in look.materials],
+        _tints(looks),
+    )
+
+
+def _tints(looks: list[Look]) -> Floats | None:
+    if all(look.tint is None for look in looks):
+        return None
+    return np.concatenate([np.ones((len(look.uv), 3)) if look.tint is None else look.tint for look in looks])

@@ -1,4 +1,4 @@
-"""From furniture catalogues to a prepared set: voxels, split by cluster, and picture tokens, in one folder."""
+"""From furniture catalogues or mesh files to a prepared set: voxels, split by cluster, and picture tokens."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
-from fewstep.console import Console, say
 from fewstep.engine.device import pick_device
-from fewstep.errors import FewstepError, invalid, need
-from fewstep.files import check_place, new_folder
-from fewstep_shapes3d.data import clusters, setfiles
-from fewstep_shapes3d.data.attributes import write_codes
+from fewstep.errors import invalid
+from fewstep.files import discard
+from fewstep_shapes3d.data import SWEETHOME3D, clusters
 from fewstep_shapes3d.data.jobs import Made, Progress, make_all
-from fewstep_shapes3d.data.sh3f import Skipped, find_catalogues, read_catalogues
-from fewstep_shapes3d.data.voxels import unpack
+from fewstep_shapes3d.data.meshfiles import UpChoice, find_meshes
+from fewstep_shapes3d.data.newset import check_limit, divide, encode_views, new_set, spread, write_set
+from fewstep_shapes3d.data.parts import Maker, held_back
+from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_shapes3d.data.sh3f import find_catalogues, read_catalogues
 from fewstep_shapes3d.measures import features
 
 
@@ -59,27 +59,21 @@ def prepare_sweethome3d(
         FewstepError: no catalogue, nothing readable in them, ``out`` exists, or a value is out of range. Models that
             cannot be used are no error: each is printed on one line and listed in the manifest.
     """
-    target = Path(out)
-    _check(target, resolution, views, limit)
+    target = new_set(out)
+    if resolution < 2 or resolution % 2:
+        raise invalid("resolution", resolution, "an even number of voxels")
+    if views < 1:
+        raise invalid("views", views, "1 or more")
+    check_limit(limit)
     place = pick_device(device, "--device")
     files = find_catalogues(source)
     entries, skipped = read_catalogues(files)
-    if limit is not None and limit < len(entries):
-        entries = [entries[at] for at in np.linspace(0, len(entries) - 1, limit).round().astype(int)]
+    entries = spread(entries, limit)
     made: list[Made] = []
     tell = progress or (lambda done, total, name: None)
     for result in make_all(entries, resolution, views, seed, workers, tell):
         (made if isinstance(result, Made) else skipped).append(result)  # type: ignore[arg-type]
-    console = Console()
-    for bad in skipped:
-        say(console, f"skipped {bad.what}: {bad.reason}")
-    if len(made) < 2:
-        raise FewstepError(f"{len(made)} usable models in {', '.join(path.name for path in files)}: nothing to split")
-    grids = unpack(np.stack([item.bits for item in made]), resolution)
-    labels = clusters.cluster(clusters.coarsen(grids))
-    if limit is not None:
-        test_clusters = min(test_clusters, max(1, int(labels.max() + 1) // 4))
-    codes = clusters.split(labels, grids.sum((1, 2, 3)), test_clusters, resolution, seed)
+    labels, codes = divide(made, skipped, files, resolution, test_clusters, limit is not None, seed)
     arrays = {"occupancy": np.stack([item.bits for item in made]), "split": codes} | _tokens(
         made, codes, channels, place, tell
     )
@@ -87,18 +81,66 @@ def prepare_sweethome3d(
     return write_set(target, files, made, skipped, labels, codes, arrays, settings)
 
 
-def _check(target: Path, resolution: int, views: int, limit: int | None) -> None:
-    for package in ("open3d", "trimesh"):
-        need(package)  # once, here: later it would be a reason to skip each object
-    if target.exists():
-        raise invalid("data.out", str(target), "a folder that does not exist yet; nothing is overwritten")
-    check_place("data.out", target)
-    if resolution < 2 or resolution % 2:
-        raise invalid("resolution", resolution, "an even number of voxels")
-    if views < 1:
-        raise invalid("views", views, "1 or more")
-    if limit is not None and limit < 2:
-        raise invalid("limit", limit, "2 or more models")
+def prepare_meshes(
+    source: Path | str | Sequence[Path | str],
+    out: Path | str,
+    *,
+    up: UpChoice = "auto",
+    views: int = 2,
+    seed: int = 0,
+    test_clusters: int | None = None,
+    limit: int | None = None,
+    like: Path | str = SWEETHOME3D,
+    workers: int = 2,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Reads folders of mesh files and writes a prepared set to ``out``.
+
+    Each object is scaled to the cube, so units do not matter. An interrupted call leaves ``out`` + ".parts", from which
+    the same call goes on; a file that has changed meanwhile is read again.
+
+    Args:
+        source: a folder that holds mesh files at any depth, or one or several files or folders.
+        out: the folder to make. It must not exist.
+        up: the axis that points up in all files: "y", "z", or by default that of their format.
+        views: pictures of each object.
+        seed: of the cameras and the split.
+        test_clusters: clusters of near-duplicates kept for testing, one object of each. Default: 96, but at most a
+            quarter of the clusters.
+        limit: read this many files only, evenly spread: for trying out.
+        like: a prepared set whose resolution and map from pictures to tokens this one takes over, so that its teachers
+            understand the pictures and both can be joined.
+        workers: processes.
+        device: where the pictures are encoded.
+        progress: called as ``progress(done, total, name)`` after each file.
+
+    Returns:
+        The manifest, as written to ``manifest.json``.
+
+    Raises:
+        FewstepError: nothing to read, ``out`` exists, ``like`` is no prepared set, or a value is out of range. Files
+            that cannot be used are no error: each is printed on one line and listed in the manifest.
+    """
+    target = new_set(out)
+    check_limit(limit)
+    for name, value in {"views": views, "workers": workers}.items():
+        if value < 1:
+            raise invalid(name, value, "1 or more")
+    entries = spread(find_meshes(source, up), limit)
+    maker = Maker(PreparedSet.load(like), views, seed, workers, pick_device(device, "--device"))
+    folder = target.with_name(f"{target.name}.parts")
+    made, tokens, skipped = maker.all(entries, folder, progress or (lambda done, total, name: None))
+    fewer = test_clusters is None or limit is not None
+    sources = sorted({entry.archive for entry in entries})
+    resolution = maker.like.resolution
+    labels, codes = divide(made, skipped, sources, resolution, test_clusters or 96, fewer, seed)
+    bits = np.stack([item.bits for item in made])
+    arrays = {"occupancy": bits, "split": codes, "tokens": held_back(tokens, codes), **maker.shared}
+    settings = {"resolution": resolution, "views": views, "channels": maker.like.channels, "seed": seed, "up": up}
+    manifest = write_set(target, [], made, skipped, labels, codes, arrays, settings)
+    discard(folder)
+    return manifest
 
 
 def _tokens(
@@ -124,34 +166,3 @@ def _tokens(
         "pca_mean": basis.mean.numpy().astype(np.float16),
         "pca_basis": basis.basis.numpy().astype(np.float16),
     }
-
-
-def encode_views(
-    encoder: features.ImageEncoder, pictures: npt.NDArray[np.uint8], flips: tuple[bool, ...] = (False, True)
-) -> torch.Tensor:
-    """Raw tokens [views,flips,49,1280] in half precision of RGBA pictures [views,H,W,4]."""
-    shown = [np.ascontiguousarray(p[:, ::-1]) if flip else p for p in pictures for flip in flips]
-    tokens = encoder.encode([features.preprocess(Image.fromarray(p)) for p in shown])
-    return tokens.half().cpu().view(len(pictures), len(flips), *tokens.shape[1:])
-
-
-def write_set(
-    target: Path,
-    files: list[Path],
-    made: list[Made],
-    skipped: list[Skipped],
-    labels: clusters.Ints,
-    codes: npt.NDArray[np.uint8],
-    arrays: dict[str, npt.NDArray[Any]],
-    settings: dict[str, int],
-) -> dict[str, Any]:
-    """Writes a set, whole or not at all; returns its manifest, which begins with the ``settings``."""
-    with new_folder(target) as part:
-        manifest = setfiles.manifest(files, skipped, labels, codes, settings)
-        setfiles.write_table(part / setfiles.TABLE, made, labels, codes)
-        setfiles.write_pictures(part / setfiles.PICTURES, [made[at] for at in np.flatnonzero(codes >= clusters.TEST)])
-        setfiles.write_credits(part / setfiles.CREDITS, made, files)
-        np.savez_compressed(part / setfiles.ARRAYS, **arrays)  # type: ignore[arg-type]
-        write_codes(part / setfiles.SURFACE, [item.surface for item in made])
-        setfiles.write_manifest(part, manifest)
-    return manifest

@@ -39,7 +39,7 @@ def manifest(
     skipped: Sequence[Skipped],
     labels: Ints,
     codes: npt.NDArray[np.uint8],
-    settings: dict[str, int],
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
     """What made the set, and how many objects it has."""
     counts = {"objects": len(codes), "clusters": len(np.unique(labels)), "skipped": len(skipped)}

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.errors import need
-from fewstep_shapes3d.data.mesh import Floats, Mesh
+from fewstep_shapes3d.data.materials import Floats
+from fewstep_shapes3d.data.mesh import Mesh
 from fewstep_shapes3d.data.views import look_up
 from fewstep_shapes3d.data.voxels import Grid
 
@@ -81,7 +82,7 @@ class SurfaceField:
         points = a[face] + u[:, None] * (b - a)[face] + v[:, None] * (c - a)[face]
         step = cross[face] / np.maximum(area[face], 1e-20)[:, None] * 1.5 / self.steps
         seen = self._is_outside(points + step) | self._is_outside(points - step)
-        return points, self._colour(face, np.stack([u, v], 1)), seen
+        return points, look_up(self.mesh, face, np.stack([u, v], 1))[:, :3], seen
 
     def _is_outside(self, points: Floats) -> npt.NDArray[np.bool_]:
         at = np.rint((points + 0.5) * self.steps).astype(np.int64).clip(0, self.steps)
@@ -121,13 +122,8 @@ class SurfaceField:
         return {key: value.numpy() for key, value in found.items()}
 
     def _colour_at(self, found: dict[str, npt.NDArray[np.generic]]) -> Floats:
-        return self._colour(found["primitive_ids"].astype(np.int64), found["primitive_uvs"].astype(np.float64))
-
-    def _colour(self, face: Ints, weights: Floats) -> Floats:
-        """Colours [N,3] on faces [N] at the weights [N,2] of their second and third corner."""
-        uv = self.mesh.uv[self.mesh.faces[face]]
-        uv = uv[:, 0] + weights[:, :1] * (uv[:, 1] - uv[:, 0]) + weights[:, 1:] * (uv[:, 2] - uv[:, 0])
-        return look_up(self.mesh, face, uv)[:, :3]
+        face, weights = found["primitive_ids"].astype(np.int64), found["primitive_uvs"].astype(np.float64)
+        return look_up(self.mesh, face, weights)[:, :3]
 
 
 def lattice(coords: Ints, subdivision: int = SUBDIVISION) -> Ints:

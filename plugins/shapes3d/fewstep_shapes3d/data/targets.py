@@ -1,4 +1,4 @@
-"""What the structured-latent decoders are trained towards, from the catalogues: made once, kept, not shipped.
+"""What the structured-latent decoders are trained towards, from the models' files: made once, kept, not shipped.
 
 An object is one ``.npz`` of a megabyte: signed distance, colour and normal at the corners of the fine cubes around its
 surface, and points of the surface with their colours.
@@ -7,7 +7,6 @@ surface, and points of the surface with their colours.
 from __future__ import annotations
 
 import multiprocessing
-import tempfile
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -21,8 +20,10 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError, first_line
 from fewstep.files import check_place, new_file
+from fewstep_shapes3d.data.jobs import Item
+from fewstep_shapes3d.data.meshfiles import find_meshes
 from fewstep_shapes3d.data.prepared import PreparedSet
-from fewstep_shapes3d.data.sh3f import Entry, extract_model, find_catalogues, read_catalogues
+from fewstep_shapes3d.data.sh3f import find_catalogues, read_catalogues
 
 KEYS = ("corners", "distance", "colour", "normal", "points", "shade", "exposed")
 POINTS, CLIP = 20000, 0.5  # distances are kept up to half a voxel, two fine cubes
@@ -55,9 +56,9 @@ def make_targets(
     """Writes the targets of every object of ``data`` that has none yet into ``folder``.
 
     Raises:
-        FewstepError: the catalogues in ``source`` are not those that the set was made of.
+        FewstepError: see :func:`matching`.
     """
-    entries = _matching(data, source)
+    entries = matching(data, source)
     check_place("targets", folder)
     jobs = [(index, entry) for index, entry in enumerate(entries) if not _path(folder, index).exists()]
     job = partial(_make, folder=folder, resolution=data.resolution)
@@ -98,8 +99,14 @@ def _path(folder: Path, index: int) -> Path:
     return folder / f"{index:05d}.npz"
 
 
-def _matching(data: PreparedSet, source: Path) -> list[Entry]:
-    entries, _ = read_catalogues(find_catalogues(source))
+def matching(data: PreparedSet, source: Path) -> list[Item]:
+    """The models in ``source`` that the set was made of, in its order.
+
+    Raises:
+        FewstepError: ``source`` holds no models, or not all of the set's.
+    """
+    up, entries = data.manifest.get("up"), list[Item]()
+    entries += find_meshes(source, up) if up else read_catalogues(find_catalogues(source))[0]
     by_row = {(entry.archive.name, entry.model, entry.name): entry for entry in entries}
     rows = [(row["file"], row["model"], row["name"]) for row in data.table]
     missing = [row for row in rows if row not in by_row]
@@ -108,14 +115,13 @@ def _matching(data: PreparedSet, source: Path) -> list[Entry]:
     return [by_row[row] for row in rows]
 
 
-def _make(job: tuple[int, Entry], folder: Path, resolution: int) -> str:
-    from fewstep_shapes3d.data.mesh import load_mesh, normalise
+def _make(job: tuple[int, Item], folder: Path, resolution: int) -> str:
+    from fewstep_shapes3d.data.mesh import normalise
     from fewstep_shapes3d.data.surface import SurfaceField
     from fewstep_shapes3d.data.voxels import voxelise
 
     index, entry = job
-    with tempfile.TemporaryDirectory(prefix="fewstep-") as unpacked:
-        mesh = normalise(load_mesh(extract_model(entry, Path(unpacked)), entry.rotation))
+    mesh = normalise(entry.load())
     field = SurfaceField(mesh, voxelise(mesh, resolution))
     at = field.at_corners()
     points, shade, exposed = field.points(POINTS, zlib.crc32(entry.key.encode()))

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.errors import need
-from fewstep_shapes3d.data.mesh import Floats, Material, Mesh
+from fewstep_shapes3d.data.materials import Floats, Material
+from fewstep_shapes3d.data.mesh import Mesh
 
 Picture = npt.NDArray[np.uint8]
 SIZE, FOV, LAYERS = 224, 40.0, 6
@@ -90,23 +91,30 @@ class Renderer:
         return np.concatenate([colour / np.maximum(1 - left, 1e-6)[:, None] * seen[:, None], seen[:, None]], 1)
 
     def _shade(self, face: npt.NDArray[np.int64], weights: Floats, toward: npt.NDArray[np.float32]) -> Floats:
-        corners = self.mesh.faces[face]
-        uv = self.mesh.uv[corners]
-        uv = uv[:, 0] + weights[:, :1] * (uv[:, 1] - uv[:, 0]) + weights[:, 1:] * (uv[:, 2] - uv[:, 0])
-        a, b, c = self.mesh.vertices[corners].transpose(1, 0, 2)
+        a, b, c = self.mesh.vertices[self.mesh.faces[face]].transpose(1, 0, 2)
         normal = np.cross(b - a, c - a)
         facing = np.abs((normal * toward).sum(1)) / np.maximum(np.linalg.norm(normal, axis=1), 1e-20)
-        rgba = look_up(self.mesh, face, uv)
+        rgba = look_up(self.mesh, face, weights)
         rgba[:, :3] = (_FLOOR + (1 - _FLOOR) * rgba[:, :3]) * (_AMBIENT + (1 - _AMBIENT) * facing)[:, None]
         return rgba
 
 
-def look_up(mesh: Mesh, face: npt.NDArray[np.int64], uv: Floats) -> Floats:
-    """RGBA [N,4] in [0,1] of the materials at texture coordinates ``uv`` [N,2] on the faces ``face`` [N]."""
-    rgba, which = np.zeros((len(face), 4)), mesh.material[face]
+def look_up(mesh: Mesh, face: npt.NDArray[np.int64], weights: Floats) -> Floats:
+    """RGBA [N,4] in [0,1] on the faces ``face`` [N] at the weights [N,2] of their second and third corner."""
+    corners = mesh.faces[face]
+    uv, rgba, which = _between(mesh.uv[corners], weights), np.zeros((len(face), 4)), mesh.material[face]
     for number in np.unique(which):
         rgba[which == number] = _look_up(mesh.materials[number], uv[which == number])
+    if mesh.tint is not None:
+        rgba[:, :3] *= _between(mesh.tint[corners], weights)
     return rgba
+
+
+def _between(values: Floats, weights: Floats) -> Floats:
+    """[N,C] of values [N,3,C] at the corners."""
+    first, second, third = values.transpose(1, 0, 2)
+    blend: Floats = first + weights[:, :1] * (second - first) + weights[:, 1:] * (third - first)
+    return blend
 
 
 def _look_up(material: Material, uv: Floats) -> Floats:

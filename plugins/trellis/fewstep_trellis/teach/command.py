@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fewstep_shapes3d.data.sh3f import find_catalogues
+from fewstep_shapes3d.data.targets import matching
 
 from fewstep.console import Console, say
 from fewstep.engine.device import autocast, pick_device
@@ -82,8 +82,8 @@ def check(job: Job, stages: Sequence[str]) -> None:
         job.check_files(stage, stages)
     if "targets" in stages:
         if job.config.source is None:
-            raise FewstepError("source: got nothing; accepted: source=DIR, the .sh3f catalogues the set is made of")
-        find_catalogues(job.config.source)
+            raise FewstepError("source: got nothing; accepted: source=DIR, the files the set is made of")
+        matching(job.data, job.config.source)
     for line in job.data.left_out:  # reads the set
         say(job.console, line)
     if job.out.exists() and not job.out.is_dir():

@@ -34,7 +34,9 @@ class TeachConfig(Strict):
     guidances: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (1.0, 2.0, 3.0, 5.0), min_length=1, description="guidance scales that are measured"
     )
-    source: Path | None = Field(None, description="catalogues that the prepared set was made of (targets only)")
+    source: Path | None = Field(
+        None, description="catalogues or meshes that the prepared set was made of (targets only)"
+    )
     targets: Path | None = Field(None, description="folder of the SLat decoders' targets; none: in the user's cache")
     workers: int = Field(2, gt=0, description="processes that make targets")
     slat_vae: SlatVaeConfig = Field(default_factory=SlatVaeConfig, description="recipe of the structured-latent VAE")
