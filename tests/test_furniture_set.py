@@ -15,7 +15,7 @@ from fewstep.errors import FewstepError
 from fewstep.files import sha256
 
 pytest.importorskip("open3d", exc_type=ImportError)
-from fewstep_shapes3d.data import pieces
+from fewstep_shapes3d.data import parts, pieces
 
 SMALL = {"pieces": 4, "held_out": 2, "views": 1, "workers": 1}
 
@@ -43,7 +43,7 @@ def test_the_first_pieces_are_held_out_and_have_one_picture(furniture: Path) -> 
 
 
 def test_an_interrupted_set_goes_on_and_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "PART", 3)
+    monkeypatch.setattr(parts, "PART", 3)
 
     def interrupted(done: int, total: int, name: str) -> None:
         if done == 5:
