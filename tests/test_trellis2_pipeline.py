@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fewstep.api.generation import generate
 from fewstep.cli import main
 from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
@@ -316,6 +317,9 @@ def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (record["type"], record["steps"], record["stages"]) == ("512", [2, 1, 1], ["structure", "shape", "texture"])
     arrays = np.load("thing.npz")
     assert arrays["latents"].shape == (len(arrays["coords"]), 2 * C)
+    options = {"teacher": folder, "encoder": "dino", "type": "512", "steps": (2, 1, 1)}
+    same = generate("disc.png", backbone="trellis2", **options)
+    assert (same.record["steps"], len(same.mesh.faces)) == ([2, 1, 1], len(mesh.faces))
     assert main([*asked, "-o", "thing.ply"]) == 2
     assert "needs gaussians, which" in capsys.readouterr().err
     assert main([*asked, "--type", "2048"]) == 2
