@@ -286,7 +286,7 @@ def test_defaults_are_the_papers() -> None:
         assert isinstance(config, CriticConfig)
         assert (config.steps, config.critic_ratio, config.t.kind) == (1, 5, "uniform")
     assert SiDConfig().alpha == 1.0
-    assert (VSDConfig().critic_ratio, VSDConfig().rank, VSDConfig().t.kind) == (1, 4, "uniform")
+    assert (VSDConfig().critic_ratio, VSDConfig().critic_lr, VSDConfig().t.kind) == (5, 10.0, "uniform")
 
 
 def test_the_critic_of_vsd_is_the_teacher_with_low_rank_adapters() -> None:

@@ -78,8 +78,8 @@ class SiDConfig(CriticConfig):
 class VSDConfig(CriticConfig):
     """Variational score distillation."""
 
-    critic_ratio: int = Field(1, ge=1, description="updates of the critic for each one of the student")
-    rank: int = Field(4, ge=1, description="rank of the critic's adapters (LoRA) on the teacher's linear layers")
+    critic_lr: float = Field(10.0, gt=0, description="the adapters' factor on train.lr")
+    rank: int = Field(8, ge=1, description="rank of the critic's adapters (LoRA) on the teacher's linear layers")
 
 
 class LADDConfig(Strict):

@@ -26,9 +26,9 @@ class VSD(Critical[VSDConfig]):
 
     (equation 9), where a velocity v predicts the noise x_t + (1 - t) v, so that g = w(t) (1 - t) (vT - v). w is the
     share of the noise in the variance of x_t, sigma_t^2 of the published code. Beside DMD2, no sample's gradient is
-    divided by an error of its own, and the critic is the teacher with a low-rank adapter (LoRA), updated as often as
-    the student. The paper optimises scenes by their renderings: its condition on the camera and its later limit on t
-    have no place here.
+    divided by an error of its own, and the critic is the teacher with low-rank adapters (LoRA). The paper optimises
+    scenes by their renderings, with an update of the critic for each of the scene: its condition on the camera and its
+    later limit on t have no place here, and a student is moved less often than its critic, as in DMD2.
     """
 
     Config = VSDConfig
