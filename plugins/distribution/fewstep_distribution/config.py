@@ -95,6 +95,7 @@ class LADDConfig(Strict):
         (), description="the teacher's inner layers with a head; negative: from the last one; none: all"
     )
     head_lr: float = Field(1.0, gt=0, description="the heads' factor on train.lr")
+    head_ratio: int = Field(5, ge=1, description="updates of the heads for each one of the student")
     real: Literal["data", "pairs"] = Field(
         "data", description="what the fakes are told from: the data, or samples of the teacher (published)"
     )

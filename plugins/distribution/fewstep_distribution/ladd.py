@@ -32,7 +32,8 @@ class LADD(Objective[LADDConfig]):
 
     (hinge loss), each the mean over k. The teacher's weights stay, and the gradient runs through them to the student.
     The time t decides what is judged: details for small t, the whole for large t; published is a lean to the noise.
-    Both kinds of samples are judged at the same t and noise. Heads here are small networks on each row's features, and
+    Both kinds of samples are judged at the same t and noise. The heads are updated in every iteration, the student in
+    every ``head_ratio``-th. Heads here are small networks on each row's features, and
     their logits' mean over a sample; the paper's are convolutions that are told t and the text.
     """
 
@@ -47,7 +48,7 @@ class LADD(Objective[LADDConfig]):
         return {"student": NetSpec(), "discriminator": NetSpec(build=self._heads, lr_scale=self.config.head_lr)}
 
     def phase(self, step: int) -> Phase:
-        return Phase(("student", "discriminator"))
+        return Phase(("discriminator",) if step % self.config.head_ratio else ("student", "discriminator"))
 
     def data(self, dataset: Dataset, teacher: Teacher) -> Dataset:
         """The run's data set, or the teacher's samples under its conditions.
@@ -66,15 +67,20 @@ class LADD(Objective[LADDConfig]):
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         layout, heads = batch.layout, cast(Head, nets.discriminator)
-        x = self.jump(batch, nets, step)
-        leaf, look = x.detach().requires_grad_(), partial(self.features, batch, nets, step)
-        fake = look(leaf)
+        moves, look = "student" in self.phase(step.index).trains, partial(self.features, batch, nets, step)
+        with torch.set_grad_enabled(moves):
+            x = self.jump(batch, nets, step)
+            leaf = x.detach().requires_grad_()
+            fake = look(leaf)
         with torch.no_grad():
             real = look(batch.x0)
-        value_B = -heads(fake, layout)
-        (gradient,) = torch.autograd.grad(value_B.sum(), leaf)
         told = relu(1 - heads.logits(real, layout)) + relu(1 + heads.logits([h.detach() for h in fake], layout))
-        return {"ladd": value_B.detach() + layout.sum(carried(gradient, x)), "discriminator": told.mean(0)}
+        terms = {"discriminator": told.mean(0)}
+        if moves:
+            value_B = -heads(fake, layout)
+            (gradient,) = torch.autograd.grad(value_B.sum(), leaf)
+            terms["ladd"] = value_B.detach() + layout.sum(carried(gradient, x))
+        return terms
 
     def jump(self, batch: Batch, nets: Nets, step: Step) -> Tensor:
         """The student's samples, with its graph, from noisy ones at times that its sampler asks for."""
