@@ -155,7 +155,7 @@ def test_a_closed_form_has_no_inner_layers() -> None:
 
 @pytest.mark.parametrize("real", ["data", "pairs"])
 def test_a_run(real: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """4 iterations of 8 samples, of which 2 train the student: a jump, two looks of the teacher, and in those 2 one back
+    """4 iterations of 8 samples, of which 2 train the student: a jump, two looks of the teacher, in those 2 one back
     through it. Pairs cost more."""
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     run = fewstep.distill(

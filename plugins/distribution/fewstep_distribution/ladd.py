@@ -33,8 +33,8 @@ class LADD(Objective[LADDConfig]):
     (hinge loss), each the mean over k. The teacher's weights stay, and the gradient runs through them to the student.
     The time t decides what is judged: details for small t, the whole for large t; published is a lean to the noise.
     Both kinds of samples are judged at the same t and noise. The heads are updated in every iteration, the student in
-    every ``head_ratio``-th. Heads here are small networks on each row's features, and
-    their logits' mean over a sample; the paper's are convolutions that are told t and the text.
+    every ``head_ratio``-th. Heads here are small networks on each row's features, and their logits' mean over a sample;
+    the paper's are convolutions that are told t and the text.
     """
 
     Config = LADDConfig
