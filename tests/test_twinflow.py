@@ -38,15 +38,9 @@ def test_conformance(keys: dict[str, Any]) -> None:
     check_objective(TwinFlow, TwinFlowConfig(**keys))
 
 
-class Parted(Given):
-    """A step whose draws for a part of the batch are those of its samples; the parts begin at ``first``."""
-
-    def __init__(self, draws: dict[str, Tensor], first: int) -> None:
-        super().__init__(draws)
-        self.first = first
-
-    def choice(self, values: tuple[float, ...], name: str) -> float:
-        return self.first if name == "part" else values[-1]
+def beginning(first: int) -> dict[str, Tensor]:
+    """The draw that begins the parts with this one."""
+    return {"part": torch.tensor([(first + 0.5) / 4])}
 
 
 def parts(count: int, first: int) -> list[list[int]]:
@@ -69,14 +63,12 @@ def test_the_formulas_of_the_published_code(lengths: tuple[int, ...], keys: dict
     batch, nets, config = tiny_batch(lengths, packed=lengths[0] != lengths[1]), tiny_nets(), TwinFlowConfig(**keys)
     g, count = torch.Generator().manual_seed(0), len(lengths)
     one, near, _, fake = parts(count, first)
-    picked = {"noise_fake": fake, "noise/gap": one}
-    draws = {"noise": torch.randn(batch.x0.shape, generator=g, dtype=torch.float64)}
-    for name, rows in picked.items():
-        like = batch.select(torch.tensor(rows)).x0
-        draws[name] = torch.randn(like.shape, generator=g, dtype=torch.float64)
-    for name, size in (("t", count), ("s", count), ("t/gap", len(one))):
-        draws[name] = 0.1 + 0.8 * torch.rand(size, generator=g, dtype=torch.float64)
-    losses = TwinFlow(config).loss(batch, nets, Parted(draws, first))
+    draws = beginning(first)
+    for name in ("noise", "noise_fake", "noise/gap"):
+        draws[name] = torch.randn(batch.x0.shape, generator=g, dtype=torch.float64)
+    for name in ("t", "s", "t/gap"):
+        draws[name] = 0.1 + 0.8 * torch.rand(count, generator=g, dtype=torch.float64)
+    losses = TwinFlow(config).loss(batch, nets, Given(draws))
 
     def call(x: Tensor, t: float, s: float, cond: Condition) -> Tensor:
         times = (torch.tensor([value], dtype=torch.float64) for value in (t, s))
@@ -85,9 +77,6 @@ def test_the_formulas_of_the_published_code(lengths: tuple[int, ...], keys: dict
         return found
 
     def of(i: int, name: str | None = None) -> Tensor:
-        if name in picked:
-            part, row = batch.select(torch.tensor(picked[name])), picked[name].index(i)
-            return part.layout.select(draws[name], torch.tensor([row]))[0].reshape(1, -1, 3)
         values = batch.x0 if name is None else draws[name]
         return batch.layout.select(values, torch.tensor([i]))[0].reshape(1, -1, 3)
 
@@ -119,7 +108,7 @@ def test_the_formulas_of_the_published_code(lengths: tuple[int, ...], keys: dict
             target = pred.detach() - (left - v).clamp(-config.clip, config.clip).detach()
             parted = {"flow": barron(pred, target)}
         if i in one:
-            t_g = config.interval + (1 - config.interval) * float(draws["t/gap"][one.index(i)])
+            t_g = config.interval + (1 - config.interval) * float(draws["t/gap"][i])
             x_g = ((1 - t_g) * (x_t - pred) + t_g * of(i, "noise/gap")).detach()
             push = call(x_g, -t_g, -t_g, cond) - call(x_g, t_g, t_g, cond)
             parted["gap"] = 4 * 0.5 * barron(pred, (pred - push.clamp(-config.clip, config.clip)).detach())
@@ -163,9 +152,10 @@ def fourfold(t: float, s: float = 0.5) -> tuple[Batch, dict[str, Tensor], Tensor
     """Every node of the quadrature once in each part, with equal times, and the weights."""
     z, eps, weights = quadrature()
     count = 4 * len(z)
-    sizes = {"t": (count, t), "s": (count, s), "t/gap": (len(z), t)}
-    draws = {name: torch.full((size,), value, dtype=torch.float64) for name, (size, value) in sizes.items()}
-    draws |= {"noise": eps.repeat_interleave(4, 0), "noise_fake": z, "noise/gap": eps}
+    times = {"t": t, "s": s, "t/gap": t}
+    draws = {name: torch.full((count,), value, dtype=torch.float64) for name, value in times.items()}
+    nodes = {"noise": eps, "noise_fake": z, "noise/gap": eps}
+    draws |= beginning(0) | {name: values.repeat_interleave(4, 0) for name, values in nodes.items()}
     return Batch(z.repeat_interleave(4, 0), Dense(count)), draws, weights.repeat_interleave(4, 0)
 
 
@@ -193,7 +183,7 @@ def test_the_gap_is_the_gradient_of_a_divergence(t: float) -> None:
     fakes.means.data += off
     batch, draws, _ = fourfold((t - 0.01) / 0.99)
     config = TwinFlowConfig(power=0.0, reduction="sample")
-    losses = TwinFlow(config).loss(batch, exactly(Twin(average, TEACHER, fakes)), Parted(draws, 0))
+    losses = TwinFlow(config).loss(batch, exactly(Twin(average, TEACHER, fakes)), Given(draws))
     (got,) = gradients({"gap": losses["gap"]}, average)
     slope = off * (1 - t) ** 2 / ((1 - t) ** 2 * STD**2 + t**2)
     assert largest(got, 2 * 0.5 * t / (1 - t) ** 2 * slope / 2) < 1e-9  # a mean over two elements a sample
@@ -207,7 +197,7 @@ def test_the_twin_learns_the_velocity_of_the_samples(t: float, exact: bool) -> N
     twin = ExactCritic(average if exact else LinearStudent((STD, STD), (0.4, -1.0)))
     batch, draws, weights = fourfold((t - 0.01) / 0.99)
     config = TwinFlowConfig(power=0.0, reduction="sample")
-    losses = TwinFlow(config).loss(batch, exactly(Twin(average, TEACHER, twin)), Parted(draws, 0))
+    losses = TwinFlow(config).loss(batch, exactly(Twin(average, TEACHER, twin)), Given(draws))
     found = torch.autograd.grad((weights * losses["twin"]).sum(), list(twin.parameters()))
     assert (max(float(g.abs().max()) for g in found) < 1e-12) == exact
 
@@ -220,15 +210,14 @@ def test_the_parts_take_turns() -> None:
         times: list[list[float]] = []
         nets.student.register_forward_pre_hook(lambda _module, args, times=times: times.append(args[1].tolist()))
         TwinFlow(TwinFlowConfig()).loss(tiny_batch((2, 2)), nets, step)
-        main = next(t for t in times if len(t) == 2)
+        main = times[1]  # behind that of the fakes
         for sample, t in enumerate(main):
             seen[sample].add(1.0 if t == 1 else -1.0 if t < 0 else 0.0)
     assert seen == [{-1.0, 0.0, 1.0}] * 2
 
 
 def test_a_run(tmp_path: Path) -> None:
-    """Evaluations of 4 iterations of 8 samples: all once with gradients, fakes a quarter, what comes before and the
-    teacher three quarters, the gap twice a quarter."""
+    """Evaluations of each sample: fakes, the average, that before it, the gap's two; the teacher once."""
     run = fewstep.distill(
         "twinflow",
         "toy",
@@ -238,7 +227,7 @@ def test_a_run(tmp_path: Path) -> None:
     )
     rows = run.metrics()
     counts = {k: (v["forward"] / 32, v["backward"] / 32) for k, v in rows[-1]["evaluations"].items()}
-    assert counts == {"student": (2.5, 1), "teacher": (0.75, 0)}
+    assert counts == {"student": (5, 1), "teacher": (1, 0)}
     contract = run.student().contract
     assert (contract.sampler, contract.two_time, contract.steps) == ("jump", True, (1, 2, 4))
 

@@ -15,6 +15,7 @@ from fewstep.core.contract import Contract
 from fewstep.core.dataset import Dataset
 from fewstep.core.objective import Nets, NetSpec, Objective, Phase, Step
 from fewstep.core.pairs import TeacherPairs
+from fewstep.core.times import step_grid
 from fewstep.errors import FewstepError
 from fewstep.methods.point import UNIFORM, dropped
 from fewstep_distribution.config import LADDConfig
@@ -41,7 +42,10 @@ class LADD(Objective[LADDConfig]):
     needs: ClassVar[frozenset[str]] = frozenset({"features"})
 
     def contract(self) -> Contract:
-        return Contract(sampler="consistency", steps=(self.config.steps,), rescale_t=self.config.rescale_t)
+        """Sampled at the very times that it is trained at."""
+        steps, rescale_t = self.config.steps, self.config.rescale_t
+        times = tuple(step_grid(steps, rescale_t)[:-1])
+        return Contract(sampler="consistency", steps=(steps,), times=times, rescale_t=rescale_t)
 
     def networks(self) -> dict[str, NetSpec]:
         """The student, and the discriminator's heads."""
@@ -67,7 +71,7 @@ class LADD(Objective[LADDConfig]):
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         layout, heads = batch.layout, cast(Head, nets.discriminator)
-        moves, look = "student" in self.phase(step.index).trains, partial(self.features, batch, nets, step)
+        moves, look = "student" in step.decide(self.phase).trains, partial(self.features, batch, nets, step)
         with torch.set_grad_enabled(moves):
             x = self.jump(batch, nets, step)
             leaf = x.detach().requires_grad_()
@@ -85,7 +89,7 @@ class LADD(Objective[LADDConfig]):
     def jump(self, batch: Batch, nets: Nets, step: Step) -> Tensor:
         """The student's samples, with its graph, from noisy ones at times that its sampler asks for."""
         layout, config = batch.layout, self.config
-        grid = torch.tensor(self.contract().grid(config.steps)[:-1], dtype=torch.float64, device=batch.x0.device)
+        grid = torch.tensor(self.contract().times, dtype=torch.float64, device=batch.x0.device)
         s_B = grid[(step.times(layout, UNIFORM, "jump") * config.steps).long()]
         x_s = step.interpolant.interpolate(batch.x0, step.randn_like(batch.x0, "noise_fake"), s_B, layout)
         average = nets.student(x_s, s_B, dropped(batch, step, config.p_uncond, "drop/fake"), layout)
