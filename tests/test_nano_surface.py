@@ -9,7 +9,8 @@ import pytest
 import torch
 from fewstep_shapes3d.data import SWEETHOME3D
 from fewstep_shapes3d.data.attributes import CHANNELS, LEVELS, MIRRORED, RANGE, describe, features, write_codes
-from fewstep_shapes3d.data.mesh import Floats, Material, Mesh
+from fewstep_shapes3d.data.materials import Floats, Material
+from fewstep_shapes3d.data.mesh import Mesh
 from fewstep_shapes3d.data.prepared import PreparedSet
 from fewstep_shapes3d.data.setfiles import SURFACE
 from fewstep_shapes3d.data.surface import CENTRES, SUBDIVISION, SurfaceField, lattice

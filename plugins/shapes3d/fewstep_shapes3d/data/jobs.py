@@ -93,7 +93,7 @@ def make_all(
     # Spawned, not forked: torch and open3d keep threads, which a fork would lose.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_uninterrupted)
     try:
-        yield from _told(pool.map(job, entries, chunksize=4), entries, progress)
+        yield from _told(pool.map(job, entries), entries, progress)
     except BrokenProcessPool as error:
         raise FewstepError(
             "preparing data: a worker process died, of too little memory perhaps; try one worker"

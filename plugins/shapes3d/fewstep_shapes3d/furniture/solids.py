@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fewstep_shapes3d.data.mesh import Floats, Material, Mesh
+from fewstep_shapes3d.data.materials import Floats, Material
+from fewstep_shapes3d.data.mesh import Mesh
 
 Point = Sequence[float] | Floats
 Colour = Sequence[float]
