@@ -53,7 +53,7 @@ CASES = {
     "method-is-backbone": (("distill", "--method", "toy", "--backbone", "toy"), "unknown method 'toy'", "'toy' is the name of a backbone"),
     "no-method": (("distill", "--backbone", "toy"), "--method: missing; accepted: alphaflow, "),
     "no-backbone": (("distill", "--method", "cm"), "--backbone: missing; accepted: images, toy, trellis"),
-    "backbone": (("distill", "--method", "cm", "--backbone", "treliss"), "unknown backbone 'treliss': accepted are images, toy, trellis, trellis-slat; did you mean 'trellis'?"),
+    "backbone": (("distill", "--method", "cm", "--backbone", "treliss"), "unknown backbone 'treliss': accepted are images, toy, trellis, trellis-slat, trellis2, trellis2-shape, trellis2-shape-1024, trellis2-texture; did you mean 'trellis'?"),
     "dataset": ((*RUN, "--dataset", "sweethome"), "unknown dataset 'sweethome': accepted are ", "did you mean 'sweethome3d'?"),
     "preset": ((*RUN, "--preset", "papre"), "unknown preset 'papre': accepted are ", "did you mean 'paper'?"),
     "tracker": ((*RUN, "--tracker", "tensorbord", *QUICK), "unknown tracker 'tensorbord'", "did you mean 'tensorboard'?"),

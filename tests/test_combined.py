@@ -42,7 +42,7 @@ def terms(objective: Objective[Any], index: int = 0) -> dict[str, Tensor]:
     for module in nets.trained.values():
         for p in module.parameters():
             p.data = p.data.double() + 0.1
-    return objective.loss(tiny_batch().double(), nets.view, Step(index, TinyBackbone().interpolant, total=10))
+    return objective.loss(tiny_batch(), nets.view, Step(index, TinyBackbone().interpolant, total=10))
 
 
 def test_each_part_has_its_own_table_and_presets() -> None:

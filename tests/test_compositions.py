@@ -76,7 +76,7 @@ def test_a_part_that_is_missing_is_named_when_it_is_asked_for() -> None:
 
 
 def test_rcm_is_the_sum_of_its_parts() -> None:
-    batch, nets = tiny_batch().double(), tiny_nets()
+    batch, nets = tiny_batch(), tiny_nets()
     objective = made("rcm", "objective.weights.scm=100", "objective.starts.dmd2=5")
     early, late = (objective.loss(batch, nets, Step(i, Interpolant(), total=100)) for i in (4, 5))
     assert set(early) == {"scm/scm"}
@@ -120,7 +120,7 @@ class Chosen(Given):
 @pytest.mark.parametrize("lengths", [(4, 4, 4), (2, 5, 1)], ids=["dense", "ragged"])
 def test_the_gradient_is_dmds_through_all_jumps(lengths: tuple[int, ...]) -> None:
     """Of 4 steps the second one, 3/4 to 1/2, is trained: 1 to 3/4 to 1/2 to 0."""
-    batch, nets = tiny_batch(lengths, packed=lengths[0] != lengths[1]).double(), tiny_nets()
+    batch, nets = tiny_batch(lengths, packed=lengths[0] != lengths[1]), tiny_nets()
     draws = drawn(batch)
     losses = JumpDMD2(DMD2Config(steps=4, reduction="sample")).loss(batch, nets, Chosen(draws))
     terms = []

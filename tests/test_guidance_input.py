@@ -113,7 +113,7 @@ def test_lcm_is_its_formula_with_the_strength_as_an_input(kind: str, strengths: 
 def test_imeanflow_is_its_formula_with_the_strength_as_an_input(kind: str) -> None:
     """|| F + (t - s) sg(dF/dt) - v_w ||^2 over (its mean + c), dF/dt along (F(x_t, t, t, w), 1, 0)."""
     batch, given, nets, student = ring(kind)
-    given |= {"s": 0.5 * given["t"], "apart": torch.zeros(5)}
+    given |= {"s": 0.5 * given["t"], "apart": torch.zeros(5), "to_data": torch.ones(5), "from_noise": torch.ones(5)}
     values = {"guidance": RANGE, "draw": "ends", "constant": 0.01, "reduction": "sample"}
     objective = ImprovedMeanFlow(validate(AdaptiveConfig, values))
     ours, w, h, terms = objective.loss(batch, nets, Given(given)), 2.0, 1e-5, []

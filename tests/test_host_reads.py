@@ -83,17 +83,10 @@ class Samples(Dataset):
 KEPT = [tiny_batch(packed=packed, dtype=torch.float32) for packed in (False, True)]
 
 
-READING = ("twinflow",)  # computes on a part of the batch's samples, and looks at which
-
-
 def objectives() -> list[str]:
-    """One name of each, without those that store pairs before they train, and those that do read."""
+    """One name of each, without those that store pairs before they train."""
     found = {name: registry().get("objective", name).load() for name in registry().names("objective")}
-    ours = {
-        one: name
-        for name, one in found.items()
-        if not name.startswith(("tiny", *READING)) and one.data is Objective.data
-    }
+    ours = {one: name for name, one in found.items() if not name.startswith("tiny") and one.data is Objective.data}
     return sorted(ours.values())
 
 

@@ -37,14 +37,14 @@ def kill(number: int) -> None:
 
 def after(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
     """Have ``act`` called in the middle of the iteration that follows ``step``."""
-    losses = trainer.Trainer.losses
+    terms = trainer.Trainer.terms
 
     def acting(self: trainer.Trainer, phase: object, batch: object, one: object) -> object:
         if self.step == step:
             act()
-        return losses(self, phase, batch, one)  # type: ignore[arg-type]
+        return terms(self, phase, batch, one)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trainer.Trainer, "losses", acting)
+    monkeypatch.setattr(trainer.Trainer, "terms", acting)
 
 
 @NUMBERS

@@ -189,7 +189,7 @@ def test_what_a_backbone_lacks_is_named_on_both_sides(cli: Cli, site: Path) -> N
     for dry in ([], ["--dry-run"]):
         message = cli.refuses("distill", "--method", "much", "--backbone", "toy", "--out", "run", *dry)
         assert "method 'much' needs 'glances', which backbone 'toy' does not provide" in message
-        assert "it provides dense, features, jvp, negative_time, packed, two_time" in message
+        assert "it provides dense, features, guidance_input, jvp, negative_time, packed, policy, two_time" in message
     assert not (cli.folder / "run").exists()
 
 

@@ -206,8 +206,9 @@ def test_progressive_is_the_papers_algorithm(kind: str, stage: int, weight: str)
     path without alpha^2 + sigma^2 = 1 the weight of x is divided by t^2 where the distance of velocities has none."""
     config, (student, teacher, earlier, nets) = ProgressiveConfig(steps=(4, 2), iterations=10, weight=weight), trio()
     batch, steps = BATCHES[kind], (4, 2)[stage]
-    step = Given({"piece": torch.tensor([0.0, 0.49, 0.99], dtype=torch.float64), "noise": NOISE[kind]})
-    step.index = 10 * stage
+    step = Given(
+        {"piece": torch.tensor([0.0, 0.49, 0.99], dtype=torch.float64), "noise": NOISE[kind]}, index=10 * stage
+    )
     ours = Progressive(config).loss(batch, nets, step)
     lines = []
     for i, number in enumerate([0, 1, 3] if steps == 4 else [0, 0, 1]):
@@ -288,8 +289,7 @@ def test_a_student_of_fewer_steps_that_ends_where_many_do_is_the_minimiser(steps
     student, earlier = Steps(steps, fine), Steps(2 * steps, fine)
     nets = Nets({"student": student, "teacher": Teacher(AnalyticFlow(GAUSSIAN).double()), "earlier": earlier}, {})
     config = ProgressiveConfig(steps=(8, 4, 2), iterations=1)
-    step = Given({**draws(batch.x0, 64), "piece": draws(batch.x0, 64)["t"]})
-    step.index = config.steps.index(steps)
+    step = Given({**draws(batch.x0, 64), "piece": draws(batch.x0, 64)["t"]}, index=config.steps.index(steps))
     assert float(total(Progressive(config).loss(batch, nets, step)).detach()) < 1e-24
     student.shift.data += 0.1
     assert float(total(Progressive(config).loss(batch, nets, step)).detach()) > 1e-3

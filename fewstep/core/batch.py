@@ -91,10 +91,6 @@ class Batch:
         """The batch with ``change`` applied to each of its tensors, those of the condition included, on this layout."""
         return _changed(self, change, lambda cond: _changed(cond, change))
 
-    def double(self) -> Batch:
-        """The batch with every floating-point tensor in float64."""
-        return self.cast(torch.float64)
-
     def cast(self, dtype: torch.dtype) -> Batch:
         """The batch with every floating-point tensor in this type."""
         return self.mapped(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)

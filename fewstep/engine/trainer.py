@@ -184,18 +184,13 @@ class Trainer:
             self.say(note)
         return batch
 
-    def losses(self, phase: Phase, batch: Batch, step: TrainStep) -> dict[str, Tensor]:
-        """The phase's named loss terms on a batch of the run's device, under the run's precision."""
-        self.seed_torch(step)
-        return self.terms(phase, batch, step)
-
     def seed_torch(self, step: TrainStep) -> None:
         """torch's own generators serve dropout; they too follow from the place in the run."""
         index, rank = step.place
         torch.manual_seed((self.seed << 32) ^ zlib.crc32(f"torch/{self.seed}/{index}/{rank}".encode()))
 
     def terms(self, phase: Phase, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """The same, without seeding."""
+        """The phase's named loss terms on a batch of the run's device, under the run's precision."""
         with autocast(self.config.precision, self.device):
             terms: dict[str, Tensor] = getattr(self.objective, phase.loss)(batch, self.nets.view, step)
         if not terms:
@@ -213,7 +208,9 @@ class Trainer:
             small = batch.select(rows).to(self.device)
             inputs = [p for name in phase.trains for p in self.nets.parameters[name].values()]
             with torch.enable_grad(), torch.random.fork_rng():
-                terms = means(self.losses(phase, small, TrainStep(self, phase, index, rank, tangents)))
+                step = TrainStep(self, phase, index, rank, tangents)
+                self.seed_torch(step)
+                terms = means(self.terms(phase, small, step))
                 torch.autograd.grad(torch.stack(list(terms.values())).sum(), inputs, allow_unused=True)
 
         counts = self.budget.snapshot()

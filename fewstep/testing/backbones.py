@@ -40,7 +40,7 @@ def check_backbone(backbone: Backbone, batch: Batch) -> None:
     Raises:
         AssertionError: with a sentence that names the backbone and what is wrong.
     """
-    network = Probe(copy.deepcopy(backbone).double().eval(), batch.double())
+    network = Probe(copy.deepcopy(backbone).double().eval(), batch.cast(torch.float64))
     network.claims_are_known()
     network.gives_velocity()
     network.keeps_samples_apart()
@@ -49,14 +49,14 @@ def check_backbone(backbone: Backbone, batch: Batch) -> None:
         network.tells_negative_times()
     if "features" in backbone.provides:
         network.gives_features()
-    if "guidance_input" in backbone.provides:
-        network.grows_a_guidance_input()
     if "policy" in backbone.provides:
         network.gives_a_policy()
     if "jvp" in backbone.provides:
         network.differentiates()
     network.learns()
     network.survives_a_file()
+    if "guidance_input" in backbone.provides:
+        network.grows_a_guidance_input()
 
 
 class Probe:

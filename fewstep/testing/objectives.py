@@ -77,7 +77,7 @@ def _tangents(bench: Bench, index: int, phase: Phase, exact: Trial) -> None:
 
 def _apart(bench: Bench, index: int, phase: Phase) -> None:
     """A sum over samples has no mixed second difference: what changing one adds is the same beside any other."""
-    batch = bench.batch.double()
+    batch = bench.batch.cast(torch.float64)
     last_B = torch.zeros(batch.layout.batch_size).double()
     first_B, last_B[-1] = last_B.clone(), 1
     first_B[0] = 1
