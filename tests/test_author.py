@@ -78,7 +78,7 @@ def test_a_batch_of_another_class_stays_whole_on_another_device_and_in_another_t
     assert isinstance(moved, Pairs)
     assert {t.device.type for t in (moved.x0, moved.noise, moved.weight, moved.extra["row"])} == {"meta"}
     assert {t.device.type for t in (moved.cond.tokens, moved.cond.label)} == {"meta"}
-    wide = pairs(True).double()
+    wide = pairs(True).cast(torch.float64)
     assert {t.dtype for t in (wide.x0, wide.noise, wide.extra["row"], wide.cond.tokens)} == {torch.float64}
     assert wide.cond.label.dtype == torch.int64
 

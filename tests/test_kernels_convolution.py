@@ -40,7 +40,9 @@ def derivatives(op: Any, x: Tensor, w: Tensor, grad: Tensor, tangents: tuple[Ten
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize(("ci", "co", "size"), [(16, 16, 3), (40, 72, 3), (5, 3, 5)])
+@pytest.mark.parametrize(
+    ("ci", "co", "size"), [(16, 16, 3), (40, 72, 3), pytest.param(5, 3, 5, marks=pytest.mark.slow)]
+)
 def test_ragged(dtype: torch.dtype, ci: int, co: int, size: int) -> None:
     layout = voxels()
     x, w = draw(111, ci, dtype=dtype), draw(co, size, size, size, ci, dtype=dtype, seed=1)

@@ -67,7 +67,7 @@ def watched(kernel: table.Kernel, function: Any, chosen: dict[str, set[str]]) ->
     return function and run
 
 
-@pytest.mark.parametrize("build", [packed, dense])
+@pytest.mark.parametrize("build", [pytest.param(packed, marks=pytest.mark.slow), dense])
 def test_the_whole_model_agrees_with_plain_torch(build: object, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model, inputs, layouts = build()  # type: ignore[operator]
