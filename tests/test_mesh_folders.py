@@ -244,7 +244,7 @@ def test_a_folder_becomes_a_prepared_set(
 def test_a_folder_without_a_usable_mesh_is_one_error(tmp_path: Path) -> None:
     pytest.importorskip("open3d", exc_type=ImportError)
     bad_files(tmp_path / "bad")
-    with pytest.raises(FewstepError, match="0 usable models in bad: nothing to split"):
+    with pytest.raises(FewstepError, match="bad: usable objects: 0; accepted: at least 2"):
         prepare.prepare_meshes(tmp_path / "bad", tmp_path / "set", workers=1)
     with pytest.raises(FewstepError, match="views: got 0; accepted: 1 or more"):
         prepare.prepare_meshes(tmp_path / "bad", tmp_path / "set", views=0)

@@ -69,7 +69,8 @@ def divide(
     for bad in skipped:
         say(console, f"skipped {bad.what}: {bad.reason}")
     if len(made) < 2:
-        raise FewstepError(f"{len(made)} usable models in {', '.join(path.name for path in sources)}: nothing to split")
+        names = ", ".join(path.name for path in sources)
+        raise FewstepError(f"{names}: usable objects: {len(made)}; accepted: at least 2, for training and for testing")
     grids = unpack(np.stack([item.bits for item in made]), resolution)
     labels = clusters.cluster(clusters.coarsen(grids))
     return labels, clusters.split(labels, grids.sum((1, 2, 3)), test_clusters, resolution, seed, fewer)
