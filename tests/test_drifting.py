@@ -55,7 +55,7 @@ def by_hand(
 @pytest.mark.parametrize("lengths", [(4, 4, 4, 4), (2, 5, 2, 2)], ids=["dense", "ragged"])
 def test_loss_and_gradient_are_the_published_ones(lengths: tuple[int, ...]) -> None:
     """The last sample has another condition than the first three."""
-    batch, nets = tiny_batch(lengths, packed=len(set(lengths)) > 1).double(), tiny_nets()
+    batch, nets = tiny_batch(lengths, packed=len(set(lengths)) > 1), tiny_nets()
     tokens = torch.tensor([[0.1, 0.2]] * 3 + [[0.3, 0.2]], dtype=torch.float64)
     batch = Batch(batch.x0, batch.layout, Condition(tokens))
     noise = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

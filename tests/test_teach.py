@@ -103,7 +103,7 @@ def test_the_minimiser_on_a_gaussian_is_its_velocity(t: float) -> None:
 
 def test_conditions_are_dropped_as_often_as_told() -> None:
     student, points = random_student(RING), ToyPoints(PointsConfig(size=4096), AnalyticFlow(RING))
-    batch = points.batch(list(range(4096)), torch.Generator()).double()
+    batch = points.batch(list(range(4096)), torch.Generator()).cast(torch.float64)
     given = draws(batch.x0, 4096) | {"drop": torch.rand(4096, generator=torch.Generator().manual_seed(1))}
     blank = Batch(batch.x0, batch.layout, Condition())
 
