@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import nn
 
@@ -39,15 +40,33 @@ CLASSES: dict[str, type[nn.Module]] = {
 }
 
 
-@dataclass(frozen=True)
-class Pipeline:
-    """What ``pipeline.json`` says, and where it said it."""
+class Spec(Protocol):
+    """A description: its models by role."""
 
-    spec: PipelineSpec
+    @property
+    def models(self) -> Mapping[str, str]: ...
+
+
+S = TypeVar("S", bound=Spec)
+P = TypeVar("P", bound="Described[Any]")
+
+
+@dataclass(frozen=True)
+class Described(Generic[S]):
+    """What a ``pipeline.json`` says, and where it said it. A subclass says how it is read, and each role's class."""
+
+    spec: S
     source: Source
+    classes: ClassVar[Mapping[str, type[nn.Module]]]
+    table: ClassVar[Mapping[str, type[models.Rebuildable]]] = models.MODELS
+
+    @staticmethod
+    def read(path: Path) -> Any:
+        """The description in a file; raises FewstepError."""
+        raise NotImplementedError
 
     @classmethod
-    def open(cls, name: str | Path, key: str = "--teacher") -> Pipeline:
+    def open(cls: type[P], name: str | Path, key: str = "--teacher") -> P:
         """Read the description of a folder or of a hub repository; no weights are touched.
 
         Args:
@@ -59,7 +78,7 @@ class Pipeline:
         """
         source = open_source(name, key)
         try:
-            return cls(read_spec(source.fetch(PIPELINE)), source)
+            return cls(cls.read(source.fetch(PIPELINE)), source)
         except Absent:
             raise FewstepError(f"{key}: got {str(name)!r}, a hub repository without {PIPELINE}") from None
 
@@ -86,7 +105,17 @@ class Pipeline:
         Raises:
             FewstepError: as :meth:`stem`, and for a damaged checkpoint or one of another class.
         """
-        return load_as(CLASSES[role], self.stem(role)).eval().requires_grad_(False)
+        return load_as(self.classes[role], self.stem(role), self.table).eval().requires_grad_(False)
+
+
+class Pipeline(Described[PipelineSpec]):
+    """A pipeline of TRELLIS."""
+
+    classes = CLASSES
+
+    @staticmethod
+    def read(path: Path) -> PipelineSpec:
+        return read_spec(path)
 
     def flow(self, stage: str) -> Flow:
         """The flow of stage "ss" or "slat" as a backbone on the path of its sampler."""
