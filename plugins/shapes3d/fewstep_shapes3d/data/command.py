@@ -14,24 +14,28 @@ from fewstep.engine.progress import counting
 from fewstep.errors import need
 from fewstep_shapes3d.data import SWEETHOME3D
 
+Views = Annotated[int, whole("--views", "Pictures of each object.", 1, 64)]
+Like = Annotated[
+    Path | None, Option(help="Prepared set to join with: its resolution and picture tokens. Default: the shipped one.")
+]
+Workers = Annotated[int, whole("--workers", "Processes.", 1, 256)]
+Device = Annotated[str, Option(help="Where pictures are encoded: auto, cpu, cuda, cuda:1, ...")]
+
 
 def meshes(
     source: Annotated[list[Path], Option("--source", "-s", help="Folder of mesh files, or one file; repeatable.")],
     out: Annotated[Path, Option("--out", "-o", help="Folder to make; must not exist.")],
     up: Annotated[str, Option(help="Axis that points up: y, z, or auto: y in glTF and OBJ, z in the others.")] = "auto",
-    views: Annotated[int, whole("--views", "Pictures of each object.", 1, 64)] = 2,
+    views: Views = 2,
     seed: Annotated[int, whole("--seed", "Seed of cameras and split.", 0, 2**31 - 1)] = 0,
     test_clusters: Annotated[
         int | None,
         whole("--test-clusters", "Clusters of near-duplicates kept for testing. Default: 96, at most a quarter.", 1),
     ] = None,
     limit: Annotated[int | None, whole("--limit", "Read so many files only, to try it out.", 2)] = None,
-    like: Annotated[
-        Path | None,
-        Option(help="Prepared set to join with: its resolution and picture tokens. Default: the shipped one."),
-    ] = None,
-    workers: Annotated[int, whole("--workers", "Processes.", 1, 256)] = 2,
-    device: Annotated[str, Option(help="Where pictures are encoded: auto, cpu, cuda, cuda:1, ...")] = "auto",
+    like: Like = None,
+    workers: Workers = 2,
+    device: Device = "auto",
 ) -> None:
     """Read folders of .glb, .gltf, .obj, .stl, .ply and .off files into a prepared set."""
     need("open3d")
@@ -59,13 +63,13 @@ def prepare(
     source: Annotated[list[Path], Option("--source", "-s", help="Folder of .sh3f files, or one file; repeatable.")],
     out: Annotated[Path, Option("--out", "-o", help="Folder to make; must not exist.")],
     resolution: Annotated[int, whole("--resolution", "Voxels on a side, an even number.", 2, 256)] = 32,
-    views: Annotated[int, whole("--views", "Pictures of each object.", 1, 64)] = 2,
+    views: Views = 2,
     channels: Annotated[int, whole("--channels", "Width of the picture tokens.", 1, 1280)] = 48,
     seed: Annotated[int, whole("--seed", "Seed of cameras and split.", 0, 2**31 - 1)] = 0,
     test_clusters: Annotated[int, whole("--test-clusters", "Clusters of near-duplicates kept for testing.", 1)] = 96,
     limit: Annotated[int | None, whole("--limit", "Read so many models only, to try it out.", 2)] = None,
-    workers: Annotated[int, whole("--workers", "Processes.", 1, 256)] = 2,
-    device: Annotated[str, Option(help="Where pictures are encoded: auto, cpu, cuda, cuda:1, ...")] = "auto",
+    workers: Workers = 2,
+    device: Device = "auto",
 ) -> None:
     """Read furniture catalogues, voxelise, render, encode and split them into a prepared set."""
     need("open3d")  # before the imports below, which need [trellis] only: [data] brings both
@@ -93,14 +97,11 @@ def furniture(
     out: Annotated[Path, Option("--out", "-o", help="Folder to make; must not exist.")],
     pieces: Annotated[int, whole("--pieces", "Training objects.", 1)] = 2000,
     held_out: Annotated[int, whole("--held-out", "Test objects, and as many validation objects.", 2)] = 96,
-    views: Annotated[int, whole("--views", "Pictures of each object.", 1, 64)] = 2,
+    views: Views = 2,
     seed: Annotated[int, whole("--seed", "Seed of pieces and cameras.", 0, 2**31 - 1)] = 0,
-    like: Annotated[
-        Path | None,
-        Option(help="Prepared set to join with: its resolution and picture tokens. Default: the shipped one."),
-    ] = None,
-    workers: Annotated[int, whole("--workers", "Processes.", 1, 256)] = 2,
-    device: Annotated[str, Option(help="Where pictures are encoded: auto, cpu, cuda, cuda:1, ...")] = "auto",
+    like: Like = None,
+    workers: Workers = 2,
+    device: Device = "auto",
 ) -> None:
     """Make procedural furniture (chairs, tables, shelves, ...), voxelise, render and encode it into a prepared set."""
     need("open3d")
