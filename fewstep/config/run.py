@@ -13,7 +13,7 @@ from pydantic import Field, create_model
 
 import fewstep
 from fewstep.config.base import Strict, flatten
-from fewstep.config.train import TrainConfig
+from fewstep.config.train import LoRAConfig, TrainConfig
 from fewstep.plugins.registry import Entry, registry
 
 TABLES = ("objective", "backbone", "data", "train")
@@ -27,6 +27,7 @@ class RunConfig(Strict):
     backbone: Any = None
     data: Any = None
     train: TrainConfig = Field(default_factory=TrainConfig)
+    lora: LoRAConfig = Field(default_factory=LoRAConfig)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,24 @@ from fewstep.config.base import Strict
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
+class LoRAConfig(Strict):
+    """Low-rank adapters in place of training all weights."""
+
+    rank: int = Field(
+        default=0,
+        ge=0,
+        description="rank of the trained update of each weight, beside the teacher's own weights; 0: train all weights",
+    )
+    alpha: float | None = Field(
+        default=None, gt=0, le=1e6, description="the update is scaled by alpha / rank; none: alpha = rank"
+    )
+    targets: tuple[str, ...] = Field(
+        default=(),
+        description="linear layers with an update, each the end of a layer's name or a regular expression; empty: "
+        "those that the backbone names (TRELLIS: of attention and feed-forward networks; else all)",
+    )
+
+
 class TrainConfig(Strict):
     """How a run is trained: length, optimiser, precision, EMA and what it writes."""
 

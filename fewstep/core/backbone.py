@@ -61,6 +61,7 @@ class Backbone(nn.Module):
     dataset: ClassVar[str]  # name of the registered data set that a run uses unless told otherwise
     interpolant: Interpolant = Interpolant()
     strength_channels: int  # width of the embedding that the guidance strength is added to
+    adapted: ClassVar[tuple[str, ...]] = (".*",)  # the linear layers that get adapters, as of ``lora.targets``
     stage: ClassVar[str] = ""  # this network's own name among the stages of its model
     stages: ClassVar[Mapping[str, str]] = MappingProxyType({})  # stage: registered backbone, in order
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ import fewstep
 from fewstep.config.base import Strict, validate
 from fewstep.core.backbone import Backbone
 from fewstep.core.contract import Contract
+from fewstep.engine.adapters import merged, save_adapters
 from fewstep.errors import FewstepError, invalid
 from fewstep.files import new_folder, sha256, write_json
 from fewstep.plugins.registry import registry
@@ -48,17 +49,22 @@ class StudentInfo(Strict):
     sha256: dict[str, str] = Field(default_factory=dict, description="checksums of the other files")
 
 
-def save_student(folder: Path, student: Backbone, info: StudentInfo, *, half: bool = False) -> None:
-    """Write a student; the folder appears whole or not at all, and replaces an older one.
+def save_student(
+    folder: Path, student: Backbone, info: StudentInfo, trained: Iterable[str] = (), *, half: bool = False
+) -> None:
+    """Write a student; the folder appears whole or not at all, and replaces an older one. Adapters are merged into the
+    weights, and lie beside them in peft's files.
 
     Args:
+        trained: names of the parameters that were trained; of a student with adapters.
         half: store half-precision weights.
 
     Raises:
         FewstepError: when the disk refuses.
     """
     with new_folder(folder) as temp:
-        student.save(temp, half=half)
+        save_adapters(temp, student, trained, info.backbone)
+        merged(student).save(temp, half=half)
         sums = {path.name: sha256(path) for path in sorted(temp.iterdir()) if path.is_file()}
         write_json(temp / INFO, info.model_copy(update={"sha256": sums}).model_dump(mode="json"))
 

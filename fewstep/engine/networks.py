@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import zlib
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from fewstep.config.train import LoRAConfig
 from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batching import SPREAD
 from fewstep.core.objective import Nets, NetSpec
+from fewstep.engine.adapters import adapt, is_adapter, put
 from fewstep.errors import FewstepError, unknown
 
 HALF = (torch.float16, torch.bfloat16)
@@ -33,6 +36,9 @@ class Networks:
     Parameters that a backbone (or ``build``) freezes by ``requires_grad=False`` stay frozen: no gradient, no optimiser
     state. A network that is frozen as a whole is trained as a whole.
 
+    With ``lora`` the networks that start from the teacher or from one another are trained by adapters. All of them,
+    their EMAs and the teacher have the very same frozen parameters.
+
     Args:
         specs: trained networks by name. Each is a copy of the teacher's network, of an earlier one (``init`` names
             it), or made by ``build``; half-precision weights become float32.
@@ -41,6 +47,7 @@ class Networks:
         seed: of the weights that ``build`` draws.
         warmup: see ``ema_decay``.
         needs: the objective's, which the student is made for.
+        lora: the adapters; by default none.
 
     Raises:
         FewstepError: for an ``init`` that names no network, without a "student", or without parameters to train.
@@ -55,10 +62,13 @@ class Networks:
         seed: int = 0,
         warmup: bool = False,
         needs: frozenset[str] = frozenset(),
+        lora: LoRAConfig | None = None,
     ) -> None:
         if "student" not in specs:
             raise unknown("network to export", "student", specs)
         self.specs, self.teacher, self.warmup, self.needs = dict(specs), teacher, warmup, needs
+        self.lora = lora or LoRAConfig()
+        self.shared = dict(teacher.backbone.named_parameters()) if self.lora.rank else {}
         self.trained: dict[str, nn.Module] = {}
         for name, spec in specs.items():
             module = self._make(name, spec, seed).to(device)
@@ -69,7 +79,7 @@ class Networks:
             if not specs[name].frozen
         }
         self.emas = {
-            (name, rate): copy.deepcopy(self.trained[name]).eval().requires_grad_(False)
+            (name, rate): self._copy(name).eval().requires_grad_(False)
             for name, spec in specs.items()
             for rate in dict.fromkeys(spec.ema + (rates if name == "student" else ()))
         }
@@ -83,16 +93,23 @@ class Networks:
         elif spec.init == "teacher":
             module = self._student()
         elif spec.init in self.trained:
-            module = copy.deepcopy(self.trained[spec.init])
+            module = self._copy(spec.init)
         else:
             raise unknown(f"init of network {name!r}", spec.init, ("teacher", *self.trained))
         if not any(True for _ in module.parameters()):
             raise FewstepError(f"network {name!r} has nothing to train: a {type(module).__name__} without parameters")
         if not any(p.requires_grad for p in module.parameters()):
             module.requires_grad_(True)
-        if any(p.dtype in HALF for p in module.parameters()):
+        if self.lora.rank and spec.build is None:
+            if spec.init == "teacher":
+                adapt(cast(Backbone, module), self.teacher.backbone, self.lora, self.shared)
+        elif any(p.dtype in HALF for p in module.parameters()):
             module = module.float()
         return module.train()
+
+    def _copy(self, name: str) -> nn.Module:
+        """A copy of a network, with the same shared parameters."""
+        return copy.deepcopy(self.trained[name], {id(p): p for p in self.shared.values()})
 
     @torch.no_grad()
     def start_from(self, student: nn.Module) -> None:
@@ -105,11 +122,17 @@ class Networks:
         names += [name for name, spec in self.specs.items() if spec.init in names and spec.build is None]
         emas = [module for (name, _), module in self.emas.items() if name in names]
         state = tensors_in(student)
-        if wrong := unlike(tensors_in(self.trained["student"]), state):
+        own = {key: value for key, value in tensors_in(self.trained["student"]).items() if not is_adapter(key)}
+        if wrong := unlike(own, state):
             raise FewstepError(f"train.start: {wrong}")
+        started = dict(student.requires_grad_(False).named_parameters())
+        self.shared.update({key: started[key] for key in self.shared.keys() & started.keys()})
         for module in [*(self.trained[name] for name in names), *emas]:
+            for key in self.shared.keys() & started.keys():  # the teacher keeps its own
+                put(module, key, started[key])
             for key, tensor in tensors_in(module).items():
-                tensor.copy_(state[key])
+                if not is_adapter(key):
+                    tensor.copy_(state[key])
 
     def _student(self) -> Backbone:
         """The backbone's student. A copy of the frozen teacher gets back what was trainable before; what it grew beyond
@@ -151,7 +174,8 @@ class Networks:
         for (name, rate), module in self.emas.items():
             if name in trains:
                 move = get_ema_multi_avg_fn(ema_decay(rate, self.updates[name], self.warmup))  # few launches for all
-                move(list(module.parameters()), list(self.trained[name].parameters()), 0)
+                pairs = zip(module.parameters(), self.trained[name].parameters(), strict=True)
+                move(*map(list, zip(*((own, new) for own, new in pairs if own is not new), strict=True)), 0)
                 for buffer, value in zip(module.buffers(), self.trained[name].buffers(), strict=True):
                     buffer.copy_(value)
 
@@ -171,10 +195,17 @@ class Networks:
         return module
 
     def state(self) -> dict[str, Tensor]:
-        """All weights and buffers by ``net/<name>/...`` and ``ema/<name>@<rate>/...``."""
+        """All weights and buffers by ``net/<name>/...`` and ``ema/<name>@<rate>/...``, without those that adapters
+        leave as they are."""
         modules = [(f"net/{name}", module) for name, module in self.trained.items()]
         modules += [(f"ema/{name}@{rate}", module) for (name, rate), module in self.emas.items()]
-        return {f"{prefix}/{key}": value for prefix, module in modules for key, value in tensors_in(module).items()}
+        shared = {id(parameter) for parameter in (*self.teacher.parameters(), *self.shared.values())}
+        return {
+            f"{prefix}/{key}": value.detach()
+            for prefix, module in modules
+            for key, value in module.state_dict(keep_vars=True).items()
+            if isinstance(value, Tensor) and id(value) not in shared
+        }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of ``state``; names, shapes and types must match.

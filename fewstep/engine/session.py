@@ -63,7 +63,7 @@ def start(
     progress = RunProgress(console, resolved.config.train.steps, found.step if found else 0, name=out.name)
     with spinner(console, f"{out.name}: loading teacher and data"):
         trainer = build(resolved, progress.say)
-        if found is None:
+        if found is None or resolved.config.lora.rank:  # the weights beside adapters are in no checkpoint
             go_on_with(trainer, resolved.config.train.start)
     with folders.locked(out), _begun_or_gone(trainer, out, resume):
         clean(store.folder)
@@ -98,7 +98,7 @@ def build(resolved: Resolved, say: Say) -> Trainer:
     else:
         teacher = open_teacher(resolved.backbone, config.backbone)
     dataset = objective.data(dataset_cls(config.data, teacher.backbone), teacher)
-    return Trainer(objective, teacher, dataset, config.train, config.seed, say)
+    return Trainer(objective, teacher, dataset, config.train, config.seed, say, config.lora)
 
 
 def check_start(resolved: Resolved) -> None:
@@ -187,7 +187,7 @@ def export(trainer: Trainer, resolved: Resolved, folder: Path) -> None:
         config=resolved.tables(),
         versions=versions(),
     )
-    save_student(folder, trainer.nets.exported(which), info)
+    save_student(folder, trainer.nets.exported(which), info, trainer.nets.parameters["student"])
 
 
 def record(resolved: Resolved, command: Sequence[str], stages: Mapping[str, Resolved]) -> dict[str, Any]:

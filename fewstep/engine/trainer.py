@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.config.train import TrainConfig
+from fewstep.config.train import LoRAConfig, TrainConfig
 from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch
 from fewstep.core.dataset import Dataset, Progress, silent
@@ -48,6 +48,7 @@ class Trainer:
         config: the ``train`` table.
         seed: of every draw of the run.
         say: takes lines for the user.
+        lora: the ``lora`` table; by default no adapters.
 
     Raises:
         FewstepError: for a device, precision, network, contract or EMA rate that cannot be had.
@@ -61,6 +62,7 @@ class Trainer:
         config: TrainConfig,
         seed: int = 0,
         say: Callable[[str], None] = print,
+        lora: LoRAConfig | None = None,
     ) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -73,7 +75,9 @@ class Trainer:
             say("warning: train.precision=bf16 is emulated by this CPU, many times slower than train.precision=fp32")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         specs, warmup = objective.networks(), config.ema_warmup
-        self.nets = Networks(specs, self.teacher, self.device, config.ema, seed, warmup, objective.needs)
+        if lora is not None and lora.rank and config.precision == "fp32":  # what student and teacher share has one type
+            self.teacher.backbone.float()
+        self.nets = Networks(specs, self.teacher, self.device, config.ema, seed, warmup, objective.needs, lora)
         self.derivatives = Derivatives(self.nets.exported(config.export).provides, say)
         self.optimizers = {
             name: NetOptimizer(name, parameters, self.nets.specs[name].lr_scale, config)

@@ -56,6 +56,7 @@ class Flow(Backbone):
     models: ClassVar[Mapping[str, type[Rebuildable]]] = MODELS  # by the names in checkpoints
     stored: ClassVar[torch.dtype] = torch.float16  # what ``save`` writes where asked for half precision
     interpolant = Interpolant(SIGMA_MIN)
+    adapted = (r"blocks\.\d+\.(self_attn|cross_attn|mlp)\..*",)
     stages: ClassVar[Mapping[str, str]] = MappingProxyType({"ss": "trellis", "slat": "trellis-slat"})
 
     def __init__(self, model: nn.Module) -> None:
@@ -92,17 +93,20 @@ class Flow(Backbone):
         return Teacher(self, config.teacher_guidance(), config.rescale_t)
 
     def student(self: F, needs: frozenset[str] = frozenset()) -> F:
-        """A float32 copy: a half-precision torso is for sampling, its updates would round to nothing."""
+        """A copy, with the inputs that the method needs."""
         copied = copy.deepcopy(self)
         if "two_time" in needs and copied.model.jump_embedder is None:
             copied.model.take_second_time(copied.model.args["model_channels"])
         if "guidance_input" in needs and copied.model.strength_embedder is None:
             copied.model.take_strength(copied.model.args["model_channels"])
-        if copied.model.half_torso:
-            copied.model.convert_to_fp32()
         if self.recompute != "none":
             copied.model.use_checkpoint = self.recompute
         return copied
+
+    def float(self: F) -> F:
+        """In float32 throughout: a half-precision torso is for sampling, its updates would round to nothing."""
+        self.model.half_torso = None
+        return super().float()
 
     @classmethod
     def load_file(cls: type[F], path: Path) -> F:
