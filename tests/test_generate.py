@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -79,6 +80,28 @@ def test_samples_are_numbered_and_the_seed_decides(go: Go) -> None:
     assert sorted(path.name for path in Path("a").iterdir()) == ["disc-1.npz", "disc-2.npz"]
     assert np.array_equal(latents(Path("a/disc-2.npz")), latents(Path("b/disc-2.npz")))
     assert not np.array_equal(latents(Path("a/disc-2.npz"))[:5], latents(Path("c/disc-2.npz"))[:5])
+
+
+def test_json_lines_alone_are_on_standard_output(go: Go) -> None:
+    Path("in").mkdir()
+    for name in ("a", "b"):
+        picture(Path(f"in/{name}.png"))
+    Path("in/c.png").write_text("no picture")
+    done = go("in", "-o", "out", "--formats", "glb,ply", "-n", "2", "--steps", "2,1", "--seed", "7", "--json")
+    assert done.code == 1
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert [line["path"] for line in lines] == [f"out/{name}.glb" for name in ("a-1", "a-2", "b-1", "b-2")]
+    for line in lines:
+        assert line["files"] == [line["path"], line["path"].replace(".glb", ".ply")]
+        mesh: Any = next(iter(trimesh.load(line["path"], process=False).geometry.values()))
+        assert line["faces"] == len(mesh.faces) > 0
+        assert line["gaussians"] == 2 * line["voxels"] == len(PlyData.read(line["files"][1])["vertex"])
+        assert (line["steps"], line["seed"], line["students"]) == ([2, 1], 7, ["", ""])
+        assert 0 < line["seconds"]["structure flow"] < 60
+    assert "failed: in/c.png" in done.err
+    assert "structure flow" in done.err  # what is else on standard output
+    dry = go("in/a.png", "-o", "dry", "--json", "--dry-run")
+    assert (dry.code, dry.out) == (0, "")
 
 
 def test_low_memory_writes_the_same_bytes(go: Go) -> None:

@@ -17,7 +17,7 @@ from fewstep.plugins.shared import choose, implementations
 
 BY_KIND = ("data prepare",)  # chosen by the kind of source, not by backbone
 OPTION = "--backbone"
-RUNS_WITHOUT_ARGUMENTS = ("teach",)
+RUNS_WITHOUT_ARGUMENTS = ("app", "teach")
 DATA = "Prepare and inspect data sets."
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 GROUP = "fewstep"
 SHARED_COMMANDS = {
     "generate": "Make finished results from pictures, texts or other prompts.",
+    "app": "Serve a page on which pictures become results, with students side by side.",
     "export": "Write students in the file format of the backbone's original project.",
     "teach": "Train a teacher from data.",
     "data inspect": "Count what a data set holds, and say what is left out and why.",

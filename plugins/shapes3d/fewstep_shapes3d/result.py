@@ -77,6 +77,16 @@ class Result:
         found: RadianceField = self.decode(RADIANCE)
         return found
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Voxels, and of what was decoded so far vertices, faces and Gaussians."""
+        found = {"voxels": len(self.coords)}
+        if (mesh := self._decoded.get(MESH)) is not None:
+            found |= {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
+        if (made := self._decoded.get(GAUSSIANS)) is not None:
+            found["gaussians"] = len(made.raw_xyz)
+        return found
+
     def decode(self, kind: str) -> Any:
         """The representation of this kind: "mesh", "gaussians" or "radiance".
 

@@ -60,6 +60,12 @@ def register_shared_commands(register: RegisterShared) -> None:
         summary="meshes and Gaussians from pictures or texts",
     )
     register(
+        "app",
+        "trellis",
+        target="fewstep_trellis.generate.cli:app",
+        summary="meshes from pictures",
+    )
+    register(
         "export",
         "trellis",
         target="fewstep_trellis.generate.cli:export",

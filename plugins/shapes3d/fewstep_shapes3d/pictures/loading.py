@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fewstep.errors import invalid
 
@@ -16,13 +17,13 @@ _WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # one channel of more than 8 b
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, MemoryError, Image.DecompressionBombError)
 
 
-def load_picture(source: Path | str | Image.Image, name: str | None = None) -> Image.Image:
+def load_picture(source: Path | str | IO[bytes] | Image.Image, name: str | None = None) -> Image.Image:
     """A picture as RGBA, turned upright where it says how it was held (EXIF orientation).
 
     Palette, grey, CMYK and 16-bit pictures are converted; of several frames the first is used, with a warning.
 
     Args:
-        source: a file, or a picture that Pillow has opened.
+        source: a file, its path or opened, or a picture that Pillow has opened.
         name: for messages; by default the file's.
 
     Raises:
@@ -36,6 +37,8 @@ def load_picture(source: Path | str | Image.Image, name: str | None = None) -> I
             return _decoded(image, name)
     except FileNotFoundError as error:
         raise invalid("image", name, "a picture file; it does not exist") from error
+    except UnidentifiedImageError as error:  # whose text holds no more than a name
+        raise invalid("image", name, "a picture (PNG, JPEG, WebP), which this is not") from error
     except _UNREADABLE as error:
         raise invalid("image", name, f"a picture (PNG, JPEG, WebP); {error}") from error
 

@@ -1,4 +1,4 @@
-"""``fewstep generate`` and ``fewstep export`` as commands. Imports no torch."""
+"""``fewstep generate``, ``fewstep app`` and ``fewstep export`` as commands. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ STUDENT = (
     "file, shipped name; repeatable. none: never a student."
 )
 STEPS = "Steps: N, or N,M for structure and latents; by default as the contract or pipeline.json says."
+HOST = Option(help="Address to listen at; 0.0.0.0: everybody on the network can use the page.")
+PORT = whole("--port", "Port to listen at; 0: any that is free.", 0, 65535)
 GUIDANCE = "Guidance scale, one or two; 1 is none (TRELLIS's cfg_strength + 1)."
 
 
@@ -51,6 +53,9 @@ def generate(
     preview: Annotated[bool, Option(help="Write a turntable beside the result.")] = True,
     force: Annotated[bool, Option("--force", help="Overwrite existing results.")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done, and stop.")] = False,
+    as_json: Annotated[
+        bool, Option("--json", help="A JSON line for each result on standard output, all else on standard error.")
+    ] = False,
 ) -> None:
     """Make 3-D objects of pictures or texts: a mesh (.glb), Gaussians (.ply), arrays (.npz)."""
     from fewstep_trellis.generate import command
@@ -59,11 +64,34 @@ def generate(
 
     models = models_of(home(teacher), [home(one) for one in student or []], steps, guidance, sampler)
     options = Options(samples, seed, multi_image, background, device, low_memory, home(encoder), largest_part, graphs)
-    output = command.Output(home(out), formats, preview, force)
-    run = command.Run(models, options, output, Console(), Console(stderr=True))
+    output = command.Output(home(out), formats, preview, force, as_json)
+    run = command.Run(models, options, output, Console(stderr=as_json), Console(stderr=True))
     places = [home(one) for one in inputs or []]
     with going_on(lambda: f"finished objects stay; to make all anew: {again('--force')}"):
         raise typer.Exit(run.dry(places, text or []) if dry_run else run(places, text or []))
+
+
+def app(
+    student: Annotated[
+        list[str] | None, Option("--student", help=f"{STUDENT[: STUDENT.index('none:')]}Beside the shipped ones.")
+    ] = None,
+    teacher: Annotated[str | None, Option(help=TEACHER)] = None,
+    host: Annotated[str, HOST] = "127.0.0.1",
+    port: Annotated[int, PORT] = 7860,
+    encoder: Annotated[str | None, Option("--image-encoder", help="Encoder's name, folder or weights file.")] = None,
+    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    low_memory: Annotated[bool, Option("--low-memory", help="Hold one model at a time.")] = False,
+    show: Annotated[bool, Option("--open/--no-open", help="Open the page in the browser.")] = True,
+) -> None:
+    """Serve a page: pictures become 3-D objects, students are compared side by side."""
+    from fewstep_shapes3d.app.run import run
+
+    from fewstep_trellis.generate.api import Options
+    from fewstep_trellis.generate.page import TrellisMaker
+
+    options = Options(device=device, low_memory=low_memory, encoder=home(encoder))
+    maker = TrellisMaker(home(teacher), [home(one) for one in student or []], options)
+    run(maker, host, port, Console(), show=show)
 
 
 def export(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from fewstep_shapes3d.result import GAUSSIANS, MESH
+from fewstep_shapes3d.result import GAUSSIANS, MESH, Result
 from rich.console import Console
 from rich.text import Text
 
@@ -38,12 +39,14 @@ from fewstep_trellis.pipeline.request import Unusable
 
 @dataclass(frozen=True)
 class Output:
-    """Where results go: ``--out``, ``--formats``, whether with a preview, whether over existing files."""
+    """Where results go: ``--out``, ``--formats``, whether with a preview, whether over existing files, and whether
+    standard output has a JSON line for each."""
 
     out: str
     formats: str | None = None
     preview: bool = True
     force: bool = False
+    as_json: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,12 @@ class Run:
         with spinner(self.console, job.label) as status:
             clock.tell = lambda text: status.update(Text(f"{job.label}: {text}"))
             results = make(job, decoded(formats))
-            with clock("writing"):
-                written = write(results, target, formats)
+            try:
+                with clock("writing"):
+                    written = write(results, target, formats)
+            finally:  # also of those that stand beside a mesh without faces
+                if self.output.as_json:
+                    _print_lines(results, target, formats)
             with clock("preview"):
                 written += write_preview(results, target) if self.output.preview else []
         voxels = ", ".join(str(len(result.coords)) for result in results)
@@ -178,6 +185,17 @@ def export(models: Models, out: Path, console: Console, errors: Console, *, half
             )
     use = command("fewstep", "generate", "--teacher", out)
     say(console, f"wrote {out}: {use}, or TRELLIS's own from_pretrained({str(out)!r})")
+
+
+def _print_lines(results: Sequence[Result], target: Target, formats: Sequence[str]) -> None:
+    """A JSON line for each result on standard output: its files, times, counts and record."""
+    for result in results:
+        kinds = [name for name in formats if name != "glb" or result.mesh.success]
+        files = [str(path) for name in kinds if (path := target.path(result.sample, SUFFIXES[name])).exists()]
+        if files:
+            seconds = {stage: round(passed, 4) for stage, passed in result.seconds.items()}
+            line = {"path": files[0], "files": files, **result.record, **result.counts, "seconds": seconds}
+            print(json.dumps(line), flush=True)
 
 
 def decoded(formats: Sequence[str]) -> list[str]:

@@ -172,8 +172,9 @@ class Runner:
         return found
 
     def _flow(self, stage: str) -> Any:
-        student = self.students.get(stage)
-        return self.shelf.lend(STAGES[stage], student.load if student else lambda: self.pipeline.flow(stage))
+        if student := self.students.get(stage):
+            return self.shelf.lend(str(student.path), student.load)
+        return self.shelf.lend(STAGES[stage], lambda: self.pipeline.flow(stage))
 
     def _lent(self, role: str) -> Any:
         return self.shelf.lend(role, lambda: self.pipeline.model(role))

@@ -44,6 +44,9 @@ def generate(
     preview: Annotated[bool, Option(help="Write a turntable beside the result.")] = True,
     force: Annotated[bool, Option("--force", help="Overwrite existing results.")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done, and stop.")] = False,
+    as_json: Annotated[
+        bool, Option("--json", help="A JSON line for each result on standard output, all else on standard error.")
+    ] = False,
 ) -> None:
     """Make textured meshes (.glb) of pictures with TRELLIS.2."""
     from fewstep_trellis.generate.api import Options
@@ -54,7 +57,13 @@ def generate(
 
     models = models_of(home(teacher), [_home(one) for one in student or []], steps, guidance, sampler, kind)
     options = Options(samples, seed, None, background, device, low_memory, home(encoder), largest_part)
-    run = command.Run(models, options, Output(home(out), formats, preview, force), Console(), Console(stderr=True))
+    run = command.Run(
+        models,
+        options,
+        Output(home(out), formats, preview, force, as_json),
+        Console(stderr=as_json),
+        Console(stderr=True),
+    )
     places = [home(one) for one in inputs or []]
     with going_on(lambda: f"finished objects stay; to make all anew: {again('--force')}"):
         raise typer.Exit(run.dry(places, []) if dry_run else run(places, []))

@@ -1,0 +1,14 @@
+"""Opening a page in the user's browser, where there is one."""
+
+from __future__ import annotations
+
+import os
+import sys
+import webbrowser
+
+
+def open_page(url: str) -> bool:
+    """Show a page; whether a browser was told to. Over ssh, in a container or on a server there is none: a browser for
+    terminals, which Python would take instead, would cover what the command prints."""
+    windows = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")))
+    return windows and webbrowser.open(url)
