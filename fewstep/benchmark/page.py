@@ -1,4 +1,4 @@
-"""``report.html``: the whole result of a bench as one page, which opens from disk and needs no network."""
+"""Pages that open from disk and need no network: ``report.html``, the whole result of a bench, and objects alone."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fewstep.benchmark.report import BenchTable
 
 LIMIT = 12_000_000  # characters of models in a page: with the rest it stays below 15 MB
+PICTURE, TRUTH = "picture.png", "true-object"  # beside the models of an object
 ROOM = 15  # of 100, the quality of JPEG that is given up for a small page
 
 
@@ -44,27 +45,60 @@ def write_page(table: BenchTable, suite: Suite, rows: Sequence[SheetRow], overvi
         packed.pop()
     left_out = len(exhibits) - len(packed)
     less = f" {number_of(left_out, 'object')} more would make the page too large." if left_out else ""
-    data = {
-        **curves(table.lines, suite),
-        "rows": [{"label": row.label, "group": row.group} for row in rows],
-        "overview": list(overview),
-        "exhibits": packed,
-    }
-    asset = files("fewstep.benchmark") / "page"
+    data = {**curves(table.lines, suite), **_shown(rows, overview, packed)}
     parts = {
+        "brand": "fewstep bench",
         "title": escape(table.title),
-        "style": (asset / "page.css").read_text(encoding="utf-8"),
         "verdicts": _list(table.verdicts, ' class="verdicts"'),
         "objects": f"Every model is also a file in the folder objects, beside this page.{less}",
         "tables": "\n".join(f'<div class="wide">{html(one)}</div>' for one in table.tables),
         "sheet": _sheet(table.sheet()),
         "notes": _list(table.notes),
-        "data": json.dumps(data).replace("<", "\\u003c"),  # nothing in it can end the element
-        "viewer": (asset / "viewer.js").read_text(encoding="utf-8") if exhibits else "",
-        "script": (asset / "page.js").read_text(encoding="utf-8"),
     }
-    page = (asset / "page.html").read_text(encoding="utf-8")
-    write_file(table.folder / "report.html", re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], page))
+    parts["more"] = _filled("bench.html", parts)
+    _write(table.folder / "report.html", parts, data)
+
+
+def write_viewer(
+    path: Path, title: str, exhibits: Sequence[Exhibit], rows: Sequence[SheetRow], overview: Sequence[int], note: str
+) -> None:
+    """Write a page with objects to turn and nothing else.
+
+    Args:
+        path: of the page.
+        title: its heading.
+        exhibits: the objects; one without a picture is called by its name.
+        rows: whose models they are.
+        overview: which of them it shows first.
+        note: a line above the objects.
+    """
+    parts = {"brand": "fewstep view", "title": escape(title), "verdicts": "", "objects": escape(note), "more": ""}
+    _write(path, parts, {"measures": [], **_shown(rows, overview, [_packed(exhibit) for exhibit in exhibits])})
+
+
+def _shown(rows: Sequence[SheetRow], overview: Sequence[int], packed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the viewer is told."""
+    labels = [{"label": row.label, "group": row.group} for row in rows]
+    return {"rows": labels, "overview": list(overview), "exhibits": packed}
+
+
+def asset(name: str) -> str:
+    """A file that pages are made of."""
+    return (files("fewstep.benchmark") / "page" / name).read_text(encoding="utf-8")
+
+
+def _filled(name: str, parts: Mapping[str, str]) -> str:
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], asset(name))
+
+
+def _write(path: Path, parts: Mapping[str, str], data: Mapping[str, Any]) -> None:
+    fixed = {
+        "style": asset("page.css"),
+        "data": json.dumps(data).replace("<", "\\u003c"),  # nothing in it can end the element
+        "viewer": asset("viewer.js") if data["exhibits"] else "",
+        "script": asset("page.js"),
+    }
+    write_file(path, _filled("page.html", {**parts, **fixed}))
 
 
 def _list(texts: Sequence[str], attributes: str = "") -> str:
@@ -88,7 +122,7 @@ def _packed(exhibit: Exhibit) -> dict[str, Any]:
         base64.b64encode(gzip.compress(one, mtime=0)).decode() if one else ""
         for one in (exhibit.truth, *exhibit.models)
     )
-    picture = _url(exhibit.picture, "image/png")
+    picture = _url(exhibit.picture, "image/png") if exhibit.picture else ""
     return {"name": exhibit.name, "picture": picture, "truth": truth, "models": models, "azimuth": exhibit.azimuth}
 
 
@@ -98,11 +132,11 @@ def _size(packed: Mapping[str, Any]) -> int:
 
 def _write_objects(exhibit: Exhibit, rows: Sequence[SheetRow], folder: Path) -> None:
     """Picture, truth and models as files."""
-    names = ["true-object"]
+    names = [TRUTH]
     for row in rows:
         name = _slug(row.label)
         names.append(name if name not in names else f"{name}-{len(names)}")
-    write_bytes(folder / "picture.png", exhibit.picture)
+    write_bytes(folder / PICTURE, exhibit.picture)
     for name, model in zip(names, (exhibit.truth, *exhibit.models), strict=True):
         if model:
             write_bytes(folder / f"{name}.glb", model)

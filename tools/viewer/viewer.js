@@ -2,14 +2,15 @@
 // One WebGL context draws every pane and copies the picture into the pane's canvas: browsers allow few contexts.
 
 import {
-  AmbientLight, Color, DirectionalLight, DoubleSide, Group, HemisphereLight, Mesh, MeshLambertMaterial, PCFShadowMap,
-  PerspectiveCamera, PlaneGeometry, Scene, ShadowMaterial, WebGLRenderer,
+  AmbientLight, Box3, Color, DirectionalLight, DoubleSide, Group, HemisphereLight, Mesh, MeshLambertMaterial, PCFShadowMap,
+  PerspectiveCamera, PlaneGeometry, Scene, ShadowMaterial, Vector3, WebGLRenderer,
 } from "three";
 import { GLTFLoader } from "three/examples/jsm/loaders/GLTFLoader.js";
 
 const FIELD = 26, FAR = 2.9; // degrees, and the camera's distance from the middle of the unit cube
 const LOWEST = -20, HIGHEST = 85; // degrees of elevation
 const NEAREST = 0.45, FARTHEST = 1.8; // factors of the distance
+const OUTSIDE = 0.6; // from the middle, of the cube whose sides are at 0.5
 const DEGREES = 0.45, STEP = 10; // turned by a pixel of dragging, and by an arrow key
 
 export function create() {
@@ -140,10 +141,9 @@ export function create() {
   };
 }
 
-// The model of a .glb file, from its bytes.
+// The model of a .glb file, from its bytes. One that is larger than the unit cube, or outside of it, is brought into it.
 export async function load(bytes) {
   const { scene } = await new GLTFLoader().parseAsync(bytes, "");
-  let foot = Infinity;
   scene.traverse((part) => {
     if (!part.isMesh) return;
     part.geometry.computeVertexNormals();
@@ -151,11 +151,18 @@ export async function load(bytes) {
     for (let at = 0; at < normal.count; at++) { // of specks without an area, which would be black
       if (!normal.getX(at) && !normal.getY(at) && !normal.getZ(at)) normal.setY(at, 1);
     }
-    part.geometry.computeBoundingBox();
-    foot = Math.min(foot, part.geometry.boundingBox.min.y);
-    part.material = new MeshLambertMaterial({ vertexColors: true, side: DoubleSide });
+    const { map = null, color } = part.material, vertexColors = part.geometry.hasAttribute("color");
+    part.material = new MeshLambertMaterial({ map, color, vertexColors, side: DoubleSide });
     part.castShadow = true;
   });
-  scene.userData.foot = foot;
-  return scene;
+  const box = new Box3().setFromObject(scene);
+  const model = new Group().add(scene);
+  if (Math.max(...box.min.toArray().map((one) => -one), ...box.max.toArray()) > OUTSIDE) {
+    const scale = 1 / Math.max(...box.getSize(new Vector3()).toArray());
+    model.scale.setScalar(scale);
+    box.getCenter(model.position).multiplyScalar(-scale);
+    box.setFromObject(model);
+  }
+  model.userData.foot = box.min.y;
+  return model;
 }

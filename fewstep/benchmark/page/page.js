@@ -1,4 +1,4 @@
-// The page of a bench: charts, sortable tables, objects to turn. All that comes from outside is set as text, never as HTML.
+// The page of a bench, and of objects alone: charts, sortable tables, objects to turn. All that comes from outside is set as text, never as HTML.
 "use strict";
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const find = (id) => document.getElementById(id);
@@ -279,23 +279,30 @@ function objects() {
 
   function show(rows) {
     panes.forEach((one) => turntable.remove(one.canvas));
-    panes = [null, ...rows].map(pane);
-    const picture = element("img", { src: exhibit.picture, alt: "picture that the object is made from" });
-    find("panes").replaceChildren(element("figure", {}, picture, element("figcaption", {}, "picture")), ...panes.map((one) => one.figure));
+    const truth = DATA.exhibits.some((one) => one.truth) ? [null] : [];
+    panes = [...truth, ...rows].map(pane);
+    const figures = panes.map((one) => one.figure);
+    if (DATA.exhibits.some((one) => one.picture)) {
+      const picture = element("img", { src: exhibit.picture, alt: "picture that the object is made from" });
+      figures.unshift(element("figure", {}, picture, element("figcaption", {}, "picture")));
+    }
+    find("panes").replaceChildren(...figures);
     panes.forEach(fill);
   }
 
   const of = (group) => DATA.rows.flatMap((row, at) => (row.group === group ? [at] : []));
   const [first, ...groups] = new Set(DATA.rows.map((row) => row.group)); // the teacher's, then one a step count
   const choices = [["overview", DATA.overview], ...groups.map((group) => [group, [...of(first), ...of(group)]])];
-  const pictures = DATA.exhibits.map((one) => element("img", { src: one.picture, alt: one.name }));
-  const pick = buttons(find("exhibits"), pictures, (at) => {
+  const shown = DATA.exhibits.map((one) => (one.picture ? element("img", { src: one.picture, alt: one.name }) : one.name));
+  const pick = buttons(find("exhibits"), shown, (at) => {
     exhibit = DATA.exhibits[at];
     const picture = document.querySelector("#panes img");
     if (picture) picture.src = exhibit.picture;
     turntable.reset(exhibit.azimuth);
     panes.forEach(fill);
   });
+  find("exhibits").hidden = DATA.exhibits.length === 1 && !DATA.exhibits[0].picture;
+  find("choices").hidden = choices.length === 1;
   buttons(find("choices"), choices.map(([name]) => name), (at) => show(choices[at][1]))(0);
   pick(0);
 }

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from fewstep import hookimpl
 
 if TYPE_CHECKING:
+    import typer
+
     from fewstep.plugins.hookspecs import Register, RegisterShared
 
 
@@ -48,6 +50,13 @@ def register_datasets(register: Register) -> None:
         config="fewstep_trellis.official.config:LatentsConfig",
         summary="TRELLIS's own data layout: structured latents on voxels with pictures or captions",
     )
+
+
+@hookimpl
+def register_commands(app: typer.Typer) -> None:
+    from fewstep_shapes3d.view.command import view
+
+    app.command(no_args_is_help=True)(view)
 
 
 @hookimpl

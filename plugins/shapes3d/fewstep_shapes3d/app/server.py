@@ -69,7 +69,7 @@ class Server(ThreadingTCPServer):
     @property
     def local(self) -> bool:
         """Whether only this machine can reach the page."""
-        return ipaddress.ip_address(self.server_address[0]).is_loopback
+        return ipaddress.ip_address(str(self.server_address[0])).is_loopback
 
     @property
     def url(self) -> str:

@@ -10,12 +10,13 @@ from typing import Any
 
 from fewstep_shapes3d.app.maker import Choice, Made, Order
 from fewstep_shapes3d.data.prepared import PreparedSet
+from fewstep_shapes3d.result import MESH
 
 from fewstep.core.contract import Contract
 from fewstep.engine.export import read_info
 from fewstep.errors import FewstepError
 from fewstep.words import shortened
-from fewstep_trellis.generate.api import MESH, Generator, Options
+from fewstep_trellis.generate.api import Generator, Options
 from fewstep_trellis.generate.inputs import Job
 from fewstep_trellis.generate.models import NONE, STAGE_NAMES, Chosen, choose, models_of
 from fewstep_trellis.generate.pictures import opened
@@ -48,7 +49,7 @@ class TrellisMaker:
         chosen = [self._chosen(student, None) for student in self.students]
         if chosen[-1].pipeline.spec.kind != "image":
             raise FewstepError(f"--teacher: {chosen[-1].pipeline.name} is for texts; accepted: a pipeline for pictures")
-        self.choices = [self._choice(*pair) for pair in zip(self.students, chosen, strict=True)]
+        self.choices: Sequence[Choice] = [self._choice(*pair) for pair in zip(self.students, chosen, strict=True)]
         self.title = f"TRELLIS: {teacher}" if teacher else "TRELLIS: the nano model that is shipped"
         self.generator = Generator(chosen[-1], options)
         self.examples: Mapping[str, Any] = _examples()

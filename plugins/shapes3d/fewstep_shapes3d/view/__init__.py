@@ -1,0 +1,1 @@
+"""``fewstep view``: results to look at in a browser."""

@@ -1,0 +1,28 @@
+"""``fewstep view`` as a command. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from fewstep.cli.options import DEVICE, home
+from fewstep.console import Console, say
+from fewstep_shapes3d.browser import open_page
+
+
+def view(
+    result: Annotated[
+        str, Argument(help="A .glb file, a folder of them, the folder of a bench, or that of a run with its student.")
+    ],
+    device: Annotated[str, DEVICE] = "auto",
+    show: Annotated[bool, Option("--open/--no-open", help="Open the page in the browser.")] = True,
+) -> None:
+    """Look at results: one page, a file, with objects to turn, pictures and true objects beside them."""
+    from fewstep_shapes3d.view.page import page_of
+
+    page = page_of(Path(home(result)), device)
+    say(Console(), f"page: {page}")
+    if show:
+        open_page(page.resolve().as_uri())
