@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from fewstep_shapes3d.app.maker import Order
 from fewstep_shapes3d.export.record import read_record
 from fewstep_trellis.checkpoint import build_model, load_model, save_model
+from fewstep_trellis.generate.api import Options
 from fewstep_trellis.pipeline.request import Prompt
 from fewstep_trellis2.generate.models import choose, models_of
+from fewstep_trellis2.generate.page import Trellis2Maker
 from fewstep_trellis2.models import MODELS
 from fewstep_trellis2.pipeline import grids, run
 from fewstep_trellis2.pipeline.run import Runner
@@ -320,6 +323,13 @@ def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     options = {"teacher": folder, "encoder": "dino", "type": "512", "steps": (2, 1, 1)}
     same = generate("disc.png", backbone="trellis2", **options)
     assert (same.record["steps"], len(same.mesh.faces)) == ([2, 1, 1], len(mesh.faces))
+    page = Trellis2Maker(
+        str(folder), [f"texture={student_of(folder, tmp_path / 'student')}"], Options(encoder="dino"), "512"
+    )
+    assert [choice.steps for choice in page.choices] == [(3, 2, 1), (3, 2, 2)]
+    order = Order(image, "disc", 1, (2, 1, 1), 42, "remove")
+    page.check(order)
+    assert page(order, list[str]().append).counts["faces"] == len(mesh.faces)
     assert main([*asked, "-o", "thing.ply"]) == 2
     assert "needs gaussians, which" in capsys.readouterr().err
     assert main([*asked, "--type", "2048"]) == 2

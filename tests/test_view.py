@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import base64
 import gzip
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import trimesh
 from conftest import refusal
 from fewstep_shapes3d.export.glb import glb
 from fewstep_shapes3d.mesh.voxels import voxel_mesh
 from fewstep_shapes3d.view import command, page
 from fewstep_shapes3d.view.page import page_of
 from PIL import Image
-from test_report import Page
+from test_report import CHROMIUM, Page
 
 from fewstep.benchmark.page import PICTURE, TRUTH
 from fewstep.cli import main
@@ -125,3 +129,26 @@ def test_the_command_opens_the_page(
     assert main(["view", str(tmp_path)]) == 0
     assert opened == [(tmp_path / "view.html").as_uri()]
     assert capsys.readouterr().out == f"page: {tmp_path / 'view.html'}\n" * 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_browser_shows_models_of_any_size_with_their_textures(tmp_path: Path) -> None:
+    """A box of 40 units far away, with a red texture and no colours of its vertices, fills half of its pane with red."""
+    shape: Any = trimesh.creation.box((40, 40, 40))
+    shape.apply_translation((100, 0, 0))
+    image = Image.new("RGB", (8, 8), (220, 20, 20))
+    shape.visual = trimesh.visual.TextureVisuals(np.zeros((8, 2)), image=image)
+    shape.export(tmp_path / "box.glb")
+    written = page_of(tmp_path / "box.glb")
+    shot = tmp_path / "page.png"
+    flags = ["--headless=new", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
+             "--virtual-time-budget=20000", "--enable-logging=stderr", "--window-size=900,700",
+             f"--user-data-dir={tmp_path / 'profile'}"]  # fmt: skip
+    command = [str(CHROMIUM), *flags, f"--screenshot={shot}", written.as_uri()]
+    printed = subprocess.run(command, capture_output=True, timeout=120).stderr
+    assert b"Uncaught" not in printed, printed.decode()
+    with Image.open(shot) as picture:
+        red, green, blue = np.asarray(picture.convert("RGB")).astype(int).transpose(2, 0, 1)
+    seen = (red > 80) & (red > 2 * green) & (red > 2 * blue)
+    assert 50_000 < seen.sum() < 200_000  # of the 480 x 480 of its pane

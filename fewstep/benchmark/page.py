@@ -82,21 +82,21 @@ def _shown(rows: Sequence[SheetRow], overview: Sequence[int], packed: Sequence[M
     return {"rows": labels, "overview": list(overview), "exhibits": packed}
 
 
-def asset(name: str) -> str:
+def _asset(name: str) -> str:
     """A file that pages are made of."""
     return (files("fewstep.benchmark") / "page" / name).read_text(encoding="utf-8")
 
 
 def _filled(name: str, parts: Mapping[str, str]) -> str:
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], asset(name))
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _asset(name))
 
 
 def _write(path: Path, parts: Mapping[str, str], data: Mapping[str, Any]) -> None:
     fixed = {
-        "style": asset("page.css"),
+        "style": _asset("page.css"),
         "data": json.dumps(data).replace("<", "\\u003c"),  # nothing in it can end the element
-        "viewer": asset("viewer.js") if data["exhibits"] else "",
-        "script": asset("page.js"),
+        "viewer": _asset("viewer.js") if data["exhibits"] else "",
+        "script": _asset("page.js"),
     }
     write_file(path, _filled("page.html", {**parts, **fixed}))
 

@@ -10,7 +10,7 @@ import { GLTFLoader } from "three/examples/jsm/loaders/GLTFLoader.js";
 const FIELD = 26, FAR = 2.9; // degrees, and the camera's distance from the middle of the unit cube
 const LOWEST = -20, HIGHEST = 85; // degrees of elevation
 const NEAREST = 0.45, FARTHEST = 1.8; // factors of the distance
-const OUTSIDE = 0.6; // from the middle, of the cube whose sides are at 0.5
+const OUTSIDE = 0.6, DIAGONAL = 1.2; // from the middle, of the cube whose sides are at 0.5; of what is brought into it
 const DEGREES = 0.45, STEP = 10; // turned by a pixel of dragging, and by an arrow key
 
 export function create() {
@@ -158,7 +158,7 @@ export async function load(bytes) {
   const box = new Box3().setFromObject(scene);
   const model = new Group().add(scene);
   if (Math.max(...box.min.toArray().map((one) => -one), ...box.max.toArray()) > OUTSIDE) {
-    const scale = 1 / Math.max(...box.getSize(new Vector3()).toArray());
+    const scale = DIAGONAL / box.getSize(new Vector3()).length();
     model.scale.setScalar(scale);
     box.getCenter(model.position).multiplyScalar(-scale);
     box.setFromObject(model);

@@ -239,7 +239,7 @@ function objects() {
     turntable = viewer.create();
   } catch (error) {
     find("trouble").hidden = false;
-    find("trouble").textContent = `The objects cannot be shown: ${error.message}. Their files lie in the folder objects.`;
+    find("trouble").textContent = `The objects cannot be shown in this browser: ${error.message}`;
     return;
   }
   const models = new Map(); // by their text: each is unpacked once

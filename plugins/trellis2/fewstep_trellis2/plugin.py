@@ -47,6 +47,12 @@ def register_shared_commands(register: RegisterShared) -> None:
         summary="textured meshes from pictures",
     )
     register(
+        "app",
+        "trellis2",
+        target="fewstep_trellis2.generate.cli:app",
+        summary="textured meshes from pictures",
+    )
+    register(
         "export",
         "trellis2",
         target="fewstep_trellis2.generate.cli:export",

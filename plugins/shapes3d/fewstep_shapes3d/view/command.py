@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Argument
 
 from fewstep.cli.options import DEVICE, home
 from fewstep.console import Console, say
+from fewstep_shapes3d.app.options import OPEN
 from fewstep_shapes3d.browser import open_page
 
 
@@ -17,7 +18,7 @@ def view(
         str, Argument(help="A .glb file, a folder of them, the folder of a bench, or that of a run with its student.")
     ],
     device: Annotated[str, DEVICE] = "auto",
-    show: Annotated[bool, Option("--open/--no-open", help="Open the page in the browser.")] = True,
+    show: Annotated[bool, OPEN] = True,
 ) -> None:
     """Look at results: one page, a file, with objects to turn, pictures and true objects beside them."""
     from fewstep_shapes3d.view.page import page_of

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from fewstep_shapes3d.app.options import HOST, OPEN, PORT
 from typer import Argument, Option
 
 from fewstep.cli.invocation import again, going_on
@@ -18,8 +19,6 @@ STUDENT = (
     "file, shipped name; repeatable. none: never a student."
 )
 STEPS = "Steps: N, or N,M for structure and latents; by default as the contract or pipeline.json says."
-HOST = Option(help="Address to listen at; 0.0.0.0: everybody on the network can use the page.")
-PORT = whole("--port", "Port to listen at; 0: any that is free.", 0, 65535)
 GUIDANCE = "Guidance scale, one or two; 1 is none (TRELLIS's cfg_strength + 1)."
 
 
@@ -73,7 +72,7 @@ def generate(
 
 def app(
     student: Annotated[
-        list[str] | None, Option("--student", help=f"{STUDENT[: STUDENT.index('none:')]}Beside the shipped ones.")
+        list[str] | None, Option("--student", help=f"{STUDENT.partition(' none:')[0]} Beside the shipped ones.")
     ] = None,
     teacher: Annotated[str | None, Option(help=TEACHER)] = None,
     host: Annotated[str, HOST] = "127.0.0.1",
@@ -81,7 +80,7 @@ def app(
     encoder: Annotated[str | None, Option("--image-encoder", help="Encoder's name, folder or weights file.")] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     low_memory: Annotated[bool, Option("--low-memory", help="Hold one model at a time.")] = False,
-    show: Annotated[bool, Option("--open/--no-open", help="Open the page in the browser.")] = True,
+    show: Annotated[bool, OPEN] = True,
 ) -> None:
     """Serve a page: pictures become 3-D objects, students are compared side by side."""
     from fewstep_shapes3d.app.run import run

@@ -18,7 +18,7 @@ from fewstep.errors import FewstepError
 from fewstep.words import shortened
 from fewstep_trellis.generate.api import Generator, Options
 from fewstep_trellis.generate.inputs import Job
-from fewstep_trellis.generate.models import NONE, STAGE_NAMES, Chosen, choose, models_of
+from fewstep_trellis.generate.models import NONE, STAGE_NAMES, choose, models_of
 from fewstep_trellis.generate.pictures import opened
 from fewstep_trellis.shipped import shipped_students, student_for
 
@@ -40,30 +40,34 @@ class TrellisMaker:
         FewstepError: what cannot be opened or does not fit, a pipeline for texts, or a device that is not there.
     """
 
-    stages: Sequence[str] = tuple(STAGE_NAMES.values())
+    system = "TRELLIS"
+    names: Mapping[str, str] = STAGE_NAMES  # of stages, for people
 
     def __init__(self, teacher: str | None, students: Sequence[str], options: Options) -> None:
         self.teacher = teacher
-        shipped = [] if teacher else dict.fromkeys(name for stage in STAGE_NAMES for name in shipped_students(stage))
+        shipped = [] if teacher else [name for stage in self.names for name in shipped_students(stage)]
         self.students = list(dict.fromkeys([*shipped, *students, NONE]))
         chosen = [self._chosen(student, None) for student in self.students]
         if chosen[-1].pipeline.spec.kind != "image":
             raise FewstepError(f"--teacher: {chosen[-1].pipeline.name} is for texts; accepted: a pipeline for pictures")
+        self.title = f"{self.system}: {teacher or 'the nano model that is shipped'}"
+        self.stages: Sequence[str] = list(self.names.values())
         self.choices: Sequence[Choice] = [self._choice(*pair) for pair in zip(self.students, chosen, strict=True)]
-        self.title = f"TRELLIS: {teacher}" if teacher else "TRELLIS: the nano model that is shipped"
-        self.generator = Generator(chosen[-1], options)
         self.examples: Mapping[str, Any] = _examples()
+        self.generator = self._generator(chosen[-1], options)
 
-    def _chosen(self, student: str, steps: tuple[int, ...] | None) -> Chosen:
+    def _chosen(self, student: str, steps: tuple[int, ...] | None) -> Any:
         return choose(models_of(self.teacher, student, steps))
 
-    def _choice(self, student: str, chosen: Chosen) -> Choice:
+    def _generator(self, chosen: Any, options: Options) -> Any:
+        return Generator(chosen, options)
+
+    def _choice(self, student: str, chosen: Any) -> Choice:
         steps, words = [], []
-        for stage in STAGE_NAMES:
-            own, filling = chosen.recipes[stage].steps, None
-            if stage in chosen.students:
-                contract = chosen.students[stage].contract
-                words.append(f"made for {_listed(contract)}" if contract else "")
+        for stage in self.names:
+            own, filling = _of_stage(chosen.recipes, stage).steps, None
+            if found := _of_stage(chosen.students, stage):
+                words.append(f"made for {_listed(found.contract)}" if found.contract else "")
             elif self.teacher is None and student != NONE and (filling := student_for(stage, FEWEST)):
                 info = read_info(filling)
                 words.append(f"{_listed(info.contract)}: by {info.method}; the teacher's: {own}")
@@ -89,6 +93,11 @@ class TrellisMaker:
         with TemporaryDirectory() as folder:
             glb = result.save(Path(folder) / "object.glb").read_bytes()
         return Made(glb, result.seconds, result.counts, chosen.lines()[1:], chosen.warnings)
+
+
+def _of_stage(values: Mapping[str, Any], stage: str) -> Any:
+    """What stands at a stage, or at a finer one that is sampled alike (shape-1024 of TRELLIS.2 as shape)."""
+    return next((value for name, value in values.items() if name.partition("-")[0] == stage), None)
 
 
 def _listed(contract: Contract) -> str:

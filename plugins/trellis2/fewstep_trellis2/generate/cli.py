@@ -1,4 +1,4 @@
-"""``fewstep generate`` and ``fewstep export`` with ``--backbone trellis2`` as commands. Imports no torch."""
+"""``fewstep generate``, ``app`` and ``export`` with ``--backbone trellis2`` as commands. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from fewstep_shapes3d.app.options import HOST, OPEN, PORT
 from typer import Argument, Option
 
 from fewstep.cli.invocation import again, going_on
@@ -67,6 +68,28 @@ def generate(
     places = [home(one) for one in inputs or []]
     with going_on(lambda: f"finished objects stay; to make all anew: {again('--force')}"):
         raise typer.Exit(run.dry(places, []) if dry_run else run(places, []))
+
+
+def app(
+    student: Annotated[list[str] | None, Option("--student", help=STUDENT.partition(" none:")[0])] = None,
+    teacher: Annotated[str | None, Option(help=TEACHER)] = None,
+    kind: Annotated[str | None, Option("--type", help=TYPE)] = None,
+    host: Annotated[str, HOST] = "127.0.0.1",
+    port: Annotated[int, PORT] = 7860,
+    encoder: Annotated[str | None, Option("--image-encoder", help="DINOv3's name on the hub, or a folder.")] = None,
+    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    low_memory: Annotated[bool, Option("--low-memory", help="Hold one model at a time.")] = False,
+    show: Annotated[bool, OPEN] = True,
+) -> None:
+    """Serve a page: pictures become textured meshes, students are compared side by side."""
+    from fewstep_shapes3d.app.run import run
+    from fewstep_trellis.generate.api import Options
+
+    from fewstep_trellis2.generate.page import Trellis2Maker
+
+    options = Options(device=device, low_memory=low_memory, encoder=home(encoder))
+    maker = Trellis2Maker(home(teacher), [_home(one) for one in student or []], options, kind)
+    run(maker, host, port, Console(), show=show)
 
 
 def export(

@@ -228,8 +228,9 @@ class Runner:
         return draw(guided(flow, recipe), recipe, noise.to(self.device), cond, layout, step, self.clock.on_step)
 
     def _flow(self, role: str) -> Any:
-        student = self.students.get(STAGE[role])
-        return self.shelf.lend(role, student.load if student else lambda: self.pipeline.flow(role))
+        if student := self.students.get(STAGE[role]):
+            return self.shelf.lend(str(student.path), student.load)
+        return self.shelf.lend(role, lambda: self.pipeline.flow(role))
 
     def _lent(self, role: str) -> Any:
         return self.shelf.lend(role, lambda: self.pipeline.model(role))

@@ -158,6 +158,7 @@ async function generate() {
   panes = given.map(pane);
   find("empty").hidden = true;
   find("panes").replaceChildren(...panes.map((one) => one.figure));
+  find("panes").scrollIntoView({ behavior: "smooth", block: "nearest" }); // in a narrow window they are below
   turntable?.reset();
   await Promise.all(panes.map(async (one, at) => {
     try {
