@@ -134,7 +134,7 @@ def test_the_command_opens_the_page(
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_browser_shows_models_of_any_size_with_their_textures(tmp_path: Path) -> None:
-    """A box of 40 units far away, with a red texture and no colours of its vertices, fills half of its pane with red."""
+    """A box of 40 units far away, with a red texture and no vertex colours, fills half of its pane with red."""
     shape: Any = trimesh.creation.box((40, 40, 40))
     shape.apply_translation((100, 0, 0))
     image = Image.new("RGB", (8, 8), (220, 20, 20))
