@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fewstep.benchmark.chart import NAME
@@ -21,6 +22,8 @@ from fewstep.core.suite import Exhibit, SheetRow, Suite
 from fewstep.files import write_bytes, write_file
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from fewstep.benchmark.report import BenchTable
 
 LIMIT = 12_000_000  # characters of models in a page: with the rest it stays below 15 MB
@@ -45,18 +48,46 @@ def write_page(table: BenchTable, suite: Suite, rows: Sequence[SheetRow], overvi
         packed.pop()
     left_out = len(exhibits) - len(packed)
     less = f" {number_of(left_out, 'object')} more would make the page too large." if left_out else ""
-    data = {**curves(table.lines, suite), **_shown(rows, overview, packed)}
-    parts = {
-        "brand": "fewstep bench",
-        "title": escape(table.title),
-        "verdicts": _list(table.verdicts, ' class="verdicts"'),
-        "objects": f"Every model is also a file in the folder objects, beside this page.{less}",
-        "tables": "\n".join(f'<div class="wide">{html(one)}</div>' for one in table.tables),
-        "sheet": _sheet(table.sheet()),
-        "notes": _list(table.notes),
+    write_report(
+        table.folder / "report.html",
+        {
+            "brand": "fewstep bench",
+            "title": table.title,
+            "objects": f"Every model is also a file in the folder objects, beside this page.{less}",
+        },
+        table.verdicts,
+        table.tables,
+        table.sheet(),
+        table.notes,
+        {**curves(table.lines, suite), **_shown(rows, overview, packed)},
+    )
+
+
+def write_report(
+    path: Path,
+    texts: Mapping[str, str],
+    verdicts: Sequence[str],
+    tables: Sequence[Table],
+    sheet: Any,
+    notes: Sequence[str],
+    data: Mapping[str, Any] = MappingProxyType({"measures": [], "exhibits": []}),
+) -> None:
+    """Write a page with tables that can be sorted, a picture and notes.
+
+    Args:
+        path: of the page.
+        texts: "brand", "title", and "objects", a line above the objects.
+        sheet: a PIL image.
+        data: of charts and objects to turn, as the page's script reads it.
+    """
+    parts = {name: escape(text) for name, text in texts.items()} | {
+        "verdicts": _list(verdicts, ' class="verdicts"'),
+        "tables": "\n".join(f'<div class="wide">{html(one)}</div>' for one in tables),
+        "sheet": _sheet(sheet),
+        "notes": _list(notes),
     }
     parts["more"] = _filled("bench.html", parts)
-    _write(table.folder / "report.html", parts, data)
+    _write(path, parts, data)
 
 
 def write_viewer(

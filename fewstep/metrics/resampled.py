@@ -8,7 +8,7 @@ float32, at half the time, is enough for the spread of many resamples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -25,13 +25,13 @@ def mean_resampled(values: Tensor, counts: Tensor) -> Tensor:
     return counts @ values.to(counts.dtype) / counts.sum(1)
 
 
-def described(name: str, values: Tensor, counts: Tensor) -> dict[str, Tensor]:
-    """Mean, median, 5th and 95th percentile of a value an object [N]: ``name``, ``name/median``, ``name/p05`` and
+def described(name: str, values: Tensor, counts: Tensor, tails: Mapping[str, float] = TAILS) -> dict[str, Tensor]:
+    """The mean of a value an object [N], ``name``, and its quantiles: by default ``name/median``, ``name/p05`` and
     ``name/p95``."""
     index = torch.arange(len(values), device=values.device).repeat(len(counts))
     drawn = values.to(counts.dtype)[index.repeat_interleave(counts.flatten().long())].reshape(len(counts), -1)
-    tails = {f"{name}/{tail}": drawn.quantile(at, 1) for tail, at in TAILS.items()}
-    return {name: mean_resampled(values, counts), **tails}
+    quantiles = {f"{name}/{tail}": drawn.quantile(at, 1) for tail, at in tails.items()}
+    return {name: mean_resampled(values, counts), **quantiles}
 
 
 def frechet_resampled(generated: Tensor, reference: Tensor, counts: Tensor, components: int = COMPONENTS) -> Tensor:

@@ -110,3 +110,16 @@ def register_shared_commands(register: RegisterShared) -> None:
         target="fewstep_shapes3d.data.command:furniture",
         summary="Make procedural furniture, voxelise, render and encode it into a prepared set.",
     )
+    register(
+        "data prepare",
+        "furniture-files",
+        target="fewstep_shapes3d.data.command:pieces",
+        summary="Write procedural furniture as files: meshes, and pictures to generate them from.",
+    )
+
+
+@hookimpl
+def register_commands(app: typer.Typer) -> None:
+    from fewstep_shapes3d.score.command import score
+
+    app.command(no_args_is_help=True)(score)

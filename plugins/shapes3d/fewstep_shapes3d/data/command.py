@@ -1,4 +1,4 @@
-"""``fewstep data prepare meshes``, ``sweethome3d`` and ``furniture``. Imports no torch."""
+"""``fewstep data prepare meshes``, ``sweethome3d``, ``furniture`` and ``furniture-files``. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typer import Option
 
 from fewstep.cli.invocation import going_on
 from fewstep.cli.options import whole
-from fewstep.console import Console, say
+from fewstep.console import Console, number_of, say
 from fewstep.engine.progress import counting
 from fewstep.errors import need
 from fewstep_shapes3d.data import SWEETHOME3D
@@ -121,6 +121,21 @@ def furniture(
             progress=progress,
         )
     say(console, f"{out}: {summary(manifest)}")
+
+
+def pieces(
+    out: Annotated[Path, Option("--out", "-o", help="Folder to make; must not exist.")],
+    count: Annotated[int, whole("--count", "Pieces.", 1)] = 16,
+    seed: Annotated[int, whole("--seed", "Seed of pieces and cameras.", 0, 2**31 - 1)] = 0,
+) -> None:
+    """Write procedural furniture as files, meshes/*.glb and pictures/*.png: the test objects of a furniture set."""
+    need("open3d")
+    from fewstep_shapes3d.furniture.files import write_pieces
+
+    console = Console()
+    with counting(console) as progress:
+        write_pieces(out, count, seed, progress)
+    say(console, f"{out}: {number_of(count, 'piece')}, as meshes/*.glb and pictures/*.png")
 
 
 def summary(manifest: dict[str, Any]) -> str:

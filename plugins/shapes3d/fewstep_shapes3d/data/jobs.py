@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ from fewstep_shapes3d.data.mesh import Mesh
 from fewstep_shapes3d.data.sh3f import Skipped
 
 Progress = Callable[[int, int, str], None]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Item(Protocol):
@@ -86,18 +89,27 @@ def make_all(
 ) -> Generator[Made | Skipped, None, None]:
     """All objects in the order of the entries; ``progress(done, total, name)`` after each."""
     job = partial(make_object, resolution=resolution, views=views, seed=seed)
+    with closing(in_processes(job, entries, workers)) as results:
+        for done, (result, entry) in enumerate(zip(results, entries, strict=True), 1):
+            progress(done, len(entries), entry.name)
+            yield result
+
+
+def in_processes(job: Callable[[T], R], items: Sequence[T], workers: int) -> Generator[R, None, None]:
+    """``job`` of every item, in order, by so many processes; one worker is this process.
+
+    Raises:
+        FewstepError: a process died.
+    """
     if workers < 2:
-        results = map(job, entries)
-        yield from _told(results, entries, progress)
+        yield from map(job, items)
         return
     # Spawned, not forked: torch and open3d keep threads, which a fork would lose.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_uninterrupted)
     try:
-        yield from _told(pool.map(job, entries), entries, progress)
+        yield from pool.map(job, items)
     except BrokenProcessPool as error:
-        raise FewstepError(
-            "preparing data: a worker process died, of too little memory perhaps; try one worker"
-        ) from error
+        raise FewstepError("a worker process died, of too little memory perhaps; try one worker") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -105,9 +117,3 @@ def make_all(
 def _uninterrupted() -> None:
     """Ctrl-C reaches every process of a terminal; the main one ends the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _told(results: Iterator[Made | Skipped], entries: Sequence[Item], progress: Progress) -> Iterator[Made | Skipped]:
-    for done, (result, entry) in enumerate(zip(results, entries, strict=True), 1):
-        progress(done, len(entries), entry.name)
-        yield result

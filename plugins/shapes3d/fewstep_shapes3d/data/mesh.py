@@ -25,6 +25,10 @@ GLTF = (".glb", ".gltf")
 PACKED = ("KHR_draco_mesh_compression", "EXT_meshopt_compression")  # trimesh reads zeros from these, with a warning
 
 
+class EmptyMesh(FewstepError):
+    """A model that can be read and has no surface."""
+
+
 @dataclass
 class Mesh:
     """``vertices`` [V,3]; ``faces`` [F,3]; ``uv`` [V,2]; ``material`` [F] indexes ``materials``; ``tint`` [V,3] in
@@ -47,7 +51,8 @@ def load_mesh(path: Path, rotation: Sequence[float] | None = None, up: Up = "y")
         up: the axis that points up in the file.
 
     Raises:
-        FewstepError: the file cannot be parsed, holds no face, or has coordinates that are not finite.
+        FewstepError: the file cannot be parsed, or has coordinates that are not finite.
+        EmptyMesh: it holds no face.
     """
     trimesh = need("trimesh")
     logging.getLogger("trimesh").setLevel(logging.ERROR)  # missing textures are common and harmless here
@@ -66,7 +71,7 @@ def load_mesh(path: Path, rotation: Sequence[float] | None = None, up: Up = "y")
     if packed:
         raise FewstepError(f"the model {path.name} is compressed ({packed[0]}); store it without compression")
     if mesh is None:
-        raise FewstepError(f"the model {path.name} has no faces")
+        raise EmptyMesh(f"the model {path.name} has no faces")
     if not finite:
         raise FewstepError(f"the model {path.name} has coordinates that are not finite")
     turn = np.eye(3) if rotation is None else np.asarray(rotation, dtype=np.float64).reshape(3, 3)
@@ -78,13 +83,13 @@ def normalise(mesh: Mesh) -> Mesh:
     """Centres the bounding box of the used vertices at 0 and scales its longest side to 1, as TRELLIS does.
 
     Raises:
-        FewstepError: the mesh has no extent.
+        EmptyMesh: the mesh has no extent.
     """
     used = mesh.vertices[np.unique(mesh.faces)]
     low, high = used.min(0), used.max(0)
     size = float((high - low).max())
     if size <= 0:
-        raise FewstepError("the model has no extent: all its points coincide")
+        raise EmptyMesh("the model has no extent: all its points coincide")
     return replace(mesh, vertices=(mesh.vertices - (low + high) / 2) / size)
 
 

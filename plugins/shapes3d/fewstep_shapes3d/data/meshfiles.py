@@ -49,12 +49,15 @@ class MeshFile:
         return load_mesh(self.archive / self.model, up=self.up)
 
 
-def find_meshes(source: Path | str | Sequence[Path | str], up: UpChoice = "auto") -> list[MeshFile]:
+def find_meshes(
+    source: Path | str | Sequence[Path | str], up: UpChoice = "auto", key: str = "data.source"
+) -> list[MeshFile]:
     """The mesh files of one or several folders, searched to any depth, sorted by path; a file stands for itself.
 
     Args:
         source: folders or files.
         up: the axis that points up in all of them; by default by their format (``UP``).
+        key: what names the source, for messages.
 
     Raises:
         FewstepError: a named path does not exist or is of another kind, or there is no mesh file at all.
@@ -65,7 +68,7 @@ def find_meshes(source: Path | str | Sequence[Path | str], up: UpChoice = "auto"
     found: dict[Path, MeshFile] = {}
     for path in named:
         if not path.exists():
-            raise invalid("data.source", str(path), f"a folder with {KINDS} files, or such a file; it does not exist")
+            raise invalid(key, str(path), f"a folder with {KINDS} files, or such a file; it does not exist")
         folder = path.resolve() if path.is_dir() else path.resolve().parent
         for file in sorted(folder.rglob("*")) if path.is_dir() else [path.resolve()]:
             if file.suffix.lower() in UP and file.is_file():
@@ -74,5 +77,5 @@ def find_meshes(source: Path | str | Sequence[Path | str], up: UpChoice = "auto"
                 model = file.relative_to(folder).as_posix()
                 found[file] = MeshFile(folder, model, axis, (status.st_size, status.st_mtime_ns))
     if not found:
-        raise invalid("data.source", ", ".join(map(str, named)), f"a folder with {KINDS} files; it holds none")
+        raise invalid(key, ", ".join(map(str, named)), f"a folder with {KINDS} files; it holds none")
     return list(found.values())

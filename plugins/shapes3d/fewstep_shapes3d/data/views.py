@@ -45,26 +45,30 @@ class Renderer:
         self.scene.add_triangles(mesh.vertices.astype(np.float32), mesh.faces.astype(np.uint32))
         self.points = mesh.vertices[np.unique(mesh.faces)]
 
-    def render(self, camera: Camera, size: int = SIZE, samples: int = 2) -> Picture:
-        """RGBA uint8 [size,size,4], not premultiplied, the object as large as it fits.
+    def render(self, camera: Camera, size: int = SIZE, samples: int = 2, distance: float | None = None) -> Picture:
+        """RGBA uint8 [size,size,4], not premultiplied.
 
-        A pixel is the mean over ``samples`` x ``samples`` rays.
+        Args:
+            samples: a pixel is the mean over ``samples`` x ``samples`` rays.
+            distance: of the camera from the origin; by default the object is as large as it fits.
         """
-        rays = self._rays(camera, size * samples)
+        rays = self._rays(camera, size * samples, distance)
         rgba = self._trace(rays).reshape(size, samples, size, samples, 4).mean((1, 3))
         colour = rgba[..., :3] / np.maximum(rgba[..., 3:], 1e-6)
         both = np.concatenate([colour, rgba[..., 3:]], -1)
         found: npt.NDArray[np.uint8] = np.round(both.clip(0, 1) * 255).astype(np.uint8)
         return found
 
-    def _rays(self, camera: Camera, size: int) -> npt.NDArray[np.float32]:
+    def _rays(self, camera: Camera, size: int, distance: float | None) -> npt.NDArray[np.float32]:
         a, e = np.deg2rad(camera.azimuth), np.deg2rad(camera.elevation)
         away = np.array([np.sin(a) * np.cos(e), -np.cos(a) * np.cos(e), np.sin(e)])
         right = np.array([np.cos(a), np.sin(a), 0.0])
         up = np.cross(away, right)
-        slope = np.tan(np.deg2rad(FOV / 2)) * 0.97  # a thin margin, or smoothing would cut the outline
-        sideways = np.maximum(np.abs(self.points @ right), np.abs(self.points @ up))
-        eye = away * float((sideways / slope + self.points @ away).max())
+        if distance is None:
+            slope = np.tan(np.deg2rad(FOV / 2)) * 0.97  # a thin margin, or smoothing would cut the outline
+            sideways = np.maximum(np.abs(self.points @ right), np.abs(self.points @ up))
+            distance = float((sideways / slope + self.points @ away).max())
+        eye = away * distance
         at = ((np.arange(size) + 0.5) / size * 2 - 1) * np.tan(np.deg2rad(FOV / 2))
         toward = -away + at[None, :, None] * right - at[:, None, None] * up
         toward /= np.linalg.norm(toward, axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The orthographic camera that all previews share; axes and scale are those of ``voxel_render``."""
+"""The orthographic camera of all previews, with the axes and scale of ``voxel_render``, and a perspective one."""
 
 from __future__ import annotations
 
@@ -42,3 +42,40 @@ class Camera:
         """[N, 3] points to [N, 3] column, row (in pixels from the picture's top left corner) and depth (in units)."""
         turned = points.float() @ self.axes.to(points.device).T
         return torch.cat([turned[:, :2] * self.scale + self.size / 2, turned[:, 2:]], 1)
+
+    def slopes(self, points: Tensor) -> Tensor:
+        """The derivative of columns and rows by the place: [1, 2, 3] for all of the points [N, 3]."""
+        return (self.axes[:2] * self.scale)[None].to(points.device)
+
+
+@dataclass(frozen=True)
+class Perspective(Camera):
+    """The same view through a lens.
+
+    Args:
+        distance: of the eye from the origin.
+        fov: degrees from the left to the right edge of the picture.
+    """
+
+    distance: float = 2.0
+    fov: float = 40.0
+
+    @property
+    def scale(self) -> float:
+        """Pixels for a unit of the scene that is one unit away."""
+        return self.size / (2 * math.tan(math.radians(self.fov / 2)))
+
+    def project(self, points: Tensor) -> Tensor:
+        turned, depth = self._turned(points)
+        return torch.cat([turned[:, :2] / depth * self.scale + self.size / 2, depth], 1)
+
+    def slopes(self, points: Tensor) -> Tensor:
+        """[N, 2, 3]."""
+        turned, depth = self._turned(points)
+        ahead = turned[:, :2, None] / depth[..., None] * self.axes[2].to(points.device)
+        return (self.axes[:2].to(points.device) - ahead) / depth[..., None] * self.scale
+
+    def _turned(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Right, down and forward of the origin [N, 3], and how far from the eye [N, 1]; nothing is closer than 0.1."""
+        turned = points.float() @ self.axes.to(points.device).T
+        return turned, (turned[:, 2:] + self.distance).clamp(min=0.1)

@@ -54,7 +54,8 @@ def covariance(gaussians: Gaussians, camera: Camera) -> Tensor:
         ],
         -1,
     ).view(-1, 3, 3)
-    axes = camera.axes[:2] @ turn * (gaussians.scaling.detach().cpu().float() * camera.scale)[:, None]
+    slopes = camera.slopes(gaussians.xyz.detach().cpu())
+    axes = slopes @ turn * gaussians.scaling.detach().cpu().float()[:, None]
     return axes @ axes.mT + BLUR * torch.eye(2)
 
 

@@ -33,9 +33,11 @@ def watertight(faces: npt.NDArray[np.int64]) -> bool:
     return bool(len(faces)) and not np.bincount(edge, np.where(ends[:, 0] < ends[:, 1], 1.0, -1.0)).any()
 
 
-def sample(vertices: Floats, values: Floats, faces: npt.NDArray[np.int64], count: int) -> tuple[Floats, Floats]:
-    """``count`` points uniform over the area, and ``values`` [V, C] interpolated there; the same ones every time."""
-    draw = np.random.default_rng(0)
+def sample(
+    vertices: Floats, values: Floats, faces: npt.NDArray[np.int64], count: int, seed: int = 0
+) -> tuple[Floats, Floats]:
+    """``count`` points uniform over the area, and ``values`` [V, C] interpolated there; a function of the seed."""
+    draw = np.random.default_rng(seed)
     a, b, c = vertices[faces].transpose(1, 0, 2)
     area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
     face = draw.choice(len(faces), count, p=area / area.sum())

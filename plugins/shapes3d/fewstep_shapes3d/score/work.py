@@ -1,0 +1,104 @@
+"""The work on single objects and pairs of them, kept in files so that it is done once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from fewstep.errors import FewstepError, first_line
+from fewstep.files import new_file
+from fewstep_shapes3d.data.jobs import Progress, in_processes
+from fewstep_shapes3d.data.mesh import EmptyMesh
+from fewstep_shapes3d.data.meshfiles import MeshFile
+from fewstep_shapes3d.score.distances import surface_distances
+from fewstep_shapes3d.score.objects import Arrays, Seeing, read_object
+
+EMPTY, UNREADABLE, MISSING = "empty", "unreadable", "missing"
+AGAIN = "other points of the true surface"
+
+
+class Task(Protocol):
+    """Work whose result is the file ``kept``."""
+
+    @property
+    def kept(self) -> Path: ...
+    @property
+    def name(self) -> str: ...
+
+
+T = TypeVar("T", bound=Task)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An object to read. ``box``: the kept file of the object whose bounds it is scaled by, where not its own."""
+
+    file: MeshFile
+    kept: Path
+    box: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """For progress."""
+        return self.file.name
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """A generated object to compare with the true one, both read. Without ``found``, the true one with itself."""
+
+    name: str
+    found: Path | None
+    truth: Path
+    kept: Path
+
+
+def load(path: Path, *keys: str) -> Arrays:
+    """The arrays of a kept file, or some of them."""
+    with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in keys or file.files}
+
+
+def failure(path: Path) -> tuple[str, str] | None:
+    """Kind and reason where an object could not be read."""
+    with np.load(path, allow_pickle=False) as file:
+        return (str(file["failure"]), str(file["reason"])) if "failure" in file.files else None
+
+
+def done(tasks: Sequence[T], job: Callable[[T], Arrays], workers: int, tell: Progress, what: str) -> None:
+    """Do the tasks that are not done yet; ``tell(done, total, what)`` after each."""
+    rest = list({task.kept: task for task in tasks if not task.kept.is_file()}.values())
+    before = len(tasks) - len(rest)
+    results = in_processes(partial(_do, job), rest, workers if len(rest) > 1 else 1)
+    for number, (_, task) in enumerate(zip(results, rest, strict=True), 1):
+        tell(before + number, len(tasks), f"{what}, {task.name}")
+
+
+def _do(job: Callable[[Any], Arrays], task: Task) -> None:
+    values = job(task)
+    with new_file(task.kept) as temp:
+        np.savez_compressed(temp, **values)  # type: ignore[arg-type]
+
+
+def read(seeing: Seeing, task: Reading) -> Arrays:
+    """What ``read_object`` gives, or ``failure`` and ``reason``."""
+    box = None if task.box is None else load(task.box, "box")["box"]
+    try:
+        return read_object(task.file.archive / task.file.model, task.file.up, seeing, box)
+    except EmptyMesh as error:
+        return {"failure": np.array(EMPTY), "reason": np.array(str(error))}
+    except (FewstepError, RuntimeError, ValueError, OSError) as error:  # open3d and numpy on what they cannot take
+        return {"failure": np.array(UNREADABLE), "reason": np.array(first_line(error))}
+
+
+def compare(thresholds: Sequence[float], alignments: Sequence[str], task: Comparing) -> Arrays:
+    """The distances of a pair by name."""
+    truth = load(task.truth, "points", "again")
+    found = truth["again"] if task.found is None else load(task.found, "points")["points"]
+    values = surface_distances(found.astype(np.float64), truth["points"].astype(np.float64), thresholds, alignments)
+    return {name: np.array(value) for name, value in values.items()}
