@@ -6,6 +6,7 @@ cloud onto a few points. Rotations are proper: an object and its mirror image st
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +51,7 @@ def chamfer(found: Floats, truth: Floats) -> float:
     return float(0.5 * (forth.mean() + back.mean()))
 
 
-def align(found: Floats, truth: Floats) -> dict[str, Similarity]:
+def align(found: Floats, truth: Floats, names: Sequence[str] = ALIGNMENTS) -> dict[str, Similarity]:
     """What brings ``found`` [N, 3] closest to ``truth`` [M, 3], by alignment: nothing, a rigid motion, a similarity.
 
     Of all results the one of the least Chamfer distance is taken, and an alignment may always do less: a similarity is
@@ -58,7 +59,7 @@ def align(found: Floats, truth: Floats) -> dict[str, Similarity]:
     sample.
     """
     results = {"unaligned": IDENTITY}
-    for name in ALIGNMENTS[1:]:
+    for name in (name for name in ALIGNMENTS[1:] if name in names):
         candidates = [*results.values(), _searched(found, truth, name == "similarity")]
         results[name] = min(candidates, key=lambda one: chamfer(one(found), truth))
     return results

@@ -27,11 +27,10 @@ def surface_distances(
     squared distances; ``fscore@t``: the harmonic mean of the share of found points within t of the true ones
     (precision) and of true points within t of the found ones (recall) (Knapitsch et al. 2017).
     """
-    motions = align(found, truth) if set(alignments) - {"unaligned"} else {}
+    motions = align(found, truth, alignments)
     values: dict[str, float] = {}
     for name in alignments:
-        moved = motions[name](found) if name in motions else found
-        forth, _, back, _ = nearest(moved, truth)
+        forth, _, back, _ = nearest(motions[name](found), truth)
         values[f"{CHAMFER}/{name}"] = float(0.5 * (forth.mean() + back.mean()))
         values[f"{SQUARED}/{name}"] = float(np.square(forth).mean() + np.square(back).mean())
         for threshold in thresholds:
