@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fewstep.benchmark.chart import NAME
@@ -70,7 +69,7 @@ def write_report(
     tables: Sequence[Table],
     sheet: Any,
     notes: Sequence[str],
-    data: Mapping[str, Any] = MappingProxyType({"measures": [], "exhibits": []}),
+    data: Mapping[str, Any],
 ) -> None:
     """Write a page with tables that can be sorted, a picture and notes.
 

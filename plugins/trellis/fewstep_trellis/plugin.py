@@ -54,9 +54,11 @@ def register_datasets(register: Register) -> None:
 
 @hookimpl
 def register_commands(app: typer.Typer) -> None:
+    from fewstep_shapes3d.score.command import score
     from fewstep_shapes3d.view.command import view
 
-    app.command(no_args_is_help=True)(view)
+    for command in (score, view):
+        app.command(no_args_is_help=True)(command)
 
 
 @hookimpl
@@ -116,10 +118,3 @@ def register_shared_commands(register: RegisterShared) -> None:
         target="fewstep_shapes3d.data.command:pieces",
         summary="Write procedural furniture as files: meshes, and pictures to generate them from.",
     )
-
-
-@hookimpl
-def register_commands(app: typer.Typer) -> None:
-    from fewstep_shapes3d.score.command import score
-
-    app.command(no_args_is_help=True)(score)

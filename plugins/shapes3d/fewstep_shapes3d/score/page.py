@@ -29,7 +29,8 @@ def write_page(scores: Scores) -> None:
     """Write ``report.html`` into the folder of the scores."""
     rows, sheet = _sheet(scores)
     texts = {"brand": "fewstep score", "title": scores.title, "objects": ""}
-    write_report(scores.folder / "report.html", texts, [], [*scores.tables, rows], sheet, scores.remarks)
+    data: dict[str, Any] = {"measures": [], "exhibits": []}
+    write_report(scores.folder / "report.html", texts, [], [*scores.tables, rows], sheet, scores.remarks, data)
 
 
 def _sheet(scores: Scores) -> tuple[Any, Any]:
