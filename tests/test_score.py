@@ -20,6 +20,7 @@ from fewstep_shapes3d.score.alignment import IDENTITY, Floats, Similarity, align
 from fewstep_shapes3d.score.distances import surface_distances
 from fewstep_shapes3d.score.encoders import encoders
 from fewstep_shapes3d.score.objects import Seeing, read_object
+from fewstep_shapes3d.score.pairing import labelled
 from fewstep_shapes3d.score.run import score
 from fewstep_shapes3d.score.summary import Scored, statistics, summarise
 from scipy.linalg import sqrtm
@@ -352,6 +353,11 @@ def test_gaussians_stand_where_their_mesh_does(tmp_path: Path) -> None:
     assert math.isnan(found["watertight"])
     values = surface_distances(found["points"].astype(float), truth["points"].astype(float), (0.05,), ("unaligned",))
     assert values["chamfer/unaligned"] < 0.03
+
+
+def test_a_folder_goes_by_its_name_or_by_a_given_one(tmp_path: Path) -> None:
+    (tmp_path / "a=b").mkdir()
+    assert list(labelled([f"{tmp_path}/x/", f"mine={tmp_path}/x", f"{tmp_path}/a=b"])) == ["x", "mine", "a=b"]
 
 
 def test_a_true_object_that_cannot_be_read_is_left_out_and_named(folders: Path, tmp_path: Path) -> None:

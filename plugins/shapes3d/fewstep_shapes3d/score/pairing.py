@@ -40,8 +40,9 @@ def labelled(folders: Sequence[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for text in folders:
         name, equals, rest = text.partition("=")
-        path = Path(rest) if equals and name and not Path(text).exists() else Path(text)
-        label = name if str(path) != text else path.resolve().name
+        named = bool(equals and name) and not Path(text).exists()
+        path = Path(rest if named else text)
+        label = name if named else path.resolve().name
         if label in found:
             raise FewstepError(
                 f"GENERATED: two folders are called {label!r}; name them: first={found[label]} second={path}"

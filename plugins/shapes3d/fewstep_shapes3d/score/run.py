@@ -25,7 +25,7 @@ from fewstep_shapes3d.score.pairing import Files, Pairs, content, labelled, pair
 from fewstep_shapes3d.score.report import AGAIN, ObjectRow, Scores
 from fewstep_shapes3d.score.settings import Settings
 from fewstep_shapes3d.score.summary import WATERTIGHT, Scored, summarise
-from fewstep_shapes3d.score.work import MISSING, Comparing, Reading, compare, done, failure, load, read
+from fewstep_shapes3d.score.work import MISSING, Comparing, Count, Reading, compare, do, failure, load, read
 
 FORMAT = 1  # of the kept files: another one makes them anew
 
@@ -80,7 +80,9 @@ def score(
     weights = [None if path is None else Path(path) for path in (inception, dinov2)]
     nets = encoders(weights[0], weights[1], pick_device(device, "--device"))
     pairs = pair(folders, Path(true), found.up, found.true_up, found.missing)
-    return _Run(pairs, found, out, workers, progress or (lambda done, total, what: None)).result(nets)
+    sides = 1 + len(folders)  # each is read, compared (the true one with itself) and encoded
+    total = len(pairs.names) * sides * (2 + (len(nets) if found.views else 0))
+    return _Run(pairs, found, out, workers, Count(progress or (lambda done, total, what: None), total)).result(nets)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class _Run:
     settings: Settings
     out: Path
     workers: int
-    tell: Progress
+    count: Count
 
     @property
     def seeing(self) -> Seeing:
@@ -137,7 +139,8 @@ class _Run:
                 box = None if boxes is None else boxes[name]
                 kept = self._kept(content(files[name]), files[name].up, self.seeing, box and box.name)
                 tasks[name] = Reading(files[name], kept, box)
-        done(list(tasks.values()), partial(read, self.seeing), self.workers, self.tell, what)
+        do(list(tasks.values()), partial(read, self.seeing), self.workers, self.count, f"{what} read")
+        self.count(what, len(self.pairs.names) - len(tasks))
         return {name: task.kept for name, task in tasks.items()}
 
     def _rows(self, label: str, files: Files, truth: Mapping[str, Path]) -> list[ObjectRow]:
@@ -160,7 +163,8 @@ class _Run:
             else:
                 place = self._kept(path and path.name, truth[name].name, thresholds, align)
                 tasks[name] = Comparing(name, path, truth[name], place)
-        done(list(tasks.values()), partial(compare, thresholds, align), self.workers, self.tell, f"{label} compared")
+        do(list(tasks.values()), partial(compare, thresholds, align), self.workers, self.count, f"{label} compared")
+        self.count(label, len(failed))
         rows = []
         for name, path in kept.items():
             if name in failed:
@@ -177,7 +181,7 @@ class _Run:
     def _features(self, net: Encoder, label: str, kept: Sequence[Path | None]) -> Tensor:
         """[N, V, F]; failed objects are white pictures."""
         found: list[Tensor] = []
-        for number, path in enumerate(kept, 1):
+        for path in kept:
             place = self._kept("features", net.name, net.stamp, path and path.name)
             if not place.is_file():
                 blank = np.full((len(AZIMUTHS), 3, PIXELS, PIXELS), 255, np.uint8)
@@ -185,7 +189,7 @@ class _Run:
                 values = net.encode.of_pictures(torch.from_numpy(views)[None].float() / 255)[0]
                 with new_file(place) as temp:
                     np.savez_compressed(temp, features=values.numpy())
-                self.tell(number, len(kept), f"{label} encoded by {net.name}")
+            self.count(f"{label} encoded by {net.name}")
             found.append(torch.from_numpy(load(place, "features")["features"]))
         return torch.stack(found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,6 @@ from fewstep_shapes3d.score.distances import surface_distances
 from fewstep_shapes3d.score.objects import Arrays, Seeing, read_object
 
 EMPTY, UNREADABLE, MISSING = "empty", "unreadable", "missing"
-AGAIN = "other points of the true surface"
 
 
 class Task(Protocol):
@@ -70,13 +70,26 @@ def failure(path: Path) -> tuple[str, str] | None:
         return (str(file["failure"]), str(file["reason"])) if "failure" in file.files else None
 
 
-def done(tasks: Sequence[T], job: Callable[[T], Arrays], workers: int, tell: Progress, what: str) -> None:
-    """Do the tasks that are not done yet; ``tell(done, total, what)`` after each."""
+class Count:
+    """How much of all the work is done. ``tell(done, total, what)`` is told."""
+
+    def __init__(self, tell: Progress, total: int) -> None:
+        self.tell, self.total, self.done = tell, total, 0
+
+    def __call__(self, what: str, more: int = 1) -> None:
+        """``more`` of it is done."""
+        self.done += more
+        if more:
+            self.tell(self.done, self.total, what)
+
+
+def do(tasks: Sequence[T], job: Callable[[T], Arrays], workers: int, count: Count, what: str) -> None:
+    """Do the tasks that are not done yet."""
     rest = list({task.kept: task for task in tasks if not task.kept.is_file()}.values())
-    before = len(tasks) - len(rest)
-    results = in_processes(partial(_do, job), rest, workers if len(rest) > 1 else 1)
-    for number, (_, task) in enumerate(zip(results, rest, strict=True), 1):
-        tell(before + number, len(tasks), f"{what}, {task.name}")
+    count(what, len(tasks) - len(rest))
+    with closing(in_processes(partial(_do, job), rest, workers if len(rest) > 1 else 1)) as results:
+        for _, task in zip(results, rest, strict=True):
+            count(f"{what}, {task.name}")
 
 
 def _do(job: Callable[[Any], Arrays], task: Task) -> None:
