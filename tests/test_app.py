@@ -363,6 +363,10 @@ DRIVE = """
     const boxes = [...document.querySelectorAll("form, #results, #panes figure, .method input, #go")]
       .map((one) => one.getBoundingClientRect());
     said.narrow = boxes.every((box) => box.width > 60 && box.left >= 0 && box.right <= innerWidth);
+    said.scrolled = scrollY;
+    await pause(1500);
+    said.scrolled = Math.max(said.scrolled, scrollY);
+    scrollTo({top: 0, behavior: "instant"}); // a screenshot is of the beginning
     console.log("said:" + btoa(unescape(encodeURIComponent(JSON.stringify(said)))) + ":");
   };
 })();
@@ -395,11 +399,12 @@ def test_a_browser_orders_shows_and_refuses(
     assert said["drawn"]
     assert said["titles"] == ["quick <i>, 1 + 1 step each", "slow, 25 + 25 steps"]
     assert said["times"] == [
-        "0.75 s, of which 0.50 s in the flows; 1.50 s more to load models",
-        "12.8 s, of which 12.5 s in the flows; 1.50 s more to load models",
+        "0.50 s in the flows, 0.75 s in all, and 1.50 s to load models",
+        "12.5 s in the flows, 12.8 s in all, and 1.50 s to load models",
     ]
     assert said["files"] == ["Chair-quick-i-1-1-seed-42.glb", "Chair-slow-25-25-seed-42.glb"]
     assert (said["scroll"], said["narrow"]) == (0, True)
+    assert (said["scrolled"] > 0) == (width == 500)  # to what was made
     with Image.open(shot) as picture:
         assert np.asarray(picture.convert("L")).mean() > 200  # light, and not empty
         assert np.asarray(picture.convert("L")).std() > 10

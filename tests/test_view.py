@@ -107,7 +107,9 @@ def test_a_run_shows_what_its_student_makes(tmp_path: Path) -> None:
         assert one["picture"].startswith("data:image/png")
 
 
-@pytest.mark.parametrize(("name", "text"), [("none", "nothing of this name"), ("a.txt", "a file"), ("empty", "empty")])
+@pytest.mark.parametrize(
+    ("name", "text"), [("none", "nothing of this name"), ("a.txt", "a file"), ("empty", "nothing to look at")]
+)
 def test_what_is_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, text: str
 ) -> None:

@@ -10,6 +10,7 @@ import ipaddress
 import json
 import re
 import socket
+import sys
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -86,6 +87,8 @@ class Server(ThreadingTCPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that went away is no error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     def _ended(self, job: Job) -> None:
         order, choice = job.order, self.maker.choices[job.order.choice]

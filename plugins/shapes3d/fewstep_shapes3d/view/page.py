@@ -8,6 +8,7 @@ from pathlib import Path
 from fewstep.benchmark.page import PICTURE, TRUTH, write_viewer
 from fewstep.console import number_of
 from fewstep.core.suite import Exhibit, SheetRow
+from fewstep.engine.export import holds_info
 from fewstep.errors import FewstepError
 
 GLB, PAGE, REPORT, ROWS = ".glb", "view.html", "report.html", "rows.csv"
@@ -40,6 +41,8 @@ def page_of(place: Path, device: str = "auto") -> Path:
     found = [(folder.name, _glbs(folder)) for folder in folders]
     if objects := [(name, files) for name, files in found if files]:
         return _written(place / PAGE, place.resolve().name, objects)
+    if not any(map(holds_info, folders)):
+        raise FewstepError(f"{place}: nothing to look at in it; accepted: {ACCEPTED}")
     return _of_run(place, device)
 
 

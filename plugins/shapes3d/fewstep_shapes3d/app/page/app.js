@@ -89,9 +89,11 @@ function orders() {
 
 let turntable = null, panes = [];
 
-// The time that a comparison is about: without the loading of models, which is done once.
+// Students differ in the flows; the rest is the same for all. Models are loaded once, which is no part of either.
 const LOADING = "loading models";
-const worked = (seconds) => Object.entries(seconds).reduce((sum, [stage, passed]) => sum + (stage === LOADING ? 0 : passed), 0);
+const sum = (seconds, counts) => Object.entries(seconds).reduce((all, [stage, passed]) => all + (counts(stage) ? passed : 0), 0);
+const inFlows = (seconds) => sum(seconds, (stage) => stage.endsWith(" flow"));
+const worked = (seconds) => sum(seconds, (stage) => stage !== LOADING);
 const inSeconds = (value) => `${value < 10 ? value.toFixed(2) : value.toFixed(1)} s`;
 
 function pane(order) {
@@ -99,7 +101,7 @@ function pane(order) {
   const said = element("div", { class: "said" });
   const title = `${about.choices[order.choice].label}, ${order.steps.join(" + ")} step${order.steps.every((one) => one === 1) ? " each" : "s"}`;
   const caption = element("figcaption", {}, element("h2", {}, title));
-  const made = { canvas, said, caption, seconds: 0 };
+  const made = { canvas, said, caption, flows: 0 };
   made.figure = element("figure", {}, element("div", { class: "stage" }, canvas, said), caption);
   return made;
 }
@@ -114,21 +116,20 @@ function wait(one, number, state) {
 }
 
 async function fill(one, state) {
-  one.seconds = worked(state.seconds);
+  one.flows = inFlows(state.seconds);
   const loading = state.seconds[LOADING] ?? 0;
   const counts = Object.entries(state.counts).map(([what, number]) => `${number.toLocaleString("en")} ${what}`).join(", ");
-  const flows = Object.entries(state.seconds).reduce((sum, [stage, passed]) => sum + (stage.endsWith(" flow") ? passed : 0), 0);
-  const more = loading >= 0.05 ? `; ${inSeconds(loading)} more to load models` : "";
+  const rest = ` in the flows, ${inSeconds(worked(state.seconds))} in all` + (loading >= 0.05 ? `, and ${inSeconds(loading)} to load models` : "");
   one.length = element("i");
   const rows = Object.entries(state.seconds).map(([stage, passed]) => element("tr", {}, element("td", {}, stage), element("td", {}, inSeconds(passed))));
   one.caption.append(
-    element("p", { class: "time" }, inSeconds(one.seconds), element("span", {}, `, of which ${inSeconds(flows)} in the flows${more}`)), element("div", { class: "length" }, one.length),
+    element("p", { class: "time" }, inSeconds(one.flows), element("span", {}, rest)), element("div", { class: "length" }, one.length),
     element("div", {}, counts), ...state.warnings.map((line) => element("p", { class: "warning" }, line)),
     element("a", { class: "download", href: state.file, download: state.file.split("/").pop() }, `Download .glb (${(state.size / 2 ** 20).toFixed(1)} MiB)`),
     element("details", {}, element("summary", {}, "Time by stage, and how it was sampled"), element("table", {}, element("tbody", {}, ...rows)),
       ...state.how.map((line) => element("div", {}, line))));
-  const longest = Math.max(...panes.map((other) => other.seconds));
-  for (const other of panes) if (other.length) other.length.style.width = `${(100 * other.seconds) / longest}%`;
+  const longest = Math.max(...panes.map((other) => other.flows));
+  for (const other of panes) if (other.length) other.length.style.width = `${(100 * other.flows) / longest}%`;
   one.said.hidden = true;
   find("turning").hidden = false;
   if (!turntable) return;
