@@ -356,7 +356,8 @@ DRIVE = """
       const seen = [...document.querySelectorAll("#panes canvas")];
       return seen.length === 2 && seen.every(dark);
     });
-    said.times = [...document.querySelectorAll(".time")].map((one) => one.textContent);
+    said.times = [...document.querySelectorAll(".time")]
+      .map((one) => `${one.textContent}|${one.parentNode.querySelector(".facts").textContent}`);
     said.titles = [...document.querySelectorAll("#panes h2")].map((one) => one.textContent);
     said.files = [...document.querySelectorAll("a.download")].map((one) => one.download);
     said.scroll = document.documentElement.scrollWidth - document.documentElement.clientWidth;
@@ -399,8 +400,8 @@ def test_a_browser_orders_shows_and_refuses(
     assert said["drawn"]
     assert said["titles"] == ["quick <i>, 1 + 1 step each", "slow, 25 + 25 steps"]
     assert said["times"] == [
-        "0.50 s in the flows, 0.75 s in all, and 1.50 s to load models",
-        "12.5 s in the flows, 12.8 s in all, and 1.50 s to load models",
+        "0.50 s in the flows|0.75 s in all, and 1.50 s to load models",
+        "12.5 s in the flows|12.8 s in all, and 1.50 s to load models",
     ]
     assert said["files"] == ["Chair-quick-i-1-1-seed-42.glb", "Chair-slow-25-25-seed-42.glb"]
     assert (said["scroll"], said["narrow"]) == (0, True)

@@ -119,12 +119,12 @@ async function fill(one, state) {
   one.flows = inFlows(state.seconds);
   const loading = state.seconds[LOADING] ?? 0;
   const counts = Object.entries(state.counts).map(([what, number]) => `${number.toLocaleString("en")} ${what}`).join(", ");
-  const rest = ` in the flows, ${inSeconds(worked(state.seconds))} in all` + (loading >= 0.05 ? `, and ${inSeconds(loading)} to load models` : "");
+  const rest = `${inSeconds(worked(state.seconds))} in all` + (loading >= 0.05 ? `, and ${inSeconds(loading)} to load models` : "");
   one.length = element("i");
   const rows = Object.entries(state.seconds).map(([stage, passed]) => element("tr", {}, element("td", {}, stage), element("td", {}, inSeconds(passed))));
   one.caption.append(
-    element("p", { class: "time" }, inSeconds(one.flows), element("span", {}, rest)), element("div", { class: "length" }, one.length),
-    element("div", {}, counts), ...state.warnings.map((line) => element("p", { class: "warning" }, line)),
+    element("p", { class: "time" }, inSeconds(one.flows), element("span", {}, " in the flows")), element("div", { class: "length" }, one.length),
+    element("p", { class: "facts" }, rest), element("p", { class: "facts" }, counts), ...state.warnings.map((line) => element("p", { class: "warning" }, line)),
     element("a", { class: "download", href: state.file, download: state.file.split("/").pop() }, `Download .glb (${(state.size / 2 ** 20).toFixed(1)} MiB)`),
     element("details", {}, element("summary", {}, "Time by stage, and how it was sampled"), element("table", {}, element("tbody", {}, ...rows)),
       ...state.how.map((line) => element("div", {}, line))));
