@@ -134,7 +134,10 @@ def test_every_hook_says_what_it_takes() -> None:
         ["metrics"],
         ["trackers"],
         ["--version"],
-        *([command, "--help"] for command in ("distill", "bench", "sample", "generate", "export", "teach", "ops")),
+        *(
+            [name, "--help"]
+            for name in ("distill", "bench", "sample", "generate", "app", "view", "export", "teach", "ops")
+        ),
     ],
     ids=" ".join,
 )
