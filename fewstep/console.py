@@ -59,6 +59,11 @@ LENIENT = "fewstep.lookalikes"
 codecs.register_error(LENIENT, _encode_lookalikes)
 
 
+def speaks() -> bool:
+    """Whether this process shows things to the user: of several that torchrun started, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class _Lenient:
     """A text stream that is handed only what its encoding has."""
 
@@ -88,6 +93,7 @@ class Console(rich.console.Console):
             markup=False,
             highlight=False,
             emoji=False,
+            quiet=not speaks(),
         )
 
 

@@ -37,6 +37,8 @@ SHARED = re.compile(r"(lib[\w.+-]+)\.so\.(\d+)")
 class FewstepError(Exception):
     """Bad input from a user: a key, a file, a name. Never a bug of ours."""
 
+    orphaned = False  # in a run of several processes: the first one, which speaks for all, is gone
+
 
 def nearest(got: str, accepted: Iterable[str], cutoff: float = 0.5) -> str | None:
     """The accepted spelling closest to ``got``, or None when nothing is near; of equals the one of the same letters."""
@@ -59,7 +61,7 @@ def invalid(key: str, got: object, accepted: str) -> FewstepError:
     return FewstepError(f"{key}: got {got!r}; accepted: {accepted}")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error of another library says, short enough for a sentence of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 

@@ -17,6 +17,7 @@ from fewstep.config.resolve import resolve_run
 from fewstep.config.run import Resolved
 from fewstep.console import Console
 from fewstep.engine.folder import check_stages
+from fewstep.engine.processes import joined
 from fewstep.engine.session import start
 from fewstep.engine.trackers import METRICS
 from fewstep.texts import read_text
@@ -144,5 +145,6 @@ def run_resolved(
         stages, runs = (), {folder: resume}
     more: dict[str, Any] = {"trackers": trackers, "command": command, "callbacks": callbacks}
     for one, (out, again) in zip(resolved.values(), runs.items(), strict=True):
-        start(one, out, again, console, stages=resolved if stages else {}, **more)
+        with joined(one.config.parallel, one.config.train.device) as processes:
+            start(one, out, again, console, processes=processes, stages=resolved if stages else {}, **more)
     return Run(folder, stages)

@@ -17,7 +17,7 @@ import typer
 import fewstep
 from fewstep.cli.failures import shorten
 from fewstep.cli.invocation import again, invoked
-from fewstep.console import printable
+from fewstep.console import printable, speaks
 from fewstep.errors import FewstepError, missing, nearest
 from fewstep.interrupts import Interrupted, handled
 
@@ -40,10 +40,11 @@ def _run(arguments: Sequence[str]) -> int:
     except typer.Exit as done:
         return int(done.exit_code)
     except FewstepError as error:
-        return _say(f"error: {error}", 2)
+        return _say(f"error: {error}", 2) if speaks() or error.orphaned else 2
     except (KeyboardInterrupt, typer.Abort) as error:
         stopped = error if isinstance(error, Interrupted) else Interrupted()
-        return _say(f"interrupted; {stopped.hint or f'to start again: {again()}'}", stopped.exit_code)
+        text = f"interrupted; {stopped.hint or f'to start again: {again()}'}"
+        return _say(text, stopped.exit_code) if speaks() else stopped.exit_code
     except BrokenPipeError:  # `fewstep plugins | head`
         _drop_output()
         return 0

@@ -13,10 +13,11 @@ from pydantic import Field, create_model
 
 import fewstep
 from fewstep.config.base import Strict, flatten
+from fewstep.config.parallel import ParallelConfig
 from fewstep.config.train import LoRAConfig, TrainConfig
 from fewstep.plugins.registry import Entry, registry
 
-TABLES = ("objective", "backbone", "data", "train")
+TABLES = ("objective", "backbone", "data", "train", "parallel")
 
 
 class RunConfig(Strict):
@@ -28,6 +29,7 @@ class RunConfig(Strict):
     data: Any = None
     train: TrainConfig = Field(default_factory=TrainConfig)
     lora: LoRAConfig = Field(default_factory=LoRAConfig)
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,11 @@ class Backbone(nn.Module):
         """The inner layers whose outputs ``features`` gives, from first to last, and their channels."""
         raise TypeError(f"{type(self).__name__} does not implement taps")
 
+    def shard_units(self) -> list[nn.Module]:
+        """The parts that are gathered one at a time where a network is sharded over processes. Each is called as a
+        module. These are the members of its outermost lists (``nn.ModuleList``)."""
+        return [unit for blocks in _lists(self) for unit in blocks if any(True for _ in unit.parameters())]
+
     def features(
         self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, taps: Sequence[int] = (-1,)
     ) -> tuple[Tensor, list[Tensor]]:
@@ -190,6 +195,12 @@ class Backbone(nn.Module):
     def students(cls) -> dict[str, Path]:
         """Folders of the students that ship with the plugin, by method; ``fewstep bench --methods`` takes them."""
         return {}
+
+
+def _lists(module: nn.Module) -> list[nn.ModuleList]:
+    if isinstance(module, nn.ModuleList):
+        return [module]
+    return [found for child in module.children() for found in _lists(child)]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Budget:
     def watch(self, name: str, module: nn.Module) -> None:
         """Count the evaluations of this network's backbones under ``name``. An EMA counts under its network's name."""
         self.counts.setdefault(name, {"forward": 0, "tangent": 0, "backward": 0})
-        for backbone in _backbones(module):
+        for backbone in backbones(module):
             backbone.register_forward_hook(partial(self._seen, name), with_kwargs=True)
 
     def _seen(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -74,11 +74,11 @@ class Budget:
         return {name: dict(kinds) for name, kinds in self.counts.items()}
 
 
-def _backbones(module: nn.Module) -> list[nn.Module]:
+def backbones(module: nn.Module) -> list[Backbone]:
     """The module itself, or the outermost backbones inside."""
     if isinstance(module, Backbone):
         return [module]
-    return [found for child in module.children() for found in _backbones(child)]
+    return [found for child in module.children() for found in backbones(child)]
 
 
 def _tensors(out: Any) -> list[Tensor]:

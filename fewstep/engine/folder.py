@@ -15,7 +15,15 @@ from fewstep.files import TEMP, check_place, clean
 from fewstep.texts import read_json
 
 CONFIG = "config.json"
-FREE = ("train.checkpoint_every", "train.export", "train.keep", "train.log_every")
+FREE = (
+    "train.checkpoint_every",
+    "train.export",
+    "train.keep",
+    "train.log_every",
+    "parallel.kind",
+    "parallel.mesh",
+    "parallel.timeout",
+)
 
 
 def occupied(folder: Path) -> bool:

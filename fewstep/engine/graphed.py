@@ -125,6 +125,9 @@ def graphed_gradients(trainer: Trainer) -> GraphedGradients | None:
     """As ``train.graphs`` says; None off CUDA."""
     if trainer.config.graphs and trainer.device.type != "cuda":
         trainer.say(f"train.graphs has no effect on {trainer.device.type}")
+    if trainer.config.graphs and trainer.parallel.mesh is not None:
+        trainer.say("no CUDA graph: the networks are sharded")
+        return None
     return GraphedGradients(trainer) if trainer.config.graphs and trainer.device.type == "cuda" else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import zlib
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batching import SPREAD
 from fewstep.core.objective import Nets, NetSpec
 from fewstep.engine.adapters import adapt, is_adapter, put
+from fewstep.engine.parallel import Parallel, placed, unsharded
 from fewstep.errors import FewstepError, unknown
 
 HALF = (torch.float16, torch.bfloat16)
@@ -48,6 +49,7 @@ class Networks:
         warmup: see ``ema_decay``.
         needs: the objective's, which the student is made for.
         lora: the adapters; by default none.
+        parallel: how the trained networks are spread over processes; the teacher is sharded elsewhere.
 
     Raises:
         FewstepError: for an ``init`` that names no network, without a "student", or without parameters to train.
@@ -63,25 +65,34 @@ class Networks:
         warmup: bool = False,
         needs: frozenset[str] = frozenset(),
         lora: LoRAConfig | None = None,
+        parallel: Parallel | None = None,
     ) -> None:
         if "student" not in specs:
             raise unknown("network to export", "student", specs)
+        sharded = parallel is not None and parallel.mesh is not None
         self.specs, self.teacher, self.warmup, self.needs = dict(specs), teacher, warmup, needs
         self.lora = lora or LoRAConfig()
         self.shared = dict(teacher.backbone.named_parameters()) if self.lora.rank else {}
+        place = "cpu" if sharded else device  # whole networks may not fit
         self.trained: dict[str, nn.Module] = {}
         for name, spec in specs.items():
-            module = self._make(name, spec, seed).to(device)
+            module = self._make(name, spec, seed).to(place)
             self.trained[name] = module.eval().requires_grad_(False) if spec.frozen else module
-        self.parameters = {
-            name: {key: p for key, p in module.named_parameters() if p.requires_grad}
-            for name, module in self.trained.items()
-            if not specs[name].frozen
-        }
         self.emas = {
             (name, rate): self._copy(name).eval().requires_grad_(False)
             for name, spec in specs.items()
             for rate in dict.fromkeys(spec.ema + (rates if name == "student" else ()))
+        }
+        self.shell: Any = None  # of sharded networks: the student without its weights, for its export
+        if parallel is not None and sharded:
+            self.shell = copy.deepcopy(self.trained["student"]).to("meta")
+            for module in [*self.trained.values(), *self.emas.values()]:
+                parallel.shard(module)
+                module.to(device)
+        self.parameters = {
+            name: {key: p for key, p in module.named_parameters() if p.requires_grad}
+            for name, module in self.trained.items()
+            if not specs[name].frozen
         }
         self.updates = dict.fromkeys(specs, 0)
         self.view = Nets({"teacher": teacher, **self.trained}, self.emas)
@@ -132,7 +143,7 @@ class Networks:
                 put(module, key, started[key])
             for key, tensor in tensors_in(module).items():
                 if not is_adapter(key):
-                    tensor.copy_(state[key])
+                    tensor.copy_(placed(state[key], tensor))
 
     def _student(self) -> Backbone:
         """The backbone's student. A copy of the frozen teacher gets back what was trainable before; what it grew beyond
@@ -180,7 +191,13 @@ class Networks:
                     buffer.copy_(value)
 
     def exported(self, which: float | str) -> Backbone:
-        """The student's own weights, or its EMA at this rate.
+        """The network of ``train.export`` as it is written to files. Where networks are sharded, all processes have to
+        ask, and the first alone gets the weights."""
+        module = self.chosen(which)
+        return module if self.shell is None else unsharded(module, self.shell)
+
+    def chosen(self, which: float | str) -> Backbone:
+        """The student, or its EMA at this rate.
 
         Raises:
             FewstepError: for a rate without an EMA.
@@ -218,7 +235,7 @@ class Networks:
             raise FewstepError(wrong)
         with torch.no_grad():
             for key, tensor in own.items():
-                tensor.copy_(state[key])
+                tensor.copy_(placed(state[key], tensor))
 
 
 def tensors_in(module: nn.Module) -> dict[str, Tensor]:

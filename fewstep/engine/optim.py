@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.config.train import TrainConfig
+from fewstep.engine.parallel import placed, whole
 from fewstep.errors import FewstepError
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -106,7 +107,7 @@ class NetOptimizer:
 
     def clip(self) -> Tensor:
         """Scale the gradients down to the limit; their norm before that, on the device."""
-        norm = nn.utils.get_total_norm([p.grad for p in self.named.values() if p.grad is not None])
+        norm = whole(nn.utils.get_total_norm([p.grad for p in self.named.values() if p.grad is not None]))
         if self.config.clip != "none":
             # torch takes a limit that the host knows; one that only the device knows goes into the norm.
             least = self.config.clip_norm
@@ -128,13 +129,17 @@ class NetOptimizer:
             out.update({f"moments/{name}/{key}": moments[key] for key in MOMENTS if key in moments})
         return out
 
+    def places(self) -> dict[str, Tensor]:
+        """A tensor like each moment that has the shape of its parameter, by its name in ``state``."""
+        return {f"moments/{name}/{key}": p for name, p in self.named.items() for key in MOMENTS[1:]}
+
     def load(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of ``state``.
 
         Raises:
             FewstepError: for moments of another shape or of an unknown parameter.
         """
-        shapes = {f"moments/{name}/{key}": p.shape for name, p in self.named.items() for key in MOMENTS}
+        shapes = {name: p.shape for name, p in self.places().items()}
         shapes |= {f"moments/{name}/step": torch.Size() for name in self.named}
         for key, value in state.items():
             if key != "clip" and value.shape != shapes.get(key):
@@ -144,7 +149,7 @@ class NetOptimizer:
         for name, parameter in self.named.items():
             found = {key: state[f"moments/{name}/{key}"] for key in MOMENTS if f"moments/{name}/{key}" in state}
             if found:  # a parameter without a gradient so far has no moments
-                moments = {key: found[key].to(parameter.device, parameter.dtype) for key in MOMENTS[1:]}
+                moments = {key: placed(found[key], parameter).to(parameter) for key in MOMENTS[1:]}
                 # AdamW keeps its counter on the CPU unless it is fused.
                 counter = found["step"].to(parameter.device if self.fused else "cpu", copy=True)
                 self.adam.state[parameter] = {"step": counter, **moments}

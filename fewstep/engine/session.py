@@ -16,6 +16,7 @@ from fewstep.console import spinner
 from fewstep.core.objective import Objective
 from fewstep.engine import folder as folders
 from fewstep.engine.export import StudentInfo, check_student, load_student, save_student
+from fewstep.engine.processes import Lost, Processes
 from fewstep.engine.progress import RunProgress, counting
 from fewstep.engine.resume import Checkpoint, Store, restore, scalars_of, tensors_of
 from fewstep.engine.teachers import beginner, open_teacher
@@ -35,6 +36,7 @@ def start(
     resume: bool,
     console: Console,
     *,
+    processes: Processes | None = None,
     trackers: Sequence[str] = (),
     command: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
@@ -46,6 +48,7 @@ def start(
 
     Args:
         out: the run's folder; returned.
+        processes: those that share the run; the first of them writes and prints.
         trackers: registered trackers beside ``metrics.jsonl``.
         command: the command line, for the record.
         callbacks: called with every row of ``metrics.jsonl``. An exception of theirs ends the run as an interrupt does.
@@ -55,32 +58,37 @@ def start(
         FewstepError: for anything a user can put right.
     """
     chosen = [registry().get("tracker", name).load() for name in trackers]
+    processes = processes or Processes()
     folders.check(out, resume)
-    store = Store(out / "checkpoints", resolved.config.train.keep)
+    store = Store(out / "checkpoints", resolved.config.train.keep, processes)
     found = _resumable(resolved, out, store) if resume else None
     if found is None:
         check_start(resolved)
     progress = RunProgress(console, resolved.config.train.steps, found.step if found else 0, name=out.name)
     with spinner(console, f"{out.name}: loading teacher and data"):
-        trainer = build(resolved, progress.say)
+        trainer = build(resolved, progress.say, processes)
         if found is None or resolved.config.lora.rank:  # the weights beside adapters are in no checkpoint
             go_on_with(trainer, resolved.config.train.start)
-    with folders.locked(out), _begun_or_gone(trainer, out, resume):
-        clean(store.folder)
+    processes.wait()  # all have looked at the folder before the first one writes there
+    with _held(trainer, out, resume) as writes:
+        if writes:
+            clean(store.folder)
         if found is not None:
             for note in restore(trainer, found):
                 progress.say(note)
         if resume:
             progress.say(f"resuming {out} after step {trainer.step}")
-        write_json(out / folders.CONFIG, record(resolved, command, stages))
-        outputs: list[Tracker] = [JsonLines(out, resolved.tables(), trainer.step)]
-        with writing(out):
-            outputs += [tracker(out, resolved.tables(), trainer.step) for tracker in chosen]
+        outputs: list[Tracker] = []
+        if writes:
+            write_json(out / folders.CONFIG, record(resolved, command, stages))
+            outputs = [JsonLines(out, resolved.tables(), trainer.step)]
+            with writing(out):
+                outputs += [tracker(out, resolved.tables(), trainer.step) for tracker in chosen]
         window = Window(found.scalars["window"] if found else None)
         with counting(console) as count:
             trainer.prepare(count)
         del found  # its tensors need not stay in memory
-        train(trainer, store, resolved, outputs, progress, window, callbacks)
+        train(trainer, store, resolved, outputs, progress, window, callbacks if writes else ())
         try:
             export(trainer, resolved, out / "student")
         except Unwritable as error:
@@ -88,7 +96,7 @@ def start(
     return out
 
 
-def build(resolved: Resolved, say: Say) -> Trainer:
+def build(resolved: Resolved, say: Say, processes: Processes | None = None) -> Trainer:
     """A trainer at step 0: the teacher, its data and the networks."""
     config, dataset_cls = resolved.config, resolved.dataset.load()
     objective: Objective[Any] = resolved.method.load()(config.objective)
@@ -98,7 +106,7 @@ def build(resolved: Resolved, say: Say) -> Trainer:
     else:
         teacher = open_teacher(resolved.backbone, config.backbone)
     dataset = objective.data(dataset_cls(config.data, teacher.backbone), teacher)
-    return Trainer(objective, teacher, dataset, config.train, config.seed, say, config.lora)
+    return Trainer(objective, teacher, dataset, config.train, config.seed, say, config.lora, processes, config.parallel)
 
 
 def check_start(resolved: Resolved) -> None:
@@ -116,7 +124,8 @@ def go_on_with(trainer: Trainer, start: Path | None) -> None:
     if start is not None:
         student, info = load_student(start)
         trainer.nets.start_from(student)
-        trainer.budget.add(info.budget)
+        if trainer.processes.rank == 0:
+            trainer.budget.add(info.budget)
 
 
 def train(
@@ -154,8 +163,11 @@ def train(
         store.save(trainer.step, tensors_of(trainer), resolved.identity(), scalars)
 
     try:
-        with progress:
+        with progress, trainer.processes.watched():
             trainer.train(log, save)
+    except Lost as error:
+        error.args = (f"{error}. {_kept(store, trainer.step)}",)
+        raise
     except NonFinite as error:
         cause = "; a cause in the config (train.lr, train.clip, train.precision) needs a new run"
         raise FewstepError(f"{error}. {_kept(store, trainer.step)}{cause if store.steps() else ''}") from None
@@ -182,12 +194,15 @@ def export(trainer: Trainer, resolved: Resolved, folder: Path) -> None:
         weights=str(which),
         step=trainer.step,
         seconds=trainer.seconds,
-        budget=trainer.budget.snapshot(),
+        budget=trainer.evaluations,
         derivatives=f"{trainer.derivatives.tangents.mode} ({trainer.derivatives.tangents.reason})",
         config=resolved.tables(),
         versions=versions(),
     )
-    save_student(folder, trainer.nets.exported(which), info, trainer.nets.parameters["student"])
+    student = trainer.nets.exported(which)
+    if trainer.processes.rank == 0:
+        save_student(folder, student, info, trainer.nets.parameters["student"])
+    trainer.processes.wait()
 
 
 def record(resolved: Resolved, command: Sequence[str], stages: Mapping[str, Resolved]) -> dict[str, Any]:
@@ -220,15 +235,22 @@ def _resumable(resolved: Resolved, out: Path, store: Store) -> Checkpoint | None
 
 
 @contextmanager
-def _begun_or_gone(trainer: Trainer, out: Path, resume: bool) -> Iterator[None]:
-    """A new run that fails before its first iteration leaves no folder; an interrupted one stays, for ``--resume``."""
-    folders.check(out, resume)
-    try:
-        yield
-    except Exception:
-        if not resume and trainer.step == 0:
-            shutil.rmtree(out, ignore_errors=True)
-        raise
+def _held(trainer: Trainer, out: Path, resume: bool) -> Iterator[bool]:
+    """The run's folder for the process that writes; whether it is this one.
+
+    A new run that fails before its first iteration leaves no folder; an interrupted one stays, for ``--resume``.
+    """
+    if trainer.processes.rank:
+        yield False
+        return
+    with folders.locked(out):
+        folders.check(out, resume)
+        try:
+            yield True
+        except Exception:
+            if not resume and trainer.step == 0:
+                shutil.rmtree(out, ignore_errors=True)
+            raise
 
 
 def _kept(store: Store, done: int) -> str:

@@ -12,21 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.config.parallel import ParallelConfig
 from fewstep.config.train import LoRAConfig, TrainConfig
 from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch
 from fewstep.core.dataset import Dataset, Progress, silent
 from fewstep.core.derivatives import Tangents
 from fewstep.core.objective import Objective, Phase, Step, means
-from fewstep.engine.budget import Budget
+from fewstep.engine.budget import Budget, Counts
 from fewstep.engine.derivatives import Derivatives
 from fewstep.engine.device import autocast, emulates_bf16, pick_device
 from fewstep.engine.graphed import graphed_gradients
 from fewstep.engine.networks import Networks
 from fewstep.engine.optim import NetOptimizer
+from fewstep.engine.parallel import Parallel
+from fewstep.engine.processes import Processes
 from fewstep.engine.readback import Readback
 from fewstep.engine.step import TrainStep
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, invalid
 from fewstep.interrupts import deferred
 
 Row = dict[str, Any]
@@ -49,6 +52,8 @@ class Trainer:
         seed: of every draw of the run.
         say: takes lines for the user.
         lora: the ``lora`` table; by default no adapters.
+        processes: those that share the work.
+        parallel: the ``parallel`` table.
 
     Raises:
         FewstepError: for a device, precision, network, contract or EMA rate that cannot be had.
@@ -63,22 +68,33 @@ class Trainer:
         seed: int = 0,
         say: Callable[[str], None] = print,
         lora: LoRAConfig | None = None,
+        processes: Processes | None = None,
+        parallel: ParallelConfig | None = None,
     ) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.objective, self.dataset, self.config, self.seed, self.say = objective, dataset, config, seed, say
         self.contract = objective.contract()
         self.device = pick_device(config.device)
-        self.teacher = teacher.to(self.device)
+        self.processes = processes or Processes()
+        self.micro_batches = self.processes.share(config.accumulate)
+        adapted = lora is not None and lora.rank > 0
+        size = 0 if adapted else sum(parameter.numel() for parameter in teacher.parameters())
+        self.parallel = Parallel(parallel or ParallelConfig(), self.processes, self.device, size)
+        if adapted and self.parallel.mesh is not None:
+            raise invalid("parallel.kind", "fsdp", "ddp with lora.rank, since adapted networks share weights")
+        self.teacher = teacher.to("cpu" if self.parallel.mesh else self.device)
         autocast(config.precision, self.device)
         if config.precision == "bf16" and emulates_bf16(self.device):
             say("warning: train.precision=bf16 is emulated by this CPU, many times slower than train.precision=fp32")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         specs, warmup = objective.networks(), config.ema_warmup
-        if lora is not None and lora.rank and config.precision == "fp32":  # what student and teacher share has one type
+        if adapted and config.precision == "fp32":  # what student and teacher share has one type
             self.teacher.backbone.float()
-        self.nets = Networks(specs, self.teacher, self.device, config.ema, seed, warmup, objective.needs, lora)
-        self.derivatives = Derivatives(self.nets.exported(config.export).provides, say)
+        self.nets = Networks(
+            specs, self.teacher, self.device, config.ema, seed, warmup, objective.needs, lora, self.parallel
+        )
+        self.derivatives = Derivatives(self.nets.chosen(config.export).provides, say)
         self.optimizers = {
             name: NetOptimizer(name, parameters, self.nets.specs[name].lr_scale, config)
             for name, parameters in self.nets.parameters.items()
@@ -91,13 +107,21 @@ class Trainer:
         self.graphed = graphed_gradients(self)
         self.pending = deque[tuple[Row, Readback]]()  # rows of the newest iterations, and their numbers on the way
 
+    @property
+    def evaluations(self) -> Counts:
+        """What the run has cost so far, in all processes; all of them have to ask."""
+        return self.processes.total(self.budget.snapshot())
+
     def prepare(self, progress: Progress = silent) -> None:
         """Let the data set do its slow work. What it costs counts once, whether a cache or a checkpoint has it."""
+        self.teacher.to(self.device)
         counts = self.budget.snapshot()
-        self.dataset.prepare(self.device, progress)
+        with self.processes.in_turn():
+            self.dataset.prepare(self.device, progress)
         self.budget.reset(counts)
-        if self.step == 0:
+        if self.step == 0 and self.processes.rank == 0:
             self.budget.counts["teacher"]["forward"] += self.dataset.evaluations
+        self.parallel.shard(self.teacher.backbone)  # now, because the data may have needed it in one process
 
     def train(self, log: Callable[[Row], None], save: Callable[[], None]) -> None:
         """Run to the last step: ``log`` gets a row every iteration, ``save`` is called whenever a checkpoint is due.
@@ -115,7 +139,7 @@ class Trainer:
             for step in range(self.step, self.config.steps):
                 self._iteration(step)
                 due = (step + 1) % self.config.checkpoint_every == 0 or step + 1 == self.config.steps
-                stop = interrupted()
+                stop = self.processes.agreed(interrupted())
                 for row in self._settled(everything=due or stop is not None):
                     log(row)
                 if due or stop:
@@ -125,6 +149,7 @@ class Trainer:
 
     def _iteration(self, step: int) -> None:
         started = time.perf_counter()
+        self.processes.step = step + 1
         phase = self.objective.phase(step)
         self.nets.copy(phase.copies)
         self.nets.select(phase.trains)
@@ -132,7 +157,8 @@ class Trainer:
         norms = {name: self._update(name, step) for name in phase.trains if self.optimizers[name].has_gradient}
         self.scaler.update()
         self.nets.update_ema(tuple(norms))
-        numbers = Readback(torch.stack([*loss.values(), *(norm.double() for norm in norms.values())]))
+        losses = self.processes.gathered(torch.stack(list(loss.values())))
+        numbers = Readback(torch.stack([*losses.flatten(), *(norm.double() for norm in norms.values())]))
         self.seconds += time.perf_counter() - started
         row = {
             "step": step + 1,
@@ -140,7 +166,7 @@ class Trainer:
             "grad_norm": norms,
             "lr": {name: self.optimizers[name].lr(step) for name in phase.trains},
             "seconds": self.seconds,
-            "evaluations": self.budget.snapshot(),
+            "evaluations": self.evaluations,
         }
         self.pending.append((row, numbers))
 
@@ -151,8 +177,10 @@ class Trainer:
             started = time.perf_counter()
             values = iter(numbers.numbers())
             self.seconds += time.perf_counter() - started
-            loss, norms = ({name: next(values) for name in row[key]} for key in ("loss", "grad_norm"))
-            self._check(row["step"], loss, norms)
+            parts = [{name: next(values) for name in row["loss"]} for _ in range(self.processes.ranks)]
+            norms = {name: next(values) for name in row["grad_norm"]}
+            self._check(row["step"], parts, norms)
+            loss = {name: sum(part[name] for part in parts) / len(parts) for name in row["loss"]}
             self.step = row["step"]
             shown = {name: norm if math.isfinite(norm) else None for name, norm in norms.items()}
             yield row | {
@@ -162,11 +190,13 @@ class Trainer:
                 "seconds": round(row["seconds"], 3),
             }
 
-    def _check(self, step: int, loss: dict[str, float], norms: dict[str, float]) -> None:
-        """Raise NonFinite where this iteration was no good."""
-        for name, value in loss.items():
-            if not math.isfinite(value):
-                raise NonFinite(f"step {step}: loss term {name!r} is {value}")
+    def _check(self, step: int, parts: list[dict[str, float]], norms: dict[str, float]) -> None:
+        """Raise NonFinite where this iteration was no good; ``parts`` are the loss terms of each process."""
+        for rank, loss in enumerate(parts):
+            for name, value in loss.items():
+                if not math.isfinite(value):
+                    where = f", rank {rank}" if len(parts) > 1 else ""
+                    raise NonFinite(f"step {step}{where}: loss term {name!r} is {value}")
         for name, norm in norms.items():
             # Under fp16 an overflow skips the update and lowers the loss scale; elsewhere it is an error at once.
             self.skipped[name] = 0 if math.isfinite(norm) else self.skipped[name] + 1
@@ -210,12 +240,19 @@ class Trainer:
             batch = self.batch(index, rank)
             rows = torch.arange(min(2, batch.layout.batch_size))
             small = batch.select(rows).to(self.device)
-            inputs = [p for name in phase.trains for p in self.nets.parameters[name].values()]
-            with torch.enable_grad(), torch.random.fork_rng():
-                step = TrainStep(self, phase, index, rank, tangents)
-                self.seed_torch(step)
-                terms = means(self.terms(phase, small, step))
-                torch.autograd.grad(torch.stack(list(terms.values())).sum(), inputs, allow_unused=True)
+            parameters = [p for name in phase.trains for p in self.nets.parameters[name].values()]
+            gradients = [p.grad for p in parameters]
+            for parameter in parameters:
+                parameter.grad = None
+            try:
+                with torch.enable_grad(), torch.random.fork_rng():
+                    step = TrainStep(self, phase, index, rank, tangents)
+                    self.seed_torch(step)
+                    terms = means(self.terms(phase, small, step))
+                    torch.stack(list(terms.values())).sum().backward()  # FSDP2 knows no ``torch.autograd.grad``
+            finally:
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient
 
         counts = self.budget.snapshot()
         found = self.derivatives.of(phase, trial)
@@ -225,13 +262,15 @@ class Trainer:
     def _backward(self, phase: Phase, step: int) -> dict[str, Tensor]:
         """Accumulate the gradient of the iteration; its mean loss terms, on the device."""
         loss: dict[str, Tensor] = {}
-        batches = [self.batch(step, micro) for micro in range(self.config.accumulate)]
-        samples, rows = sum(b.layout.batch_size for b in batches), sum(len(b.x0) for b in batches)
-        for micro, batch in enumerate(batches):
+        batches = [self.batch(step, micro) for micro in self.micro_batches]
+        own = [sum(b.layout.batch_size for b in batches), sum(len(b.x0) for b in batches)]
+        samples, rows = self.processes.summed(own)
+        for micro, batch in zip(self.micro_batches, batches, strict=True):
             gradients = self.graphed or self.gradients
             step_of = TrainStep(self, phase, step, micro)
             for name, value in gradients(phase, batch.to(self.device), step_of, samples, rows).items():
                 loss[name] = value + loss.get(name, 0.0)
+        self.parallel.average(p for name in phase.trains for p in self.nets.parameters[name].values())
         return loss
 
     def gradients(self, phase: Phase, batch: Batch, step: TrainStep, samples: int, rows: int) -> dict[str, Tensor]:
@@ -242,9 +281,12 @@ class Trainer:
         return {name: value.detach().double() for name, value in weighted.items()}
 
     def weighted(self, phase: Phase, batch: Batch, step: Step, samples: int, rows: int) -> dict[str, Tensor]:
-        """A micro-batch's parts of the iteration's mean loss terms; ``samples`` and ``rows`` are the iteration's."""
-        terms = self.terms(phase, batch, step)
-        shares = {name: share_of(name, term, batch, samples, rows) for name, term in terms.items()}
+        """A micro-batch's parts of the iteration's mean loss terms; ``samples`` and ``rows`` are the iteration's.
+
+        They are as many times larger as there are processes, over which losses and gradients are averaged.
+        """
+        terms, ranks = self.terms(phase, batch, step), self.processes.ranks
+        shares = {name: ranks * share_of(name, term, batch, samples, rows) for name, term in terms.items()}
         return {name: mean * shares[name] for name, mean in means(terms).items()}
 
     def _update(self, name: str, step: int) -> Tensor:

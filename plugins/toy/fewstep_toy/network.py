@@ -84,6 +84,9 @@ class ToyFlow(Backbone):
     def taps(self) -> list[tuple[nn.Module, int]]:
         return [(layer, self.config.width) for layer in self.rest if isinstance(layer, nn.SiLU)]
 
+    def shard_units(self) -> list[nn.Module]:
+        return [layer for layer in self.rest if isinstance(layer, nn.Linear)]
+
     def _tokens(self, cond: Condition, layout: Layout, x: Tensor) -> Tensor:
         if cond.tokens is None:
             return x.new_zeros(layout.batch_size, self.condition_width)

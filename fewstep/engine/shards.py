@@ -1,0 +1,65 @@
+"""Tensors of a sharded run as files: ``torch.distributed.checkpoint`` (DCP), each process its part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.tensor import DTensor
+
+from fewstep.engine.processes import Processes
+from fewstep.errors import FewstepError
+from fewstep.files import sha256
+
+SHARDS = "shards"
+
+
+def is_sharded(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether any of them is spread over processes."""
+    return any(isinstance(tensor, DTensor) for tensor in tensors.values())
+
+
+def save_shards(tensors: Mapping[str, Tensor], folder: Path | None, processes: Processes) -> dict[str, str]:
+    """Write the tensors below ``folder``, which the first process tells the others; the checksums by file.
+
+    Raises:
+        OSError: on all processes, where any of them cannot write.
+    """
+    place = Path(processes.told(str(folder))) / SHARDS
+    try:
+        dcp.save(dict(tensors), checkpoint_id=place, process_group=processes.patient)
+    except dcp.CheckpointException as error:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        raise OSError(
+            getattr(cause, "errno", None), f"rank {rank}: {getattr(cause, 'strerror', None) or cause}"
+        ) from None
+    if processes.rank:
+        return {}
+    return {f"{SHARDS}/{path.name}": sha256(path) for path in sorted(place.iterdir())}
+
+
+def read_shards(folder: Path, places: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that ``save_shards`` wrote, each sharded as its namesake in ``places``; others are whole.
+
+    Raises:
+        FewstepError: for files that cannot be read.
+    """
+    place = folder / SHARDS
+    known = dcp.FileSystemReader(place).read_metadata().state_dict_metadata
+    found: dict[str, Tensor] = {}
+    for name, about in known.items():
+        if isinstance(about, TensorStorageMetadata):
+            like = places.get(name)
+            alike = like is not None and like.shape == about.size
+            found[name] = torch.empty_like(like) if alike else torch.empty(about.size, dtype=about.properties.dtype)
+    try:
+        dcp.load(found, checkpoint_id=place, no_dist=not dist.is_initialized())
+    except dcp.CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        raise FewstepError(f"checkpoint {str(place)!r} cannot be resumed from: {cause}") from None
+    return found
