@@ -6,6 +6,7 @@ A server that has imported everything forks one process a rank, so that a run of
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import sys
@@ -95,10 +96,15 @@ def _run(
     sys.exit(code)
 
 
-def distilled(ranks: int, out: Path, method: str, *keys: str, **more: Any) -> list[int | None]:
-    """The exit codes of a run of the toy on so many ranks."""
+def toy(ranks: int, out: Path, method: str, *keys: str, before: Callable[[int], None] | None = None) -> Ranks:
+    """A run of the toy on so many ranks."""
     words = ("distill", "-m", method, "-b", "toy", "-o", str(out), *TOY, *keys)
-    return start(ranks, out.parent / f"{out.name}-printed", *words, **more).wait()
+    return start(ranks, out.parent / f"{out.name}-printed", *words, before=before)
+
+
+def distilled(ranks: int, out: Path, method: str, *keys: str) -> list[int | None]:
+    """The exit codes of a run of the toy on so many ranks."""
+    return toy(ranks, out, method, *keys).wait()
 
 
 def weights(out: Path) -> dict[str, Tensor]:
@@ -111,3 +117,8 @@ def apart(a: Path, b: Path) -> float:
     one, other = weights(a), weights(b)
     assert one.keys() == other.keys()
     return max(float((one[key] - other[key]).abs().max()) for key in one)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """Of ``metrics.jsonl``."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

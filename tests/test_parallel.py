@@ -2,10 +2,69 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
-from parallel_helpers import apart, distilled
+import torch
+from parallel_helpers import apart, distilled, rows, start, toy
+from torch import Tensor
+
+from fewstep.config.parallel import ParallelConfig
+from fewstep.core.objective import Phase
+from fewstep.engine.processes import Processes, joined
+from fewstep.engine.resume import Store
+from fewstep.engine.step import TrainStep
+from fewstep.engine.trainer import Trainer
+from fewstep.errors import FewstepError
+
+SHORT = "train.steps=6"
+
+
+def at(step: int, victim: int, act: Any, rank: int) -> None:
+    """In the process of rank ``victim``, do something before iteration ``step`` (from 1)."""
+    real = Trainer._iteration
+
+    def iteration(self: Trainer, index: int) -> None:
+        if rank == victim and index + 1 == step:
+            act()
+        real(self, index)
+
+    Trainer._iteration = iteration  # type: ignore[method-assign]
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def freeze() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def hang() -> None:
+    signal.pause()
+
+
+def fail() -> None:
+    raise FewstepError("a file of the data set is damaged")
+
+
+def spoil(step: int, victim: int, rank: int) -> None:
+    """In the process of rank ``victim`` the loss of iteration ``step`` is no number."""
+    real = Trainer.terms
+
+    def terms(self: Trainer, phase: Phase, batch: Any, place: TrainStep) -> dict[str, Tensor]:
+        bad = torch.nan if rank == victim and place.place[0] + 1 == step else 1.0
+        return {name: term * bad for name, term in real(self, phase, batch, place).items()}
+
+    Trainer.terms = terms  # type: ignore[assignment, method-assign]
 
 
 @pytest.mark.parametrize(
@@ -17,6 +76,54 @@ from parallel_helpers import apart, distilled
     ],
 )
 def test_two_processes_train_what_one_trains(tmp_path: Path, method: str, kind: str, keys: tuple[str, ...]) -> None:
-    assert distilled(1, tmp_path / "one", method, *keys) == [0]
-    assert distilled(2, tmp_path / "two", method, *keys, f"parallel.kind={kind}") == [0, 0]
+    assert distilled(1, tmp_path / "one", method, SHORT, *keys) == [0]
+    assert distilled(2, tmp_path / "two", method, SHORT, *keys, f"parallel.kind={kind}") == [0, 0]
     assert apart(tmp_path / "one", tmp_path / "two") < 1e-6
+    one, two = (rows(tmp_path / run)[-1] for run in ("one", "two"))
+    assert one["evaluations"] == two["evaluations"]
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+    assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "others"), [("fsdp", 1), ("ddp", 2)])
+def test_a_process_that_dies_is_named_and_the_run_goes_on(tmp_path: Path, kind: str, others: int) -> None:
+    keys = (SHORT, "train.checkpoint_every=3", f"parallel.kind={kind}")
+    run = toy(2, tmp_path / "run", "mdt-vd", *keys, before=partial(at, 5, 1, die))
+    assert run.wait() == [2, -signal.SIGKILL]
+    assert "error: step 5, rank 1: the process has died or is frozen. The checkpoint of step 3" in run.printed(0)
+    assert "Traceback" not in run.printed(0)
+
+    words = ("distill", "--resume", "--out", str(tmp_path / "run"), "parallel.kind=auto")
+    again = start(others, tmp_path / "again", *words)
+    assert again.wait() == [0] * others
+    assert distilled(1, tmp_path / "one", "mdt-vd", SHORT) == [0]
+    assert apart(tmp_path / "one", tmp_path / "run") < 1e-6
+
+
+def test_a_number_that_is_none_names_its_process(tmp_path: Path) -> None:
+    run = toy(2, tmp_path / "run", "mdt-vd", SHORT, before=partial(spoil, 5, 1))
+    assert run.wait() == [2, 2]
+    assert "error: step 5, rank 1: loss term 'vm' is nan" in run.printed(0)
+    assert run.printed(1) == ""
+
+
+def test_a_signal_to_one_process_stops_all_after_a_checkpoint(tmp_path: Path) -> None:
+    run = toy(2, tmp_path / "run", "mdt-vd", SHORT, before=partial(at, 3, 1, stop))
+    assert run.wait() == [128 + signal.SIGTERM] * 2
+    assert "interrupted; to go on" in run.printed(0)
+    assert run.printed(1) == ""
+    assert Store(tmp_path / "run" / "checkpoints").steps() == [3]
+
+
+def test_every_micro_batch_is_one_process_s() -> None:
+    group = [Processes() for _ in range(4)]
+    for rank, one in enumerate(group):
+        one.rank, one.ranks = rank, 4
+    assert sorted(micro for one in group for micro in one.share(8)) == list(range(8))
+    with pytest.raises(FewstepError, match=r"train.accumulate: got 6; accepted: a multiple of 4"):
+        group[0].share(6)
+
+
+def test_one_process_is_not_sharded() -> None:
+    with pytest.raises(FewstepError, match=r"parallel.kind: got 'fsdp'"), joined(ParallelConfig(kind="fsdp"), "cpu"):
+        pass

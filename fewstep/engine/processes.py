@@ -18,6 +18,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from fewstep.config.parallel import ParallelConfig
 from fewstep.engine.budget import Counts
@@ -111,12 +112,12 @@ class Group(Processes):
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         name = f"fewstep/{attempt}/{next(_numbers)}"
-        self.notes = dist.PrefixStore(name, dist.TCPStore(*place, is_master=False))
-        beats = dist.PrefixStore(name, dist.TCPStore(*place, is_master=False))  # a connection for the thread alone
+        self.notes = PrefixStore(name, TCPStore(*place, is_master=False))
+        beats = PrefixStore(name, TCPStore(*place, is_master=False))  # a connection for the thread alone
         self._over = threading.Event()
         threading.Thread(target=self._beat, args=(beats,), daemon=True).start()
 
-    def _beat(self, beats: dist.Store) -> None:
+    def _beat(self, beats: Store) -> None:
         number = 0
         with suppress(RuntimeError):  # the store is gone
             while not self._over.wait(BEAT):

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from fewstep.engine.processes import Processes
@@ -32,8 +35,8 @@ def save_shards(tensors: Mapping[str, Tensor], folder: Path | None, processes: P
     """
     place = Path(processes.told(str(folder))) / SHARDS
     try:
-        dcp.save(dict(tensors), checkpoint_id=place, process_group=processes.patient)
-    except dcp.CheckpointException as error:
+        save(dict(tensors), checkpoint_id=place, process_group=processes.patient)
+    except CheckpointException as error:
         rank, (cause, _) = next(iter(error.failures.items()))
         raise OSError(
             getattr(cause, "errno", None), f"rank {rank}: {getattr(cause, 'strerror', None) or cause}"
@@ -50,16 +53,16 @@ def read_shards(folder: Path, places: Mapping[str, Tensor]) -> dict[str, Tensor]
         FewstepError: for files that cannot be read.
     """
     place = folder / SHARDS
-    known = dcp.FileSystemReader(place).read_metadata().state_dict_metadata
+    known = FileSystemReader(place).read_metadata().state_dict_metadata
     found: dict[str, Tensor] = {}
     for name, about in known.items():
         if isinstance(about, TensorStorageMetadata):
-            like = places.get(name)
-            alike = like is not None and like.shape == about.size
-            found[name] = torch.empty_like(like) if alike else torch.empty(about.size, dtype=about.properties.dtype)
+            found[name] = torch.empty(about.size, dtype=about.properties.dtype)
+            if name in places and places[name].shape == about.size:
+                found[name] = torch.empty_like(places[name])
     try:
-        dcp.load(found, checkpoint_id=place, no_dist=not dist.is_initialized())
-    except dcp.CheckpointException as error:
+        load(found, checkpoint_id=place, no_dist=not dist.is_initialized())
+    except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
         raise FewstepError(f"checkpoint {str(place)!r} cannot be resumed from: {cause}") from None
     return found
