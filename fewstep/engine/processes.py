@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from fewstep.config.parallel import ParallelConfig
 from fewstep.engine.budget import Counts
@@ -28,6 +29,7 @@ from fewstep.interrupts import Interrupted
 BEAT = 0.5  # seconds between two signs of life
 SILENCE = 3.0  # seconds without one after which a process counts as dead
 PATIENCE = timedelta(hours=2)  # for what one process does alone: preparing data, writing a checkpoint
+START = timedelta(minutes=10)  # until all processes are there
 _numbers = count()  # of the groups of this process
 
 
@@ -262,6 +264,13 @@ def _start_group(timeout: float, device: str) -> None:
             )
         torch.cuda.set_device(local)
     # On GPUs the meetings of the host notice first who is missing; NCCL's own limit is the last resort.
-    limit = timedelta(minutes=10) if cuda else timedelta(seconds=timeout)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=limit)
+    limit = START if cuda else timedelta(seconds=timeout)
+    store, rank, ranks = next(rendezvous("env://", timeout=START))
+    try:
+        store.set(f"started/{rank}", "")
+        store.wait([f"started/{other}" for other in range(ranks)], START)
+    except dist.DistError:
+        raise Lost(f"not all of {ranks} processes have started within {START}") from None
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=limit)
     atexit.register(dist.destroy_process_group)
