@@ -140,12 +140,19 @@ function end(one, text) {
   one.said.replaceChildren(element("div", { class: "failed" }, text));
 }
 
+// Take what is not made yet out of the queue, where a new order or nobody waits for it.
+function dropPending() {
+  for (const one of panes) if (one.number) fetch(`jobs/${one.number}`, { method: "DELETE", keepalive: true });
+}
+
 async function follow(one, number) {
+  one.number = number;
   for (;;) {
     const state = await ask(`jobs/${number}`);
+    if (state.state === "waiting" || state.state === "running") wait(one, number, state);
+    else one.number = null;
     if (state.state === "done") return fill(one, state);
-    if (state.state === "failed" || state.state === "cancelled") return end(one, state.text || "cancelled");
-    wait(one, number, state);
+    if (one.number === null) return end(one, state.text || "cancelled");
     await new Promise((done) => setTimeout(done, WAIT));
   }
 }
@@ -155,6 +162,7 @@ async function generate() {
   const given = orders();
   const post = (order) => ask("jobs", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(order) });
   const first = await post(given[0]); // what is refused leaves what is there
+  dropPending();
   panes.forEach((one) => turntable?.remove(one.canvas));
   panes = given.map(pane);
   find("empty").hidden = true;
@@ -197,6 +205,7 @@ async function start() {
   find("more").addEventListener("click", () => addMethod(find("methods").childElementCount % about.choices.length));
   find("another").addEventListener("click", () => { find("seed").value = Math.floor(Math.random() * 2 ** 31); });
   find("spin").addEventListener("change", spin);
+  addEventListener("pagehide", dropPending);
   find("form").addEventListener("submit", (event) => {
     event.preventDefault();
     generate().catch((error) => say(error.message));
