@@ -29,6 +29,7 @@ EXTRAS = {
     "images": ("sklearn", "mlxtend"),
     "data": ("open3d",),
     "kernels": ("triton",),
+    "mesh": ("fast_simplification", "xatlas"),
     "background": ("rembg",),
 }
 SHARED = re.compile(r"(lib[\w.+-]+)\.so\.(\d+)")

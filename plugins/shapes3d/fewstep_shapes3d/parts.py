@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,9 +23,7 @@ def largest_mesh(mesh: Mesh) -> Mesh:
     _, part = connected_components(edges, directed=False)
     of_face = part[faces[:, 0]]
     kept = mesh.faces[torch.from_numpy(of_face == np.bincount(of_face).argmax())]
-    used, numbered = kept.unique(return_inverse=True)
-    owned = {name: getattr(mesh, name) for name in ("vertices", "vertex_attrs", "vertex_cube", "material")}
-    return replace(mesh, faces=numbered, **{name: value[used] for name, value in owned.items() if value is not None})
+    return mesh.of_faces(kept)
 
 
 def largest_voxels(latents: Tensor, layout: Packed) -> tuple[Tensor, Packed]:

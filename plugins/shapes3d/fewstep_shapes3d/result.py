@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,14 @@ from torch import Tensor
 from fewstep.errors import FewstepError, invalid
 from fewstep_shapes3d.export import turntable, write_glb, write_npz, write_ply
 from fewstep_shapes3d.export.contact import contact_image, write_sheet
+from fewstep_shapes3d.finish import Finish
 from fewstep_shapes3d.representations import Gaussians, Mesh, RadianceField
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MESH, GAUSSIANS, RADIANCE = "mesh", "gaussians", "radiance"
+FINISHED = "finished mesh"
 VIEWS, TILE = 8, 192  # of a turntable
 SUFFIXES = (".glb", ".ply", ".npz", ".rf.npz", ".png")
 
@@ -39,6 +42,7 @@ class Result:
         seconds: by stage. Decoding adds to it.
         sample: which of the prompt's samples this is, from 0.
         record: how it was made, which its files carry; see :func:`fewstep_shapes3d.export.read_record`.
+        finish: how its mesh is finished and written.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
     sample: int = 0
     record: Mapping[str, Any] = field(default_factory=dict)
+    finish: Finish = field(default_factory=Finish)
     _decoded: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -64,6 +69,24 @@ class Result:
         """The triangle mesh with vertex colours. Raises FewstepError where nothing decodes meshes."""
         found: Mesh = self.decode(MESH)
         return found
+
+    @property
+    def finished(self) -> Mesh:
+        """The mesh simplified and textured as ``finish`` says; Gaussians, where they can be decoded, colour it.
+
+        Raises FewstepError as ``mesh`` does.
+        """
+        if not self.finish.changes:
+            return self.mesh
+        if FINISHED not in self._decoded:
+            from fewstep_shapes3d.finish.finish import finished  # imports SciPy
+
+            gaussians = self.gaussians if self.finish.texture and GAUSSIANS in self.decoders else None
+            mesh, began = self.mesh, time.perf_counter()
+            self._decoded[FINISHED] = finished(mesh, self.finish, gaussians)
+            self.seconds["finishing"] = time.perf_counter() - began
+        made: Mesh = self._decoded[FINISHED]
+        return made
 
     @property
     def gaussians(self) -> Gaussians:
@@ -104,7 +127,7 @@ class Result:
 
         Args:
             path: where to.
-            format: "glb" (mesh), "ply" (Gaussians), "npz" (coords, latents, resolution, and the mesh if it was
+            format: "glb" (finished mesh), "ply" (Gaussians), "npz" (coords, latents, resolution, and the mesh if it was
                 decoded), "rf" (radiance field, an .npz) or "png" (turntable); None: what the suffix says, .rf.npz for
                 a radiance field.
 
@@ -115,7 +138,8 @@ class Result:
         if format is None:
             format = "rf" if path.name.lower().endswith(".rf.npz") else path.suffix[1:].lower()
         if format == "glb":
-            return write_glb(self.mesh, path, self.record)
+            record, finish = {**self.record, **self.finish.given}, self.finish
+            return write_glb(self.finished, path, record, up=finish.up, size=finish.size)
         if format == "ply":
             return write_ply(self.gaussians, path, record=self.record)
         if format in ("npz", "rf"):
@@ -165,7 +189,8 @@ def sheet(results: Sequence[Result]) -> Image.Image | None:
     rows: list[tuple[str, list[Any]]] = []
     for kind, label in ((MESH, "mesh"), (GAUSSIANS, "Gaussians")):
         for result in results:
-            if (made := result._decoded.get(kind)) is not None:
+            if kind in result._decoded:
+                made = result.finished if kind == MESH else result.gaussians
                 name = f"{label} {result.sample + 1}" if len(results) > 1 else label
                 rows.append((name, list(turntable(made, VIEWS, TILE))))
     if not rows:

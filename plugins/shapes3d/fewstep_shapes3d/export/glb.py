@@ -1,10 +1,11 @@
-"""Meshes as .glb files with vertex colours: no texture, no unwrapping, nothing to compile.
+"""Meshes as .glb files, with vertex colours or a texture.
 
 The file is glTF 2.0 in its binary container (Khronos, glTF 2.0 specification, "GLB File Format Specification").
 """
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from collections.abc import Mapping
@@ -18,16 +19,18 @@ import torch
 from fewstep.errors import FewstepError
 from fewstep_shapes3d.export.files import check_finite, check_suffix, write_whole
 from fewstep_shapes3d.export.raster import vertex_normals
-from fewstep_shapes3d.representations import Mesh
+from fewstep_shapes3d.representations import Mesh, Texture
 
 GREY = 0.8
 # glTF is y up: (x, y, z) to (x, z, -y), the other way round from the Gaussians' file.
-AXES = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+AXES = {"y": np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]), "z": np.eye(3)}
 # glTF's default material is a mirror (metallic 1): vertex colours would come out black.
-MATERIAL = {"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}, "doubleSided": True}
+ROUGH = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
 MAGIC, JSON, BINARY = b"glTF", b"JSON", b"BIN\0"
 FLOAT, BYTE, INTEGER = 5126, 5121, 5125  # glTF's component types
 VERTICES, INDICES = 34962, 34963  # and its targets of a buffer view
+LINEAR, MIPMAPS, CLAMP = 9729, 9987, 33071  # and how textures are looked up
+SEE_THROUGH, MANY = 0.9, 0.01  # a material blends where so large a share of it is less opaque than this
 
 
 def linear(colours: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -35,17 +38,21 @@ def linear(colours: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
 
 
-def write_glb(mesh: Mesh, path: Path, record: Mapping[str, Any] | None = None) -> Path:
-    """Write a mesh, y up, with its colours (grey where it has none) and smooth normals.
+def write_glb(
+    mesh: Mesh, path: Path, record: Mapping[str, Any] | None = None, *, up: str = "y", size: float | None = None
+) -> Path:
+    """Write a mesh with its texture, or its vertices' colours (grey where it has none), and smooth normals.
 
-    glTF knows a colour and an opacity at each vertex, but one metallic and one roughness factor for all. These are the
+    Of vertices glTF knows colour and opacity, but one metallic and one roughness factor for all. These are the
     means of the mesh's material, whose own values are beside them in the attributes ``_METALLIC`` and ``_ROUGHNESS``;
-    a mesh without a material is not metallic, and rough.
+    a mesh without a material is not metallic, and rough. A texture holds all four for each texel.
 
     Args:
         mesh: what to write.
         path: where to.
         record: how it was made, for ``asset.extras``; :func:`fewstep_shapes3d.export.read_record` reads it.
+        up: the file's axis that points up: "y", as the format says, or "z" for programs that expect it so.
+        size: of the longest side, in metres; None: as the mesh is.
 
     Raises:
         FewstepError: for a mesh without faces or with vertices that are no numbers, another suffix, or a place that
@@ -55,21 +62,40 @@ def write_glb(mesh: Mesh, path: Path, record: Mapping[str, Any] | None = None) -
     if not mesh.success:
         raise FewstepError(f"{path}: the mesh has no faces, so there is nothing to write")
     check_finite(mesh.vertices, Path(path))
-    data = glb(mesh, record)
+    data = glb(mesh, record, up=up, size=size)
     return write_whole(Path(path), lambda temp: temp.write_bytes(data))
 
 
-def glb(mesh: Mesh, record: Mapping[str, Any] | None = None, normals: bool = True) -> bytes:
+def glb(
+    mesh: Mesh,
+    record: Mapping[str, Any] | None = None,
+    normals: bool = True,
+    *,
+    up: str = "y",
+    size: float | None = None,
+) -> bytes:
     """The content of such a file. Without ``normals`` it is smaller, and programs draw it with flat faces."""
     vertices, faces = mesh.vertices.detach().cpu().double(), mesh.faces.cpu()
-    points = (vertices.numpy() @ AXES).astype("<f4")
-    arrays = {"POSITION": (points, FLOAT, "VEC3"), "COLOR_0": (_rgba(mesh), BYTE, "VEC4")}
+    points = (vertices.numpy() @ AXES[up]).astype("<f4")
+    if size is not None:
+        points *= np.float32(size / np.ptp(points, axis=0).max())
+    arrays = {"POSITION": (points, FLOAT, "VEC3")}
     if normals:
-        turned = (vertex_normals(vertices.float(), faces).double().numpy() @ AXES).astype("<f4")
-        arrays["NORMAL"] = (turned, FLOAT, "VEC3")
-    if mesh.material is not None:
-        for name, values in zip(("_METALLIC", "_ROUGHNESS"), _material(mesh.material), strict=True):
-            arrays[name] = (values, FLOAT, "SCALAR")
+        turned = vertex_normals(vertices.float(), faces).double()
+        turned[turned.norm(dim=1) < 0.5] = torch.eye(3, dtype=turned.dtype)[2]  # vertices that no face gives one
+        arrays["NORMAL"] = ((turned.numpy() @ AXES[up]).astype("<f4"), FLOAT, "VEC3")
+    pictures: list[bytes] = []
+    if mesh.texture is not None:
+        row = np.zeros(len(mesh.texture.uv), np.int64)  # the vertex of each place in the texture
+        row[mesh.texture.corners.numpy().reshape(-1)] = faces.numpy().reshape(-1)
+        arrays = {name: (values[row], *kind) for name, (values, *kind) in arrays.items()}
+        arrays["TEXCOORD_0"] = (mesh.texture.uv.numpy().astype("<f4"), FLOAT, "VEC2")
+        faces, pictures = mesh.texture.corners, _pictures(mesh.texture)
+    else:
+        arrays["COLOR_0"] = (_rgba(mesh), BYTE, "VEC4")
+        if mesh.material is not None:
+            for name, values in zip(("_METALLIC", "_ROUGHNESS"), _material(mesh.material), strict=True):
+                arrays[name] = (values, FLOAT, "SCALAR")
     attributes = {name: number for number, name in enumerate(arrays)}
     arrays["indices"] = (faces.numpy().astype("<u4").reshape(-1), INTEGER, "SCALAR")
     views: list[dict[str, Any]] = []
@@ -80,10 +106,14 @@ def glb(mesh: Mesh, record: Mapping[str, Any] | None = None, normals: bool = Tru
         accessors.append({"bufferView": len(views), "componentType": component, "count": len(array), "type": kind})
         views.append({"buffer": 0, "byteOffset": len(body), "byteLength": array.nbytes, "target": target})
         body += array.tobytes()  # every array's size is a multiple of 4 bytes, as the format asks
-    accessors[0] |= {"min": points.min(0).tolist(), "max": points.max(0).tolist()}
-    accessors[1]["normalized"] = True
+    for picture in pictures:
+        views.append({"buffer": 0, "byteOffset": len(body), "byteLength": len(picture)})
+        body += picture + bytes(-len(picture) % 4)
+    accessors[0] |= {"min": arrays["POSITION"][0].min(0).tolist(), "max": arrays["POSITION"][0].max(0).tolist()}
+    if "COLOR_0" in attributes:
+        accessors[attributes["COLOR_0"]]["normalized"] = True
     primitive = {"attributes": attributes, "indices": len(attributes), "material": 0}
-    tree = {
+    tree: dict[str, Any] = {
         "asset": {"version": "2.0", "generator": "fewstep", "extras": dict(record or {})},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
@@ -94,6 +124,11 @@ def glb(mesh: Mesh, record: Mapping[str, Any] | None = None, normals: bool = Tru
         "bufferViews": views,
         "buffers": [{"byteLength": len(body)}],
     }
+    if pictures:
+        first = len(views) - len(pictures)
+        tree["images"] = [{"bufferView": first + i, "mimeType": "image/png"} for i in range(len(pictures))]
+        tree["textures"] = [{"source": i, "sampler": 0} for i in range(len(pictures))]
+        tree["samplers"] = [{"magFilter": LINEAR, "minFilter": MIPMAPS, "wrapS": CLAMP, "wrapT": CLAMP}]
     text = json.dumps(tree).encode()
     text += b" " * (-len(text) % 4)
     chunks = struct.pack("<I", len(text)) + JSON + text + struct.pack("<I", len(body)) + BINARY + body
@@ -106,10 +141,40 @@ def _material(material: torch.Tensor) -> npt.NDArray[np.float32]:
 
 
 def _factors(mesh: Mesh) -> dict[str, Any]:
-    if mesh.material is None:
-        return MATERIAL
-    metallic, roughness = _material(mesh.material).mean(1).tolist()
-    return MATERIAL | {"pbrMetallicRoughness": {"metallicFactor": metallic, "roughnessFactor": roughness}}
+    """The glTF material: with the textures of :func:`_pictures`, or factors alone."""
+    texture = mesh.texture
+    if texture is not None:
+        opacity = None if texture.material is None else texture.material[..., 2].float() / 255
+        factors: dict[str, Any] = {"baseColorTexture": {"index": 0}}
+        if texture.material is None:
+            factors |= ROUGH
+        else:
+            factors["metallicRoughnessTexture"] = {"index": 1}
+    elif mesh.material is None:
+        opacity, factors = None, ROUGH
+    else:
+        opacity = mesh.material[:, 2]
+        metallic, roughness = _material(mesh.material).mean(1).tolist()
+        factors = {"metallicFactor": metallic, "roughnessFactor": roughness}
+    blends = opacity is not None and float((opacity < SEE_THROUGH).float().mean()) > MANY
+    return {"pbrMetallicRoughness": factors, "doubleSided": True, **({"alphaMode": "BLEND"} if blends else {})}
+
+
+def _pictures(texture: Texture) -> list[bytes]:
+    """PNGs of colour, with the opacity, and where there is a material of roughness (green) and metallic (blue)."""
+    if texture.material is None:
+        return [_png(texture.colour)]
+    metallic, roughness, opacity = texture.material.split(1, -1)
+    unused = torch.full_like(metallic, 255)
+    return [_png(torch.cat([texture.colour, opacity], -1)), _png(torch.cat([unused, roughness, metallic], -1))]
+
+
+def _png(texels: torch.Tensor) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(texels.numpy()).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def _rgba(mesh: Mesh) -> npt.NDArray[np.uint8]:

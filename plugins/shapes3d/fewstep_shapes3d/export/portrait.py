@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep_shapes3d.export.camera import Camera
-from fewstep_shapes3d.export.raster import GREY, vertex_normals, visible
+from fewstep_shapes3d.export.raster import surface_colours, vertex_normals, visible
 from fewstep_shapes3d.representations import Mesh
 
 SAMPLES = 2  # a side and pixel, for smooth outlines
@@ -43,12 +43,12 @@ def _draw(mesh: Mesh, camera: Camera, drawn: Tensor) -> None:
     size, vertices = camera.size, mesh.vertices
     projected = camera.project(vertices)
     a, b, c = projected[mesh.faces, :2].unbind(1)
-    front = mesh.faces[_turned(b - a, c - a) < 0]  # rows of pictures go down: what faces the eye turns clockwise
-    face, weights, pixel = visible(projected, front, size)
-    corners = front[face]
+    front = (_turned(b - a, c - a) < 0).nonzero()[:, 0]  # rows of pictures go down: what faces the eye turns clockwise
+    shown, weights, pixel = visible(projected, mesh.faces[front], size)
+    face = front[shown]
+    corners = mesh.faces[face]
     normal = F.normalize((vertex_normals(vertices, mesh.faces)[corners] * weights[..., None]).sum(1), dim=-1)
-    colours = torch.full_like(vertices, GREY) if mesh.colours is None else mesh.colours.detach().cpu().float()
-    colour = (colours[corners] * weights[..., None]).sum(1).clamp(0, 1)
+    colour = surface_colours(mesh, face, weights)
     lit = (normal @ camera.axes.T @ F.normalize(torch.tensor(LIGHT), dim=0)).clamp(min=0)
     depth = (projected[corners, 2] * weights).sum(1)
     light = AMBIENT + SKY * normal[:, 2] + DIRECT * lit - _creases(depth, pixel, size)

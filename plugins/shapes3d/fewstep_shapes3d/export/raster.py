@@ -17,7 +17,7 @@ LIGHT = (-0.35, -0.45, -0.8)  # towards the light, as (right, down, forward): ab
 
 
 def render_mesh(mesh: Mesh, camera: Camera, samples: int = 1) -> Tensor:
-    """[size, size, 3] in [0, 1] on white: vertex colours under one soft light, flat grey where there are none.
+    """[size, size, 3] in [0, 1] on white: its colours under one soft light, flat grey where there are none.
 
     Args:
         mesh: in [-0.5, 0.5]^3; one without faces gives a white picture.
@@ -40,10 +40,18 @@ def _shade(mesh: Mesh, camera: Camera) -> Tensor:
     normals = vertex_normals(vertices, faces)
     normal = F.normalize((normals[corners] * weights[..., None]).sum(1), dim=-1) @ camera.axes.T
     lit = (normal @ F.normalize(torch.tensor(LIGHT), dim=0)).clamp(min=0)
-    colours = torch.full_like(vertices, GREY) if mesh.colours is None else mesh.colours.detach().cpu().float()
-    colour = (colours[corners] * weights[..., None]).sum(1).clamp(0, 1)
+    colour = surface_colours(mesh, face, weights)
     out[pixel] = (colour * (AMBIENT + (1 - AMBIENT) * lit)[:, None]).clamp(0, 1)
     return out.view(size, size, 3)
+
+
+def surface_colours(mesh: Mesh, face: Tensor, weights: Tensor) -> Tensor:
+    """[P, 3] in [0, 1] at places on a mesh, which are faces [P] and the weights [P, 3] of their corners."""
+    if mesh.texture is not None:
+        return mesh.texture.at(face, weights)
+    if mesh.colours is None:
+        return torch.full_like(weights, GREY)
+    return (mesh.colours.detach().cpu().float()[mesh.faces[face]] * weights[..., None]).sum(1).clamp(0, 1)
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:

@@ -45,8 +45,16 @@ def _transmittance(alpha: Tensor, pixel: Tensor) -> Tensor:
 
 def covariance(gaussians: Gaussians, camera: Camera) -> Tensor:
     """[N, 2, 2] of the projected ellipses in square pixels, blur included."""
-    w, x, y, z = gaussians.rotation.detach().cpu().float().unbind(-1)
-    turn = torch.stack(
+    turn = turns(gaussians.rotation.detach().cpu().float())
+    slopes = camera.slopes(gaussians.xyz.detach().cpu())
+    axes = slopes @ turn * gaussians.scaling.detach().cpu().float()[:, None]
+    return axes @ axes.mT + BLUR * torch.eye(2)
+
+
+def turns(rotation: Tensor) -> Tensor:
+    """[N, 3, 3] matrices of unit quaternions [N, 4] (w, x, y, z); their columns are the turned axes."""
+    w, x, y, z = rotation.unbind(-1)
+    return torch.stack(
         [
             *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
             *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
@@ -54,9 +62,6 @@ def covariance(gaussians: Gaussians, camera: Camera) -> Tensor:
         ],
         -1,
     ).view(-1, 3, 3)
-    slopes = camera.slopes(gaussians.xyz.detach().cpu())
-    axes = slopes @ turn * gaussians.scaling.detach().cpu().float()[:, None]
-    return axes @ axes.mT + BLUR * torch.eye(2)
 
 
 def _covered(gaussians: Gaussians, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:

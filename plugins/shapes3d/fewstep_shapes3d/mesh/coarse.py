@@ -17,17 +17,11 @@ def coarse(mesh: Mesh, most: int = FACES) -> Mesh:
     cells = 128
     if len(mesh.faces) > most:
         seen = without_cavities(mesh.vertices.double().numpy(), mesh.faces.numpy())
-        mesh = _used(Mesh(mesh.vertices, torch.from_numpy(seen), mesh.vertex_attrs))
+        mesh = mesh.of_faces(torch.from_numpy(seen))
     while len(mesh.faces) > most and cells > 8:
         mesh, cells = _clustered(mesh, cells), round(0.85 * cells)
-    mesh = _used(mesh)
+    mesh = mesh.of_faces(mesh.faces)
     return Mesh((mesh.vertices * PLACES).round() / PLACES, mesh.faces, mesh.vertex_attrs)
-
-
-def _used(mesh: Mesh) -> Mesh:
-    """Without the vertices that no face has."""
-    used, faces = mesh.faces.unique(return_inverse=True)
-    return Mesh(mesh.vertices[used], faces, None if mesh.vertex_attrs is None else mesh.vertex_attrs[used])
 
 
 def _clustered(mesh: Mesh, cells: int) -> Mesh:

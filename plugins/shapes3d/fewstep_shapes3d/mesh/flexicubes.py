@@ -6,7 +6,7 @@ differentiable with respect to the features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,9 +17,10 @@ from fewstep_shapes3d.mesh.tables import tables
 from fewstep_shapes3d.representations import Mesh
 
 NO_GAMMA = 20  # the weight term leaves the splitting weight out
+BORDER = 1e-6  # the least signed distance at the border of a grid where the mesh is to be closed
 
 
-def extract_mesh(coords: Tensor, feats: Tensor, resolution: int, training: bool = False) -> Mesh:
+def extract_mesh(coords: Tensor, feats: Tensor, resolution: int, training: bool = False, closed: bool = False) -> Mesh:
     """The mesh of a sparse set of cubes.
 
     Args:
@@ -27,9 +28,10 @@ def extract_mesh(coords: Tensor, feats: Tensor, resolution: int, training: bool 
         feats: [N, 53 or 101] what the mesh decoder puts out for each; left unchanged.
         resolution: R.
         training: split each quad at a centre vertex and compute the regulariser.
+        closed: end an object that reaches the border of the grid there; otherwise it is open there.
 
     Returns:
-        The mesh, closed but at the border of the grid. Vertices of cubes with one patch come first, then those of
+        The mesh. Vertices of cubes with one patch come first, then those of
         cubes with two, and so on, each in the grid's C order; in training the quads' centres follow.
 
     Raises:
@@ -37,6 +39,8 @@ def extract_mesh(coords: Tensor, feats: Tensor, resolution: int, training: bool 
     """
     feats = feats.to(torch.promote_types(feats.dtype, torch.float32))
     grid = corner_grid(coords, feats, resolution)
+    if closed:
+        grid = replace(grid, attrs=_outside_at_border(grid))
     found = surface(grid)
     vertices, colours, owner, deviation = _dual_vertices(found)
     quads = _quads(found, owner, resolution)
@@ -50,6 +54,13 @@ def extract_mesh(coords: Tensor, feats: Tensor, resolution: int, training: bool 
         return Mesh(vertices, faces, colours, cube)
     loss = _regulariser(deviation, grid, disagreement(grid, coords, feats))
     return Mesh(vertices, faces, colours, cube, loss, grid.positions, grid.attrs[:, 0])
+
+
+def _outside_at_border(grid: CornerGrid) -> Tensor:
+    """The corners' values with no corner on the grid's border inside: the surface passes just within it."""
+    border = ((grid.coords == 0) | (grid.coords == grid.resolution)).any(1, keepdim=True)
+    distance = torch.where(border, grid.attrs[:, :1].clamp(min=BORDER), grid.attrs[:, :1])
+    return torch.cat([distance, grid.attrs[:, 1:]], 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,5 +5,6 @@ from __future__ import annotations
 from fewstep_shapes3d.representations.gaussians import Gaussians
 from fewstep_shapes3d.representations.mesh import Mesh
 from fewstep_shapes3d.representations.radiance import RadianceField
+from fewstep_shapes3d.representations.texture import Texture
 
-__all__ = ["Gaussians", "Mesh", "RadianceField"]
+__all__ = ["Gaussians", "Mesh", "RadianceField", "Texture"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fewstep_shapes3d.representations.moving import moved
+from fewstep_shapes3d.representations.texture import Texture
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -23,6 +24,7 @@ class Mesh:
         corner_positions: in training [K, 3], the deformed corners of the grid, and
         corner_sdf: [K], their signed distances.
         material: [V, 3] in [0, 1], how metallic, rough and opaque the surface is, or None.
+        texture: in place of the vertices' colours and material, or None.
     """
 
     vertices: Tensor
@@ -33,6 +35,7 @@ class Mesh:
     corner_positions: Tensor | None = None
     corner_sdf: Tensor | None = None
     material: Tensor | None = None
+    texture: Texture | None = None
 
     def __repr__(self) -> str:
         return f"Mesh({len(self.vertices)} vertices, {len(self.faces)} faces)"
@@ -53,6 +56,12 @@ class Mesh:
         a, b, c = (self.vertices[self.faces[:, i]] for i in range(3))
         normal = torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=-1)
         return normal[:, None].expand(-1, 3, -1)
+
+    def of_faces(self, faces: Tensor) -> Mesh:
+        """The mesh with these faces [F, 3] and only the vertices that they have."""
+        used, numbered = faces.unique(return_inverse=True)
+        owned = {name: getattr(self, name) for name in ("vertices", "vertex_attrs", "vertex_cube", "material")}
+        return replace(self, faces=numbered, **{k: value[used] for k, value in owned.items() if value is not None})
 
     def to(self, device: torch.device | str) -> Mesh:
         """The same mesh on another device."""

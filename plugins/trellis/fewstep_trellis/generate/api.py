@@ -6,11 +6,12 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from fewstep_shapes3d.finish import Finish
 from fewstep_shapes3d.parts import largest_mesh
 from fewstep_shapes3d.representations import Mesh
 from fewstep_shapes3d.result import GAUSSIANS, MESH, RADIANCE, Result
@@ -45,6 +46,7 @@ class Options:
     encoder: str | None = None
     largest_part: bool = False
     graphs: bool = False
+    finish: Finish = field(default_factory=Finish)
 
     def __post_init__(self) -> None:
         for option, value, least in (("--samples", self.samples, 1), ("--seed", self.seed, 0)):
@@ -75,6 +77,10 @@ def generate(
     low_memory: bool = False,
     graphs: bool = False,
     largest_part: bool = False,
+    simplify: float = 0.0,
+    texture: int = 0,
+    up: str = "y",
+    size: float | None = None,
 ) -> Result | list[Result]:
     """Make 3-D objects of pictures or texts.
 
@@ -95,6 +101,10 @@ def generate(
         low_memory: hold one model at a time.
         graphs: keep every model on the GPU, and replay the structure stage as CUDA graphs: for many inputs.
         largest_part: keep the largest connected part of each object, without what floats beside it.
+        simplify: share of each mesh's faces to remove, from 0 to below 1 (extra ``mesh``).
+        texture: texels on a side of a texture in the .glb (extra ``mesh``); 0: vertex colours.
+        up: the axis that points up in the .glb, "y" or "z".
+        size: of the longest side in the .glb, in metres.
 
     Returns:
         The result of one input; a list for several inputs, a folder, or several samples. Of several inputs, one of
@@ -104,7 +114,8 @@ def generate(
         FewstepError: bad input, or nothing can be made of any input.
     """
     name = None if encoder is None else str(encoder)
-    options = Options(samples, seed, multi_image, background, str(device), low_memory, name, largest_part, graphs)
+    how = multi_image, background, str(device), low_memory, name, largest_part, graphs
+    options = Options(samples, seed, *how, Finish(simplify, texture, up, size))
     chosen = choose(models_of(teacher, student, steps, guidance, sampler))
     for line in chosen.warnings:
         warnings.warn(line, stacklevel=2)
@@ -183,6 +194,7 @@ class Generator:
                 own,
                 objects.numbers[row],
                 self._record(job, objects.numbers[row]),
+                options.finish,
                 {kind: self._finished(objects.decoded[ROLES[kind]][row]) for kind in kinds},
             )
             found.append(result)

@@ -20,6 +20,10 @@ STUDENT = (
 )
 STEPS = "Steps: N, or N,M for structure and latents; by default as the contract or pipeline.json says."
 GUIDANCE = "Guidance scale, one or two; 1 is none (TRELLIS's cfg_strength + 1)."
+SIMPLIFY = "Share of the mesh's faces to remove, such as 0.9 (extra mesh)."
+TEXTURE = "Texels on a side of a texture in the .glb, such as 1024 (extra mesh); 0: vertex colours."
+UP = "The axis that points up in the .glb, y or z."
+SIZE = "Metres of the longest side in the .glb."
 
 
 def generate(
@@ -49,6 +53,10 @@ def generate(
     largest_part: Annotated[
         bool, Option("--largest-part", help="Keep the largest connected part of each object, nothing that floats.")
     ] = False,
+    simplify: Annotated[float, Option(help=SIMPLIFY)] = 0.0,
+    texture: Annotated[int, Option(help=TEXTURE)] = 0,
+    up: Annotated[str, Option(help=UP)] = "y",
+    size: Annotated[float | None, Option(help=SIZE)] = None,
     preview: Annotated[bool, Option(help="Write a turntable beside the result.")] = True,
     force: Annotated[bool, Option("--force", help="Overwrite existing results.")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done, and stop.")] = False,
@@ -57,12 +65,15 @@ def generate(
     ] = False,
 ) -> None:
     """Make 3-D objects of pictures or texts: a mesh (.glb), Gaussians (.ply), arrays (.npz)."""
+    from fewstep_shapes3d.finish import Finish
+
     from fewstep_trellis.generate import command
     from fewstep_trellis.generate.api import Options
     from fewstep_trellis.generate.models import models_of
 
     models = models_of(home(teacher), [home(one) for one in student or []], steps, guidance, sampler)
-    options = Options(samples, seed, multi_image, background, device, low_memory, home(encoder), largest_part, graphs)
+    how = multi_image, background, device, low_memory, home(encoder), largest_part, graphs
+    options = Options(samples, seed, *how, Finish(simplify, texture, up, size))
     output = command.Output(home(out), formats, preview, force, as_json)
     run = command.Run(models, options, output, Console(stderr=as_json), Console(stderr=True))
     places = [home(one) for one in inputs or []]

@@ -126,6 +126,8 @@ class Run:
         spec, output, together = chosen.pipeline.spec, self.output, self.options.multi_image is not None
         jobs = jobs_of(inputs, spec.kind, together=together, texts=texts)
         formats = formats_of(output.formats, output.out)
+        if (given := self.options.finish.given) and "glb" not in formats:
+            raise FewstepError(f"--{next(iter(given))}: changes a .glb only; got --formats {','.join(formats)}")
         found = targets(jobs, output.out, self.options.samples)
         for kind in decoded(formats):
             if (role := self.roles.get(kind, kind)) not in spec.models:
@@ -145,6 +147,10 @@ class Run:
         with spinner(self.console, job.label) as status:
             clock.tell = lambda text: status.update(Text(f"{job.label}: {text}"))
             results = make(job, decoded(formats))
+            if self.options.finish.changes:
+                with clock("finishing"):
+                    for result in results:
+                        _ = result.finished
             try:
                 with clock("writing"):
                     written = write(results, target, formats)

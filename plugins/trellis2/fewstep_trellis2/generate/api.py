@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from fewstep_shapes3d.finish import Finish
 from fewstep_shapes3d.parts import largest_mesh
 from fewstep_shapes3d.representations import Mesh
 from fewstep_shapes3d.result import MESH, Result
@@ -39,6 +40,10 @@ def generate(
     device: str = "auto",
     low_memory: bool = False,
     largest_part: bool = False,
+    simplify: float = 0.0,
+    texture: int = 0,
+    up: str = "y",
+    size: float | None = None,
 ) -> Result | list[Result]:
     """Make textured meshes of pictures.
 
@@ -58,6 +63,10 @@ def generate(
         device: auto, cpu, cuda, cuda:1, ...
         low_memory: hold one model at a time.
         largest_part: keep the largest connected part of each mesh.
+        simplify: share of each mesh's faces to remove, from 0 to below 1 (extra ``mesh``).
+        texture: texels on a side of the textures in the .glb (extra ``mesh``); 0: vertex colours.
+        up: the axis that points up in the .glb, "y" or "z".
+        size: of the longest side in the .glb, in metres.
 
     Returns:
         The result of one input; a list for several inputs or several samples. Of several inputs, one of which nothing
@@ -75,6 +84,7 @@ def generate(
         low_memory,
         None if encoder is None else str(encoder),
         largest_part,
+        finish=Finish(simplify, texture, up, size),
     )
     chosen = choose(models_of(teacher, student, steps, guidance, sampler, type))
     for line in chosen.warnings:
@@ -150,7 +160,8 @@ class Generator:
         decoders = {MESH: self._decoder(one)}
         record = self._record(job, one)
         side = one.resolution // LATENT
-        return Result(job.label, one.layout.coords, latents, side, decoders, pictures, {}, one.number, record)
+        how = pictures, dict[str, float](), one.number, record, self.options.finish
+        return Result(job.label, one.layout.coords, latents, side, decoders, *how)
 
     def _decoder(self, one: Object) -> Callable[[], Mesh]:
         def decode() -> Mesh:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from fewstep_shapes3d.app.options import HOST, OPEN, PORT
+from fewstep_trellis.generate.cli import SIMPLIFY, SIZE, TEXTURE, UP
 from typer import Argument, Option
 
 from fewstep.cli.invocation import again, going_on
@@ -42,6 +43,10 @@ def generate(
     largest_part: Annotated[
         bool, Option("--largest-part", help="Keep the largest connected part of each mesh, nothing that floats.")
     ] = False,
+    simplify: Annotated[float, Option(help=SIMPLIFY)] = 0.0,
+    texture: Annotated[int, Option(help=TEXTURE)] = 0,
+    up: Annotated[str, Option(help=UP)] = "y",
+    size: Annotated[float | None, Option(help=SIZE)] = None,
     preview: Annotated[bool, Option(help="Write a turntable beside the result.")] = True,
     force: Annotated[bool, Option("--force", help="Overwrite existing results.")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done, and stop.")] = False,
@@ -50,6 +55,7 @@ def generate(
     ] = False,
 ) -> None:
     """Make textured meshes (.glb) of pictures with TRELLIS.2."""
+    from fewstep_shapes3d.finish import Finish
     from fewstep_trellis.generate.api import Options
     from fewstep_trellis.generate.command import Output
 
@@ -57,7 +63,8 @@ def generate(
     from fewstep_trellis2.generate.models import models_of
 
     models = models_of(home(teacher), [_home(one) for one in student or []], steps, guidance, sampler, kind)
-    options = Options(samples, seed, None, background, device, low_memory, home(encoder), largest_part)
+    finish = Finish(simplify, texture, up, size)
+    options = Options(samples, seed, None, background, device, low_memory, home(encoder), largest_part, finish=finish)
     run = command.Run(
         models,
         options,

@@ -1,0 +1,48 @@
+"""From a generated mesh to one for other programs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fewstep.errors import need
+from fewstep_shapes3d.finish.options import Finish
+from fewstep_shapes3d.finish.paint import paint_of
+from fewstep_shapes3d.finish.repair import distinct, repaired
+from fewstep_shapes3d.finish.texture import textured
+from fewstep_shapes3d.representations import Gaussians, Mesh
+
+
+def finished(mesh: Mesh, options: Finish, gaussians: Gaussians | None = None) -> Mesh:
+    """The mesh repaired, simplified and textured as ``options`` say; without either it stays as it is.
+
+    Args:
+        mesh: as it was extracted, on the CPU; one without faces stays as it is.
+        options: what to do.
+        gaussians: of the same object, for the texture's colours; None: the mesh's own.
+    """
+    if not (options.changes and mesh.success):
+        return mesh
+    whole = repaired(mesh)
+    made = simplified(whole, options.simplify) if options.simplify else whole
+    if options.texture:
+        return textured(made, options.texture, paint_of(whole, gaussians))
+    return _coloured(made, whole) if options.simplify else made
+
+
+def simplified(mesh: Mesh, share: float) -> Mesh:
+    """Without this share of the faces, by quadric error metrics (Garland and Heckbert 1997), and without values."""
+    simplify = need("fast_simplification").simplify
+    places, faces = simplify(mesh.vertices.double().numpy(), mesh.faces.numpy().astype(np.int32), share)
+    vertices = torch.from_numpy(places).to(mesh.vertices.dtype)
+    return distinct(Mesh(vertices, torch.from_numpy(faces.astype(np.int64))))
+
+
+def _coloured(made: Mesh, whole: Mesh) -> Mesh:
+    """With the values of the nearest places on the whole mesh at the vertices."""
+    if whole.colours is None:
+        return made
+    values = paint_of(whole)(made.vertices)
+    return replace(made, vertex_attrs=values[:, :3], material=values[:, 3:] if whole.material is not None else None)
