@@ -15,7 +15,7 @@ import torch
 from fewstep_shapes3d.export.camera import Perspective
 from fewstep_shapes3d.export.ply import write_ply
 from fewstep_shapes3d.representations import Gaussians
-from fewstep_shapes3d.score import alignment, work
+from fewstep_shapes3d.score import alignment, objects, work
 from fewstep_shapes3d.score.alignment import IDENTITY, Floats, Similarity, align, fitted
 from fewstep_shapes3d.score.distances import surface_distances
 from fewstep_shapes3d.score.encoders import encoders
@@ -162,6 +162,15 @@ def test_the_frechet_distance_is_that_of_two_gaussians() -> None:
     assert shifted["frechet/net", "set"] == pytest.approx(6 * 0.25**2, rel=1e-6)
 
 
+def test_the_frechet_distance_of_fewer_rows_than_features_is_exact() -> None:
+    x, y = (torch.from_numpy(np.random.default_rng(seed).normal(size=(3, 4, 200))) for seed in (0, 1))
+    a, b = (part.reshape(-1, 200).numpy() for part in (x, y))
+    inner = np.linalg.svd((a - a.mean(0)) @ (b - b.mean(0)).T, compute_uv=False).sum() / 11  # the trace of the root
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + a.var(0, ddof=1).sum() + b.var(0, ddof=1).sum() - 2 * inner
+    found = statistics(Scored({}, {"net": x}), {"net": y}, 3)
+    assert found["frechet/net", "set"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_kernel_distance_is_that_of_all_views() -> None:
     x, y = features(0), features(1, 0.5)
     found = statistics(Scored({}, {"net": x}), {"net": y}, 40)["kid/net", "set"]
@@ -236,6 +245,7 @@ def test_a_folder_with_every_kind_of_trouble(
 ) -> None:
     pytest.importorskip("open3d")
     monkeypatch.setattr(alignment, "STEPS", 3)
+    monkeypatch.setattr(objects, "SAMPLES", 1)
     assert main(command(folders, "-o", str(tmp_path / "s"))) == 0
     said = capsys.readouterr().out
     rows = rows_of(tmp_path / "s" / "objects.csv")

@@ -97,15 +97,19 @@ class Scores:
             for name in self.settings.align if label != AGAIN else ("unaligned",):
                 distances = [self._cell(label, f"{CHAMFER}/{name}", one) for one in (MEDIAN, MEAN, "p90", WORST)]
                 shares = [self._cell(label, f"{fscore_name(t)}/{name}", MEAN) for t in self.settings.thresholds]
-                table.add_row(*map(Text, (label, name, str(failed), *distances, *shares)))
+                table.add_row(*map(Text, (label, name, str(failed))), *distances, *shares)
             table.add_section()
         return table
 
-    def _cell(self, label: str, measure: str, statistic: str) -> str:
+    def _cell(self, label: str, measure: str, statistic: str) -> Text:
+        """A value with its interval; bold is the best of the folders."""
         line = self.value(label, measure, statistic)
         if line is None:
-            return ""
-        return number(line.value) + ("" if line.half is None else f" ±{number(line.half, 2)}")
+            return Text("")
+        values = {other: found.value for other in self.labels if (found := self.value(other, measure, statistic))}
+        best = (min if lower_is_better(measure) else max)(values.values(), default=line.value)
+        text = number(line.value) + ("" if line.half is None else f" ±{number(line.half, 2)}")
+        return Text(text, "bold" if len(set(values.values())) > 1 and values.get(label) == best else "")
 
     def _files(self) -> Table:
         kinds = (MISSING, UNREADABLE, EMPTY)
@@ -127,7 +131,7 @@ class Scores:
         for label in self.labels:
             for encoder in dict.fromkeys(encoders):
                 cells = [self._cell(label, f"{name}/{encoder}", "set") for name in names]
-                table.add_row(*map(Text, (label, encoder, *cells)))
+                table.add_row(Text(label), Text(encoder), *cells)
         return table
 
     def _differences(self) -> Table:

@@ -119,8 +119,10 @@ def statistics(scored: Scored, truth: Mapping[str, Tensor], objects: int) -> dic
     found = {key: float(value) for key, value in resampled(scored, truth, ones).items()}
     for encoder, x in scored.features.items():
         a, b = x.flatten(0, 1).double(), truth[encoder].flatten(0, 1).double()
-        found[f"frechet/{encoder}", "set"] = frechet_gaussians(a.mean(0), a.T.cov(), b.mean(0), b.T.cov())
         found[f"kid/{encoder}", "set"] = kid(a, b)
+        axes = torch.linalg.qr(torch.cat([a, b]).T)[0]  # all rows lie in their span, which is small for few rows
+        a, b = a @ axes, b @ axes
+        found[f"frechet/{encoder}", "set"] = frechet_gaussians(a.mean(0), a.T.cov(), b.mean(0), b.T.cov())
     return found
 
 
