@@ -86,6 +86,7 @@ def test_a_mirror_image_stays_away() -> None:
     assert surface_distances(truth * (-1, 1, 1), truth, (0.01,))["chamfer/similarity"] > 0.01
 
 
+@pytest.mark.slow
 def test_an_alignment_is_never_worse_than_a_smaller_one() -> None:
     for seed in range(2):
         found, truth = np.random.default_rng(seed).random((2, 600, 3))
@@ -339,6 +340,7 @@ class Detector(torch.nn.Module):
         return images.float().mean((2, 3))
 
 
+@pytest.mark.slow
 def test_inception_and_dinov2_of_local_weights(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     torch.jit.script(Detector()).save(str(tmp_path / "net.pt"))
