@@ -85,7 +85,7 @@ def test_kills_at_random_moments(alone: Path, tmp_path: Path) -> None:
         (1, die, "rank 1: the process has died or is frozen"),
         (0, die, "rank 0: the process has died or is frozen"),
         (2, freeze, "rank 2: the process has died or is frozen"),
-        (3, hang, "rank 3: no answer for 3 seconds"),
+        (3, hang, "rank 3: no answer for 3 seconds (see parallel.timeout)"),
         (2, fail, "rank 2: a file of the data set is damaged"),
     ],
 )
