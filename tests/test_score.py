@@ -84,6 +84,7 @@ def test_a_turned_and_scaled_copy_is_no_distance_away_from_a_similarity() -> Non
 def test_a_mirror_image_stays_away() -> None:
     truth = ell()
     assert surface_distances(truth * (-1, 1, 1), truth, (0.01,))["chamfer/similarity"] > 0.01
+    assert np.linalg.det(fitted(truth, truth * (-1, 1, 1), False).rotation) == pytest.approx(1)
 
 
 @pytest.mark.slow
