@@ -13,8 +13,8 @@ from fewstep.cli.options import DEVICE
 from fewstep.config.describe import describe
 from fewstep.config.describe import toml as typed
 from fewstep.config.stages import chosen
-from fewstep.console import Console, command, listing, say
-from fewstep.errors import FewstepError
+from fewstep.console import Console, command, listing, say, spinner
+from fewstep.errors import FewstepError, first_line
 from fewstep.plugins.registry import registry
 
 if TYPE_CHECKING:
@@ -36,6 +36,10 @@ Resume = Annotated[
     bool, Option("--resume", help="Go on with the run in --out, by its own config: --resume --out RUN is enough.")
 ]
 DryRun = Annotated[bool, Option("--dry-run", help="Print the resolved config and start nothing.")]
+Room = Annotated[
+    str | None,
+    Option("--memory", help="With --dry-run: the expected memory, and if it fits into e.g. 24GB; auto: the device."),
+]
 Toml = Annotated[bool, Option("--toml", help="With --dry-run: as a TOML file that --config takes.")]
 HelpConfig = Annotated[bool, Option("--help-config", help="List every config key of this choice.")]
 Trackers = Annotated[list[str] | None, Option(help="Where numbers go beside metrics.jsonl; repeatable.")]
@@ -52,6 +56,7 @@ def distill(
     out: Out = None,
     resume: Resume = False,
     dry_run: DryRun = False,
+    memory: Room = None,
     toml: Toml = False,
     help_config: HelpConfig = False,
     tracker: Trackers = None,
@@ -83,6 +88,8 @@ def distill(
     elif dry_run:
         for name, one in resolved.items():
             show_config(console, one, name if len(resolved) > 1 else "")
+            if memory is not None:
+                show_memory(console, one, memory)
     else:
         _start(resolved, out, resume, tracker or [], console)
 
@@ -122,6 +129,30 @@ def show_config(console: Console, resolved: Resolved, stage: str = "") -> None:
         table.add_row(key, typed(value), source)
     console.print(table)
     say(console, ", ".join(f"{name} {version}" for name, version in versions().items()))
+
+
+def show_memory(console: Console, resolved: Resolved, given: str) -> None:
+    """The expected memory by part, and whether it fits."""
+    from fewstep.engine.device import pick_device
+    from fewstep.engine.memory import GB, expected, room
+
+    device = pick_device(resolved.config.train.device)
+    there = room(given, device)
+    try:
+        with spinner(console, "counting memory"):
+            found = expected(resolved)
+    except Exception as error:  # of whatever plugin: a dry run shows the config in any case
+        say(console, f"expected memory: not known: {first_line(error)}")
+        return
+    table = listing("part", "GB", title="expected memory of one process")
+    for part, size in {**found.parts, **found.passes}.items():
+        table.add_row(part, f"{size / GB:.3f}")
+    if found.copies:
+        table.add_row("copy for a checkpoint, in turn with passes", f"{found.copies / GB:.3f}")
+    table.add_row("at most together", f"{found.total / GB:.3f}")
+    console.print(table)
+    verdict = "fits into" if found.fits(there, device.type if given == "auto" else "cuda") else "does not fit into"
+    say(console, f"{verdict} {there / GB:.1f} GB ({'; '.join(found.notes)}; batch {resolved.config.train.batch_size})")
 
 
 def _start(

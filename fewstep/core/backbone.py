@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fewstep.config.base import Strict, validate
-from fewstep.core.batch import Condition
+from fewstep.core.batch import Batch, Condition
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Layout
 from fewstep.core.strength import StrengthEmbedder
@@ -132,6 +132,18 @@ class Backbone(nn.Module):
         """The network that ``fewstep teach`` begins with: one with random weights. This is for a class that is made
         from its ``Config`` alone."""
         return cls(config)
+
+    @classmethod
+    def outline(cls, config: Any) -> Backbone:
+        """The teacher's network, or one of its size, without values on the meta device, whose memory ``fewstep distill
+        --dry-run --memory`` counts. Nothing large is read. This is for a class that ``initial`` makes without
+        files."""
+        with torch.device("meta"):
+            return cls.initial(config)
+
+    def example(self, samples: int) -> Batch | None:
+        """So many made-up samples of usual size, for ``--memory`` without data; None: there are none."""
+        return None
 
     def as_teacher(self, config: Any) -> Teacher:
         """This network frozen, sampled as ``config`` says. This takes ``config.guidance`` where there is such a key."""

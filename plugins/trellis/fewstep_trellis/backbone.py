@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fewstep.core.batch import Condition
-from fewstep.core.layout import Layout
-from fewstep_trellis.flow import Flow, FlowConfig, load_frozen
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.layout import Dense, Layout
+from fewstep_trellis.flow import TOKENS, Flow, FlowConfig, load_frozen
 from fewstep_trellis.models import SparseStructureDecoder, SparseStructureFlowModel
 from fewstep_trellis.shipped import NANO, shipped_students
 
@@ -40,6 +41,11 @@ class StructureFlow(Flow):
 
     def velocity(self, x: Tensor, t_B: Tensor, s_B: Tensor | None, cond: Condition, layout: Layout) -> Tensor:
         return cast(Tensor, self.model(x, t_B, cond, s=s_B))
+
+    def example(self, samples: int) -> Batch:
+        size = [self.model.resolution] * 3
+        cond = Condition(torch.empty(samples, TOKENS, self.model.cond_channels, device="meta"))
+        return Batch(torch.empty(samples, self.model.in_channels, *size, device="meta"), Dense(samples), cond)
 
     def taps(self) -> list[tuple[nn.Module, int]]:
         return [(block, self.model.out_layer.in_features) for block in self.model.blocks]

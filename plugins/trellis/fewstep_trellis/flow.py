@@ -18,11 +18,13 @@ from fewstep.core.batch import Condition
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Layout
 from fewstep.errors import FewstepError
-from fewstep_trellis.checkpoint import load_model, save_model
+from fewstep_trellis.checkpoint import build_model, load_model, read_config, save_model
+from fewstep_trellis.configs import FOLDER, official_config
 from fewstep_trellis.models import MODELS, Rebuildable
 from fewstep_trellis.shipped import existing
 
 SIGMA_MIN = 1e-5
+TOKENS = 1374  # of a picture of 518 x 518: 37 x 37 patches, the class and 4 registers
 F = TypeVar("F", bound="Flow")
 M = TypeVar("M", bound=nn.Module)
 
@@ -54,6 +56,7 @@ class Flow(Backbone):
     name: ClassVar[str]  # as registered
     network: ClassVar[type[nn.Module]]
     models: ClassVar[Mapping[str, type[Rebuildable]]] = MODELS  # by the names in checkpoints
+    published: ClassVar[Path] = FOLDER  # the json files of the published ones
     stored: ClassVar[torch.dtype] = torch.float16  # what ``save`` writes where asked for half precision
     interpolant = Interpolant(SIGMA_MIN)
     adapted = (r"blocks\.\d+\.(self_attn|cross_attn|mlp)\..*",)
@@ -83,6 +86,13 @@ class Flow(Backbone):
             FewstepError: for a missing or foreign checkpoint.
         """
         return cls.load_file(existing("backbone.teacher", config.teacher))
+
+    @classmethod
+    def outline(cls, config: Any) -> Flow:
+        """Of a checkpoint's json file alone; the published ones are known by name, with nothing here or on the hub."""
+        file = config.teacher.with_name(f"{config.teacher.name}.json")
+        found = read_config(file) if file.is_file() else official_config(config.teacher.name, cls.published)
+        return cls(build_model(*found, "meta", cls.models))
 
     @classmethod
     def teacher(cls, config: Any) -> Teacher:

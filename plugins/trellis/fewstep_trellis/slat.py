@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from fewstep.config.base import validate
-from fewstep.core.batch import Condition
+from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Layout, Packed
 from fewstep.errors import FewstepError
 from fewstep.files import write_json
 from fewstep.texts import read_json
-from fewstep_trellis.flow import Flow, FlowConfig, load_frozen
+from fewstep_trellis.flow import TOKENS, Flow, FlowConfig, load_frozen
 from fewstep_trellis.models import SLatFlowModel, SLatMeshDecoder
 from fewstep_trellis.normalisation import KEY, Normalisation
 from fewstep_trellis.shipped import NANO, existing, shipped_students
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fewstep.core.suite import Suite
 
 NORMALISATION = "normalisation.json"
+VOXELS = 8192  # of a large object
 L = TypeVar("L", bound="StructuredLatentFlow")
 
 
@@ -62,6 +64,16 @@ class StructuredLatentFlow(Flow):
             got = "no coords" if isinstance(layout, Packed) else type(layout).__name__
             raise FewstepError(f"backbone {self.name!r} needs a Packed layout with voxel coordinates, got {got}")
         return cast(Tensor, self.model(x, t_B, cond, layout, s=s_B))
+
+    def example(self, samples: int) -> Batch:
+        """Objects of ``VOXELS`` voxels, or as many as its grid has, on a sphere-like surface."""
+        size = self.model.args["resolution"]
+        places = torch.cartesian_prod(*[torch.arange(size)] * 3)
+        distance = (places.float() - (size - 1) / 2).norm(dim=1)
+        places = places[(distance - 0.4 * size).abs().argsort()[:VOXELS]]
+        layout = Packed.of_lengths([len(places)] * samples, places.repeat(samples, 1).int())
+        cond = Condition(torch.empty(samples, TOKENS, self.model.cond_channels, device="meta"))
+        return Batch(torch.empty(layout.rows, self.model.in_channels, device="meta"), layout, cond)
 
     @classmethod
     def initial(cls: type[L], config: Any) -> L:

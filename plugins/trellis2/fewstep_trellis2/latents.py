@@ -19,6 +19,7 @@ from fewstep.core.layout import Layout, Packed
 from fewstep.errors import FewstepError
 from fewstep.files import write_json
 from fewstep.texts import read_json
+from fewstep_trellis2.configs import FOLDER
 from fewstep_trellis2.flow import GUIDANCE, HUB, INTERVAL, RESCALE, STAGES, StageConfig
 from fewstep_trellis2.models import MODELS, SLatFlowModel
 
@@ -70,7 +71,7 @@ class ShapeStage(StructuredLatentFlow):
     Config: ClassVar[Any] = ShapeConfig
     name, network, models, stored = "trellis2-shape", SLatFlowModel, MODELS, torch.bfloat16
     provides = StructuredLatentFlow.provides | {"features"}
-    dataset, stage, stages = "trellis2-shape", "shape", STAGES
+    dataset, stage, stages, published = "trellis2-shape", "shape", STAGES, FOLDER
     normalisation_key = "shape_slat_normalization"
 
     def taps(self) -> list[tuple[nn.Module, int]]:

@@ -9,6 +9,7 @@ import torch
 from fewstep_trellis.backbone import StructureFlow
 from pydantic import Field
 
+from fewstep_trellis2.configs import FOLDER
 from fewstep_trellis2.flow import HUB, RESCALE, STAGES, WARP, StageConfig
 from fewstep_trellis2.models import MODELS, SparseStructureFlowModel
 
@@ -32,7 +33,7 @@ class StructureStage(StructureFlow):
 
     Config = StructureConfig
     name, network, models, stored = "trellis2", SparseStructureFlowModel, MODELS, torch.bfloat16
-    dataset, stage, stages = "trellis2-structure", "structure", STAGES
+    dataset, stage, stages, published = "trellis2-structure", "structure", STAGES, FOLDER
 
     @classmethod
     def students(cls) -> dict[str, Path]:

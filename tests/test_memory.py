@@ -1,0 +1,122 @@
+"""``fewstep distill --dry-run --memory``: parts in closed form, and what a pass is counted to need."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from fewstep.cli import main
+from fewstep.config.resolve import resolve_stages
+from fewstep.engine.memory import Memory, expected, room
+from fewstep.engine.outline import Live, Lowered
+from fewstep.errors import FewstepError
+
+WIDTH = 64
+
+
+def toy(*keys: str) -> Memory:
+    layers = [f"backbone.width={WIDTH}", "train.steps=4", "train.batch_size=32", "train.device=cpu", *keys]
+    (resolved,) = resolve_stages("mdt-vd", "toy", layers=layers).values()
+    return expected(resolved)
+
+
+def parameters() -> int:
+    """Of the toy's network: 11 inputs, two hidden layers beyond the first, a second time of 5 features."""
+    return (11 * WIDTH + WIDTH) + 5 * WIDTH + 2 * (WIDTH * WIDTH + WIDTH) + (2 * WIDTH + 2)
+
+
+def test_the_parts_of_a_run() -> None:
+    found, weights = toy("train.ema=[0.9]"), 4 * parameters()
+    assert found.parts["teacher"] == found.parts["network 'student'"] == found.parts["averages (EMA)"] == weights
+    assert found.parts["optimiser states"] == 2 * weights
+    assert found.passes["gradients"] == weights
+    assert found.copies == 4 * weights
+    assert found.total == 5 * weights + max(sum(found.passes.values()), found.copies)
+
+
+def test_adapters_cost_their_own_size() -> None:
+    found, rank = toy("lora.rank=2", "train.ema=[0.9]"), 2
+    adapters = 4 * rank * ((11 + WIDTH) + (5 + WIDTH) + 2 * (2 * WIDTH) + (WIDTH + 2))
+    assert found.parts["network 'student'"] == found.parts["averages (EMA)"] == found.passes["gradients"] == adapters
+    assert found.parts["teacher"] == 4 * parameters()
+
+
+def test_activations_grow_with_the_batch() -> None:
+    one, two = (toy(f"train.batch_size={size}").passes["activations"] for size in (512, 1024))
+    assert 1.9 < two / one < 2.1
+
+
+def test_live_bytes_of_a_chain() -> None:
+    x = torch.empty(1000, device="meta")
+    with Live() as live:
+        y = x * 2
+        z = y.view(10, 100) * 3  # a view is no new memory
+        assert live.now == 8000
+        del y
+        gc.collect()
+        assert live.now == 4000
+        z = z * 2
+        assert (live.now, live.peak) == (4000, 8000)
+
+
+def test_recomputed_blocks_keep_their_inputs_alone() -> None:
+    blocks = [nn.Sequential(nn.Linear(50, 200), nn.GELU(), nn.Linear(200, 50)).to("meta") for _ in range(4)]
+    x, peaks, unit = torch.empty(10, 50, device="meta"), {}, 10 * 50 * 4
+    for again in (False, True):
+        with Live() as live:
+            h = x
+            for block in blocks:
+                h = checkpoint(block, h, use_reentrant=False) if again else block(h)
+            gc.collect()
+            peaks[again] = live.now
+    assert peaks == {False: 4 * (1 + 4 + 4) * unit, True: 4 * unit}
+
+
+def test_recomputation_and_half_precision_need_less() -> None:
+    def activations(*keys: str) -> int:
+        layers = ["train.batch_size=16", "train.steps=1", "train.device=cpu", *keys]
+        (resolved,) = resolve_stages("flow-matching", "trellis", layers=layers).values()
+        return expected(resolved).passes["activations"]
+
+    plain, again = activations(), activations("backbone.recompute=blocks", "train.precision=bf16")
+    assert again < 0.4 * plain
+    assert again < activations("train.precision=bf16") < plain
+
+
+def test_products_in_half_precision_and_attention_without_scores() -> None:
+    layer, q = nn.Linear(64, 64).to("meta"), torch.empty(1, 2, 4096, 64, device="meta")
+    with Live() as live, Lowered(torch.bfloat16):
+        assert layer(q).dtype is torch.bfloat16
+        assert nn.functional.scaled_dot_product_attention(q, q, q).shape == q.shape
+    assert live.peak < 4096 * 4096 * 4
+
+
+def test_official_sizes_without_their_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    keys = ["backbone.teacher=ss_flow_txt_dit_B_16l8_fp16", "train.batch_size=1", "train.precision=bf16"]
+    (resolved,) = resolve_stages("flow-matching", "trellis", layers=keys).values()
+    from fewstep.engine.memory import outline
+
+    network = outline(resolved)
+    assert {p.device.type for p in network.parameters()} == {"meta"}
+    assert sum(p.numel() for p in network.parameters()) > 100e6
+
+
+def test_the_command_says_whether_it_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["distill", "-m", "cm", "-b", "toy", "--dry-run", "train.batch_size=8"]
+    assert main([*words, "--memory", "1GB"]) == 0
+    assert "fits into 1.0 GB" in capsys.readouterr().out
+    assert main([*words, "--memory", "0.5GB"]) == 0  # on a GPU its context alone takes more
+    assert "does not fit into 0.5 GB" in capsys.readouterr().out
+    assert main([*words, "--memory", "much"]) == 2
+    assert "--memory: got 'much'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "size"), [("24GB", 24e9), ("8 GiB", 8 * 2**30), ("12", 12e9)])
+def test_sizes(given: str, size: float) -> None:
+    assert room(given, torch.device("cpu")) == size
+    with pytest.raises(FewstepError, match="--memory"):
+        room("", torch.device("cpu"))
