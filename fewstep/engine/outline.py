@@ -19,7 +19,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep.ops import carries_tangent
 
-MATRIX = {F.linear, F.conv2d, F.conv3d, F.scaled_dot_product_attention, torch.matmul, torch.bmm, torch.einsum}
+MATRIX = {
+    F.linear,
+    F.conv2d,
+    F.conv3d,
+    F.scaled_dot_product_attention,
+    torch.matmul,
+    torch.addmm,
+    torch.bmm,
+    torch.einsum,
+}
 MATRIX |= {Tensor.matmul, Tensor.__matmul__, Tensor.bmm}
 
 
@@ -99,14 +108,14 @@ def lowered(dtype: torch.dtype | None) -> Iterator[None]:
     def enter(*_: Any) -> None:
         nonlocal depth
         if depth == 0:
-            mode.__enter__()
+            mode.__enter__()  # type: ignore[no-untyped-call]
         depth += 1
 
     def leave(*_: Any) -> None:
         nonlocal depth
         depth -= 1
         if depth == 0:
-            mode.__exit__(None, None, None)
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
     try:

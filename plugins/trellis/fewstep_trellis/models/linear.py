@@ -13,7 +13,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
-        large = x.dtype is torch.float32 and not x.is_cuda and x.nbytes * weight.shape[0] >= 4 * SMALLEST
+        large = x.dtype is torch.float32 and x.is_cpu and x.nbytes * weight.shape[0] >= 4 * SMALLEST
         if not large or x.ndim < 2:
             return F.linear(x, weight, self.bias)
         out = product(x.flatten(0, -2), weight, self.bias)
