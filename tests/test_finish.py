@@ -218,11 +218,12 @@ def test_gaussians_colour_a_texture() -> None:
 
 def test_a_long_gaussian_colours_along_its_axis() -> None:
     """Of two at equal distances the one whose long axis points here wins, as its density says."""
-    turn = torch.tensor([math.cos(math.pi / 4) - 1, 0.0, 0.0, math.sin(math.pi / 4)])  # a quarter about z: x becomes y
+    eighth = torch.tensor([math.cos(math.pi / 8) - 1, 0.0, 0.0, math.sin(math.pi / 8)])  # about z: x becomes (1, 1)
     spread = torch.tensor([0.05, 0.01, 0.01]).log().sub(math.log(0.01))
     colour = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]]).sub(0.5).div(0.28209479177387814)[:, None]
-    at = torch.tensor([[0.5, 0.45, 0.5], [0.55, 0.5, 0.5]])
-    cloud = Gaussians(at, colour, spread.expand(2, 3), turn.expand(2, 4), torch.zeros(2, 1), scaling_activation="exp")
+    away = 0.05 / math.sqrt(2)
+    at = torch.tensor([[0.5 - away, 0.5 - away, 0.5], [0.5 + away, 0.5 - away, 0.5]])
+    cloud = Gaussians(at, colour, spread.expand(2, 3), eighth.expand(2, 4), torch.zeros(2, 1), scaling_activation="exp")
     tiny = Mesh(1e-3 * torch.tensor([[-1.0, -1, 0], [1, -1, 0], [0, 1, 0]]), torch.tensor([[0, 1, 2]]))
     found = paint_of(tiny, cloud)(torch.zeros(1, 3))[0]
     odds = math.exp(0.5 * ((0.05 / 0.01) ** 2 - (0.05 / 0.05) ** 2))
