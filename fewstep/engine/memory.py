@@ -32,10 +32,7 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOMENTS = 8  # bytes of both moments of a parameter
 SPARE = {  # a factor and bytes beside what is counted
     "cuda": (1.1, 0.7e9),  # fragments of the allocator; the context, kernels and their workspaces
-    "cpu": (
-        1.4,
-        0.5e9,
-    ),  # what malloc keeps of what was freed (benchmarks/scale/memory.py); Python, torch
+    "cpu": (1.4, 0.5e9),  # what malloc keeps of what was freed (benchmarks/scale/memory.py); Python and torch
 }
 
 

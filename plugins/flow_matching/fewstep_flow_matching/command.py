@@ -16,6 +16,7 @@ from fewstep.cli.distill import (
     Overrides,
     Preset,
     Resume,
+    Room,
     Toml,
     Trackers,
     distill,
@@ -33,6 +34,7 @@ def teach(
     out: Out = None,
     resume: Resume = False,
     dry_run: DryRun = False,
+    memory: Room = None,
     toml: Toml = False,
     help_config: HelpConfig = False,
     tracker: Trackers = None,
@@ -42,5 +44,20 @@ def teach(
 
     The run is one of method flow-matching. Later wins: defaults, --preset, --config, KEY=VALUE.
     """
-    words = ("flow-matching", backbone, stage, dataset, preset)
-    distill(overrides, *words, config, out, resume, dry_run, toml, help_config, tracker, device)
+    distill(
+        overrides,
+        "flow-matching",
+        backbone,
+        stage,
+        dataset,
+        preset,
+        config,
+        out,
+        resume=resume,
+        dry_run=dry_run,
+        memory=memory,
+        toml=toml,
+        help_config=help_config,
+        tracker=tracker,
+        device=device,
+    )
