@@ -58,7 +58,7 @@ def test_sources_are_prepared_by_their_kind(cli: Cli, site: Path) -> None:
     message = cli.refuses("data", "prepare", "scan", "here")
     assert (
         message
-        == "unknown kind of source 'scan': accepted are furniture, meshes, scans, sweethome3d; did you mean 'scans'?"
+        == "unknown kind of source 'scan': accepted are furniture, furniture-files, meshes, scans, sweethome3d; did you mean 'scans'?"
     )
 
 

@@ -29,9 +29,13 @@ from fewstep.errors import FewstepError
 from fewstep.files import sha256
 from fewstep.testing import TinyBackbone, tiny_batch
 
-install()
 SPECS = {"student": NetSpec(ema=(0.5,)), "critic": NetSpec(), "other": NetSpec(init="student")}
 TOY = ("train.steps=6", "train.batch_size=8", "train.checkpoint_every=3", "lora.rank=2", "train.lr=0.01")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _installed() -> None:
+    install()
 
 
 def networks(needs: frozenset[str] = frozenset(), **keys: Any) -> Networks:

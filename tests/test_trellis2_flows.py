@@ -226,7 +226,7 @@ def test_a_student_is_a_file_of_the_official_class(tmp_path: Path) -> None:
     args = STRUCTURE | {"dtype": "bfloat16"}
     teacher = StructureStage(built(SparseStructureFlowModel, args, dtype=torch.float32))
     teacher.model.convert_torso(torch.bfloat16)
-    student = teacher.student()
+    student = teacher.student().float()  # as the engine trains it
     assert {p.dtype for p in student.parameters()} == {torch.float32}
     student.save(tmp_path, half=True)
     config = json.loads((tmp_path / "model.json").read_text())

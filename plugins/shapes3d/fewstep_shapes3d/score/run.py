@@ -72,7 +72,7 @@ def score(
         raise invalid("GENERATED", "nothing", "one folder or several")
     if workers < 1:
         raise invalid("workers", workers, "1 or more")
-    for package in ("trimesh", "scipy", "plyfile", *(["open3d"] if found.views else [])):
+    for package in ("trimesh", "scipy", "plyfile"):
         need(package)
     if (out / "objects.csv").is_dir() or out.is_file():
         raise invalid("out", str(out), "a folder")
@@ -80,6 +80,8 @@ def score(
     weights = [None if path is None else Path(path) for path in (inception, dinov2)]
     nets = encoders(weights[0], weights[1], pick_device(device, "--device"))
     pairs = pair(folders, Path(true), found.up, found.true_up, found.missing)
+    if found.views:
+        need("open3d")
     sides = 1 + len(folders)  # each is read, compared (the true one with itself) and encoded
     total = len(pairs.names) * sides * (2 + (len(nets) if found.views else 0))
     return _Run(pairs, found, out, workers, Count(progress or (lambda done, total, what: None), total)).result(nets)
