@@ -56,10 +56,8 @@ def test_sources_are_prepared_by_their_kind(cli: Cli, site: Path) -> None:
     assert "sweethome3d" in out
     assert cli.works("data", "prepare", "scans", "here") == "scans of here\n"
     message = cli.refuses("data", "prepare", "scan", "here")
-    assert (
-        message
-        == "unknown kind of source 'scan': accepted are furniture, furniture-files, meshes, scans, sweethome3d; did you mean 'scans'?"
-    )
+    kinds = "furniture, furniture-files, meshes, scans, sweethome3d"
+    assert message == f"unknown kind of source 'scan': accepted are {kinds}; did you mean 'scans'?"
 
 
 def test_a_second_backbone_is_no_clash_and_is_listed(cli: Cli, site: Path) -> None:
