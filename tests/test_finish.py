@@ -26,6 +26,7 @@ from fewstep_shapes3d.finish.repair import distinct, outward, repaired
 from fewstep_shapes3d.mesh import extract_mesh
 from fewstep_shapes3d.mesh.faces import watertight
 from fewstep_shapes3d.representations import Gaussians, Mesh
+from fewstep_shapes3d.result import Result
 from fewstep_trellis.generate import command
 from fewstep_trellis.generate.api import Options
 from fewstep_trellis.generate.models import models_of
@@ -232,6 +233,15 @@ def test_a_long_gaussian_colours_along_its_axis() -> None:
 
 
 # What is written.
+def test_a_result_counts_the_faces_of_its_file(tmp_path: Path) -> None:
+    voxels = torch.zeros(1, 3, dtype=torch.int32)
+    result = Result("ball", voxels, torch.zeros(1, 8), 32, {"mesh": sphere}, finish=Finish(simplify=0.9))
+    assert result.counts == {"voxels": 1}
+    result.save(tmp_path / "ball.glb")
+    faces = len(trimesh.load(tmp_path / "ball.glb", force="mesh").faces)
+    assert result.counts["faces"] == faces < len(sphere().faces)
+
+
 def test_a_textured_file_as_other_programs_see_it(painted: Mesh, tmp_path: Path) -> None:
     path = write_glb(painted, tmp_path / "a.glb", up="z", size=2.0)
     (found,) = trimesh.load(path, process=False).geometry.values()

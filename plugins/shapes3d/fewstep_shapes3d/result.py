@@ -102,9 +102,10 @@ class Result:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Voxels, and of what was decoded so far vertices, faces and Gaussians."""
+        """Voxels, and of what was decoded so far vertices and faces (of the finished mesh, where there is one) and
+        Gaussians."""
         found = {"voxels": len(self.coords)}
-        if (mesh := self._decoded.get(MESH)) is not None:
+        if (mesh := self._decoded.get(FINISHED, self._decoded.get(MESH))) is not None:
             found |= {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
         if (made := self._decoded.get(GAUSSIANS)) is not None:
             found["gaussians"] = len(made.raw_xyz)
