@@ -277,7 +277,7 @@ X = torch.zeros(5, 2, 16)
         ((X, X.half(), X), "types of q, k, v: got .*; accepted: one type"),
         ((X[:4], X, X), r"shape of q: got \(4, 2, 16\)"),
         ((X, X[:, :1], X[:, :1]), "heads of q, k, v"),
-        ((X.to("meta"), X, X), "device of q: got 'meta'; accepted: cpu"),
+        ((X.to("meta"), X, X), r"devices of q, k, v: got \['meta', 'cpu', 'cpu'\]; accepted: one device"),
     ],
     ids=["integer", "mixed types", "rows", "heads", "device"],
 )

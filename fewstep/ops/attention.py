@@ -84,7 +84,7 @@ def _groups(q_layout: Packed, k_layout: Packed) -> tuple[list[tuple[tuple[int, i
 
 
 def check_rows(name: str, x: Tensor, layout: Packed) -> None:
-    """Raise FewstepError for anything but a floating-point [T, H, D] where its layout is."""
+    """Raise FewstepError for anything but a floating-point [T, H, D] where its layout is; a meta tensor is nowhere."""
     if x.dim() != 3 or len(x) != layout.rows:
         raise invalid(f"shape of {name}", tuple(x.shape), f"[T, H, D] with T = {layout.rows}, as its layout says")
     if x.device != layout.cu_seqlens.device and not x.is_meta:
@@ -102,6 +102,8 @@ def _validate_packed(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout
         raise FewstepError(f"q has {q_layout.batch_size} samples and k {k_layout.batch_size}; accepted: as many")
     if len({q.dtype, k.dtype, v.dtype}) > 1:
         raise invalid("types of q, k, v", [str(x.dtype) for x in (q, k, v)], "one type")
+    if len({q.device, k.device, v.device}) > 1:
+        raise invalid("devices of q, k, v", [str(x.device) for x in (q, k, v)], "one device")
 
 
 def _same_dtype(q: Tensor, k: Tensor, v: Tensor, *_: Packed) -> str | None:

@@ -199,7 +199,7 @@ def _check(x: Tensor, weight: Tensor, layout: Packed) -> None:
         raise FewstepError(f"x is {x.dtype} and weight {weight.dtype}; accepted: one type")
     if not x.is_floating_point():
         raise invalid("type of x", str(x.dtype), "a floating-point type")
-    if not x.is_meta and not x.device == weight.device == layout.cu_seqlens.device:
+    if not (x.is_meta and weight.is_meta) and not x.device == weight.device == layout.cu_seqlens.device:
         places = [str(d) for d in (x.device, weight.device, layout.cu_seqlens.device)]
         raise invalid("devices of x, weight and layout", places, "one device")
     if weight.shape[1] % 2 == 0:
