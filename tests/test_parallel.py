@@ -25,11 +25,12 @@ SHORT = "train.steps=6"
 
 
 def at(step: int, victim: int, act: Any, rank: int) -> None:
-    """In the process of rank ``victim``, do something before iteration ``step`` (from 1)."""
+    """In the process of rank ``victim``, do something as iteration ``step`` (from 1) begins."""
     real = Trainer._iteration
 
     def iteration(self: Trainer, index: int) -> None:
         if rank == victim and index + 1 == step:
+            self.processes.step = step
             act()
         real(self, index)
 
