@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from parallel_helpers import apart, distilled, rows, start, toy
 from torch import Tensor
 
 from fewstep.config.parallel import ParallelConfig
 from fewstep.core.objective import Phase
-from fewstep.engine.processes import Processes, joined
+from fewstep.engine.processes import Group, Processes, joined
 from fewstep.engine.resume import Store
 from fewstep.engine.step import TrainStep
 from fewstep.engine.trainer import Trainer
@@ -128,3 +130,19 @@ def test_every_micro_batch_is_one_process_s() -> None:
 def test_one_process_is_not_sharded() -> None:
     with pytest.raises(FewstepError, match=r"parallel.kind: got 'fsdp'"), joined(ParallelConfig(kind="fsdp"), "cpu"):
         pass
+
+
+def test_signs_of_life_end_with_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that talks to the store while Python ends aborts the process, after a run that succeeded."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        before = set(threading.enumerate())
+        group = Group(20.0)
+        (beating,) = set(threading.enumerate()) - before
+        group.close()
+        assert not beating.is_alive()
+    finally:
+        dist.destroy_process_group()

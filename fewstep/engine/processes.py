@@ -117,7 +117,8 @@ class Group(Processes):
         self.notes = PrefixStore(name, TCPStore(*place, is_master=False))
         beats = PrefixStore(name, TCPStore(*place, is_master=False))  # a connection for the thread alone
         self._over = threading.Event()
-        threading.Thread(target=self._beat, args=(beats,), daemon=True).start()
+        self._beating = threading.Thread(target=self._beat, args=(beats,), daemon=True)
+        self._beating.start()
 
     def _beat(self, beats: Store) -> None:
         number = 0
@@ -126,8 +127,9 @@ class Group(Processes):
                 beats.set(f"beat/{self.rank}", str(number := number + 1))
 
     def close(self) -> None:
-        """No more signs of life."""
+        """No more signs of life. A thread that still talks to the store when Python ends would abort the process."""
         self._over.set()
+        self._beating.join(SILENCE)
 
     def summed(self, values: list[int]) -> list[int]:
         numbers = torch.tensor(values)
