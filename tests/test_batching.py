@@ -203,7 +203,7 @@ def one_iteration(objective: Objective[Any], batch_size: int, accumulate: int) -
     """Loss terms and gradient of eight ragged samples, in so many micro-batches."""
     config = TrainConfig(steps=1, batch_size=batch_size, accumulate=accumulate, device="cpu")
     trainer = Trainer(objective, Teacher(TinyBackbone()), ragged(), config)
-    loss = {name: float(value) for name, value in trainer._backward(objective.phase(0), 0).items()}
+    loss = {name: float(value) for name, value in trainer.gradients.accumulate(objective.phase(0), 0).items()}
     return loss, torch.cat([p.grad.flatten() for p in trainer.nets.view.student.parameters()])
 
 

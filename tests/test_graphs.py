@@ -123,7 +123,7 @@ def trained(graph: Any, objective: str, **keys: Any) -> tuple[Trainer, list[Any]
     said, rows = list[str](), list[Any]()
     run = trainer(objective, said=said, steps=20, ema=(0.9,), **keys)
     if graph is not None:
-        run.graphed = GraphedGradients(run, graph)
+        run.gradients.graphed = GraphedGradients(run, graph)
     run.train(rows.append, lambda: None)
     return run, rows, said
 
@@ -165,7 +165,7 @@ def test_what_a_graph_cannot_repeat_is_not_recorded(
 def test_off_cuda_the_key_changes_nothing_and_says_so() -> None:
     said: list[str] = []
     run = trainer(said=said, graphs=True)
-    assert run.graphed is None
+    assert run.gradients.graphed is None
     assert said == ["train.graphs has no effect on cpu"]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import fewstep
 from fewstep.cli import main
-from fewstep.engine import trainer
+from fewstep.engine.gradients import Gradients
 from fewstep.interrupts import SIGNALS, Interrupted, deferred, handled
 
 QUICK = ("train.steps=6", "train.batch_size=8", "backbone.pretrain=2", "backbone.width=8", "train.threads=1")
@@ -37,14 +37,14 @@ def kill(number: int) -> None:
 
 def after(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
     """Have ``act`` called in the middle of the iteration that follows ``step``."""
-    terms = trainer.Trainer.terms
+    terms = Gradients.terms
 
-    def acting(self: trainer.Trainer, phase: object, batch: object, one: object) -> object:
-        if self.step == step:
+    def acting(self: Gradients, phase: object, batch: object, one: object) -> object:
+        if self.run.step == step:
             act()
         return terms(self, phase, batch, one)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trainer.Trainer, "terms", acting)
+    monkeypatch.setattr(Gradients, "terms", acting)
 
 
 @NUMBERS

@@ -45,9 +45,9 @@ def test_modes_give_the_same_training_step_in_float64() -> None:
     for mode in ("one-pass", "two-pass", "finite-difference"):
         run = trainer("tiny-transport", dtype=torch.float64)
         step = TrainStep(run, run.objective.phase(0), 0, 0, Tangents(mode, step=1e-4))
-        batch = run.batch(0)
+        batch = run.gradients.batch(0)
         batch = type(batch)(batch.x0.double(), batch.layout, batch.cond)
-        losses = means(run.terms(run.objective.phase(0), batch, step))
+        losses = means(run.gradients.terms(run.objective.phase(0), batch, step))
         parts = torch.autograd.grad(losses["vm"], list(run.nets.view.student.parameters()))
         grads[mode] = torch.cat([losses["vm"].detach()[None], *(g.flatten() for g in parts)])
     torch.testing.assert_close(grads["two-pass"], grads["one-pass"], rtol=0, atol=1e-12)
@@ -125,7 +125,7 @@ def test_choice_tries_every_phase(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_trial_leaves_no_trace() -> None:
     run = trainer("tiny-transport")
-    run.tangents_at(run.objective.phase(0), 0)
+    run.gradients.tangents_at(run.objective.phase(0), 0)
     assert run.derivatives.tangents.mode == "one-pass"
     assert run.budget.snapshot()["student"] == {"forward": 0, "tangent": 0, "backward": 0}
     assert all(p.grad is None for p in run.nets.view.student.parameters())
@@ -194,7 +194,7 @@ def test_probing_changes_nothing_of_the_step(monkeypatch: pytest.MonkeyPatch) ->
     for known in (False, True):
         run = trainer("tiny-quiet", steps=1, precision="bf16")
         if known:
-            run.tangents_at(run.objective.phase(0), 0)
+            run.gradients.tangents_at(run.objective.phase(0), 0)
         rows.append([])
         run.train(lambda row: rows[-1].append(row | {"seconds": 0}), lambda: None)
     assert rows[0] == rows[1]
@@ -273,7 +273,7 @@ def test_autocast_keeps_the_gradients_of_weights_cast_without_a_graph(mode: Any)
         run = trainer("tiny-transport", precision=precision)
         phase = run.objective.phase(0)
         step = TrainStep(run, phase, 0, 0, Tangents(mode, step=0.1))
-        losses = means(run.terms(phase, run.batch(0), step))
+        losses = means(run.gradients.terms(phase, run.gradients.batch(0), step))
         grads[precision] = torch.autograd.grad(losses["vm"], list(run.nets.view.student.parameters()))
     assert all(bool(g.any()) for g in grads["bf16"])
     for ours, exact in zip(grads["bf16"], grads["fp32"], strict=True):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fewstep.config.parallel import ParallelConfig
 from fewstep.core.objective import Phase
+from fewstep.engine.gradients import Gradients
 from fewstep.engine.processes import Group, Processes, joined
 from fewstep.engine.resume import Store
 from fewstep.engine.step import TrainStep
@@ -61,13 +62,13 @@ def fail() -> None:
 
 def spoil(step: int, victim: int, rank: int) -> None:
     """In the process of rank ``victim`` the loss of iteration ``step`` is no number."""
-    real = Trainer.terms
+    real = Gradients.terms
 
-    def terms(self: Trainer, phase: Phase, batch: Any, place: TrainStep) -> dict[str, Tensor]:
+    def terms(self: Gradients, phase: Phase, batch: Any, place: TrainStep) -> dict[str, Tensor]:
         bad = torch.nan if rank == victim and place.place[0] + 1 == step else 1.0
         return {name: term * bad for name, term in real(self, phase, batch, place).items()}
 
-    Trainer.terms = terms  # type: ignore[assignment, method-assign]
+    Gradients.terms = terms  # type: ignore[assignment, method-assign]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from fewstep.engine.budget import Counts
 from fewstep.engine.step import Given, Noting, TrainStep
 
 if TYPE_CHECKING:
-    from fewstep.engine.trainer import Trainer
+    from fewstep.engine.setup import Setup
 
 
 @dataclass
@@ -49,14 +49,14 @@ class Plan:
 
 
 class GraphedGradients:
-    """``Trainer.gradients`` by CUDA graphs: the same arguments, the same numbers.
+    """``Gradients.plain`` by CUDA graphs: the same arguments, the same numbers.
 
     Args:
         graph: what records and replays.
     """
 
-    def __init__(self, trainer: Trainer, graph: Callable[[], Graph] = CudaGraph) -> None:
-        self.trainer, self.graphs = trainer, Graphed(trainer.say, graph)
+    def __init__(self, run: Setup, graph: Callable[[], Graph] = CudaGraph) -> None:
+        self.run, self.graphs = run, Graphed(run.say, graph)
         self.plans: dict[Hashable, list[Plan]] = {}
 
     def __call__(self, phase: Phase, batch: Batch, step: TrainStep, samples: int, rows: int) -> dict[str, Tensor]:
@@ -64,25 +64,25 @@ class GraphedGradients:
         known = self.plans.setdefault(key, [])
         for number, plan in enumerate(known):
             if plan.refused:
-                return self.trainer.gradients(phase, batch, step, samples, rows)
+                return self.run.gradients.plain(phase, batch, step, samples, rows)
             if all(holds(step) for holds in plan.holds):
                 return self._replayed(plan, (number, *key), batch, step)
-        found, plan = self._noted(batch, Noting(self.trainer, phase, *step.place), samples, rows)
+        found, plan = self._noted(batch, Noting(self.run, phase, *step.place), samples, rows)
         known.append(plan)
         return found
 
     def _noted(self, batch: Batch, noting: Noting, samples: int, rows: int) -> tuple[dict[str, Tensor], Plan]:
-        before = self.trainer.budget.snapshot()
-        found = self.trainer.gradients(noting.phase, batch, noting, samples, rows)
-        after = self.trainer.budget.snapshot()
+        before = self.run.budget.snapshot()
+        found = self.run.gradients.plain(noting.phase, batch, noting, samples, rows)
+        after = self.run.budget.snapshot()
         cost = {name: {kind: after[name][kind] - n for kind, n in kinds.items()} for name, kinds in before.items()}
         refused = unfit(batch) or noting.refused
         if refused and all(plan.refused != refused for plans in self.plans.values() for plan in plans):
-            self.trainer.say(f"no CUDA graph: {refused}")
+            self.run.say(f"no CUDA graph: {refused}")
         return found, Plan(noting.draws, noting.holds, refused, cost, tuple(found))
 
     def _replayed(self, plan: Plan, key: tuple[Any, ...], batch: Batch, step: TrainStep) -> dict[str, Tensor]:
-        trainer, phase, given = self.trainer, step.phase, list[Tensor]()
+        run, phase, given = self.run, step.phase, list[Tensor]()
         _, samples, rows, *_ = key
 
         def take(x: Tensor) -> Tensor:
@@ -90,13 +90,13 @@ class GraphedGradients:
             return x
 
         batch.mapped(take)
-        scale = trainer.scaler.scale(torch.ones((), device=trainer.device))
-        parameters = [p for name in phase.trains for p in trainer.nets.parameters[name].values()]
+        scale = run.scaler.scale(torch.ones((), device=run.device))
+        parameters = [p for name in phase.trains for p in run.nets.parameters[name].values()]
 
-        def run(scale: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        def gradients_of(scale: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
             tensors = iter(inputs)
             again = batch.mapped(lambda _: next(tensors))
-            weighted = trainer.weighted(phase, again, Given(step, inputs[len(given) :]), samples, rows)
+            weighted = run.gradients.weighted(phase, again, Given(step, inputs[len(given) :]), samples, rows)
             before = [p.grad for p in parameters]
             for parameter in parameters:
                 parameter.grad = None  # so that backward writes, and does not add
@@ -107,12 +107,12 @@ class GraphedGradients:
                 parameter.grad = earlier
             return (torch.stack([value.detach().double() for value in weighted.values()]), *gradients)
 
-        trainer.seed_torch(step)
-        counts = trainer.budget.snapshot()
-        values, *gradients = self.graphs(key, run, [scale, *given, *(draw(step) for draw in plan.draws)])
-        trainer.budget.reset(counts)
-        trainer.budget.add(plan.cost)
-        alone = trainer.config.accumulate == 1
+        run.gradients.seed_torch(step)
+        counts = run.budget.snapshot()
+        values, *gradients = self.graphs(key, gradients_of, [scale, *given, *(draw(step) for draw in plan.draws)])
+        run.budget.reset(counts)
+        run.budget.add(plan.cost)
+        alone = run.config.accumulate == 1
         for parameter, gradient in zip(plan.reached, gradients, strict=True):
             if parameter.grad is None:  # the next replay writes over it: kept only for one micro-batch
                 parameter.grad = gradient if alone else gradient.clone()
@@ -121,14 +121,14 @@ class GraphedGradients:
         return dict(zip(plan.terms, values.clone().unbind(), strict=True))
 
 
-def graphed_gradients(trainer: Trainer) -> GraphedGradients | None:
+def graphed_gradients(run: Setup) -> GraphedGradients | None:
     """As ``train.graphs`` says; None off CUDA."""
-    if trainer.config.graphs and trainer.device.type != "cuda":
-        trainer.say(f"train.graphs has no effect on {trainer.device.type}")
-    if trainer.config.graphs and trainer.parallel.mesh is not None:
-        trainer.say("no CUDA graph: the networks are sharded")
+    if run.config.graphs and run.device.type != "cuda":
+        run.say(f"train.graphs has no effect on {run.device.type}")
+    if run.config.graphs and run.parallel.mesh is not None:
+        run.say("no CUDA graph: the networks are sharded")
         return None
-    return GraphedGradients(trainer) if trainer.config.graphs and trainer.device.type == "cuda" else None
+    return GraphedGradients(run) if run.config.graphs and run.device.type == "cuda" else None
 
 
 def unfit(batch: Batch) -> str:

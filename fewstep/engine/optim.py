@@ -105,6 +105,15 @@ class NetOptimizer:
         """Whether the loss reached any of the parameters."""
         return any(parameter.grad is not None for parameter in self.named.values())
 
+    def update(self, step: int, scaler: torch.amp.GradScaler) -> Tensor:
+        """Clip and apply the gradients of iteration ``step``; their norm before clipping, on the device."""
+        self.set_lr(step)
+        scaler.unscale_(self.adam)
+        norm = self.clip()
+        scaler.step(self.adam)
+        self.adam.zero_grad(set_to_none=True)
+        return norm
+
     def clip(self) -> Tensor:
         """Scale the gradients down to the limit; their norm before that, on the device."""
         norm = whole(nn.utils.get_total_norm([p.grad for p in self.named.values() if p.grad is not None]))

@@ -14,7 +14,7 @@ from fewstep.core.objective import Phase, Step
 from fewstep.core.times import TimeSampler
 
 if TYPE_CHECKING:
-    from fewstep.engine.trainer import Trainer
+    from fewstep.engine.setup import Setup
 
 T = TypeVar("T")
 
@@ -22,18 +22,18 @@ T = TypeVar("T")
 class TrainStep(Step):
     """The ``Step`` of one micro-batch. It counts evaluations under ``jvp`` and notes a read of ``total``."""
 
-    def __init__(self, trainer: Trainer, phase: Phase, index: int, rank: int, tangents: Tangents | None = None) -> None:
+    def __init__(self, run: Setup, phase: Phase, index: int, rank: int, tangents: Tangents | None = None) -> None:
         super().__init__(
             index=index,
-            interpolant=trainer.teacher.interpolant,
-            seed=trainer.seed,
+            interpolant=run.teacher.interpolant,
+            seed=run.seed,
             rank=rank,
-            total=trainer.config.steps,
-            tangents=tangents or trainer.derivatives.tangents,
-            device=trainer.device,
-            edges=trainer.teacher.guidance.edges,
+            total=run.config.steps,
+            tangents=tangents or run.derivatives.tangents,
+            device=run.device,
+            edges=run.teacher.guidance.edges,
         )
-        self.trainer, self.phase, self.given = trainer, phase, tangents
+        self.run, self.phase, self.given = run, phase, tangents
 
     @property
     def place(self) -> tuple[int, int]:
@@ -42,15 +42,15 @@ class TrainStep(Step):
 
     @property
     def total(self) -> int:
-        self.trainer.reads_total = True
+        self.run.reads_total = True
         return super().total
 
     def jvp(
         self, f: Function, primals: Tensors, tangents: Tensors, layout: Layout | None = None
     ) -> tuple[Tensor, Tensor]:
-        self.tangents = self.given or self.trainer.tangents_at(self.phase, *self.place)
+        self.tangents = self.given or self.run.gradients.tangents_at(self.phase, *self.place)
         value, tangent = super().jvp(f, primals, tangents, layout)
-        self.trainer.budget.attach(value, carries_graph=self.tangents.mode == "one-pass")
+        self.run.budget.attach(value, carries_graph=self.tangents.mode == "one-pass")
         return value, tangent
 
 
@@ -63,8 +63,8 @@ class Noting(TrainStep):
         refused: why a graph cannot stand for this step: what it read changes each iteration, and is no tensor.
     """
 
-    def __init__(self, trainer: Trainer, phase: Phase, index: int, rank: int) -> None:
-        super().__init__(trainer, phase, index, rank)
+    def __init__(self, run: Setup, phase: Phase, index: int, rank: int) -> None:
+        super().__init__(run, phase, index, rank)
         self.draws: list[Callable[[Step], Tensor]] = []
         self.holds: list[Callable[[Step], bool]] = []
         self.refused = ""
@@ -102,7 +102,7 @@ class Given(TrainStep):
     """Gives out draws that were made before, in the same order."""
 
     def __init__(self, like: TrainStep, draws: Sequence[Tensor]) -> None:
-        super().__init__(like.trainer, like.phase, *like.place, like.trainer.derivatives.tangents)
+        super().__init__(like.run, like.phase, *like.place, like.run.derivatives.tangents)
         self._draws = iter(draws)
 
     def randn_like(self, x: Tensor, name: str | None = None) -> Tensor:

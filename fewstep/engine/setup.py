@@ -1,0 +1,108 @@
+"""What a run trains with: its device, networks and optimisers, and how they are spread over processes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fewstep.config.parallel import ParallelConfig
+from fewstep.config.train import LoRAConfig, TrainConfig
+from fewstep.core.backbone import Teacher
+from fewstep.core.dataset import Dataset, Progress, silent
+from fewstep.core.objective import Objective
+from fewstep.engine.budget import Budget, Counts
+from fewstep.engine.derivatives import Derivatives
+from fewstep.engine.device import autocast, emulates_bf16, pick_device
+from fewstep.engine.gradients import Gradients
+from fewstep.engine.networks import Networks
+from fewstep.engine.optim import NetOptimizer
+from fewstep.engine.parallel import Parallel
+from fewstep.engine.processes import Processes
+from fewstep.engine.readback import Readback
+from fewstep.errors import invalid
+
+
+class Setup:
+    """All parts of a run, put together from its config, before its first iteration.
+
+    Args:
+        objective: the method; it owns losses and phases.
+        teacher: moved to the run's device here.
+        dataset: gives the batch of a step.
+        config: the ``train`` table.
+        seed: of every draw of the run.
+        say: takes lines for the user.
+        lora: the ``lora`` table; by default no adapters.
+        processes: those that share the work.
+        parallel: the ``parallel`` table.
+
+    Raises:
+        FewstepError: for a device, precision, network, contract or EMA rate that cannot be had.
+    """
+
+    def __init__(
+        self,
+        objective: Objective[Any],
+        teacher: Teacher,
+        dataset: Dataset,
+        config: TrainConfig,
+        seed: int = 0,
+        say: Callable[[str], None] = print,
+        lora: LoRAConfig | None = None,
+        processes: Processes | None = None,
+        parallel: ParallelConfig | None = None,
+    ) -> None:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.objective, self.dataset, self.config, self.seed, self.say = objective, dataset, config, seed, say
+        self.contract = objective.contract()
+        self.device = pick_device(config.device)
+        self.processes = processes or Processes()
+        self.micro_batches = self.processes.share(config.accumulate)
+        adapted = lora is not None and lora.rank > 0
+        size = 0 if adapted else sum(parameter.numel() for parameter in teacher.parameters())
+        self.parallel = Parallel(parallel or ParallelConfig(), self.processes, self.device, size)
+        if adapted and self.parallel.mesh is not None:
+            raise invalid("parallel.kind", "fsdp", "ddp with lora.rank, since adapted networks share weights")
+        self.teacher = teacher.to("cpu" if self.parallel.mesh else self.device)
+        autocast(config.precision, self.device)
+        if config.precision == "bf16" and emulates_bf16(self.device):
+            say("warning: train.precision=bf16 is emulated by this CPU, many times slower than train.precision=fp32")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        specs, warmup = objective.networks(), config.ema_warmup
+        if adapted and config.precision == "fp32":  # what student and teacher share has one type
+            self.teacher.backbone.float()
+        self.nets = Networks(
+            specs, self.teacher, self.device, config.ema, seed, warmup, objective.needs, lora, self.parallel
+        )
+        self.derivatives = Derivatives(self.nets.chosen(config.export).provides, say)
+        self.optimizers = {
+            name: NetOptimizer(name, parameters, self.nets.specs[name].lr_scale, config)
+            for name, parameters in self.nets.parameters.items()
+        }
+        self.step, self.seconds, self.reads_total, self.budget = 0, 0.0, False, Budget()
+        emas = [(name, ema) for (name, _), ema in self.nets.emas.items()]
+        for name, module in [("teacher", teacher.backbone), *self.nets.trained.items(), *emas]:
+            self.budget.watch(name, module)
+        self.skipped = dict.fromkeys(self.optimizers, 0)  # updates in a row that fp16 overflow prevented
+        self.pending = deque[tuple[dict[str, Any], Readback]]()  # rows whose numbers are on the way
+        self.gradients = Gradients(self)
+
+    @property
+    def evaluations(self) -> Counts:
+        """What the run has cost so far, in all processes; all of them have to ask."""
+        return self.processes.total(self.budget.snapshot())
+
+    def prepare(self, progress: Progress = silent) -> None:
+        """Let the data set do its slow work. What it costs counts once, whether a cache or a checkpoint has it."""
+        self.teacher.to(self.device)
+        counts = self.budget.snapshot()
+        with self.processes.in_turn():
+            self.dataset.prepare(self.device, progress)
+        self.budget.reset(counts)
+        if self.step == 0 and self.processes.rank == 0:
+            self.budget.counts["teacher"]["forward"] += self.dataset.evaluations
+        self.parallel.shard(self.teacher.backbone)  # now, because the data may have needed it in one process
