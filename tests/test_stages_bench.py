@@ -149,8 +149,18 @@ def test_prompts_that_do_not_belong_together() -> None:
     turned = Batch(batch.x0, batch.layout, Condition(batch.cond.tokens.roll(1, 0)))
     with pytest.raises(FewstepError, match="other conditions"):
         check_alike([batch, turned])
-    with pytest.raises(FewstepError, match="of a last stage"):
-        Suite.following(Sums(), None)
+
+
+def test_a_stage_that_no_other_follows_is_refused_before_anything_is_sampled(tmp_path: Path) -> None:
+    class Alone(Signs):
+        following = Suite.following
+
+        def decode(self, x: torch.Tensor, layout: object) -> torch.Tensor:
+            raise AssertionError
+
+    with pytest.raises(FewstepError, match="Alone: no stage is sampled on its objects; accepted: one --stage alone"):
+        bench(tmp_path / "b", two(Alone()))
+    assert not (tmp_path / "b").exists()
 
 
 def test_structures_that_come_out_empty_are_measured_all_the_same(tmp_path: Path) -> None:

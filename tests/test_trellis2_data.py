@@ -17,12 +17,14 @@ from fewstep_trellis2.dataset.roots import merged, read_roots
 from fewstep_trellis2.dataset.sets import ShapeData, StructureData, TextureData
 from fewstep_trellis2.latents import TextureCondition, TextureStage
 from fewstep_trellis2.models import MODELS, SLatFlowModel, SparseStructureFlowModel
+from fewstep_trellis2.suite import Latents, LatentSuite
 from official_root import Pixels, sha
 from PIL import Image
+from torch import Tensor
 
 from fewstep.cli import main
 from fewstep.config.base import validate
-from fewstep.core.layout import Packed
+from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.errors import FewstepError
 
 WIDTH, COUNTS = 4, [9, 20, 5, 30]
@@ -160,3 +162,75 @@ def test_a_distilled_student_is_the_official_class(name: str, roots: Path, tmp_p
     assert main(["sample", str(out), "--count", "1", "--out", str(tmp_path / "samples.npz")]) == 0
     with np.load(tmp_path / "samples.npz") as arrays:
         assert all(np.isfinite(arrays[key]).all() for key in arrays)
+    if name in ("structure", "texture"):
+        asked = ["bench", "-b", "trellis2", "--stage", name, "--student", str(out), "--out", str(tmp_path / "bench")]
+        measured = ["--steps", "1", "--seeds", "0,1", "teacher_steps=2", "resamples=3", "threads=1"]
+        assert main([*asked, *measured, *(key for key in keys if not key.startswith("train."))]) == 0
+        with (tmp_path / "bench" / "rows.csv").open() as file:
+            rows = [row for row in csv.DictReader(file) if row["method"] == "mdt-vm" and row["seed"] == "0"]
+        values = {row["metric"]: float(row["value"]) for row in rows}
+        assert values["teacher_rms"] > 0
+        assert values["agree_latent"] < 1
+        assert values["seconds_flow"] > 0
+        assert (tmp_path / "bench" / "sheet.png").is_file()
+
+
+@pytest.mark.parametrize(("name", "left"), [("structure", 3), ("shape", 2), ("texture", 2)])
+def test_inspection_counts_and_finds_what_training_would(name: str, left: int, roots: Path, capsys: Any) -> None:
+    asked = ["data", "inspect", "--backbone", "trellis2", str(roots), "--stage", name, "--files", "9"]
+    assert main(asked) == 0
+    assert f"read {left} objects: 0 cannot be used" in capsys.readouterr().out
+    path = roots.parent / {"structure": "ss", "shape": "shape", "texture": "pbr"}[name] / f"{sha(0)}.npz"
+    if name == "texture":  # voxels in another order than those of the shape
+        arrays = dict(np.load(path))
+        np.savez(path, coords=arrays["coords"][::-1], feats=arrays["feats"])
+    else:
+        path.unlink()
+    assert main(asked) == 1
+    assert f"{sha(0)}.npz" in capsys.readouterr().out
+    assert main([*asked[:6], "shap"]) == 2
+    assert "unknown --stage 'shap': accepted are" in capsys.readouterr().err
+
+
+def test_inspection_takes_a_teacher(roots: Path, tmp_path: Path, capsys: Any) -> None:
+    """The texture flow takes shape latents beside its own: what counts is what it makes."""
+    save_model(SLatFlowModel(resolution=3, in_channels=2 * WIDTH, **TINY), tmp_path / "fits")
+    save_model(SLatFlowModel(resolution=3, in_channels=5, **TINY | {"out_channels": 5}), tmp_path / "other")
+    asked = ["data", "inspect", "--backbone", "trellis2", str(roots), "--stage", "texture", "--files", "9", "--teacher"]
+    assert main([*asked, str(tmp_path / "fits")]) == 0
+    assert main([*asked, str(tmp_path / "other")]) == 1
+    assert "the teacher has in_channels 5" in capsys.readouterr().out
+
+
+class TestLatentSuite:
+    """The measures of latents against plain formulas."""
+
+    @staticmethod
+    def suite(truth: Tensor, layout: Layout) -> LatentSuite:
+        suite = LatentSuite.__new__(LatentSuite)
+        suite._batch, suite._true = None, Latents.of(truth, layout)
+        return suite
+
+    def test_of_voxels(self) -> None:
+        layout = Packed.of_lengths([3, 500, 70], torch.randint(0, 40, (573, 3), dtype=torch.int32))
+        truth, other = torch.randn(2, 573, WIDTH)
+        suite = self.suite(truth, layout)
+        own, teacher = suite.decode(truth + 2, layout), suite.decode(other, layout)
+        record, same = suite.record(own, teacher), suite.record(teacher, teacher)
+        found = suite.score(record, same, None, torch.ones(1, 3, dtype=torch.float64))
+        assert record["rms"].tolist() == pytest.approx([2.0] * 3)
+        assert float(found["frechet"]) == pytest.approx(4.0 * WIDTH, rel=1e-4)  # a shift: the squared distance of means
+        gap = (truth + 2 - other).square().sum()
+        assert float(found["agree_latent"]) == pytest.approx(float(1 - gap / (other - other.mean(0)).square().sum()))
+        rms = [float((truth + 2 - other)[part].square().mean().sqrt()) for part in (slice(3), slice(3, 503))]
+        assert record["teacher_rms"][:2].tolist() == pytest.approx(rms)
+
+    def test_a_grid_is_a_row_for_each_of_its_cells(self) -> None:
+        x = torch.randn(2, WIDTH, 3, 3, 3)
+        found = Latents.of(x, Dense(2))
+        assert found.places.coords is not None
+        for row in (0, 5, 30):
+            a, b, c = found.places.coords[row].tolist()
+            assert torch.equal(found.rows[row], x[row // 27, :, a, b, c])
+        suite = self.suite(x, Dense(2))
+        assert suite.record(found, found)["rms"].tolist() == [0.0, 0.0]

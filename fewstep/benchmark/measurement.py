@@ -13,6 +13,7 @@ from fewstep.benchmark.cells import Scorer
 from fewstep.benchmark.entrants import OTHER_NOISE, TEACHER, TRUTH, Entrant, Stage
 from fewstep.benchmark.rows import NON_FINITE, Row
 from fewstep.benchmark.sampling import Tick, check_alike, clock, prompts_on, sample, warm_up
+from fewstep.core.suite import Suite
 
 CONDITION_PROMPTS, CONDITION_REPEATS = 16, 3
 
@@ -31,6 +32,11 @@ class Measurement:
         self.scorer, self.keeps_records = scorer, self.suite.keeps_records
         self.tick: Tick = lambda evaluations: None
         self.sampling = 0.0  # seconds of all sampling so far
+        for stage in stages[:-1]:
+            if type(stage.suite).following is Suite.following:
+                stage.suite.following(None)  # raises, before anything is sampled
+        for stage in stages:
+            stage.suite.to(device)
         self.batches = [stage.suite.prompts(limit) for stage in stages]
         check_alike(self.batches)
         self.samples = self.batches[0].layout.batch_size
@@ -39,9 +45,7 @@ class Measurement:
         self._waiting: list[tuple[Row, dict[str, float]]] = []
 
     def prepare(self, entrants: Iterable[Entrant]) -> None:
-        """Move everything to the device, warm up every network, and time the condition encoder."""
-        for stage in self.stages:
-            stage.suite.to(self.device)
+        """Move the networks to the device, warm up every one, and time the condition encoder."""
         for entrant in entrants:
             for model, batch in zip(entrant.models, self.batches, strict=True):
                 model.field.to(self.device)

@@ -123,7 +123,7 @@ class Suite(ABC):
         Raises:
             FewstepError: where no stage follows.
         """
-        raise FewstepError(f"{type(self).__name__} is of a last stage: nothing is sampled on its objects")
+        raise FewstepError(f"{type(self).__name__}: no stage is sampled on its objects; accepted: one --stage alone")
 
     def record(self, objects: Any, teacher_objects: Any) -> Record:
         """What the measures are computed from: arrays [N, ...] with a row for each object, such as features, or its

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-from fewstep_trellis.flow import FlowConfig
+from fewstep_trellis.flow import Flow, FlowConfig
 from pydantic import Field
 
 from fewstep.core.backbone import Guidance
+
+if TYPE_CHECKING:
+    from fewstep.core.dataset import Dataset
+    from fewstep.core.suite import Suite
 
 STAGES = MappingProxyType(
     {
@@ -38,3 +44,25 @@ class StageConfig(FlowConfig):
 
     def teacher_guidance(self) -> Guidance:
         return Guidance(self.guidance, self.interval, self.guidance_rescale)
+
+
+class MeasuredStage(Flow):
+    """What ``fewstep bench`` has for a stage. No students ship with this plugin."""
+
+    @classmethod
+    def students(cls) -> dict[str, Path]:
+        return {}
+
+    @classmethod
+    def measures(cls, dataset: type[Dataset]) -> bool:
+        from fewstep_trellis2.dataset.sets import Trellis2Dataset
+
+        return issubclass(dataset, Trellis2Dataset)
+
+    @classmethod
+    def suite(cls, config: Any, dataset: Dataset) -> Suite:
+        from fewstep.core.suite import Unmeasured
+        from fewstep_trellis2.dataset.sets import Trellis2Dataset
+        from fewstep_trellis2.suite import LatentSuite
+
+        return LatentSuite(dataset) if isinstance(dataset, Trellis2Dataset) else Unmeasured(dataset)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from fewstep_trellis.normalisation import Normalisation
@@ -20,12 +20,8 @@ from fewstep.errors import FewstepError
 from fewstep.files import write_json
 from fewstep.texts import read_json
 from fewstep_trellis2.configs import FOLDER
-from fewstep_trellis2.flow import GUIDANCE, HUB, INTERVAL, RESCALE, STAGES, StageConfig
+from fewstep_trellis2.flow import GUIDANCE, HUB, INTERVAL, RESCALE, STAGES, MeasuredStage, StageConfig
 from fewstep_trellis2.models import MODELS, SLatFlowModel
-
-if TYPE_CHECKING:
-    from fewstep.core.dataset import Dataset
-    from fewstep.core.suite import Suite
 
 MEANING = "mean and std of the {} latents; none: those of pipeline.json in the teacher's folder or above"
 SHAPE_FILE = "shape_normalisation.json"
@@ -65,7 +61,7 @@ class TextureConfig(StageConfig):
     shape_normalisation: Normalisation | None = Field(None, description=MEANING.format("shape"))
 
 
-class ShapeStage(StructuredLatentFlow):
+class ShapeStage(MeasuredStage, StructuredLatentFlow):
     """Velocity of shape latents [T, 32] on the occupied voxels of ``layout`` under tokens [B, L, 1024]."""
 
     Config: ClassVar[Any] = ShapeConfig
@@ -76,18 +72,6 @@ class ShapeStage(StructuredLatentFlow):
 
     def taps(self) -> list[tuple[nn.Module, int]]:
         return [(block, self.model.model_channels) for block in self.model.blocks]
-
-    @classmethod
-    def students(cls) -> dict[str, Path]:
-        return {}
-
-    @classmethod
-    def measures(cls, dataset: type[Dataset]) -> bool:
-        return False
-
-    @classmethod
-    def suite(cls, config: Any, dataset: Dataset) -> Suite | None:  # type: ignore[override]
-        return None
 
 
 class FineShapeStage(ShapeStage):

@@ -58,3 +58,9 @@ def register_shared_commands(register: RegisterShared) -> None:
         target="fewstep_trellis2.generate.cli:export",
         summary="a pipeline folder that TRELLIS.2 itself loads",
     )
+    register(
+        "data inspect",
+        "trellis2",
+        target="fewstep_trellis2.dataset.command:inspect",
+        summary="data roots in TRELLIS.2's own layout",
+    )

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from fewstep_trellis.backbone import StructureFlow
 from pydantic import Field
 
 from fewstep_trellis2.configs import FOLDER
-from fewstep_trellis2.flow import HUB, RESCALE, STAGES, WARP, StageConfig
+from fewstep_trellis2.flow import HUB, RESCALE, STAGES, WARP, MeasuredStage, StageConfig
 from fewstep_trellis2.models import MODELS, SparseStructureFlowModel
-
-if TYPE_CHECKING:
-    from fewstep.core.dataset import Dataset
-    from fewstep.core.suite import Suite
 
 
 class StructureConfig(StageConfig):
@@ -28,21 +23,9 @@ class StructureConfig(StageConfig):
     rescale_t: float = Field(5.0, gt=0, description=WARP)
 
 
-class StructureStage(StructureFlow):
+class StructureStage(MeasuredStage, StructureFlow):
     """Velocity of structure latents [B, 8, 16, 16, 16] under image tokens [B, L, 1024]."""
 
     Config = StructureConfig
     name, network, models, stored = "trellis2", SparseStructureFlowModel, MODELS, torch.bfloat16
     dataset, stage, stages, published = "trellis2-structure", "structure", STAGES, FOLDER
-
-    @classmethod
-    def students(cls) -> dict[str, Path]:
-        return {}
-
-    @classmethod
-    def measures(cls, dataset: type[Dataset]) -> bool:
-        return False
-
-    @classmethod
-    def suite(cls, config: Any, dataset: Dataset) -> Suite | None:  # type: ignore[override]
-        return None

@@ -106,9 +106,13 @@ class OfficialDataset(Dataset):
         Raises:
             FewstepError: for more unusable objects than ``max_failures``.
         """
+        return self.collate(self.items(indices, generator))
+
+    def items(self, indices: list[int], generator: torch.Generator) -> list[Item]:
+        """What ``batch`` makes a batch of."""
         seeds = torch.randint(2**62, (len(indices),), generator=generator).tolist()
         with ThreadPoolExecutor(self.config.workers) as pool:
-            return self.collate(list(pool.map(self.read, indices, seeds)))
+            return list(pool.map(self.read, indices, seeds))
 
     def read(self, index: int, seed: int) -> Item:
         """The item of a sample or, where it cannot be used, of what stands in for it.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -36,7 +38,11 @@ class Fits:
     @classmethod
     def of(cls, backbone: Backbone) -> Fits:
         """What the network of a backbone takes."""
-        arguments = arguments_of(backbone)
+        return cls.taken(arguments_of(backbone))
+
+    @classmethod
+    def taken(cls, arguments: Mapping[str, Any]) -> Fits:
+        """What a network with these arguments takes."""
         return cls(arguments.get("in_channels"), arguments.get("resolution"))
 
     def normalised(self, normalisation: Normalisation) -> Fits:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from fewstep_shapes3d.pictures.preprocess import MARGIN
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
@@ -19,21 +21,64 @@ from fewstep.engine.progress import counting
 from fewstep.errors import unknown
 from fewstep_trellis.checkpoint import read_config
 from fewstep_trellis.official.condition import picture_paths, prepared_picture
-from fewstep_trellis.official.config import LatentsConfig, OfficialConfig, StructureConfig
+from fewstep_trellis.official.config import LatentsConfig, ObjectsConfig, StructureConfig
 from fewstep_trellis.official.files import ItemError
 from fewstep_trellis.official.fits import ANY, Fits
-from fewstep_trellis.official.items import read_item
+from fewstep_trellis.official.items import Item, read_item
 from fewstep_trellis.official.selection import RootCount, Selection, select
 from fewstep_trellis.official.table import Row
 from fewstep_trellis.shipped import existing
 
-CONFIGS: dict[str, type[OfficialConfig]] = {"ss": StructureConfig, "slat": LatentsConfig}
 QUANTILES = (0.05, 0.5, 0.95, 1.0)
 SHOWN = 20
 
 
+@dataclass(frozen=True)
+class Source:
+    """How the data of a stage are read.
+
+    Args:
+        config: class of the data set's config.
+        select: the objects that a config asks for.
+        read: an object's item, checked against sizes, with the first of its pictures. Raises ItemError.
+        pictures: all of its pictures. Raises ItemError.
+        fits: the sizes that a network takes, by the arguments of its constructor.
+        count: column with the number of an object's voxels; "": it has none.
+        margin: of a prepared picture.
+    """
+
+    config: type[ObjectsConfig]
+    select: Callable[[Any], Selection]
+    read: Callable[[Row, Any, Fits], Item]
+    pictures: Callable[[Any], list[Path]]
+    fits: Callable[[Mapping[str, Any]], Fits]
+    count: str = ""
+    margin: float = MARGIN
+
+
+def source(config: type[ObjectsConfig], count: str = "") -> Source:
+    """A stage of TRELLIS."""
+    return Source(
+        config,
+        lambda config: select(config.roots, config.filters()),
+        lambda row, config, fits: read_item(row, config, None, lambda _: 0, fits),
+        picture_paths,
+        Fits.taken,
+        count,
+    )
+
+
+STAGES = {"ss": source(StructureConfig), "slat": source(LatentsConfig, "num_voxels")}
+
+
 def inspect(
-    roots: str, stage: str, overrides: Sequence[str], files: int, console: Console, teacher: Path | None = None
+    roots: str,
+    stage: str,
+    overrides: Sequence[str],
+    files: int,
+    console: Console,
+    teacher: Path | None = None,
+    stages: Mapping[str, Source] = STAGES,
 ) -> bool:
     """Print what a data set of these roots holds.
 
@@ -41,6 +86,7 @@ def inspect(
         overrides: keys of the data set, KEY=VALUE.
         files: objects whose files are read, spread evenly.
         teacher: checkpoint of the network that their latents must fit; None: they must be like most of them.
+        stages: what ``stage`` may name.
 
     Returns:
         Whether all of these can be used.
@@ -48,15 +94,16 @@ def inspect(
     Raises:
         FewstepError: for an unknown stage or key, a root without a readable table, or an unreadable teacher.
     """
-    if stage not in CONFIGS:
-        raise unknown("--stage", stage, CONFIGS)
-    config = validate(CONFIGS[stage], merge({"roots": roots}, *(parse_override(text) for text in overrides)))
-    fits = sizes_of(teacher)
-    chosen = select(config.roots, config.filters())
+    if stage not in stages:
+        raise unknown("--stage", stage, stages)
+    source = stages[stage]
+    config = validate(source.config, merge({"roots": roots}, *(parse_override(text) for text in overrides)))
+    fits = ANY if teacher is None else source.fits(arguments_of(teacher))
+    chosen = source.select(config)
     console.print(counted(chosen))
-    for line in said(chosen, config):
+    for line in said(chosen, source.count):
         say(console, line)
-    broken = list(unusable(chosen, config, fits, files, console))
+    broken = list(unusable(chosen, source, config, fits, files, console))
     if files:
         say(console, f"read {number_of(min(files, len(chosen.rows)), 'object')}: {len(broken)} cannot be used")
     for error in broken[:SHOWN]:
@@ -83,25 +130,25 @@ def _steps(count: RootCount) -> Iterable[list[str]]:
         before = left
 
 
-def said(chosen: Selection, config: OfficialConfig) -> list[str]:
+def said(chosen: Selection, count: str) -> list[str]:
     """The total, objects that are in two roots, and sizes, by which a voxel budget is chosen."""
     lines = [f"in all: {number_of(len(chosen.rows), 'object')}", *chosen.doubled()]
-    if isinstance(config, LatentsConfig) and chosen.rows:
-        voxels = [row.number("num_voxels") or 0 for row in chosen.rows]
+    if count and chosen.rows:
+        voxels = [row.number(count) or 0 for row in chosen.rows]
         sizes = np.quantile(voxels, QUANTILES, method="nearest").astype(int).tolist()
         lines.append("voxels: " + ", ".join(f"{n} at {q:.0%}" for q, n in zip(QUANTILES, sizes, strict=True)))
     return lines
 
 
 def unusable(
-    chosen: Selection, config: OfficialConfig, fits: Fits, count: int, console: Console
+    chosen: Selection, source: Source, config: ObjectsConfig, fits: Fits, count: int, console: Console
 ) -> Iterator[ItemError]:
     """What is wrong with ``count`` objects, spread evenly over the set. Without a teacher, most of them are right."""
     ends = np.linspace(0, len(chosen.rows) - 1, min(count, len(chosen.rows)))
     rows = [chosen.rows[place] for place in np.unique(ends.round().astype(int)).tolist()]
     found = list[Fits | ItemError]()
     with counting(console) as progress, ThreadPoolExecutor(config.workers) as pool:
-        for one in pool.map(lambda row: checked(row, config, fits), rows):
+        for one in pool.map(lambda row: checked(row, source, config, fits), rows):
             found.append(one)
             progress(len(found), len(rows), "reading objects")
     usual = Counter(one for one in found if isinstance(one, Fits)).most_common(1)
@@ -114,21 +161,18 @@ def unusable(
             yield error
 
 
-def checked(row: Row, config: OfficialConfig, fits: Fits) -> Fits | ItemError:
+def checked(row: Row, source: Source, config: ObjectsConfig, fits: Fits) -> Fits | ItemError:
     """The sizes of an object's latents, or why it cannot be used: as training reads it, with every picture."""
     try:
-        item = read_item(row, config, None, lambda _: 0, fits)
-        for path in picture_paths(row) if item.picture is not None else ():
-            prepared_picture(path, config.image_size)
+        item = source.read(row, config, fits)
+        for path in source.pictures(row) if item.picture is not None else ():
+            prepared_picture(path, config.image_size, source.margin)
     except ItemError as error:
         return error
     return Fits.sizes(item.latents)
 
 
-def sizes_of(teacher: Path | None) -> Fits:
-    """What a checkpoint's network takes, by its json file alone; anything without one."""
-    if teacher is None:
-        return ANY
+def arguments_of(teacher: Path) -> dict[str, Any]:
+    """The arguments of a checkpoint's network, by its json file alone."""
     stem = str(existing("--teacher", teacher)).removesuffix(".safetensors").removesuffix(".json")
-    _, arguments = read_config(Path(f"{stem}.json"))
-    return Fits(arguments.get("in_channels"), arguments.get("resolution"))
+    return read_config(Path(f"{stem}.json"))[1]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from fewstep_trellis.normalisation import Normalisation
@@ -35,30 +35,50 @@ from fewstep_trellis2.dataset.config import (
     ShapeDataConfig,
     StructureDataConfig,
     TextureDataConfig,
+    Trellis2Config,
 )
 from fewstep_trellis2.dataset.roots import MergedRow, merged, read_roots
 from fewstep_trellis2.latents import TextureCondition
+
+MARGIN = 1.0  # side of a picture in units of its object
 
 
 class Trellis2Dataset(OfficialDataset):
     """What the stages share: merged tables, pictures without a margin through a DINOv3."""
 
+    Config: ClassVar[Any]
+
     @classmethod
     def check_config(cls, config: Any) -> None:
         read_roots(config.roots)
 
-    def _selected(self) -> Selection:
-        tables = [(Path(root.name), merged(root)) for root in read_roots(self.config.roots)]
-        return chosen(tables, self.config.filters())
-
-    def _fits(self) -> Fits:
+    @classmethod
+    def taken(cls, arguments: Mapping[str, Any]) -> Fits:
+        """The sizes of latents that a network with these arguments makes."""
         # Of what the flow puts out: the texture flow takes shape latents too. A flow on voxels knows no largest grid.
-        arguments = arguments_of(self.backbone)
-        side = arguments.get("resolution") if self.layout == "dense" else None
+        side = arguments.get("resolution") if cls.layout == "dense" else None
         return Fits(arguments.get("out_channels"), side)
 
+    @staticmethod
+    def item(
+        row: MergedRow, fits: Fits, normalisation: Normalisation | None = None, beside: Normalisation | None = None
+    ) -> Item:
+        """The latents of a row. Raises ItemError.
+
+        Args:
+            normalisation: of the latents.
+            beside: of the shape latents beside them.
+        """
+        raise NotImplementedError
+
+    def _selected(self) -> Selection:
+        return selected(self.config)
+
+    def _fits(self) -> Fits:
+        return self.taken(arguments_of(self.backbone))
+
     def _conditions(self) -> Conditions:
-        return ImageConditions(self.config, self.backbone, image_conditioner, ENCODER, margin=1.0)
+        return ImageConditions(self.config, self.backbone, image_conditioner, ENCODER, MARGIN)
 
     def _check_there(self, row: Row) -> None:
         assert isinstance(row, MergedRow)
@@ -66,13 +86,18 @@ class Trellis2Dataset(OfficialDataset):
 
     def _item(self, row: Row, draw: Draw) -> Item:
         assert isinstance(row, MergedRow)
-        item = self._latents(row)
+        item = self.item(row, self.fits, self.normalisation, self._beside())
         pictures = condition_pictures(row)
         return replace(item, picture=pictures[draw(len(pictures))])
 
-    def _latents(self, row: MergedRow) -> Item:
-        """The item without its picture. Raises ItemError."""
-        raise NotImplementedError
+    def _beside(self) -> Normalisation | None:
+        return None
+
+
+def selected(config: Trellis2Config) -> Selection:
+    """The objects that a config asks for."""
+    tables = [(Path(root.name), merged(root)) for root in read_roots(config.roots)]
+    return chosen(tables, config.filters())
 
 
 def condition_pictures(row: MergedRow) -> list[Path]:
@@ -86,8 +111,11 @@ class StructureData(Trellis2Dataset, StructureLatents):
 
     Config = StructureDataConfig
 
-    def _latents(self, row: MergedRow) -> Item:
-        return Item(read_grid(row.file("ss_latent"), "z", self.fits, self.normalisation))
+    @staticmethod
+    def item(
+        row: MergedRow, fits: Fits, normalisation: Normalisation | None = None, beside: Normalisation | None = None
+    ) -> Item:
+        return Item(read_grid(row.file("ss_latent"), "z", fits, normalisation))
 
 
 class ShapeData(Trellis2Dataset, StructuredLatents):
@@ -96,8 +124,11 @@ class ShapeData(Trellis2Dataset, StructuredLatents):
     Config = ShapeDataConfig
     count = "shape_latent_tokens"
 
-    def _latents(self, row: MergedRow) -> Item:
-        coords, feats = read_voxels(row.file("shape_latent"), "", self.fits, self.normalisation)
+    @staticmethod
+    def item(
+        row: MergedRow, fits: Fits, normalisation: Normalisation | None = None, beside: Normalisation | None = None
+    ) -> Item:
+        coords, feats = read_voxels(row.file("shape_latent"), "", fits, normalisation)
         return Item(feats, coords)
 
 
@@ -120,11 +151,19 @@ class TextureData(ShapeData):
     Config = TextureDataConfig
     count = "pbr_latent_tokens"
 
-    def _latents(self, row: MergedRow) -> Item:
-        coords, feats, shape = texture_latent(row, self.normalisation, self._shape_normalisation(), self.fits)
+    @staticmethod
+    def item(
+        row: MergedRow, fits: Fits, normalisation: Normalisation | None = None, beside: Normalisation | None = None
+    ) -> Item:
+        coords, feats = read_voxels(row.file("pbr_latent"), "", fits, normalisation)
+        other, shape = read_voxels(row.file("shape_latent"), "", Fits(), beside)
+        if not torch.equal(coords, other):
+            raise ItemError(
+                f"{row.file('pbr_latent')}: other voxels, or in another order, than those of the shape latents"
+            )
         return TextureItem(feats, coords, shape=shape)
 
-    def _shape_normalisation(self) -> Normalisation | None:
+    def _beside(self) -> Normalisation | None:
         return wanted_normalisation(self.config.shape_normalisation, "shape_normalisation", self.backbone)
 
     def collate(self, items: Sequence[Item]) -> Batch:
@@ -134,18 +173,3 @@ class TextureData(ShapeData):
         assert batch.cond.tokens is not None
         cond = TextureCondition.of(batch.cond, torch.cat(shapes), batch.layout, max(self.loads()))
         return replace(batch, cond=cond.to(batch.cond.tokens.device))
-
-
-def texture_latent(
-    row: MergedRow, texture: Normalisation | None, shape: Normalisation | None, fits: Fits
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Voxels, texture latents and shape latents, rows of one order.
-
-    Raises:
-        ItemError: a file that is missing, damaged or does not fit, or files of different voxels.
-    """
-    coords, feats = read_voxels(row.file("pbr_latent"), "", fits, texture)
-    other, beside = read_voxels(row.file("shape_latent"), "", Fits(), shape)
-    if not torch.equal(coords, other):
-        raise ItemError(f"{row.file('pbr_latent')}: other voxels, or in another order, than those of the shape latents")
-    return coords, feats, beside
