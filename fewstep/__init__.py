@@ -23,6 +23,7 @@ from fewstep.plugins.hookspecs import hookimpl
 if TYPE_CHECKING:
     from fewstep.api.distillation import Run, distill
     from fewstep.api.generation import generate
+    from fewstep.api.push import push
     from fewstep.api.students import Student, load
     from fewstep.benchmark.api import BenchTable, bench
 
@@ -37,6 +38,7 @@ LAZY = {
     "BenchTable": "fewstep.benchmark.api",
     "bench": "fewstep.benchmark.api",
     "generate": "fewstep.api.generation",
+    "push": "fewstep.api.push",
 }
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "generate",
     "hookimpl",
     "load",
+    "push",
 ]
 
 

@@ -136,7 +136,7 @@ def test_every_hook_says_what_it_takes() -> None:
         ["--version"],
         *(
             [name, "--help"]
-            for name in ("distill", "bench", "sample", "generate", "app", "view", "export", "teach", "ops")
+            for name in ("distill", "bench", "sample", "push", "generate", "app", "view", "export", "teach", "ops")
         ),
     ],
     ids=" ".join,

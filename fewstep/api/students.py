@@ -25,7 +25,8 @@ from fewstep.core.objective import Step
 from fewstep.core.suite import Suite, Unmeasured
 from fewstep.engine.device import pick_device
 from fewstep.engine.export import StudentInfo, load_student, read_info
-from fewstep.errors import FewstepError, nearest, need
+from fewstep.engine.hub import fetched
+from fewstep.errors import FewstepError, nearest
 from fewstep.files import file_suffix, new_folder, writing
 from fewstep.plugins.registry import Entry, registry
 
@@ -257,7 +258,7 @@ def _find(name: str) -> Path:
         raise FewstepError(f"student {name!r}: several backbones ship one; accepted: {', '.join(sorted(shipped))}")
     parts = name.split("/")
     if len(parts) >= 2 and all(parts) and not name.startswith((".", "~")):
-        return _from_hub("/".join(parts[:2]), "/".join(parts[2:]))
+        return fetched(name)
     names = sorted(_shipped())
     hint = nearest(name, names)
     raise FewstepError(
@@ -279,18 +280,6 @@ def _shipped(name: str | None = None) -> dict[str, Path]:
         return found
     named = {key: path for key, path in found.items() if name in (key, path.name)}  # a folder's name is of one student
     return named or {key: path for key, path in found.items() if name == key.partition("/")[2]}
-
-
-def _from_hub(repository: str, inner: str) -> Path:
-    hub, errors = need("huggingface_hub"), need("huggingface_hub.errors")
-    try:
-        folder = Path(hub.snapshot_download(repository, allow_patterns=f"{inner}/*" if inner else None))
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FewstepError(
-            f"student {repository!r}: no such folder, and not to be had from the hub: {reason}"
-        ) from None
-    return folder / inner
 
 
 def _config_of(entry: Entry, values: dict[str, Any]) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 from fewstep.benchmark.entrants import Entrant, student
 from fewstep.core.backbone import Backbone
 from fewstep.engine.export import StudentInfo, load_student
+from fewstep.engine.hub import REPOSITORY, fetched
 from fewstep.errors import FewstepError, invalid
 from fewstep.plugins.registry import Entry, registry
 
@@ -70,6 +71,8 @@ def _folders(student: Any, stages: list[str]) -> dict[str, Path]:
     if not isinstance(value, str | os.PathLike):
         raise invalid("students", student, "a folder, or what fewstep.distill or fewstep.load returned")
     path = Path(value)
+    if not path.exists() and REPOSITORY.fullmatch(str(value)):
+        path = fetched(str(value), "--student")
     missing = [name for name in stages if not name or not (path / name).is_dir()]
     if missing and len(stages) == 1:
         return {stages[0]: path}

@@ -13,6 +13,7 @@ from fewstep.cli.dispatch import add_shared_commands
 from fewstep.cli.distill import distill
 from fewstep.cli.lists import metrics, presets, samplers, students, trackers
 from fewstep.cli.plugins import plugins
+from fewstep.cli.push import push
 from fewstep.cli.sample import sample
 from fewstep.errors import FewstepError
 from fewstep.plugins.hookspecs import SHARED_COMMANDS
@@ -33,7 +34,7 @@ def build() -> Any:
     """The whole command group. A plugin whose commands fail is reported by ``fewstep plugins``."""
     app = new_app("Few-step distillation of flow models: a slow teacher in, a one-step student out.")
     app.callback()(_root)
-    for command in (distill, bench, sample, *LISTS):
+    for command in (distill, bench, sample, push, *LISTS):
         app.command(no_args_is_help=command not in LISTS)(command)
     group = get_group(app)
     add_shared_commands(group)

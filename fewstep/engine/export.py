@@ -76,7 +76,7 @@ def load_student(folder: Path) -> tuple[Backbone, StudentInfo]:
         FewstepError: for a missing, empty, foreign, unfinished or damaged folder, or a backbone that is not installed.
     """
     info = read_info(folder)
-    folder = _inner(folder)
+    folder = student_folder(folder)
     for name, expected in info.sha256.items():
         if not (folder / name).is_file():
             raise FewstepError(f"student {str(folder)!r}: {name} is missing")
@@ -132,9 +132,9 @@ def read_info(folder: Path) -> StudentInfo:
         raise FewstepError(f"{name}: {found}; accepted: a folder that `fewstep distill` wrote")
     if not any(folder.iterdir()):
         raise FewstepError(f"{name}: the folder is empty; accepted: one with {INFO}, model.safetensors and model.json")
-    file = _inner(folder) / INFO
+    file = student_folder(folder) / INFO
     if not file.is_file():
-        inside = sorted(path.name for path in folder.iterdir() if (_inner(path) / INFO).is_file())
+        inside = sorted(path.name for path in folder.iterdir() if (student_folder(path) / INFO).is_file())
         accepted = f"one of its students {', '.join(inside)}" if inside else "a folder that `fewstep distill` wrote"
         raise FewstepError(f"{name}: holds no {INFO}; accepted: {accepted}")
     try:
@@ -169,8 +169,9 @@ def check_student(key: str, folder: Path, backbone: str) -> None:
 
 def holds_info(folder: object) -> bool:
     """Whether this is the path of a student's folder, or of a run's, finished or not."""
-    return isinstance(folder, Path) and (_inner(folder) / INFO).is_file()
+    return isinstance(folder, Path) and (student_folder(folder) / INFO).is_file()
 
 
-def _inner(folder: Path) -> Path:
+def student_folder(folder: Path) -> Path:
+    """Where the student's own files are: below a run's folder, else the folder itself."""
     return folder / "student" if (folder / "student" / INFO).is_file() else folder

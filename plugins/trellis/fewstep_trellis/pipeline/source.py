@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from fewstep.engine.hub import REPOSITORY
 from fewstep.errors import FewstepError
 from fewstep_trellis.normalisation import PIPELINE
 from fewstep_trellis.weightfiles import LFS
-
-REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class Absent(Exception):

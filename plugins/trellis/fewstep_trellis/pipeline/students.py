@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from fewstep.core.contract import Contract
 from fewstep.engine.export import INFO, load_student, read_info
+from fewstep.engine.hub import REPOSITORY, fetched
 from fewstep.errors import FewstepError, unknown
 from fewstep.plugins.registry import registry
 from fewstep_trellis.checkpoint import read_config
@@ -19,7 +20,7 @@ from fewstep_trellis.models import MODELS
 from fewstep_trellis.normalisation import PIPELINE
 from fewstep_trellis.pipeline.loading import CLASSES, FLOWS, Pipeline
 from fewstep_trellis.pipeline.released import load_released, stage_of_file
-from fewstep_trellis.pipeline.source import REPOSITORY, Absent, Repository
+from fewstep_trellis.pipeline.source import Absent, Repository
 from fewstep_trellis.pipeline.spec import STAGES
 from fewstep_trellis.shipped import shipped_students
 from fewstep_trellis.weightfiles import INDEX, SUFFIXES, split_key, stem_of, tensor_file
@@ -27,7 +28,8 @@ from fewstep_trellis.weightfiles import INDEX, SUFFIXES, split_key, stem_of, ten
 SHARED = ("resolution", "in_channels", "out_channels", "cond_channels")  # what a stage's networks have in common
 ACCEPTED = (
     "a folder of fewstep distill (or one with ss/ and slat/ inside), a checkpoint pair (json + safetensors), a weights "
-    "file (FILE:KEY: one network of several), owner/repository/path/of/a/file on the hub, or a shipped student's name"
+    "file (FILE:KEY: one network of several), owner/repository or owner/repository/path/of/a/file on the hub, or a "
+    "shipped student's name"
 )
 
 
@@ -75,6 +77,8 @@ def _named(name: str, pipeline: Pipeline) -> list[Student]:
         return [_of_file(path, pipeline)]
     if name in shipped:
         return [_of_folder(folder, pipeline) for folder in shipped[name].values()]
+    if REPOSITORY.fullmatch(name):
+        return _in_folder(fetched(name, "--student"), pipeline)
     if REPOSITORY.match(name) and name.count("/") > 1:
         return [_of_file(_fetched(name), pipeline)]
     close = unknown("student", name, shipped) if shipped and "/" not in name else ""

@@ -13,6 +13,7 @@ from fewstep_trellis.pipeline.students import Student
 from fewstep_trellis.weightfiles import split_key, stem_of, tensor_file
 
 from fewstep.engine.export import INFO, load_student, read_info
+from fewstep.engine.hub import REPOSITORY, fetched
 from fewstep.errors import FewstepError, unknown
 from fewstep_trellis2.flow import STAGES
 from fewstep_trellis2.pipeline.loading import Pipeline
@@ -20,8 +21,8 @@ from fewstep_trellis2.pipeline.spec import STAGE
 
 SHARED = ("in_channels", "out_channels", "cond_channels")  # what a stage's networks have in common
 ACCEPTED = (
-    f"a folder of fewstep distill, one that holds such folders as {'/, '.join(STAGES)}/, or STAGE=FILE with a "
-    "checkpoint pair (json + safetensors)"
+    f"a folder of fewstep distill, one that holds such folders as {'/, '.join(STAGES)}/, owner/name of one on the hub, "
+    "or STAGE=FILE with a checkpoint pair (json + safetensors)"
 )
 
 
@@ -50,14 +51,15 @@ def find_students(names: Iterable[str], pipeline: Pipeline, roles: Iterable[str]
 
 
 def _named(name: str, pipeline: Pipeline, run: dict[str, str]) -> Iterator[Student]:
-    stage, equals, place = name.partition("=")
+    stage, equals, file = name.partition("=")
     if equals and stage in STAGES:
-        yield _of_pair(stage, Path(place), pipeline, run)
+        yield _of_pair(stage, Path(file), pipeline, run)
     elif equals and not os.path.exists(name):
         raise unknown("stage of --student", stage, STAGES)
-    elif os.path.isdir(name):
-        inner = [Path(name) / stage for stage in STAGES if (Path(name) / stage).is_dir()]
-        for folder in inner or [Path(name)]:
+    elif os.path.isdir(name) or REPOSITORY.fullmatch(name):
+        place = Path(name) if os.path.isdir(name) else fetched(name, "--student")
+        inner = [place / stage for stage in STAGES if (place / stage).is_dir()]
+        for folder in inner or [place]:
             yield _of_folder(folder, pipeline, run)
     else:
         raise FewstepError(f"--student: got {name!r}; accepted: {ACCEPTED}")
