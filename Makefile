@@ -21,11 +21,11 @@ demo:
 PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 8
 
 test:
-	@tools/setup.sh dev,trellis,bench,images,mesh
+	@tools/setup.sh dev,trellis,bench,images,mesh,optim
 	$(PYTEST) -m "not slow and not gpu"
 
 test-all:
-	@tools/setup.sh dev,trellis,bench,images,mesh
+	@tools/setup.sh dev,trellis,bench,images,mesh,optim
 	$(PYTEST) -m "not gpu"
 
 # Every shipped tile compiled for an H100 / H200, without a GPU, against benchmarks/kernels/aot.

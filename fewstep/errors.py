@@ -31,6 +31,7 @@ EXTRAS = {
     "kernels": ("triton",),
     "mesh": ("fast_simplification", "xatlas"),
     "background": ("rembg",),
+    "optim": ("bitsandbytes",),
 }
 SHARED = re.compile(r"(lib[\w.+-]+)\.so\.(\d+)")
 

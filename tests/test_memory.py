@@ -38,6 +38,12 @@ def test_the_parts_of_a_run() -> None:
     assert found.total == 5 * weights + max(sum(found.passes.values()), found.copies)
 
 
+def test_8_bit_states_are_a_quarter_of_the_large_weights() -> None:
+    large = 2 * WIDTH * WIDTH
+    expected_bytes = 2 * (large + 4 * large / 256) + 8 * (parameters() - large)
+    assert toy("train.optimizer=adamw8bit").parts["optimiser states"] == expected_bytes
+
+
 def test_adapters_cost_their_own_size() -> None:
     found, rank = toy("lora.rank=2", "train.ema=[0.9]"), 2
     adapters = 4 * rank * ((11 + WIDTH) + (5 + WIDTH) + 2 * (2 * WIDTH) + (WIDTH + 2))

@@ -42,6 +42,11 @@ class TrainConfig(Strict):
     accumulate: int = Field(
         default=1, ge=1, description="micro-batches of an iteration, which sees batch_size x accumulate samples"
     )
+    optimizer: Literal["adamw", "fused", "adamw8bit"] = Field(
+        default="adamw",
+        description="torch's AdamW (on CUDA the fused one), torch's fused one on any device, or bitsandbytes' with "
+        "8-bit states (extra 'optim')",
+    )
     lr: float = Field(default=1e-4, gt=0, le=1, description="AdamW learning rate, before a network's own factor")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="learning rate after the warm-up: kept, or to 0 at the last step"

@@ -24,12 +24,12 @@ from fewstep.engine.derivatives import Derivatives
 from fewstep.engine.device import pick_device
 from fewstep.engine.export import holds_info, load_student
 from fewstep.engine.networks import Networks
+from fewstep.engine.optim import state_bytes
 from fewstep.engine.outline import Live, lowered, size
 from fewstep.errors import FewstepError, first_line, invalid
 
 GB = 1e9
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-MOMENTS = 8  # bytes of both moments of a parameter
 SPARE = {  # a factor and bytes beside what is counted
     "cuda": (1.1, 0.7e9),  # fragments of the allocator; the context, kernels and their workspaces
     "cpu": (1.4, 0.5e9),  # what malloc keeps of what was freed (benchmarks/scale/memory.py); Python and torch
@@ -91,7 +91,7 @@ def expected(resolved: Resolved) -> Memory:
     found.parts |= {f"network {name!r}": own(module) for name, module in nets.trained.items()}
     found.parts["averages (EMA)"] = sum(map(own, nets.emas.values()))
     trained = [p for parameters in nets.parameters.values() for p in parameters.values()]
-    found.parts["optimiser states"] = MOMENTS * sum(p.numel() for p in trained)
+    found.parts["optimiser states"] = state_bytes(config.train.optimizer, trained)
     if device.type == "cpu":
         found.copies = size(nets.state().values()) + found.parts["optimiser states"]
     total = config.train.steps

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.config.train import TrainConfig
 from fewstep.engine.parallel import placed, whole
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, first_line, invalid, need
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of torch's AdamW
+MOMENTS_8BIT = ("state1", "state2")  # of bitsandbytes'
+BLOCK, SMALL = 256, 4096  # bitsandbytes has a scale for each block, and keeps small tensors in float32
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,37 @@ class Clipper:
         self._last[len(self._last) - len(norms) :] = torch.tensor(norms, dtype=torch.float64)
 
 
+def adamw(parameters: Iterable[nn.Parameter], lr: float, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW as ``train.optimizer`` says. torch's is fused on CUDA anyway, where its step is a few launches.
+
+    Raises:
+        FewstepError: bitsandbytes is not installed, or torch has no fused AdamW for the device.
+    """
+    given, options = list(parameters), {"lr": lr, "betas": config.betas, "weight_decay": config.weight_decay}
+    if config.optimizer == "adamw8bit":
+        found: torch.optim.Optimizer = need("bitsandbytes").optim.AdamW8bit(given, **options, min_8bit_size=SMALL)
+        return found
+    device = given[0].device
+    if config.optimizer == "fused":
+        probe = nn.Parameter(torch.zeros(1, device=device))
+        probe.grad = torch.zeros_like(probe)
+        try:
+            torch.optim.AdamW([probe], fused=True).step()
+        except RuntimeError as error:
+            raise invalid("train.optimizer", "fused", f"adamw on {device.type} ({first_line(error)})") from None
+    return torch.optim.AdamW(given, fused=config.optimizer == "fused" or device.type == "cuda", **options)
+
+
+def state_bytes(optimizer: str, parameters: Iterable[Tensor]) -> int:
+    """Bytes that the states of ``train.optimizer`` take."""
+    sizes = [p.numel() for p in parameters]
+    if optimizer == "adamw8bit":
+        return sum(2 * (n + 4 * math.ceil(n / BLOCK)) if n >= SMALL else 8 * n for n in sizes)
+    return 8 * sum(sizes)
+
+
 class NetOptimizer:
-    """AdamW over the trainable parameters of one network; on CUDA the fused one, whose step is a few launches.
+    """AdamW over the trainable parameters of one network.
 
     Args:
         name: the network's name, for errors and the checkpoint.
@@ -85,16 +118,8 @@ class NetOptimizer:
     def __init__(self, name: str, parameters: Mapping[str, nn.Parameter], scale: float, config: TrainConfig) -> None:
         self.name, self.scale, self.config = name, scale, config
         self.named = dict(parameters)
-        device = next(iter(self.named.values())).device
-        self.fused = device.type == "cuda"
-        self.adam = torch.optim.AdamW(
-            self.named.values(),
-            lr=config.lr * scale,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=self.fused,
-        )
-        self.clipper = Clipper(config, device)
+        self.adam = adamw(self.named.values(), config.lr * scale, config)
+        self.clipper = Clipper(config, next(iter(self.named.values())).device)
 
     def lr(self, step: int) -> float:
         """The learning rate of iteration ``step``."""
@@ -135,12 +160,13 @@ class NetOptimizer:
         out = {"clip": torch.tensor(self.clipper.norms, dtype=torch.float64)}
         for name, parameter in self.named.items():
             moments = self.adam.state.get(parameter, {})
-            out.update({f"moments/{name}/{key}": moments[key] for key in MOMENTS if key in moments})
+            out.update({f"moments/{name}/{key}": torch.as_tensor(value) for key, value in moments.items()})
         return out
 
     def places(self) -> dict[str, Tensor]:
         """A tensor like each moment that has the shape of its parameter, by its name in ``state``."""
-        return {f"moments/{name}/{key}": p for name, p in self.named.items() for key in MOMENTS[1:]}
+        keys = MOMENTS_8BIT if self.config.optimizer == "adamw8bit" else MOMENTS
+        return {f"moments/{name}/{key}": p for name, p in self.named.items() for key in keys}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of ``state``.
@@ -148,17 +174,23 @@ class NetOptimizer:
         Raises:
             FewstepError: for moments of another shape or of an unknown parameter.
         """
-        shapes = {name: p.shape for name, p in self.places().items()}
-        shapes |= {f"moments/{name}/step": torch.Size() for name in self.named}
+        places, found = self.places(), defaultdict[str, dict[str, Any]](dict)
         for key, value in state.items():
-            if key != "clip" and value.shape != shapes.get(key):
-                accepted = list(shapes[key]) if key in shapes else "nothing of this name"
+            name, _, moment = key.removeprefix("moments/").rpartition("/")
+            if key == "clip":
+                continue
+            if name not in self.named or (key in places and value.shape != places[key].shape):
+                accepted = list(places[key].shape) if key in places else "nothing of this name"
                 raise FewstepError(f"optimiser of {self.name!r}, {key}: got {list(value.shape)}, accepted {accepted}")
+            found[name][moment] = self._loaded(moment, value, self.named[name])
         self.clipper.norms = state["clip"].tolist()
-        for name, parameter in self.named.items():
-            found = {key: state[f"moments/{name}/{key}"] for key in MOMENTS if f"moments/{name}/{key}" in state}
-            if found:  # a parameter without a gradient so far has no moments
-                moments = {key: placed(found[key], parameter).to(parameter) for key in MOMENTS[1:]}
-                # AdamW keeps its counter on the CPU unless it is fused.
-                counter = found["step"].to(parameter.device if self.fused else "cpu", copy=True)
-                self.adam.state[parameter] = {"step": counter, **moments}
+        for name, moments in found.items():  # a parameter without a gradient so far has none
+            self.adam.state[self.named[name]] = moments
+
+    def _loaded(self, moment: str, value: Tensor, parameter: nn.Parameter) -> Any:
+        if moment != "step":
+            return placed(value, parameter).to(parameter.device)
+        if self.config.optimizer == "adamw8bit":
+            return int(value)
+        # torch's AdamW keeps its counter on the CPU unless it is fused.
+        return value.to(parameter.device if self.adam.defaults["fused"] else "cpu", copy=True)

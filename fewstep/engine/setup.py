@@ -67,6 +67,9 @@ class Setup:
         self.parallel = Parallel(parallel or ParallelConfig(), self.processes, self.device, size)
         if adapted and self.parallel.mesh is not None:
             raise invalid("parallel.kind", "fsdp", "ddp with lora.rank, since adapted networks share weights")
+        if config.optimizer == "adamw8bit" and self.parallel.mesh is not None:
+            accepted = "adamw or fused where networks are sharded; or parallel.kind=ddp"
+            raise invalid("train.optimizer", config.optimizer, accepted)
         self.teacher = teacher.to("cpu" if self.parallel.mesh else self.device)
         autocast(config.precision, self.device)
         if config.precision == "bf16" and emulates_bf16(self.device):
