@@ -83,7 +83,8 @@ def adamw(parameters: Iterable[nn.Parameter], lr: float, config: TrainConfig) ->
     Raises:
         FewstepError: bitsandbytes is not installed, or torch has no fused AdamW for the device.
     """
-    given, options = list(parameters), {"lr": lr, "betas": config.betas, "weight_decay": config.weight_decay}
+    given = list(parameters)
+    options: dict[str, Any] = {"lr": lr, "betas": config.betas, "weight_decay": config.weight_decay}
     if config.optimizer == "adamw8bit":
         found: torch.optim.Optimizer = need("bitsandbytes").optim.AdamW8bit(given, **options, min_8bit_size=SMALL)
         return found
