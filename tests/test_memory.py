@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,6 +111,31 @@ def test_official_sizes_without_their_weights(capsys: pytest.CaptureFixture[str]
     network = outline(resolved)
     assert {p.device.type for p in network.parameters()} == {"meta"}
     assert sum(p.numel() for p in network.parameters()) > 100e6
+
+
+SMALL = {"resolution": 4, "in_channels": 8, "out_channels": 8, "model_channels": 32, "cond_channels": 16}
+SMALL |= {"num_blocks": 1, "num_heads": 2, "mlp_ratio": 2, "qk_rms_norm": True}
+LATENTS = {"patch_size": 2, "num_io_res_blocks": 1, "io_block_channels": [16], "pe_mode": "ape"}
+ROTARY = {"pe_mode": "rope", "share_mod": True, "qk_rms_norm_cross": True}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "args"),
+    [
+        ("trellis-slat", LATENTS),
+        ("trellis2-shape", ROTARY),
+        ("trellis2-texture", ROTARY | {"in_channels": 13}),
+    ],
+)
+def test_made_up_samples_on_voxels(backbone: str, args: dict[str, Any], tmp_path: Path) -> None:
+    """Of a checkpoint's json alone, and without data: a grid of 4^3 cells that is full."""
+    (tmp_path / "flow.json").write_text(json.dumps({"name": "SLatFlowModel", "args": SMALL | args}))
+    layers = [f"backbone.teacher={tmp_path / 'flow'}", "train.steps=1", "train.batch_size=2", "train.device=cpu"]
+    dataset = "trellis-slat" if backbone == "trellis-slat" else None
+    (resolved,) = resolve_stages("mdt-vd", backbone, layers=layers, dataset=dataset).values()
+    found = expected(resolved)
+    assert found.notes == ["made-up samples, 64 rows each"]
+    assert found.passes["activations"] > 2 * 64 * (3 * 2 + 2) * 32 * 4  # q, k, v and the hidden layer, twice
 
 
 def test_the_command_says_whether_it_fits(capsys: pytest.CaptureFixture[str]) -> None:

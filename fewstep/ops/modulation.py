@@ -53,14 +53,14 @@ def _validate_gate(x: Tensor, gate: Tensor, y: Tensor, layout: Packed | None) ->
 
 
 def _check(x: Tensor, layout: Packed | None) -> tuple[int, int]:
-    """(B, C), once x is found to be as its layout says."""
+    """(B, C), once x is found to be as its layout says; a meta tensor is nowhere."""
     if not x.is_floating_point():
         raise invalid("type of x", x.dtype, "a floating-point type")
     if layout is None:
         if x.dim() != 3:
             raise invalid("shape of x", tuple(x.shape), "[B, L, C], or [T, C] with a layout")
         return x.shape[0], x.shape[2]
-    if x.dim() != 2 or len(x) != layout.rows or x.device != layout.index.device:
+    if x.dim() != 2 or len(x) != layout.rows or (x.device != layout.index.device and not x.is_meta):
         got = f"{tuple(x.shape)} on {x.device}"
         raise invalid("x", got, f"[T, C] with T = {layout.rows} on {layout.index.device}, as its layout says")
     return layout.batch_size, x.shape[1]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Dense, Layout
-from fewstep_trellis.flow import TOKENS, Flow, FlowConfig, load_frozen
+from fewstep_trellis.flow import Flow, FlowConfig, load_frozen
 from fewstep_trellis.models import SparseStructureDecoder, SparseStructureFlowModel
 from fewstep_trellis.shipped import NANO, shipped_students
 
@@ -44,7 +44,7 @@ class StructureFlow(Flow):
 
     def example(self, samples: int) -> Batch:
         size = [self.model.resolution] * 3
-        cond = Condition(torch.empty(samples, TOKENS, self.model.cond_channels, device="meta"))
+        cond = Condition(torch.empty(samples, self.tokens, self.model.cond_channels, device="meta"))
         return Batch(torch.empty(samples, self.model.in_channels, *size, device="meta"), Dense(samples), cond)
 
     def taps(self) -> list[tuple[nn.Module, int]]:

@@ -24,7 +24,6 @@ from fewstep_trellis.models import MODELS, Rebuildable
 from fewstep_trellis.shipped import existing
 
 SIGMA_MIN = 1e-5
-TOKENS = 1374  # of a picture of 518 x 518: 37 x 37 patches, the class and 4 registers
 F = TypeVar("F", bound="Flow")
 M = TypeVar("M", bound=nn.Module)
 
@@ -60,6 +59,7 @@ class Flow(Backbone):
     stored: ClassVar[torch.dtype] = torch.float16  # what ``save`` writes where asked for half precision
     interpolant = Interpolant(SIGMA_MIN)
     adapted = (r"blocks\.\d+\.(self_attn|cross_attn|mlp)\..*",)
+    tokens: ClassVar[int] = 1374  # of a picture of 518 x 518: 37 x 37 patches, the class and 4 registers
     stages: ClassVar[Mapping[str, str]] = MappingProxyType({"ss": "trellis", "slat": "trellis-slat"})
 
     def __init__(self, model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from fewstep.core.layout import Layout, Packed
 from fewstep.errors import FewstepError
 from fewstep.files import write_json
 from fewstep.texts import read_json
-from fewstep_trellis.flow import TOKENS, Flow, FlowConfig, load_frozen
+from fewstep_trellis.flow import Flow, FlowConfig, load_frozen
 from fewstep_trellis.models import SLatFlowModel, SLatMeshDecoder
 from fewstep_trellis.normalisation import KEY, Normalisation
 from fewstep_trellis.shipped import NANO, existing, shipped_students
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from fewstep.core.suite import Suite
 
 NORMALISATION = "normalisation.json"
-VOXELS = 8192  # of a large object
 L = TypeVar("L", bound="StructuredLatentFlow")
 
 
@@ -54,6 +53,7 @@ class StructuredLatentFlow(Flow):
     dataset = "sweethome3d-slat"
     stage = "slat"
     normalisation_key = KEY
+    voxels: ClassVar[int] = 8192  # of a large object
 
     def __init__(self, model: nn.Module, normalisation: Normalisation | None = None) -> None:
         super().__init__(model)
@@ -66,14 +66,14 @@ class StructuredLatentFlow(Flow):
         return cast(Tensor, self.model(x, t_B, cond, layout, s=s_B))
 
     def example(self, samples: int) -> Batch:
-        """Objects of ``VOXELS`` voxels, or as many as its grid has, on a sphere-like surface."""
+        """Objects of ``voxels`` voxels, or as many as its grid has, on a sphere-like surface."""
         size = self.model.args["resolution"]
         places = torch.cartesian_prod(*[torch.arange(size)] * 3)
         distance = (places.float() - (size - 1) / 2).norm(dim=1)
-        places = places[(distance - 0.4 * size).abs().argsort()[:VOXELS]]
+        places = places[(distance - 0.4 * size).abs().argsort()[: self.voxels]]
         layout = Packed.of_lengths([len(places)] * samples, places.repeat(samples, 1).int())
-        cond = Condition(torch.empty(samples, TOKENS, self.model.cond_channels, device="meta"))
-        return Batch(torch.empty(layout.rows, self.model.in_channels, device="meta"), layout, cond)
+        cond = Condition(torch.empty(samples, self.tokens, self.model.cond_channels, device="meta"))
+        return Batch(torch.empty(layout.rows, self.model.args["out_channels"], device="meta"), layout, cond)
 
     @classmethod
     def initial(cls: type[L], config: Any) -> L:

@@ -27,6 +27,7 @@ STAGES = MappingProxyType(
 
 HUB = "microsoft/TRELLIS.2-4B/ckpts"
 
+COARSE, FINE = 1029, 4101  # tokens of a picture of 512 and of 1024 pixels: patches of 16, the class and 4 registers
 
 GUIDANCE = "teacher's guidance scale g in u + g (c - u) at sampling; 1: none"
 INTERVAL = "times with guidance, both ends included"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -14,13 +14,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fewstep.config.base import validate
-from fewstep.core.batch import Condition
+from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Layout, Packed
 from fewstep.errors import FewstepError
 from fewstep.files import write_json
 from fewstep.texts import read_json
 from fewstep_trellis2.configs import FOLDER
-from fewstep_trellis2.flow import GUIDANCE, HUB, INTERVAL, RESCALE, STAGES, MeasuredStage, StageConfig
+from fewstep_trellis2.flow import COARSE, FINE, GUIDANCE, HUB, INTERVAL, RESCALE, STAGES, MeasuredStage, StageConfig
 from fewstep_trellis2.models import MODELS, SLatFlowModel
 
 MEANING = "mean and std of the {} latents; none: those of pipeline.json in the teacher's folder or above"
@@ -69,6 +69,7 @@ class ShapeStage(MeasuredStage, StructuredLatentFlow):
     provides = StructuredLatentFlow.provides | {"features"}
     dataset, stage, stages, published = "trellis2-shape", "shape", STAGES, FOLDER
     normalisation_key = "shape_slat_normalization"
+    tokens = COARSE
 
     def taps(self) -> list[tuple[nn.Module, int]]:
         return [(block, self.model.model_channels) for block in self.model.blocks]
@@ -79,6 +80,7 @@ class FineShapeStage(ShapeStage):
 
     Config = FineShapeConfig
     name, stage, dataset = "trellis2-shape-1024", "shape-1024", "trellis2-shape-1024"
+    tokens, voxels = FINE, 32768
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +118,7 @@ class TextureStage(ShapeStage):
     Config = TextureConfig
     name, stage, dataset = "trellis2-texture", "texture", "trellis2-texture"
     normalisation_key = "tex_slat_normalization"
+    tokens, voxels = FINE, 32768
 
     def __init__(
         self,
@@ -130,6 +133,11 @@ class TextureStage(ShapeStage):
         if not isinstance(cond, TextureCondition) or cond.shape is None or not isinstance(layout, Packed):
             raise FewstepError(f"backbone {self.name!r} needs a Packed layout, and shape latents in a TextureCondition")
         return cast(Tensor, self.model(x, t_B, cond, layout, s=s_B, concat_cond=cond.rows(layout)))
+
+    def example(self, samples: int) -> Batch:
+        batch, channels = super().example(samples), self.model.in_channels - self.model.out_channels
+        shape = torch.empty(samples, len(batch.x0) // samples, channels, device="meta")
+        return replace(batch, cond=TextureCondition(**vars(batch.cond), shape=shape))
 
     @classmethod
     def initial(cls: type[X], config: Any) -> X:

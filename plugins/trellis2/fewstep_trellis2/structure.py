@@ -9,7 +9,7 @@ from fewstep_trellis.backbone import StructureFlow
 from pydantic import Field
 
 from fewstep_trellis2.configs import FOLDER
-from fewstep_trellis2.flow import HUB, RESCALE, STAGES, WARP, MeasuredStage, StageConfig
+from fewstep_trellis2.flow import COARSE, HUB, RESCALE, STAGES, WARP, MeasuredStage, StageConfig
 from fewstep_trellis2.models import MODELS, SparseStructureFlowModel
 
 
@@ -29,3 +29,4 @@ class StructureStage(MeasuredStage, StructureFlow):
     Config = StructureConfig
     name, network, models, stored = "trellis2", SparseStructureFlowModel, MODELS, torch.bfloat16
     dataset, stage, stages, published = "trellis2-structure", "structure", STAGES, FOLDER
+    tokens = COARSE

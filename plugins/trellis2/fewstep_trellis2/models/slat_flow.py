@@ -63,7 +63,7 @@ class SLatFlowModel(FlowTransformer):
         self._check_tokens(cond.tokens if isinstance(cond, Condition) else cond, layout.batch_size)
         h = self.input_layer(x)
         if self.rotary:
-            return self.through_blocks(h, t, s, cond, self._tables(layout), layout)
+            return self.through_blocks(h, t, s, cond, self._tables(layout, h.device), layout)
         h = h + position_embedding_of(layout, self.model_channels).to(h.dtype)
         return self.through_blocks(h, t, s, cond, None, layout)
 
@@ -75,7 +75,7 @@ class SLatFlowModel(FlowTransformer):
         for one in tokens:
             check_shape("cond", one, (None, self.cond_channels), "[L, Cc]")
 
-    def _tables(self, layout: Packed) -> Rotary:
-        """Of these voxels, computed once for each layout."""
-        width, frequencies = self.head_width, self.frequencies
-        return layout.once(("rotary", width, frequencies), lambda: rotary_tables(coords_of(layout), width, frequencies))
+    def _tables(self, layout: Packed, device: torch.device) -> Rotary:
+        """Of these voxels, computed once for each layout. The device is the layout's, or "meta"."""
+        how = self.head_width, self.frequencies
+        return layout.once(("rotary", device, *how), lambda: rotary_tables(coords_of(layout).to(device), *how))
