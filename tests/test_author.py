@@ -272,5 +272,5 @@ def test_the_budget_counts_one_backward_pass_also_where_a_tangent_takes_a_pass_o
         run = engine_helpers.trainer("tiny-transport", batch_size=4)
         phase = run.objective.phase(0)
         step = TrainStep(run, phase, 0, 0, Tangents(mode))
-        run.gradients.terms(phase, run.gradients.batch(0), step)["vm"].backward()
+        run.gradients.terms(phase, run.reader.batch(0), step)["vm"].backward()
         assert run.budget.snapshot()["student"] == expected

@@ -107,7 +107,7 @@ def test_accumulated_gradient_is_the_mean_of_the_micro_batches() -> None:
     expected = [torch.zeros_like(p) for p in run.nets.view.student.parameters()]
     for micro in range(3):
         phase = run.objective.phase(0)
-        losses = means(run.gradients.terms(phase, run.gradients.batch(0, micro), TrainStep(run, phase, 0, micro)))
+        losses = means(run.gradients.terms(phase, run.reader.batch(0, micro), TrainStep(run, phase, 0, micro)))
         parts = torch.autograd.grad(sum(losses.values()), list(run.nets.view.student.parameters()))  # type: ignore[arg-type]
         expected = [total + part / 3 for total, part in zip(expected, parts, strict=True)]
     run.gradients.accumulate(run.objective.phase(0), 0)

@@ -45,7 +45,7 @@ def test_modes_give_the_same_training_step_in_float64() -> None:
     for mode in ("one-pass", "two-pass", "finite-difference"):
         run = trainer("tiny-transport", dtype=torch.float64)
         step = TrainStep(run, run.objective.phase(0), 0, 0, Tangents(mode, step=1e-4))
-        batch = run.gradients.batch(0)
+        batch = run.reader.batch(0)
         batch = type(batch)(batch.x0.double(), batch.layout, batch.cond)
         losses = means(run.gradients.terms(run.objective.phase(0), batch, step))
         parts = torch.autograd.grad(losses["vm"], list(run.nets.view.student.parameters()))
@@ -273,7 +273,7 @@ def test_autocast_keeps_the_gradients_of_weights_cast_without_a_graph(mode: Any)
         run = trainer("tiny-transport", precision=precision)
         phase = run.objective.phase(0)
         step = TrainStep(run, phase, 0, 0, Tangents(mode, step=0.1))
-        losses = means(run.gradients.terms(phase, run.gradients.batch(0), step))
+        losses = means(run.gradients.terms(phase, run.reader.batch(0), step))
         grads[precision] = torch.autograd.grad(losses["vm"], list(run.nets.view.student.parameters()))
     assert all(bool(g.any()) for g in grads["bf16"])
     for ours, exact in zip(grads["bf16"], grads["fp32"], strict=True):

@@ -43,6 +43,9 @@ class Dataset(ABC):
     ``provides`` names what its batches hold beside samples and conditions, such as "pairs" where they are of a class
     derived from ``Batch``. Methods ask for it in ``Objective.needs``.
 
+    ``reads_ahead``: ``batch`` takes long, for instance because it reads files, and another thread may call it while the
+    network computes. A run then reads the batches of the next iteration during the present one.
+
     Samples of unequal length: implement ``loads``, so that micro-batches are balanced, and derive ``Config`` from
     ``PackedDataConfig``, so that they can be packed by a budget.
 
@@ -53,6 +56,7 @@ class Dataset(ABC):
 
     Config: ClassVar[type[Strict]]
     provides: ClassVar[frozenset[str]] = frozenset()
+    reads_ahead: ClassVar[bool] = False
     evaluations: int = 0  # of the teacher, a sample each, that ``prepare`` costs; also where it finds them done
     _cut: tuple[tuple[int, int, int], Cuts] | None = None
 

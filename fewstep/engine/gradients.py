@@ -1,4 +1,4 @@
-"""The gradient of an iteration: batches, loss terms under the run's precision, and their sum over micro-batches."""
+"""The gradient of an iteration: loss terms under the run's precision, and their sum over micro-batches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Gradients:
     def accumulate(self, phase: Phase, step: int) -> dict[str, Tensor]:
         """Accumulate the gradient of the iteration; its mean loss terms, on the device."""
         loss: dict[str, Tensor] = {}
-        batches = [self.batch(step, micro) for micro in self.run.micro_batches]
+        batches = self.run.reader.iteration(step)
         own = [sum(b.layout.batch_size for b in batches), sum(len(b.x0) for b in batches)]
         samples, rows = self.run.processes.summed(own)
         for micro, batch in zip(self.run.micro_batches, batches, strict=True):
@@ -56,15 +56,6 @@ class Gradients:
         shares = {name: ranks * share_of(name, term, batch, samples, rows) for name, term in terms.items()}
         return {name: mean * shares[name] for name, mean in means(terms).items()}
 
-    def batch(self, step: int, micro: int = 0) -> Batch:
-        """Micro-batches are drawn as ranks are: one iteration of a x b samples sees what one of ab samples sees."""
-        batch = self.run.dataset.training_batch(
-            step, self.run.config.batch_size, self.run.seed, rank=micro, ranks=self.run.config.accumulate
-        )
-        for note in self.run.dataset.notes():
-            self.run.say(note)
-        return batch
-
     def seed_torch(self, step: TrainStep) -> None:
         """torch's own generators serve dropout; they too follow from the place in the run."""
         index, rank = step.place
@@ -84,7 +75,7 @@ class Gradients:
         """How to differentiate in this phase. The first call in a phase probes it on two samples of this step."""
 
         def trial(tangents: Tangents) -> None:
-            batch = self.batch(index, rank)
+            batch = self.run.reader.batch(index, rank)
             rows = torch.arange(min(2, batch.layout.batch_size))
             small = batch.select(rows).to(self.run.device)
             parameters = [p for name in phase.trains for p in self.run.nets.parameters[name].values()]

@@ -13,6 +13,7 @@ from rich.table import Column
 
 from fewstep.console import say
 
+STALL = 0.1  # share of an iteration that waits for its data, from which on it is shown
 SMOOTHING = 0.9  # of the loss terms shown; metrics.jsonl has the raw ones
 MARKS = 1000  # times that are kept to tell the pace by
 
@@ -89,6 +90,7 @@ class RunProgress:
     def __init__(self, console: Console, total: int, start: int = 0, every: float = 5.0, name: str = "") -> None:
         self.console, self.total, self.start, self.every, self.name = console, total, start, every, name
         self.terms: dict[str, float] = {}
+        self.waited, self.wait = 0.0, 0.0  # for data: in all, and in an iteration (smoothed)
 
     def __enter__(self) -> RunProgress:
         self.bar = Bar(self.console, self.total, self.start, self.every, self.name)
@@ -97,13 +99,22 @@ class RunProgress:
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
-    def update(self, row: Mapping[str, Any]) -> None:
-        """Take the row of an iteration. Shown is ``slat: vm 0.0312  vd 0.104  12.5 steps/s``."""
+    def update(self, row: Mapping[str, Any], waited: float = 0.0) -> None:
+        """Take the row of an iteration. Shown is ``slat: vm 0.0312  vd 0.104  12.5 steps/s``, and after it
+        ``waits for data 35%`` where that is much.
+
+        Args:
+            waited: seconds that the run has waited for its data so far.
+        """
         for name, value in row["loss"].items():
             self.terms[name] = SMOOTHING * self.terms.get(name, value) + (1 - SMOOTHING) * value
         pace = self.bar.pace(row["step"])
         terms = [f"{name} {value:.4g}" for name, value in self.terms.items()]
+        self.wait = SMOOTHING * self.wait + (1 - SMOOTHING) * (waited - self.waited)
+        self.waited = waited
         speed = [f"{1 / pace:.3g} steps/s"] if pace else []
+        if pace and self.wait > STALL * pace:
+            speed.append(f"waits for data {min(1.0, self.wait / pace):.0%}")
         self.bar.show(row["step"], self.total, "step", "  ".join([*terms, *speed]), pace)
 
     def say(self, line: str) -> None:

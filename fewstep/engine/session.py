@@ -145,7 +145,7 @@ def train(
     out, (every, last) = store.folder.parent, (resolved.config.train.log_every, resolved.config.train.steps)
 
     def log(row: Row) -> None:
-        progress.update(row)
+        progress.update(row, trainer.reader.waited)
         window.add(row)
         if row["step"] % every == 0 or row["step"] == last:
             mean = window.take(row)

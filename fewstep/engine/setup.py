@@ -22,6 +22,7 @@ from fewstep.engine.optim import NetOptimizer
 from fewstep.engine.parallel import Parallel
 from fewstep.engine.processes import Processes
 from fewstep.engine.readback import Readback
+from fewstep.engine.reading import Reader
 from fewstep.errors import invalid
 
 
@@ -92,7 +93,7 @@ class Setup:
             self.budget.watch(name, module)
         self.skipped = dict.fromkeys(self.optimizers, 0)  # updates in a row that fp16 overflow prevented
         self.pending = deque[tuple[dict[str, Any], Readback]]()  # rows whose numbers are on the way
-        self.gradients = Gradients(self)
+        self.reader, self.gradients = Reader(self), Gradients(self)
 
     @property
     def evaluations(self) -> Counts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class Trainer(Setup):
             NonFinite: naming the step and the term.
             Interrupted: on such a signal, under the command line.
         """
-        with deferred() as interrupted:
+        with deferred() as interrupted, closing(self.reader):
             for step in range(self.step, self.config.steps):
                 self._iteration(step)
                 due = (step + 1) % self.config.checkpoint_every == 0 or step + 1 == self.config.steps

@@ -40,6 +40,7 @@ class OfficialDataset(Dataset):
         FewstepError: for roots without usable objects, or data that do not fit the backbone.
     """
 
+    reads_ahead = True
     layout: str  # what a backbone must provide: "dense" or "packed"
 
     def __init__(self, config: ObjectsConfig, backbone: Backbone) -> None:
