@@ -21,7 +21,7 @@ from rich.console import Console
 from safetensors.torch import save
 
 from fewstep import files as atomic
-from fewstep.engine import resume, session
+from fewstep.engine import session, store
 
 
 def slow_disk(seconds: float) -> None:
@@ -41,7 +41,7 @@ def slow_disk(seconds: float) -> None:
         time.sleep(seconds / 4)
         synced(path)
 
-    resume.save_file = save_slowly
+    store.save_file = save_slowly
     atomic.sync = sync_slowly
 
 

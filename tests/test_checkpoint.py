@@ -18,7 +18,7 @@ import fewstep
 from fewstep.core.contract import Contract
 from fewstep.engine import session
 from fewstep.engine.export import StudentInfo, load_student, read_info, save_student
-from fewstep.engine.resume import Store
+from fewstep.engine.store import Store
 from fewstep.errors import FewstepError
 from fewstep.files import clean, discard, new_folder, sha256, write_file
 
@@ -168,6 +168,7 @@ def test_store_keeps_the_last_k_and_replaces_a_step(tmp_path: Path) -> None:
     assert store.newest() is None
     for step in (1, 2, 10, 3):
         store.save(step, {"a": torch.full((2,), float(step))}, {"k": 1}, {})
+    store.settle()
     assert store.steps() == [3, 10]
     store.save(10, {"a": torch.zeros(2)}, {"k": 1}, {"new": True})
     found = store.newest()

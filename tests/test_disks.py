@@ -178,7 +178,7 @@ def no_room(monkeypatch: pytest.MonkeyPatch, when: Callable[[Path], bool]) -> It
         save_file(tensors, path, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        for module in ("fewstep.engine.resume", "fewstep.core.backbone", "fewstep_trellis.checkpoint"):
+        for module in ("fewstep.engine.store", "fewstep.core.backbone", "fewstep_trellis.checkpoint"):
             patch.setattr(f"{module}.save_file", save)
         yield
 

@@ -19,8 +19,8 @@ from fewstep.config.parallel import ParallelConfig
 from fewstep.core.objective import Phase
 from fewstep.engine.gradients import Gradients
 from fewstep.engine.processes import Group, Processes, joined
-from fewstep.engine.resume import Store
 from fewstep.engine.step import TrainStep
+from fewstep.engine.store import Store
 from fewstep.engine.trainer import Trainer
 from fewstep.errors import FewstepError
 

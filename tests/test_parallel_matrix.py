@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from fewstep.engine.parallel import whole
-from fewstep.engine.resume import Store
+from fewstep.engine.store import Store
 
 pytestmark = pytest.mark.slow
 FSDP = "parallel.kind=fsdp"

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from fewstep.engine import session
 from fewstep.engine.export import load_student
-from fewstep.engine.resume import STATE, TENSORS, Store
+from fewstep.engine.store import STATE, TENSORS, Store
 from fewstep.errors import FewstepError
 
 KEYS = [
@@ -225,6 +225,7 @@ def test_tensors_of_another_network_are_refused(tmp_path: Path) -> None:
     tensors = newest.tensors
     tensors["net/student/layers.0.weight"] = tensors["net/student/layers.0.weight"][:1]
     store.save(6, tensors, newest.config, newest.scalars)
+    store.settle()
     with pytest.raises(
         FewstepError, match=re.escape(TENSORS) + r".*layers\.0\.weight: got \[1, 3\].*accepted \[8, 3\]"
     ):

@@ -148,7 +148,7 @@ def show_memory(console: Console, resolved: Resolved, given: str) -> None:
     for part, size in {**found.parts, **found.passes}.items():
         table.add_row(part, f"{size / GB:.3f}")
     if found.copies:
-        table.add_row("copy for a checkpoint, in turn with passes", f"{found.copies / GB:.3f}")
+        table.add_row("copy for a checkpoint", f"{found.copies / GB:.3f}")
     table.add_row("at most together", f"{found.total / GB:.3f}")
     console.print(table)
     verdict = "fits into" if found.fits(there, device.type if given == "auto" else "cuda") else "does not fit into"

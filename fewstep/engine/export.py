@@ -1,7 +1,7 @@
 """Students as files: a folder with the weights in the backbone's own format and ``config.json`` beside them.
 
 ``config.json`` carries the sampling contract, what the student was made with, what that cost, and checksums. The
-state that a run resumes from is ``fewstep.engine.resume``.
+state that a run resumes from is ``fewstep.engine.store``.
 """
 
 from __future__ import annotations

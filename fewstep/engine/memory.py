@@ -43,7 +43,7 @@ class Memory:
     Attributes:
         parts: what stays for the whole run.
         passes: gradients, and beyond them the most that is alive in a forward and backward pass.
-        copies: what a checkpoint copies to the host, where it is the device: then passes and copies take turns.
+        copies: what a checkpoint copies to the host, where that is the device; it is written while training goes on.
         notes: what the numbers rest on.
     """
 
@@ -54,7 +54,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        return sum(self.parts.values()) + max(sum(self.passes.values()), self.copies)
+        return sum(self.parts.values()) + sum(self.passes.values()) + self.copies
 
     def fits(self, room: int, device: str) -> bool:
         """Whether it fits into this many bytes of a "cuda" or "cpu" device, with some to spare."""

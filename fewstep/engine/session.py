@@ -18,7 +18,8 @@ from fewstep.engine import folder as folders
 from fewstep.engine.export import StudentInfo, check_student, load_student, save_student
 from fewstep.engine.processes import Lost, Processes
 from fewstep.engine.progress import RunProgress, counting
-from fewstep.engine.resume import Checkpoint, Store, restore, scalars_of, tensors_of
+from fewstep.engine.resume import restore, scalars_of, tensors_of
+from fewstep.engine.store import Checkpoint, Store
 from fewstep.engine.teachers import beginner, open_teacher
 from fewstep.engine.trackers import JsonLines, Tracker, Window
 from fewstep.engine.trainer import NonFinite, Row, Trainer
@@ -145,6 +146,7 @@ def train(
     out, (every, last) = store.folder.parent, (resolved.config.train.log_every, resolved.config.train.steps)
 
     def log(row: Row) -> None:
+        store.check()
         progress.update(row, trainer.reader.waited)
         window.add(row)
         if row["step"] % every == 0 or row["step"] == last:
@@ -163,7 +165,7 @@ def train(
         store.save(trainer.step, tensors_of(trainer), resolved.identity(), scalars)
 
     try:
-        with progress, trainer.processes.watched():
+        with progress, store, trainer.processes.watched():
             trainer.train(log, save)
     except Lost as error:
         error.args = (f"{error}. {_kept(store, trainer.step)}",)

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from fewstep.config.base import Strict
 from fewstep.core.batching import SPREAD
 from fewstep.engine.progress import RunProgress
-from fewstep.engine.resume import Checkpoint, Store
+from fewstep.engine.store import Checkpoint, Store
 from fewstep.errors import FewstepError
 from fewstep.files import LineFile, write_file
 from fewstep.interrupts import deferred
@@ -73,7 +73,7 @@ class Loop:
     def run(self, terms: Terms, weights: Mapping[str, float], log: Log) -> None:
         """Train to the end; ``terms`` draws its data from the generator it is given, a function of seed and step."""
         started = time.monotonic() - self.seconds
-        with deferred() as interrupted:
+        with deferred() as interrupted, self.store:
             while self.step < self.config.steps:
                 self._step(terms, weights, log, started)
                 stop = interrupted()
