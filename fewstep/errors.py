@@ -30,6 +30,7 @@ EXTRAS = {
     "data": ("open3d",),
     "kernels": ("triton",),
     "mesh": ("fast_simplification", "xatlas"),
+    "trackers": ("tensorboard", "wandb"),
     "background": ("rembg",),
     "optim": ("bitsandbytes",),
 }

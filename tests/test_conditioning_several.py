@@ -127,6 +127,18 @@ def test_the_step_of_a_time(flow: Flow, t: float, image: int) -> None:
     assert torch.allclose(found, expected, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("grid", "used"),
+    [([1.0, 0.0], [[0, 1, 2]]), ([1.0, 0.5, 0.0], [[0, 2], [1]]), ([1.0, 0.6, 0.3, 0.0], [[0], [1], [2]])],
+)
+def test_no_picture_is_left_out_in_few_steps(flow: Flow, grid: list[float], used: list[list[int]]) -> None:
+    field = several_field(flow, "stochastic", grid)
+    for t, pictures in zip(grid, used, strict=False):
+        found = field(noise(), torch.full((BATCH,), t), several_condition(tokens(), BATCH), Dense(BATCH))
+        each = [torch.stack([velocity(flow, x, t, tokens()[one]) for x in noise()]) for one in pictures]
+        assert torch.allclose(found, torch.stack(each).mean(0), atol=1e-12)
+
+
 def test_one_picture_is_the_plain_field(flow: Flow) -> None:
     for mode in ("stochastic", "multidiffusion"):
         field = several_field(Teacher(flow, GUIDANCE), mode, GRID)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fewstep.config.base import Strict, validate
 from fewstep.config.resolve import data_of
-from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.backbone import Backbone
 from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
 from fewstep.core.dataset import Dataset
@@ -138,16 +138,14 @@ class Student:
             raise FewstepError(f"steps: got {steps}; accepted: an integer from 1 on")
         contract = self.contract.sampled_by(sampler or self.contract.sampler)
         contract = contract if guidance is None else contract.with_strength(guidance)
-        draw, steps = contract.load_sampler(), steps or contract.steps[0]
+        steps = steps or contract.steps[0]
         for departure in self.departures(contract, steps):
             warnings.warn(departure, stacklevel=2)
         batch = self.prompts(prompts)
         noise = Step(index=0, interpolant=self.network.interpolant, seed=seed).randn_like(batch.x0, "noise")
         step = Step(index=0, interpolant=self.network.interpolant, seed=seed, device=self.device)
-        here, scale, x = batch.to(self.device), contract.guidance, noise.to(self.device)
-        field = Teacher(self.network, Guidance(scale)) if scale != 1.0 else self.network
-        cond = contract.told(here.cond, x, here.layout)
-        found: Tensor = draw(field, x, cond, here.layout, contract.grid(steps), step)
+        here = batch.to(self.device)
+        found = contract.sample(self.network, noise.to(self.device), here.cond, here.layout, steps, step)
         return found.cpu()
 
     def departures(self, contract: Contract, steps: int) -> list[str]:

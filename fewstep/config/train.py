@@ -89,6 +89,11 @@ class TrainConfig(Strict):
     )
     keep: int = Field(default=2, ge=1, description="checkpoints that are kept, newest first")
     log_every: int = Field(default=10, ge=1, description="iterations between rows of metrics.jsonl")
+    samples_every: int = Field(
+        default=0,
+        ge=0,
+        description="iterations between sample sheets, pictures of what the student makes, in samples/; 0: none",
+    )
     device: str = Field(default="auto", description="torch device; auto: CUDA where there is one, else the CPU")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; unset: torch's own choice")
 

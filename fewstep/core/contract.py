@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 from torch import Tensor
 
 from fewstep.config.base import Strict
+from fewstep.core.backbone import Backbone, Guidance, Teacher
 from fewstep.core.batch import Condition
 from fewstep.core.layout import Layout
 from fewstep.core.times import step_grid
 from fewstep.errors import FewstepError, invalid
 from fewstep.plugins.registry import registry
+
+if TYPE_CHECKING:
+    from fewstep.core.objective import Step
 
 
 class Contract(Strict):
@@ -75,6 +79,15 @@ class Contract(Strict):
     def told(self, cond: Condition, x: Tensor, layout: Layout) -> Condition:
         """The condition that the student is given for samples ``x``: with the guidance strength where it takes one."""
         return cond if self.strength is None else cond.with_strength(self.strength, x, layout)
+
+    def sample(
+        self, network: Backbone, noise: Tensor, cond: Condition, layout: Layout, steps: int, step: Step
+    ) -> Tensor:
+        """What a student makes of ``noise``, [B, ...] or [T, C], in so many steps: x like it. All on one device."""
+        field = network if self.guidance == 1.0 else Teacher(network, Guidance(self.guidance))
+        told = self.told(cond, noise, layout)
+        samples: Tensor = self.load_sampler()(field, noise, told, layout, self.grid(steps), step)
+        return samples
 
     def load_sampler(self) -> Any:
         """The sampler with its setting, a ``Sampler`` or a function that a plugin registers as one.

@@ -76,7 +76,8 @@ class Suite(ABC):
     ``headline`` is the measure that the chart and the summary use ("": nothing can be measured); ``lower_is_better``
     names the measures that fall, ``signed`` those that may lie below 0; ``charts`` are further measures with a panel of
     their own; ``titles`` are names of measures in words ("Fréchet distance of views"), and ``legend`` says in a line
-    what a measure (or several: "a, b") is; ``suffixes`` are those of the files that ``write`` makes, the usual first.
+    what a measure (or several: "a, b") is; ``suffixes`` are those of the files that ``write`` makes, the usual first;
+    ``sampled`` is how many prompts the sample sheets of a run show.
 
     What is measured, in one of two forms: ``record`` and ``score``, so that a bench keeps the records, resamples
     objects and pairs them with an earlier bench; or ``measure`` alone, and intervals are over seeds and trainings only.
@@ -90,6 +91,7 @@ class Suite(ABC):
     charts: tuple[str, ...] = ()
     nearness: str = ""
     suffixes: tuple[str, ...] = (".png",)
+    sampled: int = 8
     titles: Mapping[str, str] = MappingProxyType({})
     legend: Mapping[str, str] = MappingProxyType({})
 

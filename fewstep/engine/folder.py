@@ -20,6 +20,7 @@ FREE = (
     "train.export",
     "train.keep",
     "train.log_every",
+    "train.samples_every",
     "parallel.kind",
     "parallel.mesh",
     "parallel.timeout",

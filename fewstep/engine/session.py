@@ -19,6 +19,7 @@ from fewstep.engine.export import StudentInfo, check_student, load_student, save
 from fewstep.engine.processes import Lost, Processes
 from fewstep.engine.progress import RunProgress, counting
 from fewstep.engine.resume import restore, scalars_of, tensors_of
+from fewstep.engine.sheets import SampleSheets
 from fewstep.engine.store import Checkpoint, Store
 from fewstep.engine.teachers import beginner, open_teacher
 from fewstep.engine.trackers import JsonLines, Tracker, Window
@@ -70,6 +71,7 @@ def start(
         trainer = build(resolved, progress.say, processes)
         if found is None or resolved.config.lora.rank:  # the weights beside adapters are in no checkpoint
             go_on_with(trainer, resolved.config.train.start)
+        sheets = SampleSheets(trainer, resolved, out / "samples") if trainer.config.samples_every else None
     processes.wait()  # all have looked at the folder before the first one writes there
     with _held(trainer, out, resume) as writes:
         if writes:
@@ -89,7 +91,7 @@ def start(
         with counting(console) as count:
             trainer.prepare(count)
         del found  # its tensors need not stay in memory
-        train(trainer, store, resolved, outputs, progress, window, callbacks if writes else ())
+        train(trainer, store, resolved, outputs, progress, window, callbacks if writes else (), sheets)
         try:
             export(trainer, resolved, out / "student")
         except Unwritable as error:
@@ -137,6 +139,7 @@ def train(
     progress: RunProgress,
     window: Window,
     callbacks: Sequence[Callback] = (),
+    sheets: SampleSheets | None = None,
 ) -> None:
     """The loop with its outputs; on any end the trackers are closed.
 
@@ -164,9 +167,16 @@ def train(
         scalars = {**scalars_of(trainer), "window": window.state}
         store.save(trainer.step, tensors_of(trainer), resolved.identity(), scalars)
 
+    def draw(step: int) -> None:
+        if sheets is not None:
+            with writing(out):
+                sheets.draw(step, outputs)
+
     try:
         with progress, store, trainer.processes.watched():
-            trainer.train(log, save)
+            if trainer.step == 0:  # what the student starts from, and what is missing is missing now
+                draw(0)
+            trainer.train(log, save, draw)
     except Lost as error:
         error.args = (f"{error}. {_kept(store, trainer.step)}",)
         raise

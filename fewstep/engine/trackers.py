@@ -18,7 +18,7 @@ class Tracker(Protocol):
     """A plugin registers a class that is constructed as ``cls(folder, config, step)``.
 
     ``folder``: the run's. ``config``: as resolved. ``step``: iterations done before, so that rows beyond it (of a
-    killed run) are dropped.
+    killed run) are dropped. One that has ``picture(name, path, step)`` is also given the run's pictures, PNG files.
     """
 
     def log(self, row: Row) -> None:

@@ -27,8 +27,11 @@ class NonFinite(FewstepError):
 class Trainer(Setup):
     """The loop over the iterations of a run, and its place in time."""
 
-    def train(self, log: Callable[[Row], None], save: Callable[[], None]) -> None:
-        """Run to the last step: ``log`` gets a row every iteration, ``save`` is called whenever a checkpoint is due.
+    def train(
+        self, log: Callable[[Row], None], save: Callable[[], None], draw: Callable[[int], None] = lambda step: None
+    ) -> None:
+        """Run to the last step: ``log`` gets a row every iteration, ``save`` is called whenever a checkpoint is due,
+        ``draw`` with the iterations done whenever a sample sheet is.
 
         The host does not wait for a GPU: rows come up to ``AHEAD`` iterations late, and all before a checkpoint. A loss
         that is not finite is found then too, so no checkpoint holds what followed it.
@@ -42,10 +45,14 @@ class Trainer(Setup):
         with deferred() as interrupted, closing(self.reader):
             for step in range(self.step, self.config.steps):
                 self._iteration(step)
-                due = (step + 1) % self.config.checkpoint_every == 0 or step + 1 == self.config.steps
+                last, every = step + 1 == self.config.steps, self.config.samples_every
+                due = (step + 1) % self.config.checkpoint_every == 0 or last
+                shown = every > 0 and ((step + 1) % every == 0 or last)
                 stop = self.processes.agreed(interrupted())
-                for row in self._settled(everything=due or stop is not None):
+                for row in self._settled(everything=due or shown or stop is not None):
                     log(row)
+                if shown:
+                    draw(step + 1)
                 if due or stop:
                     save()
                 if stop:

@@ -29,6 +29,7 @@ class ToySuite(Suite):
     lower_is_better = frozenset({"sliced_w2", "mmd", "teacher_rms", "wrong_class"})
     signed = frozenset({"mmd"})
     charts = ("teacher_rms",)
+    sampled = 2000
     titles: Mapping[str, str] = {
         "sliced_w2": "sliced Wasserstein distance",
         "teacher_rms": "distance to the teacher's points",

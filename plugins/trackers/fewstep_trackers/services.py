@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fewstep.engine.trackers import Row
-from fewstep.errors import FewstepError
+from fewstep.errors import need
 from fewstep.files import write_file
 
 
@@ -18,7 +20,7 @@ class TensorBoard:
     """Event files under ``tensorboard/`` of the run's folder."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
-        _require("tensorboard", "tensorboard")
+        need("tensorboard")
         module = importlib.import_module("torch.utils.tensorboard")
         self.writer = module.SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         self.writer.add_text("config", "    " + json.dumps(config, indent=1).replace("\n", "\n    "), step)
@@ -27,6 +29,10 @@ class TensorBoard:
         for name, value in flat(row):
             if name != "step":
                 self.writer.add_scalar(name, value, row["step"])
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        with need("PIL.Image").open(path) as image:
+            self.writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def flush(self) -> None:
         self.writer.flush()
@@ -42,7 +48,7 @@ class WandB:
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
-        module = _require("wandb", "wandb")
+        module = need("wandb")
         file = folder / "wandb-id"
         known = file.is_file()
         if not known:
@@ -59,6 +65,9 @@ class WandB:
     def log(self, row: Row) -> None:
         self.run.log({name: value for name, value in flat(row) if name != "step"}, step=row["step"])
 
+    def picture(self, name: str, path: Path, step: int) -> None:
+        self.run.log({name: need("wandb").Image(str(path))}, step=step)
+
     def flush(self) -> None:
         pass
 
@@ -73,10 +82,3 @@ def flat(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]
             yield from flat(value, f"{prefix}{key}/")
         elif isinstance(value, (int, float)):
             yield prefix + key, value
-
-
-def _require(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise FewstepError(f"tracker {module!r} needs a package: pip install {package} ({error})") from None

@@ -44,7 +44,8 @@ def several_field(field: VelocityField, mode: Mode, grid: Sequence[float]) -> Ve
 
     Args:
         field: a teacher or a student.
-        mode: "stochastic": in step i the whole guided prediction uses picture i modulo N. "multidiffusion": the
+        mode: "stochastic": in step i the guided prediction uses picture i modulo N. In fewer than N steps it uses the
+            mean over every so many pictures from i on, where the reference leaves pictures out. "multidiffusion": the
             conditional prediction is the mean over all pictures; one negative prediction.
         grid: the sampler's times, which say what step a time belongs to.
 
@@ -71,7 +72,8 @@ class SeveralImages(Backbone):
         if cond.tokens is None or cond.tokens.ndim != 4:
             return self.field(x, t_B, cond, layout, s_B=s_B)
         count = cond.tokens.shape[1]
-        chosen = range(count) if self.mode == "multidiffusion" else (self.step(float(t_B[0])) % count,)
+        steps = 1 if self.mode == "multidiffusion" else len(self.starts)
+        chosen = range(self.step(float(t_B[0])) % min(steps, count), count, steps)
         views = (replace(cond, tokens=cond.tokens[:, image], blank=False) for image in chosen)
         return torch.stack([self.field(x, t_B, view, layout, s_B=s_B) for view in views]).mean(0)
 
