@@ -283,7 +283,7 @@ def test_what_is_no_student(folder: Path, student: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "Trellis2TexturingPipeline"}, "textures a given mesh and is not supported"),
+        ({"name": "Trellis2TexturingPipeline"}, "unknown name 'Trellis2TexturingPipeline': accepted"),
         ({"name": "TrellisImageTo3DPipeline"}, "unknown name 'TrellisImageTo3DPipeline'.*did you mean 'Trellis2Image"),
         ({"models": {"sparse_structure_decoder": "x"}}, "shape_slat_decoder.* missing"),
         ({"default_pipeline_type": "2048"}, "default_pipeline_type"),

@@ -76,17 +76,23 @@ class Result:
 
         Raises FewstepError as ``mesh`` does.
         """
+        if FINISHED not in self._decoded:
+            _, began = self.mesh, time.perf_counter()
+            made = self._finished()
+            if made is self.mesh:
+                return made
+            self._decoded[FINISHED] = made
+            self.seconds["finishing"] = time.perf_counter() - began
+        found: Mesh = self._decoded[FINISHED]
+        return found
+
+    def _finished(self) -> Mesh:
         if not self.finish.changes:
             return self.mesh
-        if FINISHED not in self._decoded:
-            from fewstep_shapes3d.finish.finish import finished  # imports SciPy
+        from fewstep_shapes3d.finish.finish import finished  # imports SciPy
 
-            gaussians = self.gaussians if self.finish.texture and GAUSSIANS in self.decoders else None
-            mesh, began = self.mesh, time.perf_counter()
-            self._decoded[FINISHED] = finished(mesh, self.finish, gaussians)
-            self.seconds["finishing"] = time.perf_counter() - began
-        made: Mesh = self._decoded[FINISHED]
-        return made
+        gaussians = self.gaussians if self.finish.texture and GAUSSIANS in self.decoders else None
+        return finished(self.mesh, self.finish, gaussians)
 
     @property
     def gaussians(self) -> Gaussians:

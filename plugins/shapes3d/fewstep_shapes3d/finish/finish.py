@@ -26,10 +26,21 @@ def finished(mesh: Mesh, options: Finish, gaussians: Gaussians | None = None) ->
     if not (options.changes and mesh.success):
         return mesh
     whole = repaired(mesh)
-    made = simplified(whole, options.simplify) if options.simplify else whole
+    return finished_as(whole, whole, options, gaussians)
+
+
+def finished_as(made: Mesh, whole: Mesh, options: Finish, gaussians: Gaussians | None = None) -> Mesh:
+    """A mesh simplified as ``options`` say, with the values of the nearest places on another one of the same surface.
+
+    Args:
+        made: whose vertices and faces these are.
+        whole: whose values, at its vertices.
+        options, gaussians: as of ``finished``.
+    """
+    same, made = made is whole, simplified(made, options.simplify) if options.simplify else made
     if options.texture:
         return textured(made, options.texture, paint_of(whole, gaussians))
-    return _coloured(made, whole) if options.simplify else made
+    return made if same and not options.simplify else _coloured(made, whole)
 
 
 def simplified(mesh: Mesh, share: float) -> Mesh:

@@ -59,6 +59,7 @@ class Described(Generic[S]):
     source: Source
     classes: ClassVar[Mapping[str, type[nn.Module]]]
     table: ClassVar[Mapping[str, type[models.Rebuildable]]] = models.MODELS
+    file: ClassVar[str] = PIPELINE
 
     @staticmethod
     def read(path: Path) -> Any:
@@ -70,17 +71,17 @@ class Described(Generic[S]):
         """Read the description of a folder or of a hub repository; no weights are touched.
 
         Args:
-            name: a folder with ``pipeline.json``, or ``owner/repository``.
+            name: a folder with ``file``, or ``owner/repository``.
             key: what the user called it, for messages.
 
         Raises:
             FewstepError: neither of the two, the hub cannot be reached, or a description that cannot be used.
         """
-        source = open_source(name, key)
+        source = open_source(name, key, cls.file)
         try:
-            return cls(cls.read(source.fetch(PIPELINE)), source)
+            return cls(cls.read(source.fetch(cls.file)), source)
         except Absent:
-            raise FewstepError(f"{key}: got {str(name)!r}, a hub repository without {PIPELINE}") from None
+            raise FewstepError(f"{key}: got {str(name)!r}, a hub repository without {cls.file}") from None
 
     @property
     def name(self) -> str:

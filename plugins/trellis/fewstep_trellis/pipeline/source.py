@@ -83,21 +83,21 @@ class Repository:
         )
 
 
-def open_source(name: str | Path, key: str = "--teacher") -> Source:
-    """A folder with ``pipeline.json``, or the hub repository of that name.
+def open_source(name: str | Path, key: str = "--teacher", file: str = PIPELINE) -> Source:
+    """A folder with ``file``, or the hub repository of that name.
 
     Raises:
         FewstepError: for what is neither.
     """
     path = Path(name)
     if os.path.isdir(path):  # unlike the methods of Path, of any text
-        if not (path / PIPELINE).is_file():
-            raise FewstepError(f"{key}: got {str(name)!r}, a folder without {PIPELINE}; accepted: a TRELLIS pipeline")
+        if not (path / file).is_file():
+            raise FewstepError(f"{key}: got {str(name)!r}, a folder without {file}; accepted: a TRELLIS pipeline")
         return Folder(path)
     if not os.path.exists(path) and REPOSITORY.fullmatch(str(name)):
         return Repository(str(name))
     raise FewstepError(
-        f"{key}: got {str(name)!r}; accepted: a folder with {PIPELINE}, or a name of the hub "
+        f"{key}: got {str(name)!r}; accepted: a folder with {file}, or a name of the hub "
         "such as microsoft/TRELLIS-image-large"
     )
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from fewstep_shapes3d.finish import Finish
+from fewstep_shapes3d.finish.finish import finished_as
 from fewstep_shapes3d.parts import largest_mesh
 from fewstep_shapes3d.representations import Mesh
 from fewstep_shapes3d.result import MESH, Result
@@ -22,6 +24,7 @@ from fewstep.errors import FewstepError
 from fewstep_trellis2.generate.models import Chosen, choose, models_of
 from fewstep_trellis2.pipeline.grids import LATENT
 from fewstep_trellis2.pipeline.run import Object, Runner
+from fewstep_trellis2.pipeline.texture import Texturer
 
 
 def generate(
@@ -34,6 +37,7 @@ def generate(
     sampler: str | None = None,
     encoder: Any = None,
     type: str | None = None,
+    mesh: Any = None,
     samples: int = 1,
     seed: int = 42,
     background: str = "remove",
@@ -57,6 +61,8 @@ def generate(
         sampler: registered sampler, for all stages.
         encoder: name or folder of the image encoder.
         type: "512", "1024", "1024_cascade" or "1536_cascade"; None: as ``pipeline.json`` says.
+        mesh: file of a mesh that is given a texture as the picture shows; None: an object is made. Of one, ``type`` is
+            "512" or "1024" (None), and of ``steps`` and ``guidance`` those of the texture count.
         samples: objects of each input.
         seed: of the noise.
         background: "remove" or "keep", of opaque pictures.
@@ -86,7 +92,7 @@ def generate(
         largest_part,
         finish=Finish(simplify, texture, up, size),
     )
-    chosen = choose(models_of(teacher, student, steps, guidance, sampler, type))
+    chosen = choose(models_of(teacher, student, steps, guidance, sampler, type, mesh))
     for line in chosen.warnings:
         warnings.warn(line, stacklevel=2)
     jobs = jobs_of(inputs if isinstance(inputs, list | tuple) else [inputs], "image")
@@ -104,6 +110,16 @@ def generate(
     return found[0] if samples == 1 and len(jobs) == 1 and not isinstance(inputs, list | tuple) else found
 
 
+@dataclass(eq=False, repr=False)
+class Textured(Result):
+    """A given mesh with the values of ``mesh``, the surface of its voxels, at its vertices or in a texture."""
+
+    given: Mesh = field(kw_only=True)
+
+    def _finished(self) -> Mesh:
+        return finished_as(self.given, self.mesh, self.finish)
+
+
 class Generator:
     """Makes the results of one job after the other.
 
@@ -116,16 +132,10 @@ class Generator:
     """
 
     def __init__(self, chosen: Chosen, options: Options) -> None:
-        self.options = options
-        self.runner = Runner(
-            chosen.pipeline,
-            chosen.kind,
-            chosen.recipes,
-            chosen.students,
-            pick_device(options.device, "--device"),
-            options.low_memory,
-            options.encoder,
-        )
+        self.options, self.given = options, chosen.given
+        how = pick_device(options.device, "--device"), options.low_memory, options.encoder
+        parts = chosen.pipeline, chosen.kind, chosen.recipes, chosen.students, *how
+        self.runner = Runner(*parts) if self.given is None else Texturer(*parts, given=self.given)
 
     def __call__(self, job: Job, decode: Iterable[str] = ()) -> list[Result]:
         """One result for each sample whose structure is not empty.
@@ -161,7 +171,8 @@ class Generator:
         record = self._record(job, one)
         side = one.resolution // LATENT
         how = pictures, dict[str, float](), one.number, record, self.options.finish
-        return Result(job.label, one.layout.coords, latents, side, decoders, *how)
+        parts = job.label, one.layout.coords, latents, side, decoders, *how
+        return Result(*parts) if self.given is None else Textured(*parts, given=self.given)
 
     def _decoder(self, one: Object) -> Callable[[], Mesh]:
         def decode() -> Mesh:

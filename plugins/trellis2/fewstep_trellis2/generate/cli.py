@@ -32,6 +32,9 @@ def generate(
     teacher: Annotated[str | None, Option(help=TEACHER)] = None,
     student: Annotated[list[str] | None, Option("--student", help=STUDENT)] = None,
     kind: Annotated[str | None, Option("--type", help=TYPE)] = None,
+    mesh: Annotated[
+        str | None, Option(help="A mesh file that gets the texture which the picture shows; nothing else is made.")
+    ] = None,
     guidance: Annotated[str | None, Option(help=GUIDANCE)] = None,
     sampler: Annotated[str | None, Option(help="Registered sampler, for all stages.")] = None,
     samples: Annotated[int, whole("--samples", "Objects of each input.", 1, 64, "-n")] = 1,
@@ -62,7 +65,8 @@ def generate(
     from fewstep_trellis2.generate import command
     from fewstep_trellis2.generate.models import models_of
 
-    models = models_of(home(teacher), [_home(one) for one in student or []], steps, guidance, sampler, kind)
+    students = [_home(one) for one in student or []]
+    models = models_of(home(teacher), students, steps, guidance, sampler, kind, home(mesh))
     finish = Finish(simplify, texture, up, size)
     options = Options(samples, seed, None, background, device, low_memory, home(encoder), largest_part, finish=finish)
     run = command.Run(

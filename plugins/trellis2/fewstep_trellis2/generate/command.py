@@ -17,7 +17,8 @@ from fewstep.console import say
 from fewstep_trellis2.generate.api import Generator
 from fewstep_trellis2.generate.models import Models, choose
 from fewstep_trellis2.pipeline.export import save_pipeline
-from fewstep_trellis2.pipeline.spec import SHAPE_DECODER
+from fewstep_trellis2.pipeline.loading import Pipeline
+from fewstep_trellis2.pipeline.spec import TEXTURE_DECODER
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Run(command.Run):
     """``fewstep generate --backbone trellis2``: TRELLIS's command with other networks."""
 
     models: Models
-    roles: ClassVar[Mapping[str, str]] = {MESH: SHAPE_DECODER}
+    roles: ClassVar[Mapping[str, str]] = {MESH: TEXTURE_DECODER}
 
     def _choose(self) -> Any:
         return choose(self.models)
@@ -43,6 +44,7 @@ def export(models: Models, out: Path, console: Console, errors: Console, *, half
     with told(errors):
         chosen = choose(models)
         announce(chosen, console, errors)
+        assert isinstance(chosen.pipeline, Pipeline)  # there is no mesh
         save_pipeline(out, chosen.pipeline, chosen.students, chosen.recipes, kind=chosen.kind, half=half)
     use = shell("fewstep", "generate", "--backbone", "trellis2", "--teacher", out)
     say(console, f"wrote {out}: {use}, or TRELLIS.2's own from_pretrained({str(out)!r})")

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
+from fewstep_shapes3d.representations import Mesh
 from fewstep_trellis.generate import models as trellis
 from fewstep_trellis.generate.models import NONE, by_stage
 from fewstep_trellis.pipeline.recipe import Asked, Recipe, recipe_of
 from fewstep_trellis.pipeline.students import Student
 
 from fewstep.errors import unknown
-from fewstep_trellis2.pipeline.loading import Pipeline
+from fewstep_trellis2.pipeline.loading import AnyPipeline, Pipeline, TexturingPipeline
 from fewstep_trellis2.pipeline.spec import KINDS, SAMPLERS, STAGE, group
 from fewstep_trellis2.pipeline.students import find_students
+from fewstep_trellis2.pipeline.texture import given_mesh
 
 RELEASED = "microsoft/TRELLIS.2-4B"
 T = TypeVar("T")
+TEXTURED = ("512", "1024")  # ways in which a given mesh is textured
 NAMES = {stage: stage for stage in SAMPLERS}
 
 
@@ -28,9 +32,11 @@ class Models(trellis.Models):
     Args: as of TRELLIS's. ``teacher`` None is the released pipeline, ``steps`` and ``guidance`` are by structure, shape
         and texture, and
         kind: which way through the stages; None: as ``pipeline.json`` says.
+        mesh: file of a mesh that is given a texture; None: an object is made.
     """
 
     kind: str | None = None
+    mesh: Path | None = None
 
 
 def models_of(
@@ -40,14 +46,16 @@ def models_of(
     guidance: Any = None,
     sampler: str | None = None,
     kind: str | None = None,
+    mesh: Any = None,
 ) -> Models:
     """The same from what the command line or a Python caller gives, see TRELLIS's ``models_of``.
 
     Raises:
         FewstepError: numbers that cannot be used, an unknown kind, or "none" beside a student.
     """
-    if kind is not None and kind not in KINDS:
-        raise unknown("--type", kind, KINDS)
+    kinds = tuple(KINDS) if mesh is None else TEXTURED
+    if kind is not None and kind not in kinds:
+        raise unknown("--type" if mesh is None else "--type with --mesh", kind, kinds)
     common = trellis.models_of(teacher, student, sampler=sampler)
     return Models(
         common.teacher,
@@ -56,6 +64,7 @@ def models_of(
         by_stage("--guidance", guidance, float, 0.0, NAMES),
         sampler,
         kind=kind,
+        mesh=None if mesh is None else Path(mesh),
     )
 
 
@@ -63,11 +72,12 @@ def models_of(
 class Chosen:
     """The networks of a run and how they are sampled, by stage, with what is to be said about it."""
 
-    pipeline: Pipeline
+    pipeline: AnyPipeline
     kind: str
     students: dict[str, Student]
     recipes: dict[str, Recipe]
     warnings: list[str]
+    given: Mesh | None = None  # the mesh that gets a texture
 
     def lines(self) -> list[str]:
         """Which model and students are used, a line each."""
@@ -85,9 +95,15 @@ def choose(models: Models) -> Chosen:
     Raises:
         FewstepError: anything that cannot be opened or does not fit.
     """
-    pipeline = Pipeline.open(RELEASED if models.teacher is None else models.teacher)
-    kind = models.kind or pipeline.spec.default_pipeline_type
-    flows = KINDS[kind].flows
+    name = RELEASED if models.teacher is None else models.teacher
+    pipeline: AnyPipeline
+    if models.mesh is None:
+        pipeline, given = Pipeline.open(name), None
+        kind = models.kind or pipeline.spec.default_pipeline_type
+        flows = KINDS[kind].flows
+    else:
+        given, pipeline, kind = given_mesh(models.mesh), TexturingPipeline.open(name), models.kind or TEXTURED[-1]
+        flows = (KINDS[kind].texture,)
     students = find_students([name for name in models.students if name != NONE], pipeline, flows)
     recipes, said = {}, list[str]()
     for stage in (STAGE[role] for role in flows):
@@ -100,7 +116,7 @@ def choose(models: Models) -> Chosen:
                 f"{stage}: no student for this stage; the pipeline's own flow, made for {spec.params.steps} steps, is "
                 f"sampled in {recipes[stage].steps}"
             )
-    return Chosen(pipeline, kind, students, recipes, said)
+    return Chosen(pipeline, kind, students, recipes, said, given)
 
 
 def _of(values: Mapping[str, T] | None, stage: str) -> T | None:

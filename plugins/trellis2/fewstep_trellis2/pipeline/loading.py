@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fewstep_trellis.checkpoint import read_config
 from fewstep_trellis.flow import Flow, load_as
@@ -17,6 +17,7 @@ from fewstep_trellis2.pipeline.spec import (
     SHAPE_512,
     SHAPE_1024,
     SHAPE_DECODER,
+    SHAPE_ENCODER,
     STAGE,
     STRUCTURE_DECODER,
     STRUCTURE_FLOW,
@@ -24,10 +25,12 @@ from fewstep_trellis2.pipeline.spec import (
     TEXTURE_1024,
     TEXTURE_DECODER,
     PipelineSpec,
+    Spec,
+    TexturingSpec,
     read_spec,
 )
 from fewstep_trellis2.structure import StructureStage
-from fewstep_trellis2.vae import FlexiDualGridVaeDecoder, SparseUnetVaeDecoder
+from fewstep_trellis2.vae import FlexiDualGridVaeDecoder, FlexiDualGridVaeEncoder, SparseUnetVaeDecoder
 
 FLOWS: dict[str, type[Flow]] = {
     STRUCTURE_FLOW: StructureStage,
@@ -39,20 +42,19 @@ FLOWS: dict[str, type[Flow]] = {
 CLASSES: dict[str, type[nn.Module]] = {
     **{role: flow.network for role, flow in FLOWS.items()},
     STRUCTURE_DECODER: models.MODELS["SparseStructureDecoder"],
+    SHAPE_ENCODER: FlexiDualGridVaeEncoder,
     SHAPE_DECODER: FlexiDualGridVaeDecoder,
     TEXTURE_DECODER: SparseUnetVaeDecoder,
 }
 
+S = TypeVar("S", bound=Spec)
 
-class Pipeline(Described[PipelineSpec]):
-    """A pipeline of TRELLIS.2."""
+
+class Network(Described[S]):
+    """What both pipelines of TRELLIS.2 have."""
 
     classes = CLASSES
     table = models.MODELS
-
-    @staticmethod
-    def read(path: Path) -> PipelineSpec:
-        return read_spec(path)
 
     def arguments(self, role: str) -> dict[str, Any]:
         """The constructor arguments of a model; no weights are fetched for them."""
@@ -65,3 +67,24 @@ class Pipeline(Described[PipelineSpec]):
         flow = FLOWS[role](network.eval().requires_grad_(False))
         flow.interpolant = Interpolant(self.spec.sampler(STAGE[role]).args.sigma_min)
         return flow
+
+
+class Pipeline(Network[PipelineSpec]):
+    """From a picture to an object."""
+
+    @staticmethod
+    def read(path: Path) -> PipelineSpec:
+        return read_spec(path, PipelineSpec)
+
+
+class TexturingPipeline(Network[TexturingSpec]):
+    """From a picture and a mesh to its texture."""
+
+    file = "texturing_pipeline.json"
+
+    @staticmethod
+    def read(path: Path) -> TexturingSpec:
+        return read_spec(path, TexturingSpec)
+
+
+AnyPipeline = Pipeline | TexturingPipeline

@@ -24,7 +24,7 @@ from fewstep.errors import FewstepError
 from fewstep_trellis2.conditioning.dino import SIZES, image_conditioner
 from fewstep_trellis2.latents import TextureCondition
 from fewstep_trellis2.pipeline.grids import finer_cells, occupied_cells
-from fewstep_trellis2.pipeline.loading import Pipeline
+from fewstep_trellis2.pipeline.loading import AnyPipeline
 from fewstep_trellis2.pipeline.spec import (
     FINE,
     KINDS,
@@ -75,7 +75,7 @@ class Runner:
         max_tokens: the fine shape stage has fewer cells, where a coarser mesh has so few.
     """
 
-    pipeline: Pipeline
+    pipeline: AnyPipeline
     kind: str
     recipes: dict[str, Recipe]
     students: dict[str, Student] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class Runner:
             Unusable: a picture that shows no object, whose background cannot be removed, or memory ran out.
             FewstepError: an encoder that cannot be loaded, or whose tokens do not fit the flows.
         """
-        sizes = SIZES if FINE & set(self.way.flows) else SIZES[:1]
+        sizes = SIZES if FINE & {*self.way.shape, self.way.texture} else SIZES[:1]
         lent = self.shelf.lend("encoder", self._load_encoder)
         with memory_guard(1, self.low_memory), lent as encoder, self.clock("condition"):
             with about_one():
@@ -113,7 +113,7 @@ class Runner:
             return {size: Prompt(encoder.encode(prepared, size).cpu(), None, tuple(prepared)) for size in sizes}
 
     def _load_encoder(self) -> Any:
-        wanted = self.pipeline.arguments(STRUCTURE_FLOW).get("cond_channels")
+        wanted = self.pipeline.arguments(self.way.texture).get("cond_channels")
         encoder = image_conditioner(self.encoder or self.pipeline.spec.encoder)
         if encoder.channels != wanted:
             raise FewstepError(

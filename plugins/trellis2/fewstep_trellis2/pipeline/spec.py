@@ -1,11 +1,10 @@
-"""``pipeline.json`` of TRELLIS.2: which models a pipeline is made of and how it samples. Every value is the file's."""
+"""``pipeline.json`` and ``texturing_pipeline.json`` of TRELLIS.2: which models a pipeline has and how it samples."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from fewstep_trellis.normalisation import Normalisation
 from fewstep_trellis.pipeline.spec import SamplerArgs
@@ -18,6 +17,7 @@ from fewstep.texts import read_json
 
 IMAGE, TEXTURING = "Trellis2ImageTo3DPipeline", "Trellis2TexturingPipeline"
 STRUCTURE_DECODER, SHAPE_DECODER, TEXTURE_DECODER = "sparse_structure_decoder", "shape_slat_decoder", "tex_slat_decoder"
+SHAPE_ENCODER = "shape_slat_encoder"
 STRUCTURE_FLOW, SHAPE_512, SHAPE_1024 = (
     "sparse_structure_flow_model",
     "shape_slat_flow_model_512",
@@ -106,29 +106,26 @@ class Named(Strict):
     args: dict[str, Any] = Field(default_factory=dict, description="arguments of its constructor")
 
 
-class PipelineSpec(Strict):
-    """The ``args`` of ``pipeline.json``."""
+class Spec(Strict):
+    """What the ``args`` of both files have."""
+
+    title: ClassVar[str]  # the class of the pipeline
+    roles: ClassVar[tuple[str, ...]]  # of the models that it needs
+    kind: ClassVar[str] = "image"
 
     models: dict[str, str] = Field(description="checkpoint of each role: a path in the repository, or owner/repo/path")
-    sparse_structure_sampler: SamplerSpec = Field(description="how structures are sampled")
-    shape_slat_sampler: SamplerSpec = Field(description="how shape latents are sampled")
     tex_slat_sampler: SamplerSpec = Field(description="how texture latents are sampled")
     shape_slat_normalization: Normalisation = Field(description="between shape latents of flow and decoder")
     tex_slat_normalization: Normalisation = Field(description="between texture latents of flow and decoder")
     image_cond_model: Named = Field(description="image encoder")
     rembg_model: Named | None = Field(None, description="the reference's matting network; not used here")
     low_vram: bool = Field(True, description="the reference's way to save memory; here --low-memory")
-    default_pipeline_type: Literal["512", "1024", "1024_cascade", "1536_cascade"] = Field(
-        "1024_cascade", description="which flows are run, and how fine the mesh is"
-    )
 
     @model_validator(mode="after")
-    def _complete(self) -> PipelineSpec:
-        if absent := [role for role in ROLES if role not in self.models]:
+    def _complete(self) -> Spec:
+        if absent := [role for role in self.roles if role not in self.models]:
             raise ValueError(f"models: {', '.join(absent)} missing; there are {', '.join(sorted(self.models))}")
         return self
-
-    kind: ClassVar[str] = "image"
 
     def sampler(self, stage: str) -> SamplerSpec:
         """The sampler of a stage of ``STAGE``."""
@@ -141,8 +138,29 @@ class PipelineSpec(Strict):
         return str(self.image_cond_model.args.get("model_name", self.image_cond_model.name))
 
 
-def read_spec(file: Path) -> PipelineSpec:
-    """Read ``pipeline.json``. Keys that the reference does not know either are named in a warning.
+class PipelineSpec(Spec):
+    """The ``args`` of ``pipeline.json``."""
+
+    title, roles = IMAGE, ROLES
+
+    sparse_structure_sampler: SamplerSpec = Field(description="how structures are sampled")
+    shape_slat_sampler: SamplerSpec = Field(description="how shape latents are sampled")
+    default_pipeline_type: Literal["512", "1024", "1024_cascade", "1536_cascade"] = Field(
+        "1024_cascade", description="which flows are run, and how fine the mesh is"
+    )
+
+
+class TexturingSpec(Spec):
+    """The ``args`` of ``texturing_pipeline.json``."""
+
+    title, roles = TEXTURING, (SHAPE_ENCODER, TEXTURE_512, TEXTURE_1024, TEXTURE_DECODER)
+
+
+S = TypeVar("S", bound=Spec)
+
+
+def read_spec(file: Path, wanted: type[S]) -> S:
+    """Read a description. Keys that the reference does not know either are named in a warning.
 
     Raises:
         FewstepError: no JSON, a foreign pipeline class, or values that cannot be used, each named with its key.
@@ -151,22 +169,13 @@ def read_spec(file: Path) -> PipelineSpec:
         values = read_json(file)
         name, args = values["name"], dict(values["args"])
     except (FewstepError, ValueError, KeyError, TypeError) as error:
-        wanted = 'accepted: JSON with "name" and "args", as TRELLIS.2 writes it'
-        raise FewstepError(f"{file}: no pipeline description ({type(error).__name__}: {error}); {wanted}") from None
-    if name == TEXTURING:
-        raise FewstepError(
-            f"{file}: describes a {name}, which textures a given mesh and is not supported; accepted: a {IMAGE}, whose "
-            "texture stage textures the mesh that it makes"
-        )
-    if name != IMAGE:
-        raise FewstepError(f"{file}: {unknown('name', name, [IMAGE])}")
-    for key in sorted(args.keys() - PipelineSpec.model_fields.keys()):
+        accepted = 'accepted: JSON with "name" and "args", as TRELLIS.2 writes it'
+        raise FewstepError(f"{file}: no pipeline description ({type(error).__name__}: {error}); {accepted}") from None
+    if name != wanted.title:
+        raise FewstepError(f"{file}: {unknown('name', name, [wanted.title])}")
+    for key in sorted(args.keys() - wanted.model_fields.keys()):
         warnings.warn(f"{file}: args.{key} is not used", stacklevel=2)
-    return _checked(file, {key: args[key] for key in PipelineSpec.model_fields if key in args})
-
-
-def _checked(file: Path, args: Mapping[str, Any]) -> PipelineSpec:
     try:
-        return validate(PipelineSpec, args)
+        return validate(wanted, {key: args[key] for key in wanted.model_fields if key in args})
     except FewstepError as error:
         raise FewstepError(f"{file}, args: {error}") from None

@@ -16,7 +16,7 @@ from fewstep.engine.export import INFO, load_student, read_info
 from fewstep.engine.hub import REPOSITORY, fetched
 from fewstep.errors import FewstepError, unknown
 from fewstep_trellis2.flow import STAGES
-from fewstep_trellis2.pipeline.loading import Pipeline
+from fewstep_trellis2.pipeline.loading import AnyPipeline
 from fewstep_trellis2.pipeline.spec import STAGE
 
 SHARED = ("in_channels", "out_channels", "cond_channels")  # what a stage's networks have in common
@@ -26,7 +26,7 @@ ACCEPTED = (
 )
 
 
-def find_students(names: Iterable[str], pipeline: Pipeline, roles: Iterable[str]) -> dict[str, Student]:
+def find_students(names: Iterable[str], pipeline: AnyPipeline, roles: Iterable[str]) -> dict[str, Student]:
     """The students that ``--student`` names, by stage; no weights are kept in memory.
 
     Args:
@@ -50,7 +50,7 @@ def find_students(names: Iterable[str], pipeline: Pipeline, roles: Iterable[str]
     return found
 
 
-def _named(name: str, pipeline: Pipeline, run: dict[str, str]) -> Iterator[Student]:
+def _named(name: str, pipeline: AnyPipeline, run: dict[str, str]) -> Iterator[Student]:
     stage, equals, file = name.partition("=")
     if equals and stage in STAGES:
         yield _of_pair(stage, Path(file), pipeline, run)
@@ -65,7 +65,7 @@ def _named(name: str, pipeline: Pipeline, run: dict[str, str]) -> Iterator[Stude
         raise FewstepError(f"--student: got {name!r}; accepted: {ACCEPTED}")
 
 
-def _of_folder(folder: Path, pipeline: Pipeline, run: dict[str, str]) -> Student:
+def _of_folder(folder: Path, pipeline: AnyPipeline, run: dict[str, str]) -> Student:
     """A folder that ``fewstep distill`` wrote, with its contract."""
     if not any((place / INFO).is_file() for place in (folder, folder / "student")):
         raise FewstepError(f"--student: got {str(folder)!r}, a folder without a student; accepted: {ACCEPTED}")
@@ -86,7 +86,7 @@ def _distilled(folder: Path) -> Flow:
     return cast(Flow, load_student(folder)[0]).requires_grad_(False)
 
 
-def _of_pair(stage: str, path: Path, pipeline: Pipeline, run: dict[str, str]) -> Student:
+def _of_pair(stage: str, path: Path, pipeline: AnyPipeline, run: dict[str, str]) -> Student:
     role, config = _role(str(path), stage, run), Path(stem_of(split_key(path)[0]) + ".json")
     if not config.is_file() or not tensor_file(split_key(path)[0]).is_file():
         raise FewstepError(f"--student {stage}={path}: there is no such checkpoint; accepted: {ACCEPTED}")
@@ -103,7 +103,7 @@ def _role(name: str, stage: str, run: dict[str, str]) -> str:
     return run[stage]
 
 
-def _check_fits(name: str, role: str, args: dict[str, Any], pipeline: Pipeline) -> None:
+def _check_fits(name: str, role: str, args: dict[str, Any], pipeline: AnyPipeline) -> None:
     theirs = pipeline.arguments(role)
     pairs = {key: (args.get(key), theirs.get(key)) for key in SHARED}
     other = [f"{key} {got} instead of {wanted}" for key, (got, wanted) in pairs.items() if got != wanted]

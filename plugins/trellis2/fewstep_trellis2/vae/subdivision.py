@@ -46,6 +46,18 @@ class Subdivision:
         fine = Packed.of_index(layout.index[parent], 2 * coords[parent] + corner, layout.batch_size)
         return cls(logits, fine, parent, place)
 
+    @classmethod
+    def of_voxels(cls, layout: Packed, fine: Packed) -> Subdivision:
+        """The children of the voxels of ``layout`` that are among those of ``fine``."""
+        coords = coords_of(layout).long()
+        side = 2 * (int(coords.max()) + 1)
+        corners = torch.arange(8, device=coords.device)
+        corner = torch.stack([corners & 1, corners >> 1 & 1, corners >> 2], 1)
+        children = layout.index[:, None].long(), *(2 * coords[:, None] + corner).unbind(2)
+        there = fine.index.long(), *coords_of(fine).long().unbind(1)
+        wanted, known = (((b * side + x) * side + y) * side + z for b, x, y, z in (children, there))
+        return cls.of_logits(torch.isin(wanted, known).float() - 0.5, layout)
+
     def spread(self, x: Tensor) -> Tensor:
         """[T, 8 C] to [Tc, C]: each child takes its own of its parent's 8 groups of channels."""
         out: Tensor = x.unflatten(1, (8, -1))[self.parent, self.place]
@@ -61,3 +73,18 @@ def gathered(x: Tensor, layout: Packed) -> tuple[Tensor, Packed]:
     place = ((coords & 1) * coords.new_tensor([1, 2, 4])).sum(1)
     rows = x.new_zeros(8 * coarser.coarse.rows, x.shape[1])
     return rows.index_copy(0, 8 * coarser.parent + place, x).reshape(-1, 8 * x.shape[1]), coarser.coarse
+
+
+def guide_of(layout: Packed, fine: Packed, steps: int) -> list[Subdivision]:
+    """The subdivisions that lead from the voxels of ``layout`` to those of ``fine``, coarsest first.
+
+    Args:
+        fine: at 2^steps the resolution, none outside of ``layout``.
+    """
+    levels = [fine]
+    for _ in range(steps - 1):
+        levels.append(pooling(levels[-1]).coarse)
+    found: list[Subdivision] = []
+    for level in reversed(levels):
+        found.append(Subdivision.of_voxels(found[-1].layout if found else layout, level))
+    return found
