@@ -144,6 +144,13 @@ def test_refusals(tmp_path: Path, student: Path | str, repository: str, keys: di
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_is_no_card_is_never_replaced(tmp_path: Path) -> None:
+    shutil.copytree(PCM, tmp_path / "run")
+    with pytest.raises(FewstepError, match=r"run' exists and has no README.md; accepted: a path that does not exist"):
+        fewstep.push(tmp_path / "run", "me/pcm", out=tmp_path / "run", dry_run=True, force=True)
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
 def test_a_student_that_is_nowhere(hub: Path) -> None:
     with pytest.raises(FewstepError, match="--student 'me/none': no such folder, and not to be had from the hub: "):
         find_students(["me/none"], Pipeline.open(NANO))

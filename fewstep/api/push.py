@@ -11,7 +11,7 @@ from pathlib import Path
 from fewstep.api.push_card import card
 from fewstep.api.students import InFolder
 from fewstep.engine.export import INFO, holds_info, load_student, read_info, student_folder
-from fewstep.engine.hub import REPOSITORY, upload
+from fewstep.engine.hub import REPOSITORY, upload, upload_command
 from fewstep.errors import FewstepError, invalid, need
 from fewstep.files import check_place, new_folder, write_file
 from fewstep.plugins.registry import registry
@@ -47,7 +47,7 @@ def push(
         teacher: hub repository of the model that was distilled, for the card.
         license: key of a licence as the hub has them ("mit", "apache-2.0"), for the card.
         private: of a new repository.
-        force: replace an ``out`` that exists.
+        force: replace an ``out`` that exists, if it is a folder with a card.
 
     Raises:
         FewstepError: for what is no finished student, names that cannot be, a folder that exists; and where the upload
@@ -62,10 +62,12 @@ def push(
         need("huggingface_hub")
     table = None if bench is None else _table(Path(bench))
     place = Path("runs", "hub", repository) if out is None else Path(out)
+    if os.path.lexists(place) and not (place / CARD).is_file():
+        raise FewstepError(f"--out: {str(place)!r} exists and has no {CARD}; accepted: a path that does not exist")
     if os.path.lexists(place) and not force:
         raise FewstepError(
             f"--out: {str(place)!r} exists; accepted: --force to write it anew, or to upload it as it is: "
-            f"hf upload {repository} {place} ."
+            f"{upload_command(place, repository)}"
         )
     check_place("--out", place)
     folders = _by_stage(Path(student) if isinstance(student, Path | str) else student.folder)

@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from fewstep.cli.options import home
-from fewstep.console import Console, command, say
+from fewstep.console import Console, say
 
 
 def push(
@@ -30,6 +30,7 @@ def push(
     sample the student, its contract, what it was made with and what a bench measured.
     """
     from fewstep.api.push import push as run
+    from fewstep.engine.hub import upload_command
 
     console = Console()
     place = run(
@@ -45,6 +46,6 @@ def push(
     )
     say(console, f"folder: {place}")
     if dry_run:
-        say(console, f"nothing was uploaded; to upload it: {command('hf', 'upload', repository, place, '.')}")
+        say(console, f"nothing was uploaded; to upload it: {upload_command(place, repository)}")
     else:
         say(console, f"uploaded: https://huggingface.co/{repository}")

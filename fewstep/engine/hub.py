@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from fewstep.console import command
 from fewstep.errors import FewstepError, first_line, need
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
@@ -44,5 +45,10 @@ def upload(folder: Path, repository: str, message: str, private: bool = False) -
     except Exception as error:  # no network, no token, no right, no space: a class for each, also of the HTTP client
         raise FewstepError(
             f"{repository}: not uploaded: {first_line(error)}. The folder is kept: {folder}. Log in with "
-            f"`hf auth login`, then: hf upload {repository} {folder} ."
+            f"`hf auth login`, then: {upload_command(folder, repository)}"
         ) from error
+
+
+def upload_command(folder: Path, repository: str) -> str:
+    """What uploads a folder as it is, for the user to copy."""
+    return command("hf", "upload", repository, folder, ".")
