@@ -141,7 +141,11 @@ def test_made_up_samples_on_voxels(backbone: str, args: dict[str, Any], tmp_path
 def test_the_command_says_whether_it_fits(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["distill", "-m", "cm", "-b", "toy", "--dry-run", "train.batch_size=8"]
     assert main([*words, "--memory", "1GB"]) == 0
-    assert "fits into 1.0 GB" in capsys.readouterr().out
+    found = capsys.readouterr().out
+    assert "fits into 1.0 GB" in found
+    assert "copy for a checkpoint" not in found  # of a GPU's tensors the host has it
+    assert main([*words, "train.device=cpu", "--memory", "auto"]) == 0
+    assert "copy for a checkpoint" in capsys.readouterr().out
     assert main([*words, "--memory", "0.5GB"]) == 0  # on a GPU its context alone takes more
     assert "does not fit into 0.5 GB" in capsys.readouterr().out
     assert main([*words, "--memory", "much"]) == 2

@@ -87,7 +87,7 @@ def test_without_bitsandbytes_the_extra_is_named(
     assert not (tmp_path / "run").exists()
 
 
-def test_fused_is_refused_where_torch_has_none() -> None:
+def test_what_a_device_lacks_is_refused_at_the_start() -> None:
     with pytest.raises(FewstepError, match=r"train.optimizer: got 'fused'; accepted: adamw on meta"):
         adamw([nn.Parameter(torch.zeros(3, device="meta"))], 1e-3, TrainConfig(optimizer="fused"))
 

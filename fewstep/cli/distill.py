@@ -137,10 +137,10 @@ def show_memory(console: Console, resolved: Resolved, given: str) -> None:
     from fewstep.engine.memory import GB, expected, room
 
     device = pick_device(resolved.config.train.device)
-    there = room(given, device)
+    there, kind = room(given, device), device.type if given == "auto" else "cuda"
     try:
         with spinner(console, "counting memory"):
-            found = expected(resolved)
+            found = expected(resolved, kind)
     except Exception as error:  # of whatever plugin: a dry run shows the config in any case
         say(console, f"expected memory: not known: {first_line(error)}")
         return
@@ -151,7 +151,7 @@ def show_memory(console: Console, resolved: Resolved, given: str) -> None:
         table.add_row("copy for a checkpoint", f"{found.copies / GB:.3f}")
     table.add_row("at most together", f"{found.total / GB:.3f}")
     console.print(table)
-    verdict = "fits into" if found.fits(there, device.type if given == "auto" else "cuda") else "does not fit into"
+    verdict = "fits into" if found.fits(there, kind) else "does not fit into"
     say(console, f"{verdict} {there / GB:.1f} GB ({'; '.join(found.notes)}; batch {resolved.config.train.batch_size})")
 
 

@@ -32,7 +32,7 @@ GB = 1e9
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SPARE = {  # a factor and bytes beside what is counted
     "cuda": (1.1, 0.7e9),  # fragments of the allocator; the context, kernels and their workspaces
-    "cpu": (1.4, 0.5e9),  # what malloc keeps of what was freed (benchmarks/scale/memory.py); Python and torch
+    "cpu": (1.4, 0.5e9),  # what malloc keeps of what was freed (benchmarks/scale/measure.py); Python and torch
 }
 
 
@@ -62,13 +62,16 @@ class Memory:
         return factor * self.total + fixed <= room
 
 
-def expected(resolved: Resolved) -> Memory:
+def expected(resolved: Resolved, device: str | None = None) -> Memory:
     """The memory of one process of a run.
+
+    Args:
+        device: "cuda" or "cpu"; by default that of ``train.device``.
 
     Raises:
         FewstepError: for a backbone whose size is not known without its weights, or a method that cannot be tried.
     """
-    config, device = resolved.config, pick_device(resolved.config.train.device)
+    config, device = resolved.config, device or pick_device(resolved.config.train.device).type
     objective: Objective[Any] = resolved.method.load()(config.objective)
     try:
         teacher = outline(resolved).as_teacher(config.backbone)
@@ -92,7 +95,7 @@ def expected(resolved: Resolved) -> Memory:
     found.parts["averages (EMA)"] = sum(map(own, nets.emas.values()))
     trained = [p for parameters in nets.parameters.values() for p in parameters.values()]
     found.parts["optimiser states"] = state_bytes(config.train.optimizer, trained)
-    if device.type == "cpu":
+    if device == "cpu":
         found.copies = size(nets.state().values()) + found.parts["optimiser states"]
     total = config.train.steps
     numbers = [*range(min(total, 100)), *range(max(0, total - 100), total)]

@@ -81,22 +81,28 @@ def adamw(parameters: Iterable[nn.Parameter], lr: float, config: TrainConfig) ->
     """AdamW as ``train.optimizer`` says. torch's is fused on CUDA anyway, where its step is a few launches.
 
     Raises:
-        FewstepError: bitsandbytes is not installed, or torch has no fused AdamW for the device.
+        FewstepError: bitsandbytes is not installed, or there is no such AdamW for the device.
     """
     given = list(parameters)
-    options: dict[str, Any] = {"lr": lr, "betas": config.betas, "weight_decay": config.weight_decay}
-    if config.optimizer == "adamw8bit":
-        found: torch.optim.Optimizer = need("bitsandbytes").optim.AdamW8bit(given, **options, min_8bit_size=SMALL)
-        return found
     device = given[0].device
-    if config.optimizer == "fused":
+    options: dict[str, Any] = {"lr": lr, "betas": config.betas, "weight_decay": config.weight_decay}
+
+    def made(parameters: list[nn.Parameter]) -> Any:
+        if config.optimizer == "adamw8bit":
+            return need("bitsandbytes").optim.AdamW8bit(parameters, **options, min_8bit_size=SMALL)
+        fused = config.optimizer == "fused" or device.type == "cuda"
+        return torch.optim.AdamW(parameters, fused=fused, **options)
+
+    if config.optimizer != "adamw":  # both find out in their first step what they cannot do
         probe = nn.Parameter(torch.zeros(1, device=device))
         probe.grad = torch.zeros_like(probe)
         try:
-            torch.optim.AdamW([probe], fused=True).step()
+            made([probe]).step()
         except RuntimeError as error:
-            raise invalid("train.optimizer", "fused", f"adamw on {device.type} ({first_line(error)})") from None
-    return torch.optim.AdamW(given, fused=config.optimizer == "fused" or device.type == "cuda", **options)
+            accepted = f"adamw on {device.type} ({first_line(error)})"
+            raise invalid("train.optimizer", config.optimizer, accepted) from None
+    found: torch.optim.Optimizer = made(given)
+    return found
 
 
 def state_bytes(optimizer: str, parameters: Iterable[Tensor]) -> int:
