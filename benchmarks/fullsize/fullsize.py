@@ -1,4 +1,5 @@
-"""Full-size flows on a CPU: ``python benchmarks/fullsize/fullsize.py ss|slat``. README.md says what is measured.
+"""Full-size flows on a CPU: ``python benchmarks/fullsize/fullsize.py ss|slat|trellis2-shape``. README.md says what is
+measured.
 
 Writes a file pair in the official format with random weights, loads it as any checkpoint and does one Euler step.
 """
@@ -9,7 +10,7 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,7 +20,10 @@ import torch
 from fewstep_trellis.backbone import StructureFlow
 from fewstep_trellis.checkpoint import build_model, load_model
 from fewstep_trellis.flow import Flow
+from fewstep_trellis.models import MODELS
 from fewstep_trellis.slat import StructuredLatentFlow
+from fewstep_trellis2.configs import FOLDER
+from fewstep_trellis2.latents import ShapeStage
 from memory import Phase, measured
 from safetensors.torch import save_file
 from torch import Tensor
@@ -40,9 +44,12 @@ LATENTS = {"resolution": 64, "patch_size": 2, "num_io_res_blocks": 2, "io_block_
 CONFIGS: dict[str, tuple[type[Flow], str, dict[str, Any]]] = {
     "ss": (StructureFlow, "SparseStructureFlowModel", COMMON | STRUCTURE),
     "slat": (StructuredLatentFlow, "ElasticSLatFlowModel", COMMON | LATENTS),
+    "trellis2-shape": (
+        ShapeStage,
+        *json.loads((FOLDER / "slat_flow_img2shape_dit_1_3B_512_bf16.json").read_text(encoding="utf-8")).values(),
+    ),
 }
-TOKENS = 1374  # of a picture of 518 x 518: 37 x 37 patches, the class and 4 registers
-VOXELS = 8192
+VOXELS = {"slat": 8192, "trellis2-shape": 1024}
 
 
 @dataclass
@@ -63,19 +70,23 @@ class Result:
 
 
 def random_tensors(
-    name: str, args: dict[str, Any], seed: int = 0, device: torch.device | str = "cpu"
+    name: str,
+    args: dict[str, Any],
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    models: Mapping[str, Any] = MODELS,
 ) -> Iterator[tuple[str, Tensor]]:
     """The model's tensors in the types of the official files, one at a time: the model itself never exists."""
     generator = torch.Generator(device).manual_seed(seed)
-    for key, like in build_model(name, args, "meta").state_dict().items():
+    for key, like in build_model(name, args, "meta", models).state_dict().items():
         x = torch.randn(like.shape, generator=generator, device=device)
         x = 1 + 0.1 * x if key.endswith("gamma") else x * (x[0].numel() ** -0.5 if x.ndim > 1 else 0.1)
         yield key, x.to(like.dtype)
 
 
-def write(name: str, args: dict[str, Any], stem: Path) -> int:
+def write(name: str, args: dict[str, Any], stem: Path, models: Mapping[str, Any] = MODELS) -> int:
     """An official pair of files; returns the number of parameters."""
-    state = dict(random_tensors(name, args))
+    state = dict(random_tensors(name, args, models=models))
     save_file(state, stem.with_suffix(".safetensors"), metadata={"format": "pt"})
     stem.with_suffix(".json").write_text(json.dumps({"name": name, "args": args}, indent=4), encoding="utf-8")
     return sum(x.numel() for key, x in state.items() if key != "pos_emb")
@@ -88,17 +99,18 @@ def shell(count: int, size: int = 64) -> Tensor:
     return places[(distance - 0.4 * size).abs().argsort()[:count]].int()
 
 
-def sample(stage: str) -> tuple[Tensor, Layout]:
+def sample(stage: str, args: dict[str, Any]) -> tuple[Tensor, Layout]:
     """Noise of one object and its layout."""
     generator = torch.Generator().manual_seed(1)
     if stage == "ss":
         return torch.randn(1, 8, 16, 16, 16, generator=generator), Dense(1)
-    return torch.randn(VOXELS, 8, generator=generator), Packed.of_lengths([VOXELS], shell(VOXELS))
+    count, places = VOXELS[stage], shell(VOXELS[stage], args["resolution"])
+    return torch.randn(count, args["in_channels"], generator=generator), Packed.of_lengths([count], places)
 
 
 def load(flow: type[Flow], stem: Path) -> Flow:
     """As the pipeline does on a CPU: half-precision blocks go to float32."""
-    model: Any = load_model(stem).eval().requires_grad_(False)
+    model: Any = load_model(stem, models=flow.models).eval().requires_grad_(False)
     model.convert_to_fp32()
     return flow(model)
 
@@ -107,16 +119,16 @@ def measure(stage: str, steps: int) -> Result:
     """Write, load, step; time and peak memory of each."""
     flow_class, name, args = CONFIGS[stage]
     now, load_average = datetime.now(timezone.utc).isoformat(timespec="seconds"), round(os.getloadavg()[0], 1)
-    noise, layout = sample(stage)
+    noise, layout = sample(stage, args)
     rows = len(noise) if isinstance(layout, Packed) else 16**3
     with tempfile.TemporaryDirectory() as folder:
         stem = Path(folder) / "model"
         with measured("write the file") as written:
-            parameters = write(name, args, stem)
+            parameters = write(name, args, stem, flow_class.models)
         size = stem.with_suffix(".safetensors").stat().st_size / 2**20
         with measured("load it, blocks to float32") as loaded:
             flow = load(flow_class, stem)
-        cond = Condition(torch.randn(1, TOKENS, 1024, generator=torch.Generator().manual_seed(2)))
+        cond = Condition(torch.randn(1, flow.tokens, 1024, generator=torch.Generator().manual_seed(2)))
         step = Step(0, flow.interpolant)
         with measured(f"{steps} Euler step" + "s" * (steps > 1)) as stepped:
             out = euler(flow, noise, cond, layout, step_grid(steps), step)

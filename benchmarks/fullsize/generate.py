@@ -69,7 +69,7 @@ def _write_encoder(folder: Path) -> Path:
 
 def measure(folder: Path, low_memory: bool) -> dict[str, Any]:
     """One object of VOXELS voxels. Random structures would fill half the grid: a shell stands in for the occupancy."""
-    coords = torch.cat([torch.zeros(VOXELS, 1, dtype=torch.int32), shell(VOXELS)], 1)
+    coords = torch.cat([torch.zeros(VOXELS["slat"], 1, dtype=torch.int32), shell(VOXELS["slat"])], 1)
     stages.occupied_coords = lambda logits: coords
     run = Runner.open(folder, low_memory=low_memory)
     image = Image.new("RGBA", (600, 600))
@@ -79,7 +79,7 @@ def measure(folder: Path, low_memory: bool) -> dict[str, Any]:
     return {
         "mode": "low-memory" if low_memory else "default",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "voxels": VOXELS,
+        "voxels": VOXELS["slat"],
         "steps": {stage: recipe.steps for stage, recipe in run.recipes.items()},
         "mesh_faces": len(objects.decoded[DECODERS[0]][0].faces),
         "gaussians": len(objects.decoded[DECODERS[1]][0]),

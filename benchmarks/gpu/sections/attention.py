@@ -1,4 +1,5 @@
-"""Attention in time: varlen self-attention from 5k to 32k tokens, dense 4096, cross to 1374 keys; 16 heads x 64."""
+"""Attention in time: varlen self-attention from 5k to 32k tokens, dense 4096, cross to 1374 keys; 16 heads x 64. Of
+TRELLIS.2, 12 heads x 128, at 20k and 49k tokens."""
 
 from __future__ import annotations
 
@@ -19,17 +20,24 @@ from benchmarks.gpu.work import attention_bytes, attention_flops
 from fewstep.core.layout import Packed
 
 OP = "varlen_attention"
-HEADS, WIDTH, CONDITION = 16, 64, 1374
+HEADS, WIDE, CONDITION = (16, 64), (12, 128), 1374  # of TRELLIS and of TRELLIS.2: heads, and channels of one
 TOKENS = (8192, 16384, 5000, 32768)  # in order of importance
+FINE = (20_000, 49_152)  # of TRELLIS.2's fine stages: a usual object, and the most
 RAGGED = (2713, 4096, 1999, 8191, 3517, 5003, 2048, 6007)
 CAPABILITY = {"forward": "forward", "backward": "backward", "value+tangent": "jvp"}
 # Each further length costs FlexAttention half a minute of compiling.
 COMPILED = frozenset({TOKENS[0], TOKENS[1], sum(RAGGED)})
 
 
-def call(bench: Bench, lengths: Sequence[int], keys: Sequence[int] | None = None, dtype: Any = None) -> Call:
-    """Random q, k, v of these lengths."""
-    heads, width = bench.sizes((HEADS, WIDTH), (1, 32))
+def call(
+    bench: Bench,
+    lengths: Sequence[int],
+    keys: Sequence[int] | None = None,
+    dtype: Any = None,
+    shape: tuple[int, int] = HEADS,
+) -> Call:
+    """Random q, k, v of these lengths, with heads and channels of ``shape``."""
+    heads, width = bench.sizes(shape, (1, 32))
     layouts = [Packed.of_lengths(list(n), device=bench.device) for n in (lengths, keys or lengths)]
     q, k, v = (
         bench.randn(layout.rows, heads, width, dtype=dtype or bench.half())
@@ -109,18 +117,19 @@ def case(
     keys: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
     only: Sequence[str] | None = None,
+    shape: tuple[int, int] = HEADS,
     **more: Any,
 ) -> Case:
     """A case of ``what`` on these lengths."""
     kind = dtype or bench.half()
-    heads, width = bench.sizes((HEADS, WIDTH), (1, 32))
+    heads, width = bench.sizes(shape, (1, 32))
     of = keys or lengths
     return Case(
         OP,
         what,
         words,
         name_of(kind),
-        lambda: runs(bench, call(bench, lengths, keys, kind), what, only),
+        lambda: runs(bench, call(bench, lengths, keys, kind, shape), what, only),
         attention_flops(lengths, of, heads, width, what),
         attention_bytes(sum(lengths), sum(of), heads, width, kind.itemsize, what),
         **more,
@@ -152,6 +161,9 @@ def cases(bench: Bench) -> Iterator[Case]:
     ragged = bench.sizes(RAGGED, (3, 33, 1, 18))
     for what in ("forward", "backward", "value+tangent"):
         yield case(bench, f"ragged {len(ragged)} samples, {sum(ragged)}", what, ragged)
+    for what in ("forward", "backward", "value+tangent"):
+        for n in bench.sizes(FINE, (48, 96)):
+            yield case(bench, f"self {n}, 12 x 128", what, [n], None, bf16, peers, WIDE)
 
 
 def _own(bench: Bench, tokens: int, what: str, against: dict[str, str], rate: str = "") -> Case:

@@ -10,8 +10,24 @@ from fewstep_shapes3d.app.options import HOST, OPEN, PORT
 from typer import Argument, Option
 
 from fewstep.cli.invocation import again, going_on
-from fewstep.cli.options import home, whole
+from fewstep.cli.options import home
 from fewstep.console import Console
+from fewstep_trellis.generate.options import (
+    AsJson,
+    Background,
+    Device,
+    DryRun,
+    Force,
+    LargestPart,
+    LowMemory,
+    Preview,
+    Samples,
+    Seed,
+    Simplify,
+    Size,
+    Texels,
+    Up,
+)
 
 TEACHER = "Pipeline folder or hub name (microsoft/TRELLIS-image-large); by default the shipped nano model."
 STUDENT = (
@@ -20,10 +36,6 @@ STUDENT = (
 )
 STEPS = "Steps: N, or N,M for structure and latents; by default as the contract or pipeline.json says."
 GUIDANCE = "Guidance scale, one or two; 1 is none (TRELLIS's cfg_strength + 1)."
-SIMPLIFY = "Share of the mesh's faces to remove, such as 0.9 (extra mesh)."
-TEXTURE = "Texels on a side of a texture in the .glb, such as 1024 (extra mesh); 0: vertex colours."
-UP = "The axis that points up in the .glb, y or z."
-SIZE = "Metres of the longest side in the .glb."
 
 
 def generate(
@@ -36,33 +48,29 @@ def generate(
     student: Annotated[list[str] | None, Option("--student", help=STUDENT)] = None,
     guidance: Annotated[str | None, Option(help=GUIDANCE)] = None,
     sampler: Annotated[str | None, Option(help="Registered sampler, for both stages.")] = None,
-    samples: Annotated[int, whole("--samples", "Objects of each input.", 1, 64, "-n")] = 1,
-    seed: Annotated[int, whole("--seed", "Seed of the noise.", 0, 2**31 - 1)] = 42,
+    samples: Samples = 1,
+    seed: Seed = 42,
     multi_image: Annotated[
         str | None, Option(help="All pictures show one object: stochastic or multidiffusion.")
     ] = None,
     encoder: Annotated[
         str | None, Option("--image-encoder", "--text-encoder", help="Encoder's name, folder or weights file.")
     ] = None,
-    background: Annotated[str, Option(help="Of opaque pictures: remove (needs rembg) or keep.")] = "remove",
-    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    low_memory: Annotated[bool, Option("--low-memory", help="Hold one model at a time.")] = False,
+    background: Background = "remove",
+    device: Device = "auto",
+    low_memory: LowMemory = False,
     graphs: Annotated[
         bool, Option("--graphs", help="Models stay on the GPU, the structure stage as CUDA graphs: for many inputs.")
     ] = False,
-    largest_part: Annotated[
-        bool, Option("--largest-part", help="Keep the largest connected part of each object, nothing that floats.")
-    ] = False,
-    simplify: Annotated[float, Option(help=SIMPLIFY)] = 0.0,
-    texture: Annotated[int, Option(help=TEXTURE)] = 0,
-    up: Annotated[str, Option(help=UP)] = "y",
-    size: Annotated[float | None, Option(help=SIZE)] = None,
-    preview: Annotated[bool, Option(help="Write a turntable beside the result.")] = True,
-    force: Annotated[bool, Option("--force", help="Overwrite existing results.")] = False,
-    dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done, and stop.")] = False,
-    as_json: Annotated[
-        bool, Option("--json", help="A JSON line for each result on standard output, all else on standard error.")
-    ] = False,
+    largest_part: LargestPart = False,
+    simplify: Simplify = 0.0,
+    texture: Texels = 0,
+    up: Up = "y",
+    size: Size = None,
+    preview: Preview = True,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make 3-D objects of pictures or texts: a mesh (.glb), Gaussians (.ply), arrays (.npz)."""
     from fewstep_shapes3d.finish import Finish
@@ -89,8 +97,8 @@ def app(
     host: Annotated[str, HOST] = "127.0.0.1",
     port: Annotated[int, PORT] = 7860,
     encoder: Annotated[str | None, Option("--image-encoder", help="Encoder's name, folder or weights file.")] = None,
-    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    low_memory: Annotated[bool, Option("--low-memory", help="Hold one model at a time.")] = False,
+    device: Device = "auto",
+    low_memory: LowMemory = False,
     show: Annotated[bool, OPEN] = True,
 ) -> None:
     """Serve a page: pictures become 3-D objects, students are compared side by side."""

@@ -7,11 +7,26 @@ from typing import Annotated
 
 import typer
 from fewstep_shapes3d.app.options import HOST, OPEN, PORT
-from fewstep_trellis.generate.cli import SIMPLIFY, SIZE, TEXTURE, UP
+from fewstep_trellis.generate.options import (
+    AsJson,
+    Background,
+    Device,
+    DryRun,
+    Force,
+    LargestPart,
+    LowMemory,
+    Preview,
+    Samples,
+    Seed,
+    Simplify,
+    Size,
+    Texels,
+    Up,
+)
 from typer import Argument, Option
 
 from fewstep.cli.invocation import again, going_on
-from fewstep.cli.options import home, whole
+from fewstep.cli.options import home
 from fewstep.console import Console
 
 TEACHER = "Pipeline folder or hub name; by default microsoft/TRELLIS.2-4B."
@@ -37,25 +52,21 @@ def generate(
     ] = None,
     guidance: Annotated[str | None, Option(help=GUIDANCE)] = None,
     sampler: Annotated[str | None, Option(help="Registered sampler, for all stages.")] = None,
-    samples: Annotated[int, whole("--samples", "Objects of each input.", 1, 64, "-n")] = 1,
-    seed: Annotated[int, whole("--seed", "Seed of the noise.", 0, 2**31 - 1)] = 42,
+    samples: Samples = 1,
+    seed: Seed = 42,
     encoder: Annotated[str | None, Option("--image-encoder", help="DINOv3's name on the hub, or a folder.")] = None,
-    background: Annotated[str, Option(help="Of opaque pictures: remove (needs rembg) or keep.")] = "remove",
-    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    low_memory: Annotated[bool, Option("--low-memory", help="Hold one model at a time.")] = False,
-    largest_part: Annotated[
-        bool, Option("--largest-part", help="Keep the largest connected part of each mesh, nothing that floats.")
-    ] = False,
-    simplify: Annotated[float, Option(help=SIMPLIFY)] = 0.0,
-    texture: Annotated[int, Option(help=TEXTURE)] = 0,
-    up: Annotated[str, Option(help=UP)] = "y",
-    size: Annotated[float | None, Option(help=SIZE)] = None,
-    preview: Annotated[bool, Option(help="Write a turntable beside the result.")] = True,
-    force: Annotated[bool, Option("--force", help="Overwrite existing results.")] = False,
-    dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done, and stop.")] = False,
-    as_json: Annotated[
-        bool, Option("--json", help="A JSON line for each result on standard output, all else on standard error.")
-    ] = False,
+    background: Background = "remove",
+    device: Device = "auto",
+    low_memory: LowMemory = False,
+    largest_part: LargestPart = False,
+    simplify: Simplify = 0.0,
+    texture: Texels = 0,
+    up: Up = "y",
+    size: Size = None,
+    preview: Preview = True,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make textured meshes (.glb) of pictures with TRELLIS.2."""
     from fewstep_shapes3d.finish import Finish
@@ -88,8 +99,8 @@ def app(
     host: Annotated[str, HOST] = "127.0.0.1",
     port: Annotated[int, PORT] = 7860,
     encoder: Annotated[str | None, Option("--image-encoder", help="DINOv3's name on the hub, or a folder.")] = None,
-    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    low_memory: Annotated[bool, Option("--low-memory", help="Hold one model at a time.")] = False,
+    device: Device = "auto",
+    low_memory: LowMemory = False,
     show: Annotated[bool, OPEN] = True,
 ) -> None:
     """Serve a page: pictures become textured meshes, students are compared side by side."""

@@ -1,0 +1,31 @@
+"""The options that ``fewstep generate`` and ``app`` have for TRELLIS and for TRELLIS.2 alike. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from typer import Option
+
+from fewstep.cli.options import whole
+
+Samples = Annotated[int, whole("--samples", "Objects of each input.", 1, 64, "-n")]
+Seed = Annotated[int, whole("--seed", "Seed of the noise.", 0, 2**31 - 1)]
+Background = Annotated[str, Option(help="Of opaque pictures: remove (needs rembg) or keep.")]
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")]
+LowMemory = Annotated[bool, Option("--low-memory", help="Hold one model at a time.")]
+LargestPart = Annotated[
+    bool, Option("--largest-part", help="Keep the largest connected part of each object, nothing that floats.")
+]
+Simplify = Annotated[float, Option(help="Share of the mesh's faces to remove, such as 0.9 (extra mesh).")]
+Texels = Annotated[
+    int,
+    Option(help="Texels on a side of a texture in the .glb, such as 1024 (extra mesh); 0: vertex colours."),
+]
+Up = Annotated[str, Option(help="The axis that points up in the .glb, y or z.")]
+Size = Annotated[float | None, Option(help="Metres of the longest side in the .glb.")]
+Preview = Annotated[bool, Option(help="Write a turntable beside the result.")]
+Force = Annotated[bool, Option("--force", help="Overwrite existing results.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Say what would be done, and stop.")]
+AsJson = Annotated[
+    bool, Option("--json", help="A JSON line for each result on standard output, all else on standard error.")
+]
