@@ -21,7 +21,7 @@ from fewstep_trellis.checkpoint import build_model  # noqa: E402
 from fewstep_trellis.configs import official_config  # noqa: E402
 from fewstep_trellis.weights import fit  # noqa: E402
 
-TOKENS = full.TOKENS  # of a picture
+TOKENS = full.Flow.tokens  # of a picture
 # A dry run keeps every part and shrinks each of them.
 SMALL_FLOW = {"model_channels": 32, "cond_channels": 32, "num_blocks": 2, "num_heads": 2, "use_fp16": False}
 SMALL: dict[str, dict[str, Any]] = {
