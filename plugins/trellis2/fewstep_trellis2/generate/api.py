@@ -128,11 +128,13 @@ class Generator:
         options: how objects are made.
 
     Raises:
-        FewstepError: for a device that is not there.
+        FewstepError: for a device that is not there, or parts to be left out of a given mesh.
     """
 
     def __init__(self, chosen: Chosen, options: Options) -> None:
         self.options, self.given = options, chosen.given
+        if self.given is not None and options.largest_part:
+            raise FewstepError("--largest-part: with --mesh every part of the given mesh stays; leave it out")
         how = pick_device(options.device, "--device"), options.low_memory, options.encoder
         parts = chosen.pipeline, chosen.kind, chosen.recipes, chosen.students, *how
         self.runner = Runner(*parts) if self.given is None else Texturer(*parts, given=self.given)

@@ -19,12 +19,10 @@ from torch import Tensor
 from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
 from fewstep_trellis2.mesh.dual_grid import DualGrid
+from fewstep_trellis2.mesh.quadric import Floats, Ints, least, quadric, to_planes, to_points
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 OPEN, MEAN = 0.2, 0.01  # weights of open edges and, for each crossing, of the mean crossing
 AT_ONCE = 1 << 20  # grid columns of one chunk of triangles
-UPPER = np.triu_indices(4)  # a symmetric 4 x 4 form (point, 1) as 10 numbers
 
 
 def dual_grid_of(vertices: Tensor, faces: Tensor, resolution: int) -> DualGrid:
@@ -39,7 +37,7 @@ def dual_grid_of(vertices: Tensor, faces: Tensor, resolution: int) -> DualGrid:
         FewstepError: the surface crosses no edge of the grid.
     """
     corners = ((vertices.double() + 0.5) * resolution).numpy()[faces.numpy()]
-    planes = _planes(corners)
+    planes = to_planes(corners)
     where, points, rows, axes = _crossings(corners, resolution)
     if not len(where):
         raise FewstepError(
@@ -59,21 +57,11 @@ def dual_grid_of(vertices: Tensor, faces: Tensor, resolution: int) -> DualGrid:
     cells, lines = _open_edges(corners, faces.numpy(), resolution)
     at, found = _found(cells, keys, resolution)
     forms += OPEN * _summed(lines[found], at, len(keys))
-    forms += MEAN * count[:, None] * _to_point(means)
+    forms += MEAN * count[:, None] * to_points(means)
     coords = np.stack(np.unravel_index(keys, (resolution,) * 3), 1)
     layout = Packed.of_lengths([len(keys)], torch.from_numpy(coords).int())
-    vertex = torch.from_numpy(_least(forms, coords) - coords).float()
+    vertex = torch.from_numpy(least(forms, coords) - coords).float()
     return DualGrid(layout, vertex, torch.from_numpy(intersected))
-
-
-def _planes(corners: Floats) -> Floats:
-    """The squared distance to each triangle's plane, [F, 10]; none of a degenerate one."""
-    a, b, c = corners.transpose(1, 0, 2)
-    normal = np.cross(b - a, c - b)
-    size = np.linalg.norm(normal, axis=1, keepdims=True)
-    normal = np.divide(normal, size, out=np.zeros_like(normal), where=size > 0)
-    plane = np.concatenate([normal, -(normal * a).sum(1, keepdims=True)], 1)
-    return _upper(plane[:, :, None] * plane[:, None])
 
 
 def _crossings(corners: Floats, resolution: int) -> tuple[Ints, Floats, Ints, Ints]:
@@ -197,24 +185,7 @@ def _open_edges(corners: Floats, faces: Ints, resolution: int) -> tuple[Ints, Fl
     cells = np.floor(start[row] + middle * (end - start)[row]).astype(np.int64)
     unit = (end - start) / length[:, None]
     across = np.eye(3) - unit[:, :, None] * unit[:, None]
-    return cells, _quadric(across, start)[row]
-
-
-def _quadric(matrix: Floats, point: Floats) -> Floats:
-    """(x - point) matrix (x - point) as 10 numbers, of [N, 3, 3] and [N, 3]."""
-    linear = -(matrix @ point[..., None])
-    constant = -(point[:, None] @ linear)
-    return _upper(np.block([[matrix, linear], [linear.transpose(0, 2, 1), constant]]))
-
-
-def _to_point(points: Floats) -> Floats:
-    """The squared distance to each point, [N, 10]."""
-    return _quadric(np.broadcast_to(np.eye(3), (len(points), 3, 3)), points)
-
-
-def _upper(form: Floats) -> Floats:
-    found: Floats = form[:, UPPER[0], UPPER[1]]
-    return found
+    return cells, quadric(across, start)[row]
 
 
 def _summed(rows: Floats, place: Ints, count: int) -> Floats:
@@ -234,31 +205,3 @@ def _found(cells: Ints, keys: Ints, resolution: int) -> tuple[Ints, Ints]:
     at = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
     known = keys[at] == wanted
     return at[known], inside[known]
-
-
-def _least(forms: Floats, low: Ints) -> Floats:
-    """The point [N, 3] of each unit cell at ``low`` with the least value of its form [N, 10].
-
-    A convex form has its least value in a box where it is least for one choice of coordinates held at the box's sides:
-    all 27 are tried, the free one first.
-    """
-    matrix = np.zeros((len(forms), 4, 4))
-    matrix[:, UPPER[0], UPPER[1]] = matrix[:, UPPER[1], UPPER[0]] = forms
-    best, value = np.zeros((len(low), 3)), np.full(len(low), np.inf)
-    left = np.arange(len(low))  # cells whose free minimum lies outside
-    for sides in product((None, 0, 1), repeat=3):
-        form, point = matrix[left], np.zeros((len(left), 3))
-        free = [axis for axis in range(3) if sides[axis] is None]
-        for axis in set(range(3)) - set(free):
-            point[:, axis] = low[left, axis] + float(sides[axis] or 0)
-        if free:
-            known = form[:, free, 3] + (form[:, free, :3] @ point[..., None])[..., 0]
-            point[:, free] = np.linalg.solve(form[:, free][:, :, free], -known[..., None])[..., 0]
-        whole = np.concatenate([point, np.ones((len(point), 1))], 1)
-        error = (whole[:, None] @ form @ whole[..., None])[:, 0, 0]
-        inside = ((point >= low[left]) & (point <= low[left] + 1)).all(1)
-        better = inside & (error < value[left])
-        best[left[better]], value[left[better]] = point[better], error[better]
-        if len(free) == 3:
-            left = left[~inside]
-    return best
