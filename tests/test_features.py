@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fewstep_shapes3d.measures.features import ImageEncoder, MetricEncoder, fit_basis, preprocess
+from fewstep_shapes3d.measures.features import ImageEncoder, MetricEncoder, fit_basis, preprocess, tile_colours
 from fewstep_shapes3d.pictures.loading import load_picture
 from PIL import Image
 
@@ -65,18 +65,32 @@ def test_a_transparent_picture_is_refused() -> None:
 def test_the_basis_is_orthogonal_centred_and_of_unit_size() -> None:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(2000, 6, generator=generator) * torch.tensor([5.0, 3, 2, 1, 1, 1])
-    tokens = hidden @ torch.randn(6, 40, generator=generator) + 3 + 0.01 * torch.randn(2000, 40, generator=generator)
-    basis = fit_basis(tokens, 6)
-    coded = basis(tokens)
-    assert coded.square().mean().sqrt() == pytest.approx(1, abs=0.01)
+    deep = hidden @ torch.randn(6, 40, generator=generator) + 3 + 0.01 * torch.randn(2000, 40, generator=generator)
+    colours = hidden[:, :4] * torch.tensor([0.1, 0.2, 0.3, 0.4]) + 0.5
+    tokens = torch.cat([deep, colours], 1)
+    coded = fit_basis(tokens, 10)(tokens)
+    leading, last = coded[:, :6], coded[:, 6:]
+    assert leading.square().mean().sqrt() == pytest.approx(1, abs=0.01)
     assert coded.mean(0).abs().max() < 0.01
-    covariance = coded.T @ coded / len(coded)
+    covariance = leading.T @ leading / len(leading)
     assert (covariance - covariance.diag().diag()).abs().max() < 0.01
     assert covariance.diag().diff().max() <= 1e-3, "largest first"
-    whole = fit_basis(tokens, 40)(tokens)
+    assert torch.allclose(last, (colours - colours.mean(0)) / colours.std(0), atol=5e-3), "colours keep their channels"
+    whole = fit_basis(tokens, 44)(tokens)[:, :40]
     assert (whole[:, 6:].square().sum() / whole.square().sum()) < 1e-3, "six directions hold everything"
-    with pytest.raises(FewstepError, match="channels: got 41"):
-        fit_basis(tokens, 41)
+    for channels in (4, 45):
+        with pytest.raises(FewstepError, match=f"channels: got {channels}; accepted: 5 to 44, 4 of them for colours"):
+            fit_basis(tokens, channels)
+
+
+def test_tiles_tell_the_colour_of_what_they_show() -> None:
+    picture = torch.zeros(1, 3, 224, 224)
+    picture[0, :, :32, :32] = torch.tensor([0.8, 0.4, 0.2])[:, None, None]  # the first tile is full
+    picture[0, 2, :32, 32:48] = 0.6  # the second one half
+    tiles = tile_colours(picture)[0]
+    assert torch.allclose(tiles[0], torch.tensor([0.8, 0.4, 0.2, 1.0]))
+    assert torch.allclose(tiles[1], torch.tensor([0.0, 0.0, 0.6, 0.5]))
+    assert not tiles[2:].any()
 
 
 def test_tokens_and_metric_features_differ_between_objects(tmp_path: Path) -> None:
@@ -84,11 +98,11 @@ def test_tokens_and_metric_features_differ_between_objects(tmp_path: Path) -> No
     Image.new("RGB", (64, 64), (90, 20, 160)).save(tmp_path / "b.jpg")
     encoder = ImageEncoder()
     tokens = encoder.encode_files([tmp_path / "a.png", tmp_path / "b.jpg"])
-    assert tokens.shape == (2, 49, 1280)
+    assert tokens.shape == (2, 49, 1284)
     assert (tokens[0] - tokens[1]).abs().mean() > 0.05
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
-    based = ImageEncoder(fit_basis(tokens, 4)).encode_files([tmp_path / "a.png"])
-    assert torch.allclose(based[0], fit_basis(tokens, 4)(tokens[0]), atol=1e-3)
+    based = ImageEncoder(fit_basis(tokens, 8)).encode_files([tmp_path / "a.png"])
+    assert torch.allclose(based[0], fit_basis(tokens, 8)(tokens[0]), atol=1e-3)
 
 
 def test_metric_features_take_grey_and_colour() -> None:

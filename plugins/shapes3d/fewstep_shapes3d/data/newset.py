@@ -79,7 +79,7 @@ def divide(
 def encode_views(
     encoder: features.ImageEncoder, pictures: npt.NDArray[np.uint8], flips: tuple[bool, ...] = (False, True)
 ) -> torch.Tensor:
-    """Raw tokens [views,flips,49,1280] in half precision of RGBA pictures [views,H,W,4]."""
+    """Raw tokens [views,flips,49,1284] in half precision of RGBA pictures [views,H,W,4]."""
     shown = [np.ascontiguousarray(p[:, ::-1]) if flip else p for p in pictures for flip in flips]
     tokens = encoder.encode([features.preprocess(Image.fromarray(p)) for p in shown])
     return tokens.half().cpu().view(len(pictures), len(flips), *tokens.shape[1:])

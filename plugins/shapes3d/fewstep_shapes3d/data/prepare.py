@@ -29,7 +29,7 @@ def prepare_sweethome3d(
     *,
     resolution: int = 32,
     views: int = 2,
-    channels: int = 48,
+    channels: int = 52,
     seed: int = 0,
     test_clusters: int = 96,
     limit: int | None = None,
@@ -44,7 +44,7 @@ def prepare_sweethome3d(
         out: the folder to make. It must not exist.
         resolution: voxels on a side, a multiple of 2.
         views: pictures of each object.
-        channels: width of the picture tokens.
+        channels: width of the picture tokens; four of them are colours.
         seed: of the cameras and the split.
         test_clusters: clusters kept for testing; with ``limit`` at most a quarter of the clusters.
         limit: read this many models only, spread over the catalogues: for trying out.

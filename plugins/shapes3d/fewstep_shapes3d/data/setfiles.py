@@ -21,7 +21,7 @@ from fewstep_shapes3d.data.sh3f import Skipped, licence_text
 from fewstep_shapes3d.measures import features
 
 FORMAT = "fewstep-prepared-set"
-VERSION = 1
+VERSION = 2
 MANIFEST, TABLE, ARRAYS, PICTURES, CREDITS = "manifest.json", "objects.csv", "objects.npz", "pictures.png", "CREDITS.md"
 SURFACE = "surface.npz"
 COLUMNS = ("index", "name", "category", "creator", "licence", "file", "model", "cluster", "split", "voxels", "cameras")

@@ -1,4 +1,4 @@
-"""Pretrained image features: EfficientNet-Lite0 tokens to condition on, Lite2 vectors to measure with.
+"""Image features: EfficientNet-Lite0 tokens with the colours of their tiles to condition on, Lite2 vectors to measure with.
 
 Both weight files lie inside their wheels; nothing is downloaded. The two networks are kept apart on purpose: a metric
 that read the conditioning network could be pleased without a better object.
@@ -23,8 +23,11 @@ from fewstep.errors import invalid, need
 if TYPE_CHECKING:
     from PIL import Image
 
-TOKENS, WIDTH, SIZE = 49, 1280, 224
-ENCODER = "efficientnet-lite0/7x7x1280"
+TOKENS, SIZE = 49, 224
+COLOURS = 4  # channels: the mean colour of the object in a tile, and its share of the tile
+WIDTH = 1280 + COLOURS  # the network's last map first
+ENCODER = "efficientnet-lite0/7x7x1280+colour"
+BLACK = 8 / 255  # a pixel below this in all channels is background; renderings never are, see views.py
 Rgb = npt.NDArray[np.uint8]
 
 
@@ -43,7 +46,10 @@ def preprocess(
 
 @dataclass(frozen=True)
 class TokenBasis:
-    """The affine map from 1280-wide tokens to C channels: ``(x - mean) @ basis``; mean [1280], basis [1280,C]."""
+    """The affine map from raw tokens to C channels: ``(x - mean) @ basis``; mean [1284], basis [1284,C].
+
+    The last four channels are colour and share of the tile, the others are of the network.
+    """
 
     mean: Tensor
     basis: Tensor
@@ -53,29 +59,43 @@ class TokenBasis:
 
 
 def fit_basis(tokens: Tensor, channels: int) -> TokenBasis:
-    """Standardise, then PCA, then one scale for unit RMS over all of ``tokens`` [..., 1280].
+    """Of raw tokens [..., W]. Deep features: standardise, then PCA, then one scale for unit RMS over all tokens.
 
-    Not whitened: the channels keep their relative size, so the leading ones carry the object.
+    Not whitened: the channels keep their relative size, so the leading ones carry the object. The last four, the
+    colours, keep channels of their own, standardised: the leading deep features say little of them.
 
     Raises:
-        FewstepError: ``channels`` is not between 1 and 1280.
+        FewstepError: ``channels`` is not between 5 and W.
     """
-    if not 1 <= channels <= tokens.shape[-1]:
-        raise invalid("channels", channels, f"1 to {tokens.shape[-1]}")
+    width = tokens.shape[-1] - COLOURS
+    if not COLOURS < channels <= tokens.shape[-1]:
+        raise invalid("channels", channels, f"{COLOURS + 1} to {tokens.shape[-1]}, {COLOURS} of them for colours")
     flat = tokens.reshape(-1, tokens.shape[-1]).float()
-    mean, spread = flat.mean(0), flat.std(0)
-    spread = spread.clamp(min=0.1 * float(spread.median()) + 1e-6)  # channels that hardly fire must not blow up
-    scaled = (flat - mean) / spread
+    mean, spread = flat.mean(0), flat.std(0) + 1e-6
+    deep = spread[:width].clamp(min=0.1 * float(spread[:width].median()))  # channels that hardly fire must not blow up
+    scaled = (flat - mean)[:, :width] / deep
     _, vectors = torch.linalg.eigh((scaled.T @ scaled).double() / len(scaled))
-    leading = vectors.flip(1)[:, :channels].float()
+    leading = vectors.flip(1)[:, : channels - COLOURS].float()
     leading = leading * torch.where(leading.sum(0) < 0, -1.0, 1.0)  # the sign of an eigenvector is arbitrary: fix it
     rms = (scaled @ leading).square().mean().sqrt().clamp(min=1e-12)
+    basis = torch.block_diag(leading / deep[:, None] / rms, torch.diag(1 / spread[width:]))
     # Stored in half precision, so used in half precision: a picture encoded later meets the same map.
-    return TokenBasis(mean.half().float(), (leading / spread[:, None] / rms).half().float())
+    return TokenBasis(mean.half().float(), basis.half().float())
+
+
+def tile_colours(images: Tensor) -> Tensor:
+    """Of pictures [B,3,H,W] in [0,1] on black: [B,49,4], the object's mean colour in each tile and its share of the tile.
+
+    Where a tile shows nothing of it all four are 0.
+    """
+    shown = (images > BLACK).any(1, keepdim=True).to(images)
+    share = F.adaptive_avg_pool2d(shown, 7)
+    colour = F.adaptive_avg_pool2d(images * shown, 7) / share.clamp(min=1e-6)
+    return rearrange(torch.cat([colour, share], 1), "b c h w -> b (h w) c")
 
 
 class ImageEncoder(nn.Module):
-    """EfficientNet-Lite0 up to its last map: 49 tokens a picture, 1280 wide, or C wide with a basis."""
+    """EfficientNet-Lite0 up to its last map, and the tiles' colours: 49 tokens a picture, 1284 wide, or C with a basis."""
 
     def __init__(self, basis: TokenBasis | None = None) -> None:
         super().__init__()
@@ -85,7 +105,8 @@ class ImageEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """[B,3,224,224] in [0,1] to tokens [B,49,C], row by row from the top left."""
-        tokens = self.net.extract_features(_normalise(images)).flatten(2).transpose(1, 2)
+        deep = self.net.extract_features(_normalise(images)).flatten(2).transpose(1, 2)
+        tokens = torch.cat([deep, tile_colours(images)], -1)
         return tokens if self.basis is None else self.basis(tokens)
 
     def encode(self, pictures: Sequence[Rgb], batch: int = 32) -> Tensor:
