@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fewstep_shapes3d.data.prepared import PreparedSet
 from fewstep_shapes3d.measures.features import ImageEncoder, MetricEncoder, fit_basis, preprocess, tile_colours
 from fewstep_shapes3d.pictures.loading import load_picture
 from PIL import Image
@@ -117,8 +118,6 @@ def test_metric_features_take_grey_and_colour() -> None:
 
 def test_stored_tokens_are_what_the_encoder_makes_of_the_picture() -> None:
     """The shipped atlas holds small copies of the condition pictures: their tokens stay close to the stored ones."""
-    from fewstep_shapes3d.data.prepared import PreparedSet
-
     data = PreparedSet.load()
     index = data.test[:6]
     small = [Image.fromarray(data.picture(int(i))).resize((224, 224), Image.Resampling.BICUBIC) for i in index]
@@ -132,3 +131,21 @@ def test_stored_tokens_are_what_the_encoder_makes_of_the_picture() -> None:
 def test_pictures_are_encoded_on_the_encoders_device() -> None:
     encoder = ImageEncoder().to("meta")  # as good as a GPU: a picture left on the CPU would be refused
     assert encoder.encode([preprocess(disc())]).device.type == "meta"
+
+
+def test_the_condition_tells_the_colour_of_an_object() -> None:
+    """A linear map, fitted on the training objects, from the mean token to the mean colour of the voxels."""
+    data = PreparedSet.load()
+    colours = torch.stack([data.surface(at)[1][:, 8:].mean(0) for at in range(len(data))])
+    rows = torch.cat([data.tokens(part).mean(1) for part in (data.train, data.test)])
+    wanted = torch.cat([colours[part] for part in (data.train, data.test)])
+
+    def explained(features: torch.Tensor) -> float:
+        known, count = torch.cat([features, torch.ones(len(features), 1)], 1), len(data.train)
+        gram = known[:count].T @ known[:count] + 1e-2 * count * torch.eye(known.shape[1])
+        fitted = known[count:] @ torch.linalg.solve(gram, known[:count].T @ wanted[:count])
+        left, spread = (wanted[count:] - fitted), wanted[count:] - wanted[count:].mean(0)
+        return 1 - float(left.square().sum() / spread.square().sum())
+
+    assert explained(rows) > 0.7
+    assert explained(rows[:, :48]) < 0.2, "the deep features alone"

@@ -1,4 +1,4 @@
-"""Image features: EfficientNet-Lite0 tokens with the colours of their tiles to condition on, Lite2 vectors to measure with.
+"""Image features: EfficientNet-Lite0 tokens with tile colours to condition on, Lite2 vectors to measure with.
 
 Both weight files lie inside their wheels; nothing is downloaded. The two networks are kept apart on purpose: a metric
 that read the conditioning network could be pleased without a better object.
@@ -84,9 +84,9 @@ def fit_basis(tokens: Tensor, channels: int) -> TokenBasis:
 
 
 def tile_colours(images: Tensor) -> Tensor:
-    """Of pictures [B,3,H,W] in [0,1] on black: [B,49,4], the object's mean colour in each tile and its share of the tile.
+    """[B,49,4] of pictures [B,3,H,W] in [0,1] on black: the object's mean colour in a tile, and its share of the tile.
 
-    Where a tile shows nothing of it all four are 0.
+    All four are 0 where a tile shows nothing of it.
     """
     shown = (images > BLACK).any(1, keepdim=True).to(images)
     share = F.adaptive_avg_pool2d(shown, 7)
@@ -95,7 +95,7 @@ def tile_colours(images: Tensor) -> Tensor:
 
 
 class ImageEncoder(nn.Module):
-    """EfficientNet-Lite0 up to its last map, and the tiles' colours: 49 tokens a picture, 1284 wide, or C with a basis."""
+    """EfficientNet-Lite0's last map and the colours of its tiles: 49 tokens a picture, 1284 wide, or C with a basis."""
 
     def __init__(self, basis: TokenBasis | None = None) -> None:
         super().__init__()
