@@ -13,8 +13,8 @@ from fewstep_shapes3d.representations import Gaussians
 from fewstep_trellis.checkpoint import save_model
 from fewstep_trellis.models import SLatEncoder
 from fewstep_trellis.normalisation import Normalisation
-from fewstep_trellis.slat_dataset import PreparedLatents, PreparedLatentsConfig
-from fewstep_trellis.teach.crops import WALL, Crop, choose, cut, layout_of
+from fewstep_trellis.slat_dataset import PreparedLatents, PreparedLatentsConfig, cube_around
+from fewstep_trellis.teach.crops import WALL, Crop, cut, layout_of
 from fewstep_trellis.teach.describe import write_pipeline
 from fewstep_trellis.teach.slat_gs import gaussian_terms
 from fewstep_trellis.teach.slat_quality import channel_statistics, compare, sample, watertight, without_cavities
@@ -47,11 +47,11 @@ def crop() -> Crop:
     return cut(COORDS, torch.arange(5.0)[:, None].expand(5, 11), target(), torch.tensor([0, 1, 3]), R)
 
 
-def test_choose_takes_the_greatest_cube_that_fits() -> None:
-    assert choose(COORDS, 3, COORDS[0]).tolist() == [0, 1, 2]
-    assert choose(COORDS, 2, COORDS[0]).tolist() == [0], "a cube of side 3 would hold three"
-    assert choose(COORDS, 5, COORDS[0]).tolist() == [0, 1, 2, 3, 4]
-    assert choose(COORDS, 4, COORDS[0]).tolist() == [0, 1, 2, 3]
+def test_the_greatest_cube_that_fits_is_taken() -> None:
+    assert cube_around(COORDS, 3, COORDS[0]).tolist() == [0, 1, 2]
+    assert cube_around(COORDS, 2, COORDS[0]).tolist() == [0], "a cube of side 3 would hold three"
+    assert cube_around(COORDS, 5, COORDS[0]).tolist() == [0, 1, 2, 3, 4]
+    assert cube_around(COORDS, 4, COORDS[0]).tolist() == [0, 1, 2, 3]
 
 
 def test_cut_holds_every_corner_of_its_cubes_once_with_its_own_values() -> None:
@@ -204,6 +204,24 @@ def test_latent_batches_are_packed_mirrored_and_repeatable(latents: PreparedLate
     held = latents.held_out()
     assert held.layout.batch_size == 96
     assert torch.isfinite(held.x0).all()
+
+
+def test_crops_are_parts_of_the_whole_objects(latents: PreparedLatents) -> None:
+    cropped = PreparedLatents(latents.config.model_copy(update={"crop": 40}), Backbone())
+    cropped.set.arrays["split"] = latents.set.arrays["split"]
+    assert cropped.loads() == [min(count, 40) for count in latents.loads()]
+
+    def by_object(data: PreparedLatents) -> list[dict[tuple[int, ...], Tensor]]:
+        batch = data.batch([0, 3], torch.Generator().manual_seed(2))
+        assert isinstance(batch.layout, Packed)
+        assert batch.layout.coords is not None
+        sizes = batch.layout.lengths.tolist()
+        parts = zip(batch.layout.coords.split(sizes), batch.x0.split(sizes), strict=True)
+        return [dict(zip(map(tuple, coords.tolist()), x0, strict=True)) for coords, x0 in parts]
+
+    for part, whole in zip(by_object(cropped), by_object(latents), strict=True):
+        assert 0 < len(part) <= 40 < len(whole)
+        assert all(torch.equal(x0, whole[at]) for at, x0 in part.items())
 
 
 def test_latents_are_normalised_by_the_description_beside_the_encoder(latents: PreparedLatents, tmp_path: Path) -> None:

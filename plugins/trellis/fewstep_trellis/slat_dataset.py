@@ -37,6 +37,9 @@ class PreparedLatentsConfig(PackedDataConfig):
         None, description="mean and std of the latents; none: those of pipeline.json beside the encoder or above it"
     )
     mirror: bool = Field(True, description="train on mirror images of objects and pictures too")
+    crop: int | None = Field(
+        None, ge=1, description="train on a random cube of each object with at most so many voxels; none: whole objects"
+    )
 
 
 class PreparedLatents(Dataset):
@@ -84,13 +87,14 @@ class PreparedLatents(Dataset):
     @cached_property
     def _counts(self) -> list[int]:
         voxels = self.set.occupancy(self.set.train).sum((1, 2, 3, 4)).long().tolist()
-        return [count for count in voxels for _ in range(self._flips)]
+        most = self.config.crop or max(voxels, default=0)
+        return [min(count, most) for count in voxels for _ in range(self._flips)]
 
     def __len__(self) -> int:
         return len(self.set.train) * self._flips
 
     def loads(self) -> Sequence[int]:
-        """Voxels of every training sample."""
+        """Voxels of every training sample, at most."""
         return self._counts
 
     def batch(self, indices: list[int], generator: torch.Generator) -> Batch:
@@ -99,8 +103,13 @@ class PreparedLatents(Dataset):
         chosen = [divmod(i, self._flips) for i in indices]
         rows = [(int(self.set.train[i]), bool(flip)) for i, flip in chosen]
         tokens = torch.cat([self.set.tokens([row], view, flip) for (row, flip), view in zip(rows, views, strict=True)])
-        layout = packed([self.set.voxels(row, flip) for row, flip in rows])
-        return Batch(torch.cat([self.latents[i] for i in indices]), layout, Condition(tokens))
+        coords, latents = [self.set.voxels(row, flip) for row, flip in rows], [self.latents[i] for i in indices]
+        if self.config.crop is not None:
+            centres = [each[int(torch.randint(len(each), (), generator=generator))] for each in coords]
+            inside = [cube_around(each, self.config.crop, centre) for each, centre in zip(coords, centres, strict=True)]
+            coords = [each[kept] for each, kept in zip(coords, inside, strict=True)]
+            latents = [each[kept] for each, kept in zip(latents, inside, strict=True)]
+        return Batch(torch.cat(latents), packed(coords), Condition(tokens))
 
     def held_out(self) -> Batch:
         """Every held-out object in its first view."""
@@ -111,6 +120,14 @@ class PreparedLatents(Dataset):
 
     def _scaled(self, z: Tensor) -> Tensor:
         return z if self.normalisation is None else self.normalisation.apply(z)
+
+
+def cube_around(coords: Tensor, count: int, centre: Tensor) -> Tensor:
+    """Rows of voxels ``coords`` [T, 3]: the greatest cube around ``centre`` [3] with at most ``count`` of them."""
+    away = (coords - centre).abs().amax(1)
+    held = torch.bincount(away).cumsum(0)
+    radius = int((held <= count).sum()) - 1
+    return (away <= max(radius, 0)).nonzero()[:, 0]
 
 
 def packed(coords: list[Tensor]) -> Packed:

@@ -12,6 +12,7 @@ from fewstep_shapes3d.data.targets import CLIP, Target, load_target
 from torch import Tensor
 
 from fewstep.core.layout import Packed
+from fewstep_trellis.slat_dataset import cube_around
 
 LID = 0.25  # least value of the field (1 is half a voxel) on the border of the grid
 WALL = 0.125  # voxels that decoders add to every side: sheets one cube thick would come out as sieves
@@ -41,14 +42,6 @@ class Crop:
     def to(self, device: torch.device) -> Crop:
         """The crop on another device."""
         return Crop(**{name: value.to(device) for name, value in vars(self).items()})
-
-
-def choose(coords: Tensor, count: int, centre: Tensor) -> Tensor:
-    """Rows of the voxels in the greatest cube round ``centre`` [3] that holds at most ``count`` (at least one)."""
-    away = (coords - centre).abs().amax(1)
-    held = torch.bincount(away).cumsum(0)
-    radius = int((held <= count).sum()) - 1
-    return (away <= max(radius, 0)).nonzero()[:, 0]
 
 
 def cut(coords: Tensor, features: Tensor, target: Target, rows: Tensor, resolution: int) -> Crop:
@@ -88,7 +81,7 @@ def draw_crop(data: PreparedSet, folder: Path, voxels: int, generator: torch.Gen
     if flip:
         target = target.flipped(data.resolution * SUBDIVISION)
     centre = coords[int(torch.randint(len(coords), (), generator=generator))]
-    return cut(coords, features, target, choose(coords, voxels, centre), data.resolution)
+    return cut(coords, features, target, cube_around(coords, voxels, centre), data.resolution)
 
 
 def whole(data: PreparedSet, folder: Path, index: int) -> Crop:
