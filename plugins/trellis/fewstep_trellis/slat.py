@@ -31,6 +31,9 @@ L = TypeVar("L", bound="StructuredLatentFlow")
 class SLatConfig(FlowConfig):
     """Which structured-latent flow is distilled, how its teacher is guided, and what decodes its latents."""
 
+    guidance: float = Field(  # the included flow is best unguided (benchmarks/quality/teacher/README.md)
+        1.0, ge=0, description="teacher's guidance scale g in u + g (c - u) at sampling; 1: none"
+    )
     teacher: Path = Field(NANO / "slat_flow", description="SLat-flow checkpoint (json + safetensors pair)")
     decoder: Path = Field(NANO / "slat_decoder_mesh", description="mesh-decoder checkpoint, for fewstep bench")
     normalisation: Normalisation | None = Field(
