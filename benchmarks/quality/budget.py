@@ -4,7 +4,8 @@
 
 prints them. A forward pass of one sample counts 1, a backward pass and a forward pass with its derivative 2, whichever
 network. Two short runs tell what an iteration costs, and what was spent before the first one (stored pairs, an earlier
-student). Shares of a run, such as ``objective.vd_after``, are the same shares of the short runs.
+student). Shares of a run, such as ``objective.vd_after``, are the same shares of the short runs. A method with stages
+of a fixed length (progressive) gets short runs that hold them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fewstep.config.base import merge, parse_override
 from fewstep.errors import FewstepError, invalid
 
 PROBE = 20  # iterations of the shorter run; a multiple of the shares and ratios that one is likely to use
+DOUBLINGS = 6  # of PROBE at most, where a method refuses so short a run
 
 
 def evaluations(run: fewstep.Run) -> int:
@@ -42,16 +44,27 @@ def iterations(budget: int, distill: Callable[..., fewstep.Run], config: dict[st
         folder: for the short runs; it is removed.
 
     Raises:
-        FewstepError: for a budget that is spent before the first iteration.
+        FewstepError: for a budget that is spent before the first iteration, or settings that no length of a run suits.
     """
-    spent = []
-    for steps in (PROBE, 2 * PROBE):
+
+    def spent(steps: int) -> int:
         shutil.rmtree(folder, ignore_errors=True)
         short = {"train": {"steps": steps, "warmup": 0, "log_every": 1}}
-        spent.append(evaluations(distill(config=merge(config, short), out=folder)))
-    shutil.rmtree(folder)
-    each = (spent[1] - spent[0]) / PROBE
-    before = spent[0] - PROBE * each
+        found = evaluations(distill(config=merge(config, short), out=folder))
+        shutil.rmtree(folder)
+        return found
+
+    probe = PROBE
+    for _ in range(DOUBLINGS):
+        try:
+            first = spent(probe)
+            break
+        except FewstepError:
+            probe *= 2
+    else:
+        first = spent(probe)
+    each = (spent(2 * probe) - first) / probe
+    before = first - probe * each
     if budget - before < each:
         raise invalid("budget", budget, f"more than {round(before + each)}: {round(before)} before the first iteration")
     return round((budget - before) / each)
