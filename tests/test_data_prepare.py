@@ -245,7 +245,7 @@ def test_a_failing_write_leaves_nothing(source: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(setfiles, "write_credits", full)
     with pytest.raises(Unwritable, match="set: cannot be written: no space"):
         prepare.prepare_sweethome3d(
-            source, tmp_path / "out" / "set", resolution=8, channels=4, test_clusters=1, workers=1
+            source, tmp_path / "out" / "set", resolution=8, channels=8, test_clusters=1, workers=1
         )
     assert not (tmp_path / "out").exists()
 

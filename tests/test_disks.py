@@ -309,7 +309,9 @@ def test_a_tracker_that_is_not_installed_leaves_no_folder(
     engine_helpers.install()
     resolved = engine_helpers.resolve("tiny-regress", "tiny", layers=["train.steps=1", "train.device=cpu"])
     for _ in range(2):  # the second try is told the same
-        with pytest.raises(FewstepError, match=f"pip install {tracker}"):
+        with pytest.raises(
+            FewstepError, match=rf"{tracker} is not installed; to install it: pip install -e '\.\[trackers\]'"
+        ):
             session.start(resolved, tmp_path / "run", False, quiet(), trackers=[tracker])
         assert not (tmp_path / "run").exists()
 

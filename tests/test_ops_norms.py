@@ -130,7 +130,7 @@ MISUSE: list[tuple[Callable[..., object], tuple[object, ...], str]] = [
     (modulated_norm, (X.int(), V, V), "type of x"),
     (modulated_norm, (X, V.int(), V), "shift"),
     (modulated_norm, (X.to("meta"), V, V), "on meta"),
-    (modulated_norm, (X[0].to("meta"), V, V, LAYOUT), "as its layout says"),
+    (modulated_norm, (X[0].to("meta"), V, V, LAYOUT), "on meta"),
     (gated_residual, (X, V, X[:, :4]), "y"),
     (gated_residual, (X, V, X.to("meta")), "meta"),
     (gated_residual, (X, V, X.int()), "y"),

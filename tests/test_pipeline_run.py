@@ -60,7 +60,8 @@ def by_hand(folder: Path, samples: int, seed: int, conditions: list[list[Tensor]
         low, high = params["cfg_interval"]
         for step in range(params["steps"]):
             now, after = times[step], times[step + 1]
-            pictures = conditions[step % len(conditions)]
+            first = step % len(conditions)  # in fewer steps than conditions each takes its share of them
+            pictures = [picture for one in conditions[first :: params["steps"]] for picture in one]
             v = sum(ask(x, now, one) for one in pictures) / len(pictures)
             if low <= now <= high:
                 w = params["cfg_strength"]

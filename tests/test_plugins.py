@@ -228,7 +228,7 @@ def test_names_that_clash_are_not_offered() -> None:
 
 
 def test_our_own_commands_come_first_in_the_help() -> None:
-    assert list(build().commands)[:4] == ["distill", "bench", "sample", "plugins"]
+    assert list(build().commands)[:5] == ["distill", "bench", "sample", "push", "plugins"]
     assert registry().command_clashes == []
 
 

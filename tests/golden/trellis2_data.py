@@ -19,9 +19,9 @@ from fewstep_trellis2.dataset.sets import (
     ShapeData,
     StructureData,
     TextureData,
+    TextureItem,
     Trellis2Dataset,
     condition_pictures,
-    texture_latent,
 )
 from torch import Tensor
 
@@ -82,12 +82,15 @@ def _latents(row: MergedRow, config: Any) -> Tensors:
     if isinstance(config, StructureDataConfig):
         return {"x_0": read_grid(row.file("ss_latent"), "z", Fits(), config.normalisation)}
     if isinstance(config, TextureDataConfig):
-        found = texture_latent(row, cast(Any, config.normalisation), cast(Any, config.shape_normalisation), Fits())
+        found = TextureData.item(row, Fits(), cast(Any, config.normalisation), cast(Any, config.shape_normalisation))
+        assert isinstance(found, TextureItem)
+        assert found.coords is not None
+        assert found.shape is not None
         return {
-            "x_0": found[1],
-            "x_0.coords": batched(found[0]),
-            "concat_cond": found[2],
-            "concat_cond.coords": batched(found[0]),
+            "x_0": found.latents,
+            "x_0.coords": batched(found.coords),
+            "concat_cond": found.shape,
+            "concat_cond.coords": batched(found.coords),
         }
     coords, feats = read_voxels(row.file("shape_latent"), "", Fits(), cast(Any, config.normalisation))
     return {"coords": coords, "feats": feats}
