@@ -17,6 +17,7 @@ from fewstep.config.resolve import resolve_stages
 from fewstep.engine.memory import Memory, expected, room
 from fewstep.engine.outline import Live, Lowered
 from fewstep.errors import FewstepError
+from fewstep.ops.inputs import lowered
 
 WIDTH = 64
 
@@ -101,6 +102,12 @@ def test_products_in_half_precision_and_attention_without_scores() -> None:
         assert layer(q).dtype is torch.bfloat16
         assert nn.functional.scaled_dot_product_attention(q, q, q).shape == q.shape
     assert live.peak < 4096 * 4096 * 4
+
+
+def test_meta_tensors_of_two_types_become_one_as_under_autocast() -> None:
+    x, weight = torch.empty(2, 4, device="meta"), torch.empty(6, 4, device="meta", dtype=torch.float16)
+    assert [each.dtype for each in lowered(x, weight)] == [torch.float16] * 2
+    assert lowered(x, x)[0] is x
 
 
 def test_official_sizes_without_their_weights(capsys: pytest.CaptureFixture[str]) -> None:

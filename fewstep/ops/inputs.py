@@ -81,10 +81,17 @@ def plain(tensors: Sequence[Tensor], addresses: bool) -> bool:
 def lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in autocast's type where autocast is on, as a linear layer would cast them.
 
-    float64 stays, as with torch's own layers.
+    float64 stays, as with torch's own layers. Meta tensors have no autocast to ask about: of several types, which only
+    autocast would bring together, the smallest is taken.
     """
     kind = tensors[0].device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):  # meta tensors have no autocast to ask about
+    if kind == "meta":
+        types = {x.dtype for x in tensors if x.is_floating_point()}
+        if len(types) < 2:
+            return tensors
+        dtype = min(types, key=lambda found: found.itemsize)
+    elif torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    else:
         return tensors
-    dtype = torch.get_autocast_dtype(kind)
     return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
