@@ -46,12 +46,13 @@ RANKS = {
 
 def saved_flow(folder: Path, size: dict[str, int]) -> int:
     """Write a structure flow with random weights that fits the shipped data; how many parameters it has."""
+    from fewstep_shapes3d.data.prepared import PreparedSet
     from fewstep_trellis.backbone import StructureFlow
     from fewstep_trellis.models import SparseStructureFlowModel
 
     model = SparseStructureFlowModel(
-        resolution=8, in_channels=8, out_channels=8, cond_channels=48, patch_size=2, num_head_channels=64,
-        share_mod=True, qk_rms_norm=True, **size,
+        resolution=8, in_channels=8, out_channels=8, cond_channels=PreparedSet.load().channels, patch_size=2,
+        num_head_channels=64, share_mod=True, qk_rms_norm=True, **size,
     )  # fmt: skip
     StructureFlow(model).save(folder)
     return sum(p.numel() for p in model.parameters())
