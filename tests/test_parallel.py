@@ -20,7 +20,6 @@ from fewstep.core.objective import Phase
 from fewstep.engine.gradients import Gradients
 from fewstep.engine.processes import Group, Processes, joined
 from fewstep.engine.step import TrainStep
-from fewstep.engine.store import Store
 from fewstep.engine.trainer import Trainer
 from fewstep.errors import FewstepError
 
@@ -42,10 +41,6 @@ def at(step: int, victim: int, act: Any, rank: int) -> None:
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def stop() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def freeze() -> None:
@@ -104,19 +99,12 @@ def test_a_process_that_dies_is_named_and_the_run_goes_on(tmp_path: Path, kind: 
     assert apart(tmp_path / "one", tmp_path / "run") < 1e-6
 
 
-def test_a_number_that_is_none_names_its_process(tmp_path: Path) -> None:
-    run = toy(2, tmp_path / "run", "mdt-vd", SHORT, before=partial(spoil, 5, 1))
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_number_that_is_none_names_its_process(tmp_path: Path, kind: str) -> None:
+    run = toy(2, tmp_path / "run", "mdt-vd", SHORT, f"parallel.kind={kind}", before=partial(spoil, 5, 1))
     assert run.wait() == [2, 2]
     assert "error: step 5, rank 1: loss term 'vm' is nan" in run.printed(0)
     assert run.printed(1) == ""
-
-
-def test_a_signal_to_one_process_stops_all_after_a_checkpoint(tmp_path: Path) -> None:
-    run = toy(2, tmp_path / "run", "mdt-vd", SHORT, before=partial(at, 3, 1, stop))
-    assert run.wait() == [128 + signal.SIGTERM] * 2
-    assert "interrupted; to go on" in run.printed(0)
-    assert run.printed(1) == ""
-    assert Store(tmp_path / "run" / "checkpoints").steps() == [3]
 
 
 def test_every_micro_batch_is_one_process_s() -> None:
@@ -143,7 +131,7 @@ def test_signs_of_life_end_with_the_group(monkeypatch: pytest.MonkeyPatch) -> No
         before = set(threading.enumerate())
         group = Group(20.0)
         (beating,) = set(threading.enumerate()) - before
-        group.close()
+        group.liveness.close()
         assert not beating.is_alive()
     finally:
         dist.destroy_process_group()

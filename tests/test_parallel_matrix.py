@@ -103,17 +103,6 @@ def test_what_ended_is_named(tmp_path: Path, kind: str, victim: int, act: object
     assert Store(tmp_path / "run" / "checkpoints").steps() == [10]
 
 
-def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    toy(2, out, "mdt-vd", *unseen(FSDP), before=partial(at, 14, 1, die)).wait()
-    shard = next((out / "checkpoints").glob("*/shards/__1*"))
-    shard.write_bytes(shard.read_bytes()[:-100])
-    again = start(2, tmp_path / "again", "distill", "--resume", "--out", str(out))
-    assert again.wait() == [2, 2]
-    assert f"{shard}" in again.printed(0)
-    assert "truncated or changed" in again.printed(0)
-
-
 def test_exports_are_the_same_files(tmp_path: Path) -> None:
     out = tmp_path / "run"
     toy(4, out, "mdt-vd", *unseen(FSDP, "train.export=0.9")).wait()

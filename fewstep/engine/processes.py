@@ -1,4 +1,4 @@
-"""The processes of a run under torchrun: what they tell each other, and which of them is missing when one is.
+"""The processes of a run under torchrun, and what they tell each other.
 
 ``Processes`` is a run of one process, whose methods do next to nothing; ``Group`` is a run of several.
 """
@@ -7,34 +7,23 @@ from __future__ import annotations
 
 import atexit
 import os
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
-from itertools import count
-from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from fewstep.config.parallel import ParallelConfig
 from fewstep.engine.budget import Counts
-from fewstep.errors import FewstepError, first_line, invalid
+from fewstep.engine.liveness import Liveness, Lost, disconnected
+from fewstep.errors import invalid
 from fewstep.interrupts import Interrupted
 
-BEAT = 0.5  # seconds between two signs of life
-SILENCE = 3.0  # seconds without one after which a process counts as dead
 PATIENCE = timedelta(hours=2)  # for what one process does alone: preparing data, writing a checkpoint
 START = timedelta(minutes=10)  # until all processes are there
-_numbers = count()  # of the groups of this process
-
-
-class Lost(FewstepError):
-    """Another process of the run has ended, or does not answer."""
 
 
 class Processes:
@@ -43,11 +32,11 @@ class Processes:
     Attributes:
         rank, ranks: which process this is, of how many.
         step: the iteration it works on, from 1; 0 before the first. For messages.
-        patient: torch's group for slow work; None for one process.
+        writers: torch's group for the threads that write checkpoints; None for one process.
     """
 
     rank, ranks = 0, 1
-    patient: dist.ProcessGroup | None = None
+    writers: dist.ProcessGroup | None = None
 
     def __init__(self) -> None:
         self.step = 0
@@ -78,10 +67,6 @@ class Processes:
     def wait(self) -> None:
         """Until all processes are here."""
 
-    def told(self, text: str) -> str:
-        """What the first process says."""
-        return text
-
     @contextmanager
     def in_turn(self) -> Iterator[None]:
         """The block is run by the first process, and then by all others."""
@@ -101,35 +86,17 @@ class Processes:
 class Group(Processes):
     """Several processes.
 
-    Beside torch's own group there are two of gloo, for numbers of the host: one for the meetings of an iteration, where
-    nobody is late by more than ``timeout`` seconds, and one to wait for slow work. A store holds what is left for
-    others to read: signs of life, the reason why a process ended, and which ones wait in vain.
+    Beside torch's own group there are three of gloo, for numbers of the host: one for the meetings of an iteration,
+    where nobody is late by more than ``timeout`` seconds, one to wait for slow work, and one of the threads that write.
     """
 
     def __init__(self, timeout: float) -> None:
         super().__init__()
-        self.rank, self.ranks, self.timeout = dist.get_rank(), dist.get_world_size(), timeout
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.quick = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self.patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        name = f"fewstep/{attempt}/{next(_numbers)}"
-        self.notes = PrefixStore(name, TCPStore(*place, is_master=False))
-        beats = PrefixStore(name, TCPStore(*place, is_master=False))  # a connection for the thread alone
-        self._over = threading.Event()
-        self._beating = threading.Thread(target=self._beat, args=(beats,), daemon=True)
-        self._beating.start()
-
-    def _beat(self, beats: Store) -> None:
-        number = 0
-        with suppress(RuntimeError):  # the store is gone
-            while not self._over.wait(BEAT):
-                beats.set(f"beat/{self.rank}", str(number := number + 1))
-
-    def close(self) -> None:
-        """No more signs of life. A thread that still talks to the store when Python ends would abort the process."""
-        self._over.set()
-        self._beating.join(SILENCE)
+        self.writers = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self.liveness = Liveness(self.rank, self.ranks, timeout)
 
     def summed(self, values: list[int]) -> list[int]:
         numbers = torch.tensor(values)
@@ -150,11 +117,6 @@ class Group(Processes):
     def wait(self) -> None:
         dist.barrier(self.patient)
 
-    def told(self, text: str) -> str:
-        texts = [text]
-        dist.broadcast_object_list(texts, group=self.patient)
-        return texts[0]
-
     @contextmanager
     def in_turn(self) -> Iterator[None]:
         if self.rank:
@@ -171,58 +133,10 @@ class Group(Processes):
         except Lost:
             raise
         except BaseException as error:
-            if not isinstance(error, Exception) or not _disconnected(error):
-                self._leave(f"{self._place(self.rank)}: {_told(error)}")
-                raise
-            self._miss()
-
-    def _place(self, *ranks: int) -> str:
-        names = ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))
-        return f"step {self.step}, {names}" if self.step else names
-
-    def _leave(self, reason: str) -> str:
-        """Leave a reason for the others; the first one that was left stands."""
-        with suppress(RuntimeError):
-            return self.notes.compare_set("reason", "", reason).decode()
-        return reason
-
-    def _miss(self) -> NoReturn:
-        """Raise ``Lost``: a connection broke, or nothing came in time."""
-        try:
-            self.notes.set(f"misses/{self.rank}", "")
-            before, deadline = self._beats(), time.monotonic() + SILENCE
-            while not self.notes.check(["reason"]) and time.monotonic() < deadline:
-                time.sleep(BEAT / 5)
-            others = [rank for rank in range(self.ranks) if rank != self.rank]
-            after = self._beats()
-            dead = [rank for rank in others if before[rank] == after[rank]]
-            late = [rank for rank in others if not self.notes.check([f"misses/{rank}"])]
-            text = f"{self._place(*dead)}: the process has died or is frozen"
-            if not dead:
-                text = f"{self._place(*late)}: no answer for {self.timeout:g} seconds (see parallel.timeout)"
-            lost = Lost(self._leave(text))
-            lost.orphaned = 0 in dead or (0 in late and not dead)
-        except RuntimeError:  # the store went with the process that held it
-            lost = Lost(f"{self._place(0)}: the process has died")
-            lost.orphaned = True
-        raise lost
-
-    def _beats(self) -> list[bytes]:
-        keys = [f"beat/{rank}" for rank in range(self.ranks)]
-        return [self.notes.get(key) if self.notes.check([key]) else b"" for key in keys]
-
-
-def _told(error: BaseException) -> str:
-    if isinstance(error, FewstepError):
-        return str(error)
-    if isinstance(error, Interrupted):
-        return f"interrupted by signal {error.number}"
-    return f"{type(error).__name__}: {first_line(error)}"
-
-
-def _disconnected(error: Exception) -> bool:
-    """Whether this is what a collective raises when another process is gone or late."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+            if isinstance(error, Exception) and disconnected(error):
+                raise self.liveness.missing(self.step) from None
+            self.liveness.ended(self.step, error)
+            raise
 
 
 @contextmanager
@@ -253,7 +167,7 @@ def joined(config: ParallelConfig, device: str) -> Iterator[Processes]:
         atexit.unregister(dist.destroy_process_group)  # which would wait for the missing
         raise
     finally:
-        group.close()
+        group.liveness.close()
 
 
 def _start_group(timeout: float, device: str) -> None:

@@ -16,7 +16,8 @@ from fewstep.console import spinner
 from fewstep.core.objective import Objective
 from fewstep.engine import folder as folders
 from fewstep.engine.export import StudentInfo, check_student, load_student, save_student
-from fewstep.engine.processes import Lost, Processes
+from fewstep.engine.liveness import Lost
+from fewstep.engine.processes import Processes
 from fewstep.engine.progress import RunProgress, counting
 from fewstep.engine.resume import restore, scalars_of, tensors_of
 from fewstep.engine.sheets import SampleSheets

@@ -33,9 +33,11 @@ def save_shards(tensors: Mapping[str, Tensor], folder: Path | None, processes: P
     Raises:
         OSError: on all processes, where any of them cannot write.
     """
-    place = Path(processes.told(str(folder))) / SHARDS
+    told = [str(folder)]
+    dist.broadcast_object_list(told, group=processes.writers)
+    place = Path(told[0]) / SHARDS
     try:
-        save(dict(tensors), checkpoint_id=place, process_group=processes.patient)
+        save(dict(tensors), checkpoint_id=place, process_group=processes.writers)
     except CheckpointException as error:
         rank, (cause, _) = next(iter(error.failures.items()))
         raise OSError(

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fewstep.engine.liveness import Lost
 from fewstep.engine.processes import Processes
 from fewstep.engine.shards import is_sharded, save_shards
 from fewstep.errors import FewstepError
 from fewstep.files import digest, discard, new_folder, sha256, write_json, writing
+from fewstep.interrupts import Interrupted
 
 FORMAT = "fewstep-resume-3"
 TENSORS, STATE = "state.safetensors", "state.json"
@@ -48,8 +52,8 @@ class Store:
 
     def __init__(self, folder: Path, keep: int = 2, processes: Processes | None = None) -> None:
         self.folder, self.keep, self.processes = folder, keep, processes or Processes()
-        self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
+        self._together = False  # whether all processes write at it
 
     def steps(self) -> list[int]:
         """The steps with a checkpoint, oldest first. What a killed run left half-written does not count."""
@@ -66,7 +70,7 @@ class Store:
         """Write a checkpoint, then drop the oldest beyond ``keep``. Killed at any point, the newest is whole.
 
         Returns once the tensors are copied; a thread writes the files. The checkpoint before is waited for, so that
-        there is one copy at a time. Sharded tensors are not copied: this returns once they are written.
+        there is one copy at a time.
 
         Raises:
             Unwritable: when the disk refuses; older checkpoints stay. The thread's is raised by the next call of this,
@@ -74,21 +78,21 @@ class Store:
         """
         self.settle()
         state = {"format": FORMAT, "step": step, "config": dict(config), "scalars": dict(scalars)}
-        if is_sharded(tensors):
-            if self.processes.rank == 0:
-                self._write(state, tensors)
-            else:
-                with writing(self.path(step)):
-                    save_shards(tensors, None, self.processes)
-        elif self.processes.rank == 0:
+        self._together = is_sharded(tensors)
+        if self._together or self.processes.rank == 0:
             # No two of the copies share storage, which safetensors would refuse: tied weights do.
             copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-            self._writing = self._thread.submit(self._write, copy.deepcopy(state), copies)
+            self._writing = _begun(self._write, copy.deepcopy(state), copies)
         self.processes.wait()
 
     def _write(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        with new_folder(self.path(state["step"])) as temp:
-            if is_sharded(tensors):
+        folder = self.path(state["step"])
+        if self.processes.rank:
+            with writing(folder):
+                save_shards(tensors, None, self.processes)
+            return
+        with new_folder(folder) as temp:
+            if self._together:
                 state["sha256"] = save_shards(tensors, temp, self.processes)
             else:
                 save_file(dict(tensors), temp / TENSORS)
@@ -111,8 +115,14 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.settle()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, Interrupted):
+            with self.processes.watched():
+                self.settle()
+                self.processes.wait()  # torchrun stops the others when one of them ends with a signal's code
+        elif not (self._together and isinstance(error, Lost)):  # the thread may wait for the one that is missing
+            with suppress(Exception):  # what ended the run says more
+                self.settle()
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint, the one under way included; None where there is none.
@@ -149,7 +159,23 @@ class Store:
 
     def _damaged(self, file: Path, why: str) -> FewstepError:
         text = f"checkpoint {str(file)!r} cannot be resumed from: {why}"
-        older = self.steps()[:-1]
+        *older, newest = self.steps()
         if not older:
             return FewstepError(f"{text}; there is no older one: start a new run with another --out")
-        return FewstepError(f"{text}; delete {str(file.parent)!r} to resume from the older one of step {older[-1]}")
+        return FewstepError(
+            f"{text}; delete {str(self.path(newest))!r} to resume from the older one of step {older[-1]}"
+        )
+
+
+def _begun(work: Callable[..., None], *args: Any) -> Future[None]:
+    """The work in a thread, which does not keep the process from ending."""
+    done = Future[None]()
+
+    def run() -> None:
+        try:
+            done.set_result(work(*args))
+        except BaseException as error:
+            done.set_exception(error)
+
+    Thread(target=run, name="checkpoint", daemon=True).start()
+    return done
