@@ -23,8 +23,9 @@ from fewstep.plugins.hookspecs import hookimpl
 if TYPE_CHECKING:
     from fewstep.api.distillation import Run, distill
     from fewstep.api.generation import generate
+    from fewstep.api.loading import load
     from fewstep.api.push import push
-    from fewstep.api.students import Student, load
+    from fewstep.api.students import Student
     from fewstep.benchmark.api import BenchTable, bench
 
 __version__ = "0.1.0"
@@ -34,7 +35,7 @@ LAZY = {
     "Run": "fewstep.api.distillation",
     "distill": "fewstep.api.distillation",
     "Student": "fewstep.api.students",
-    "load": "fewstep.api.students",
+    "load": "fewstep.api.loading",
     "BenchTable": "fewstep.benchmark.api",
     "bench": "fewstep.benchmark.api",
     "generate": "fewstep.api.generation",

@@ -29,7 +29,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object) -> None:
         pytest.fail("weights were loaded")
 
-    monkeypatch.setattr("fewstep.api.students.load_student", load)
+    monkeypatch.setattr("fewstep.api.loading.load_student", load)
     monkeypatch.setattr("fewstep.benchmark.students.load_student", load)
     monkeypatch.setattr("fewstep.benchmark.api.open_teacher", load)
 

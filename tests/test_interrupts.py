@@ -70,7 +70,7 @@ def test_a_signal_amid_training_leaves_a_checkpoint_and_says_how_to_go_on(
 def test_any_other_command_says_how_to_start_again(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("fewstep.api.students.load", lambda *_, **__: kill(number))
+    monkeypatch.setattr("fewstep.api.loading.load", lambda *_, **__: kill(number))
     assert main(["sample", "a student", "-o", "x.png"]) == 128 + number
     assert capsys.readouterr().err == "interrupted; to start again: fewstep sample 'a student' -o x.png\n"
 

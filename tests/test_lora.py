@@ -16,7 +16,7 @@ from fewstep_toy.network import ToyFlow
 from torch import Tensor
 
 import fewstep
-from fewstep.api.students import load
+from fewstep.api.loading import load
 from fewstep.cli import main
 from fewstep.config.train import LoRAConfig
 from fewstep.core.backbone import Guidance, Teacher

@@ -50,7 +50,7 @@ class Run:
         Raises:
             FewstepError: for a stage that the run does not have.
         """
-        from fewstep.api.students import load
+        from fewstep.api.loading import load
         from fewstep.errors import unknown
 
         if stage not in self.folders:

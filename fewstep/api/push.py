@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from fewstep.api.loading import InFolder
 from fewstep.api.push_card import card
-from fewstep.api.students import InFolder
 from fewstep.engine.export import INFO, holds_info, load_student, read_info, student_folder
 from fewstep.engine.hub import REPOSITORY, upload, upload_command
 from fewstep.errors import FewstepError, invalid, need

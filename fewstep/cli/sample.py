@@ -54,7 +54,7 @@ def sample(
     if wrong := [key for key in keys if key != "data" or not isinstance(keys[key], dict)]:
         raise unknown("key", wrong[0], ["data.*"])
 
-    from fewstep.api.students import load
+    from fewstep.api.loading import load
 
     student = load(home(path), device=device, dataset=dataset, data=keys.get("data", {}))
     suffixes = student.suite.suffixes

@@ -82,7 +82,7 @@ def _picture(folder: Path) -> bytes:
 
 def _of_run(folder: Path, device: str) -> Path:
     """A page with what a run's student makes of held-out pictures, in each of its step counts."""
-    from fewstep.api.students import load
+    from fewstep.api.loading import load
 
     student = load(folder, device=device)
     prompts, info = student.prompts(ABREAST), student.info

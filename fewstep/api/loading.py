@@ -1,0 +1,106 @@
+"""``fewstep.load``: a student by folder, shipped name or hub name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import torch
+from pydantic import Field, create_model
+
+from fewstep.api.students import Student, on_this_machine
+from fewstep.config.base import Strict, validate
+from fewstep.engine.device import pick_device
+from fewstep.engine.export import StudentInfo, load_student, read_info
+from fewstep.engine.hub import fetched
+from fewstep.errors import FewstepError, nearest
+from fewstep.plugins.registry import Entry, registry
+
+
+class InFolder(Protocol):
+    """What has a student in its folder: a ``Run``, a ``Student``."""
+
+    @property
+    def folder(self) -> Path: ...
+
+
+def load(
+    student: Path | str | InFolder,
+    *,
+    device: str | torch.device = "auto",
+    dataset: str | None = None,
+    data: Mapping[str, Any] = MappingProxyType({}),
+) -> Student:
+    """A student, ready to sample.
+
+    Args:
+        student: a run or its folder, a student's folder, a shipped student's name ("mdt-vd", "slat-mdt-vd", or with its
+            backbone "trellis/mdt-vd"), or a hub repository ("owner/name", or "owner/name/folder").
+        device: "auto" is CUDA where there is one, else the CPU.
+        dataset: registered data set that the prompts are of; by default the one of the training.
+        data: keys of that data set, on top of the training's where it is the same one.
+
+    Raises:
+        FewstepError: for a student that is missing, damaged, or of a backbone that is not installed, and for a data set
+            that cannot be had; before any weights load.
+    """
+    folder = _find(str(student)) if isinstance(student, Path | str) else student.folder
+    place = pick_device(str(device), "--device")
+    chosen = _data_of(read_info(folder), dataset, data) if dataset or data else None
+    return Student(folder, *load_student(folder), place, chosen)
+
+
+class SampleConfig(Strict):
+    """The keys of ``fewstep sample``; ``data`` has the config class of the data set."""
+
+    data: Any = None
+
+
+def _data_of(info: StudentInfo, dataset: str | None, keys: Mapping[str, Any]) -> tuple[Entry, Any]:
+    entry = registry().get("dataset", dataset or info.dataset)
+    recorded = info.config.get("data", {}) if entry.name == info.dataset else {}
+    kept = {name: value for name, value in recorded.items() if name not in keys}
+    model = entry.load_config()
+    typed = create_model("Sample", __base__=SampleConfig, data=(model, Field(default_factory=model)))
+    config = validate(typed, {"data": {**on_this_machine(entry, kept), **keys}}).data
+    entry.load().check_config(config)
+    return entry, config
+
+
+def _find(name: str) -> Path:
+    if not name.strip():
+        raise FewstepError(f"student: got {name!r}; accepted: a folder or a name")
+    if os.path.exists(name):  # unlike Path.exists, of any text
+        return Path(name)
+    shipped = _shipped(name)
+    if len(shipped) == 1:
+        return next(iter(shipped.values()))
+    if shipped:
+        raise FewstepError(f"student {name!r}: several backbones ship one; accepted: {', '.join(sorted(shipped))}")
+    parts = name.split("/")
+    if len(parts) >= 2 and all(parts) and not name.startswith((".", "~")):
+        return fetched(name)
+    names = sorted(_shipped())
+    hint = nearest(name, names)
+    raise FewstepError(
+        f"student {name!r}: no such folder; accepted: a folder that `fewstep distill` wrote, owner/name on the hub, or "
+        f"a shipped student ({', '.join(names)})" + (f"; did you mean {hint!r}?" if hint else "")
+    )
+
+
+def _shipped(name: str | None = None) -> dict[str, Path]:
+    """Shipped students as "backbone/name"; with ``name``, those that it means."""
+    found: dict[str, Path] = {}
+    for entry in registry().entries("backbone"):
+        try:
+            students = entry.load().students()
+        except FewstepError:  # a plugin whose packages are missing
+            continue
+        found.update({f"{entry.name}/{own}": folder for own, folder in students.items()})
+    if name is None:
+        return found
+    named = {key: path for key, path in found.items() if name in (key, path.name)}  # a folder's name is of one student
+    return named or {key: path for key, path in found.items() if name == key.partition("/")[2]}
