@@ -137,6 +137,14 @@ def test_a_simplified_box_is_the_box() -> None:
     assert torch.allclose(found.colours, field(found.vertices), atol=2e-3), "colours of the places that are left"
 
 
+def test_of_a_few_faces_none_is_lost() -> None:
+    """A fragment that simplification would leave nothing of, and one that the repair leaves nothing of."""
+    fragment = of(trimesh.Trimesh([[0, 0, 0], [0.1, 0, 0], [0, 0.1, 0]], [[0, 1, 2]]))
+    for faces in ([[0, 1, 2]], [[0, 1, 2], [2, 1, 0]]):
+        made = finished(fragment.of_faces(torch.tensor(faces)), Finish(simplify=0.9, texture=64))
+        assert len(made.faces) == len(faces)
+
+
 def test_a_simplified_sphere_stays_closed() -> None:
     found = finished(sphere(), Finish(simplify=0.9))
     assert len(found.faces) == pytest.approx(512, abs=4)

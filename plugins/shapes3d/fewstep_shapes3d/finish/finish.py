@@ -19,14 +19,14 @@ def finished(mesh: Mesh, options: Finish, gaussians: Gaussians | None = None) ->
     """The mesh repaired, simplified and textured as ``options`` say; without either it stays as it is.
 
     Args:
-        mesh: as it was extracted, on the CPU; one without faces stays as it is.
+        mesh: as it was extracted, on the CPU; one without faces, or with none after the repair, stays as it is.
         options: what to do.
         gaussians: of the same object, for the texture's colours; None: the mesh's own.
     """
     if not (options.changes and mesh.success):
         return mesh
     whole = repaired(mesh)
-    return finished_as(whole, whole, options, gaussians)
+    return finished_as(whole, whole, options, gaussians) if whole.success else mesh
 
 
 def finished_as(made: Mesh, whole: Mesh, options: Finish, gaussians: Gaussians | None = None) -> Mesh:
@@ -44,11 +44,15 @@ def finished_as(made: Mesh, whole: Mesh, options: Finish, gaussians: Gaussians |
 
 
 def simplified(mesh: Mesh, share: float) -> Mesh:
-    """Without this share of the faces, by quadric error metrics (Garland and Heckbert 1997), and without values."""
+    """Without this share of the faces, by quadric error metrics (Garland and Heckbert 1997), and without values.
+
+    A mesh of a few faces, of which none would be left, keeps them.
+    """
     simplify = need("fast_simplification").simplify
     places, faces = simplify(mesh.vertices.double().numpy(), mesh.faces.numpy().astype(np.int32), share)
     vertices = torch.from_numpy(places).to(mesh.vertices.dtype)
-    return distinct(Mesh(vertices, torch.from_numpy(faces.astype(np.int64))))
+    made = distinct(Mesh(vertices, torch.from_numpy(faces.astype(np.int64))))
+    return made if made.success else Mesh(mesh.vertices, mesh.faces)
 
 
 def _coloured(made: Mesh, whole: Mesh) -> Mesh:

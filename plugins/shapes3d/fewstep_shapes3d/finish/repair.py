@@ -24,6 +24,8 @@ def repaired(mesh: Mesh) -> Mesh:
     parts is wound alike all over, so that it encloses more than nothing, and its small holes are filled.
     """
     mesh = distinct(mesh)
+    if not mesh.success:
+        return mesh
     vertices, faces = mesh.vertices.double().numpy(), mesh.faces.numpy()
     if watertight(faces):
         return mesh.of_faces(torch.from_numpy(without_cavities(vertices, faces)))
