@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 DATA = Path(__file__).parent / "golden" / "data"
 
 
-@pytest.mark.parametrize("part", ["models", "samplers", "statedict", "mesh", "export"])
+@pytest.mark.parametrize("part", ["models", "samplers", "statedict", "mesh", "export", "trellis2/pipeline"])
 def test_recorded_numbers(part: str, capsys: pytest.CaptureFixture[str]) -> None:
     code = main([str(DATA), "--only", part + "/"])
     assert code == 0, capsys.readouterr().out
@@ -30,7 +30,7 @@ def copy(tmp_path: Path, *names: str) -> Path:
     for name in names:
         for source in DATA.glob(f"{name}.*"):
             target = tmp_path / source.relative_to(DATA)
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)
     return tmp_path
 
@@ -55,6 +55,8 @@ def nudge(path: Path, key: str, by: float) -> None:
         ("models/slat_flow_a", "state.out_blocks.0.conv1.conv.weight", 1e-1),
         ("models/slat_flow_a", "output.feats_fp16_torso", 1.0),
         ("models/slat_flow_a", "mid.coords_torso", 1),
+        ("trellis2/samplers/guidance_a", "sparse.case3.pred", 1e-3),
+        ("trellis2/samplers/guidance_a", "dense.pos", 1e-2),
     ],
 )
 def test_a_wrong_number_is_seen(

@@ -31,6 +31,7 @@ from golden import (
     samplers,
     trellis2,
     trellis2_data,
+    trellis2_facts,
     trellis2_parts,
 )
 from golden.cases import Case, Check, label, records
@@ -48,6 +49,7 @@ KINDS = (
     trellis2_parts.cases,
     trellis2.cases,
     trellis2_data.cases,
+    trellis2_facts.cases,
 )
 
 

@@ -10,7 +10,9 @@ from typing import Any, cast
 
 import torch
 from fewstep_trellis.checkpoint import build_model
+from fewstep_trellis.configs import official_config, official_names
 from fewstep_trellis.weights import fit
+from fewstep_trellis2.configs import FOLDER
 from fewstep_trellis2.latents import ShapeStage, TextureCondition, TextureStage
 from fewstep_trellis2.models import MODELS, SparseStructureFlowModel
 from fewstep_trellis2.models.rotary import rotary_tables
@@ -96,15 +98,22 @@ def _keep(found: Tensors, name: str, module: nn.Module, given: Any, output: Tens
     found[name] = output
 
 
-def run_state_dict(record: Record) -> list[Check]:
-    """Keys, shapes, types and order of an official configuration; ``rope_phases`` is not stored."""
-    model = build_model(record["class"], record["args"] | record["built_with"], "meta", MODELS)
+def run_state_dict(name: str, record: Record) -> list[Check]:
+    """The configuration of this name, and its keys, shapes, types and order; ``rope_phases`` is not stored."""
+    args = record["args"] | record["built_with"]
+    model = build_model(record["class"], args, "meta", MODELS)
     parameters = {key for key, _ in model.named_parameters()}
     ours = [
         [key, list(value.shape), str(value.dtype).removeprefix("torch."), "param" if key in parameters else "buffer"]
         for key, value in model.state_dict().items()
     ]
-    return [exact("state dict", ours == [row for row in record["tensors"] if row[0] != "rope_phases"])]
+    return [
+        exact(
+            "configuration",
+            name not in official_names(FOLDER) or official_config(name, FOLDER) == (record["class"], args),
+        ),
+        exact("state dict", ours == [row for row in record["tensors"] if row[0] != "rope_phases"]),
+    ]
 
 
 def run_rotary(path: Path, name: str, one: Record) -> list[Check]:
@@ -246,7 +255,7 @@ def cases(root: Path, path: Path, record: Record) -> list[Case]:
     if of_trellis2(record):
         return [Case(label(root, path), partial(run_model, path, record))]
     if isinstance(record.get("built_with"), dict) and "tensors" in record:  # of a flow
-        return [Case(label(root, path), partial(run_state_dict, record))]
+        return [Case(label(root, path), partial(run_state_dict, path.stem, record))]
     found: Any = record.get("cases")
     rows: dict[str, Record] = found if isinstance(found, dict) else {}
     first = next(iter(rows.values()), {})
