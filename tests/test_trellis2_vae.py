@@ -122,12 +122,16 @@ def plain_decode(model: Any, z: Tensor, layout: Packed, guide: list[Tensor]) -> 
     return h @ model.output_layer.weight.T + model.output_layer.bias, rows, found
 
 
-def test_the_shape_decoder_against_dense_grids() -> None:
-    model, layout = random(FlexiDualGridVaeDecoder(resolution=16, **SMALL)), voxels(4)
+COUNTS = [(9, 20), (1,), (0, 12, 1)]  # voxels of each object: also of none, and of one
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+def test_the_shape_decoder_against_dense_grids(counts: tuple[int, ...]) -> None:
+    model, layout = random(FlexiDualGridVaeDecoder(resolution=16, **SMALL)), voxels(4, counts)
     z = normal(layout, 4)
     made, (raw, rows, logits) = model(z, layout), plain_decode(model, z, layout, [])
     assert places(made.layout) == rows
-    assert len(rows) > 4 * layout.rows
+    assert len(rows) > layout.rows
     torch.testing.assert_close(made.features, raw, rtol=1e-10, atol=1e-10)
     for found, wanted in zip(made.subdivisions, logits, strict=True):
         torch.testing.assert_close(found.logits, wanted, rtol=1e-10, atol=1e-10)
@@ -150,8 +154,9 @@ def test_the_texture_decoder_follows_the_shape_decoder() -> None:
         model(z, layout)
 
 
-def test_the_encoder_against_dense_grids() -> None:
-    model, layout = random(FlexiDualGridVaeEncoder(**ENCODER)), voxels(8, (60, 7))
+@pytest.mark.parametrize("counts", [(60, 7), (1,), (0, 30, 1)])
+def test_the_encoder_against_dense_grids(counts: tuple[int, ...]) -> None:
+    model, layout = random(FlexiDualGridVaeEncoder(**ENCODER)), voxels(8, counts)
     vertices, crossed = normal(layout, 3).sigmoid(), normal(layout, 3, 4) > 0
     mean, logvar, coarse = model.encode(vertices, crossed, layout)
     rows = places(layout)
