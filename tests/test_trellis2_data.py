@@ -175,6 +175,16 @@ def test_a_distilled_student_is_the_official_class(name: str, roots: Path, tmp_p
         assert (tmp_path / "bench" / "sheet.png").is_file()
 
 
+@pytest.mark.parametrize(("name", "channels"), [("shape", 2 * WIDTH), ("shape-1024", 2 * WIDTH), ("texture", WIDTH)])
+def test_a_teacher_of_another_stage_is_refused_before_training(
+    name: str, channels: int, roots: Path, tmp_path: Path, capsys: Any
+) -> None:
+    save_model(SLatFlowModel(resolution=3, in_channels=channels, **TINY), tmp_path / "teacher")
+    asked = ["distill", "-m", "mdt-vm", "-b", "trellis2", "--stage", name, "--out", str(tmp_path / "run")]
+    assert main([*asked, f"backbone.teacher={tmp_path / 'teacher'}", f"data.roots={roots}"]) == 2
+    assert f"{'texture' if name == 'texture' else 'shape'} flow for stage '{name}'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("name", "left"), [("structure", 3), ("shape", 2), ("texture", 2)])
 def test_inspection_counts_and_finds_what_training_would(name: str, left: int, roots: Path, capsys: Any) -> None:
     asked = ["data", "inspect", "--backbone", "trellis2", str(roots), "--stage", name, "--files", "9"]

@@ -20,7 +20,8 @@ from fewstep_trellis.pipeline.request import Prompt
 from fewstep_trellis2.generate.models import choose, models_of
 from fewstep_trellis2.generate.page import Trellis2Maker
 from fewstep_trellis2.models import MODELS
-from fewstep_trellis2.pipeline import grids, run
+from fewstep_trellis2.pipeline import grids
+from fewstep_trellis2.pipeline.networks import Prompts
 from fewstep_trellis2.pipeline.run import Runner
 from fewstep_trellis2.pipeline.spec import KINDS, SHAPE_512, SHAPE_1024, TEXTURE_512, TEXTURE_1024, Kind
 from PIL import Image, ImageDraw
@@ -123,7 +124,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grids, "STEP", 16)
 
 
-def prompts() -> run.Prompts:
+def prompts() -> Prompts:
     draw = torch.Generator().manual_seed(9)
     return {size: Prompt(torch.randn(1, count, COND, generator=draw)) for size, count in ((512, 5), (1024, 7))}
 
@@ -272,6 +273,8 @@ def test_an_exported_pipeline_samples_as_its_student(folder: Path, tmp_path: Pat
         ("textures=x", "unknown stage of --student 'textures'.*did you mean 'texture'"),
         ("texture=nothing", "there is no such checkpoint"),
         ("nothing", "accepted: a folder of fewstep distill"),
+        ("structure={folder}/ckpts/tex_slat_decoder", "holds a SparseUnetVaeDecoder; accepted: a SparseStructureFlow"),
+        (f"structure={{folder}}/ckpts/{SHAPE_512}", "holds a SLatFlowModel; accepted: a SparseStructureFlowModel"),
         (f"texture={{folder}}/ckpts/{SHAPE_512}", "does not fit stage 'texture' .*in_channels 4 instead of 8"),
     ],
 )
@@ -284,7 +287,7 @@ def test_what_is_no_student(folder: Path, student: str, message: str) -> None:
     ("change", "message"),
     [
         ({"name": "Trellis2TexturingPipeline"}, "unknown name 'Trellis2TexturingPipeline': accepted"),
-        ({"name": "TrellisImageTo3DPipeline"}, "unknown name 'TrellisImageTo3DPipeline'.*did you mean 'Trellis2Image"),
+        ({"name": "TrellisImageTo3DPipeline"}, "unknown name 'TrellisImageTo3DPipeline'.*: --backbone trellis$"),
         ({"models": {"sparse_structure_decoder": "x"}}, "shape_slat_decoder.* missing"),
         ({"default_pipeline_type": "2048"}, "default_pipeline_type"),
         ({"tex_slat_sampler": sampler(0, 1.0, (0, 1), 1.0)}, "tex_slat_sampler.params.steps"),
@@ -321,12 +324,12 @@ def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     arrays = np.load("thing.npz")
     assert arrays["latents"].shape == (len(arrays["coords"]), 2 * C)
     options = {"teacher": folder, "encoder": "dino", "type": "512", "steps": (2, 1, 1)}
-    same = generate("disc.png", backbone="trellis2", **options)
+    (same,) = generate(tmp_path, backbone="trellis2", **options)  # a folder
     assert (same.record["steps"], len(same.mesh.faces)) == ([2, 1, 1], len(mesh.faces))
     page = Trellis2Maker(
         str(folder), [f"texture={student_of(folder, tmp_path / 'student')}"], Options(encoder="dino"), "512"
     )
-    assert [choice.steps for choice in page.choices] == [(3, 2, 1), (3, 2, 2)]
+    assert [choice.steps for choice in page.choices] == [(3, 2, 2), (3, 2, 2)]  # a file without contract: as the flow
     order = Order(image, "disc", 1, (2, 1, 1), 42, "remove")
     page.check(order)
     assert page(order, list[str]().append).counts["faces"] == len(mesh.faces)

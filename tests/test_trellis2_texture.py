@@ -119,7 +119,7 @@ def test_the_guide_leads_to_the_same_voxels() -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, role in (("512", TEXTURE_512), ("1024", TEXTURE_1024)):
-        monkeypatch.setitem(KINDS, name, Kind(structure=4, shape=(SHAPE_512,), texture=role, resolution=64))
+        monkeypatch.setitem(KINDS, name, Kind(structure=4, shape=(SHAPE_512,), texture=role, resolution=int(name) // 8))
     (tmp_path / "ckpts").mkdir()
     for seed, (role, (name, args)) in enumerate(NETWORKS.items()):
         model: Any = build_model(name, args, models=MODELS).requires_grad_(False)
@@ -168,6 +168,11 @@ def test_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         latents, _, cells = encoder.encode(grid.vertex, grid.intersected, grid.layout)
     assert arrays["coords"].tolist() == cells.coords.tolist()
     np.testing.assert_allclose(arrays["latents"][:, :C], latents.numpy(), rtol=1e-3, atol=1e-3)
+    assert main([*asked, "-o", "fine.glb", "--texture", "64", "--steps", "1"]) == 0  # 1024, as no --type is asked for
+    fine = read_record(Path("fine.glb"))
+    assert (fine["type"], fine["resolution"]) == ("1024", 128)
+    (textured,) = trimesh.load("fine.glb", process=False).geometry.values()
+    assert textured.visual.material.baseColorTexture.size == (64, 64)
     assert main([*asked, "--type", "1024_cascade"]) == 2
     assert "unknown --type with --mesh '1024_cascade': accepted are 1024, 512" in capsys.readouterr().err
     assert main([*asked[:-1], "disc.png"]) == 2

@@ -25,7 +25,8 @@ STAGES = MappingProxyType(
 )
 """The registered backbone of each stage, in order."""
 
-HUB = "microsoft/TRELLIS.2-4B/ckpts"
+RELEASED = "microsoft/TRELLIS.2-4B"
+HUB = f"{RELEASED}/ckpts"
 
 COARSE, FINE = 1029, 4101  # tokens of a picture of 512 and of 1024 pixels: patches of 16, the class and 4 registers
 

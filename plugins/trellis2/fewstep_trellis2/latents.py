@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fewstep.config.base import validate
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Layout, Packed
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, invalid
 from fewstep.files import write_json
 from fewstep.texts import read_json
 from fewstep_trellis2.configs import FOLDER
@@ -25,6 +25,7 @@ from fewstep_trellis2.models import MODELS, SLatFlowModel
 
 MEANING = "mean and std of the {} latents; none: those of pipeline.json in the teacher's folder or above"
 SHAPE_FILE = "shape_normalisation.json"
+S = TypeVar("S", bound="ShapeStage")
 X = TypeVar("X", bound="TextureStage")
 
 
@@ -70,6 +71,18 @@ class ShapeStage(MeasuredStage, StructuredLatentFlow):
     dataset, stage, stages, published = "trellis2-shape", "shape", STAGES, FOLDER
     normalisation_key = "shape_slat_normalization"
     tokens = COARSE
+    beside: ClassVar[bool] = False  # whether the network takes shape latents beside those that it makes
+
+    @classmethod
+    def initial(cls: type[S], config: Any) -> S:
+        backbone = super().initial(config)
+        added = backbone.model.in_channels - backbone.model.out_channels
+        if (added > 0) is not cls.beside:
+            got = f"{config.teacher}, which takes {added} channels beside its own {backbone.model.out_channels}"
+            raise invalid(
+                "backbone.teacher", got, f"a {'texture' if cls.beside else 'shape'} flow for stage {cls.stage!r}"
+            )
+        return backbone
 
     def taps(self) -> list[tuple[nn.Module, int]]:
         return [(block, self.model.model_channels) for block in self.model.blocks]
@@ -116,7 +129,7 @@ class TextureStage(ShapeStage):
     """
 
     Config = TextureConfig
-    name, stage, dataset = "trellis2-texture", "texture", "trellis2-texture"
+    name, stage, dataset, beside = "trellis2-texture", "texture", "trellis2-texture", True
     normalisation_key = "tex_slat_normalization"
     tokens, voxels = FINE, 32768
 

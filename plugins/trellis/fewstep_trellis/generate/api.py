@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,26 +119,37 @@ def generate(
     chosen = choose(models_of(teacher, student, steps, guidance, sampler))
     for line in chosen.warnings:
         warnings.warn(line, stacklevel=2)
-    several = isinstance(inputs, list | tuple)
-    jobs = jobs_of(inputs if several else [inputs], chosen.pipeline.spec.kind, together=multi_image is not None)
-    make = Generator(chosen, options)
-    found = []
+    listed = inputs if isinstance(inputs, list | tuple) else [inputs]
+    jobs = jobs_of(listed, chosen.pipeline.spec.kind, together=multi_image is not None)
+    found = results_of(Generator(chosen, options), jobs)
+    return as_asked(found, inputs, jobs, options)
+
+
+def results_of(make: Any, jobs: Sequence[Job]) -> list[Result]:
+    """What a generator makes of jobs. Of several, one of which nothing can be made is left out, with a warning.
+
+    Raises:
+        FewstepError: nothing can be made of any of them.
+    """
+    found: list[Result] = []
     for job in jobs:
         try:
             found += make(job)
         except Unusable as error:
             if len(jobs) == 1:
                 raise
-            warnings.warn(f"{job.label}: left out: {error}", stacklevel=2)
+            warnings.warn(f"{job.label}: left out: {error}", stacklevel=3)
     if not found:
         raise FewstepError(f"nothing can be made of any of the {len(jobs)} inputs; the warnings say why")
     make.runner.shelf.clear()  # the flows and the encoder are done; decoders load on use
-    single = samples == 1 and len(jobs) == 1 and (multi_image is not None or not (several or _is_folder(inputs)))
-    return found[0] if single else found
+    return found
 
 
-def _is_folder(value: Any) -> bool:
-    return isinstance(value, str | Path) and os.path.isdir(value)
+def as_asked(found: list[Result], inputs: Any, jobs: Sequence[Job], options: Options) -> Result | list[Result]:
+    """The result alone, or a list for several inputs, a folder, or several samples."""
+    folder = isinstance(inputs, str | Path) and os.path.isdir(inputs)
+    several = options.multi_image is None and (folder or isinstance(inputs, list | tuple))
+    return found[0] if options.samples == len(jobs) == 1 and not several else found
 
 
 class Generator:

@@ -12,22 +12,7 @@ from typer import Argument, Option
 from fewstep.cli.invocation import again, going_on
 from fewstep.cli.options import home
 from fewstep.console import Console
-from fewstep_trellis.generate.options import (
-    AsJson,
-    Background,
-    Device,
-    DryRun,
-    Force,
-    LargestPart,
-    LowMemory,
-    Preview,
-    Samples,
-    Seed,
-    Simplify,
-    Size,
-    Texels,
-    Up,
-)
+from fewstep_trellis.generate import options as opt
 
 TEACHER = "Pipeline folder or hub name (microsoft/TRELLIS-image-large); by default the shipped nano model."
 STUDENT = (
@@ -48,29 +33,29 @@ def generate(
     student: Annotated[list[str] | None, Option("--student", help=STUDENT)] = None,
     guidance: Annotated[str | None, Option(help=GUIDANCE)] = None,
     sampler: Annotated[str | None, Option(help="Registered sampler, for both stages.")] = None,
-    samples: Samples = 1,
-    seed: Seed = 42,
+    samples: opt.Samples = 1,
+    seed: opt.Seed = 42,
     multi_image: Annotated[
         str | None, Option(help="All pictures show one object: stochastic or multidiffusion.")
     ] = None,
     encoder: Annotated[
         str | None, Option("--image-encoder", "--text-encoder", help="Encoder's name, folder or weights file.")
     ] = None,
-    background: Background = "remove",
-    device: Device = "auto",
-    low_memory: LowMemory = False,
+    background: opt.Background = "remove",
+    device: opt.Device = "auto",
+    low_memory: opt.LowMemory = False,
     graphs: Annotated[
         bool, Option("--graphs", help="Models stay on the GPU, the structure stage as CUDA graphs: for many inputs.")
     ] = False,
-    largest_part: LargestPart = False,
-    simplify: Simplify = 0.0,
-    texture: Texels = 0,
-    up: Up = "y",
-    size: Size = None,
-    preview: Preview = True,
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
+    largest_part: opt.LargestPart = False,
+    simplify: opt.Simplify = 0.0,
+    texture: opt.Texels = 0,
+    up: opt.Up = "y",
+    size: opt.Size = None,
+    preview: opt.Preview = True,
+    force: opt.Force = False,
+    dry_run: opt.DryRun = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Make 3-D objects of pictures or texts: a mesh (.glb), Gaussians (.ply), arrays (.npz)."""
     from fewstep_shapes3d.finish import Finish
@@ -97,8 +82,8 @@ def app(
     host: Annotated[str, HOST] = "127.0.0.1",
     port: Annotated[int, PORT] = 7860,
     encoder: Annotated[str | None, Option("--image-encoder", help="Encoder's name, folder or weights file.")] = None,
-    device: Device = "auto",
-    low_memory: LowMemory = False,
+    device: opt.Device = "auto",
+    low_memory: opt.LowMemory = False,
     show: Annotated[bool, OPEN] = True,
 ) -> None:
     """Serve a page: pictures become 3-D objects, students are compared side by side."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from fewstep.errors import FewstepError, invalid
 from fewstep_trellis.pipeline.loading import Pipeline
-from fewstep_trellis.pipeline.recipe import Asked, Recipe, recipe_of
+from fewstep_trellis.pipeline.recipe import RELEASED, Asked, Recipe, recipe_of
 from fewstep_trellis.pipeline.spec import STAGES
 from fewstep_trellis.pipeline.students import Student, find_students
 from fewstep_trellis.shipped import NANO, student_for
@@ -119,11 +119,15 @@ class Chosen:
         """Which model and students are used, a line each."""
         shipped = " (shipped nano model)" if self.pipeline.name == str(NANO) else ""
         found = [f"pipeline: {self.pipeline.name}{shipped}"]
-        for stage, name in STAGE_NAMES.items():
-            student = self.students.get(stage)
-            who = f"student {student.label} ({student.path})" if student else "the pipeline's own flow"
-            found.append(f"{name}: {who}, {self.recipes[stage]}")
-        return found
+        return found + [
+            told(name, self.students.get(stage), self.recipes[stage]) for stage, name in STAGE_NAMES.items()
+        ]
+
+
+def told(stage: str, student: Student | None, recipe: Recipe) -> str:
+    """Which network a stage uses, and how it is sampled."""
+    who = f"student {student.label} ({student.path})" if student else "the pipeline's own flow"
+    return f"{stage}: {who}, {recipe}"
 
 
 def choose(models: Models) -> Chosen:
@@ -138,19 +142,42 @@ def choose(models: Models) -> Chosen:
         for stage in STAGES:
             if stage not in students and (path := student_for(stage, models.steps[stage])):
                 students |= find_students([str(path)], pipeline)
-    recipes, said = {}, []
-    for stage in STAGES:
-        spec, student = pipeline.spec.sampler(stage), students.get(stage)
-        asked = Asked(_of(models.steps, stage), _of(models.guidance, stage), models.sampler)
-        recipes[stage], more = recipe_of(spec, student, asked)
-        said += more
-        if student is None and NONE not in models.students and 2 * recipes[stage].steps < spec.params.steps:
-            said.append(
-                f"{STAGE_NAMES[stage]}: no student for this stage; the pipeline's own flow, made for "
-                f"{spec.params.steps} steps, is sampled in {recipes[stage].steps}"
-            )
+    recipes, said = recipes_of(pipeline.spec, STAGE_NAMES, students, models)
     return Chosen(pipeline, students, recipes, said)
 
 
-def _of(values: Mapping[str, T] | None, stage: str) -> T | None:
-    return None if values is None else values[stage]
+def recipes_of(
+    spec: Any,
+    names: Mapping[str, str],
+    students: Mapping[str, Student],
+    models: Models,
+    group: Callable[[str], str] = str,
+    released: tuple[int, ...] = RELEASED,
+) -> tuple[dict[str, Recipe], list[str]]:
+    """How each stage is sampled, and what is to be said about it.
+
+    Args:
+        spec: of the pipeline, with a ``sampler`` for each stage.
+        names: of the stages that are run, in order, for messages.
+        students: by stage.
+        models: what the user asks for.
+        group: of a stage, the one that ``models.steps`` and ``models.guidance`` are by.
+        released: as of ``recipe_of``.
+    """
+
+    def asked(values: Mapping[str, T] | None, stage: str) -> T | None:
+        return None if values is None else values[group(stage)]
+
+    found, said = dict[str, Recipe](), list[str]()
+    for stage, name in names.items():
+        own, student = spec.sampler(stage), students.get(stage)
+        wanted = Asked(asked(models.steps, stage), asked(models.guidance, stage), models.sampler)
+        found[stage], more = recipe_of(own, student, wanted, released)
+        said += more
+        steps, made_for = found[stage].steps, own.params.steps
+        if student is None and NONE not in models.students and 2 * steps < made_for:
+            said.append(
+                f"{name}: no student for this stage; the pipeline's own flow, made for {made_for} steps, is sampled in "
+                f"{steps}"
+            )
+    return found, said

@@ -60,6 +60,7 @@ class Described(Generic[S]):
     classes: ClassVar[Mapping[str, type[nn.Module]]]
     table: ClassVar[Mapping[str, type[models.Rebuildable]]] = models.MODELS
     file: ClassVar[str] = PIPELINE
+    example: ClassVar[str] = "microsoft/TRELLIS-image-large"  # a name of the hub, for messages
 
     @staticmethod
     def read(path: Path) -> Any:
@@ -77,7 +78,7 @@ class Described(Generic[S]):
         Raises:
             FewstepError: neither of the two, the hub cannot be reached, or a description that cannot be used.
         """
-        source = open_source(name, key, cls.file)
+        source = open_source(name, key, cls.file, cls.example)
         try:
             return cls(cls.read(source.fetch(cls.file)), source)
         except Absent:

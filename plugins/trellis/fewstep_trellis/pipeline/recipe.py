@@ -62,18 +62,21 @@ class Asked:
     sampler: str | None = None
 
 
-def recipe_of(spec: SamplerSpec, student: Student | None, asked: Asked = Asked()) -> tuple[Recipe, list[str]]:
+def recipe_of(
+    spec: SamplerSpec, student: Student | None, asked: Asked = Asked(), released: tuple[int, ...] = RELEASED
+) -> tuple[Recipe, list[str]]:
     """The recipe of a stage, and what is to be said about it (departures from a contract, a missing contract).
 
     Args:
         spec: the stage's sampler in ``pipeline.json``.
         student: what stands in for the stage's flow; None: the flow itself.
         asked: what overrides.
+        released: steps that students without a contract are made for; none: that is not known.
 
     Raises:
         FewstepError: for a sampler that is not registered, or does not fit the student.
     """
-    own = _of_teacher(spec) if student is None else _of_student(spec, student)
+    own = _of_teacher(spec) if student is None else _of_student(spec, student, released)
     guidance, contract = own.guidance, own.contract or Contract()
     if asked.guidance is not None and contract.strength is not None:
         contract = contract.with_strength(asked.guidance - 1)
@@ -84,26 +87,30 @@ def recipe_of(spec: SamplerSpec, student: Student | None, asked: Asked = Asked()
     recipe = replace(own, sampler=sampler, steps=asked.steps or own.steps, guidance=guidance)
     if student is None:
         return recipe, []
-    return recipe, _missing_contract(student, recipe) if student.contract is None else departures(student, recipe)
+    if student.contract is not None:
+        return recipe, departures(student, recipe)
+    return recipe, _missing_contract(student, recipe, released)
 
 
 def _of_teacher(spec: SamplerSpec) -> Recipe:
     return Recipe("euler", spec.params.steps, spec.guidance, spec.params.rescale_t)
 
 
-def _of_student(spec: SamplerSpec, student: Student) -> Recipe:
+def _of_student(spec: SamplerSpec, student: Student, released: tuple[int, ...]) -> Recipe:
     contract = student.contract
     if contract is None:  # "The sampler during inference is the same as TRELLIS" (arXiv 2509.04406, section 5)
-        return replace(_of_teacher(spec), steps=RELEASED[0])
+        return replace(_of_teacher(spec), steps=(*released, spec.params.steps)[0])
     return Recipe(contract.sampling, contract.steps[0], Guidance(contract.guidance), contract.rescale_t, contract)
 
 
-def _missing_contract(student: Student, recipe: Recipe) -> list[str]:
+def _missing_contract(student: Student, recipe: Recipe, released: tuple[int, ...]) -> list[str]:
+    if not released:
+        return [f"{student.path}: carries no sampling contract; sampled as the pipeline's own flow: {recipe}"]
     found = [
         f"{student.path}: carries no sampling contract; sampled as MDT-dist says of its students, with TRELLIS's own "
-        f"sampler in {' or '.join(map(str, RELEASED))} steps: {recipe}"
+        f"sampler in {' or '.join(map(str, released))} steps: {recipe}"
     ]
-    if recipe.steps not in RELEASED:
+    if recipe.steps not in released:
         found.append(f"{student.path}: {recipe.steps} steps; MDT-dist's students are made for 1 or 2")
     return found
 

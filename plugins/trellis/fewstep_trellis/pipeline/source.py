@@ -83,8 +83,14 @@ class Repository:
         )
 
 
-def open_source(name: str | Path, key: str = "--teacher", file: str = PIPELINE) -> Source:
+def open_source(
+    name: str | Path, key: str = "--teacher", file: str = PIPELINE, example: str = "microsoft/TRELLIS-image-large"
+) -> Source:
     """A folder with ``file``, or the hub repository of that name.
+
+    Args:
+        key: what the user called it, for messages.
+        example: a name of the hub that has such a file, likewise.
 
     Raises:
         FewstepError: for what is neither.
@@ -92,13 +98,12 @@ def open_source(name: str | Path, key: str = "--teacher", file: str = PIPELINE) 
     path = Path(name)
     if os.path.isdir(path):  # unlike the methods of Path, of any text
         if not (path / file).is_file():
-            raise FewstepError(f"{key}: got {str(name)!r}, a folder without {file}; accepted: a TRELLIS pipeline")
+            raise FewstepError(f"{key}: got {str(name)!r}, a folder without {file}; accepted: one like {example}")
         return Folder(path)
     if not os.path.exists(path) and REPOSITORY.fullmatch(str(name)):
         return Repository(str(name))
     raise FewstepError(
-        f"{key}: got {str(name)!r}; accepted: a folder with {file}, or a name of the hub "
-        "such as microsoft/TRELLIS-image-large"
+        f"{key}: got {str(name)!r}; accepted: a folder with {file}, or a name of the hub such as {example}"
     )
 
 

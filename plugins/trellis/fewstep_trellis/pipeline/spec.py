@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,8 @@ STRUCTURE_DECODER = "sparse_structure_decoder"
 MESH, GAUSSIANS, RADIANCE = "slat_decoder_mesh", "slat_decoder_gs", "slat_decoder_rf"
 REQUIRED = (*STAGES.values(), STRUCTURE_DECODER)
 NAMES = {"TrellisImageTo3DPipeline": "image", "TrellisTextTo3DPipeline": "text"}
+BACKBONES = dict.fromkeys(NAMES, "trellis") | {"Trellis2ImageTo3DPipeline": "trellis2"}  # who runs a pipeline
+S = TypeVar("S", bound=Strict)
 # Parameters by sampler; each has guidance only as far as it takes the numbers for it.
 _PLAIN = {"steps", "rescale_t", "verbose"}
 TAKES = {
@@ -103,32 +105,52 @@ class PipelineSpec(Strict):
 
 
 def read_spec(file: Path) -> PipelineSpec:
-    """Read ``pipeline.json``. Keys that the reference does not know either are named in a warning.
+    """Read ``pipeline.json``.
 
     Raises:
-        FewstepError: no JSON, a foreign pipeline class, or values that cannot be used, each named with its key.
+        FewstepError: as ``read_args``, or values that cannot be used, each named with its key.
+    """
+    name, args = read_args(file, NAMES, PipelineSpec, "TRELLIS")
+    spec = checked(file, PipelineSpec, args)
+    if spec.kind != NAMES[name]:
+        raise FewstepError(
+            f"{file}: a pipeline for {NAMES[name]}s needs args.{NAMES[name]}_cond_model, got {spec.kind}_cond_model"
+        )
+    return spec
+
+
+def read_args(file: Path, names: Iterable[str], spec: type[Strict], project: str) -> tuple[str, dict[str, Any]]:
+    """The class that a description names, and its ``args`` as far as ``spec`` has them; a warning names the others.
+
+    Args:
+        names: classes of pipelines that are accepted.
+        spec: what is read.
+        project: who writes such files, for messages.
+
+    Raises:
+        FewstepError: no JSON, or a foreign pipeline class.
     """
     try:
         values = read_json(file)
         name, args = values["name"], dict(values["args"])
     except (FewstepError, ValueError, KeyError, TypeError) as error:
-        wanted = 'accepted: JSON with "name" and "args", as TRELLIS writes it'
+        wanted = f'accepted: JSON with "name" and "args", as {project} writes it'
         raise FewstepError(f"{file}: no pipeline description ({type(error).__name__}: {error}); {wanted}") from None
-    if name not in NAMES:
-        raise FewstepError(f"{file}: {unknown('name', name, NAMES)}")
-    for key in sorted(args.keys() - PipelineSpec.model_fields.keys()):
+    names = list(names)
+    if name not in names:
+        use = f"; of such a pipeline: --backbone {BACKBONES[name]}" if name in BACKBONES else ""
+        raise FewstepError(f"{file}: {unknown('name', name, names)}{use}")
+    for key in sorted(args.keys() - spec.model_fields.keys()):
         warnings.warn(f"{file}: args.{key} is not used", stacklevel=2)
-    return _checked(file, NAMES[name], {key: args[key] for key in PipelineSpec.model_fields if key in args})
+    return name, {key: args[key] for key in spec.model_fields if key in args}
 
 
-def _checked(file: Path, kind: str, args: Mapping[str, Any]) -> PipelineSpec:
+def checked(file: Path, spec: type[S], args: Mapping[str, Any]) -> S:
+    """The ``args`` of a description as values. Raises FewstepError with the file and each key."""
     try:
-        spec = validate(PipelineSpec, args)
+        return validate(spec, args)
     except FewstepError as error:
         raise FewstepError(f"{file}, args: {error}") from None
-    if spec.kind != kind:
-        raise FewstepError(f"{file}: a pipeline for {kind}s needs args.{kind}_cond_model, got {spec.kind}_cond_model")
-    return spec
 
 
 __all__ = ["PIPELINE", "PipelineSpec", "SamplerSpec", "read_spec"]

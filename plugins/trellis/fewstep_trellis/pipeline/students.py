@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,15 +57,19 @@ def find_students(names: Iterable[str], pipeline: Pipeline) -> dict[str, Student
     Raises:
         FewstepError: for what is no student, a stage named twice, or a student that does not fit the pipeline.
     """
+    return one_each((name, student) for name in names for student in _named(name, pipeline))
+
+
+def one_each(named: Iterable[tuple[str, Student]]) -> dict[str, Student]:
+    """Students by stage, from pairs of what the user called one and itself. Raises FewstepError for two of a stage."""
     found: dict[str, Student] = {}
-    for name in names:
-        for student in _named(name, pipeline):
-            if student.stage in found:
-                raise FewstepError(
-                    f"--student {name!r}: stage {student.stage!r} has {str(found[student.stage].path)!r} already; "
-                    "accepted: one student for each stage"
-                )
-            found[student.stage] = student
+    for name, student in named:
+        if student.stage in found:
+            raise FewstepError(
+                f"--student {name!r}: stage {student.stage!r} has {str(found[student.stage].path)!r} already; "
+                "accepted: one student for each stage"
+            )
+        found[student.stage] = student
     return found
 
 
@@ -125,13 +129,12 @@ def _of_folder(folder: Path, pipeline: Pipeline) -> Student:
     backbone = registry().get("backbone", info.backbone).load()
     if not issubclass(backbone, Flow):
         raise FewstepError(f"--student {str(folder)!r}: a student of {info.backbone!r}; accepted: of a TRELLIS flow")
-    model = next((path for path in (folder / "model.json", folder / "student" / "model.json") if path.is_file()), None)
-    if model is not None:
-        _check_fits(folder, backbone.stage, read_config(model)[1], pipeline)
-    return Student(backbone.stage, folder, info.method, info.contract, lambda: _distilled(folder))
+    check_folder_fits(folder, pipeline.name, pipeline.arguments[backbone.stage][1])
+    return Student(backbone.stage, folder, info.method, info.contract, lambda: distilled(folder))
 
 
-def _distilled(folder: Path) -> Flow:
+def distilled(folder: Path) -> Flow:
+    """The student of a folder, for inference."""
     return cast(Flow, load_student(folder)[0]).requires_grad_(False)
 
 
@@ -146,7 +149,7 @@ def _of_file(path: Path, pipeline: Pipeline) -> Student:
         return Student(stage, path, "weights without arguments", None, lambda: load_released(path, stage, pipeline))
     name, args = read_config(config)
     stage = _stage_of_class(config, name)
-    _check_fits(path, stage, args, pipeline)
+    check_fits(path, args, pipeline.name, pipeline.arguments[stage][1])
     return Student(stage, path, "checkpoint pair", None, lambda: _loaded(path, stage, pipeline))
 
 
@@ -162,14 +165,31 @@ def _stage_of_class(config: Path, name: str) -> str:
     raise FewstepError(f"--student {str(config)!r}: holds a {name}; accepted: a {wanted}")
 
 
-def _check_fits(path: Path, stage: str, args: dict[str, Any], pipeline: Pipeline) -> None:
-    theirs = pipeline.arguments[stage][1]
-    pairs = {key: (args.get(key), theirs.get(key)) for key in SHARED}
+def check_folder_fits(folder: Path, place: str, theirs: Mapping[str, Any], keys: Sequence[str] = SHARED) -> None:
+    """``check_fits`` for a student in a folder, as far as its network is described there."""
+    for path in (folder / "model.json", folder / "student" / "model.json"):
+        if path.is_file():
+            return check_fits(folder, read_config(path)[1], place, theirs, keys)
+
+
+def check_fits(
+    path: Path, args: Mapping[str, Any], place: str, theirs: Mapping[str, Any], keys: Sequence[str] = SHARED
+) -> None:
+    """Raise FewstepError for a student whose inputs or outputs are not those of the network that it replaces.
+
+    Args:
+        path: of the student.
+        args: of its network.
+        place: what it is to fit, for the message.
+        theirs: the arguments of the network there.
+        keys: of the arguments that have to agree.
+    """
+    pairs = {key: (args.get(key), theirs.get(key)) for key in keys}
     other = [f"{key} {got} instead of {wanted}" for key, (got, wanted) in pairs.items() if got != wanted]
     if other:
         raise FewstepError(
-            f"--student {str(path)!r}: does not fit {pipeline.name}: {', '.join(other)}; "
-            "give its own teacher's pipeline with --teacher"
+            f"--student {str(path)!r}: does not fit {place}: {', '.join(other)}; give its own teacher's pipeline with "
+            "--teacher"
         )
 
 

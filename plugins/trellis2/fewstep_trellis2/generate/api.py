@@ -13,10 +13,9 @@ from fewstep_shapes3d.finish.finish import finished_as
 from fewstep_shapes3d.parts import largest_mesh
 from fewstep_shapes3d.representations import Mesh
 from fewstep_shapes3d.result import MESH, Result
-from fewstep_trellis.generate.api import Options
+from fewstep_trellis.generate.api import Options, as_asked, results_of
 from fewstep_trellis.generate.inputs import Job, jobs_of
 from fewstep_trellis.generate.pictures import opened
-from fewstep_trellis.pipeline.request import Unusable
 
 from fewstep import __version__
 from fewstep.engine.device import pick_device
@@ -75,8 +74,8 @@ def generate(
         size: of the longest side in the .glb, in metres.
 
     Returns:
-        The result of one input; a list for several inputs or several samples. Of several inputs, one of which nothing
-        can be made is left out, with a warning.
+        The result of one input; a list for several inputs, a folder, or several samples. Of several inputs, one of
+        which nothing can be made is left out, with a warning.
 
     Raises:
         FewstepError: bad input, or nothing can be made of any input.
@@ -96,18 +95,8 @@ def generate(
     for line in chosen.warnings:
         warnings.warn(line, stacklevel=2)
     jobs = jobs_of(inputs if isinstance(inputs, list | tuple) else [inputs], "image")
-    make, found = Generator(chosen, options), list[Result]()
-    for job in jobs:
-        try:
-            found += make(job)
-        except Unusable as error:
-            if len(jobs) == 1:
-                raise
-            warnings.warn(f"{job.label}: left out: {error}", stacklevel=2)
-    if not found:
-        raise FewstepError(f"nothing can be made of any of the {len(jobs)} inputs; the warnings say why")
-    make.runner.shelf.clear()  # the flows and the encoder are done; decoders load on use
-    return found[0] if samples == 1 and len(jobs) == 1 and not isinstance(inputs, list | tuple) else found
+    found = results_of(Generator(chosen, options), jobs)
+    return as_asked(found, inputs, jobs, options)
 
 
 @dataclass(eq=False, repr=False)

@@ -7,22 +7,7 @@ from typing import Annotated
 
 import typer
 from fewstep_shapes3d.app.options import HOST, OPEN, PORT
-from fewstep_trellis.generate.options import (
-    AsJson,
-    Background,
-    Device,
-    DryRun,
-    Force,
-    LargestPart,
-    LowMemory,
-    Preview,
-    Samples,
-    Seed,
-    Simplify,
-    Size,
-    Texels,
-    Up,
-)
+from fewstep_trellis.generate import options as opt
 from typer import Argument, Option
 
 from fewstep.cli.invocation import again, going_on
@@ -52,21 +37,21 @@ def generate(
     ] = None,
     guidance: Annotated[str | None, Option(help=GUIDANCE)] = None,
     sampler: Annotated[str | None, Option(help="Registered sampler, for all stages.")] = None,
-    samples: Samples = 1,
-    seed: Seed = 42,
+    samples: opt.Samples = 1,
+    seed: opt.Seed = 42,
     encoder: Annotated[str | None, Option("--image-encoder", help="DINOv3's name on the hub, or a folder.")] = None,
-    background: Background = "remove",
-    device: Device = "auto",
-    low_memory: LowMemory = False,
-    largest_part: LargestPart = False,
-    simplify: Simplify = 0.0,
-    texture: Texels = 0,
-    up: Up = "y",
-    size: Size = None,
-    preview: Preview = True,
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
+    background: opt.Background = "remove",
+    device: opt.Device = "auto",
+    low_memory: opt.LowMemory = False,
+    largest_part: opt.LargestPart = False,
+    simplify: opt.Simplify = 0.0,
+    texture: opt.Texels = 0,
+    up: opt.Up = "y",
+    size: opt.Size = None,
+    preview: opt.Preview = True,
+    force: opt.Force = False,
+    dry_run: opt.DryRun = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Make textured meshes (.glb) of pictures with TRELLIS.2."""
     from fewstep_shapes3d.finish import Finish
@@ -99,8 +84,8 @@ def app(
     host: Annotated[str, HOST] = "127.0.0.1",
     port: Annotated[int, PORT] = 7860,
     encoder: Annotated[str | None, Option("--image-encoder", help="DINOv3's name on the hub, or a folder.")] = None,
-    device: Device = "auto",
-    low_memory: LowMemory = False,
+    device: opt.Device = "auto",
+    low_memory: opt.LowMemory = False,
     show: Annotated[bool, OPEN] = True,
 ) -> None:
     """Serve a page: pictures become textured meshes, students are compared side by side."""

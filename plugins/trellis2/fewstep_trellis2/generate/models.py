@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fewstep_shapes3d.representations import Mesh
 from fewstep_trellis.generate import models as trellis
-from fewstep_trellis.generate.models import NONE, by_stage
-from fewstep_trellis.pipeline.recipe import Asked, Recipe, recipe_of
+from fewstep_trellis.generate.models import NONE, by_stage, recipes_of, told
+from fewstep_trellis.pipeline.recipe import Recipe
 from fewstep_trellis.pipeline.students import Student
 
 from fewstep.errors import unknown
+from fewstep_trellis2.flow import RELEASED
 from fewstep_trellis2.pipeline.loading import AnyPipeline, Pipeline, TexturingPipeline
 from fewstep_trellis2.pipeline.spec import KINDS, SAMPLERS, STAGE, group
 from fewstep_trellis2.pipeline.students import find_students
 from fewstep_trellis2.pipeline.texture import given_mesh
 
-RELEASED = "microsoft/TRELLIS.2-4B"
-T = TypeVar("T")
 TEXTURED = ("512", "1024")  # ways in which a given mesh is textured
 NAMES = {stage: stage for stage in SAMPLERS}
 
@@ -82,11 +80,7 @@ class Chosen:
     def lines(self) -> list[str]:
         """Which model and students are used, a line each."""
         found = [f"pipeline: {self.pipeline.name}, type {self.kind}"]
-        for stage, recipe in self.recipes.items():
-            student = self.students.get(stage)
-            who = f"student {student.label} ({student.path})" if student else "the pipeline's own flow"
-            found.append(f"{stage}: {who}, {recipe}")
-        return found
+        return found + [told(stage, self.students.get(stage), recipe) for stage, recipe in self.recipes.items()]
 
 
 def choose(models: Models) -> Chosen:
@@ -105,19 +99,6 @@ def choose(models: Models) -> Chosen:
         given, pipeline, kind = given_mesh(models.mesh), TexturingPipeline.open(name), models.kind or TEXTURED[-1]
         flows = (KINDS[kind].texture,)
     students = find_students([name for name in models.students if name != NONE], pipeline, flows)
-    recipes, said = {}, list[str]()
-    for stage in (STAGE[role] for role in flows):
-        spec, student = pipeline.spec.sampler(stage), students.get(stage)
-        asked = Asked(_of(models.steps, stage), _of(models.guidance, stage), models.sampler)
-        recipes[stage], more = recipe_of(spec, student, asked)
-        said += more
-        if student is None and NONE not in models.students and 2 * recipes[stage].steps < spec.params.steps:
-            said.append(
-                f"{stage}: no student for this stage; the pipeline's own flow, made for {spec.params.steps} steps, is "
-                f"sampled in {recipes[stage].steps}"
-            )
+    stages = {STAGE[role]: STAGE[role] for role in flows}
+    recipes, said = recipes_of(pipeline.spec, stages, students, models, group, released=())
     return Chosen(pipeline, kind, students, recipes, said, given)
-
-
-def _of(values: Mapping[str, T] | None, stage: str) -> T | None:
-    return None if values is None else values[group(stage)]

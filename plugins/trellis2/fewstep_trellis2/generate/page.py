@@ -8,8 +8,9 @@ from typing import Any
 from fewstep_trellis.generate.api import Options
 from fewstep_trellis.generate.page import TrellisMaker
 
+from fewstep_trellis2.flow import RELEASED
 from fewstep_trellis2.generate.api import Generator
-from fewstep_trellis2.generate.models import NAMES, RELEASED, choose, models_of
+from fewstep_trellis2.generate.models import NAMES, choose, models_of
 
 
 class Trellis2Maker(TrellisMaker):

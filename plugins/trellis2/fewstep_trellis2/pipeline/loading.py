@@ -12,6 +12,7 @@ from torch import nn
 
 from fewstep.core.interpolant import Interpolant
 from fewstep_trellis2 import models
+from fewstep_trellis2.flow import RELEASED
 from fewstep_trellis2.latents import FineShapeStage, ShapeStage, TextureStage
 from fewstep_trellis2.pipeline.spec import (
     SHAPE_512,
@@ -55,6 +56,7 @@ class Network(Described[S]):
 
     classes = CLASSES
     table = models.MODELS
+    example = RELEASED
 
     def arguments(self, role: str) -> dict[str, Any]:
         """The constructor arguments of a model; no weights are fetched for them."""

@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from fewstep_shapes3d.representations import Mesh
-from fewstep_trellis.pipeline.memory import Clock, Shelf, memory_guard
-from fewstep_trellis.pipeline.recipe import Recipe
-from fewstep_trellis.pipeline.request import Prompt, Unusable, about_one, occupied
-from fewstep_trellis.pipeline.sampling import draw, guided
-from fewstep_trellis.pipeline.students import Student
-from PIL import Image
+from fewstep_trellis.pipeline.memory import memory_guard
+from fewstep_trellis.pipeline.request import Unusable, about_one, occupied
 from torch import Tensor
 
-from fewstep.core.batch import Condition
-from fewstep.core.layout import Dense, Layout, Packed
-from fewstep.core.objective import Step
-from fewstep.errors import FewstepError
-from fewstep_trellis2.conditioning.dino import SIZES, image_conditioner
+from fewstep.core.layout import Dense, Packed
 from fewstep_trellis2.latents import TextureCondition
 from fewstep_trellis2.pipeline.grids import finer_cells, occupied_cells
-from fewstep_trellis2.pipeline.loading import AnyPipeline
-from fewstep_trellis2.pipeline.spec import (
-    FINE,
-    KINDS,
-    SHAPE_DECODER,
-    STAGE,
-    STRUCTURE_DECODER,
-    STRUCTURE_FLOW,
-    TEXTURE_DECODER,
-    Kind,
-)
+from fewstep_trellis2.pipeline.networks import Networks, Prompts
+from fewstep_trellis2.pipeline.spec import SHAPE_DECODER, STAGE, STRUCTURE_DECODER, STRUCTURE_FLOW, TEXTURE_DECODER
 
 MAX_TOKENS = 49152  # cells of the fine shape stage
 UPSAMPLINGS = 4  # from a latent's cell of the coarse shape to the grid of 512
-Prompts = dict[int, Prompt]  # by pixels on a side
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,65 +41,14 @@ class Object:
 
 
 @dataclass
-class Runner:
+class Runner(Networks):
     """A pipeline ready to run.
 
-    Args:
-        pipeline: where the models come from.
-        kind: which of ``KINDS``.
-        recipes: how each stage is sampled.
-        students: networks in place of the pipeline's flows, by stage.
-        device: where it computes.
-        low_memory: hold one model at a time, loading it anew for each object.
-        encoder: name or folder of the image encoder; None: the one that ``pipeline.json`` names.
+    Args: as of ``Networks``, and
         max_tokens: the fine shape stage has fewer cells, where a coarser mesh has so few.
     """
 
-    pipeline: AnyPipeline
-    kind: str
-    recipes: dict[str, Recipe]
-    students: dict[str, Student] = field(default_factory=dict)
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    low_memory: bool = False
-    encoder: str | None = None
     max_tokens: int = MAX_TOKENS
-
-    def __post_init__(self) -> None:
-        self.clock = Clock(self.device)
-        self.shelf = Shelf(self.device, not self.low_memory, self.clock)
-
-    @property
-    def way(self) -> Kind:
-        """The stages."""
-        return KINDS[self.kind]
-
-    @torch.no_grad()
-    def prompts(self, pictures: Sequence[tuple[str, Image.Image]], background: Any = "remove") -> Prompts:
-        """The tokens of a picture at each size that the stages see it in.
-
-        Args:
-            pictures: its name, for messages, and itself.
-            background: "remove" or "keep", of pictures without transparency.
-
-        Raises:
-            Unusable: a picture that shows no object, whose background cannot be removed, or memory ran out.
-            FewstepError: an encoder that cannot be loaded, or whose tokens do not fit the flows.
-        """
-        sizes = SIZES if FINE & {*self.way.shape, self.way.texture} else SIZES[:1]
-        lent = self.shelf.lend("encoder", self._load_encoder)
-        with memory_guard(1, self.low_memory), lent as encoder, self.clock("condition"):
-            with about_one():
-                prepared = [encoder.prepare(picture, name, background) for name, picture in pictures]
-            return {size: Prompt(encoder.encode(prepared, size).cpu(), None, tuple(prepared)) for size in sizes}
-
-    def _load_encoder(self) -> Any:
-        wanted = self.pipeline.arguments(self.way.texture).get("cond_channels")
-        encoder = image_conditioner(self.encoder or self.pipeline.spec.encoder)
-        if encoder.channels != wanted:
-            raise FewstepError(
-                f"--image-encoder: {encoder.name} has {encoder.channels} channels; the flows take {wanted}"
-            )
-        return encoder
 
     @torch.no_grad()
     def __call__(self, prompts: Prompts, samples: int = 1, seed: int = 42) -> list[Object]:
@@ -218,19 +147,3 @@ class Runner:
             with self.clock("mesh"):
                 mesh: Mesh = grid.meshes(one.resolution, (texture * 0.5 + 0.5).clamp(0, 1))[0]
         return mesh.to("cpu")
-
-    def _condition(self, role: str, prompts: Prompts) -> Condition:
-        return prompts[SIZES[role in FINE]].condition(1, self.device)
-
-    def _sample(self, role: str, flow: Any, noise: Tensor, layout: Layout, cond: Condition, seed: int) -> Tensor:
-        recipe = self.recipes[STAGE[role]]
-        step = Step(index=0, interpolant=flow.interpolant, seed=seed, device=self.device)
-        return draw(guided(flow, recipe), recipe, noise.to(self.device), cond, layout, step, self.clock.on_step)
-
-    def _flow(self, role: str) -> Any:
-        if student := self.students.get(STAGE[role]):
-            return self.shelf.lend(str(student.path), student.load)
-        return self.shelf.lend(role, lambda: self.pipeline.flow(role))
-
-    def _lent(self, role: str) -> Any:
-        return self.shelf.lend(role, lambda: self.pipeline.model(role))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from fewstep_trellis.normalisation import Normalisation
-from fewstep_trellis.pipeline.spec import SamplerArgs
+from fewstep_trellis.pipeline.spec import SamplerArgs, checked, read_args
 from pydantic import Field, model_validator
 
-from fewstep.config.base import Strict, validate
+from fewstep.config.base import Strict
 from fewstep.core.backbone import Guidance
-from fewstep.errors import FewstepError, unknown
-from fewstep.texts import read_json
 
 IMAGE, TEXTURING = "Trellis2ImageTo3DPipeline", "Trellis2TexturingPipeline"
 STRUCTURE_DECODER, SHAPE_DECODER, TEXTURE_DECODER = "sparse_structure_decoder", "shape_slat_decoder", "tex_slat_decoder"
@@ -165,17 +162,4 @@ def read_spec(file: Path, wanted: type[S]) -> S:
     Raises:
         FewstepError: no JSON, a foreign pipeline class, or values that cannot be used, each named with its key.
     """
-    try:
-        values = read_json(file)
-        name, args = values["name"], dict(values["args"])
-    except (FewstepError, ValueError, KeyError, TypeError) as error:
-        accepted = 'accepted: JSON with "name" and "args", as TRELLIS.2 writes it'
-        raise FewstepError(f"{file}: no pipeline description ({type(error).__name__}: {error}); {accepted}") from None
-    if name != wanted.title:
-        raise FewstepError(f"{file}: {unknown('name', name, [wanted.title])}")
-    for key in sorted(args.keys() - wanted.model_fields.keys()):
-        warnings.warn(f"{file}: args.{key} is not used", stacklevel=2)
-    try:
-        return validate(wanted, {key: args[key] for key in wanted.model_fields if key in args})
-    except FewstepError as error:
-        raise FewstepError(f"{file}, args: {error}") from None
+    return checked(file, wanted, read_args(file, [wanted.title], wanted, "TRELLIS.2")[1])

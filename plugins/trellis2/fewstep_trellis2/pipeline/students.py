@@ -5,21 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from fewstep_trellis.checkpoint import read_config
-from fewstep_trellis.flow import Flow
-from fewstep_trellis.pipeline.students import Student
+from fewstep_trellis.pipeline.students import SHARED, Student, check_fits, check_folder_fits, distilled, one_each
 from fewstep_trellis.weightfiles import split_key, stem_of, tensor_file
 
-from fewstep.engine.export import INFO, load_student, read_info
+from fewstep.engine.export import INFO, read_info
 from fewstep.engine.hub import REPOSITORY, fetched
 from fewstep.errors import FewstepError, unknown
 from fewstep_trellis2.flow import STAGES
-from fewstep_trellis2.pipeline.loading import AnyPipeline
-from fewstep_trellis2.pipeline.spec import STAGE
+from fewstep_trellis2.models import MODELS
+from fewstep_trellis2.pipeline.loading import CLASSES, AnyPipeline
+from fewstep_trellis2.pipeline.spec import STAGE, STRUCTURE_FLOW
 
-SHARED = ("in_channels", "out_channels", "cond_channels")  # what a stage's networks have in common
 ACCEPTED = (
     f"a folder of fewstep distill, one that holds such folders as {'/, '.join(STAGES)}/, owner/name of one on the hub, "
     "or STAGE=FILE with a checkpoint pair (json + safetensors)"
@@ -38,16 +37,7 @@ def find_students(names: Iterable[str], pipeline: AnyPipeline, roles: Iterable[s
         FewstepError: for what is no student, a stage named twice or not run, or a student that does not fit.
     """
     run = {STAGE[role]: role for role in roles}
-    found: dict[str, Student] = {}
-    for name in names:
-        for student in _named(name, pipeline, run):
-            if student.stage in found:
-                raise FewstepError(
-                    f"--student {name!r}: stage {student.stage!r} has {str(found[student.stage].path)!r} already; "
-                    "accepted: one student for each stage"
-                )
-            found[student.stage] = student
-    return found
+    return one_each((name, student) for name in names for student in _named(name, pipeline, run))
 
 
 def _named(name: str, pipeline: AnyPipeline, run: dict[str, str]) -> Iterator[Student]:
@@ -76,21 +66,18 @@ def _of_folder(folder: Path, pipeline: AnyPipeline, run: dict[str, str]) -> Stud
             f"--student {str(folder)!r}: a student of {info.backbone!r}; accepted: of {', '.join(STAGES.values())}"
         )
     role = _role(str(folder), stage, run)
-    model = next((path for path in (folder / "model.json", folder / "student" / "model.json") if path.is_file()), None)
-    if model is not None:
-        _check_fits(str(folder), role, read_config(model)[1], pipeline)
-    return Student(stage, folder, info.method, info.contract, lambda: _distilled(folder))
-
-
-def _distilled(folder: Path) -> Flow:
-    return cast(Flow, load_student(folder)[0]).requires_grad_(False)
+    check_folder_fits(folder, *_place(role, pipeline))
+    return Student(stage, folder, info.method, info.contract, lambda: distilled(folder))
 
 
 def _of_pair(stage: str, path: Path, pipeline: AnyPipeline, run: dict[str, str]) -> Student:
     role, config = _role(str(path), stage, run), Path(stem_of(split_key(path)[0]) + ".json")
     if not config.is_file() or not tensor_file(split_key(path)[0]).is_file():
         raise FewstepError(f"--student {stage}={path}: there is no such checkpoint; accepted: {ACCEPTED}")
-    _check_fits(str(path), role, read_config(config)[1], pipeline)
+    network, args = read_config(config)
+    if MODELS.get(network) is not CLASSES[role]:
+        raise FewstepError(f"--student {stage}={path}: holds a {network}; accepted: a {CLASSES[role].__name__}")
+    check_fits(path, args, *_place(role, pipeline))
     return Student(stage, path, "checkpoint pair", None, lambda: pipeline.flow(role, path))
 
 
@@ -103,12 +90,7 @@ def _role(name: str, stage: str, run: dict[str, str]) -> str:
     return run[stage]
 
 
-def _check_fits(name: str, role: str, args: dict[str, Any], pipeline: AnyPipeline) -> None:
-    theirs = pipeline.arguments(role)
-    pairs = {key: (args.get(key), theirs.get(key)) for key in SHARED}
-    other = [f"{key} {got} instead of {wanted}" for key, (got, wanted) in pairs.items() if got != wanted]
-    if other:
-        raise FewstepError(
-            f"--student {name!r}: does not fit stage {STAGE[role]!r} of {pipeline.name}: {', '.join(other)}; give its "
-            "own teacher's pipeline with --teacher"
-        )
+def _place(role: str, pipeline: AnyPipeline) -> tuple[str, dict[str, Any], tuple[str, ...]]:
+    """What a student of a role is to fit, in words and as arguments, and which of these count."""
+    keys = SHARED if role == STRUCTURE_FLOW else tuple(key for key in SHARED if key != "resolution")  # of voxels any
+    return f"stage {STAGE[role]!r} of {pipeline.name}", pipeline.arguments(role), keys

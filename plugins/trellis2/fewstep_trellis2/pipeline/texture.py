@@ -19,7 +19,8 @@ from fewstep.core.layout import Packed
 from fewstep.errors import invalid
 from fewstep_trellis2.mesh.dual_grid import DualGrid
 from fewstep_trellis2.mesh.voxelise import dual_grid_of
-from fewstep_trellis2.pipeline.run import Object, Prompts, Runner
+from fewstep_trellis2.pipeline.networks import Prompts
+from fewstep_trellis2.pipeline.run import Object, Runner
 from fewstep_trellis2.pipeline.spec import SHAPE_ENCODER, TEXTURE_DECODER
 from fewstep_trellis2.vae.subdivision import guide_of
 
