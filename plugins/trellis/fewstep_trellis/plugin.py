@@ -97,8 +97,8 @@ def register_shared_commands(register: RegisterShared) -> None:
     register(
         "data prepare",
         "meshes",
-        target="fewstep_shapes3d.data.command:meshes",
-        summary="Voxelise, render and encode folders of meshes (.glb, .obj, .stl, ...) into a prepared set.",
+        target="fewstep_trellis.prepare.command:meshes",
+        summary="Voxelise, render and encode mesh files (.glb, .obj, ...) into a prepared set or TRELLIS's layout.",
     )
     register(
         "data prepare",

@@ -1,9 +1,9 @@
-"""``fewstep data prepare meshes``, ``sweethome3d``, ``furniture`` and ``furniture-files``. Imports no torch."""
+"""``fewstep data prepare sweethome3d``, ``furniture`` and ``furniture-files``. Imports no torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from typer import Option
 
@@ -20,43 +20,6 @@ Like = Annotated[
 ]
 Workers = Annotated[int, whole("--workers", "Processes.", 1, 256)]
 Device = Annotated[str, Option(help="Where pictures are encoded: auto, cpu, cuda, cuda:1, ...")]
-
-
-def meshes(
-    source: Annotated[list[Path], Option("--source", "-s", help="Folder of mesh files, or one file; repeatable.")],
-    out: Annotated[Path, Option("--out", "-o", help="Folder to make; must not exist.")],
-    up: Annotated[str, Option(help="Axis that points up: y, z, or auto: y in glTF and OBJ, z in the others.")] = "auto",
-    views: Views = 2,
-    seed: Annotated[int, whole("--seed", "Seed of cameras and split.", 0, 2**31 - 1)] = 0,
-    test_clusters: Annotated[
-        int | None,
-        whole("--test-clusters", "Clusters of near-duplicates kept for testing. Default: 96, at most a quarter.", 1),
-    ] = None,
-    limit: Annotated[int | None, whole("--limit", "Read so many files only, to try it out.", 2)] = None,
-    like: Like = None,
-    workers: Workers = 2,
-    device: Device = "auto",
-) -> None:
-    """Read folders of .glb, .gltf, .obj, .stl, .ply and .off files into a prepared set."""
-    need("open3d")
-    from fewstep_shapes3d.data.prepare import prepare_meshes
-
-    console = Console()
-    with going_on(lambda: "to go on: the same command again"), counting(console) as progress:
-        manifest = prepare_meshes(
-            source,
-            out,
-            up=cast(Any, up),
-            views=views,
-            seed=seed,
-            test_clusters=test_clusters,
-            limit=limit,
-            like=like or SWEETHOME3D,
-            workers=workers,
-            device=device,
-            progress=progress,
-        )
-    say(console, f"{out}: {summary(manifest)}")
 
 
 def prepare(

@@ -17,6 +17,7 @@ from fewstep_shapes3d.data.materials import Floats, Material
 from fewstep_shapes3d.data.mesh import Mesh
 
 Picture = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int64]
 SIZE, FOV, LAYERS = 224, 40.0, 6
 _AMBIENT, _FLOOR, _STEP = 0.35, 0.12, 1e-4  # the floor keeps black things visible on the black of the conditions
 
@@ -28,11 +29,24 @@ class Camera:
     azimuth: float
     elevation: float
 
+    @property
+    def axes(self) -> Floats:
+        """[3,3] rows: right, up and away from the object, in its coordinates."""
+        a, e = np.deg2rad(self.azimuth), np.deg2rad(self.elevation)
+        away = np.array([np.sin(a) * np.cos(e), -np.cos(a) * np.cos(e), np.sin(e)])
+        right = np.array([np.cos(a), np.sin(a), 0.0])
+        return np.stack([right, np.cross(away, right), away])
+
+
+def generator(key: str, seed: int) -> np.random.Generator:
+    """What the cameras of an object are drawn by: a function of its key and the seed only."""
+    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+
 
 def draw_cameras(key: str, count: int, seed: int = 0) -> list[Camera]:
     """Cameras of one object: azimuth uniform in [-60, 60], elevation in [10, 40]; a function of key and seed only."""
-    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
-    draw = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+    draw = generator(key, seed)
     return [Camera(float(draw.uniform(-60, 60)), float(draw.uniform(10, 40))) for _ in range(count)]
 
 
@@ -45,32 +59,51 @@ class Renderer:
         self.scene.add_triangles(mesh.vertices.astype(np.float32), mesh.faces.astype(np.uint32))
         self.points = mesh.vertices[np.unique(mesh.faces)]
 
-    def render(self, camera: Camera, size: int = SIZE, samples: int = 2, distance: float | None = None) -> Picture:
+    def render(
+        self, camera: Camera, size: int = SIZE, samples: int = 2, distance: float | None = None, fov: float = FOV
+    ) -> Picture:
         """RGBA uint8 [size,size,4], not premultiplied.
 
         Args:
             samples: a pixel is the mean over ``samples`` x ``samples`` rays.
             distance: of the camera from the origin; by default the object is as large as it fits.
+            fov: degrees from edge to edge.
         """
-        rays = self._rays(camera, size * samples, distance)
-        rgba = self._trace(rays).reshape(size, samples, size, samples, 4).mean((1, 3))
-        colour = rgba[..., :3] / np.maximum(rgba[..., 3:], 1e-6)
-        both = np.concatenate([colour, rgba[..., 3:]], -1)
-        found: npt.NDArray[np.uint8] = np.round(both.clip(0, 1) * 255).astype(np.uint8)
-        return found
-
-    def _rays(self, camera: Camera, size: int, distance: float | None) -> npt.NDArray[np.float32]:
-        a, e = np.deg2rad(camera.azimuth), np.deg2rad(camera.elevation)
-        away = np.array([np.sin(a) * np.cos(e), -np.cos(a) * np.cos(e), np.sin(e)])
-        right = np.array([np.cos(a), np.sin(a), 0.0])
-        up = np.cross(away, right)
+        edge = float(np.tan(np.deg2rad(fov / 2)))
         if distance is None:
-            slope = np.tan(np.deg2rad(FOV / 2)) * 0.97  # a thin margin, or smoothing would cut the outline
+            slope = edge * 0.97  # a thin margin, or smoothing would cut the outline
+            right, up, away = camera.axes
             sideways = np.maximum(np.abs(self.points @ right), np.abs(self.points @ up))
             distance = float((sideways / slope + self.points @ away).max())
+        found = np.zeros((size, size, 4), np.uint8)
+        rows, columns = self._window(camera, size, distance, edge)
+        rays = self._rays(camera, size * samples, distance, edge, rows * samples, columns * samples)
+        rgba = self._trace(rays).reshape(rows[1] - rows[0], samples, columns[1] - columns[0], samples, 4).mean((1, 3))
+        colour = rgba[..., :3] / np.maximum(rgba[..., 3:], 1e-6)
+        both = np.concatenate([colour, rgba[..., 3:]], -1)
+        found[slice(*rows), slice(*columns)] = np.round(both.clip(0, 1) * 255)
+        return found
+
+    def _window(self, camera: Camera, size: int, distance: float, edge: float) -> tuple[Ints, Ints]:
+        """First and last row, and column, of the pixels that can show the object, the last one not included."""
+        right, up, away = camera.axes
+        depth = distance - self.points @ away
+        if depth.min() < 1e-3:  # the camera is in the midst of it
+            return np.array([0, size]), np.array([0, size])
+        found = []
+        for axis in (-up, right):
+            place = (self.points @ axis / (depth * edge) + 1) / 2 * size
+            first = int(np.clip(np.floor(place.min()) - 1, 0, size - 1))
+            found.append(np.array([first, int(np.clip(np.ceil(place.max()) + 1, first + 1, size))]))
+        return found[0], found[1]
+
+    def _rays(
+        self, camera: Camera, size: int, distance: float, edge: float, rows: Ints, columns: Ints
+    ) -> npt.NDArray[np.float32]:
+        right, up, away = camera.axes
         eye = away * distance
-        at = ((np.arange(size) + 0.5) / size * 2 - 1) * np.tan(np.deg2rad(FOV / 2))
-        toward = -away + at[None, :, None] * right - at[:, None, None] * up
+        at = ((np.arange(size) + 0.5) / size * 2 - 1) * edge
+        toward = -away + at[None, slice(*columns), None] * right - at[slice(*rows), None, None] * up
         toward /= np.linalg.norm(toward, axis=-1, keepdims=True)
         both = np.concatenate([np.broadcast_to(eye, toward.shape), toward], -1)
         rays: npt.NDArray[np.float32] = both.reshape(-1, 6).astype(np.float32)

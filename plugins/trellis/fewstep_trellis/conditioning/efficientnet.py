@@ -13,6 +13,8 @@ from fewstep_shapes3d.pictures.preprocess import Background, prepare_once
 from PIL import Image
 from torch import Tensor, nn
 
+from fewstep.errors import invalid
+
 NAME = "efficientnet-lite0"
 
 
@@ -53,6 +55,9 @@ class EfficientNetConditioner(nn.Module):
         return None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pictures [B, 3, 224, 224] in [0, 1], on black, to tokens [B, 49, C]."""
+        """Pictures [B, 3, 224, 224] in [0, 1], on black, to tokens [B, 49, C]. Raises FewstepError for other sizes."""
+        if images.ndim != 4 or images.shape[1:] != (3, self.size, self.size):
+            accepted = f"[B, 3, {self.size}, {self.size}] for {self.name}: of a data set, data.image_size={self.size}"
+            raise invalid("images", tuple(images.shape), accepted)
         tokens: Tensor = self.encoder(images)
         return tokens

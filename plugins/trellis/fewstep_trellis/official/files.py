@@ -21,6 +21,11 @@ TRANSFORMS = "transforms.json"
 Array = npt.NDArray[Any]
 
 
+def picture_name(number: int) -> str:
+    """The file of a view."""
+    return f"{number:03d}.png"
+
+
 class ItemError(FewstepError):
     """What is wrong with one object: a file that is missing, damaged or of the wrong shape."""
 

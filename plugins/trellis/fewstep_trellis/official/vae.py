@@ -96,7 +96,7 @@ def render_view(row: Row, size: int, draw: Draw) -> View:
     picture = read_picture(path)
     image, alpha = (_resized(part, size) for part in (picture.convert("RGB"), picture.getchannel("A")))
     try:
-        extrinsics, intrinsics = _camera(frame)
+        extrinsics, intrinsics = camera_of(frame)
     except (KeyError, TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
         raise ItemError(f"{folder / TRANSFORMS}: no camera of {path.name}: {error}") from None
     return View(path, image.permute(2, 0, 1), alpha, extrinsics, intrinsics)
@@ -106,7 +106,8 @@ def _resized(image: Image.Image, size: int) -> Tensor:
     return torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.LANCZOS))).float() / 255
 
 
-def _camera(frame: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def camera_of(frame: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """``extrinsics`` and ``intrinsics`` of a view, by its entry in ``transforms.json``."""
     to_world = torch.tensor(frame["transform_matrix"], dtype=torch.float32) * torch.tensor(AXES)
     focal = 0.5 / math.tan(float(frame["camera_angle_x"]) / 2)
     intrinsics = torch.tensor([[focal, 0, 0.5], [0, focal, 0.5], [0, 0, 1]])

@@ -1,0 +1,1 @@
+"""From mesh files to a data root in TRELLIS's own layout."""
