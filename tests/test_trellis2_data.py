@@ -148,7 +148,7 @@ def test_a_distilled_student_is_the_official_class(name: str, roots: Path, tmp_p
     torch.nn.init.normal_(model.out_layer.weight)
     save_model(model, tmp_path / "teacher")
     keys = [f"backbone.teacher={tmp_path / 'teacher'}", f"data.roots={roots}", "data.image_size=16", "train.threads=1"]
-    keys += ["train.steps=1", "train.batch_size=2"]
+    keys += ["train.steps=1", "train.batch_size=2", "train.samples_every=1"]
     if name != "structure":
         keys += ["data.normalisation=stored"]
     if name == "texture":
@@ -162,6 +162,10 @@ def test_a_distilled_student_is_the_official_class(name: str, roots: Path, tmp_p
     assert main(["sample", str(out), "--count", "1", "--out", str(tmp_path / "samples.npz")]) == 0
     with np.load(tmp_path / "samples.npz") as arrays:
         assert all(np.isfinite(arrays[key]).all() for key in arrays)
+    first, last = (np.asarray(Image.open(path)) for path in sorted((out / "samples").iterdir()))
+    assert first.shape == last.shape
+    assert (first != last).any(), "the student has changed"
+    assert (first[:300] == last[:300]).all(), "below the same pictures and true latents"
     if name in ("structure", "texture"):
         asked = ["bench", "-b", "trellis2", "--stage", name, "--student", str(out), "--out", str(tmp_path / "bench")]
         measured = ["--steps", "1", "--seeds", "0,1", "teacher_steps=2", "resamples=3", "threads=1"]

@@ -228,7 +228,7 @@ class Unmeasured(Suite):
             FewstepError: for another suffix.
         """
         if (suffix := file_suffix(path)) not in ("", ".npz"):
-            raise invalid("--out", str(path), "a name ending in .npz (these samples have no picture), or a folder")
+            raise invalid("--out", str(path), f"a name ending in {' or '.join(self.suffixes)}, or a folder")
         file = path if suffix else path / "samples.npz"
         with new_file(file) as temp:
             np.savez(temp, samples=objects.numpy())

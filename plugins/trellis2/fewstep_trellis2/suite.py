@@ -19,6 +19,7 @@ from torch import Tensor
 from fewstep.core.batch import Batch
 from fewstep.core.layout import Layout, Packed, add_rows
 from fewstep.core.suite import Record, Rows, SheetRow, Suite, Unmeasured
+from fewstep.files import file_suffix
 from fewstep.metrics.features import principal_axes
 from fewstep.metrics.resampled import described, frechet_resampled, mean_resampled
 from fewstep_trellis2.dataset.sets import MARGIN, Trellis2Dataset
@@ -72,6 +73,7 @@ class LatentSuite(Unmeasured):
         "teacher_rms": "distance to the teacher's latents",
     }
     legend = LEGEND
+    suffixes = (".npz", ".png")
     dataset: Trellis2Dataset
     measure = Suite.measure
 
@@ -146,6 +148,9 @@ class LatentSuite(Unmeasured):
         compared([*first, *drawn], path, caption, TILE)
 
     def write(self, objects: Any, path: Path, prompts: Batch | None = None) -> list[Path]:
+        """The sheet of the samples where the file is a .png, else their array."""
+        if file_suffix(path) == ".png":
+            return Suite.write(self, objects, path, prompts)
         return super().write(objects.x, path, prompts)
 
 
