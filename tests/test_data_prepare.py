@@ -117,6 +117,18 @@ def test_a_model_outside_its_archive_is_refused(tmp_path: Path) -> None:
     assert len(skipped) == 1
 
 
+def test_what_lies_outside_the_window_of_a_view_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("open3d", exc_type=ImportError)
+    renderer = Renderer(mesh_of(tmp_path, CHAIR))
+    views = [(Camera(40, 20), None), (Camera(-70, 80), 1.3), (Camera(160, -30), 3.0), (Camera(10, 5), 0.3)]
+    found = [renderer.render(camera, 48, 2, distance) for camera, distance in views]
+    whole = np.array([0, 48])
+    monkeypatch.setattr(renderer, "_window", lambda *arguments: (whole, whole))
+    for (camera, distance), picture in zip(views, found, strict=True):
+        assert (renderer.render(camera, 48, 2, distance) == picture).all()
+    assert found[2][..., 3].any()
+
+
 def test_axes_and_scale(tmp_path: Path) -> None:
     mesh = mesh_of(tmp_path, CHAIR)
     assert np.allclose(mesh.vertices.min(0), -mesh.vertices.max(0))
