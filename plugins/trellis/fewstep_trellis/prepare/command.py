@@ -51,7 +51,7 @@ def meshes(
     device: Device = "auto",
 ) -> None:
     """Read folders of .glb, .gltf, .obj, .stl, .ply and .off files into a prepared set, or TRELLIS's own layout."""
-    other = (
+    other: dict[str, object] = (
         {"--test-clusters": test_clusters, "--like": like}
         if official
         else {"--stage": stage, "--encoders": encoders, "--image-encoder": image_encoder}

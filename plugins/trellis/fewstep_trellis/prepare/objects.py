@@ -16,7 +16,7 @@ from fewstep_shapes3d.data.voxels import voxelise
 from PIL import Image
 from plyfile import PlyData, PlyElement
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, need
 from fewstep.files import Unwritable, new_file, new_folder
 from fewstep_trellis.official.files import CONDITION_VIEWS, TRANSFORMS, VIEWS, VOXELS, picture_name
 from fewstep_trellis.official.vae import GRID
@@ -100,8 +100,6 @@ def _draw(renderer: Renderer, shots: list[Shot], size: int, folder: Path, mesh: 
 
     A view that shows nothing, such as that of a sheet from its edge, is left out.
     """
-    import trimesh
-
     seen: list[Shot] = []
     with new_folder(folder) as part:
         for shot in shots:
@@ -113,4 +111,4 @@ def _draw(renderer: Renderer, shots: list[Shot], size: int, folder: Path, mesh: 
             raise FewstepError(UNSEEN)
         (part / TRANSFORMS).write_text(json.dumps(transforms(seen)), encoding="utf-8")
         if mesh is not None:
-            trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).export(part / MESH)
+            need("trimesh").Trimesh(mesh.vertices, mesh.faces, process=False).export(part / MESH)

@@ -157,7 +157,7 @@ def _row(found: Found, root: Path) -> Row | None:
 
 def _write_table(root: Path, rows: Sequence[Row]) -> None:
     """``metadata.csv``, with a column for each kind of latents that there is."""
-    kinds = {}
+    kinds: dict[str, Path] = {}
     for folder, prefix in ((STRUCTURE, "ss_latent"), (LATENTS, "latent")):
         kinds |= {f"{prefix}_{path.name}": path for path in sorted((root / folder).glob("*"))}
     text = io.StringIO()
