@@ -8,6 +8,7 @@ import engine_helpers
 import pytest
 import torch
 from engine_helpers import OBJECTIVES, Regress, Tiny, TinyConfig, TwoTimes, trainer
+from torch import nn
 
 from fewstep.config.resolve import check_needs
 from fewstep.core.backbone import Backbone, Guidance, Teacher
@@ -20,6 +21,7 @@ from fewstep.engine.networks import Networks
 from fewstep.engine.step import TrainStep
 from fewstep.engine.trackers import Window
 from fewstep.engine.trainer import NonFinite, Trainer
+from fewstep.engine.view import View
 from fewstep.errors import FewstepError
 
 
@@ -53,6 +55,25 @@ def test_a_phase_moves_its_networks_and_no_other() -> None:
 
     run.train(log, lambda: None)
     assert run.nets.updates == {"student": 2, "critic": 4}
+
+
+def test_the_teacher_waits_in_the_hosts_memory_until_a_loss_asks_for_it() -> None:
+    view = View({"teacher": nn.Linear(2, 2), "student": nn.Linear(2, 2, device="meta")}, {}, torch.device("meta"))
+    view.park()
+    assert {p.device.type for p in view._modules["teacher"].parameters()} == {"cpu"}
+    assert view.student.weight.is_meta
+    assert view.parked
+    assert view.teacher.weight.is_meta
+    assert not view.parked
+
+
+@pytest.mark.parametrize(("objective", "asks"), [("tiny-regress", True), ("tiny-critic", False)])
+def test_a_run_parks_its_teacher_after_the_data(objective: str, asks: bool) -> None:
+    run = trainer(objective, steps=3)
+    run.prepare()
+    assert run.nets.view.parked
+    trained(run)
+    assert run.nets.view.parked is not asks
 
 
 def test_same_seed_same_weights_other_seed_other_weights() -> None:

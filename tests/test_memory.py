@@ -22,10 +22,10 @@ from fewstep.ops.inputs import lowered
 WIDTH = 64
 
 
-def toy(*keys: str) -> Memory:
+def toy(*keys: str, method: str = "mdt-vd", device: str | None = None) -> Memory:
     layers = [f"backbone.width={WIDTH}", "train.steps=4", "train.batch_size=32", "train.device=cpu", *keys]
-    (resolved,) = resolve_stages("mdt-vd", "toy", layers=layers).values()
-    return expected(resolved)
+    (resolved,) = resolve_stages(method, "toy", layers=layers).values()
+    return expected(resolved, device)
 
 
 def parameters() -> int:
@@ -46,6 +46,14 @@ def test_8_bit_states_are_a_quarter_of_the_large_weights() -> None:
     large = 2 * WIDTH * WIDTH
     expected_bytes = 2 * (large + 4 * large / 256) + 8 * (parameters() - large)
     assert toy("train.optimizer=adamw8bit").parts["optimiser states"] == expected_bytes
+
+
+@pytest.mark.parametrize(("method", "asks"), [("kd", False), ("reflow", False), ("flow-matching", False), ("cm", True)])
+def test_a_teacher_that_no_loss_asks_for_waits_in_the_hosts_memory(method: str, asks: bool) -> None:
+    on_gpu, on_cpu = (toy(method=method, device=device) for device in ("cuda", "cpu"))
+    assert on_gpu.parts["teacher"] == (on_gpu.parts["network 'student'"] if asks else 0)
+    assert on_cpu.parts["teacher"] == on_cpu.parts["network 'student'"]
+    assert toy("lora.rank=2", method=method, device="cuda").parts["teacher"] == on_cpu.parts["teacher"]
 
 
 def test_adapters_cost_their_own_size() -> None:

@@ -50,13 +50,14 @@ def held_back(step: int, rank: int) -> None:
 
 
 def killed_after(step: int, out: Path, rank: int) -> None:
-    """The second process dies in iteration 6, when the checkpoint of ``step`` is there."""
+    """The second process dies in iteration 6, when the checkpoint of ``step`` is there; both wait for that."""
 
     def act() -> None:
         written(out, step)
-        die()
+        if rank == 1:
+            die()
 
-    at(6, 1, act, rank)
+    at(6, rank, act, rank)
 
 
 def held_back_and_killed(out: Path, rank: int) -> None:

@@ -20,6 +20,7 @@ from fewstep.core.batch import Batch
 from fewstep.core.derivatives import Tangents
 from fewstep.core.layout import Packed
 from fewstep.core.objective import Objective, Phase, Step, means
+from fewstep.core.pairs import Pair
 from fewstep.engine.derivatives import Derivatives
 from fewstep.engine.device import pick_device
 from fewstep.engine.export import holds_info, load_student
@@ -97,6 +98,7 @@ def expected(resolved: Resolved, device: str | None = None) -> Memory:
     found.parts["optimiser states"] = state_bytes(config.train.optimizer, trained)
     if device == "cpu":
         found.copies = size(nets.state().values()) + found.parts["optimiser states"]
+    nets.view.parked = device != "cpu" and not config.lora.rank
     total = config.train.steps
     numbers = [*range(min(total, 100)), *range(max(0, total - 100), total)]
     for phase, index in {objective.phase(index): index for index in numbers}.items():
@@ -106,6 +108,9 @@ def expected(resolved: Resolved, device: str | None = None) -> Memory:
         if gradients + beyond > sum(found.passes.values()):
             found.passes = {"gradients": gradients, "activations": beyond}
         found.notes = [what]
+    if nets.view.parked:
+        found.parts["teacher"] = 0
+        found.notes.append("no loss asks for the teacher, whose weights wait in the host's memory")
     return found
 
 
@@ -139,6 +144,8 @@ def passes(objective: Objective[Any], nets: Networks, resolved: Resolved, phase:
 
 
 def _passes(objective: Objective[Any], nets: Networks, config: Any, phase: Phase, index: int, batch: Batch) -> int:
+    if type(batch) is Batch:  # what methods on the teacher's pairs are given
+        batch = Pair(batch.x0, batch.layout, batch.cond, noise=batch.x0)
     teacher, batch = nets.teacher, batch.mapped(lambda x: x.to("meta") if x.is_floating_point() else x)
     parameters = [p for name in phase.trains for p in nets.parameters[name].values()]
     peaks: list[int] = []

@@ -14,9 +14,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from fewstep.config.train import LoRAConfig
 from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batching import SPREAD
-from fewstep.core.objective import Nets, NetSpec
+from fewstep.core.objective import NetSpec
 from fewstep.engine.adapters import adapt, is_adapter, put
 from fewstep.engine.parallel import Parallel, placed, unsharded
+from fewstep.engine.view import View
 from fewstep.errors import FewstepError, unknown
 
 HALF = (torch.float16, torch.bfloat16)
@@ -38,7 +39,7 @@ class Networks:
     state. A network that is frozen as a whole is trained as a whole.
 
     With ``lora`` the networks that start from the teacher or from one another are trained by adapters. All of them,
-    their EMAs and the teacher have the very same frozen parameters.
+    their EMAs and the teacher have the very same frozen parameters; where networks are sharded, each has its own.
 
     Args:
         specs: trained networks by name. Each is a copy of the teacher's network, of an earlier one (``init`` names
@@ -83,10 +84,13 @@ class Networks:
             for name, spec in specs.items()
             for rate in dict.fromkeys(spec.ema + (rates if name == "student" else ()))
         }
+        shared = {id(parameter) for parameter in self.shared.values()}
+        self.unsaved = {key for key, value in self._tensors().items() if id(value) in shared}
         self.shell: Any = None  # of sharded networks: the student without its weights, for its export
         if parallel is not None and sharded:
             self.shell = copy.deepcopy(self.trained["student"]).to("meta")
             for module in [*self.trained.values(), *self.emas.values()]:
+                self._unshare(module)
                 parallel.shard(module)
                 module.to(device)
         self.parameters = {
@@ -95,7 +99,7 @@ class Networks:
             if not specs[name].frozen
         }
         self.updates = dict.fromkeys(specs, 0)
-        self.view = Nets({"teacher": teacher, **self.trained}, self.emas)
+        self.view = View({"teacher": teacher, **self.trained}, self.emas, device)
 
     def _make(self, name: str, spec: NetSpec, seed: int) -> nn.Module:
         torch.manual_seed((seed * SPREAD ^ zlib.crc32(f"build/{name}".encode())) % 2**32)
@@ -122,6 +126,12 @@ class Networks:
         """A copy of a network, with the same shared parameters."""
         return copy.deepcopy(self.trained[name], {id(p): p for p in self.shared.values()})
 
+    def _unshare(self, module: nn.Module) -> None:
+        """Give a network copies of the shared parameters: FSDP2 knows none that belong to two networks."""
+        for key, parameter in list(module.named_parameters()):
+            if parameter is self.shared.get(key):
+                put(module, key, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+
     @torch.no_grad()
     def start_from(self, student: nn.Module) -> None:
         """Give another student's weights to the student, to the networks that start as it does, and to their EMAs.
@@ -136,7 +146,9 @@ class Networks:
         own = {key: value for key, value in tensors_in(self.trained["student"]).items() if not is_adapter(key)}
         if wrong := unlike(own, state):
             raise FewstepError(f"train.start: {wrong}")
-        started = dict(student.requires_grad_(False).named_parameters())
+        started: dict[str, nn.Parameter] = {}
+        if self.shell is None:
+            started = dict(student.requires_grad_(False).named_parameters())
         self.shared.update({key: started[key] for key in self.shared.keys() & started.keys()})
         for module in [*(self.trained[name] for name in names), *emas]:
             for key in self.shared.keys() & started.keys():  # the teacher keeps its own
@@ -214,14 +226,16 @@ class Networks:
     def state(self) -> dict[str, Tensor]:
         """All weights and buffers by ``net/<name>/...`` and ``ema/<name>@<rate>/...``, without those that adapters
         leave as they are."""
+        return {key: value.detach() for key, value in self._tensors().items() if key not in self.unsaved}
+
+    def _tensors(self) -> dict[str, Tensor]:
         modules = [(f"net/{name}", module) for name, module in self.trained.items()]
         modules += [(f"ema/{name}@{rate}", module) for (name, rate), module in self.emas.items()]
-        shared = {id(parameter) for parameter in (*self.teacher.parameters(), *self.shared.values())}
         return {
-            f"{prefix}/{key}": value.detach()
+            f"{prefix}/{key}": value
             for prefix, module in modules
             for key, value in module.state_dict(keep_vars=True).items()
-            if isinstance(value, Tensor) and id(value) not in shared
+            if isinstance(value, Tensor)
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:

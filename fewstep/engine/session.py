@@ -16,21 +16,20 @@ from fewstep.console import spinner
 from fewstep.core.objective import Objective
 from fewstep.engine import folder as folders
 from fewstep.engine.export import StudentInfo, check_student, load_student, save_student
-from fewstep.engine.liveness import Lost
+from fewstep.engine.outputs import Callback, kept, train
 from fewstep.engine.processes import Processes
 from fewstep.engine.progress import RunProgress, counting
-from fewstep.engine.resume import restore, scalars_of, tensors_of
+from fewstep.engine.resume import restore
 from fewstep.engine.sheets import SampleSheets
 from fewstep.engine.store import Checkpoint, Store
 from fewstep.engine.teachers import beginner, open_teacher
 from fewstep.engine.trackers import JsonLines, Tracker, Window
-from fewstep.engine.trainer import NonFinite, Row, Trainer
+from fewstep.engine.trainer import Trainer
 from fewstep.errors import FewstepError
 from fewstep.files import Unwritable, clean, write_json, writing
 from fewstep.plugins.registry import registry
 
 Say = Callable[[str], None]
-Callback = Callable[[Row], None]
 
 
 def start(
@@ -96,7 +95,7 @@ def start(
         try:
             export(trainer, resolved, out / "student")
         except Unwritable as error:
-            raise FewstepError(f"{error}. {_kept(store, trainer.step)}") from error
+            raise FewstepError(f"{error}. {kept(store, trainer.step)}") from error
     return out
 
 
@@ -130,69 +129,6 @@ def go_on_with(trainer: Trainer, start: Path | None) -> None:
         trainer.nets.start_from(student)
         if trainer.processes.rank == 0:
             trainer.budget.add(info.budget)
-
-
-def train(
-    trainer: Trainer,
-    store: Store,
-    resolved: Resolved,
-    outputs: Sequence[Tracker],
-    progress: RunProgress,
-    window: Window,
-    callbacks: Sequence[Callback] = (),
-    sheets: SampleSheets | None = None,
-) -> None:
-    """The loop with its outputs; on any end the trackers are closed.
-
-    Raises:
-        FewstepError: for a loss or gradient that is not finite, or a full disk, with what is left to resume from.
-    """
-    out, (every, last) = store.folder.parent, (resolved.config.train.log_every, resolved.config.train.steps)
-
-    def log(row: Row) -> None:
-        store.check()
-        progress.update(row, trainer.reader.waited)
-        window.add(row)
-        if row["step"] % every == 0 or row["step"] == last:
-            mean = window.take(row)
-            with writing(out):
-                for tracker in outputs:
-                    tracker.log(mean)
-            for callback in callbacks:
-                callback(mean)
-
-    def save() -> None:
-        with writing(out):
-            for tracker in outputs:
-                tracker.flush()
-        scalars = {**scalars_of(trainer), "window": window.state}
-        store.save(trainer.step, tensors_of(trainer), resolved.identity(), scalars)
-
-    def draw(step: int) -> None:
-        if sheets is not None:
-            with writing(out):
-                sheets.draw(step, outputs)
-
-    try:
-        with progress, store, trainer.processes.watched():
-            if trainer.step == 0:  # what the student starts from, and what is missing is missing now
-                draw(0)
-            trainer.train(log, save, draw)
-    except Lost as error:
-        error.args = (f"{error}. {_kept(store, trainer.step)}",)
-        raise
-    except NonFinite as error:
-        cause = "; a cause in the config (train.lr, train.clip, train.precision) needs a new run"
-        raise FewstepError(f"{error}. {_kept(store, trainer.step)}{cause if store.steps() else ''}") from None
-    except Unwritable as error:
-        raise FewstepError(f"{error}. {_kept(store, trainer.step)}") from error
-    except BaseException:
-        progress.say(f"stopped after step {trainer.step}. {_kept(store, trainer.step)}")
-        raise
-    finally:
-        with writing(out):
-            for tracker in outputs:
-                tracker.close()
 
 
 def export(trainer: Trainer, resolved: Resolved, folder: Path) -> None:
@@ -264,14 +200,3 @@ def _held(trainer: Trainer, out: Path, resume: bool) -> Iterator[bool]:
             if not resume and trainer.step == 0:
                 shutil.rmtree(out, ignore_errors=True)
             raise
-
-
-def _kept(store: Store, done: int) -> str:
-    steps = store.steps()
-    if not steps:
-        again = "--resume starts from the beginning" if done else "nothing is kept"
-        return f"There is no checkpoint yet (see train.checkpoint_every); {again}"
-    return (
-        f"The checkpoint of step {steps[-1]} is kept ({store.path(steps[-1])}); --resume goes on from it and repeats "
-        "the same steps"
-    )

@@ -66,8 +66,6 @@ class Setup:
         adapted = lora is not None and lora.rank > 0
         size = 0 if adapted else sum(parameter.numel() for parameter in teacher.parameters())
         self.parallel = Parallel(parallel or ParallelConfig(), self.processes, self.device, size)
-        if adapted and self.parallel.mesh is not None:
-            raise invalid("parallel.kind", "fsdp", "ddp with lora.rank, since adapted networks share weights")
         if config.optimizer == "adamw8bit" and self.parallel.mesh is not None:
             accepted = "adamw or fused where networks are sharded; or parallel.kind=ddp"
             raise invalid("train.optimizer", config.optimizer, accepted)
@@ -110,3 +108,5 @@ class Setup:
         if self.step == 0 and self.processes.rank == 0:
             self.budget.counts["teacher"]["forward"] += self.dataset.evaluations
         self.parallel.shard(self.teacher.backbone)  # now, because the data may have needed it in one process
+        if self.parallel.mesh is None and not self.nets.lora.rank:  # neither shards nor what adapters share
+            self.nets.view.park()
