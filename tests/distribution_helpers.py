@@ -12,8 +12,9 @@ from fewstep_distribution.gan import Head
 from fewstep_toy.analytic import AnalyticFlow
 from torch import Tensor, nn
 
-from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Batch, Condition
+from fewstep.core.guidance import Guidance
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Nets
 from fewstep.testing import TinyBackbone

@@ -11,9 +11,10 @@ from fewstep_shapes3d.sparse.noise import voxel_noise
 from torch import Tensor
 
 from fewstep.config.base import Strict
-from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.dataset import Dataset
+from fewstep.core.guidance import Guidance
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.core.suite import Suite
 from fewstep.plugins.registry import Entry, registry

@@ -16,8 +16,9 @@ from fewstep_trellis.models import SLatFlowModel, SparseStructureFlowModel
 from fewstep_trellis.slat import StructuredLatentFlow
 from torch import Tensor
 
-from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch, Condition
+from fewstep.core.guidance import Guidance
 from fewstep.core.layout import Dense, Packed
 from fewstep.core.objective import Nets, Step, means
 from fewstep.ops import attention, varlen_attention

@@ -30,9 +30,10 @@ from fewstep.benchmark.run import run_bench
 from fewstep.benchmark.sampling import CHUNK, chunks
 from fewstep.benchmark.summary import gap_closed
 from fewstep.config.base import Strict, validate
-from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.contract import Contract
+from fewstep.core.guidance import Guidance
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.core.objective import Step

@@ -9,8 +9,9 @@ import torch
 from fewstep_trellis.conditioning.several import several_condition, several_field
 from torch import Tensor, nn
 
-from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Condition
+from fewstep.core.guidance import Guidance
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.core.objective import Step

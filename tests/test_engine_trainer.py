@@ -11,8 +11,9 @@ from engine_helpers import OBJECTIVES, Regress, Tiny, TinyConfig, TwoTimes, trai
 from torch import nn
 
 from fewstep.config.resolve import check_needs
-from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Batch, Condition
+from fewstep.core.guidance import Guidance
 from fewstep.core.layout import Dense, Packed
 from fewstep.core.objective import NetSpec
 from fewstep.engine.budget import Budget

@@ -15,9 +15,9 @@ import torch
 from engine_helpers import OBJECTIVES, ObjectiveConfig, Regress, trainer
 from torch import Tensor
 
-from fewstep.core.backbone import Guidance
 from fewstep.core.batch import Batch
 from fewstep.core.graphs import Graphed, GraphedField
+from fewstep.core.guidance import Guidance
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.objective import Nets, Objective, Step
 from fewstep.core.samplers import euler, jump

@@ -24,9 +24,10 @@ from fewstep.benchmark.sampling import sample
 from fewstep.cli import main
 from fewstep.config.base import validate
 from fewstep.config.resolve import check_needs
-from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.contract import Contract
+from fewstep.core.guidance import Guidance
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.core.objective import Nets, Step

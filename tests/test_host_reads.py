@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep.config.train import TrainConfig
-from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch
 from fewstep.core.dataset import Dataset
+from fewstep.core.guidance import Guidance
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Packed
 from fewstep.core.objective import Objective, Step

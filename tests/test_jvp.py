@@ -11,9 +11,9 @@ from engine_helpers import BACKBONES, Critic, Tiny, Transport, trainer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fewstep.core.backbone import Guidance
 from fewstep.core.batch import Condition
 from fewstep.core.derivatives import Tangents, finite_difference
+from fewstep.core.guidance import Guidance
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.core.objective import Phase, means
 from fewstep.engine.derivatives import Derivatives, choose_tangents

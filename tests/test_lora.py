@@ -19,8 +19,9 @@ import fewstep
 from fewstep.api.loading import load
 from fewstep.cli import main
 from fewstep.config.train import LoRAConfig
-from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Condition
+from fewstep.core.guidance import Guidance
 from fewstep.core.objective import NetSpec
 from fewstep.engine.adapters import adapters_in, merged
 from fewstep.engine.export import load_student

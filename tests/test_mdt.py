@@ -23,8 +23,9 @@ from torch import Tensor
 
 from fewstep.config.base import read_toml
 from fewstep.config.train import TrainConfig
-from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch, Condition
+from fewstep.core.guidance import Guidance
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense
 from fewstep.core.objective import Nets, Step, means

@@ -14,10 +14,11 @@ from fewstep_mdt.vm import VelocityMatching
 from torch import Tensor, nn
 
 from fewstep.config.resolve import check_needs
-from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch
 from fewstep.core.compose import Sum
 from fewstep.core.contract import Contract
+from fewstep.core.guidance import Guidance
 from fewstep.core.objective import Nets, NetSpec, Objective, Phase, Step
 from fewstep.errors import FewstepError
 from fewstep.testing import TinyBackbone, check_objective, tiny_batch

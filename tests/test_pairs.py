@@ -15,9 +15,10 @@ from torch import Tensor
 
 import fewstep
 from fewstep.config.resolve import resolve_stages
-from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.dataset import Dataset
+from fewstep.core.guidance import Guidance
 from fewstep.core.layout import Dense, Packed
 from fewstep.core.pairs import Pair, PairsConfig, TeacherPairs
 from fewstep.core.times import step_grid

@@ -19,8 +19,8 @@ from pipeline_helpers import COND, MODELS, ROLES, description, network
 from safetensors import safe_open
 from test_pipeline_students import distilled
 
-from fewstep.core.backbone import Guidance
 from fewstep.core.contract import Contract
+from fewstep.core.guidance import Guidance
 from fewstep.errors import FewstepError
 
 REQUEST = Request(Prompt(torch.randn(1, 5, COND, generator=torch.Generator().manual_seed(1))), samples=2)

@@ -12,7 +12,7 @@ from fewstep_trellis.pipeline.recipe import Asked, Recipe, recipe_of
 from fewstep_trellis.pipeline.spec import read_spec
 from pipeline_helpers import LATENT_SAMPLER, STRUCTURE_SAMPLER, describe, description
 
-from fewstep.core.backbone import Guidance
+from fewstep.core.guidance import Guidance
 from fewstep.errors import FewstepError
 
 

@@ -27,8 +27,9 @@ from pipeline_helpers import COND, NORMALISATION, C, network
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fewstep.core.backbone import Backbone, Guidance
+from fewstep.core.backbone import Backbone
 from fewstep.core.contract import Contract
+from fewstep.core.guidance import Guidance
 from fewstep.engine.export import StudentInfo, save_student
 from fewstep.errors import FewstepError
 

@@ -12,9 +12,9 @@ from fewstep_toy.analytic import AnalyticFlow, GaussianMap
 from torch import Tensor
 
 from fewstep.config.base import validate
-from fewstep.core.backbone import Guidance, VelocityField
 from fewstep.core.batch import Condition
 from fewstep.core.contract import Contract
+from fewstep.core.guidance import Guidance, VelocityField
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.core.objective import Step

@@ -24,9 +24,10 @@ from fewstep.benchmark.entrants import Entrant, Stage, line_up, student
 from fewstep.benchmark.run import run_bench
 from fewstep.benchmark.sampling import check_alike, chunks, prompts_on
 from fewstep.cli import main
-from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.contract import Contract
+from fewstep.core.guidance import Guidance
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Packed
 from fewstep.core.objective import Step

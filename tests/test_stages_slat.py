@@ -22,9 +22,10 @@ from torch import Tensor
 
 from fewstep.config.base import Strict
 from fewstep.config.train import TrainConfig
-from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.dataset import Dataset
+from fewstep.core.guidance import Guidance
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.core.objective import Nets, Objective, Step, means

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 import fewstep
 from fewstep.config.train import TrainConfig
-from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.dataset import Dataset
+from fewstep.core.guidance import Guidance
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout
 from fewstep.core.objective import Nets, Objective

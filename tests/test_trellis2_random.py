@@ -14,8 +14,9 @@ from fewstep_trellis2.structure import StructureStage
 from test_trellis2_flows import SHAPE, STRUCTURE, built, randn, reference
 from torch import Tensor
 
-from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Condition
+from fewstep.core.guidance import Guidance
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Packed
 from fewstep.core.objective import Step

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.contract import Contract
+from fewstep.core.guidance import Guidance
 from fewstep.core.samplers import Sampler
 from fewstep.core.suite import Suite
 from fewstep.engine.export import StudentInfo

@@ -1,12 +1,13 @@
 """What the author of an objective, a backbone or a data set implements or reads; each name also in its own module."""
 
 from fewstep.config.base import Strict
-from fewstep.core.backbone import Backbone, Guidance, Teacher, VelocityField
+from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.compose import Sum
 from fewstep.core.contract import Contract
 from fewstep.core.dataset import Dataset, PackedDataConfig
 from fewstep.core.derivatives import Tangents
+from fewstep.core.guidance import Guidance, VelocityField
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.core.objective import Nets, NetSpec, Objective, Phase, Step, means, per

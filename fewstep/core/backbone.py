@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from fewstep.config.base import Strict, validate
 from fewstep.core.batch import Batch, Condition
+from fewstep.core.guidance import UNGUIDED, Guidance
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Layout
 from fewstep.core.strength import StrengthEmbedder
@@ -27,20 +27,6 @@ if TYPE_CHECKING:
     from fewstep.core.suite import Suite
 
 B = TypeVar("B", bound="Backbone")
-
-
-class VelocityField(Protocol):
-    """Anything with a velocity: a student, a guided teacher, a closed form.
-
-    ``t_B`` [B] in [0, 1] is where x is; ``s_B`` [B], at most ``t_B``, is where a two-time student jumps to, and its
-    answer the average velocity on the way. None asks for the velocity at ``t_B`` itself. A backbone that provides
-    "negative_time" takes times in [-1, 1], and tells -t from t: a second velocity at the same place. The student of one
-    that provides "policy" takes several targets at once, ``s_B`` [K, B], and answers [K, ...] from one pass.
-    """
-
-    def __call__(
-        self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None
-    ) -> Tensor: ...
 
 
 class Backbone(nn.Module):
@@ -215,84 +201,6 @@ def _lists(module: nn.Module) -> list[nn.ModuleList]:
     return [found for child in module.children() for found in _lists(child)]
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance u + g (c - u); g = 1 is the plain conditional prediction, one evaluation.
-
-    Outside ``interval`` (both ends included) the conditional prediction is used alone. ``rescale`` undoes a share of
-    what guidance does to the spread of the predicted data, see ``rescaled``.
-    """
-
-    scale: float = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
-    rescale: float = 0.0
-
-    @classmethod
-    def strength(cls, w: float, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
-        """TRELLIS's and MDT-dist's count: (1 + w) c - w u, so w = 0 is no guidance."""
-        return cls(1.0 + w, interval)
-
-    @property
-    def edges(self) -> tuple[float, ...]:
-        """The times inside (0, 1) at which the guided velocity jumps."""
-        return () if self.scale == 1.0 else tuple(t for t in self.interval if 0.0 < t < 1.0)
-
-    def active(self, t: float) -> bool:
-        """Whether the unconditional pass is needed at time t."""
-        return self.scale != 1.0 and self.interval[0] <= t <= self.interval[1]
-
-    def idle(self, t_B: Tensor) -> bool:
-        """Whether the unconditional pass is needed at none of the times [B]."""
-        if self.scale == 1.0:
-            return True
-        if self.interval[0] <= 0.0 and self.interval[1] >= 1.0:  # spares a look at times on a device
-            return False
-        return not bool(self._inside(t_B).any())
-
-    def of(
-        self,
-        field: VelocityField,
-        x: Tensor,
-        t_B: Tensor,
-        cond: Condition,
-        layout: Layout,
-        s_B: Tensor | None = None,
-        interpolant: Interpolant | None = None,
-    ) -> Tensor:
-        """The guided velocity of a field, by one evaluation or two; ``interpolant`` is the field's, for ``rescale``."""
-        positive = field(x, t_B, cond, layout, s_B=s_B)
-        if self.idle(t_B) or cond.tokens is None:
-            return positive
-        negative = field(x, t_B, cond.negative(), layout, s_B=s_B)
-        guided = self.guided(positive, negative, t_B, layout)
-        return self.rescaled(guided, positive, x, t_B, layout, interpolant or Interpolant())
-
-    def guided(self, positive: Tensor, negative: Tensor, t_B: Tensor, layout: Layout) -> Tensor:
-        """positive + (g - 1) (positive - negative) inside the interval, positive outside."""
-        extra_B = torch.where(self._inside(t_B), self.scale - 1.0, 0.0)
-        return positive + layout.expand(extra_B, positive) * (positive - negative)
-
-    def rescaled(
-        self, guided: Tensor, positive: Tensor, x: Tensor, t_B: Tensor, layout: Layout, interpolant: Interpolant
-    ) -> Tensor:
-        """``guided``, with the data x0 that it predicts from ``x`` moved towards the spread of the conditional one's.
-
-        x0 is multiplied by 1 + f (std / std' - 1) with the standard deviations over each sample's elements, std of the
-        conditional x0 and std' of the guided one, and f = ``rescale`` (Lin et al., arXiv 2305.08891, section 3.4). A
-        ratio: biased and unbiased deviations are the same. Without effect outside the interval and for a scale of 0.
-        """
-        if self.rescale == 0.0 or self.scale == 0.0:
-            return guided
-        data, wanted = (interpolant.x0(x, v, t_B, layout) for v in (guided, positive))
-        std_B, wanted_B = (layout.mean((z - layout.expand(layout.mean(z), z)).square()).sqrt() for z in (data, wanted))
-        excess_B = torch.where(self._inside(t_B) & (std_B > 0), self.rescale * (1 - wanted_B / std_B), 0.0)
-        s = interpolant.sigma_min
-        return guided + layout.expand(excess_B / (s + (1 - s) * t_B).clamp(min=1e-12), x) * data
-
-    def _inside(self, t_B: Tensor) -> Tensor:
-        return (t_B >= self.interval[0]) & (t_B <= self.interval[1])
-
-
 class Teacher(nn.Module):
     """A frozen backbone with guidance, itself a ``VelocityField``.
 
@@ -305,7 +213,7 @@ class Teacher(nn.Module):
         trainable: names of the parameters that were not frozen before, which a student trains.
     """
 
-    def __init__(self, backbone: Backbone, guidance: Guidance = Guidance(), rescale_t: float = 1.0) -> None:
+    def __init__(self, backbone: Backbone, guidance: Guidance = UNGUIDED, rescale_t: float = 1.0) -> None:
         super().__init__()
         self.trainable = frozenset(name for name, p in backbone.named_parameters() if p.requires_grad)
         self.backbone = backbone.eval().requires_grad_(False)

@@ -10,8 +10,9 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from fewstep.config.base import Strict
-from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Condition
+from fewstep.core.guidance import Guidance
 from fewstep.core.layout import Layout
 from fewstep.core.times import step_grid
 from fewstep.errors import FewstepError, invalid

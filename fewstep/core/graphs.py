@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fewstep.core.backbone import VelocityField
 from fewstep.core.batch import Condition
+from fewstep.core.guidance import VelocityField
 from fewstep.core.layout import Dense, Layout
 from fewstep.errors import first_line
 

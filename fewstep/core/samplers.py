@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.core.backbone import VelocityField
 from fewstep.core.batch import Condition
+from fewstep.core.guidance import VelocityField
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout
 from fewstep.core.objective import Step

@@ -173,7 +173,8 @@ def _begun(work: Callable[..., None], *args: Any) -> Future[None]:
 
     def run() -> None:
         try:
-            done.set_result(work(*args))
+            work(*args)
+            done.set_result(None)
         except BaseException as error:
             done.set_exception(error)
 

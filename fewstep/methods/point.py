@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fewstep.config.base import Strict
-from fewstep.core.backbone import Guidance
 from fewstep.core.batch import Batch, Condition
+from fewstep.core.guidance import Guidance
 from fewstep.core.layout import Dense
 from fewstep.core.objective import Nets, Step
 from fewstep.core.times import TimeSampler

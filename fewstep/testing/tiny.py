@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fewstep.config.base import Strict
-from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Batch, Condition
+from fewstep.core.guidance import Guidance
 from fewstep.core.layout import Dense, Layout, Packed
 
 CHANNELS, COND = 3, 2

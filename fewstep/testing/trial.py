@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fewstep.config.base import Strict
-from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Batch
 from fewstep.core.derivatives import Function, Mode, Tangents, Tensors
+from fewstep.core.guidance import Guidance
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Objective, Phase, Step, means
 from fewstep.engine.networks import Networks

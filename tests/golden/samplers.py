@@ -9,8 +9,9 @@ from typing import Any
 from fewstep_trellis.flow import Flow
 from torch import Tensor
 
-from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Condition
+from fewstep.core.guidance import Guidance
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.objective import Step
 from fewstep.core.samplers import euler

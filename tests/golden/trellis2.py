@@ -19,8 +19,9 @@ from fewstep_trellis2.models.rotary import rotary_tables
 from fewstep_trellis2.structure import StructureStage
 from torch import Tensor, nn
 
-from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Condition
+from fewstep.core.guidance import Guidance
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Packed
 from fewstep.core.objective import Step

@@ -28,9 +28,10 @@ from benchmarks.gpu.sections.baseline import EAGER, register_baseline
 from benchmarks.gpu.sections.training import Training
 from benchmarks.gpu.targets import bounds
 from fewstep.config.train import TrainConfig
-from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.dataset import Dataset
+from fewstep.core.guidance import Guidance
 from fewstep.core.layout import Dense
 from fewstep.core.objective import Objective
 from fewstep.engine.trainer import Trainer

@@ -22,8 +22,9 @@ from benchmarks.gpu.sections import models
 from benchmarks.gpu.sections.baseline import eager
 from benchmarks.gpu.voxels import fresh, object_layout, voxels_for
 from fewstep.config.base import read_toml
-from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch, Condition
+from fewstep.core.guidance import Guidance
 from fewstep.core.layout import Dense, Packed
 from fewstep.core.objective import Step, means
 from fewstep.engine.networks import Networks

@@ -18,8 +18,8 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.sections import models
 from benchmarks.gpu.sections.models import generate
 from benchmarks.gpu.voxels import shell, voxels_for
-from fewstep.core.backbone import Guidance
 from fewstep.core.graphs import Graphed
+from fewstep.core.guidance import Guidance
 
 TOKENS = 8192
 NAME = "occupied_coords"

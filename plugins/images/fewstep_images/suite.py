@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch
+from fewstep.core.guidance import Guidance
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Step
 from fewstep.core.samplers import heun

@@ -8,8 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fewstep.core.backbone import VelocityField
 from fewstep.core.batch import Condition
+from fewstep.core.guidance import VelocityField
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Step
 from fewstep.core.times import TimeSampler

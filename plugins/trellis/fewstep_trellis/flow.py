@@ -13,8 +13,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fewstep.config.base import Strict
-from fewstep.core.backbone import Backbone, Guidance, Teacher
+from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Condition
+from fewstep.core.guidance import Guidance
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Layout
 from fewstep.errors import FewstepError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fewstep_trellis.flow import Flow, FlowConfig
 from pydantic import Field
 
-from fewstep.core.backbone import Guidance
+from fewstep.core.guidance import Guidance
 
 if TYPE_CHECKING:
     from fewstep.core.dataset import Dataset

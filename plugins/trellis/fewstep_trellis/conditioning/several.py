@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fewstep.core.backbone import Backbone, Teacher, VelocityField
+from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Condition
+from fewstep.core.guidance import VelocityField
 from fewstep.core.layout import Layout
 from fewstep.errors import invalid, unknown
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from fewstep.core.backbone import Guidance
 from fewstep.core.contract import Contract
+from fewstep.core.guidance import Guidance
 from fewstep.core.times import step_grid
 from fewstep_trellis.pipeline.students import Student
 

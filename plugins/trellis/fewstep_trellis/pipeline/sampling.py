@@ -9,10 +9,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fewstep.core.backbone import Backbone, VelocityField
+from fewstep.core.backbone import Backbone
 from fewstep.core.batch import Condition
 from fewstep.core.contract import Contract
 from fewstep.core.graphs import Graphed, GraphedField
+from fewstep.core.guidance import VelocityField
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Step
 from fewstep_trellis.conditioning.several import MODES, several_field

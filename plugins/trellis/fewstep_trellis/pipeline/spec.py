@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from fewstep.config.base import Strict, validate
-from fewstep.core.backbone import Guidance
+from fewstep.core.guidance import Guidance
 from fewstep.errors import FewstepError, unknown
 from fewstep.texts import read_json
 from fewstep_trellis.normalisation import PIPELINE, Normalisation

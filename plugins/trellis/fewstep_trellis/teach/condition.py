@@ -7,8 +7,9 @@ import torch
 from fewstep_shapes3d.measures.occupancy import volume_iou
 from torch import Tensor
 
-from fewstep.core.backbone import Guidance, Teacher
+from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Batch, Condition
+from fewstep.core.guidance import Guidance
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Packed
 from fewstep.core.objective import Step

@@ -10,7 +10,7 @@ from fewstep_trellis.pipeline.spec import SamplerArgs, checked, read_args
 from pydantic import Field, model_validator
 
 from fewstep.config.base import Strict
-from fewstep.core.backbone import Guidance
+from fewstep.core.guidance import Guidance
 
 IMAGE, TEXTURING = "Trellis2ImageTo3DPipeline", "Trellis2TexturingPipeline"
 STRUCTURE_DECODER, SHAPE_DECODER, TEXTURE_DECODER = "sparse_structure_decoder", "shape_slat_decoder", "tex_slat_decoder"
