@@ -56,20 +56,38 @@ class Host:
         )
 
     def run(
-        self, out: Path, keys: list[str], objective: str, slow: float = 0.0, kill_after: float | None = None
+        self,
+        out: Path,
+        keys: list[str],
+        objective: str,
+        slow: float = 0.0,
+        kill_after: float | None = None,
+        once_writing: bool = False,
     ) -> int:
-        """The exit status; negative for a signal."""
+        """The exit status; negative for a signal. ``kill_after`` seconds count from the start, or ``once_writing`` from
+        the first file that is being written, however busy the machine is."""
+        before = set(out.rglob(".tmp-*"))
         request = {"out": str(out), "keys": keys, "objective": objective, "slow": slow, "resume": out.exists()}
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         pid = int(self.process.stdout.readline())
-        timer = threading.Timer(kill_after or 0, os.kill, (pid, signal.SIGKILL))
+        ended = threading.Event()
+
+        def kill(after: float) -> None:
+            while once_writing and not set(out.rglob(".tmp-*")) - before and not ended.wait(0.005):
+                pass
+            if not ended.wait(after):
+                os.kill(pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill, args=(kill_after or 0,))
         if kill_after is not None:
-            timer.start()
+            killer.start()
         status = os.waitstatus_to_exitcode(int(self.process.stdout.readline()))
-        timer.cancel()
+        ended.set()
+        if kill_after is not None:
+            killer.join()
         return status
 
 
@@ -124,13 +142,14 @@ def test_killed_at_random_moments_ends_bit_identical(host: Host, tmp_path: Path,
 
 
 def test_killed_inside_a_checkpoint_write(host: Host, tmp_path: Path) -> None:
-    """A write takes most of the time here, so nearly every kill falls into one; leftovers are seen and cleaned."""
+    """A write takes most of the time here, so many kills fall into one; leftovers are seen and cleaned."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert host.run(whole, KEYS, "tiny-regress") == 0
     draw, leftovers = random.Random(7), 0
     for _ in range(12):
-        host.run(broken, KEYS, "tiny-regress", slow=0.1, kill_after=draw.uniform(0.2, 0.7))
-        leftovers += bool(list(broken.rglob(".tmp-*")))
+        before = set(broken.rglob(".tmp-*"))
+        host.run(broken, KEYS, "tiny-regress", slow=0.1, kill_after=draw.uniform(0, 0.3), once_writing=True)
+        leftovers += bool(set(broken.rglob(".tmp-*")) - before)
     assert leftovers >= 3
     assert host.run(broken, KEYS, "tiny-regress") == 0
     same(broken, whole)
