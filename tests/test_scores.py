@@ -258,7 +258,7 @@ def test_a_run_counts_the_passes_of_every_network(tmp_path: Path) -> None:
             "mdt-vd",
             "toy",
             out=tmp_path / score,
-            objective={"score": score, "critic_ratio": 2, "critic_lr": 2.0},
+            objective={"score": score, "critic_ratio": 2, "critic_lr": 2.0, "vd_after": 0},
             train={"steps": 4, "batch_size": 8, "log_every": 1},
             config={"backbone": {"pretrain": 0, "width": 8}},
         )

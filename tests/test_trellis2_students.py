@@ -15,7 +15,8 @@ from fewstep_trellis2.models import MODELS
 from safetensors.torch import load_file
 from test_trellis2_data import STAGES, TINY, WIDTH, roots  # noqa: F401
 
-from fewstep.api.students import Student, load
+from fewstep.api.loading import load
+from fewstep.api.students import Student
 from fewstep.cli import main
 from fewstep.core.layout import Packed
 from fewstep.core.objective import Step
