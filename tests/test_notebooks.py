@@ -29,7 +29,6 @@ def test_nothing_is_stored_but_the_source(notebook: Path) -> None:
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code_of(notebook))
 
 
-@pytest.mark.slow
 def test_first_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
