@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quality import rung
-from benchmarks.quality.budget import evaluations
+from benchmarks.quality.budget import evaluations, iterations
 from fewstep.api.distillation import Run
 from fewstep.config.base import read_toml
 
@@ -36,10 +36,13 @@ def command(monkeypatch: pytest.MonkeyPatch, out: Path, *words: str) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_every_method_gets_the_same_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = []
+    monkeypatch.setattr(rung, "iterations", lambda *args: searched.append(args) or iterations(*args))
     keys = ("--methods", "cm", "mdt-vd", "--seeds", "0", "1", "--evaluations", "1200")
     command(monkeypatch, tmp_path, *keys)
     for name in ("cm-0", "cm-1", "mdt-vd-0", "mdt-vd-1"):
         assert evaluations(Run(tmp_path / name)) == pytest.approx(1200, rel=0.05), name
+    assert len(searched) == 2, "once a method"
     with (tmp_path / "bench" / "rows.csv").open() as file:
         rows = [(row["label"], row["training"]) for row in csv.DictReader(file) if row["metric"] == "sliced_w2"]
     assert {("cm", "0"), ("cm", "1"), ("mdt-vd", "0"), ("mdt-vd", "1")} <= set(rows)

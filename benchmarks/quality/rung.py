@@ -15,6 +15,7 @@ import argparse
 import io
 import multiprocessing
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -95,15 +96,16 @@ class Training:
 
 
 @lru_cache
-def steps_of(rung: str, method: str, evaluations: int | None, scratch: Path) -> int:
-    """The iterations of a run at budget 1."""
+def steps_of(rung: str, method: str, evaluations: int | None) -> int:
+    """The iterations of a run at budget 1, found once in each process."""
     chosen = RUNGS[rung]
     config = merge({"train": {"threads": 1}}, chosen.keys, {"train": chosen.train})
     if evaluations is None:
         (resolved,) = resolve_stages(method, chosen.backbone, layers=[config]).values()
         return resolved.config.train.steps
     quiet = partial(fewstep.distill, method, chosen.backbone, console=Console(file=io.StringIO()))
-    return iterations(evaluations, quiet, config, scratch)
+    with tempfile.TemporaryDirectory() as scratch:
+        return iterations(evaluations, quiet, config, Path(scratch) / "run")
 
 
 def train(one: Training, out: Path) -> tuple[Path, str]:
@@ -116,7 +118,7 @@ def train(one: Training, out: Path) -> tuple[Path, str]:
         elif (folder / "config.json").exists():
             fewstep.distill(out=folder, resume=True, console=quiet)
         else:
-            steps = steps_of(one.rung, one.method, one.evaluations, out / f"{folder.name}-probe")
+            steps = steps_of(one.rung, one.method, one.evaluations)
             own = {"seed": one.seed, "train": {"threads": 1, "steps": int(steps * one.budget)}}
             config = merge(rung.keys, {"train": rung.train}, own)
             fewstep.distill(one.method, rung.backbone, config=config, out=folder, console=quiet)
@@ -158,13 +160,13 @@ def run(chosen: argparse.Namespace) -> None:
     rung, out, methods = chosen.rung, chosen.out or Path("runs/quality") / chosen.rung, chosen.methods
     if methods == ["all"]:
         methods = sorted(read_toml(SEARCHED)["space"], key=lambda method: method != FOUR[0])
+    for method in methods:  # a wrong name, before anything is made
+        registry().get("objective", method)
     if rung == "structure" and not FURNITURE.exists():
         from fewstep_shapes3d.data.pieces import prepare_furniture
 
         with counting(Console()) as progress:
             prepare_furniture(FURNITURE, progress=progress)
-    for method in methods:  # a wrong name, before anything is made
-        registry().get("objective", method)
     trainings = [
         Training(rung, method, seed, budget, chosen.evaluations)
         for budget in chosen.budgets
