@@ -135,17 +135,22 @@ def sliced_wasserstein_resampled(
     if len(y) < len(x):
         raise invalid("reference", len(y), f"at least as many rows as are generated, {len(x)}")
     axes = directions(x.shape[1], count, seed).to(x.device)
-    ordered, order = (x @ axes.T).T.sort(1)  # [K, N]
-    quantiles = (y @ axes.T).T.sort(1).values
+    ordered, order = (axes @ x.T).sort(1)  # [K, N]
+    quantiles = (axes @ y.T).sort(1).values
     sums = torch.cat([quantiles.new_zeros(len(quantiles), 1), quantiles.cumsum(1)], 1)
-    squares = quantiles.square().mean()
+    # The first c points of a resample meet the first c M / N quantiles of the reference. The transport cost is summed
+    # by parts: over the gaps between neighbouring points, each times what the points below it meet.
+    ends = (torch.arange(len(x) + 1, device=x.device) * len(y) / len(x) - 0.5).ceil().long()
+    met, shares = sums[:, ends], ends.double()
+    whole = (quantiles.square().sum(1) + len(y) * ordered[:, -1].square() - 2 * ordered[:, -1] * sums[:, -1]).mean()
+    gaps, rises = ordered.diff(dim=1).flatten(), ordered.square().diff(dim=1).flatten()
+    order = order[:, :-1].contiguous()
     found = []
-    for drawn in counts.double():  # a point that is drawn c times meets the next c M / N quantiles of the reference
-        ends = (drawn[order].cumsum(1) * len(y) / len(x) - 0.5).ceil().long()
-        met = sums.gather(1, ends).diff(dim=1, prepend=sums[:, :1])
-        shares = ends.diff(dim=1, prepend=torch.zeros_like(ends[:, :1])) / len(y)
-        found.append((shares * ordered.square()).sum(1).mean() + squares - 2 * (ordered * met).sum(1).mean() / len(y))
-    return torch.stack(found).clamp(min=0).sqrt().to(counts.dtype)
+    for drawn in counts.long():
+        below = drawn.take(order).cumsum(1)
+        cross, squares = gaps @ met.gather(1, below).flatten(), rises @ shares.take(below).flatten()
+        found.append(whole + (2 * cross - squares) / len(axes))
+    return (torch.stack(found) / len(y)).clamp(min=0).sqrt().to(counts.dtype)
 
 
 def mmd_rbf_resampled(generated: Tensor, reference: Tensor, counts: Tensor, bandwidth: float) -> Tensor:
