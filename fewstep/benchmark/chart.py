@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf, isfinite
 from pathlib import Path
@@ -69,7 +69,7 @@ def chart(lines: Sequence[Line], names: Sequence[str], suite: Suite, path: Path,
             values = {key: cell[name] for key, cell in cells.items() if name in cell and isfinite(cell[name].value)}
             if name != suite.headline:
                 values = {key: line for key, line in values.items() if key[0] != TRUTH}
-            floor = 0.0 if name not in suite.signed and all(line.value >= 0 for line in values.values()) else -inf
+            floor = floor_of(suite, name, values.values())
             steps = sorted({key[1] for key in values if key[0] in styles})
             _panel(by_steps, values, styles, _dodged(values, styles, steps), times, floor)
             by_steps.set_xticks(range(len(steps)), [str(count) for count in steps])
@@ -122,7 +122,7 @@ def _panel(
         if not keys:
             continue
         at, found = [places[key] for key in keys], [values[key] for key in keys]
-        middle, low, high = _bounds(found, floor)
+        middle, low, high = bounds(found, floor)
         text = PLAIN + label
         axes.plot(at, middle, color=colour, marker=marker, ls=dashes, lw=1.6, ms=5, label=text)
         axes.vlines(at, low, high, color=colour, lw=1.2, alpha=0.8)
@@ -131,7 +131,12 @@ def _panel(
     axes.set_axisbelow(True)
 
 
-def _bounds(lines: Sequence[Line], floor: float) -> tuple[list[float], list[float], list[float]]:
+def floor_of(suite: Suite, name: str, lines: Iterable[Line]) -> float:
+    """What no interval of a measure reaches below: 0, but for those that can be negative."""
+    return 0.0 if name not in suite.signed and all(line.value >= 0 for line in lines) else -inf
+
+
+def bounds(lines: Sequence[Line], floor: float) -> tuple[list[float], list[float], list[float]]:
     """Values, and both ends of their intervals: the value itself where there is none, and nowhere below ``floor``."""
     values, halves = [line.value for line in lines], [line.half or 0.0 for line in lines]
     low = [max(value - half, floor) for value, half in zip(values, halves, strict=True)]
@@ -142,7 +147,7 @@ def _levels(axes: Any, values: dict[Key, Line], times: dict[Key, float], floor: 
     """The teacher with its interval as a band; the other references where they say something else and lie in view."""
     levels = {key[0]: line for key, line in values.items() if key[0] in LEVELS}
     teacher = levels.get(TEACHER)
-    _, low, high = _bounds([line for key, line in values.items() if key[0] not in (TRUTH, OTHER_NOISE)], floor)
+    _, low, high = bounds([line for key, line in values.items() if key[0] not in (TRUTH, OTHER_NOISE)], floor)
     for label, line in levels.items():
         text = label
         if label == TEACHER:
@@ -150,7 +155,7 @@ def _levels(axes: Any, values: dict[Key, Line], times: dict[Key, float], floor: 
         elif (teacher and line.value == teacher.value) or not min(low) <= line.value <= max(high):
             continue
         axes.axhline(line.value, color="black", lw=1.2, ls=LEVELS[label], label=PLAIN + text, zorder=1)
-        (_,), (bottom,), (top,) = _bounds([line], floor)
+        (_,), (bottom,), (top,) = bounds([line], floor)
         axes.axhspan(bottom, top, color="black", alpha=0.09, lw=0, zorder=0)
 
 

@@ -17,6 +17,7 @@ from fewstep.benchmark.compare import Change, changes_table, verdict
 from fewstep.benchmark.differences import Difference
 from fewstep.benchmark.entrants import RESERVED, TEACHER, UNDISTILLED
 from fewstep.benchmark.page import write_page
+from fewstep.benchmark.ranking import MANY, ranking
 from fewstep.benchmark.rows import FLOW, Line, Row, write_csv
 from fewstep.benchmark.summary import by_cell, seconds
 from fewstep.benchmark.tables import html, markdown, mean, measures, milliseconds
@@ -93,7 +94,7 @@ class BenchTable:
         return pandas.DataFrame([asdict(row) for row in self.rows])
 
     def chart(self) -> Any:
-        """Quality against steps and against time, as a PIL image."""
+        """Quality against steps and against time, or the ranking of many methods, as a PIL image."""
         return _image(self.folder / "chart.png")
 
     def sheet(self) -> Any:
@@ -123,7 +124,10 @@ class BenchTable:
         measured = measures(self.lines, suite.headline)
         panels = [name for name in dict.fromkeys((suite.headline, *suite.charts)) if name in measured]
         with new_file(self.folder / "chart.png") as path:
-            chart(self.lines, panels or [suite.headline], suite, path, self.title)
+            if len({line.label for line in self.lines}.difference(RESERVED)) > MANY:
+                ranking(self.lines, suite, path, self.title)
+            else:
+                chart(self.lines, panels or [suite.headline], suite, path, self.title)
         order = list(dict.fromkeys([TEACHER, UNDISTILLED, *(line.label for line in self.lines)]))
         keys = sorted(shown, key=lambda key: (key[0] != TEACHER, key[1], order.index(key[0])))
         rows = self._sheet_rows(suite, {key: shown[key] for key in keys})
