@@ -69,6 +69,7 @@ def _panel(axes: Any, shown: dict[int, Line], first: str, floor: float) -> None:
     axes.hlines(list(shown), low, high, color=drawn, lw=1.4, zorder=2)
     axes.scatter(values, list(shown), color=drawn, s=16, zorder=3)
     axes.grid(axis="y", color="#ececec", lw=0.7)
+    axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)
 
 
