@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.quality import rung
 from benchmarks.quality.budget import evaluations, iterations
+from benchmarks.quality.search import Plan, drawn
 from fewstep.api.distillation import Run
 from fewstep.config.base import read_toml
 
@@ -81,5 +82,11 @@ def test_a_wrong_name_is_told_before_anything_is_trained(tmp_path: Path, monkeyp
     assert not (tmp_path / "cm-0").exists()
 
 
-def test_the_family_is_what_was_searched() -> None:
-    assert len(read_toml(rung.SEARCHED)["space"]) == 29
+@pytest.mark.parametrize("chosen", rung.RUNGS.values(), ids=rung.RUNGS)
+def test_the_family_is_what_was_searched(chosen: rung.Rung) -> None:
+    plan = Plan.model_validate(read_toml(rung.PLANS / f"{chosen.searched}.toml"))
+    family = set(read_toml(rung.PLANS / "checkerboard.toml")["space"])
+    assert set(plan.space) == family - ({"pi-flow"} if chosen.backbone == "trellis" else set()), "no policy head there"
+    assert plan.backbone == chosen.backbone
+    for method in plan.space:
+        drawn(plan, method)  # every key and value is one that the method takes

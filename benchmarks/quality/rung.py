@@ -36,7 +36,7 @@ from fewstep.plugins.registry import registry
 
 FURNITURE = Path("runs/furniture")
 CATALOGUE = "plugins/shapes3d/fewstep_shapes3d/assets/sweethome3d"
-SEARCHED = Path(__file__).parent / "plans" / "checkerboard.toml"  # its methods are the family
+PLANS = Path(__file__).parent / "plans"
 FOUR = ("mdt-vd", "mdt-vm", "cm", "pcm")
 
 
@@ -48,12 +48,14 @@ class Rung:
         keys: nested keys of every run and of the bench.
         train: keys of every run.
         measured: keys of the bench, where it looks at other data.
+        searched: the plan by which the methods' settings were searched; its methods are the family.
     """
 
     backbone: str
     keys: dict[str, Any]
     train: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
+    searched: str = "checkerboard"
 
 
 def toy(target: str) -> Rung:
@@ -62,9 +64,16 @@ def toy(target: str) -> Rung:
     return Rung("toy", {"backbone": {"target": target, "teacher": "learned"}}, batch)
 
 
+def learned(source: str) -> Rung:
+    """Small images and a learned teacher, from which every student starts. As in the search for settings."""
+    keys = {"source": source, "teacher": "learned", "pretrain": 4000}
+    batch = {"batch_size": 128, "lr_schedule": "cosine", "warmup": 10}
+    return Rung("images", {"backbone": keys}, batch, searched="family-digits")
+
+
 def structure() -> Rung:
     roots = {"root": f"{CATALOGUE},{FURNITURE}"}
-    return Rung("trellis", {"data": roots}, measured={"data": {"root": str(FURNITURE)}})
+    return Rung("trellis", {"data": roots}, measured={"data": {"root": str(FURNITURE)}}, searched="family-structure")
 
 
 RUNGS = {
@@ -73,6 +82,8 @@ RUNGS = {
     "moons": toy("moons"),
     "digits": Rung("images", {"backbone": {"source": "digits"}}),
     "mnist": Rung("images", {"backbone": {"source": "mnist"}}),
+    "digits-learned": learned("digits"),
+    "mnist-learned": learned("mnist"),
     "structure": structure(),
 }
 
@@ -159,7 +170,8 @@ def run(chosen: argparse.Namespace) -> None:
     """Trains what is not trained yet, then measures."""
     rung, out, methods = chosen.rung, chosen.out or Path("runs/quality") / chosen.rung, chosen.methods
     if methods == ["all"]:
-        methods = sorted(read_toml(SEARCHED)["space"], key=lambda method: method != FOUR[0])
+        space = read_toml(PLANS / f"{RUNGS[rung].searched}.toml")["space"]
+        methods = sorted(space, key=lambda method: method != FOUR[0])
     for method in methods:  # a wrong name, before anything is made
         registry().get("objective", method)
     if rung == "structure" and not FURNITURE.exists():
