@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.quality import rung
 from benchmarks.quality.budget import evaluations, iterations
-from benchmarks.quality.search import Plan, drawn
+from benchmarks.quality.search_plan import Plan, drawn
 from fewstep.api.distillation import Run
 from fewstep.config.base import read_toml
 

@@ -13,7 +13,8 @@ import pytest
 import fewstep
 from benchmarks.quality import budget, search
 from benchmarks.quality.budget import evaluations, iterations
-from benchmarks.quality.search import Plan, Search, Trial, drawn
+from benchmarks.quality.search import Search
+from benchmarks.quality.search_plan import Plan, Trial, drawn
 from benchmarks.quality.search_tables import summary
 from fewstep.config.base import merge, validate
 from fewstep.errors import FewstepError

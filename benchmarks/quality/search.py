@@ -15,155 +15,34 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import io
 import itertools
 import json
 import multiprocessing
 import platform
-import random
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-from pydantic import Field
 from rich.console import Console
 
 import fewstep
 from benchmarks.quality.budget import evaluations, iterations
+from benchmarks.quality.judge import judge_of
+from benchmarks.quality.search_plan import Plan, Trial, drawn, repeated
 from benchmarks.quality.search_tables import summary
 from fewstep.benchmark.config import configure
-from fewstep.benchmark.entrants import Entrant, Stage, line_up
-from fewstep.benchmark.sampling import sample
-from fewstep.benchmark.students import load_students
-from fewstep.config.base import Strict, merge, read_toml, validate
-from fewstep.config.resolve import data_of, resolve_stages
+from fewstep.config.base import merge, read_toml, validate
 from fewstep.config.run import versions
-from fewstep.engine.device import pick_device
-from fewstep.engine.teachers import open_teacher
 from fewstep.errors import FewstepError
 from fewstep.files import new_file
 from fewstep.plugins.registry import registry
-
-
-class Round(Strict):
-    """The best settings of each method are repeated until each has so many seeds."""
-
-    keep: int = Field(ge=1, description="settings of each method")
-    seeds: int = Field(ge=2, description="seeds of each")
-
-
-class Plan(Strict):
-    """What is searched."""
-
-    backbone: str
-    preset: str | None = None
-    budget: int = Field(ge=1, description="evaluations of a run")
-    trials: int | None = Field(None, ge=1, description="of each method, drawn at random; none: every combination")
-    seed: int = Field(0, description="of the draw of settings")
-    rounds: tuple[Round, ...] = ()
-    set: dict[str, Any] = Field({}, description="keys of every run, nested")
-    judge: dict[str, Any] = Field(
-        {}, description="keys of fewstep bench: steps, seeds, limit, data; beside those of set"
-    )
-    measure: str | None = Field(None, description="of the suite, judged by; none: its headline")
-    space: dict[str, dict[str, list[Any]]] = Field(description="by method: values by dotted key")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One run: a method, its settings as JSON of dotted keys, and a seed."""
-
-    method: str
-    settings: str
-    seed: int
-
-    @property
-    def id(self) -> str:
-        return hashlib.sha256(f"{self.method}/{self.settings}/{self.seed}".encode()).hexdigest()[:12]
-
-    def config(self, plan: Plan) -> dict[str, Any]:
-        """Nested keys of the run."""
-        tables = []
-        for key, value in json.loads(self.settings).items():
-            for part in reversed(key.split(".")):
-                value = {part: value}
-            tables.append(value)
-        return merge({"train": {"threads": 1}}, plan.set, *tables, {"seed": self.seed})
-
-
-def drawn(plan: Plan, method: str) -> list[Trial]:
-    """The first round: distinct combinations of the method's values, under seed 0.
-
-    Raises:
-        FewstepError: for fewer combinations than trials, or a key or value that the method does not take.
-    """
-    space = plan.space[method]
-    grid = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
-    if plan.trials is not None:
-        if len(grid) < plan.trials:
-            raise FewstepError(f"space.{method}: {len(grid)} combinations; accepted: at least trials = {plan.trials}")
-        grid = random.Random(f"{plan.seed}/{method}").sample(grid, plan.trials)
-    trials = [Trial(method, json.dumps(one, sort_keys=True), 0) for one in grid]
-    for trial in trials:
-        resolve_stages(method, plan.backbone, preset=plan.preset, layers=[trial.config(plan)])
-    return trials
-
-
-class Judge:
-    """Samples of a student against the teacher's and the truth. The teacher is sampled once a seed."""
-
-    def __init__(self, plan: Plan) -> None:
-        network = registry().get("backbone", plan.backbone)
-        shared = {key: plan.set[key] for key in ("backbone", "data") if key in plan.set}
-        self.config = configure({"": network}, None, None, merge(shared, plan.judge))[""]
-        torch.set_num_threads(self.config.threads or 1)
-        backbone = network.load()
-        teacher = open_teacher(network, self.config.backbone)
-        data = data_of(network).load()(self.config.data, teacher.backbone)
-        suite = backbone.suite(self.config.backbone, data)
-        self.network, self.stage = network, Stage("", teacher, suite)
-        self.device = pick_device(self.config.device)
-        suite.to(self.device)
-        self.batch = suite.prompts(self.config.limit)
-        first, *self.undistilled = line_up([self.stage], [], self.config.steps, self.config.teacher_steps)
-        self.measure = plan.measure or suite.headline
-        self.truth = {seed: self._objects(*first, seed) for seed in self.config.seeds}
-
-    def _objects(self, entrant: Entrant, steps: int, seed: int) -> Any:
-        noise, (model,) = self.stage.suite.noise(seed, self.batch), entrant.models
-        model.field.to(self.device)
-        x = sample(model, self.batch, noise, steps, seed, self.device)[0]
-        return self.stage.suite.decode(x.nan_to_num(0.0, 0.0, 0.0), self.batch.layout)
-
-    def _value(self, entrant: Entrant, steps: int) -> float:
-        suite = self.stage.suite
-        found = [
-            suite.measure(self._objects(entrant, steps, seed), self.truth[seed])[self.measure]
-            for seed in self.config.seeds
-        ]
-        return fmean(found)
-
-    def values(self, folder: Path | None = None) -> dict[int, float]:
-        """The measure by steps, mean over seeds of noise: of a student, or of the undistilled network."""
-        if folder is None:
-            return {steps: self._value(entrant, steps) for entrant, steps in self.undistilled}
-        (entrant,) = load_students({"": self.network}, (), [("trial", folder)])
-        return {steps: self._value(entrant, steps) for steps in self.config.steps}
-
-
-@lru_cache(maxsize=1)
-def judge_of(plan: str) -> Judge:
-    """One judge a process."""
-    return Judge(Plan.model_validate_json(plan))
 
 
 def carry_out(trial: Trial, plan_json: str, out: Path) -> dict[str, Any]:
@@ -256,11 +135,6 @@ class Search:
             if any(trial.id not in self.rows for trial in trials):
                 return False
         return True
-
-
-def repeated(trial: Trial, seeds: int) -> list[Trial]:
-    """The same settings under seeds 0, 1, ..."""
-    return [Trial(trial.method, trial.settings, seed) for seed in range(seeds)]
 
 
 def _carried_out(trials: Sequence[Trial], plan: str, out: Path, jobs: int, until: float) -> Iterator[dict[str, Any]]:
