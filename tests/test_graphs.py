@@ -15,6 +15,7 @@ import torch
 from engine_helpers import OBJECTIVES, ObjectiveConfig, Regress, trainer
 from torch import Tensor
 
+from fewstep.core import guidance
 from fewstep.core.batch import Batch
 from fewstep.core.graphs import Graphed, GraphedField
 from fewstep.core.guidance import Guidance
@@ -169,17 +170,22 @@ def test_off_cuda_the_key_changes_nothing_and_says_so() -> None:
     assert said == ["train.graphs has no effect on cpu"]
 
 
+@pytest.mark.parametrize("one_pass", [False, True])
 @pytest.mark.parametrize("two_time", [False, True])
-def test_a_sampler_on_replayed_evaluations_gives_the_same(two_time: bool) -> None:
+def test_a_sampler_on_replayed_evaluations_gives_the_same(
+    two_time: bool, one_pass: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guidance, "one_pass", lambda x: one_pass)
     said, flow, batch = list[str](), TinyBackbone(), tiny_batch(dtype=torch.float32)
     draw: Any = jump if two_time else euler
-    graphs, guidance = Graphed(said.append, Rerun), Guidance(2.0, (0.5, 1.0))
-    fields: list[Any] = [partial(guidance.of, one) for one in (flow, GraphedField(flow, graphs))]
+    graphs, rule = Graphed(said.append, Rerun), Guidance(2.0, (0.5, 1.0))
+    fields: list[Any] = [partial(rule.of, one) for one in (flow, GraphedField(flow, graphs))]
     step, grid = Step(0, Interpolant()), step_grid(6)
     plain, replayed = (draw(one, batch.x0, batch.cond, batch.layout, grid, step) for one in fields)
     assert torch.equal(plain, replayed)
     assert said == []
-    assert [one.replays for one in Rerun.made] == [5, 3]  # of 6 evaluations with the condition, 4 without it
+    # Of 6 steps 4 are guided. Two calls: 6 with the condition, 4 without it. One pass: 4 with both, 2 with it alone.
+    assert [one.replays for one in Rerun.made] == ([3, 1] if one_pass else [5, 3])
     again = draw(GraphedField(flow, graphs), batch.x0, batch.cond, batch.layout, grid, step)  # the same recordings
     assert torch.equal(again, draw(flow, batch.x0, batch.cond, batch.layout, grid, step))
     assert len(Rerun.made) == 2

@@ -11,10 +11,14 @@ import pytest
 import torch
 from fewstep_kernels import support
 from fewstep_shapes3d.sparse import windowed_attention
+from fewstep_trellis.backbone import StructureFlow
 from fewstep_trellis.models import SparseStructureFlowModel
 from torch import Tensor
 
-from fewstep.core.layout import Packed
+from fewstep.core.backbone import Teacher
+from fewstep.core.batch import Condition
+from fewstep.core.guidance import Guidance
+from fewstep.core.layout import Dense, Packed
 from fewstep.errors import FewstepError
 from fewstep.ops import (
     Kernel,
@@ -33,17 +37,29 @@ from fewstep.ops.table import _TABLE, forced, forcing, forget
 BLOCKS = 24
 
 
-def function_calls() -> int:
-    """Of one forward pass of a structure flow with all its blocks, small in width, which calls do not depend on."""
+def function_calls(guided: bool = False) -> int:
+    """Of one forward pass of a structure flow with all its blocks, small in width, which calls do not depend on.
+
+    Args:
+        guided: a sampler's evaluation with guidance instead of the network alone.
+    """
     torch.manual_seed(0)
-    model = SparseStructureFlowModel(4, 4, 64, 32, 4, BLOCKS, num_heads=2, patch_size=1, qk_rms_norm=True)
-    inputs = torch.randn(1, 4, 4, 4, 4), torch.tensor([500.0]), torch.randn(1, 7, 32)
+    model = SparseStructureFlowModel(2, 4, 64, 32, 4, BLOCKS, num_heads=2, patch_size=1, qk_rms_norm=True)
+    x, t_B, cond = torch.randn(1, 4, 2, 2, 2), torch.tensor([0.5]), Condition(torch.randn(1, 7, 32))
+    teacher = Teacher(StructureFlow(model), Guidance(3.0))
     profile = cProfile.Profile()
+
+    def call() -> None:
+        if guided:
+            teacher(x, t_B, cond, Dense(1))
+        else:
+            model(x, 1000 * t_B, cond)
+
     with torch.no_grad():
-        model(*inputs)
-        model(*inputs)
+        call()
+        call()
         profile.enable()
-        model(*inputs)
+        call()
         profile.disable()
     return pstats.Stats(profile).total_calls
 
@@ -57,6 +73,15 @@ def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     without_compiler(monkeypatch)
     assert function_calls() <= 5000
+
+
+def test_guidance_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It costs the host no more than a pass without guidance, and two passes nearly twice as much."""
+    without_compiler(monkeypatch)
+    alone, two_passes = function_calls(), function_calls(guided=True)
+    monkeypatch.setattr("fewstep.core.guidance.one_pass", lambda x: True)
+    assert function_calls(guided=True) <= alone + 150
+    assert two_passes >= 1.7 * alone
 
 
 class Stub:
@@ -87,9 +112,16 @@ def stubs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Stub]:
 def test_on_kernels_in_triton(stubs: dict[str, Stub]) -> None:
     assert function_calls() <= 7000
     # Three passes: two modulated norms, two gates, one norm of queries and keys a block.
-    assert {name: stub.launches for name, stub in stubs.items()} == {
-        "gate": 6 * BLOCKS, "heads": 3 * BLOCKS, "modulation": 6 * BLOCKS,
-    }  # fmt: skip
+    expected = {"gate": 6 * BLOCKS, "heads": 3 * BLOCKS, "modulation": 6 * BLOCKS}
+    assert {name: stub.launches for name, stub in stubs.items()} == expected
+
+
+def test_guidance_in_one_pass_on_kernels_in_triton(stubs: dict[str, Stub], monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = function_calls()
+    once = {name: stub.launches for name, stub in stubs.items()}
+    monkeypatch.setattr("fewstep.core.guidance.one_pass", lambda x: True)
+    assert function_calls(guided=True) <= alone + 150
+    assert {name: stub.launches for name, stub in stubs.items()} == {name: 2 * n for name, n in once.items()}
 
 
 @pytest.mark.usefixtures("stubs")

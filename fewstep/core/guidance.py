@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +13,11 @@ from torch import Tensor
 
 from fewstep.core.batch import Condition
 from fewstep.core.interpolant import Interpolant
-from fewstep.core.layout import Layout
+from fewstep.core.joined import joined_conditions, joined_layouts
+from fewstep.core.layout import Layout, Packed
+
+FEW = 2**17  # numbers in x: four structure latents of TRELLIS, eight channels on 16 x 16 x 16 cells each
+_sampling: ContextVar[bool] = ContextVar("sampling", default=False)
 
 
 class VelocityField(Protocol):
@@ -72,10 +79,9 @@ class Guidance:
         interpolant: Interpolant | None = None,
     ) -> Tensor:
         """The guided velocity of a field, by one evaluation or two; ``interpolant`` is the field's, for ``rescale``."""
-        positive = field(x, t_B, cond, layout, s_B=s_B)
         if self.idle(t_B) or cond.tokens is None:
-            return positive
-        negative = field(x, t_B, cond.negative(), layout, s_B=s_B)
+            return field(x, t_B, cond, layout, s_B=s_B)
+        positive, negative = both(field, x, t_B, cond, layout, s_B)
         guided = self.guided(positive, negative, t_B, layout)
         return self.rescaled(guided, positive, x, t_B, layout, interpolant or Interpolant())
 
@@ -106,3 +112,50 @@ class Guidance:
 
 
 UNGUIDED = Guidance()
+
+
+def both(
+    field: VelocityField, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, s_B: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The velocities under the condition and under its negative: by one call of the field on every sample twice where
+    ``one_pass`` says so and the two conditions fit into one batch, else by two calls."""
+    negative = cond.negative()
+    if not (one_pass(x) and _fit(cond, negative)):
+        return field(x, t_B, cond, layout, s_B=s_B), field(x, t_B, negative, layout, s_B=s_B)
+
+    def doubled() -> Layout:
+        return joined_layouts([layout, layout])
+
+    # Kept with the layout: neighbour maps, windows and the like are made once for all steps.
+    twice = layout.once("twice", doubled) if isinstance(layout, Packed) else doubled()
+    x, t_B = torch.cat([x, x]), torch.cat([t_B, t_B])
+    s_B = None if s_B is None else torch.cat([s_B, s_B])
+    positive, negative_v = field(x, t_B, joined_conditions([cond, negative]), twice, s_B=s_B).chunk(2)
+    return positive, negative_v
+
+
+def one_pass(x: Tensor) -> bool:
+    """Whether a guided velocity at ``x`` is worth one call of the field on twice the samples.
+
+    On a GPU that costs the host half of what two calls cost, and with so few numbers the host is the slower of the two.
+    Elsewhere only memory would double, and the TRELLIS networks, which skip cross attention where all tokens are 0,
+    could not skip it. Never in training, where all processes must call a sharded network equally often, however many
+    rows each has.
+    """
+    return _sampling.get() and x.is_cuda and x.numel() <= FEW
+
+
+@contextmanager
+def sampling() -> Iterator[None]:
+    """Marks what is called inside as a sampler's evaluations, whose gradients nobody asks for."""
+    before = _sampling.set(True)
+    try:
+        yield
+    finally:
+        _sampling.reset(before)
+
+
+def _fit(cond: Condition, negative: Condition) -> bool:
+    """Whether both can lie in one batch; a class of its own may hold more than a row a sample."""
+    a, b = cond.tokens, negative.tokens
+    return type(cond) is Condition and a is not None and b is not None and a.shape == b.shape

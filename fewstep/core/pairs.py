@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, Field
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from fewstep.config.base import Strict
 from fewstep.core.backbone import Teacher
-from fewstep.core.batch import Batch, Condition
+from fewstep.core.batch import Batch
 from fewstep.core.batching import training_order
 from fewstep.core.dataset import Dataset, Progress, silent
-from fewstep.core.layout import Dense, Layout, Packed
+from fewstep.core.joined import joined_conditions, joined_layouts
 from fewstep.core.objective import Step
 from fewstep.core.parts import Part, cached, fingerprint, kept
 from fewstep.core.samplers import OnStep, Sampler, euler, heun
@@ -160,34 +160,11 @@ class TeacherPairs(Dataset):
             FewstepError: for conditions of different shapes, or another kind of layout.
         """
         try:
-            layout, cond = _layouts([one.layout for one in batches]), _conditions([one.cond for one in batches])
+            layout = joined_layouts([one.layout for one in batches])
+            cond = joined_conditions([one.cond for one in batches])
         except (RuntimeError, TypeError) as error:
             name = type(self.dataset).__name__
             raise FewstepError(
                 f"data set {name} cannot serve pairs: its samples cannot be put together: {error}"
             ) from None
         return Batch(torch.cat([one.x0 for one in batches]), layout, cond)
-
-
-def _layouts(layouts: Sequence[Layout]) -> Layout:
-    if all(isinstance(one, Dense) for one in layouts):
-        return Dense(sum(one.batch_size for one in layouts))
-    packed = [one for one in layouts if isinstance(one, Packed)]
-    if len(packed) < len(layouts):
-        raise TypeError("they are neither all dense nor all packed")
-    coords = [one.coords for one in packed if one.coords is not None]
-    return Packed.of_lengths([n for one in packed for n in one.lengths_list], torch.cat(coords) if coords else None)
-
-
-def _conditions(conditions: Sequence[Condition]) -> Condition:
-    def joined(values: list[Any]) -> Any:
-        if all(isinstance(value, Tensor) for value in values):
-            return torch.cat(values)
-        if all(isinstance(value, bool) for value in values):
-            return all(values)
-        if any(value != values[0] for value in values):
-            raise TypeError("their conditions are of different kinds")
-        return values[0]
-
-    names = vars(conditions[0])
-    return replace(conditions[0], **{name: joined([getattr(one, name) for one in conditions]) for name in names})

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.batch import Condition
-from fewstep.core.guidance import VelocityField
+from fewstep.core.guidance import VelocityField, sampling
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout
 from fewstep.core.objective import Step
@@ -89,6 +89,7 @@ class Sampler:
             self(field, torch.zeros(1, 1), Condition(), Dense(1), [1.0, 0.5, 0.0], Step(0, Interpolant()))
         return any(told)
 
+    @sampling()
     @torch.no_grad()
     def __call__(
         self,
