@@ -130,8 +130,8 @@ def both(
     twice = layout.once("twice", doubled) if isinstance(layout, Packed) else doubled()
     x, t_B = torch.cat([x, x]), torch.cat([t_B, t_B])
     s_B = None if s_B is None else torch.cat([s_B, s_B])
-    positive, negative_v = field(x, t_B, joined_conditions([cond, negative]), twice, s_B=s_B).chunk(2)
-    return positive, negative_v
+    first, second = field(x, t_B, joined_conditions([cond, negative]), twice, s_B=s_B).chunk(2)
+    return first, second
 
 
 def one_pass(x: Tensor) -> bool:

@@ -4,7 +4,8 @@ A graph repeats what it recorded, so whatever changes from one iteration to the 
 batch, the random draws, the loss scale. The first pass of a kind runs plainly and notes the draws; an objective that
 looks at the iteration's number, or draws by other means, is not recorded, and the run says so. Where it decides by the
 number (``Step.decide``) or by ``Step.choice``, each outcome is a recording of its own. Clipping, the optimiser
-and the EMAs stay outside: they are a few launches for all parameters together.
+and the EMAs stay outside: they are a few launches for all parameters together, and to record and check them would
+change what they update each time.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import zlib
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -194,13 +195,24 @@ class Networks:
         """Move the EMAs of the networks that were just updated; buffers are copied."""
         for name in trains:
             self.updates[name] += 1
-        for (name, rate), module in self.emas.items():
+        for (name, rate), (own, new, buffers) in self._followed.items():
             if name in trains:
                 move = get_ema_multi_avg_fn(ema_decay(rate, self.updates[name], self.warmup))  # few launches for all
-                pairs = zip(module.parameters(), self.trained[name].parameters(), strict=True)
-                move(*map(list, zip(*((own, new) for own, new in pairs if own is not new), strict=True)), 0)
-                for buffer, value in zip(module.buffers(), self.trained[name].buffers(), strict=True):
+                move(own, new, 0)
+                for buffer, value in buffers:
                     buffer.copy_(value)
+
+    @cached_property
+    def _followed(self) -> dict[tuple[str, float], tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]]:
+        """By EMA: its parameters, its network's without those that both share, and pairs of buffers. All keep their
+        identity from the first update on, and to find them takes longer than to move them."""
+        found = {}
+        for (name, rate), module in self.emas.items():
+            network = self.trained[name]
+            pairs = zip(module.parameters(), network.parameters(), strict=True)
+            own, new = map(list, zip(*((own, new) for own, new in pairs if own is not new), strict=True))
+            found[name, rate] = own, new, list(zip(module.buffers(), network.buffers(), strict=True))
+        return found
 
     def exported(self, which: float | str) -> Backbone:
         """The network of ``train.export`` as it is written to files. Where networks are sharded, all processes have to
