@@ -16,6 +16,8 @@ from parallel_helpers import apart, distilled, rows, start, toy
 from torch import Tensor
 
 from fewstep.config.parallel import ParallelConfig
+from fewstep.core.backbone import Backbone, Teacher
+from fewstep.core.guidance import Guidance
 from fewstep.core.objective import Phase
 from fewstep.engine.gradients import Gradients
 from fewstep.engine.processes import Group, Processes, joined
@@ -82,6 +84,18 @@ def test_two_processes_train_what_one_trains(tmp_path: Path, method: str, kind: 
     assert one["evaluations"] == two["evaluations"]
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
     assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-5)
+
+
+def guided_late(rank: int) -> None:
+    """The teacher is guided on the last tenth of the times, which one process draws and another does not."""
+    Backbone.as_teacher = lambda self, config: Teacher(self, Guidance(3.0, (0.9, 1.0)))  # type: ignore[method-assign]
+
+
+def test_processes_evaluate_a_sharded_teacher_equally_often(tmp_path: Path) -> None:
+    for ranks, kind in ((1, "none"), (2, "fsdp")):
+        run = toy(ranks, tmp_path / kind, "mdt-vd", SHORT, f"parallel.kind={kind}", before=guided_late)
+        assert run.wait(60) == [0] * ranks
+    assert apart(tmp_path / "none", tmp_path / "fsdp") < 1e-6
 
 
 @pytest.mark.parametrize(("kind", "others"), [("fsdp", 1), ("ddp", 2)])

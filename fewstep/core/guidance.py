@@ -39,12 +39,14 @@ class Guidance:
     """Classifier-free guidance u + g (c - u); g = 1 is the plain conditional prediction, one evaluation.
 
     Outside ``interval`` (both ends included) the conditional prediction is used alone. ``rescale`` undoes a share of
-    what guidance does to the spread of the predicted data, see ``rescaled``.
+    what guidance does to the spread of the predicted data, see ``rescaled``. With ``always`` the unconditional pass is
+    made even where no sample's time lies in the interval: processes must call a sharded network equally often.
     """
 
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     rescale: float = 0.0
+    always: bool = False
 
     @classmethod
     def strength(cls, w: float, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
@@ -64,7 +66,7 @@ class Guidance:
         """Whether the unconditional pass is needed at none of the times [B]."""
         if self.scale == 1.0:
             return True
-        if self.interval[0] <= 0.0 and self.interval[1] >= 1.0:  # spares a look at times on a device
+        if self.always or (self.interval[0] <= 0.0 and self.interval[1] >= 1.0):  # spares a look at times on a device
             return False
         return not bool(self._inside(t_B).any())
 

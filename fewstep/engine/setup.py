@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -108,5 +109,7 @@ class Setup:
         if self.step == 0 and self.processes.rank == 0:
             self.budget.counts["teacher"]["forward"] += self.dataset.evaluations
         self.parallel.shard(self.teacher.backbone)  # now, because the data may have needed it in one process
+        if self.parallel.mesh is not None:
+            self.teacher.guidance = replace(self.teacher.guidance, always=True)
         if self.parallel.mesh is None and not self.nets.lora.rank:  # neither shards nor what adapters share
             self.nets.view.park()
