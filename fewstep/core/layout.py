@@ -24,12 +24,16 @@ def add_rows(x: Tensor, index: Tensor, count: int) -> Tensor:
     """[T, ...] to [count, ...]: row i is the sum of the rows whose ``index`` [T] is i.
 
     ``index_add``, because ``segment_reduce`` has no forward-mode derivative. Inside torch.compile ``scatter_add``,
-    because inductor (2.11 to 2.13) silently miscompiles the tangent of an ``index_add`` onto zeros.
+    because inductor (2.11 to 2.13) silently miscompiles the tangent of an ``index_add`` onto zeros. Half precision is
+    summed in float32: a GPU rounds after each row, so that a sum of ones in fp16 would stop at 2,048.
     """
-    zeros = x.new_zeros(count, *x.shape[1:])
+    rows = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    zeros = rows.new_zeros(count, *x.shape[1:])
     if torch.compiler.is_compiling():
-        return zeros.scatter_add(0, index.reshape(-1, *[1] * (x.dim() - 1)).expand_as(x), x)
-    return zeros.index_add(0, index, x)
+        total = zeros.scatter_add(0, index.reshape(-1, *[1] * (x.dim() - 1)).expand_as(x), rows)
+    else:
+        total = zeros.index_add(0, index, rows)
+    return total.to(x.dtype)
 
 
 def moved(x: Tensor, device: torch.device | str) -> Tensor:

@@ -9,6 +9,7 @@ from fewstep.core.layout import Packed
 from fewstep.errors import invalid
 from fewstep.ops.calls import call
 from fewstep.ops.example import ROWS, Draw
+from fewstep.ops.inputs import needs_backward
 from fewstep.ops.norms import wide
 from fewstep.ops.table import ALL, Kernel, register
 
@@ -17,8 +18,12 @@ def of_rows(v: Tensor, layout: Packed | None) -> Tensor:
     """[B, C] to what broadcasts against the rows: [B, 1, C] of a dense batch, [T, C] (or [1, C]) of a packed one."""
     if layout is None:
         return v.unsqueeze(1)
-    # index_select, whose backward is an index_add; that of v[index] is slower.
-    return v if layout.batch_size == 1 else v.index_select(0, layout.index)
+    if layout.batch_size == 1:
+        return v
+    # index_select, whose backward is an index_add; that of v[index] is slower. A GPU rounds after each row it adds:
+    # in half precision a sum of ones would stop at 2,048.
+    wanted = wide(v) if needs_backward(v) else v
+    return wanted.index_select(0, layout.index).to(v.dtype)
 
 
 def reference_modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, layout: Packed | None, eps: float) -> Tensor:
