@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 import triton
-from fewstep_kernels.attention import backward_jit, forward_jit, launch
+from fewstep_kernels.attention import backward_jit, forward_jit, launch, windows, windows_jit
 from fewstep_kernels.attention.schedule import Sequences
-from fewstep_kernels.convolution import conv_jit
+from fewstep_kernels.convolution import conv_jit, map_jit
 from fewstep_kernels.convolution import launch as conv_launch
 from fewstep_kernels.norms import gate, gate_jit, heads, heads_jit, modulation, modulation_jit
 from triton.backends.compiler import GPUTarget
@@ -75,6 +75,13 @@ def convolution(lengths: list[int], channels: int = 128) -> None:
     near.outer(x, near.convolve(x, torch.zeros(27, channels, 2 * channels, dtype=torch.float16)))
 
 
+def windowed(lengths: list[int]) -> None:
+    cells = torch.cartesian_prod(*[torch.arange(8)] * 3)
+    layout = Packed.of_lengths(lengths, torch.cat([cells[:n] for n in lengths]))
+    windows.layout_of = lambda begins: layout  # what is recorded writes no beginnings of windows
+    windows.sequences(layout, 4, 2)
+
+
 def norm_calls(lengths: list[int], count: int, width: int) -> Iterator[tuple[Any, Any, tuple[torch.Tensor, ...]]]:
     """Each op as it is, its direct way and tensors; packed, and dense with as many samples of the last length."""
     layout = Packed.of_lengths(lengths)
@@ -112,6 +119,7 @@ def smallest(lengths: list[int]) -> None:
     """Every size and stride is 1 somewhere, which Triton makes a constant of the kernel."""
     attention(lengths, 1, 1, fused=False)
     convolution(lengths, 1)
+    windowed(lengths)
     norms(lengths, 1, 1)
 
 
@@ -127,10 +135,11 @@ def compiles(wanted: set[tuple[str, ...]]) -> bool:
 
 
 if __name__ == "__main__":
-    record(forward_jit, backward_jit, conv_jit, heads_jit, modulation_jit, gate_jit)
+    record(forward_jit, backward_jit, windows_jit, conv_jit, map_jit, heads_jit, modulation_jit, gate_jit)
     for scenario, uses in (
         (attention, ([300, 17, 400], [301, 0, 1, 4000], [512])),
         (convolution, ([300, 17], [301, 0, 1, 400], [512])),
+        (windowed, ([300, 17], [301, 0, 1, 400], [512])),
         (norms, ([300, 17], [301, 0, 1, 400], [512], [63, 7])),
     ):
         first = binaries(scenario, uses[0])

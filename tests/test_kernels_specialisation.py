@@ -22,8 +22,10 @@ def test_other_lengths_ask_for_the_same_binaries_and_odd_ones_compile() -> None:
     assert [line[-1] for line in lines] == ["True"] * len(lines)
     # Forward, tangent; backward in two ways: delta, queries, keys, and delta, keys.
     assert [line[1] for line in lines if line[0] == "attention"] == ["7", "7"]
-    assert [line[1] for line in lines if line[0] == "convolution"] == ["2", "2"]
+    # The map in two launches, order, tiles, pairs, and two products; windows before and after their sort.
+    assert [line[1] for line in lines if line[0] == "convolution"] == ["7", "7"]
+    assert [line[1] for line in lines if line[0] == "windowed"] == ["2", "2"]
     # Three ops, packed and dense: value and tangent, value, gradients.
     assert [line[1] for line in lines if line[0] == "norms"] == ["18"] * 3
-    # Attention, convolution and norms as above, each binary once.
-    assert [line[1] for line in lines if line[0] == "smallest"] == ["23"]
+    # Attention, convolution, windows and norms as above, each binary once.
+    assert [line[1] for line in lines if line[0] == "smallest"] == ["30"]

@@ -30,3 +30,17 @@ class Specimen:
     tile: Tile
     aligned: tuple[str, ...] = ()
     needs: frozenset[str] = field(default=frozenset({"matrix", "no-spill"}))
+
+
+def of_indices(name: str, kernel: Any, pointers: Mapping[str, str], constants: Mapping[str, Any]) -> Specimen:
+    """A kernel on indices alone, which has one size and no matrix products; arguments without a type are int32.
+
+    Args:
+        name: as of a specimen.
+        kernel: the ``@triton.jit`` function.
+        pointers: Triton type by argument name.
+        constants: all constexprs.
+    """
+    signature = {n: pointers.get(n, "i32") for n in kernel.arg_names if n not in constants}
+    needs = frozenset({"no-spill"})
+    return Specimen(name, kernel, signature, constants, Tile({}, 4, 2), aligned=tuple(pointers), needs=needs)

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from fewstep_shapes3d.sparse.windows import windows
 from torch import Tensor
 
 from fewstep.core.layout import Packed
 from fewstep.ops.attention import NO_TANGENT, sdpa_attention
 from fewstep.ops.table import ALL, Kernel
 from fewstep_kernels.attention.schedule import Sequences, uniform
+from fewstep_kernels.attention.windows import sequences
 from fewstep_kernels.support import nested, reason
 
 WIDEST = 128  # channels of a head
@@ -44,8 +44,7 @@ def windowed(
     q: Tensor, k: Tensor, v: Tensor, layout: Packed, size: int, shift: int, attend: Attend = _attend
 ) -> Tensor:
     """Window attention that reads and writes rows in place, see ``fewstep_shapes3d.sparse.windowed_attention``."""
-    found = windows(layout, size, shift)
-    return attend(q, k, v, Sequences(found.layout, found.layout, found.order))
+    return attend(q, k, v, sequences(layout, size, shift))
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, attend: Attend = _attend) -> Tensor:

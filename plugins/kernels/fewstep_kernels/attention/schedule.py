@@ -35,6 +35,10 @@ class Sequences:
         order = self.order
         return None if order is None else self.q.once("order32", lambda: order.to(torch.int32))
 
+    def know(self, order32: Tensor) -> None:
+        """Keep an ``order`` in 32 bits that is there already."""
+        self.q.once("order32", lambda: order32)
+
     @property
     def short(self) -> bool:
         """Whether small tiles fit better: a bucket of lengths, the only thing about them that tuning may see."""

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from fewstep_kernels.aot.specimen import Specimen
-from fewstep_kernels.attention import backward_jit, forward_jit
+from fewstep_kernels.aot.specimen import Specimen, of_indices
+from fewstep_kernels.attention import backward_jit, forward_jit, windows_jit
 from fewstep_kernels.attention.tiles import DELTA, KINDS, candidates, variant
+from fewstep_kernels.cells import BLOCK
 from fewstep_kernels.tuning import Tile
 
 KERNELS = {
@@ -97,7 +98,17 @@ def _delta(dtype: torch.dtype, head: int) -> Specimen:
     )
 
 
+def _windows() -> list[Specimen]:
+    """Of the kernels that sort voxels into windows of 8^3, on int32 coordinates."""
+    voxels = {"coords": "*i32", "index": "*i64", "window": "*i32"}
+    order = {"window": "*i32", "order": "*i64", "inverse": "*i64", "order32": "*i32", "begins": "*i8"}
+    return [
+        of_indices("attention-windows/window", windows_jit.window_kernel, voxels, {"BLOCK": BLOCK}),
+        of_indices("attention-windows/begins", windows_jit.begins_kernel, order, {"BLOCK": BLOCK}),
+    ]
+
+
 def specimens() -> list[Specimen]:
     """Every shipped tile: half precision at all head widths, windows, float32 exact and as tf32."""
     deltas = [_delta(dtype, head) for dtype in TYPES for head in (64, 128)]
-    return [*deltas, *(specimen for kind in KINDS for specimen in _rows(kind))]
+    return [*deltas, *_windows(), *(specimen for kind in KINDS for specimen in _rows(kind))]

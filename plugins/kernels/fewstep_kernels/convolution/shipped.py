@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
-from fewstep_kernels.aot.specimen import Specimen
-from fewstep_kernels.convolution import conv_jit
+from fewstep_kernels.aot.specimen import Specimen, of_indices
+from fewstep_kernels.cells import BLOCK
+from fewstep_kernels.convolution import conv_jit, map_jit
+from fewstep_kernels.convolution.plan import STRETCH
 from fewstep_kernels.convolution.tiles import KINDS, candidates
 from fewstep_kernels.tuning import Tile
 
@@ -44,8 +46,26 @@ def _specimen(kind: str, dtype: torch.dtype, channels: int, tile: Tile, precisio
     )
 
 
+def _map() -> list[Specimen]:
+    """Of kernels of 3^3 offsets, on int32 coordinates."""
+    voxels, table = {"coords": "*i32", "index": "*i64", "lookup": "*i32"}, {"table": "*i32"}
+    found = {"near": "*i32", "offsets": "*i32", "counts": "*i32"}
+    kernels: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
+        "put": (map_jit.put_kernel, voxels, {"BLOCK": BLOCK, "size": 1}),
+        "find": (map_jit.find_kernel, {**voxels, **table, "twice": "*i32"}, {"BLOCK": BLOCK, "size": 1, "EDGE": 3}),
+        "code": (map_jit.code_kernel, {**table, "code": "*i32"}, {"BLOCK": BLOCK, "REACH": 13, "WIDE": False}),
+        "tiles": (map_jit.tiles_kernel, {**table, "sorted_rows": "*i64", "order": "*i32", **found}, {"BLOCK_M": 128}),
+        "pairs": (
+            map_jit.pairs_kernel,
+            {**table, "sources": "*i32", "targets": "*i32", "counts": "*i32"},
+            {"BLOCK": STRETCH},
+        ),
+    }
+    return [of_indices(f"convolution-map/{name}", *kernel) for name, kernel in kernels.items()]
+
+
 def specimens() -> list[Specimen]:
-    """Every shipped tile in half precision, and float32 exact and as tf32."""
+    """Every shipped tile in half precision, and float32 exact and as tf32; the kernels of the neighbour map."""
     cases: list[tuple[torch.dtype, str]] = [
         (torch.float16, "ieee"), (torch.bfloat16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32"),
     ]  # fmt: skip
@@ -56,4 +76,4 @@ def specimens() -> list[Specimen]:
                 for tile in candidates(kind, dtype, channels, precision == "ieee"):
                     one = _specimen(kind, dtype, channels, tile, precision)
                     found[one.name] = one
-    return list(found.values())
+    return [*found.values(), *_map()]

@@ -13,11 +13,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fewstep.core.layout import Packed
+from fewstep.core.layout import Packed, moved
 from fewstep.errors import FewstepError, invalid
 from fewstep.ops.example import Draw
+from fewstep_shapes3d.sparse.grid import Box, Grid, box_of
 
 TABLE_LIMIT = 2**27  # cells of a lookup table (512 MiB of int32); larger boxes are searched instead
+AT_ONCE = 2**20  # places that are looked up in one step
+Build = Callable[[Packed, int], "Neighbours"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,55 +78,55 @@ def coords_of(layout: Packed) -> Tensor:
     return layout.once("coords64", lambda: coords.to(torch.int64))
 
 
-def neighbours(layout: Packed, kernel_size: int = 3) -> Neighbours:
+def box(layout: Packed) -> Box:
+    """The box around all voxels of a layout; finding it waits for the device, once.
+
+    Raises:
+        FewstepError: for a layout without coordinates.
+    """
+    coords = check_coords(layout)
+    return layout.once("box", lambda: box_of(coords))
+
+
+def neighbours(layout: Packed, kernel_size: int = 3, build: Build | None = None) -> Neighbours:
     """The neighbour map of a submanifold convolution. Neighbours never cross samples.
+
+    Args:
+        layout: with coordinates.
+        kernel_size: odd.
+        build: makes the map in another way, if the layout does not have it yet.
 
     Raises:
         FewstepError: for an even kernel, or two rows of one sample at the same place.
     """
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise invalid("kernel_size", kernel_size, "an odd number")
-    return layout.once(("neighbours", kernel_size), lambda: _neighbours(layout, kernel_size))
+    return layout.once(("neighbours", kernel_size), lambda: (build or plain_neighbours)(layout, kernel_size))
 
 
-def _neighbours(layout: Packed, kernel_size: int) -> Neighbours:
-    reach = kernel_size // 2
-    keys, steps, cells = _cells(layout, coords_of(layout), reach)
-    line = torch.arange(-reach, reach + 1, device=keys.device)
-    offsets = (torch.cartesian_prod(line, line, line).reshape(-1, 3) * steps).sum(1)
-    find = _lookup(keys, cells)
+def plain_neighbours(layout: Packed, kernel_size: int) -> Neighbours:
+    """The neighbour map, made with torch's own ops."""
+    grid = Grid.around(box(layout), kernel_size // 2)
+    keys = grid.keys(layout.index, coords_of(layout))
+    offsets = moved(torch.tensor(grid.offsets(kernel_size), device="cpu"), keys.device)
+    find = _lookup(keys, grid.steps[0] * layout.batch_size)
     table = torch.empty(len(offsets), len(keys), dtype=torch.int32, device=keys.device)
-    for found, offset in zip(table, offsets, strict=True):
-        found.copy_(find(keys + offset))
+    several = max(1, AT_ONCE // max(1, len(keys)))
+    for found, some in zip(table.split(several), offsets.split(several), strict=True):
+        found.copy_(find(keys + some[:, None]))
     return Neighbours(kernel_size, table)
-
-
-def _cells(layout: Packed, coords: Tensor, margin: int = 0) -> tuple[Tensor, Tensor, int]:
-    """Each row's cell in one box for the whole batch, the strides [3] of the axes, and the number of cells.
-
-    Cells are numbered in the order of (sample, x, y, z). Each sample's box has a margin, so that a step out of it finds
-    nothing.
-    """
-    if not len(coords):
-        return coords.new_zeros(0), coords.new_ones(3), 1
-    low = coords.min(0).values - margin
-    size = coords.max(0).values + margin + 1 - low
-    per_axis = size.tolist()
-    steps = [per_axis[1] * per_axis[2], per_axis[2], 1]
-    cells = per_axis[0] * steps[0]
-    strides = torch.tensor(steps, device=coords.device)
-    return layout.index * cells + ((coords - low) * strides).sum(1), strides, cells * layout.batch_size
 
 
 def _lookup(keys: Tensor, cells: int) -> Callable[[Tensor], Tensor]:
     """A function from cells to rows, -1 where there is none."""
     if cells <= TABLE_LIMIT:
         table = torch.full((cells,), -1, dtype=torch.int32, device=keys.device)
-        table[keys] = torch.arange(len(keys), dtype=torch.int32, device=keys.device)
-        _refuse_twice(bool((table[keys] != torch.arange(len(keys), device=keys.device)).any()))
+        rows = torch.arange(len(keys), dtype=torch.int32, device=keys.device)
+        table[keys] = rows
+        refuse_twice(bool((table[keys] != rows).any()))
         return lambda wanted: table[wanted]
     ordered, order = keys.sort()
-    _refuse_twice(bool((ordered.diff() == 0).any()))
+    refuse_twice(bool((ordered.diff() == 0).any()))
 
     def search(wanted: Tensor) -> Tensor:
         place = torch.searchsorted(ordered, wanted).clamp(max=len(ordered) - 1)
@@ -132,21 +135,10 @@ def _lookup(keys: Tensor, cells: int) -> Callable[[Tensor], Tensor]:
     return search
 
 
-def _refuse_twice(twice: bool) -> None:
+def refuse_twice(twice: bool) -> None:
+    """Raise what is to be said of two rows of one sample at the same place."""
     if twice:
         raise FewstepError("layout.coords: two rows of one sample are at the same place; accepted: each voxel once")
-
-
-def grouped(layout: Packed, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Distinct (sample, x, y, z) [G, 4] in ascending order, each row's group [T], rows of each group [G]."""
-    rows = torch.cat([layout.index[:, None], cell], 1)
-    if not len(rows):
-        return rows, layout.index, layout.index
-    # One number a row: torch.unique of whole rows is many times slower.
-    _, group, count = torch.unique(_cells(layout, cell)[0], return_inverse=True, return_counts=True)
-    cells = rows.new_empty(len(count), 4)
-    cells[group] = rows
-    return cells, group, count
 
 
 def pooling(layout: Packed, factor: int = 2) -> Pooling:
@@ -161,9 +153,14 @@ def pooling(layout: Packed, factor: int = 2) -> Pooling:
 
 
 def _pooling(layout: Packed, factor: int) -> Pooling:
-    cells, parent, count = grouped(layout, coords_of(layout).div(factor, rounding_mode="floor"))
-    coarse = Packed.of_index(cells[:, 0], cells[:, 1:], layout.batch_size)
-    return Pooling(coarse, parent, count)
+    cell = coords_of(layout).div(factor, rounding_mode="floor")
+    # One number a row: torch.unique of whole rows is many times slower.
+    keys = Grid.coarse(box(layout), factor).keys(layout.index, cell)
+    _, parent, count = torch.unique(keys, return_inverse=True, return_counts=True)
+    rows = torch.cat([layout.index[:, None], cell], 1)
+    cells = rows.new_empty(len(count), 4)
+    cells[parent] = rows
+    return Pooling(Packed.of_index(cells[:, 0], cells[:, 1:], layout.batch_size), parent, count)
 
 
 def children(layout: Packed) -> Packed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ from fewstep.ops.attention import check_rows
 from fewstep.ops.example import Draw
 from fewstep.ops.inputs import lowered
 from fewstep.ops.table import ALL
-from fewstep_shapes3d.sparse.geometry import coords_of, example_layout, grouped
+from fewstep_shapes3d.sparse.geometry import box, coords_of, example_layout
+from fewstep_shapes3d.sparse.grid import Grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,26 +29,43 @@ class Windows:
     layout: Packed
 
 
-def windows(layout: Packed, size: int, shift: int = 0) -> Windows:
+Build = Callable[[Packed, int, int], Windows]
+
+
+def windows(layout: Packed, size: int, shift: int = 0, build: Build | None = None) -> Windows:
     """Cubic windows: voxel (x, y, z) of a sample is in window (coord + shift) // size. Empty windows do not exist.
 
+    Args:
+        layout: with coordinates.
+        size: edge of a window in voxels.
+        shift: added to all three coordinates.
+        build: makes the windows in another way, if the layout does not have them yet.
+
     Raises:
-        FewstepError: for a size below 1.
+        FewstepError: for a size below 1, or a layout without coordinates.
     """
     if size < 1:
         raise invalid("window size", size, "a whole number from 1 up")
-    return layout.once(("windows", size, shift), lambda: _windows(layout, size, shift))
+    return layout.once(("windows", size, shift), lambda: (build or plain_windows)(layout, size, shift))
 
 
-def _windows(layout: Packed, size: int, shift: int) -> Windows:
+def plain_windows(layout: Packed, size: int, shift: int) -> Windows:
+    """The windows, made with torch's own ops: one sort of the rows by window."""
     cell = (coords_of(layout) + shift).div(size, rounding_mode="floor")
-    _, groups, counts = grouped(layout, cell)
-    order = groups.argsort(stable=True)
+    keys = Grid.coarse(box(layout), size, shift).keys(layout.index, cell)
+    ordered, order = keys.sort(stable=True)
+    begins = torch.ones(len(order) + 1, dtype=torch.bool, device=order.device)  # a row of a window, and the end of all
+    torch.ne(ordered[1:], ordered[:-1], out=begins[1:-1])
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order), device=order.device)
+    return Windows(order, inverse, layout_of(begins))
+
+
+def layout_of(begins: Tensor) -> Packed:
+    """The windows' layout, of [T + 1] with a 1 where a row begins one, and at the end. Waits for the device."""
+    bounds = begins.nonzero()[:, 0]
     # A batch without voxels is one empty window.
-    bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)]) if len(counts) else order.new_zeros(2)
-    return Windows(order, inverse, Packed(bounds))
+    return Packed(bounds if len(begins) > 1 else bounds.new_zeros(2))
 
 
 def partitioned(q: Tensor, k: Tensor, v: Tensor, layout: Packed, size: int, shift: int) -> Tensor:

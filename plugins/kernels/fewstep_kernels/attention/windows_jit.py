@@ -1,0 +1,34 @@
+"""Kernels: rows to windows. Before the sort the number of each row's window, after it where windows begin."""
+
+import triton
+import triton.language as tl
+
+from fewstep_kernels.cells_jit import SIZES, cell_of
+
+
+@triton.jit(do_not_specialize=SIZES)
+def window_kernel(
+    coords, index, rows, row_stride, axis_stride, x_low, y_low, z_low, size, sample_step, x_step, y_step,
+    window, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """window [rows]: the number of each row's window."""
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = row < rows
+    cell = cell_of(
+        coords, index, row, live, row_stride, axis_stride, x_low, y_low, z_low, size, sample_step, x_step, y_step
+    )
+    tl.store(window + row, cell.to(window.dtype.element_ty), mask=live)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def begins_kernel(window, order, inverse, order32, begins, rows, BLOCK: tl.constexpr):
+    """Of sorted windows: begins [rows + 1] is 1 at the first row of each, and at the end; the inverse of the order."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = place < rows
+    here = tl.load(window + place, mask=live, other=0)
+    before = tl.load(window + place - 1, mask=live & (place > 0), other=0)
+    first = (place == 0) | (place == rows) | (here != before)
+    tl.store(begins + place, first.to(tl.int8), mask=place <= rows)
+    row = tl.load(order + place, mask=live, other=0)
+    tl.store(order32 + place, row.to(tl.int32), mask=live)
+    tl.store(inverse + row, place.to(tl.int64), mask=live)
