@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from fewstep_trellis.pipeline.spec import MESH, STAGES
 
-from benchmarks.gpu.bench import OURS, PEER, Bench, Case, Runs, name_of
+from benchmarks.gpu.bench import OURS, PEER, PLAIN, Bench, Case, Runs, name_of
 from benchmarks.gpu.clock import Run
 from benchmarks.gpu.measure import measure_all
 from benchmarks.gpu.rows import EAGER as PLAIN_CALLS
@@ -21,7 +21,9 @@ from benchmarks.gpu.sections.whole import Whole
 from benchmarks.gpu.targets import bounds
 from benchmarks.gpu.times import Timing
 from benchmarks.gpu.voxels import object_layout
+from fewstep.core.backbone import Teacher
 from fewstep.core.batch import Condition
+from fewstep.core.guidance import Guidance, sampling
 from fewstep.core.layout import Dense
 
 WARM = 2  # objects before the timed ones: the first compiles and loads, the second records graphs
@@ -97,11 +99,29 @@ def network_cases(whole: Whole) -> Iterator[Case]:
         return flow(noise, t_B, Condition(tokens), Dense(1))
 
     yield Case("ss-flow", "forward", "batch 1", dtype, lambda: _both(forward), rate="ss-flow", mode=GRAPH)
+    yield from guidance_cases(bench, flow)
     decoder: Any = whole.pipeline.model(MESH)
     layout = object_layout(bench, [whole.voxels], decoder.resolution)
     z = bench.randn(layout.rows, decoder.in_channels)
     words = f"{layout.rows} voxels, without FlexiCubes"
     yield Case("mesh-decoder", "forward", words, dtype, lambda: _both(lambda: decoder(z, layout)[0]))
+
+
+def guidance_cases(bench: Bench, flow: Any) -> Iterator[Case]:
+    """A sampler's guided evaluation in one pass on twice the samples, as on CUDA, against two passes."""
+    args, teacher = flow.model.args, Teacher(flow, Guidance(GUIDED))
+    for size in (1, 4):
+        noise = bench.randn(size, args["in_channels"], *[args["resolution"]] * 3)
+        cond = Condition(bench.randn(size, bench.sizes(models.TOKENS, 9), args["cond_channels"]))
+        evaluate = partial(teacher, noise, torch.full((size,), 0.7, device=bench.device), cond, Dense(size))
+
+        def setup(evaluate: Run = evaluate) -> Runs:
+            runs = Runs()
+            runs.add("one pass", OURS, lambda: sampling()(torch.no_grad()(evaluate)))
+            runs.add("two passes", PLAIN, lambda: torch.no_grad()(evaluate))
+            return runs
+
+        yield Case("ss-flow", "guided", f"batch {size}", name_of(bench.half()), setup)
 
 
 def _both(function: Run) -> Runs:
