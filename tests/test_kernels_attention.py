@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from fewstep_kernels.attention.schedule import slots, stretches
+from fewstep_kernels.attention.tiles import WAYS
+from fewstep_kernels.tuning import Tile
 from fewstep_shapes3d.sparse.windows import partitioned, windowed_attention, windows
 from kernel_helpers import DEVICE, TYPES, close, relative_rms
 from torch import Tensor
@@ -99,6 +103,61 @@ def test_deterministic_backward_gives_the_same_bits_and_the_same_gradient() -> N
     for a, b, c in zip(first, second, wanted, strict=True):
         assert torch.equal(a, b)
         close(a, c, torch.float32)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_few_keys_are_summed_over_stretches_of_queries(
+    deterministic: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some samples have fewer queries than there are stretches, and one has none."""
+    monkeypatch.setattr("fewstep_kernels.attention.launch.stretches", lambda *_: 3)
+    inputs, layout, others = packed(dtype, 2, 32, KEYS)
+    (grad,) = draw([tuple(inputs[0].shape)], dtype, 1)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        leaves = [x.requires_grad_() for x in inputs]
+        got = torch.autograd.grad(varlen_attention(*leaves, layout, others), leaves, grad)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    wanted = torch.autograd.grad(reference_varlen(*wide, layout, others), wide, grad.double())
+    for ours, right in zip(got, wanted, strict=True):
+        close(ours, right, dtype)
+
+
+def test_queries_are_cut_where_programs_would_wait_for_a_last_few() -> None:
+    # 8192 queries to 1374 keys, 16 heads: 11 tiles of 128 keys. Two waves, of which the second is a third full.
+    assert stretches(11 * 16, slots(torch.device("cpu"), 8), 8192 // 64) == 3
+    assert stretches(64 * 16, 132, 8192 // 64) == 1  # itself: 7.8 waves
+    assert stretches(11 * 16, 132, 20) == 2  # short ones are not cut into pieces of fewer than 8 blocks
+    assert stretches(1, 132, 10**6) == 8
+    assert stretches(5000, 132, 3) == 1
+    assert slots(torch.device("cpu"), 4) == 264
+
+
+def test_both_ways_of_a_backward_pass_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the faster one is taken; here, the second of the two."""
+    inputs, layout, _ = packed(torch.float32, 1, 32, LENGTHS)
+    (grad,) = draw([tuple(inputs[0].shape)], torch.float32, 1)
+    seen: list[str] = []
+
+    def measured(key: tuple[Any, ...], tiles: Sequence[Tile], run: Callable[[Tile], None]) -> Tile:
+        if key[0] != "attention-backward":
+            return tiles[0]
+        for tile in tiles:
+            run(tile)
+            seen.append(tile.name)
+        return tiles[1]
+
+    monkeypatch.setattr("fewstep_kernels.attention.launch.chosen", measured)
+    leaves = [x.requires_grad_() for x in inputs]
+    got = torch.autograd.grad(varlen_attention(*leaves, layout, layout), leaves, grad)
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    wanted = torch.autograd.grad(reference_varlen(*wide, layout, layout), wide, grad.double())
+    for ours, right in zip(got, wanted, strict=True):
+        close(ours, right, torch.float32)
+    assert seen == [way.name for way in WAYS]
 
 
 def test_slices_of_a_fused_projection_are_read_in_place() -> None:

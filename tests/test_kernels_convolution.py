@@ -89,6 +89,18 @@ def test_the_gradient_of_the_weights_has_the_same_bits_each_time() -> None:
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("programs", [1, 10**6], ids=["one part", "many parts"])
+def test_the_gradient_of_the_weights_in_half_precision(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one part it is rounded where it is stored, in several after their sum."""
+    monkeypatch.setattr("fewstep_kernels.convolution.launch.PROGRAMS", programs)
+    layout, x, grad = voxels(), draw(111, 8, dtype=torch.float16), draw(111, 4, dtype=torch.float16, seed=2)
+    w = draw(4, 3, 3, 3, 8, dtype=torch.float16, seed=1).requires_grad_()
+    (got,) = torch.autograd.grad(submanifold_conv(x, w, None, layout), w, grad)
+    wide = w.detach().double().requires_grad_()
+    (wanted,) = torch.autograd.grad(reference_convolution(x.double(), wide, layout), wide, grad.double())
+    close(got, wanted, torch.float16)
+
+
 def test_strides_of_slices_are_respected() -> None:
     layout = voxels()
     both, w = draw(111, 20), draw(4, 3, 3, 3, 8, seed=1)

@@ -53,10 +53,14 @@ def fold_keys(dk, dv, dq, key, value, query, grad, lse, delta, at, rows, valid, 
 def keys_kernel(
     q, k, v, grad, lse, delta, dq, dk, dv, tiles, q_bounds, k_bounds, order, scale, scale2,
     q_stride, q_head, k_stride, k_head, v_stride, v_head, grad_stride, grad_head, dk_stride, dk_head, lse_stride,
+    stretches, stretch_stride,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     ATOMIC: tl.constexpr, INDEXED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv [S, H, HEAD] of one tile of BLOCK_N keys; with ATOMIC also its part of dq (float32, from 0)."""
+    """dk and dv [S, H, HEAD] of one tile of BLOCK_N keys; with ATOMIC also its part of dq (float32, from 0).
+
+    With more than one stretch of queries: [stretches, S, H, HEAD], the sums over each.
+    """
     tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     sample, first = tl.load(tiles + 2 * tile), tl.load(tiles + 2 * tile + 1)
     q_start, q_end = tl.load(q_bounds + sample), tl.load(q_bounds + sample + 1)
@@ -70,6 +74,12 @@ def keys_kernel(
     lse += head * lse_stride
     delta += head * lse_stride
     dq += head * dk_head
+
+    stretch = tl.cdiv(tl.cdiv(q_end - q_start, stretches), BLOCK_M) * BLOCK_M
+    q_start += tl.program_id(2) * stretch
+    q_end = tl.minimum(q_end, q_start + stretch)
+    dk += tl.program_id(2).to(tl.int64) * stretch_stride
+    dv += tl.program_id(2).to(tl.int64) * stretch_stride
 
     dk_sum = tl.zeros([BLOCK_N, WIDTH], tl.float32)
     dv_sum = tl.zeros([BLOCK_N, WIDTH], tl.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,12 +10,13 @@ from torch import Tensor
 
 from fewstep_kernels.attention import backward_jit, forward_jit
 from fewstep_kernels.attention.constants import constants, precision, scale, widths
-from fewstep_kernels.attention.schedule import Sequences, bounds, tiles
-from fewstep_kernels.attention.tiles import DELTA, candidates
+from fewstep_kernels.attention.schedule import Sequences, bounds, slots, stretches, tiles
+from fewstep_kernels.attention.tiles import DELTA, SEPARATE, WAYS, candidates
 from fewstep_kernels.support import on_its_device
 from fewstep_kernels.tuning import Tile, chosen
 
 LOG2E = 1.4426950408889634
+Gradients = tuple[Tensor, Tensor, Tensor]
 
 
 def packed(x: Tensor) -> Tensor:
@@ -33,12 +35,12 @@ def _layout(q: Tensor, seq: Sequences, rows: Tensor) -> tuple[Tensor, Tensor, Te
     return rows, bounds(seq.q), bounds(seq.k), rows if order is None else order
 
 
-def _chosen(kind: str, q: Tensor, seq: Sequences, run: Any) -> Tile:
+def _chosen(kind: str, q: Tensor, seq: Sequences, run: Any, among: Sequence[Tile] | None = None) -> Tile:
     head = q.shape[-1]
-    form = "windows" if seq.order is not None else "rows"
+    form = "windows" if seq.order is not None else "rows" if seq.q is seq.k else "cross"
     exact = precision(q)
     key = (f"attention-{kind}", q.device, str(q.dtype).removeprefix("torch."), exact, head, form, seq.short)
-    return chosen(key, candidates(kind, q.dtype, head, seq.short, exact == "ieee"), run)
+    return chosen(key, among or candidates(kind, q.dtype, head, seq.short, exact == "ieee"), run)
 
 
 @on_its_device
@@ -92,20 +94,34 @@ def backward(
     Args:
         out, lse: of :func:`forward` for the same inputs.
         grad: of ``out``.
-        deterministic: the same bits at each call; else the gradient of q is added up atomically, which saves two of
-            seven matrix products.
+        deterministic: the same bits at each call; else the gradient of q may be added up atomically, which saves two of
+            seven matrix products, where that was measured to be faster.
     """
     q, k, v, grad = (packed(x) for x in (q, k, v, grad))
-    dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
     if not q.numel():
-        return torch.empty_like(q), dk.zero_(), dv.zero_()
-    inner = _inner(out, grad, seq)
-    if deterministic:
-        dq = _queries(q, k, v, grad, lse, inner, seq)
-        _keys("keys", q, k, v, grad, lse, inner, dq, dk, dv, seq)
-        return dq, dk, dv
+        dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
+        return torch.empty_like(q), dk, dv
+    given = q, k, v, grad, lse, _inner(out, grad, seq)
+    found: list[Tensor] = []
+
+    def run(way: Tile) -> None:
+        found[:] = _separate(*given, seq) if way is SEPARATE else _atomic(*given, seq)
+
+    run(SEPARATE if deterministic else _chosen("backward", q, seq, run, WAYS))
+    dq, dk, dv = found
+    return dq, dk, dv
+
+
+def _separate(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, lse: Tensor, inner: Tensor, seq: Sequences) -> Gradients:
+    """One kernel for dq, one for dk and dv: seven matrix products."""
+    dq = _queries(q, k, v, grad, lse, inner, seq)
+    return dq, *_keys("keys", q, k, v, grad, lse, inner, dq, seq)
+
+
+def _atomic(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, lse: Tensor, inner: Tensor, seq: Sequences) -> Gradients:
+    """One kernel, which adds to dq atomically: five matrix products."""
     total = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
-    _keys("keys-atomic", q, k, v, grad, lse, inner, total, dk, dv, seq)
+    dk, dv = _keys("keys-atomic", q, k, v, grad, lse, inner, total, seq)
     return total.to(q.dtype), dk, dv
 
 
@@ -135,22 +151,29 @@ def _queries(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, lse: Tensor, inner: 
 
 
 def _keys(
-    kind: str, q: Tensor, k: Tensor, v: Tensor, grad: Tensor, lse: Tensor, inner: Tensor,
-    dq: Tensor, dk: Tensor, dv: Tensor, seq: Sequences,
-) -> None:  # fmt: skip
-    """Fill dk and dv, and with "keys-atomic" add to dq."""
+    kind: str, q: Tensor, k: Tensor, v: Tensor, grad: Tensor, lse: Tensor, inner: Tensor, dq: Tensor, seq: Sequences
+) -> tuple[Tensor, Tensor]:
+    """dk and dv; "keys-atomic" also adds to dq."""
+    found: list[Tensor] = []
 
     def launch(tile: Tile, to: Tensor) -> None:
-        work = tiles(seq.k, seq.q, tile.sizes["BLOCK_N"])
-        backward_jit.keys_kernel[len(work), q.shape[1]](
-            q, k, v, grad, lse, inner, to, dk, dv, *_layout(q, seq, work), scale(q), scale(q) * LOG2E,
-            *_steps(q, k, v, grad, dk), lse.stride(0), ATOMIC=kind == "keys-atomic",
+        work, heads = tiles(seq.k, seq.q, tile.sizes["BLOCK_N"]), q.shape[1]
+        parts = stretches(len(work) * heads, slots(q.device, tile.warps), seq.most_queries // tile.sizes["BLOCK_M"])
+        dtype = k.dtype if parts == 1 else torch.float32
+        both = torch.empty(2, parts, *k.shape, dtype=dtype, device=k.device)
+        backward_jit.keys_kernel[len(work), heads, parts](
+            q, k, v, grad, lse, inner, to, *both, *_layout(q, seq, work), scale(q), scale(q) * LOG2E,
+            *_steps(q, k, v, grad, both[0, 0]), lse.stride(0), parts, both.stride(1), ATOMIC=kind == "keys-atomic",
             **constants(kind, q, seq), **tile.options,
         )  # fmt: skip
+        found[:] = both[:, 0] if parts == 1 else both.sum(1).to(k.dtype)
 
-    if k.numel():
-        # Trials add to a scratch tensor: the real sum must be made once.
-        launch(_chosen(kind, q, seq, lambda tile: launch(tile, torch.empty_like(dq))), dq)
+    if not k.numel():
+        return torch.empty_like(k), torch.empty_like(v)
+    # Trials add to a scratch tensor: the real sum must be made once.
+    launch(_chosen(kind, q, seq, lambda tile: launch(tile, torch.empty_like(dq))), dq)
+    dk, dv = found
+    return dk, dv
 
 
 def _rows(q: Tensor) -> Tensor:

@@ -12,6 +12,9 @@ from torch import Tensor
 from fewstep.core.layout import Packed
 
 SHORT = 256  # sequences up to this length are served by small tiles
+MOST, LEAST = 8, 8  # stretches that queries are cut into, and blocks of each
+GAIN = 1.2  # of the time of a launch, from which on cutting pays for the sum that it needs
+MULTIPROCESSORS, WARPS = 132, 8  # of an H100; that fit into one of them, with the registers that a backward pass takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +37,11 @@ class Sequences:
         """``order`` in 32 bits."""
         order = self.order
         return None if order is None else self.q.once("order32", lambda: order.to(torch.int32))
+
+    @property
+    def most_queries(self) -> int:
+        """The queries of the longest sample."""
+        return self.q.once("longest", lambda: max(self.q.lengths_list))
 
     def know(self, order32: Tensor) -> None:
         """Keep an ``order`` in 32 bits that is there already."""
@@ -67,6 +75,29 @@ def _tiles(rows: Packed, others: Packed, block: int) -> Tensor:
     heavy = np.argsort(-work[sample], kind="stable")
     found = np.stack([sample, first * block], 1)[heavy].astype(np.int32)
     return torch.from_numpy(found).to(rows.cu_seqlens.device)
+
+
+@lru_cache(maxsize=64)
+def slots(device: torch.device, warps: int) -> int:
+    """Programs of so many warps that run at the same time."""
+    count = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else MULTIPROCESSORS
+    return count * max(1, WARPS // warps)
+
+
+@lru_cache(maxsize=256)
+def stretches(programs: int, places: int, blocks: int) -> int:
+    """Into how many stretches the queries are cut, so that few keys fill a GPU as well as many do.
+
+    176 programs on 132 places take as long as 264; in three stretches they are 528, which fill the places four times.
+
+    Args:
+        programs: without cutting.
+        places: programs that run at the same time.
+        blocks: of queries that a program loops over.
+    """
+    times = {n: -(-programs * n // places) / n for n in range(1, MOST + 1) if n == 1 or blocks >= LEAST * n}
+    best = min(times, key=lambda n: (times[n], n))
+    return best if times[1] >= GAIN * times[best] else 1
 
 
 @lru_cache(maxsize=64)

@@ -44,7 +44,7 @@ def _widths(head: int) -> dict[str, Any]:
 def _constants(kind: str, head: int, precision: str, indexed: bool) -> dict[str, Any]:
     found = {**_widths(head), "INDEXED": indexed, "UPCAST": False, "PRECISION": precision}
     if kind.startswith("keys"):
-        found["ATOMIC"] = kind == "keys-atomic"
+        found |= {"ATOMIC": kind == "keys-atomic", "stretches": 1}
     if kind == "tangent":
         found |= {"HAS_Q": True, "HAS_K": True, "HAS_V": True}
     return found

@@ -18,6 +18,9 @@ def tile(m: int, n: int, warps: int, stages: int) -> Tile:
 
 # Rows of the one kernel that multiplies nothing, before the backward ones.
 DELTA = Tile({"BLOCK_M": 64}, warps=4, stages=2)
+# Ways of a backward pass, chosen like tiles: one kernel with an atomic sum, or two kernels.
+ATOMIC, SEPARATE = Tile({"ATOMIC": 1}), Tile({"ATOMIC": 0})
+WAYS = (ATOMIC, SEPARATE)
 # By kind: up to 64 channels a head, then up to 128. Half precision, on tensor cores.
 HALF = {
     "forward": (

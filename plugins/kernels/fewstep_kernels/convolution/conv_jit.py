@@ -63,7 +63,7 @@ def outer_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out float32 [splits, K, Ci, Co]: part of the sum over pairs of x[source]' grad[target], offset by offset.
+    """out [splits, K, Ci, Co]: part of the sum over pairs of x[source]' grad[target], offset by offset.
 
     sources and targets [K, T] begin with counts[k] pairs. Each split adds its own stretch of them, in order.
     """
@@ -92,4 +92,4 @@ def outer_kernel(
         )
         acc = product(tl.trans(a), b, acc, UPCAST, PRECISION)
     to = out + ((split * volume + offset) * ci + rows_of[:, None]) * co + columns[None, :]
-    tl.store(to, acc, mask=(rows_of < ci)[:, None] & (columns < co)[None, :])
+    tl.store(to, acc.to(out.dtype.element_ty), mask=(rows_of < ci)[:, None] & (columns < co)[None, :])

@@ -78,7 +78,8 @@ def _outer(x: Tensor, grad: Tensor, layout: Packed, kernel_size: int) -> Tensor:
         plan = pairs(layout, kernel_size)
         across = -(-ci // tile.sizes["BLOCK_M"]) * -(-co // tile.sizes["BLOCK_N"])
         splits = max(1, min(16, PROGRAMS // (across * volume)))
-        parts = torch.empty(splits, volume, ci, co, dtype=torch.float32, device=x.device)
+        dtype = x.dtype if splits == 1 else torch.float32
+        parts = torch.empty(splits, volume, ci, co, dtype=dtype, device=x.device)
         conv_jit.outer_kernel[across, volume, splits](
             x, grad, parts, plan.sources, plan.targets, plan.counts, rows, volume, ci, co, splits,
             x.stride(0), grad.stride(0), **_constants(x), **tile.options,
@@ -87,4 +88,4 @@ def _outer(x: Tensor, grad: Tensor, layout: Packed, kernel_size: int) -> Tensor:
 
     run(_chosen("outer", x, (ci, co), kernel_size, run))
     parts = found[0]
-    return (parts[0] if len(parts) == 1 else parts.sum(0)).to(x.dtype)
+    return parts[0] if len(parts) == 1 else parts.sum(0).to(x.dtype)

@@ -27,13 +27,21 @@ def _signature(kind: str, element: str) -> dict[str, str]:
     return {name: given.get(name, "i32") for name in names}
 
 
-def _specimen(kind: str, dtype: torch.dtype, channels: int, tile: Tile, precision: str) -> Specimen:
+def _specimen(
+    kind: str, dtype: torch.dtype, channels: int, tile: Tile, precision: str, along: str = "w_out"
+) -> Specimen:
+    """``along``: the axis of the weights that lies in memory without steps; a launch specialises on it."""
     signature, constants = _signature(kind, TYPES[dtype]), {"UPCAST": False, "PRECISION": precision}
     if kind == "convolve":
-        del signature["w_out"]
-        constants["w_out"] = 1  # a launch with contiguous matrices specialises on it
+        del signature[along]
+        constants[along] = 1
     sizes = "-".join(str(size) for size in tile.sizes.values())
-    words = [f"convolution-{kind}", TYPES[dtype], *(["tf32"] if precision == "tf32" else []), str(channels)]
+    words = [
+        f"convolution-{kind}{'' if along == 'w_out' else '-kept'}",
+        TYPES[dtype],
+        *(["tf32"] if precision == "tf32" else []),
+        str(channels),
+    ]
     exact = dtype == torch.float32 and precision == "ieee"
     return Specimen(
         name="/".join([*words, f"{sizes}-w{tile.warps}-s{tile.stages}"]),
@@ -74,6 +82,8 @@ def specimens() -> list[Specimen]:
         for dtype, precision in cases:
             for channels in CHANNELS:
                 for tile in candidates(kind, dtype, channels, precision == "ieee"):
-                    one = _specimen(kind, dtype, channels, tile, precision)
-                    found[one.name] = one
+                    # Weights lie as a layer keeps them, inputs beside each other; for gradients, the outputs.
+                    for along in ("w_in", "w_out") if kind == "convolve" else ("w_out",):
+                        one = _specimen(kind, dtype, channels, tile, precision, along)
+                        found[one.name] = one
     return [*found.values(), *_map()]

@@ -126,7 +126,12 @@ def _backward(pointers: Sequence[Any], q: Tensor, k: Tensor, strides: Strides, s
     if sum(tokens):
         key = ("qk-rms-norm-backward", q.device, q.dtype, width, sums, many(sum(tokens)))
         run(chosen(key, tiles("BLOCK_T", block(width), backward=True), run))
-    return () if partial is None else (partial[: programs[0]].sum(0), partial[programs[0] :].sum(0))
+    if partial is None:
+        return ()
+    if programs[0] == programs[1]:  # self attention: one sum for both
+        of_q, of_k = partial.unflatten(0, (2, -1)).sum(1)
+        return of_q, of_k
+    return partial[: programs[0]].sum(0), partial[programs[0] :].sum(0)
 
 
 def _along(x: Tensor) -> Strides | None:

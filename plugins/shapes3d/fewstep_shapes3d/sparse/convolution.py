@@ -153,7 +153,7 @@ def reference_convolution(x: Tensor, weight: Tensor, layout: Packed) -> Tensor:
 
 def convolution(x: Tensor, weight: Tensor, near: Map) -> Tensor:
     """The convolution over a map, with all derivatives: [T, Ci] and weight [Co, k, k, k, Ci] to [T, Co]."""
-    return _apply(Convolution, x, _matrices(weight).contiguous(), near)
+    return _apply(Convolution, x, _matrices(weight), near)
 
 
 def offset_convolution(x: Tensor, weight: Tensor, layout: Packed) -> Tensor:
