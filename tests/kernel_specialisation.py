@@ -137,7 +137,8 @@ def compiles(wanted: set[tuple[str, ...]]) -> bool:
 if __name__ == "__main__":
     record(forward_jit, backward_jit, windows_jit, conv_jit, map_jit, heads_jit, modulation_jit, gate_jit)
     for scenario, uses in (
-        (attention, ([300, 17, 400], [301, 0, 1, 4000], [512])),
+        (attention, ([300, 17, 400], [301, 0, 1, 500], [512])),
+        (attention, ([4000], [301, 0, 1, 5001], [4096])),  # queries in stretches, whose sums are float32
         (convolution, ([300, 17], [301, 0, 1, 400], [512])),
         (windowed, ([300, 17], [301, 0, 1, 400], [512])),
         (norms, ([300, 17], [301, 0, 1, 400], [512], [63, 7])),
