@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from fewstep_kernels.convolution.plan import pairs, tiles
 from fewstep_shapes3d.sparse.convolution import reference_convolution, submanifold_conv
 from fewstep_shapes3d.sparse.geometry import neighbours
 from kernel_helpers import DEVICE, TYPES, close, relative_rms
@@ -16,6 +15,8 @@ from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
 from fewstep.ops import dispatch, explain
 
+plan = pytest.importorskip("fewstep_kernels.convolution.plan", reason="Triton is not installed")
+pairs, tiles = plan.pairs, plan.tiles
 pytestmark = pytest.mark.usefixtures("triton_only")
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from fewstep_kernels.attention.windows import sequences
-from fewstep_kernels.convolution.plan import _order, mapped, tiles
 from fewstep_shapes3d.sparse import submanifold_conv, windowed_attention
 from fewstep_shapes3d.sparse.geometry import neighbours
 from fewstep_shapes3d.sparse.windows import windows
@@ -21,6 +20,8 @@ from fewstep.core.guidance import Guidance
 from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
 
+plan = pytest.importorskip("fewstep_kernels.convolution.plan", reason="Triton is not installed")
+_order, mapped, tiles = plan._order, plan.mapped, plan.tiles
 pytestmark = pytest.mark.usefixtures("triton_only")
 Place = tuple[int, ...]
 
