@@ -1,7 +1,4 @@
-"""CUDA graphs without a GPU: what is recorded and copied, what a replay is held against, when it falls back and why.
-
-``Rerun`` stands in for a graph: a replay runs the recorded function again on the same input tensors.
-"""
+"""CUDA graphs without a GPU: what is recorded and copied, what a replay is held against, when it falls back and why."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from engine_helpers import OBJECTIVES, ObjectiveConfig, Regress, trainer
+from graph_helpers import Rerun
 from torch import Tensor
 
 from fewstep.core import guidance
@@ -26,24 +24,6 @@ from fewstep.core.times import TimeSampler, step_grid
 from fewstep.engine.graphed import GraphedGradients
 from fewstep.engine.trainer import Trainer
 from fewstep.testing import TinyBackbone, tiny_batch
-
-
-class Rerun:
-    """Replays by running again."""
-
-    made: list[Rerun] = []  # noqa: RUF012
-
-    def __init__(self) -> None:
-        self.replays = 0
-        self.made.append(self)
-
-    def record(self, run: Callable[[], None]) -> None:
-        self.run = run
-        run()
-
-    def replay(self) -> None:
-        self.replays += 1
-        self.run()
 
 
 @pytest.fixture(autouse=True)

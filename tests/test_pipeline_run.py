@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import shutil
 import weakref
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from fewstep_trellis.pipeline.memory import Clock, Shelf, memory_guard, peak_mem
 from fewstep_trellis.pipeline.recipe import Asked, recipe_of
 from fewstep_trellis.pipeline.request import Objects, Prompt, Request, Unusable, occupied
 from fewstep_trellis.pipeline.run import Runner
+from graph_helpers import Rerun
 from pipeline_helpers import (
     COND,
     LATENT_SAMPLER,
@@ -194,16 +194,6 @@ def test_graphs_want_every_model_in_place(tiny_pipeline: Path) -> None:
 
 
 def test_the_structure_stage_by_replays_gives_the_same(tiny_pipeline: Path) -> None:
-    class Rerun:
-        """Replays by running again."""
-
-        def record(self, run: Callable[[], None]) -> None:
-            self.run = run
-            run()
-
-        def replay(self) -> None:
-            self.run()
-
     said: list[str] = []
     request = Request(Prompt(TOKENS[:1]))
     plain, replayed = runner(tiny_pipeline), runner(tiny_pipeline, graphs=True)

@@ -24,12 +24,14 @@ from fewstep_trellis2.pipeline import grids
 from fewstep_trellis2.pipeline.networks import Prompts
 from fewstep_trellis2.pipeline.run import Runner
 from fewstep_trellis2.pipeline.spec import KINDS, SHAPE_512, SHAPE_1024, TEXTURE_512, TEXTURE_1024, Kind
+from graph_helpers import Rerun
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewstep.api.generation import generate
 from fewstep.cli import main
+from fewstep.core.graphs import Graphed
 from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError
 
@@ -229,6 +231,26 @@ def test_low_memory_and_several_samples_change_nothing_for_the_first(folder: Pat
     assert second.shape.shape != one.shape.shape or not torch.equal(second.shape, one.shape)
 
 
+def test_graphs_want_every_model_in_place(folder: Path) -> None:
+    with pytest.raises(FewstepError, match="--graphs keeps every model on the device"):
+        runner(folder, "512", low_memory=True, graphs=True)
+    kept = runner(folder, "512", graphs=True)
+    assert kept.shelf.stay
+    assert kept.replays is None  # on a CPU
+
+
+def test_the_structure_stage_by_replays_gives_the_same(folder: Path) -> None:
+    said: list[str] = []
+    plain, replayed = runner(folder, "512"), runner(folder, "512", graphs=True)
+    replayed.replays = Graphed(said.append, Rerun)
+    for seed in (3, 4, 5):
+        (one,), (other,) = plain(prompts(), seed=seed), replayed(prompts(), seed=seed)
+        assert torch.equal(one.shape, other.shape)
+        assert torch.equal(one.texture, other.texture)
+    assert said == []
+    assert sum(one is not None for one in replayed.replays.known.values()) == 3  # with condition, without, the decoder
+
+
 def test_a_student_of_one_stage(folder: Path, tmp_path: Path) -> None:
     """A checkpoint pair in a stage's place: the texture changes, the shape stays."""
     path = student_of(folder, tmp_path / "student")
@@ -335,5 +357,7 @@ def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert page(order, list[str]().append).counts["faces"] == len(mesh.faces)
     assert main([*asked, "-o", "thing.ply"]) == 2
     assert "needs gaussians, which" in capsys.readouterr().err
+    assert main([*asked, "--low-memory", "--graphs"]) == 2
+    assert "--graphs keeps every model on the device, and --low-memory one at a time" in capsys.readouterr().err
     assert main([*asked, "--type", "2048"]) == 2
     assert "unknown --type '2048'" in capsys.readouterr().err

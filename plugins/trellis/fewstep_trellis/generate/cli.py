@@ -44,9 +44,7 @@ def generate(
     background: opt.Background = "remove",
     device: opt.Device = "auto",
     low_memory: opt.LowMemory = False,
-    graphs: Annotated[
-        bool, Option("--graphs", help="Models stay on the GPU, the structure stage as CUDA graphs: for many inputs.")
-    ] = False,
+    graphs: opt.Graphs = False,
     largest_part: opt.LargestPart = False,
     simplify: opt.Simplify = 0.0,
     texture: opt.Texels = 0,

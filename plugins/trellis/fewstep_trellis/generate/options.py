@@ -13,6 +13,9 @@ Seed = Annotated[int, whole("--seed", "Seed of the noise.", 0, 2**31 - 1)]
 Background = Annotated[str, Option(help="Of opaque pictures: remove (needs rembg) or keep.")]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")]
 LowMemory = Annotated[bool, Option("--low-memory", help="Hold one model at a time.")]
+Graphs = Annotated[
+    bool, Option("--graphs", help="Models stay on the GPU, the structure stage as CUDA graphs: for many inputs.")
+]
 LargestPart = Annotated[
     bool, Option("--largest-part", help="Keep the largest connected part of each object, nothing that floats.")
 ]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gc
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from fewstep.core.graphs import Graphed
+from fewstep.errors import FewstepError
 from fewstep_trellis.pipeline.request import Unusable
 
 LOADING = "loading models"
@@ -91,6 +95,33 @@ class Shelf:
             gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+class OnDevice:
+    """What runs a pipeline: its models by way of a shelf, their times, and the replays of what is dense.
+
+    A dataclass that derives from it has these fields.
+
+    Attributes:
+        device: where it computes.
+        low_memory: hold one model at a time, loading it anew for each prompt.
+        graphs: keep every model on the device and, on CUDA, replay the structure flow and its decoder as CUDA graphs.
+    """
+
+    device: torch.device
+    low_memory: bool
+    graphs: bool
+
+    def __post_init__(self) -> None:
+        if self.graphs and self.low_memory:
+            raise FewstepError("--graphs keeps every model on the device, and --low-memory one at a time: choose one")
+        self.clock = Clock(self.device)
+        self.shelf = Shelf(self.device, not self.low_memory, self.clock, stay=self.graphs)
+        self.replays = Graphed(warnings.warn) if self.graphs and self.device.type == "cuda" else None
+
+    def _replayed(self, decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+        """``decoder(z)``; of a replay the next one writes over the result."""
+        return decoder(z) if self.replays is None else self.replays(decoder, lambda z: (decoder(z),), [z])[0]
 
 
 def prepared(model: Any, device: torch.device) -> Any:

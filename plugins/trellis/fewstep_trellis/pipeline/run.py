@@ -12,13 +12,12 @@ import torch
 from fewstep_shapes3d.parts import largest_voxels
 from torch import Tensor
 
-from fewstep.core.graphs import Graphed
 from fewstep.core.layout import Dense, Packed
 from fewstep.errors import FewstepError
 from fewstep_trellis.conditioning import image_conditioner, text_conditioner
 from fewstep_trellis.models import occupied_coords
 from fewstep_trellis.pipeline.loading import Pipeline
-from fewstep_trellis.pipeline.memory import Clock, Shelf, memory_guard
+from fewstep_trellis.pipeline.memory import OnDevice, memory_guard
 from fewstep_trellis.pipeline.recipe import Recipe, recipe_of
 from fewstep_trellis.pipeline.request import Objects, Prompt, Request, occupied
 from fewstep_trellis.pipeline.sampling import sample
@@ -30,17 +29,15 @@ Part = tuple[Tensor, Packed]
 
 
 @dataclass
-class Runner:
+class Runner(OnDevice):
     """A pipeline ready to run.
 
     Args:
         pipeline: where the models come from.
         recipes: how each stage is sampled.
         students: networks in place of the pipeline's flows, by stage.
-        device: where it computes.
-        low_memory: hold one model at a time, loading it anew for each prompt.
+        device, low_memory, graphs: see :class:`OnDevice`.
         encoder: name, folder or file of the encoder of conditions; None: the one that ``pipeline.json`` names.
-        graphs: keep every model on the device and, on CUDA, replay the structure flow and its decoder as CUDA graphs.
     """
 
     pipeline: Pipeline
@@ -50,13 +47,6 @@ class Runner:
     low_memory: bool = False
     encoder: str | None = None
     graphs: bool = False
-
-    def __post_init__(self) -> None:
-        if self.graphs and self.low_memory:
-            raise FewstepError("--graphs keeps every model on the device, and --low-memory one at a time: choose one")
-        self.clock = Clock(self.device)
-        self.shelf = Shelf(self.device, not self.low_memory, self.clock, stay=self.graphs)
-        self.replays = Graphed(warnings.warn) if self.graphs and self.device.type == "cuda" else None
 
     @classmethod
     def open(cls, name: str | Path, students: Iterable[str | Path] = (), **more: Any) -> Runner:
@@ -135,10 +125,6 @@ class Runner:
         """Occupancy logits [N, 1, R, R, R] on the CPU."""
         with self._lent(STRUCTURE_DECODER) as decoder, self.clock("structure decoder"):
             return torch.cat([self._replayed(decoder, one).cpu() for one in z.split(1)])
-
-    def _replayed(self, decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-        """``decoder(z)``; of a replay the next one writes over the result."""
-        return decoder(z) if self.replays is None else self.replays(decoder, lambda z: (decoder(z),), [z])[0]
 
     def _latents(self, request: Request, layout: Packed, generator: torch.Generator) -> Tensor:
         """[T, C] as the decoders take them, on the CPU."""

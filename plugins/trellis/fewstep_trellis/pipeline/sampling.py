@@ -49,12 +49,17 @@ def sample(
     Raises:
         FewstepError: for another ``multi_image``.
     """
-    field = guided(flow if graphs is None else GraphedField(flow, graphs), recipe)
+    field = guided(replayed(flow, graphs), recipe)
     if len(prompt.tokens) > 1:
         field = several_field(field, cast(Any, multi_image), recipe.grid)
     cond = prompt.condition(layout.batch_size, noise.device)
     step = Step(index=0, interpolant=flow.interpolant, seed=seed, device=noise.device)
     return draw(field, recipe, noise, cond, layout, step, on_step)
+
+
+def replayed(field: VelocityField, graphs: Graphed | None) -> VelocityField:
+    """The field with its evaluations on dense samples replayed by ``graphs``, or itself where there are none."""
+    return field if graphs is None else GraphedField(field, graphs)
 
 
 def guided(field: VelocityField, recipe: Recipe) -> VelocityField:

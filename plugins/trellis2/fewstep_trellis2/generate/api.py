@@ -42,6 +42,7 @@ def generate(
     background: str = "remove",
     device: str = "auto",
     low_memory: bool = False,
+    graphs: bool = False,
     largest_part: bool = False,
     simplify: float = 0.0,
     texture: int = 0,
@@ -67,6 +68,7 @@ def generate(
         background: "remove" or "keep", of opaque pictures.
         device: auto, cpu, cuda, cuda:1, ...
         low_memory: hold one model at a time.
+        graphs: keep every model on the GPU, and replay the structure stage as CUDA graphs: for many inputs.
         largest_part: keep the largest connected part of each mesh.
         simplify: share of each mesh's faces to remove, from 0 to below 1 (extra ``mesh``).
         texture: texels on a side of the textures in the .glb (extra ``mesh``); 0: vertex colours.
@@ -80,17 +82,9 @@ def generate(
     Raises:
         FewstepError: bad input, or nothing can be made of any input.
     """
-    options = Options(
-        samples,
-        seed,
-        None,
-        background,
-        str(device),
-        low_memory,
-        None if encoder is None else str(encoder),
-        largest_part,
-        finish=Finish(simplify, texture, up, size),
-    )
+    name = None if encoder is None else str(encoder)
+    how = None, background, str(device), low_memory, name, largest_part, graphs
+    options = Options(samples, seed, *how, Finish(simplify, texture, up, size))
     chosen = choose(models_of(teacher, student, steps, guidance, sampler, type, mesh))
     for line in chosen.warnings:
         warnings.warn(line, stacklevel=2)
@@ -124,7 +118,7 @@ class Generator:
         self.options, self.given = options, chosen.given
         if self.given is not None and options.largest_part:
             raise FewstepError("--largest-part: with --mesh every part of the given mesh stays; leave it out")
-        how = pick_device(options.device, "--device"), options.low_memory, options.encoder
+        how = pick_device(options.device, "--device"), options.low_memory, options.encoder, options.graphs
         parts = chosen.pipeline, chosen.kind, chosen.recipes, chosen.students, *how
         self.runner = Runner(*parts) if self.given is None else Texturer(*parts, given=self.given)
 

@@ -43,6 +43,7 @@ def generate(
     background: opt.Background = "remove",
     device: opt.Device = "auto",
     low_memory: opt.LowMemory = False,
+    graphs: opt.Graphs = False,
     largest_part: opt.LargestPart = False,
     simplify: opt.Simplify = 0.0,
     texture: opt.Texels = 0,
@@ -63,8 +64,8 @@ def generate(
 
     students = [_home(one) for one in student or []]
     models = models_of(home(teacher), students, steps, guidance, sampler, kind, home(mesh))
-    finish = Finish(simplify, texture, up, size)
-    options = Options(samples, seed, None, background, device, low_memory, home(encoder), largest_part, finish=finish)
+    how = None, background, device, low_memory, home(encoder), largest_part, graphs
+    options = Options(samples, seed, *how, Finish(simplify, texture, up, size))
     run = command.Run(
         models,
         options,

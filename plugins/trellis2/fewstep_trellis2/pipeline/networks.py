@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fewstep_trellis.pipeline.memory import Clock, Shelf, memory_guard
+from fewstep_trellis.pipeline.memory import OnDevice, memory_guard
 from fewstep_trellis.pipeline.recipe import Recipe
 from fewstep_trellis.pipeline.request import Prompt, about_one
-from fewstep_trellis.pipeline.sampling import draw, guided
+from fewstep_trellis.pipeline.sampling import draw, guided, replayed
 from fewstep_trellis.pipeline.students import Student
 from PIL import Image
 from torch import Tensor
@@ -27,7 +27,7 @@ Prompts = dict[int, Prompt]  # by pixels on a side
 
 
 @dataclass
-class Networks:
+class Networks(OnDevice):
     """The networks of a pipeline, or students in their place, on the device that they run on.
 
     Args:
@@ -35,8 +35,7 @@ class Networks:
         kind: which of ``KINDS``.
         recipes: how each stage is sampled.
         students: networks in place of the pipeline's flows, by stage.
-        device: where it computes.
-        low_memory: hold one model at a time, loading it anew for each object.
+        device, low_memory, graphs: see ``OnDevice``.
         encoder: name or folder of the image encoder; None: the one that ``pipeline.json`` names.
     """
 
@@ -47,10 +46,7 @@ class Networks:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     low_memory: bool = False
     encoder: str | None = None
-
-    def __post_init__(self) -> None:
-        self.clock = Clock(self.device)
-        self.shelf = Shelf(self.device, not self.low_memory, self.clock)
+    graphs: bool = False
 
     @property
     def way(self) -> Kind:
@@ -91,7 +87,8 @@ class Networks:
     def _sample(self, role: str, flow: Any, noise: Tensor, layout: Layout, cond: Condition, seed: int) -> Tensor:
         recipe = self.recipes[STAGE[role]]
         step = Step(index=0, interpolant=flow.interpolant, seed=seed, device=self.device)
-        return draw(guided(flow, recipe), recipe, noise.to(self.device), cond, layout, step, self.clock.on_step)
+        field = guided(replayed(flow, self.replays), recipe)
+        return draw(field, recipe, noise.to(self.device), cond, layout, step, self.clock.on_step)
 
     def _flow(self, role: str) -> Any:
         if student := self.students.get(STAGE[role]):

@@ -93,8 +93,7 @@ class Runner(Networks):
             noise = torch.randn(1, flow.model.in_channels, *[flow.model.resolution] * 3, generator=generator)
             z = self._sample(STRUCTURE_FLOW, flow, noise, Dense(1), self._condition(STRUCTURE_FLOW, prompts), seed)
         with self._lent(STRUCTURE_DECODER) as decoder, self.clock("structure decoder"):
-            logits: Tensor = decoder(z).cpu()
-        return logits
+            return self._replayed(decoder, z).cpu()
 
     def _shape(self, role: str, layout: Packed, prompts: Prompts, generator: torch.Generator, seed: int) -> Tensor:
         """[T, C] as the decoder takes them, on the CPU."""
