@@ -135,7 +135,7 @@ def test_conditions_that_do_not_fit_into_one_batch_are_two_calls(
 
 @pytest.mark.parametrize("mode", ["stochastic", "multidiffusion"])
 def test_several_pictures(mode: Any, once: bool) -> None:
-    """A teacher whose condition has an axis of pictures that the negative one lacks, and a guided field inside."""
+    """The negative prediction is made once, in the same pass as the first picture's."""
     flow, batch = structure()
     cond, grid = several_condition(randn(2, 5, 6, seed=4), 3), step_grid(2)
     t_B, rule = torch.full((3,), 0.5).double(), Guidance(3.0)
@@ -143,9 +143,10 @@ def test_several_pictures(mode: Any, once: bool) -> None:
     each = [two_calls(rule, flow, batch.x0, t_B, replace(batch, cond=view), None) for view in views]
     wanted = torch.stack(each).mean(0)
     with torch.no_grad():
-        for field in (Teacher(flow, rule), lambda *args, **more: rule.of(flow, *args, **more)):
-            got = several_field(field, mode, grid)(batch.x0, t_B, cond, batch.layout)
-            torch.testing.assert_close(got, wanted)
+        field = Counted(flow, [])
+        got = several_field(field, mode, grid, rule)(batch.x0, t_B, cond, batch.layout)
+    torch.testing.assert_close(got, wanted)
+    assert [layout.batch_size for layout in field.layouts] == ([6] if once else [3, 3]) + [3] * (len(views) - 1)
 
 
 def test_evaluations_are_counted_as_two(once: bool) -> None:

@@ -83,7 +83,18 @@ class Guidance:
         """The guided velocity of a field, by one evaluation or two; ``interpolant`` is the field's, for ``rescale``."""
         if self.idle(t_B) or cond.tokens is None:
             return field(x, t_B, cond, layout, s_B=s_B)
-        positive, negative = both(field, x, t_B, cond, layout, s_B)
+        return self.combined(*both(field, x, t_B, cond, layout, s_B), x, t_B, layout, interpolant)
+
+    def combined(
+        self,
+        positive: Tensor,
+        negative: Tensor,
+        x: Tensor,
+        t_B: Tensor,
+        layout: Layout,
+        interpolant: Interpolant | None = None,
+    ) -> Tensor:
+        """The guided velocity at ``x`` from the two of ``both``."""
         guided = self.guided(positive, negative, t_B, layout)
         return self.rescaled(guided, positive, x, t_B, layout, interpolant or Interpolant())
 

@@ -6,15 +6,14 @@ Source: pipeline/facts.json of the golden data, multi_image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Condition
-from fewstep.core.guidance import VelocityField
+from fewstep.core.guidance import UNGUIDED, Guidance, VelocityField, both
 from fewstep.core.layout import Layout
 from fewstep.errors import invalid, unknown
 
@@ -40,43 +39,53 @@ def several_condition(tokens_NLC: Tensor, batch: int, negative_LC: Tensor | None
     return Condition(tokens_NLC.expand(batch, -1, -1, -1), negative.expand(batch, -1, -1))
 
 
-def several_field(field: VelocityField, mode: Mode, grid: Sequence[float]) -> VelocityField:
-    """``field`` on a condition of :func:`several_condition`; a ``Teacher`` keeps its guidance and interval.
+def several_field(
+    field: VelocityField, mode: Mode, grid: Sequence[float], guidance: Guidance = UNGUIDED
+) -> VelocityField:
+    """The guided velocity of ``field`` on a condition of :func:`several_condition`.
 
     Args:
-        field: a teacher or a student.
-        mode: "stochastic": in step i the guided prediction uses picture i modulo N. In fewer than N steps it uses the
-            mean over every so many pictures from i on, where the reference leaves pictures out. "multidiffusion": the
-            conditional prediction is the mean over all pictures; one negative prediction.
+        field: a flow or a student, without guidance.
+        mode: "stochastic": the conditional prediction of step i uses picture i modulo N. In fewer than N steps it is
+            the mean over every so many pictures from i on, where the reference leaves pictures out. "multidiffusion":
+            it is the mean over all pictures. The negative one is the same for all pictures and made once.
         grid: the sampler's times, which say what step a time belongs to.
+        guidance: between the two predictions.
 
     Raises:
         FewstepError: for another mode.
     """
     if mode not in MODES:
         raise unknown("way to use several pictures", mode, MODES)
-    if isinstance(field, Teacher):
-        return Teacher(SeveralImages(field.backbone, mode, grid), field.guidance)
-    return SeveralImages(field, mode, grid)
+    return SeveralImages(field, mode, grid[:-1], guidance)
 
 
-class SeveralImages(Backbone):
-    """A field whose condition has an axis of pictures; one without (the negative) goes through as it is."""
+@dataclass(frozen=True)
+class SeveralImages:
+    """See :func:`several_field`; ``starts`` are the times at which steps begin."""
 
-    def __init__(self, field: VelocityField, mode: Mode, grid: Sequence[float]) -> None:
-        super().__init__()
-        self.field, self.mode, self.starts = field, mode, list(grid[:-1])
-        self.interpolant = getattr(field, "interpolant", self.interpolant)
+    field: VelocityField
+    mode: Mode
+    starts: Sequence[float]
+    guidance: Guidance
 
-    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
-        """Velocity at x [B, ...] or [T, C]; all times t_B [B] belong to one step."""
-        if cond.tokens is None or cond.tokens.ndim != 4:
-            return self.field(x, t_B, cond, layout, s_B=s_B)
+    def __call__(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        """Velocity at x [B, ...] or [T, C] under tokens [B, N, L, C]; all times t_B [B] belong to one step."""
+        assert cond.tokens is not None
         count = cond.tokens.shape[1]
         steps = 1 if self.mode == "multidiffusion" else len(self.starts)
         chosen = range(self.step(float(t_B[0])) % min(steps, count), count, steps)
-        views = (replace(cond, tokens=cond.tokens[:, image], blank=False) for image in chosen)
-        return torch.stack([self.field(x, t_B, view, layout, s_B=s_B) for view in views]).mean(0)
+        first, *others = (replace(cond, tokens=cond.tokens[:, image], blank=False) for image in chosen)
+        negative = None
+        if self.guidance.idle(t_B):
+            positive = self.field(x, t_B, first, layout, s_B=s_B)
+        else:
+            positive, negative = both(self.field, x, t_B, first, layout, s_B)
+        rest = [self.field(x, t_B, view, layout, s_B=s_B) for view in others]
+        mean = torch.stack([positive, *rest]).mean(0)
+        if negative is None:
+            return mean
+        return self.guidance.combined(mean, negative, x, t_B, layout, getattr(self.field, "interpolant", None))
 
     def step(self, t: float) -> int:
         """The step that begins at time t, or else that t lies in; a step's end belongs to the next, 0 to the last."""

@@ -28,11 +28,6 @@ class Recipe:
         """Times from 1 to 0."""
         return self.contract.grid(self.steps) if self.contract else step_grid(self.steps, self.rescale_t)
 
-    @property
-    def evaluations(self) -> int:
-        """Network evaluations of an Euler run: a guided step counts twice."""
-        return sum(2 if self.guidance.active(t) else 1 for t in self.grid[:-1])
-
     def __str__(self) -> str:
         low, high = self.guidance.interval
         where = "" if (low, high) == (0.0, 1.0) else f" for t in [{low:g}, {high:g}]"

@@ -49,9 +49,11 @@ def sample(
     Raises:
         FewstepError: for another ``multi_image``.
     """
-    field = guided(replayed(flow, graphs), recipe)
+    field = replayed(flow, graphs)
     if len(prompt.tokens) > 1:
-        field = several_field(field, cast(Any, multi_image), recipe.grid)
+        field = several_field(field, cast(Any, multi_image), recipe.grid, recipe.guidance)
+    else:
+        field = guided(field, recipe)
     cond = prompt.condition(layout.batch_size, noise.device)
     step = Step(index=0, interpolant=flow.interpolant, seed=seed, device=noise.device)
     return draw(field, recipe, noise, cond, layout, step, on_step)
