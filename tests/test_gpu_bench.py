@@ -183,12 +183,28 @@ def test_the_halves_share_a_folder_and_nothing_is_measured_twice(tmp_path: Path)
     book = Book(tmp_path / "rows.csv")
     book.add(timed("", NOT_YET))
     assert prepare(tmp_path, KERNELS, ["norms"]) == ["norms"]
-    assert not book.path.exists()  # a dry run's rows make way
+    assert rows.read(book.path) == []  # a dry run's rows make way
     book.add(*(replace(timed("", median_ms=1.0), section=name) for name in ("environment", "norms")))
     assert prepare(tmp_path, WHOLE, None) == ["pipeline", "train"]
     assert len(rows.read(book.path)) == 2
     with pytest.raises(FewstepError, match=r"--out.*without measured rows of norms"):
         prepare(tmp_path, KERNELS, ["norms"])
+    book.add(replace(timed("", FAILED), section="train"))
+    before = [row for row in rows.read(book.path) if row.section != "train"]
+    assert prepare(tmp_path, WHOLE, ["train"]) == ["train"]
+    assert rows.read(book.path) == before  # a second attempt's rows take the place of the first's
+
+
+def test_the_halves_of_a_dry_run_share_a_folder_too(tmp_path: Path) -> None:
+    book = Book(tmp_path / "rows.csv")
+    for half, names in ((KERNELS, ["environment", "norms"]), (WHOLE, ["environment", "train"])) * 2:
+        assert prepare(tmp_path, half, names, dry=True) == names
+        book.add(*(replace(timed("", NOT_YET, error=0.00012345), section=name) for name in names))
+    found = rows.read(book.path)
+    assert sorted(row.section for row in found) == ["environment", "norms", "train"]
+    assert {row.error for row in found} == {0.00012345}
+    assert prepare(tmp_path, KERNELS, ["norms"]) == ["norms"]
+    assert rows.read(book.path) == []  # nothing of a dry run stays beside what is measured
 
 
 def test_tiles_are_carried_along(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def main() -> int:
     given = parser.parse_args()
     out: Path = given.out or RESULTS / ("dry-run" if given.dry_run else "gpu")
     try:
-        names = prepare(out, given.half, given.only)
+        names = prepare(out, given.half, given.only, given.dry_run)
     except FewstepError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -51,8 +51,11 @@ def main() -> int:
     return 0
 
 
-def prepare(out: Path, half: str | None, only: Sequence[str] | None) -> list[str]:
-    """Make the folder, and find what is to be run. Rows of the other half stay.
+def prepare(out: Path, half: str | None, only: Sequence[str] | None, dry: bool = False) -> list[str]:
+    """Make the folder, and find what is to be run.
+
+    The rows of the other half stay, and those of an earlier attempt at the same sections make way. Those of a dry run
+    make way for a real one whatever section they are of.
 
     Raises:
         FewstepError: where a section was measured before.
@@ -63,9 +66,14 @@ def prepare(out: Path, half: str | None, only: Sequence[str] | None) -> list[str
     names = chosen(half, only, sorted(measured))
     if again := sorted(measured & set(names)):
         raise invalid("--out", str(out), f"a folder without measured rows of {', '.join(again)}")
-    if not measured:  # a dry run's rows make way
-        for path in (out / ROWS, out / LOG):
-            path.unlink(missing_ok=True)
+    kept = [row for row in rows if row.section not in names] if dry or measured else []
+    if not kept:
+        (out / LOG).unlink(missing_ok=True)
+    if len(kept) < len(rows):
+        fresh = out / f"{ROWS}.tmp"  # so that no measured row is ever on no disk
+        fresh.unlink(missing_ok=True)
+        Book(fresh).add(*kept)
+        fresh.replace(out / ROWS)
     return names
 
 
