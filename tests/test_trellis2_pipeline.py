@@ -357,6 +357,11 @@ def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert page(order, list[str]().append).counts["faces"] == len(mesh.faces)
     assert main([*asked, "-o", "thing.ply"]) == 2
     assert "needs gaussians, which" in capsys.readouterr().err
+    assert main([*asked[:3], "a wooden chair", *asked[4:]]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "TRELLIS.2 takes no texts; TRELLIS does: --backbone trellis --teacher microsoft/TRELLIS-text-large" in said
+    with pytest.raises(FewstepError, match=r"TRELLIS\.2 takes no texts"):
+        generate("a wooden chair", backbone="trellis2", **options)
     assert main([*asked, "--low-memory", "--graphs"]) == 2
     assert "--graphs keeps every model on the device, and --low-memory one at a time" in capsys.readouterr().err
     assert main([*asked, "--type", "2048"]) == 2

@@ -18,7 +18,7 @@ from fewstep.engine.device import pick_device
 from fewstep.errors import FewstepError
 from fewstep_trellis.conditioning.factory import DINO
 from fewstep_trellis.generate.api import ROLES, Generator, Options
-from fewstep_trellis.generate.inputs import Job, jobs_of
+from fewstep_trellis.generate.inputs import TEXTS, Job, jobs_of
 from fewstep_trellis.generate.models import Models, choose
 from fewstep_trellis.generate.outputs import (
     DECODED,
@@ -59,6 +59,7 @@ class Run:
     console: Console
     errors: Console
     roles: ClassVar[Mapping[str, str]] = ROLES  # of the decoders, by what they make
+    about_texts: ClassVar[str] = TEXTS
 
     def __call__(self, inputs: Sequence[str], texts: Sequence[str]) -> int:
         """Make the objects and write them.
@@ -124,7 +125,7 @@ class Run:
     ) -> tuple[list[str], list[tuple[Job, Target]]]:
         """Formats, and each job with where its files go. Checked before any weights are read."""
         spec, output, together = chosen.pipeline.spec, self.output, self.options.multi_image is not None
-        jobs = jobs_of(inputs, spec.kind, together=together, texts=texts)
+        jobs = jobs_of(inputs, spec.kind, together=together, texts=texts, about_texts=self.about_texts)
         formats = formats_of(output.formats, output.out)
         if (given := self.options.finish.given) and "glb" not in formats:
             raise FewstepError(f"--{next(iter(given))}: changes a .glb only; got --formats {','.join(formats)}")

@@ -18,7 +18,7 @@ from fewstep.errors import FewstepError, invalid
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 LONGEST = 200  # bytes of a name, so that suffixes and numbers find room in the 255 that a file name may have
-NOT_THERE = "; there is nothing of this name (texts need a text pipeline: --teacher microsoft/TRELLIS-text-large)"
+TEXTS = "texts need a text pipeline: --teacher microsoft/TRELLIS-text-large"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ class Job:
         return textwrap.shorten(self.text, 60, placeholder=" ...") or ", ".join(self.names)
 
 
-def jobs_of(inputs: Sequence[Any], kind: str, *, together: bool = False, texts: Sequence[str] = ()) -> list[Job]:
+def jobs_of(
+    inputs: Sequence[Any], kind: str, *, together: bool = False, texts: Sequence[str] = (), about_texts: str = TEXTS
+) -> list[Job]:
     """The jobs of a pipeline.
 
     Args:
@@ -48,6 +50,7 @@ def jobs_of(inputs: Sequence[Any], kind: str, *, together: bool = False, texts: 
         kind: what the pipeline is conditioned on, "image" or "text".
         together: all pictures show one object.
         texts: further inputs that can only be texts.
+        about_texts: what is said to one who may have given a text where pictures are wanted.
 
     Raises:
         FewstepError: nothing to make, an input of the other kind, or two pictures of one name.
@@ -60,11 +63,11 @@ def jobs_of(inputs: Sequence[Any], kind: str, *, together: bool = False, texts: 
         raise FewstepError(
             "--text: this pipeline is for pictures; accepted: a text pipeline, as microsoft/TRELLIS-text-large"
         )
-    return _picture_jobs(inputs, together=together)
+    return _picture_jobs(inputs, about_texts, together=together)
 
 
-def _picture_jobs(inputs: Sequence[Any], *, together: bool) -> list[Job]:
-    found = [one for value in inputs for one in _pictures(value)]
+def _picture_jobs(inputs: Sequence[Any], about_texts: str, *, together: bool) -> list[Job]:
+    found = [one for value in inputs for one in _pictures(value, about_texts)]
     sheets = [one for one in found if isinstance(one, Path) and is_sheet(one)]
     pictures = [one for one in found if one not in sheets]
     if sheets:
@@ -104,7 +107,7 @@ def _cut(name: str) -> str:
     return name
 
 
-def _pictures(value: Any) -> list[Any]:
+def _pictures(value: Any, about_texts: str) -> list[Any]:
     """The pictures of one input: a PIL image and a file are one, a folder is all that it holds."""
     if hasattr(value, "convert"):  # a PIL image
         return [value]
@@ -115,7 +118,8 @@ def _pictures(value: Any) -> list[Any]:
     path = Path(value)
     if not os.path.isdir(path):  # unlike the methods of Path, these take any text, however long
         if not os.path.exists(path):
-            raise invalid("input", textwrap.shorten(str(path), 200), f"a picture or a folder of pictures{NOT_THERE}")
+            accepted = f"a picture or a folder of pictures; there is nothing of this name ({about_texts})"
+            raise invalid("input", textwrap.shorten(str(path), 200), accepted)
         return [path]
     found = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES and not file.name.startswith("."))
     if not found:

@@ -25,6 +25,8 @@ from fewstep_trellis2.pipeline.grids import LATENT
 from fewstep_trellis2.pipeline.run import Object, Runner
 from fewstep_trellis2.pipeline.texture import Texturer
 
+TEXTS = "TRELLIS.2 takes no texts; TRELLIS does: --backbone trellis --teacher microsoft/TRELLIS-text-large"
+
 
 def generate(
     inputs: Any,
@@ -88,7 +90,7 @@ def generate(
     chosen = choose(models_of(teacher, student, steps, guidance, sampler, type, mesh))
     for line in chosen.warnings:
         warnings.warn(line, stacklevel=2)
-    jobs = jobs_of(inputs if isinstance(inputs, list | tuple) else [inputs], "image")
+    jobs = jobs_of(inputs if isinstance(inputs, list | tuple) else [inputs], "image", about_texts=TEXTS)
     found = results_of(Generator(chosen, options), jobs)
     return as_asked(found, inputs, jobs, options)
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fewstep.console import command as shell
 from fewstep.console import say
-from fewstep_trellis2.generate.api import Generator
+from fewstep_trellis2.generate.api import TEXTS, Generator
 from fewstep_trellis2.generate.models import Models, choose
 from fewstep_trellis2.pipeline.export import save_pipeline
 from fewstep_trellis2.pipeline.loading import Pipeline
@@ -27,6 +27,7 @@ class Run(command.Run):
 
     models: Models
     roles: ClassVar[Mapping[str, str]] = {MESH: TEXTURE_DECODER}
+    about_texts: ClassVar[str] = TEXTS
 
     def _choose(self) -> Any:
         return choose(self.models)
