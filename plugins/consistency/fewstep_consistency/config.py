@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from fewstep.core.times import TimeSampler
 from fewstep.methods.point import PointConfig, Strengths
 from fewstep.methods.residual import TangentConfig
+from fewstep.methods.targets import TargetConfig
 
 
 class OneTimeConfig(PointConfig):
@@ -25,14 +26,10 @@ class OneTimeConfig(PointConfig):
     )
 
 
-class BaseConfig(OneTimeConfig):
+class BaseConfig(OneTimeConfig, TargetConfig):
     """What every objective that compares two jumps can be told."""
 
     interval: float = Field(0.02, gt=0, lt=1, description="D between the two neighbouring times")
-    target: Literal["student", "ema"] = Field(
-        "student", description="network of the target: the student itself, stopped, or its EMA (moving average)"
-    )
-    target_ema: float = Field(0.95, ge=0, lt=1, description="decay rate of that EMA (target = ema)")
     loss: Literal["l2", "pseudo-huber"] = Field("pseudo-huber", description="distance of the two jumps")
     huber: float = Field(0.03, gt=0, description="c of the pseudo-Huber distance, in units of an element")
     weight: Literal["none", "interval", "velocity"] = Field(

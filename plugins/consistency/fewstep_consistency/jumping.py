@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
@@ -36,17 +36,11 @@ class Jumping(Objective[C]):
         return Look(self.config, Derivative("discrete", self.config.interval), self.config.guidance)
 
     def networks(self) -> dict[str, NetSpec]:
-        """The student, with the EMA that predicts the target where ``target`` is "ema"."""
-        return {"student": NetSpec(ema=(self.config.target_ema,) if self.config.target == "ema" else ())}
-
-    def previous(self, nets: Nets) -> nn.Module:
-        """The network that predicts at t - D."""
-        student: nn.Module = nets.student
-        return nets.ema("student", self.config.target_ema) if self.config.target == "ema" else student
+        return self.config.networks()
 
     def point(self, batch: Batch, nets: Nets, step: Step) -> Point:
         """The point of this step."""
-        return self.look(step).at(batch, nets, step, self.previous(nets))
+        return self.look(step).at(batch, nets, step, self.config.network(nets))
 
     def jumps(self, batch: Batch, nets: Nets, step: Step) -> tuple[Tensor, Tensor, Point]:
         """The student's jump, with its graph, the detached target, and where they were taken."""

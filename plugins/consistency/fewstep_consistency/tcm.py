@@ -45,7 +45,7 @@ class TruncatedConsistency(Jumping[TCMConfig]):
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         layout, look, boundary = batch.layout, self.look(step), self.config.boundary
-        later = self.previous(nets)
+        later = self.config.network(nets)
 
         def previous(x: Tensor, t_B: Tensor, cond: Condition, layout: Layout) -> Tensor:
             is_late = layout.expand((t_B >= boundary).to(x.dtype), x) > 0

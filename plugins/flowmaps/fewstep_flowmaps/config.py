@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from fewstep.core.times import TimeSampler
 from fewstep.methods.point import PointConfig, Strengths
 from fewstep.methods.residual import TangentConfig
+from fewstep.methods.targets import TargetConfig
 
 
 class MapConfig(PointConfig):
@@ -98,15 +99,12 @@ class SplitConfig(IntervalConfig):
     split: Literal["uniform", "midpoint"] = Field("uniform", description="where an interval is split in two")
 
 
-class ShortcutConfig(FlowMapConfig):
+class ShortcutConfig(FlowMapConfig, TargetConfig):
     """Shortcut models."""
 
     apart: float = Field(0.25, ge=0, le=1, description="share of samples that learn a jump; the others the velocity")
     units: int = Field(128, ge=2, description="length of the shortest step is 1 / units; a power of 2")
-    target: Literal["student", "ema"] = Field(
-        "student", description="network of the two half jumps: the student itself, stopped, or its moving average"
-    )
-    target_ema: float = Field(0.999, ge=0, lt=1, description="decay rate of that average (target = ema)")
+    target_ema: float = Field(0.999, ge=0, lt=1, description="decay rate of the target's EMA (target = ema)")
 
     @model_validator(mode="after")
     def _power_of_two(self) -> ShortcutConfig:

@@ -9,7 +9,7 @@ import math
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.core.batch import Batch
 from fewstep.core.objective import Nets, NetSpec, Step, per
@@ -54,8 +54,7 @@ class Shortcut(Splitting[ShortcutConfig]):
     Config = ShortcutConfig
 
     def networks(self) -> dict[str, NetSpec]:
-        """The student, with the average that makes the targets where ``target`` is "ema"."""
-        return {"student": NetSpec(ema=(self.config.target_ema,) if self.config.target == "ema" else ())}
+        return self.config.networks()
 
     def ends(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
         layout = batch.layout
@@ -68,10 +67,7 @@ class Shortcut(Splitting[ShortcutConfig]):
         return t_B, torch.where(apart, place_B * length_B, alone_B)
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
-        ema: nn.Module | None = None
-        if self.config.target == "ema":
-            ema = nets.ema("student", self.config.target_ema)
-        at = self.interval(batch, nets, step, ema)
+        at = self.interval(batch, nets, step, self.config.network(nets))
 
         def average(x: Tensor, t_B: Tensor, s_B: Tensor) -> Tensor:
             shortest = t_B - s_B < 1.5 / self.config.units

@@ -8,11 +8,12 @@ from pydantic import Field, model_validator
 
 from fewstep.core.times import TimeSampler
 from fewstep.methods.point import PointConfig, Strengths
+from fewstep.methods.targets import TargetConfig
 
 GUIDANCE = "teacher's w in (1 + w) c - w u, of a list one value a step, {start, end} over the run; none: its own"
 
 
-class VMConfig(PointConfig):
+class VMConfig(PointConfig, TargetConfig):
     """Velocity matching. The defaults suit a small model; ``--preset paper`` has the published values."""
 
     kind: Literal["discrete", "continuous", "cm"] = Field(
@@ -40,6 +41,8 @@ class VMConfig(PointConfig):
     def _something_to_do(self) -> VMConfig:
         if self.lambda_vm == 0 and getattr(self, "lambda_vd", 0.0) == 0:
             raise ValueError("every weight (lambda) is 0: nothing is left to minimise")
+        if self.target == "ema" and self.kind == "continuous":
+            raise ValueError("kind 'continuous' has no second network: target must be 'student'")
         if self.multiphase > 1 and self.sampler == "consistency":
             raise ValueError("sampler 'consistency' jumps to the data; with multiphase > 1 use 'euler'")
         return self

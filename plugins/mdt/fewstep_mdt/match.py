@@ -52,7 +52,8 @@ def match(config: VMConfig, batch: Batch, nets: Nets, step: Step, term: str) -> 
     """
     own = config.t_vd if term == "vd" and isinstance(config, MDTConfig) else None
     look = Look(config, derivative(config), getattr(config, f"guidance_{term}"), config.multiphase, term, own)
-    at = look.at(batch, nets, step)
+    previous = config.network(nets) if term == "vm" else None  # VD's velocity is the student's own
+    at = look.at(batch, nets, step, previous)
     span = at.span - config.interval if config.kind == "discrete" and config.difference == "euler" else at.span
     pair = at.residual.value, at.residual.target(span)
     if config.kind == "cm":

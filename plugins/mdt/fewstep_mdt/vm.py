@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
-from fewstep.core.objective import Nets, Objective, Step
+from fewstep.core.objective import Nets, NetSpec, Objective, Step
 from fewstep.methods.distance import distance
 from fewstep_mdt.config import VMConfig
 from fewstep_mdt.match import Targets, contract, match
@@ -24,6 +24,9 @@ class VelocityMatching(Objective[VMConfig]):
 
     Config = VMConfig
     needs: ClassVar[frozenset[str]] = frozenset({"jvp"})
+
+    def networks(self) -> dict[str, NetSpec]:
+        return self.config.networks()
 
     def contract(self) -> Contract:
         return contract(self.config)
