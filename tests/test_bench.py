@@ -768,6 +768,21 @@ def test_seeds_steps_and_students_may_be_added(done: Bench, tmp_path: Path) -> N
     assert json.loads((tmp_path / "b" / "environment.json").read_text())["seeds"] == [0, 1, 2]
 
 
+def test_tables_of_a_bench_that_went_on_are_in_the_order_asked_for(tmp_path: Path) -> None:
+    one, two = ("one", Gaussian(0.0), info()), ("two", Gaussian(0.1), info())
+    bench(tmp_path / "b", students=[two], steps=(1,), seeds=(0, 1))
+    bench(tmp_path / "b", students=[one, two], steps=(1,), seeds=(0, 1), resume=True)
+    bench(tmp_path / "whole", students=[one, two], steps=(1,), seeds=(0, 1))
+
+    def labels(folder: str) -> list[str]:
+        with (tmp_path / folder / "summary.csv").open() as file:
+            return list(dict.fromkeys(row["label"] for row in csv.DictReader(file)))
+
+    assert labels("b") == labels("whole")
+    record = json.loads((tmp_path / "b" / "environment.json").read_text())
+    assert [student["label"] for student in record["students"]] == ["one", "two"]
+
+
 def test_a_bench_goes_on_from_files_with_a_byte_order_mark(tmp_path: Path) -> None:
     first = bench(tmp_path / "b")
     for name in ("rows.csv", "environment.json"):

@@ -99,8 +99,9 @@ def measured(folder: Path, settings: Mapping[str, Any]) -> tuple[Kept, dict[str,
         last = kept[-1][0].cell
         kept = [one for one in kept if one[0].cell != last and one[0].label not in REFERENCES]
     both = {name: list(dict.fromkeys((*old[name], *settings[name]))) for name in ("seeds", "steps")}
-    students = {_training(one): one for one in (*old["students"], *settings["students"])}
-    return kept, {**settings, **both, "students": list(students.values())}
+    students = {_training(one): one for one in settings["students"]}
+    others = [one for one in old["students"] if _training(one) not in students]
+    return kept, {**settings, **both, "students": [*students.values(), *others]}
 
 
 def _check(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -108,6 +108,7 @@ def run_bench(
                 with suppress(OSError):  # other files may lie there
                     out.rmdir()
         write_json(out / RECORD, {**record, "seconds": round(time.monotonic() - began, 1)})
+    _as_asked(rows, cells)
     found = list(dict.fromkeys(row.cell for row in rows)) if suite.keeps_records else []
     draws = resample(scorer, found, config.resamples, console)
     table = tabulate(out, suite, rows, record, draws, reference)
@@ -130,6 +131,12 @@ def _reference(against: str, cells: Sequence[tuple[Entrant, int]]) -> str:
     if against and against not in labels:
         raise unknown("--against", against, labels)
     return against or (labels[0] if labels else UNDISTILLED)
+
+
+def _as_asked(rows: list[Row], cells: Sequence[tuple[Entrant, int]]) -> None:
+    """Sorts the rows of a bench that went on: labels in the order of this call, then all others as they were."""
+    place = {label: at for at, label in enumerate(dict.fromkeys(entrant.label for entrant, _ in cells))}
+    rows.sort(key=lambda row: place.get(row.label, len(place)))
 
 
 def _measured(
