@@ -253,6 +253,9 @@ def test_running_out_of_memory_says_what_helps(error: BaseException) -> None:
         raise error
     assert "--low-memory" not in str(raised.value)
     assert "--samples" not in str(raised.value)
+    with pytest.raises(Unusable) as raised, memory_guard(1, low_memory=False, graphs=True):
+        raise error
+    assert "--low-memory in place of --graphs" in str(raised.value)
 
 
 def test_a_real_failure_of_the_cpu_allocator_is_recognised(tiny_pipeline: Path) -> None:

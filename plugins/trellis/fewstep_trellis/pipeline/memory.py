@@ -6,7 +6,7 @@ import gc
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,10 @@ class OnDevice:
         self.shelf = Shelf(self.device, not self.low_memory, self.clock, stay=self.graphs)
         self.replays = Graphed(warnings.warn) if self.graphs and self.device.type == "cuda" else None
 
+    def _guarded(self, samples: int = 1) -> AbstractContextManager[None]:
+        """Where memory may run out, with what helps this runner."""
+        return memory_guard(samples, self.low_memory, self.graphs)
+
     def _replayed(self, decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         """``decoder(z)``; of a replay the next one writes over the result."""
         return decoder(z) if self.replays is None else self.replays(decoder, lambda z: (decoder(z),), [z])[0]
@@ -151,7 +155,7 @@ def _resident() -> int:
 
 
 @contextmanager
-def memory_guard(samples: int, low_memory: bool) -> Iterator[None]:
+def memory_guard(samples: int, low_memory: bool, graphs: bool = False) -> Iterator[None]:
     """Turn running out of memory, on a GPU or a CPU, into one message with what helps.
 
     Raises:
@@ -162,7 +166,8 @@ def memory_guard(samples: int, low_memory: bool) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        hints = ["--low-memory"] * (not low_memory) + [f"fewer --samples than {samples}"] * (samples > 1)
+        less = "--low-memory" + " in place of --graphs" * graphs
+        hints = [less] * (not low_memory) + [f"fewer --samples than {samples}"] * (samples > 1)
         first = (str(error).strip().splitlines() or ["out of memory"])[0]
         advice = " or ".join([*hints, "a smaller model, or --device cpu with enough memory"])
         raise Unusable(f"out of memory ({first[:160]}); try {advice}") from None

@@ -17,7 +17,7 @@ from fewstep.errors import FewstepError
 from fewstep_trellis.conditioning import image_conditioner, text_conditioner
 from fewstep_trellis.models import occupied_coords
 from fewstep_trellis.pipeline.loading import Pipeline
-from fewstep_trellis.pipeline.memory import OnDevice, memory_guard
+from fewstep_trellis.pipeline.memory import OnDevice
 from fewstep_trellis.pipeline.recipe import Recipe, recipe_of
 from fewstep_trellis.pipeline.request import Objects, Prompt, Request, occupied
 from fewstep_trellis.pipeline.sampling import sample
@@ -78,7 +78,7 @@ class Runner(OnDevice):
             FewstepError: an encoder that cannot be loaded, or whose tokens do not fit the flows.
         """
         lent = self.shelf.lend("encoder", self._load_encoder)
-        with memory_guard(1, self.low_memory), lent as encoder, self.clock("condition"):
+        with self._guarded(), lent as encoder, self.clock("condition"):
             return make(encoder)
 
     def _load_encoder(self) -> Any:
@@ -104,7 +104,7 @@ class Runner(OnDevice):
             FewstepError: a model that cannot be loaded.
         """
         generator = torch.Generator().manual_seed(request.seed)
-        with memory_guard(request.samples, self.low_memory):
+        with self._guarded(request.samples):
             logits = self._structures(self._structure_latents(request, generator))
             numbers, layout = occupied(occupied_coords(logits), request.samples)
             latents = self._latents(request, layout, generator)
@@ -152,7 +152,7 @@ class Runner(OnDevice):
             FewstepError: a model that cannot be loaded.
         """
         found = []
-        with memory_guard(1, self.low_memory), self._lent(role) as decoder, self.clock(NAMES[role]):
+        with self._guarded(), self._lent(role) as decoder, self.clock(NAMES[role]):
             for z, layout in parts:
                 found += [made.to("cpu") for made in decoder.decode(z.to(self.device), layout.to(self.device))]
         return found

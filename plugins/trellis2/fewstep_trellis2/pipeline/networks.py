@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fewstep_trellis.pipeline.memory import OnDevice, memory_guard
+from fewstep_trellis.pipeline.memory import OnDevice
 from fewstep_trellis.pipeline.recipe import Recipe
 from fewstep_trellis.pipeline.request import Prompt, about_one
 from fewstep_trellis.pipeline.sampling import draw, guided, replayed
@@ -67,7 +67,7 @@ class Networks(OnDevice):
         """
         sizes = SIZES if FINE & {*self.way.shape, self.way.texture} else SIZES[:1]
         lent = self.shelf.lend("encoder", self._load_encoder)
-        with memory_guard(1, self.low_memory), lent as encoder, self.clock("condition"):
+        with self._guarded(), lent as encoder, self.clock("condition"):
             with about_one():
                 prepared = [encoder.prepare(picture, name, background) for name, picture in pictures]
             return {size: Prompt(encoder.encode(prepared, size).cpu(), None, tuple(prepared)) for size in sizes}

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from fewstep_shapes3d.representations import Mesh
-from fewstep_trellis.pipeline.memory import memory_guard
 from fewstep_trellis.pipeline.request import Unusable, about_one, occupied
 from torch import Tensor
 
@@ -63,7 +62,7 @@ class Runner(Networks):
         """
         generator = torch.Generator().manual_seed(seed)
         found: list[Object] = []
-        with memory_guard(samples, self.low_memory):
+        with self._guarded(samples):
             for number in range(samples):
                 try:
                     found.append(self._object(number, prompts, generator, seed))
@@ -137,7 +136,7 @@ class Runner(Networks):
             FewstepError: a model that cannot be loaded.
         """
         layout = one.layout.to(self.device)
-        with memory_guard(1, self.low_memory):
+        with self._guarded():
             with self._lent(SHAPE_DECODER) as decoder, self.clock("shape decoder"), about_one():
                 decoded = decoder(one.shape.to(self.device), layout)
                 grid = decoder.dual_grid(decoded.features, decoded.layout)

@@ -12,7 +12,6 @@ from fewstep_shapes3d.data.meshfiles import KINDS as SUFFIXES
 from fewstep_shapes3d.data.meshfiles import UP
 from fewstep_shapes3d.representations import Mesh
 from fewstep_shapes3d.sparse.geometry import coords_of
-from fewstep_trellis.pipeline.memory import memory_guard
 from torch import Tensor
 
 from fewstep.core.layout import Packed
@@ -55,7 +54,7 @@ class Texturer(Runner):
         """The mesh's dual grid, and its shape latents on their cells, on the CPU."""
         with self.clock("dual grid"):
             grid = dual_grid_of(self.given.vertices, self.given.faces, self.way.resolution)
-        with memory_guard(1, self.low_memory), self._lent(SHAPE_ENCODER) as encoder, self.clock("shape encoder"):
+        with self._guarded(), self._lent(SHAPE_ENCODER) as encoder, self.clock("shape encoder"):
             place, there = (part.to(self.device) for part in (grid.vertex, grid.intersected))
             shape, _, cells = encoder.encode(place, there, grid.layout.to(self.device))
         return grid, cells.to("cpu"), shape.cpu()
@@ -69,7 +68,7 @@ class Texturer(Runner):
     def decode(self, one: Object) -> Mesh:
         """The mesh's dual grid with the texture's values at its vertices, on the CPU."""
         grid, layout = self._encoded[0], one.layout.to(self.device)
-        with memory_guard(1, self.low_memory), self._lent(TEXTURE_DECODER) as decoder, self.clock("texture decoder"):
+        with self._guarded(), self._lent(TEXTURE_DECODER) as decoder, self.clock("texture decoder"):
             guide = guide_of(layout, grid.layout.to(self.device), len(decoder.num_blocks) - 1)
             values = decoder(one.texture.to(self.device), layout, guide).features.cpu()
         with self.clock("mesh"):
