@@ -49,8 +49,8 @@ def test_each_part_has_its_own_table_and_presets() -> None:
     found = resolved("mdt-vm+cm", "objective.cm.interval=0.07", "objective.weights.cm=0.5")
     assert found.method.name == "mdt-vm+cm"
     objective = found.config.objective
-    assert (getattr(objective, "mdt-vm").interval, objective.cm.interval) == (0.1, 0.07)
-    assert getattr(objective, "mdt-vm").d_norm == "none"  # as its interval, of the toy's preset for mdt-vm
+    assert (getattr(objective, "mdt-vm").target_ema, objective.cm.interval) == (0.9, 0.07)
+    assert getattr(objective, "mdt-vm").d_norm == "none"  # as its average, of the toy's preset for mdt-vm
     assert found.sources["objective.mdt-vm.d_norm"] == "preset default (fewstep_toy)"
     assert (objective.weights.cm, getattr(objective.weights, "mdt-vm")) == (0.5, 1.0)
 
