@@ -37,7 +37,7 @@ from fewstep_images.sources import SIDES
 COMPONENTS = 64  # all of 8 x 8 pixels; of 28 x 28 the leading ones
 EXACT_STEPS, WARP = 50, 0.5  # of Heun's method: its error is below 0.001
 CHUNK = 512  # samples of one call: as many rows of a softmax over all images
-COLUMNS, LABEL = 10, 34  # images a line of written samples, characters of a label
+COLUMNS, LABEL = 10, 40  # images a line of written samples, characters of a label
 IMAGE = 0.72  # inches
 
 
@@ -188,6 +188,7 @@ class ImageSuite(Suite):
             for axes, row, label in zip(panels, rows, labels, strict=True):
                 axes.imshow(self._line(row.objects.images[:columns], columns), cmap="gray_r", vmin=-1, vmax=1)
                 axes.set(xticks=[], yticks=[])
+                axes.set_anchor("E")  # what the axes leave of the width is for the labels
                 axes.spines[:].set_visible(False)
                 axes.set_ylabel(chart_escaped(label), rotation=0, ha="right", va="center", fontsize=8)
 
