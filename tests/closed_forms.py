@@ -54,6 +54,13 @@ def draws(like: Tensor, batch_size: int, seed: int = 0) -> dict[str, Tensor]:
     return found | {"t": 0.1 + 0.85 * torch.rand(batch_size, generator=g, dtype=like.dtype)}
 
 
+def ring_batch() -> Batch:
+    """Six points with a class each, for ``RING``."""
+    g = torch.Generator().manual_seed(1)
+    tokens = torch.nn.functional.one_hot(torch.randint(8, (6,), generator=g), 8).double()
+    return Batch(torch.randn(6, 2, generator=g, dtype=torch.float64), Dense(6), Condition(tokens))
+
+
 def random_student(config: ToyConfig, seed: int = 0) -> ToyFlow:
     """A small student with all weights random, the second time's included, in float64."""
     with torch.random.fork_rng():

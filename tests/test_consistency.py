@@ -16,6 +16,7 @@ from closed_forms import (
     gradients,
     largest,
     random_student,
+    ring_batch,
     total,
 )
 from fewstep_consistency.cm import Consistency, PhasedConsistency
@@ -25,7 +26,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from fewstep.core.backbone import Teacher
-from fewstep.core.batch import Batch, Condition
+from fewstep.core.batch import Batch
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Packed
 from fewstep.core.objective import Nets, Step, means
@@ -41,9 +42,7 @@ PLAIN: dict[str, Any] = {**L2, "weight": "none"}
 
 @pytest.fixture
 def batch() -> Batch:
-    g = torch.Generator().manual_seed(1)
-    tokens = torch.nn.functional.one_hot(torch.randint(8, (6,), generator=g), 8).double()
-    return Batch(torch.randn(6, 2, generator=g, dtype=torch.float64), Dense(6), Condition(tokens))
+    return ring_batch()
 
 
 @pytest.fixture

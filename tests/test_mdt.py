@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from closed_forms import RING, Given, draws, exact_nets, gradients, largest, random_student
+from closed_forms import RING, Given, draws, exact_nets, gradients, largest, random_student, ring_batch
 from fewstep_mdt import plugin
 from fewstep_mdt.config import MDTConfig, VMConfig
 from fewstep_mdt.vd import MDT, VelocityDistillation
@@ -112,9 +112,7 @@ def test_unknown_settings_are_named_and_not_run(tmp_path: Path) -> None:
 
 @pytest.fixture
 def batch() -> Batch:
-    g = torch.Generator().manual_seed(1)
-    tokens = torch.nn.functional.one_hot(torch.randint(8, (6,), generator=g), 8).double()
-    return Batch(torch.randn(6, 2, generator=g, dtype=torch.float64), Dense(6), Condition(tokens))
+    return ring_batch()
 
 
 def given(batch: Batch, seed: int = 0) -> Given:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from closed_forms import RING, Given, draws, largest, random_student
+from closed_forms import RING, Given, draws, largest, random_student, ring_batch
 from fewstep_mdt.config import MDTConfig, VMConfig
 from fewstep_mdt.vd import MDT, VelocityDistillation
 from fewstep_mdt.vm import VelocityMatching
@@ -14,8 +14,7 @@ from fewstep_toy.analytic import AnalyticFlow
 from pydantic import ValidationError
 
 from fewstep.core.backbone import Teacher
-from fewstep.core.batch import Batch, Condition
-from fewstep.core.layout import Dense
+from fewstep.core.batch import Batch
 from fewstep.core.objective import Nets
 
 D = 0.03
@@ -24,9 +23,7 @@ EMA: dict[str, Any] = {"target": "ema", "target_ema": 0.9, "interval": D, "d_nor
 
 @pytest.fixture
 def batch() -> Batch:
-    g = torch.Generator().manual_seed(1)
-    tokens = torch.nn.functional.one_hot(torch.randint(8, (6,), generator=g), 8).double()
-    return Batch(torch.randn(6, 2, generator=g, dtype=torch.float64), Dense(6), Condition(tokens))
+    return ring_batch()
 
 
 @pytest.fixture
