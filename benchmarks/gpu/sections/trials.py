@@ -49,7 +49,7 @@ def _heads(bench: Bench, rows: int, heads: int, width: int, dtype: torch.dtype) 
 
 
 def varlen(bench: Bench, dtype: torch.dtype) -> Iterator[Trial]:
-    """Self and cross attention on the same ragged batch."""
+    """Self and cross attention on the same ragged batch, and samples of equal lengths, which torch serves."""
     lengths = bench.sizes(RAGGED, RAGGED_DRY)
     layout, others = _packed(bench, lengths), _packed(bench, bench.sizes(KEYS, KEYS_DRY))
     for width in bench.sizes(WIDTHS, WIDTHS_DRY):
@@ -60,6 +60,9 @@ def varlen(bench: Bench, dtype: torch.dtype) -> Iterator[Trial]:
         )
     _, k, v = _heads(bench, others.rows, q.shape[1], q.shape[2], dtype)
     yield Trial(f"cross, keys {max(others.lengths_list)} to 0, {heads} x {width}", (q, k, v, layout, others), (0, 1, 2))
+    equal = _packed(bench, bench.sizes((1025, 1025), (33, 33)))
+    q, k, v = _heads(bench, equal.rows, heads, width, dtype)
+    yield Trial(f"self, two of {equal.lengths_list[0]}, {heads} x {width}", (q, k, v, equal, equal), (0, 1, 2))
 
 
 def dense(bench: Bench, dtype: torch.dtype) -> Iterator[Trial]:
