@@ -1,1 +1,1 @@
-"""Consistency-type methods of one time, distilled or trained, from the core's one residual."""
+"""Consistency methods with one time input, for distillation or training, on the residual of ``fewstep.methods``."""

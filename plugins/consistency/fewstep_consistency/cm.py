@@ -16,7 +16,10 @@ from fewstep_consistency.jumping import Jumping
 
 
 class Consistency(Jumping[ConsistencyConfig]):
-    """|| f(x_t, t) - sg f(x_t - D vT, t - D) || with f = x_t - t F; "continuous": its limit for small D, over D."""
+    """|| f(x_t, t) - sg f(x_t - D vT, t - D) || with f(x_t, t) = x_t - t F(x_t, t).
+
+    Kind "continuous" takes the gradient of the squared distance divided by D in the limit of small D.
+    """
 
     Config = ConsistencyConfig
     needs: ClassVar[frozenset[str]] = frozenset({"jvp"})
@@ -33,15 +36,15 @@ class Consistency(Jumping[ConsistencyConfig]):
             return {"cm": self.jump_distance(batch, nets, step)}
         at = self.point(batch, nets, step)
         error = at.residual.value - at.residual.target(at.span)
-        # The squared distance D^2 r^2 has its graph through span F: the gradient of its 1/D is 2 span r dF.
+        # The squared distance is D^2 r^2 and its graph runs through span F: divided by D, its gradient is 2 span r dF.
         weight = 1.0 if self.config.weight == "velocity" else at.span
         return {"cm": per(self.config.reduction, weight * error.square(), batch.layout)}
 
 
 class PhasedConsistency(Jumping[PhasedConfig]):
-    """Consistency distillation to the end of each phase; sampled by one deterministic jump a phase.
+    """Consistency distillation to the end of each phase; sampled by one deterministic jump per phase.
 
-    A jump of the average velocity from one phase end to the next is an Euler step on the grid of the phase ends.
+    A jump by the average velocity from one phase end to the next is an Euler step on the grid of phase ends.
     """
 
     Config = PhasedConfig

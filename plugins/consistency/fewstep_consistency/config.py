@@ -13,28 +13,31 @@ from fewstep.methods.targets import TargetConfig
 
 
 class OneTimeConfig(PointConfig):
-    """What every method of this plugin can be told."""
+    """Keys of every objective of this plugin."""
 
     guidance: Strengths = Field(
-        None, description="teacher's w in (1 + w) c - w u, of a list one value a step; none: the teacher's own"
+        None,
+        description="teacher's w in (1 + w) c - w u: a number, a list or {low, high} to draw from at each step, "
+        "{start, end} for a ramp over the run; none: the teacher's own",
     )
     t: TimeSampler = Field(
         default_factory=lambda: TimeSampler(kind="uniform"), description="distribution of the training time"
     )
     reduction: Literal["element", "sample"] = Field(
-        "sample", description="loss as mean over samples, or over all elements (a longer sample weighs more)"
+        "sample", description="loss averaged over samples, or over all elements (longer samples count more)"
     )
 
 
 class BaseConfig(OneTimeConfig, TargetConfig):
-    """What every objective that compares two jumps can be told."""
+    """Keys of every objective that compares two jumps."""
 
     interval: float = Field(0.02, gt=0, lt=1, description="D between the two neighbouring times")
-    loss: Literal["l2", "pseudo-huber"] = Field("pseudo-huber", description="distance of the two jumps")
-    huber: float = Field(0.03, gt=0, description="c of the pseudo-Huber distance, in units of an element")
+    loss: Literal["l2", "pseudo-huber"] = Field("pseudo-huber", description="distance between the two jumps")
+    huber: float = Field(0.03, gt=0, description="c of the pseudo-Huber distance, on the scale of one element")
     weight: Literal["none", "interval", "velocity"] = Field(
         "velocity",
-        description="factor of the distance: 1, 1/D (iCT), or 1/(span D), which gives velocity matching's own gradient",
+        description="factor of the distance: 1, 1/D (iCT), or 1/(span D) with span = t - phase end, which gives the "
+        "gradient of velocity matching",
     )
 
 
@@ -42,13 +45,14 @@ class ConsistencyConfig(BaseConfig):
     """Consistency distillation to the data."""
 
     kind: Literal["discrete", "continuous"] = Field(
-        "discrete", description="two neighbouring jumps, or the limit D to 0 by jvp (weighted as by 1/D)"
+        "discrete", description="two jumps D apart, or their limit for D to 0, by jvp (divided by D)"
     )
     sampler: Literal["consistency", "euler"] = Field(
-        "consistency", description="sampling in several steps: fresh noise on the predicted data, or its own direction"
+        "consistency",
+        description="sampler for several steps: consistency puts noise on the predicted data again, euler follows F",
     )
 
-    noise: float = Field(1.0, ge=0, le=1, description="share of that noise that is fresh (sampler consistency)")
+    noise: float = Field(1.0, ge=0, le=1, description="share of fresh noise in that noise (sampler consistency)")
 
     @model_validator(mode="after")
     def _limit(self) -> ConsistencyConfig:
@@ -62,35 +66,35 @@ class ConsistencyConfig(BaseConfig):
 class PhasedConfig(BaseConfig):
     """Phased consistency distillation."""
 
-    phases: int = Field(4, ge=1, description="phases, and the number of sampling steps")
+    phases: int = Field(4, ge=1, description="number of phases, and of sampling steps")
 
 
 class ECTConfig(BaseConfig):
-    """Consistency distillation or training with an interval that shrinks over the run."""
+    """Easy Consistency Tuning: consistency distillation or training with an interval that shrinks over the run."""
 
-    interval: float = Field(0.5, gt=0, lt=1, description="D in the first stage (shape level: as a share of t)")
+    interval: float = Field(0.5, gt=0, lt=1, description="D in the first stage; with shape level, relative to t")
     q: float = Field(2.0, gt=1, description="factor by which D shrinks from one stage to the next")
-    stages: int = Field(8, ge=1, description="stages of equal length in the run; 1 keeps D")
+    stages: int = Field(8, ge=1, description="number of stages, of equal length; 1: D is constant")
     shape: Literal["level", "constant"] = Field(
-        "level", description="D grows with t, as in ECT, or is the same at all times, as in iCT"
+        "level", description="D grows with t (ECT), or is the same at all times (iCT)"
     )
 
 
 class SCMConfig(OneTimeConfig, TangentConfig):
-    """Continuous-time consistency."""
+    """Continuous-time consistency (sCM)."""
 
     warmup: float = Field(
         0.1,
         ge=0,
-        description="dF/dt is faded in: below 1 over this share of the run, from 1 on over so many iterations",
+        description="warm-up of dF/dt: below 1 a share of the run, from 1 on a number of iterations",
     )
 
 
 class LCMConfig(BaseConfig):
-    """Consistency distillation with a grid of times and an average as target."""
+    """Latent consistency distillation: a grid of times, and an EMA network for the target."""
 
     target: Literal["student", "ema"] = Field(
-        "ema", description="network of the target: the student itself, stopped, or its EMA (moving average)"
+        "ema", description="network that predicts the target: the student with stop-gradient, or its EMA"
     )
     t: TimeSampler = Field(
         default_factory=lambda: TimeSampler(kind="grid", points=50), description="distribution of the training time"
@@ -98,12 +102,12 @@ class LCMConfig(BaseConfig):
 
 
 class TCMConfig(BaseConfig):
-    """Consistency distillation of the later times alone."""
+    """Truncated consistency: the student learns only times from ``boundary`` to 1."""
 
-    boundary: float = Field(0.5, gt=0, lt=1, description="t', the first time of the student")
-    boundary_share: float = Field(0.25, gt=0, lt=1, description="share of samples that lie at the boundary")
+    boundary: float = Field(0.5, gt=0, lt=1, description="t', the smallest time that the student learns")
+    boundary_share: float = Field(0.25, gt=0, lt=1, description="share of samples at t = boundary")
     boundary_weight: float = Field(
-        1.0, gt=0, description="weight of their mean beside that of the others; 0.1 is enough with train.start"
+        1.0, gt=0, description="weight of those samples' mean loss; 0.1 is enough for a run with train.start"
     )
 
     @model_validator(mode="after")

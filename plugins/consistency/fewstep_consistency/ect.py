@@ -1,17 +1,17 @@
 """Easy Consistency Tuning (ECT, arXiv 2406.14548) and improved consistency training (iCT, arXiv 2310.14189).
 
-Consistency distillation whose interval D shrinks in stages over the run. It starts where the target is nearly the
-teacher's own prediction of the data, and ends near the continuous limit:
+Consistency distillation whose interval D shrinks in stages over the run. At first the target is nearly the teacher's
+prediction of the data; at the end it is near the continuous limit:
 
     || f(x_t, t) - sg f(x_t - D vT, t - D) ||    with    D = interval / q^stage    (``shape`` "constant", iCT), or
     D = t min(1, n(t) interval / q^stage),  n(t) = 1 + 8 sigmoid(-t / (1 - t))     (``shape`` "level", ECT)
 
-ECT writes 1 - r / t = n(t) / q^(1 + stage) with EDM's noise level as t. Here n looks at the level t / (1 - t), and the
-ratio is that of the times themselves: a ratio of levels would leave no interval at t = 1.
+ECT writes 1 - r / t = n(t) / q^(1 + stage), where t and r are EDM's noise levels. Here n takes the noise level
+t / (1 - t), but D / t is relative to the time: a ratio of noise levels would make D vanish at t = 1.
 
 Published: ``velocity = "data"`` (no teacher; the same noise at both times), ``weight = "interval"``, t logit-normal
-(-1.1, 2). ECT: interval 1/2, q 2, 8 stages, or 1/256 in one stage. iCT: interval 1/10, q 2, 8 stages, there on the
-unequal times of EDM. With one stage and ``shape = "constant"`` it is ``cm``.
+(-1.1, 2). ECT: interval 1/2, q 2, 8 stages, or 1/256 in one stage. iCT: interval 1/10, q 2, 8 stages, on EDM's
+non-uniform times. With one stage and ``shape = "constant"`` this is ``cm``.
 """
 
 from __future__ import annotations

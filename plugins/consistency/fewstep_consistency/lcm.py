@@ -1,13 +1,14 @@
-"""Latent Consistency Models (LCM, arXiv 2310.04378): consistency distillation on the guided path, in wide steps.
+"""Latent Consistency Models (LCM, arXiv 2310.04378): consistency distillation of the guided teacher, in wide steps.
 
     || f(x_t, t) - sg(EMA f)(x_t - D vT, t - D) ||,    D = k / N,  t one of D, D + 1/N, ..., 1
 
-with vT the teacher's guided velocity, N equal times and a skip of k. An Euler step along a rectified flow is the
-paper's DDIM step. ``interval`` is k / N and ``t.points`` N - k + 1. Published: N = 1000 and k = 20; the published
-code has N = 50, k = 1 and an EMA of rate 0.95.
+with vT the teacher's guided velocity, N equal steps of time and a skip of k steps. The paper's DDIM step is an Euler
+step along a rectified flow. ``interval`` is k / N and ``t.points`` is N - k + 1. Published: N = 1000 and k = 20 in the
+paper; N = 50, k = 1 and an EMA of rate 0.95 in the code.
 
-The paper draws the guidance strength w from [2, 14] and gives it to the student as an input: ``guidance = {low = 2,
-high = 14}``, or a list to draw from; here one w an iteration. A number, a ramp, or the teacher's own is baked in.
+The paper draws the guidance strength w from [2, 14] for each sample and gives it to the student as an input. Here
+``guidance = {low = 2, high = 14}``, or a list, does so with one w per iteration. A number, a ramp, or the teacher's own
+guidance is baked in instead.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from fewstep_consistency.jumping import Jumping
 
 
 class LatentConsistency(Jumping[LCMConfig]):
-    """Consistency distillation with the settings of LCM."""
+    """Consistency distillation as in LCM, with the guidance strength as an optional input."""
 
     Config = LCMConfig
 

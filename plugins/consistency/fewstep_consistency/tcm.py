@@ -1,16 +1,17 @@
-"""Truncated Consistency Models (TCM, arXiv 2410.14895): the student learns the times from t' to 1 alone.
+"""Truncated Consistency Models (TCM, arXiv 2410.14895): the student learns only the times from t' to 1.
 
-    || f(x_t, t) - sg h(x_t - D vT, t - D) ||,    h = f from t' on, and the first network's jump before t'
+    || f(x_t, t) - sg h(x_t - D vT, t - D) ||,    h = f from t' on, and the first network's jump below t'
 
-so the student spends nothing on the small noise levels, and the first network keeps it from the trivial answer that a
-consistent map with no boundary has. A share of samples lies at t' itself, and their mean has a weight of its own.
+The student spends no capacity on small noise levels. The first network supplies the boundary condition at t', without
+which any constant f would be consistent. A share of the samples is placed at t' itself; their mean loss has a weight of
+its own.
 
-The paper makes the first network beforehand, a consistency model of all times, from which the student starts:
-``train.start`` names the run of one. Here the first network goes on learning beside the student, at the times up to
-t', which are all that it is asked for, so a run from the teacher's weights has the same answer. A step costs twice
-that of ``cm``. Published: t' at noise level 1 (t = 1/2), share 0.25, weight 0.1; a student that starts from the
-teacher has the boundary yet to learn, and on the toy needed weight 1. A student is not to be asked below t', so its
-contract has the step counts that keep above.
+The paper trains the first network beforehand, a consistency model of all times, and starts the student from it:
+``train.start`` names such a run. Here the first network is trained along with the student, at the times up to t', where
+alone it is evaluated, so that a run can also start from the teacher's weights. An iteration costs twice that of ``cm``.
+Published: t' at noise level 1 (t = 1/2), share 0.25, weight 0.1. A student that starts from the teacher still has to
+learn the boundary; on the toy this took weight 1. The student must not be evaluated below t', so its contract lists
+only the step counts that stay above.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from fewstep_consistency.jumping import Jumping
 
 
 class TruncatedConsistency(Jumping[TCMConfig]):
-    """Consistency distillation of the later times, beside one of the earlier times."""
+    """Consistency distillation of the times from t' on, with a first network for those below."""
 
     Config = TCMConfig
 

@@ -1,2 +1,4 @@
-"""Distribution matching: a student whose samples, in distribution, are the teacher's (DMD2, f-distill, SiD, VSD, LADD,
-TwinFlow)."""
+"""Distribution matching: the student's samples match the teacher's in distribution, not one by one.
+
+DMD2, f-distill, SiD, VSD, LADD and TwinFlow; drifting matches the distribution of the data.
+"""

@@ -1,4 +1,4 @@
-"""What these objectives share: a student, and a critic that learns the velocity of the student's samples."""
+"""Base of the objectives with a critic, which learns the velocity of the student's samples ("fakes")."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ C = TypeVar("C", bound=CriticConfig)
 
 
 class Critical(Objective[C]):
-    """Every iteration fits the critic to fakes; every ``critic_ratio``-th moves the student too, by the same fakes."""
+    """Every iteration trains the critic on fakes; every ``critic_ratio``-th also trains the student, on the same."""
 
     def contract(self) -> Contract:
-        """Sampled at the very times that it is trained at (DMD2's backward simulation)."""
+        """Sampled at exactly the times it is trained at (DMD2's backward simulation)."""
         steps, rescale_t = self.config.steps, self.config.rescale_t
         times = tuple(step_grid(steps, rescale_t)[:-1])
         return Contract(sampler="consistency", steps=(steps,), times=times, rescale_t=rescale_t)
@@ -40,7 +40,7 @@ class Critical(Objective[C]):
         return Phase(("critic",) if step % self.config.critic_ratio else ("student", "critic"))
 
     def look(self, name: str) -> Look:
-        """Times and noise of the term ``name``, its own."""
+        """The settings of the term ``name``, with its own draws of time and noise."""
         return Look(self.config, Derivative("continuous"), self.config.guidance, name=name, t=self.config.t)
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
@@ -62,8 +62,8 @@ class Critical(Objective[C]):
 
         Args:
             x: fakes with the student's graph.
-            fakes: the same without it, as ``x0``, with the condition that the teacher sees.
-            cond: that the fakes were made under.
+            fakes: the same samples as ``x0``, detached, with the condition that the teacher sees.
+            cond: the condition that the fakes were made under.
         """
 
     def fitting(self, batch: Batch, fakes: Batch, cond: Condition, nets: Nets, step: Step) -> dict[str, Tensor]:
@@ -78,16 +78,19 @@ class Critical(Objective[C]):
 
 
 def carried(gradient: Tensor, x: Tensor) -> Tensor:
-    """0, with this gradient with respect to x, element by element.
+    """A zero whose gradient with respect to x is ``gradient``, element by element.
 
-    A student's term reaches it through the samples alone. With the gradient taken there first, none arrives at the
-    weights of a critic that is trained in the same iteration, and the critic's graph is gone before the student's runs.
+    The student's terms depend on it only through its samples. With their gradient taken at the samples first, none
+    reaches the weights of a critic trained in the same iteration, and the critic's graph is freed before the student's
+    backward pass.
     """
     return gradient * (x - x.detach())
 
 
 def followed(at: Velocities, scale_B: Tensor, x: Tensor, layout: Layout, reduction: Reduction) -> Tensor:
-    """A term whose gradient g with respect to the fakes x is scale (vT - v), v the velocity of the fakes' distribution.
-    The reported value is |g|^2 / 2. ``at`` carries no graph."""
+    """A term whose gradient with respect to the fakes x is g = scale (vT - v), v the velocity of their distribution.
+
+    The reported value is |g|^2 / 2. ``at`` carries no graph.
+    """
     gradient = layout.expand(scale_B, x) * (at.teacher - at.fake)
     return per(reduction, 0.5 * gradient.square() + carried(gradient, x), layout)

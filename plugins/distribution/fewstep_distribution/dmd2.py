@@ -18,14 +18,15 @@ C = TypeVar("C", bound=AdversarialConfig)
 
 
 class DistributionMatching(Adversarial[C]):
-    """The gradient of KL(fakes || teacher) over all noise levels, by the scores of both.
+    """The gradient of KL(fakes || teacher) over all noise levels, from the two scores.
 
     With x_t between a sample x = x_s - s F(x_s, s) and fresh noise, the gradient with respect to x is
 
         g = (x0 of the critic - x0 of the teacher) / mean |x - x0 of the teacher|
 
-    with x0 = x_t - t v the data that a velocity v predicts at x_t; the mean is over a sample. As x0 differs by -t v and
-    x - x0 = t (vT - (eps - x)), this is (vT - v) / mean |vT - (eps - x)|, which is defined at all times.
+    where x0 = x_t - t v is the data that a velocity v predicts at x_t, and the mean is over a sample. With
+    x0 of the critic - x0 of the teacher = t (vT - v) and x - x0 of the teacher = t (vT - (eps - x)) this is
+    g = (vT - v) / mean |vT - (eps - x)|, which is defined at all times.
     """
 
     def matching(self, x: Tensor, fakes: Batch, cond: Condition, nets: Nets, step: Step) -> dict[str, Tensor]:
@@ -37,12 +38,12 @@ class DistributionMatching(Adversarial[C]):
         return {"dmd": value, **self.deceiving(x, fakes, cond, nets, step)}
 
     def weight(self, at: Velocities, cond: Condition, fakes: Batch, nets: Nets) -> Tensor:
-        """[B] a factor of the gradient."""
+        """[B] a further factor of the gradient, 1 here."""
         return torch.ones_like(at.t_B)
 
 
 class DMD2(DistributionMatching[DMD2Config]):
-    """Distribution matching with a critic that starts as the teacher, learns by flow matching on fakes and is updated
-    ``critic_ratio`` times for each update of the student (5 in the paper); the adversarial terms where ``gan`` > 0."""
+    """Distribution matching with a critic that starts as the teacher and learns by flow matching on fakes, under a
+    two-time-scale update (``critic_ratio``, 5 in the paper), plus adversarial terms where ``gan`` > 0."""
 
     Config = DMD2Config

@@ -1,16 +1,16 @@
-"""Drifting (arXiv 2602.04770, lambertae/drifting): samples are drawn to data and pushed from each other, no teacher.
+"""Drifting (arXiv 2602.04770; code at lambertae/drifting): data attract samples, samples repel each other; no teacher.
 
-The samples x of a batch are made in one step, and compared with each other and with the batch's data by the distance
-of their elements, over the mean distance. At a temperature T the affinity a_ij of x_i to a sample, or to data y_j, is
-the geometric mean of the two softmaxes of -distance / T, over j and over i. With the sums n_i of its affinities to
-samples (itself left out) and p_i to data, x_i drifts by
+The samples x of a batch are made in one step. Distances between them, and to the batch's data y, are Euclidean, in
+units of their mean. At a temperature T the affinity a_ij of x_i to another sample x_j, or to data y_j, is the geometric
+mean of two softmaxes of -distance / T, over j and over i. With n_i the sum of x_i's affinities to the other samples and
+p_i that to data, x_i drifts by
 
     sum over data of n_i a_ij (y_j - x_i)  -  sum over samples of p_i a_ij (x_j - x_i),
 
-scaled to a root mean square of 1, and the drifts of all temperatures add up. The loss is || x - sg(x + drift) ||^2.
-Where samples and data are equally distributed the two sums cancel on average. Only samples of equal conditions and
-sizes are compared. Published: features of an encoder in place of x, temperatures 0.02, 0.05, 0.2, and 64 samples of a
-class.
+scaled to a root mean square of 1 over the batch; the drifts of all temperatures are summed. The loss is
+|| x - sg(x + drift) ||^2. Where samples and data have the same distribution, the two sums cancel on average. Only
+samples of equal condition and size are compared. Published: features of an encoder in place of x, temperatures 0.02,
+0.05, 0.2, and 64 samples per class.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from fewstep.methods.fakes import generate
 from fewstep.methods.point import dropped
 from fewstep_distribution.config import DriftingConfig
 
-APART = 100.0  # added to the relative distance of what is not compared
-LEAST = 1e-6  # of the product of both softmaxes
+APART = 100.0  # added to the relative distance of pairs that are not compared
+LEAST = 1e-6  # lower bound of the product of the two softmaxes
 
 
 class Drifting(Objective[DriftingConfig]):
-    """One-step samples follow the drift that data and the other samples of the batch exert on them."""
+    """One-step samples regress on themselves plus their drift; see the module."""
 
     Config = DriftingConfig
 
@@ -54,12 +54,12 @@ class Drifting(Objective[DriftingConfig]):
 def drifts(
     own: Tensor, data: Tensor, sizes_B: Tensor, alike: Tensor, temperatures: tuple[float, ...]
 ) -> tuple[Tensor, Tensor]:
-    """The unit of length, and the drift [B, D] of samples in it.
+    """The unit of length (a scalar), and the drift [B, D] of the samples in that unit.
 
     Args:
-        own, data: [B, D] samples, and as many true ones.
-        sizes_B: [B] the number of their elements.
-        alike: [B, B] which may be compared; own sample i is to data j as to own sample j.
+        own, data: [B, D] the student's samples, and as many from the data.
+        sizes_B: [B] the number of elements of each.
+        alike: [B, B] bool, whether sample i may be compared with sample j and with data j.
     """
     count, both = len(own), torch.cat([own, data])
     allowed = torch.cat([alike, alike], 1)

@@ -12,7 +12,7 @@ from fewstep.methods.fakes import Velocities
 from fewstep_distribution.config import FDistillConfig
 from fewstep_distribution.dmd2 import DistributionMatching
 
-# h(r) = r^2 f''(r) of the divergence E_fakes[f(r)] with r = p_data / p_fakes; reverse KL, h = 1, is DMD2.
+# h(r) = r^2 f''(r) of the divergence E_fakes[f(r)], r = p_data / p_fakes, up to a constant. Reverse KL (h = 1) is DMD2.
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "forward-kl": lambda r: r,
     "jensen-shannon": lambda r: r / (1 + r),
@@ -23,11 +23,11 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FDistill(DistributionMatching[FDistillConfig]):
-    """DMD2's gradient times h(r), with the density ratio r = exp(logit) of the adversarial head at the noisy sample.
+    """DMD2's gradient times h(r), with the density ratio r = exp(logit) from the adversarial head at the noisy sample.
 
-    Forward KL and Jeffreys cover more of the distribution than reverse KL, at the cost of a larger variance. The ratio
-    is clipped to ``clip``. The published code also divides h by its mean over the batch; here a sample's gradient does
-    not depend on the others.
+    Forward KL and Jeffreys cover modes better than reverse KL, at the cost of a larger variance. The ratio is clipped
+    to ``clip``. The published code also divides h by its mean over the batch; here a sample's gradient does not depend
+    on the other samples.
     """
 
     Config = FDistillConfig

@@ -1,4 +1,4 @@
-"""The adversarial terms: a head on the critic's inner features tells real noisy samples from fakes."""
+"""Adversarial terms: a discriminator head on the critic's inner features tells noisy data from noisy fakes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ C = TypeVar("C", bound=AdversarialConfig)
 
 
 class Head(nn.Module):
-    """A logit [B] of samples from the features of inner layers, each [B, ..., C] or [T, C] with its own C.
+    """A discriminator head: one logit per sample [B] from features of inner layers, [B, ..., C] or [T, C], each layer
+    with its own C.
 
     Args:
         widths: C of each layer.
@@ -41,12 +42,12 @@ class Head(nn.Module):
         return self.logits(features, layout).mean(0)
 
     def logits(self, features: list[Tensor], layout: Layout) -> Tensor:
-        """[K, B] the logits by layer, of which ``forward`` gives the mean."""
+        """[K, B] the logits by layer, which ``forward`` averages."""
         return torch.stack([layout.mean(layer(h)) for layer, h in zip(self.layers, features, strict=True)])
 
 
 def head_on(backbone: Backbone, taps: Sequence[int]) -> Head:
-    """A head on these inner layers of a network.
+    """A head on the inner layers ``taps`` of a network.
 
     Raises:
         FewstepError: for a layer that the network does not have.
@@ -59,10 +60,11 @@ def head_on(backbone: Backbone, taps: Sequence[int]) -> Head:
 
 
 class Adversarial(Critical[C]):
-    """With a weight ``gan`` above 0 a head learns to tell noisy data from noisy fakes, softplus(logit of fakes) +
-    softplus(-logit of data), and the student to mislead it, softplus(-logit of fakes) (DMD2, arXiv 2405.14867). The
-    best logit is the logarithm of the ratio of both densities. The head reads inner features of the critic, which is
-    trained through them too; at fakes they come from the same pass as the velocity.
+    """The non-saturating GAN terms of DMD2 (arXiv 2405.14867), where ``gan`` is above 0.
+
+    The head minimises softplus(logit of fakes) + softplus(-logit of data), the student softplus(-logit of fakes). The
+    optimal logit is log(p_data / p_fakes). The head reads inner features of the critic and its loss also trains the
+    critic; at fakes, the features come from the same forward pass as the velocity.
     """
 
     def __init__(self, config: C) -> None:
@@ -75,7 +77,7 @@ class Adversarial(Critical[C]):
         return self.config.gan > 0
 
     def networks(self) -> dict[str, NetSpec]:
-        """Beside the student and the critic the head, where there is one."""
+        """The student, the critic and, where there is one, the head."""
         build = partial(head_on, taps=self.config.taps)
         head = {"head": NetSpec(build=build, lr_scale=self.config.head_lr)} if self.has_head else {}
         return super().networks() | head
@@ -84,7 +86,7 @@ class Adversarial(Critical[C]):
         return Phase(super().phase(step).trains + (("head",) if self.has_head else ()))
 
     def judged(self, x_t: Tensor, t_B: Tensor, cond: Condition, layout: Layout, nets: Nets) -> tuple[Tensor, Tensor]:
-        """The critic's velocity at x_t, and the head's logit [B] there."""
+        """The critic's velocity and the head's logit [B] at x_t."""
         velocity, features = nets.critic.features(x_t, t_B, cond, layout, self.config.taps)
         return velocity, cast(Tensor, nets.head([h.to(x_t.dtype) for h in features], layout))
 
@@ -99,7 +101,7 @@ class Adversarial(Critical[C]):
         return {"critic": fit(velocity, fakes, noise, step, self.config.reduction), "head": head}
 
     def deceiving(self, x: Tensor, fakes: Batch, cond: Condition, nets: Nets, step: Step) -> dict[str, Tensor]:
-        """The student's adversarial term; ``x`` are the fakes with its graph."""
+        """The student's adversarial term; ``x`` are the fakes with the student's graph."""
         if self.config.gan == 0:
             return {}
         leaf, layout = x.detach().requires_grad_(), fakes.layout

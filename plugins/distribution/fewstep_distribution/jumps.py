@@ -1,8 +1,8 @@
-"""DMD2 for a student of two times, a flow map, which makes its samples by jumps without fresh noise in between.
+"""DMD2 for a flow map, a student with two time inputs, which samples by jumps without fresh noise in between.
 
 Each iteration draws two neighbouring times a > b of a grid of ``steps`` steps and jumps from 1 to a, from a to b and
-from b to 0, with gradients through all three (AnyFlow, NVlabs/AnyFlow, which also draws the number of steps). It needs
-an objective beside it that keeps F a flow map at other times: ``meanflow+dmd2-jump``.
+from b to 0, with gradients through all three (code at NVlabs/AnyFlow, which also draws the number of steps). Another
+objective must keep F a flow map at all other times, as in ``meanflow+dmd2-jump``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fewstep_distribution.dmd2 import DistributionMatching
 
 
 class JumpDMD2(DistributionMatching[DMD2Config]):
-    """Distribution matching of samples that a flow map makes in up to three jumps."""
+    """Distribution matching on samples that a flow map makes in up to three jumps."""
 
     Config = DMD2Config
     needs: ClassVar[frozenset[str]] = frozenset({"two_time"})

@@ -24,31 +24,31 @@ from fewstep_distribution.gan import Head, head_on
 
 
 class LADD(Objective[LADDConfig]):
-    """Adversarial alone: heads on the teacher's inner layers tell its noisy samples, or noisy data, from noisy fakes.
+    """Adversarial only: heads on the teacher's inner layers tell its noisy samples, or noisy data, from noisy fakes.
 
     The student jumps from a noisy sample, x = x_s - s F(x_s, s), at a time s of its sampler. With x_t between x and
-    fresh noise at a time t of its own, and D_k(x_t) the logit of the head on the teacher's layer k there,
+    fresh noise at a separately drawn time t, and D_k(x_t) the logit of the head on the teacher's layer k,
 
         discriminator: max(0, 1 - D_k(real_t)) + max(0, 1 + D_k(x_t)),    student: -D_k(x_t)
 
-    (hinge loss), each the mean over k. The teacher's weights stay, and the gradient runs through them to the student.
-    The time t decides what is judged: details for small t, the whole for large t; published is a lean to the noise.
-    Both kinds of samples are judged at the same t and noise. The heads are updated in every iteration, the student in
-    every ``head_ratio``-th. Heads here are small networks on each row's features, and their logits' mean over a sample;
-    the paper's are convolutions that are told t and the text.
+    (hinge loss), each averaged over k. The teacher is frozen; the student's gradient runs through it. The time t
+    decides what is discriminated: details at small t, global structure at large t; the paper favours large t. Real
+    samples and fakes share t and noise. The heads are updated in every iteration, the student in every
+    ``head_ratio``-th. Here a head is a small MLP on each row's features, its logits averaged over the sample; the
+    paper's heads are convolutional and conditioned on t and the text.
     """
 
     Config = LADDConfig
     needs: ClassVar[frozenset[str]] = frozenset({"features"})
 
     def contract(self) -> Contract:
-        """Sampled at the very times that it is trained at."""
+        """Sampled at exactly the times it is trained at."""
         steps, rescale_t = self.config.steps, self.config.rescale_t
         times = tuple(step_grid(steps, rescale_t)[:-1])
         return Contract(sampler="consistency", steps=(steps,), times=times, rescale_t=rescale_t)
 
     def networks(self) -> dict[str, NetSpec]:
-        """The student, and the discriminator's heads."""
+        """The student and the discriminator heads."""
         return {"student": NetSpec(), "discriminator": NetSpec(build=self._heads, lr_scale=self.config.head_lr)}
 
     def phase(self, step: int) -> Phase:
@@ -87,7 +87,7 @@ class LADD(Objective[LADDConfig]):
         return terms
 
     def jump(self, batch: Batch, nets: Nets, step: Step) -> Tensor:
-        """The student's samples, with its graph, from noisy ones at times that its sampler asks for."""
+        """The student's samples, with its graph, from noisy data at times of its sampler."""
         layout, config = batch.layout, self.config
         grid = torch.tensor(self.contract().times, dtype=torch.float64, device=batch.x0.device)
         s_B = grid[(step.times(layout, UNIFORM, "jump") * config.steps).long()]
@@ -96,7 +96,7 @@ class LADD(Objective[LADDConfig]):
         return x_s - layout.expand(s_B, x_s) * cast(Tensor, average).to(x_s.dtype)
 
     def features(self, batch: Batch, nets: Nets, step: Step, x: Tensor) -> list[Tensor]:
-        """The teacher's inner layers at noisy x."""
+        """The features of the teacher's inner layers at noised x."""
         backbone, t_B = cast(Backbone, nets.teacher.backbone), step.times(batch.layout, self.config.t, "t/ladd")
         x_t = step.interpolant.interpolate(x, step.randn_like(x, "noise/ladd"), t_B, batch.layout)
         found = backbone.features(x_t, t_B, batch.cond, batch.layout, self._taps(backbone))[1]

@@ -16,13 +16,13 @@ def register_objectives(register: Register) -> None:
         "dmd2",
         target="fewstep_distribution.dmd2:DMD2",
         config="fewstep_distribution.config:DMD2Config",
-        summary="distribution matching: the samples follow the difference of a critic's and the teacher's score",
+        summary="distribution matching: the difference of a critic's and the teacher's score moves the samples",
     )
     register(
         "dmd2-jump",
         target="fewstep_distribution.jumps:JumpDMD2",
         config="fewstep_distribution.config:DMD2Config",
-        summary="dmd2 for a student of two times, on its own jumps",
+        summary="dmd2 for a flow map, on samples made by its own jumps",
     )
     register(
         "f-distill",
@@ -34,7 +34,7 @@ def register_objectives(register: Register) -> None:
         "drifting",
         target="fewstep_distribution.drifting:Drifting",
         config="fewstep_distribution.config:DriftingConfig",
-        summary="drifting: one-step samples are drawn to the data and pushed from each other, without a teacher",
+        summary="drifting: one-step samples are attracted by the data and repel each other, without a teacher",
     )
     register(
         "sid",
@@ -46,13 +46,13 @@ def register_objectives(register: Register) -> None:
         "vsd",
         target="fewstep_distribution.vsd:VSD",
         config="fewstep_distribution.config:VSDConfig",
-        summary="variational score distillation: a low-rank critic and the teacher, by the noise they predict",
+        summary="variational score distillation: the noise predicted by the teacher and by its low-rank adaptation",
     )
     register(
         "ladd",
         target="fewstep_distribution.ladd:LADD",
         config="fewstep_distribution.config:LADDConfig",
-        summary="adversarial alone: heads on the teacher's inner layers tell the student's noisy samples",
+        summary="latent adversarial distillation: discriminator heads on the teacher's inner layers",
     )
     register(
         "twinflow",

@@ -15,17 +15,17 @@ from fewstep_distribution.critic import Critical, carried
 
 
 class SiD(Critical[SiDConfig]):
-    """The Fisher divergence of the noisy fakes from the teacher's noisy samples, as a loss of the fakes.
+    """The Fisher divergence between noisy fakes and the teacher's noisy samples, as a loss on the fakes x.
 
-    With the data x0 = x_t - t v that a velocity predicts at x_t, and d = x0 of the teacher - x0 of the critic, the loss
-    is
+    With x0 = x_t - t v the data that a velocity v predicts at x_t, and d = x0 of the teacher - x0 of the critic, the
+    loss is
 
         w(t) d . [(x0 of the teacher - x) - alpha d],    w = 1 / mean |x - x0 of the teacher|, detached.
 
-    Its gradient runs through x_t into both networks, whose weights stay. With an exact critic the mean of
-    d . (x0 of the teacher - x) is the Fisher divergence E |d|^2, so alpha = 1 leaves 0 on average. Neither part sees
-    that the critic follows the student; counting that in, alpha = 1/2 would have the direction of the divergence's own
-    gradient. The paper finds 1.0 and 1.2 best, with a critic that lags behind.
+    Its gradient runs through x_t and both networks to x; their weights are not updated by it. With an exact critic the
+    mean of d . (x0 of the teacher - x) is the Fisher divergence E |d|^2, so that the loss is 0 on average for
+    alpha = 1. Neither part accounts for the critic's own dependence on the student; with it, alpha = 1/2 would give the
+    direction of the divergence's gradient. The paper finds 1.0 and 1.2 best, with a critic that lags behind.
     In velocities, d = t (v - vT) and x0 of the teacher - x = t (eps - x - vT).
     """
 

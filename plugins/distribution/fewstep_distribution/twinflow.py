@@ -1,4 +1,4 @@
-"""TwinFlow (arXiv 2512.05150): a flow map that holds the velocity of its own samples at negative times."""
+"""TwinFlow (arXiv 2512.05150): a flow map that also learns, at negative times, the velocity of its own samples."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from fewstep_distribution.config import TwinFlowConfig
 
 Average = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, t_B, s_B) -> F, with condition and layout bound
 ONE, NEAR, ANY, FAKE = range(4)  # the four parts of a batch
-FLOOR = 1e-6  # of the mean square that a sample's error is divided by a power of; the square of the published 1e-3
+FLOOR = 1e-6  # added to a sample's mean squared error before the power is taken; the square of the published 1e-3
 
 
 class TwinFlow(Objective[TwinFlowConfig]):
-    """A student F(x, t, s) of times in [-1, 1]: at t > 0 the average velocity from t to s, at t < 0 the velocity of the
-    student's own samples ("fakes") at -t. Each part of a batch, a quarter, learns one thing:
+    """A student F(x, t, s) with times in [-1, 1]: at t > 0 the average velocity from t to s, at t < 0 the velocity of
+    the student's own samples ("fakes") at -t. Each quarter of a batch learns one thing:
 
         one-step     t = 1 and s = 0,
         near         s from (1 - near) t to t,
         any          s from 0 to t: all three learn the flow map, by the residual d/dt [(t - s) F] - v,
         fake         F(x_t, -t, -t) learns eps - x with x_t between fakes x = z - F(z, 1, 0) and eps.
 
-    The one-step part also follows the difference of both velocities at its own noisy fakes, with the gradient
-    F(x_t, -t, -t) - F(x_t, t, t) of F(z, 1, 0): where the first is right, that of KL(fakes || F's own flow). Residual
-    and difference are clipped to ``clip`` by element, and an error is divided by its own mean square to the power
-    ``power``. v is the guided teacher's; published is the data's, with the student's own guidance, which needs no
-    teacher.
+    The one-step part is also moved by the difference of the two velocities at its own noisy fakes: the gradient with
+    respect to F(z, 1, 0) is F(x_t, -t, -t) - F(x_t, t, t). Where the former is exact, this is the gradient of
+    KL(fakes || F's own flow). Residual and difference are clipped to ``clip`` elementwise, and each sample's squared
+    error is divided by its mean square to the power ``power``. v is the guided teacher's velocity; the paper uses the
+    data's, with the student's own guidance, and needs no teacher.
 
-    The residual is the published one of first order, [(t - s) F(x_t, t, s) - (t - D - s) F(x_t - D v, t - D, s)] / D
-    less v. Left out are the published code's second order, its average of the student there, and its weight by t - s.
-    Every evaluation sees the whole batch, and the parts take what is theirs.
+    The residual is the published first-order one, [(t - s) F(x_t, t, s) - (t - D - s) F(x_t - D v, t - D, s)] / D - v.
+    Left out are the published code's second-order variant, its EMA of the student there, and its weight by t - s.
+    Every evaluation runs on the whole batch; masks select the parts.
     """
 
     Config = TwinFlowConfig
@@ -51,14 +51,14 @@ class TwinFlow(Objective[TwinFlowConfig]):
         return Contract(sampler=self.sampler, rescale_t=self.config.rescale_t, two_time=True)
 
     def look(self, name: str = "main") -> Look:
-        """Times, noise and the teacher; under a ``name`` the draws are its own."""
+        """The settings at noisy samples; a ``name`` other than "main" has its own draws of time and noise."""
         config = self.config
         own = None if name == "main" else config.t
         return Look(config, Derivative("discrete", config.interval), config.guidance, name=name, t=own)
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         layout, config = batch.layout, self.config
-        # Where the parts begin is drawn: in small batches too, each has its quarter in the mean over iterations.
+        # A random offset gives each part a quarter of the samples on average, however small the batch.
         order_B = torch.arange(layout.batch_size, device=batch.x0.device)
         part_B = (order_B + (4 * step.times(Dense(1), UNIFORM, "part")).long()) % 4
         one, fake = (layout.expand((part_B == part).to(batch.x0.dtype), batch.x0) > 0 for part in (ONE, FAKE))
@@ -81,15 +81,17 @@ class TwinFlow(Objective[TwinFlowConfig]):
             gap = torch.where(one, self.gap(student, replace(batch, x0=x_t - average), step), 0.0)
 
         def descent(gradient: Tensor, weight_B: Tensor) -> Tensor:
-            """A term that moves the average velocity against this gradient."""
+            """A loss term with this gradient, normalised by ``power``, with respect to the average velocity."""
             weight_B = weight_B * (layout.mean(gradient.square()) + FLOOR) ** -config.power
             return distance(average - (average - gradient).detach(), weight_B, layout, None, config.reduction)
 
         terms = {"flow": descent(error, 1 - twin_B), "twin": descent(error, twin_B)}
-        return terms | {"gap": descent(gap, 4 * config.weight * ones_B)}  # the weight is for the mean over its quarter
+        return terms | {
+            "gap": descent(gap, 4 * config.weight * ones_B)
+        }  # 4: the weight refers to the mean over the quarter
 
     def times(self, part_B: Tensor, batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
-        """[B] t > 0 and s <= t; the fakes' are meant with the opposite sign."""
+        """[B] t > 0 and s <= t; for the fake part the student takes them with the opposite sign."""
         t_B, share_B = self.look().times(batch, step), step.times(batch.layout, UNIFORM, "s")
         t_B = torch.where(part_B == ONE, 1.0, t_B)
         share_B = torch.where(part_B == NEAR, self.config.near * share_B, share_B)
@@ -99,14 +101,14 @@ class TwinFlow(Objective[TwinFlowConfig]):
     def residual(
         self, student: Average, average: Tensor, velocity: Tensor, x_t: Tensor, t_B: Tensor, s_B: Tensor, batch: Batch
     ) -> Tensor:
-        """d/dt [(t - s) F] - v along v, clipped; where s is nearer than D, F - v."""
+        """d/dt [(t - s) F] - v along v, clipped; F - v where t - s < D."""
         interval = self.config.interval
         slope = (average - student(x_t - interval * velocity, t_B.double() - interval, s_B.double())) / interval
         span = batch.layout.expand((t_B - s_B - interval).clamp(min=0), slope)
         return Residual(average, slope, velocity).tangent(span).clamp(-self.config.clip, self.config.clip)
 
     def gap(self, student: Average, fakes: Batch, step: Step) -> Tensor:
-        """The velocity of the fakes less the student's own, clipped, at noisy fakes."""
+        """The velocity of the fakes minus the student's own, at noisy fakes, clipped."""
         x_t, t_B, _ = self.look("gap").noisy(fakes, step)
         gap = student(x_t, -t_B, -t_B) - student(x_t, t_B, t_B)
         return gap.clamp(-self.config.clip, self.config.clip)

@@ -1,4 +1,4 @@
-"""Variational score distillation (VSD; ProlificDreamer, arXiv 2305.16213) with its low-rank critic."""
+"""Variational score distillation (VSD; ProlificDreamer, arXiv 2305.16213) with a LoRA critic."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from fewstep_distribution.critic import Critical, followed
 
 
 class VSD(Critical[VSDConfig]):
-    """The gradient of KL(fakes || teacher) over all noise levels, by the noise that both predict.
+    """The gradient of KL(fakes || teacher) over all noise levels, from the two predictions of the noise.
 
     With x_t between a sample x = x_s - s F(x_s, s) and fresh noise, the gradient with respect to x is
 
         g = w(t) (noise of the teacher - noise of the critic),    w(t) = t^2 / (t^2 + (1 - t)^2)
 
     (equation 9), where a velocity v predicts the noise x_t + (1 - t) v, so that g = w(t) (1 - t) (vT - v). w is the
-    share of the noise in the variance of x_t, sigma_t^2 of the published code. Beside DMD2, no sample's gradient is
-    divided by an error of its own, and the critic is the teacher with low-rank adapters (LoRA). The paper optimises
-    scenes by their renderings, with an update of the critic for each of the scene: its condition on the camera and its
-    later limit on t have no place here, and a student is moved less often than its critic, as in DMD2.
+    share of the noise in the variance of x_t, sigma_t^2 in the published code. Unlike in DMD2, a sample's gradient is
+    not normalised by its error, and the critic is the teacher with low-rank adapters (LoRA). The paper optimises a 3-D
+    scene through its renderings, with one critic update per update of the scene. Its camera conditioning and its
+    annealed range of t do not apply here, and the student is updated less often than the critic, as in DMD2.
     """
 
     Config = VSDConfig
 
     def networks(self) -> dict[str, NetSpec]:
-        """The student, and the critic, of which the adapters alone are trained."""
+        """The student and the critic, of which only the adapters are trained."""
         return {"student": NetSpec(), "critic": NetSpec(build=self._critic, lr_scale=self.config.critic_lr)}
 
     def _critic(self, backbone: Backbone) -> Backbone:
@@ -49,8 +49,10 @@ class VSD(Critical[VSDConfig]):
 
 
 class LowRank(nn.Module):
-    """W + up down for a weight W [out, in], with ``down`` [rank, in] drawn as a linear layer's and ``up`` [out, rank]
-    0 at first (LoRA, arXiv 2106.09685, with its alpha equal to the rank)."""
+    """W + up @ down for a weight W [out, in] (LoRA, arXiv 2106.09685, with alpha equal to the rank).
+
+    ``down`` [rank, in] is initialised as a linear layer's weight, ``up`` [out, rank] with zeros.
+    """
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
@@ -63,7 +65,7 @@ class LowRank(nn.Module):
 
 
 def adapted(backbone: Backbone, rank: int) -> Backbone:
-    """The network itself, frozen, with an adapter on the weight of each linear layer.
+    """The network itself, modified in place: frozen, with an adapter on the weight of each linear layer.
 
     Raises:
         FewstepError: for a network without linear layers.

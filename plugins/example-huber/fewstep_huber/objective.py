@@ -1,4 +1,4 @@
-"""Velocity matching, F + t dF/dt = vT along the teacher's path, under a loss that outliers pull less."""
+"""Velocity matching, F + t dF/dt = vT along the teacher's path, under a pseudo-Huber loss, robust to outliers."""
 
 import torch
 from pydantic import Field
@@ -7,7 +7,7 @@ from fewstep.core import Objective, Strict, TimeSampler
 
 
 class HuberConfig(Strict):
-    c: float = Field(0.1, gt=0, description="errors below c count as squares, above it as distances")
+    c: float = Field(0.1, gt=0, description="errors below c count as squares, those above it linearly")
     t: TimeSampler = Field(TimeSampler(), description="distribution of the training time")
 
 

@@ -1,1 +1,1 @@
-"""Flow matching: how a teacher is trained from data, on any backbone."""
+"""Flow matching: trains a teacher from data, on any backbone."""

@@ -1,4 +1,4 @@
-"""``fewstep teach`` for every backbone that has no such command of its own. Imports no torch."""
+"""``fewstep teach`` for backbones without a ``teach`` command of their own. Imports no torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fewstep.cli.options import DEVICE
 
 def teach(
     overrides: Overrides = None,
-    backbone: Annotated[str | None, Option("--backbone", help="The network that is trained.")] = None,
+    backbone: Annotated[str | None, Option("--backbone", help="Network to train.")] = None,
     stage: Annotated[str | None, STAGE] = None,
     dataset: DataSet = None,
     preset: Preset = None,

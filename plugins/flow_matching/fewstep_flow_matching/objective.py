@@ -1,4 +1,4 @@
-"""Flow matching as an objective: how a teacher is trained, by the engine that also distils."""
+"""Flow matching as an objective: a teacher is trained by the same engine that distils."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ UNIFORM = TimeSampler(kind="uniform")
 
 
 class FlowMatchingConfig(Strict):
-    """Recipe of the teacher's loss."""
+    """Keys of flow matching."""
 
     p_uncond: float = Field(0.1, ge=0, le=1, description="share of samples trained without their condition")
     t: TimeSampler = Field(default_factory=TimeSampler, description="distribution of the training time")
 
 
 class FlowMatching(Objective[FlowMatchingConfig]):
-    """Squared error of the velocity, ``|v(x_t, t) - ((1 - sigma_min) eps - x0)|^2``, with condition dropout for CFG.
+    """|| v(x_t, t) - ((1 - sigma_min) eps - x0) ||^2, with condition dropout for CFG.
 
-    Its minimiser is the mean of that velocity given x_t. Source: Lipman et al. 2023, arXiv 2210.02747, equation 23 with
-    t reversed. It is TRELLIS's own training loss.
+    The minimiser is the conditional mean of that velocity given x_t. Lipman et al. 2023, arXiv 2210.02747, equation 23
+    with time reversed. This is TRELLIS's own training loss.
     """
 
     Config = FlowMatchingConfig
     teaches = True
 
     def contract(self) -> Contract:
-        """A teacher takes many steps."""
+        """A teacher is sampled in many steps."""
         return Contract(steps=(25,))
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:

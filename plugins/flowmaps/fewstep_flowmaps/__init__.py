@@ -1,1 +1,1 @@
-"""Flow maps: students of two times, which jump from any time t to any earlier time s."""
+"""Flow maps: students with two time inputs, which jump from any time t to any time s below it."""

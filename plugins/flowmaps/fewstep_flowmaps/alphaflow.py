@@ -1,4 +1,4 @@
-"""AlphaFlow (arXiv 2510.20771): from flow matching along whole trajectories to MeanFlow, by one number."""
+"""AlphaFlow (arXiv 2510.20771): alpha interpolates from trajectory flow matching (1) to MeanFlow (0)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fewstep_flowmaps.meanflow import Adaptive
 class AlphaFlow(Adaptive[AlphaFlowConfig]):
     """1/a || F(x_t, t, s) - sg(a vT + (1 - a) F(x_m, m, s)) ||^2, with m = t - a (t - s), x_m = x_t - (t - m) vT.
 
-    a = 1 is || F - vT ||^2 for every s; a = 1/2 with the student's own first half is a shortcut model. For a to 0 the
-    error over a becomes MeanFlow's, whose gradient takes over where the schedule reaches 0. The adaptive weight sees
-    the error over a, so that it does so too.
+    a = 1 is || F - vT ||^2 for every s. a = 1/2, with the student's own F for the first half in place of vT, would be a
+    shortcut model. For a to 0 the error divided by a becomes MeanFlow's error, which is used once the schedule reaches
+    0; the adaptive weight is computed from the error divided by a, so that it converges as well.
     """
 
     Config = AlphaFlowConfig
@@ -35,12 +35,12 @@ class AlphaFlow(Adaptive[AlphaFlowConfig]):
 
     @torch.no_grad()
     def rest(self, at: Interval, alpha: float) -> Tensor:
-        """F(x_m, m, s), after a step of the teacher over the share alpha of the interval."""
+        """F(x_m, m, s), after an Euler step of the teacher over a fraction alpha of the interval."""
         m_B = at.t_B.double() - alpha * (at.t_B.double() - at.s_B.double())
         return at.student(at.x_t - alpha * at.span * at.velocity, m_B, at.s_B)
 
     def alpha(self, step: Step) -> float:
-        """alpha at this step. It depends on the length of the run, which a resume then cannot change."""
+        """alpha at this iteration. It depends on the length of the run, which therefore cannot change on resume."""
         config = self.config
         progress = (step.index / max(1, step.total - 1) - config.start) / (config.end - config.start)
         alpha = 1 / (1 + math.exp(min(700.0, config.steepness * (progress - 0.5))))

@@ -1,11 +1,11 @@
-"""Align Your Flow (arXiv 2506.14603): the flow map differentiated by its start (EMD) or by its end (LMD).
+"""Align Your Flow (AYF, arXiv 2506.14603): distillation by the flow map's derivative in t (EMD) or in s (LMD).
 
 With f(x_t, t, s) = x_t - (t - s) F the paper's two gradients, each weighted by 1 / |t - s|, are 2 g dF of
 
     g = F - vT(x_t, t) + (t - s) dF/dt              Eulerian, dF/dt along (vT, 1, 0): minus df/dt
     g = F - vT(f, s)   - (t - s) dF/ds              Lagrangian, with x_t and t fixed: df/ds - vT(f, s)
 
-and g is normalised as in sCM. At s = 0 the first is sCM's tangent, and at s = t both are flow matching.
+and g is normalised as in sCM. At s = 0 the Eulerian g is sCM's tangent; at s = t both are flow matching.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fewstep_flowmaps.interval import FlowMap, Interval
 
 
 class AlignYourFlow(FlowMap[AYFConfig]):
-    """|| F - sg(F - g / (|g| + c)) ||^2, the derivative in g faded in over the first iterations."""
+    """|| F - sg(F - g / (|g| + c)) ||^2, with a warm-up of the derivative in g."""
 
     Config = AYFConfig
     needs: ClassVar[frozenset[str]] = frozenset({"jvp", "two_time"})
@@ -36,7 +36,7 @@ class AlignYourFlow(FlowMap[AYFConfig]):
 
 
 def lagrangian(at: Interval, step: Step) -> Residual:
-    """The residual with -dF/ds in place of dF/dt, and the teacher's velocity where the jump ends."""
+    """The residual with -dF/ds in place of dF/dt, and the teacher's velocity at the end of the jump."""
 
     def to_s(s_B: Tensor) -> Tensor:
         return at.student(at.x_t, at.t_B, s_B)

@@ -13,10 +13,12 @@ from fewstep.methods.targets import TargetConfig
 
 
 class MapConfig(PointConfig):
-    """What every flow-map objective can be told."""
+    """Keys of every flow-map objective."""
 
     guidance: Strengths = Field(
-        None, description="teacher's w in (1 + w) c - w u, of a list one value a step; none: the teacher's own"
+        None,
+        description="teacher's w in (1 + w) c - w u: a number, a list or {low, high} to draw from at each step, "
+        "{start, end} for a ramp over the run; none: the teacher's own",
     )
     t: TimeSampler = Field(
         default_factory=lambda: TimeSampler(kind="uniform"), description="distribution of the training times"
@@ -25,7 +27,7 @@ class MapConfig(PointConfig):
         0.0,
         ge=0,
         le=1,
-        description="sampling in several steps: 0 jumps, above it gamma-sampling with this share of fresh noise",
+        description="sampler for several steps: jumps (0), or gamma-sampling with this share of fresh noise",
     )
 
     @model_validator(mode="after")
@@ -36,7 +38,7 @@ class MapConfig(PointConfig):
 
 
 class FlowMapConfig(MapConfig):
-    """Objectives that learn the velocity on a share of the samples."""
+    """Keys of objectives that learn the velocity (s = t) on a share of the samples."""
 
     apart: float = Field(
         0.5, ge=0, le=1, description="share of samples with s < t; the others have s = t and learn the velocity"
@@ -46,44 +48,44 @@ class FlowMapConfig(MapConfig):
 class IMMConfig(MapConfig):
     """Inductive moment matching."""
 
-    particles: int = Field(4, ge=1, description="samples of a group, which share their times and are compared")
-    gap: float = Field(0.04, gt=0, description="from t to r the ratio t / (1 - t) of noise to data falls by this much")
+    particles: int = Field(4, ge=1, description="samples per group, which share their times and are compared")
+    gap: float = Field(0.04, gt=0, description="by how much the noise-to-data ratio t / (1 - t) falls from t to r")
     bias: float = Field(5.0, description="b of the weight's factor sigmoid(b - log SNR)")
     power: float = Field(1.0, ge=1, description="a of the weight's factor (1 - t)^a")
 
 
 class IntervalConfig(FlowMapConfig):
-    """Objectives that look at intervals of any length and place."""
+    """Keys of objectives on intervals [s, t] of any length and position."""
 
     draw: Literal["ends", "length"] = Field(
         "ends",
-        description="what objective.t draws: both ends, the later is t; or the length t - s, whose place is uniform",
+        description="what objective.t draws: both ends (the larger is t), or the length t - s, at a uniform position",
     )
-    to_data: float = Field(0.5, ge=0, le=1, description="share of the samples with s < t whose s is 0 instead")
-    from_noise: float = Field(0.0, ge=0, le=1, description="share of the samples with s < t whose t is 1 instead")
+    to_data: float = Field(0.5, ge=0, le=1, description="share of the samples with s < t whose s is set to 0")
+    from_noise: float = Field(0.0, ge=0, le=1, description="share of samples whose t is set to 1")
 
 
 class AdaptiveConfig(IntervalConfig):
-    """Objectives whose squared error is weighted by its own size."""
+    """Keys of objectives with MeanFlow's adaptive weight."""
 
     power: float = Field(
-        1.0, ge=0, description="p of the weight 1 / (m + c)^p, m the sample's mean squared error; 0: no weight"
+        1.0, ge=0, description="p of the adaptive weight 1 / (m + c)^p, m the sample's mean squared error; 0: no weight"
     )
-    constant: float = Field(1e-3, gt=0, description="c of that weight")
+    constant: float = Field(1e-3, gt=0, description="c of the adaptive weight")
     weight: Literal["none", "anyflow"] = Field(
-        "none", description="factor of the loss by time: 1, or t sqrt(1 - t) over its mean, as in AnyFlow"
+        "none", description="weight of the loss by time: 1, or t sqrt(1 - t) divided by its mean (AnyFlow)"
     )
     central: float | None = Field(
-        None, gt=0, lt=0.5, description="D of a central difference in place of the exact derivative (AnyFlow: 0.005)"
+        None, gt=0, lt=0.5, description="dF/dt by a central difference of this D (AnyFlow: 0.005); none: exact"
     )
 
 
 class AlphaFlowConfig(AdaptiveConfig):
-    """AlphaFlow's schedule: alpha falls from 1 to 0 along a sigmoid."""
+    """AlphaFlow; alpha falls from 1 to 0 along a sigmoid."""
 
-    start: float = Field(0.0, ge=0, le=1, description="share of the run at which alpha begins to fall")
-    end: float = Field(1.0, gt=0, le=1, description="share of the run at which it has fallen")
-    steepness: float = Field(25.0, gt=0, description="slope of the sigmoid over that part of the run")
+    start: float = Field(0.0, ge=0, le=1, description="point of the run, 0 to 1, at which alpha begins to fall")
+    end: float = Field(1.0, gt=0, le=1, description="point of the run at which alpha has reached 0")
+    steepness: float = Field(25.0, gt=0, description="steepness of the sigmoid between start and end")
     clamp: float = Field(5e-3, ge=0, lt=0.5, description="alpha within this distance of 0 or 1 is set to it")
 
     @model_validator(mode="after")
@@ -96,14 +98,14 @@ class AlphaFlowConfig(AdaptiveConfig):
 class SplitConfig(IntervalConfig):
     """SplitMeanFlow."""
 
-    split: Literal["uniform", "midpoint"] = Field("uniform", description="where an interval is split in two")
+    split: Literal["uniform", "midpoint"] = Field("uniform", description="point at which an interval is split")
 
 
 class ShortcutConfig(FlowMapConfig, TargetConfig):
     """Shortcut models."""
 
-    apart: float = Field(0.25, ge=0, le=1, description="share of samples that learn a jump; the others the velocity")
-    units: int = Field(128, ge=2, description="length of the shortest step is 1 / units; a power of 2")
+    apart: float = Field(0.25, ge=0, le=1, description="share of samples that learn a jump, not the velocity")
+    units: int = Field(128, ge=2, description="the shortest step has length 1 / units; a power of 2")
     target_ema: float = Field(0.999, ge=0, lt=1, description="decay rate of the target's EMA (target = ema)")
 
     @model_validator(mode="after")
@@ -119,10 +121,11 @@ class AYFConfig(IntervalConfig, TangentConfig):
     apart: float = Field(1.0, ge=0, le=1, description="share of samples with s < t; the others learn the velocity")
     kind: Literal["eulerian", "lagrangian"] = Field(
         "eulerian",
-        description="derivative of the map by its start (EMD), or by its end, where the teacher is asked (LMD)",
+        description="derivative of the map in its start time t (EMD), or in its end time s, where the teacher is "
+        "evaluated (LMD)",
     )
     derivative: float = Field(
-        1.0, gt=0, le=1, description="factor of dF/dt after the warm-up; 0.99 as published regularises"
+        1.0, gt=0, le=1, description="factor of dF/dt after the warm-up; below 1 regularises (published: 0.99)"
     )
 
     @model_validator(mode="after")

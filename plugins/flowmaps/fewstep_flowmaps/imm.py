@@ -1,17 +1,18 @@
 """Inductive moment matching (IMM, arXiv 2503.07565): jumps to s from two neighbouring times, compared as distributions.
 
-Samples are taken in groups of M, which share t, s and r, with s <= r < t: the ratio of noise to data at r is that of t
-less ``gap``. With y = x_t - (t - s) F(x_t, t, s), and z the same from x_r = x_t - (t - r) vT with the graph stopped,
+Samples form groups of M, which share t, s and r, with s <= r < t. The noise-to-data ratio t / (1 - t) at r is that at t
+less ``gap``. With y = x_t - (t - s) F(x_t, t, s), and z the same jump from x_r = x_t - (t - r) vT with stop-gradient,
 
     w(t) / M^2 sum over j, k of [k(y_j, y_k) + k(z_j, z_k) - 2 k(y_j, z_k)],    k(a, b) = exp(-|a - b| / (D (t - s)))
 
-is the squared maximum mean discrepancy of a group's y and z under a Laplace kernel, with D elements a sample. With one
-particle a group it is consistency distillation. With the log SNR L = 2 log((1 - t) / t) the weight is
+is the weighted squared maximum mean discrepancy (MMD) between a group's y and z under a Laplace kernel, for samples of
+D elements. With M = 1 it is consistency distillation. With the log SNR L = 2 log((1 - t) / t) the weight is
 
     w(t) = 1/2 sigmoid(b - L) (-dL/dt) (1 - t)^a / (t^2 + (1 - t)^2).
 
-Published: on data (``velocity = "data"``, where x_r has the same data and noise), M 4, b 5, a 1 or 2, t and s uniform,
-gap 160 / 2^12. Neighbours in the batch make a group; those of unequal size are not compared with each other.
+Published: training on data (``velocity = "data"``, where x_r has the same data and noise as x_t), M 4, b 5, a 1 or 2,
+t and s uniform, gap 160 / 2^12. A group is M consecutive samples of the batch; samples of different sizes are not
+compared with each other.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from fewstep.methods.point import UNIFORM
 from fewstep_flowmaps.config import IMMConfig
 from fewstep_flowmaps.interval import CONTINUOUS, FlowMap
 
-FARTHEST = 160.0  # largest ratio of noise to data that r is found from: t = 1 has none
-SMALLEST = 1e-8  # distance below which two samples are the same
+FARTHEST = 160.0  # largest noise-to-data ratio that r is computed from: at t = 1 it is infinite
+SMALLEST = 1e-8  # lower bound of distances: the norm has no gradient at 0
 
 
 class MomentMatching(FlowMap[IMMConfig]):
-    """The discrepancy of jumps from t and from r, group by group."""
+    """The weighted MMD between jumps from t and from r, group by group."""
 
     Config = IMMConfig
 
     def ends(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
-        """[B] times t and s, a pair for each group."""
+        """[B] times t and s, one pair per group."""
         first = self.groups(batch.layout) * self.config.particles
         t_B = step.times(batch.layout, self.config.t, "t")[first]
         s_B = t_B * step.times(batch.layout, UNIFORM, "s")[first]
@@ -45,7 +46,7 @@ class MomentMatching(FlowMap[IMMConfig]):
         return CONTINUOUS.times(t_B, low), CONTINUOUS.times(s_B, low)
 
     def groups(self, layout: Layout) -> Tensor:
-        """[B] the number of each sample's group."""
+        """[B] the index of each sample's group."""
         return torch.arange(layout.batch_size) // self.config.particles
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
@@ -70,12 +71,12 @@ class MomentMatching(FlowMap[IMMConfig]):
         return {"imm": per(self.config.reduction, value, layout)}
 
     def before(self, t_B: Tensor) -> Tensor:
-        """[B] the time whose ratio of noise to data is smaller by ``gap``, at least 0."""
+        """[B] the time whose noise-to-data ratio is smaller by ``gap``, at least 0."""
         ratio_B = ((t_B / (1 - t_B)).clamp(max=FARTHEST) - self.config.gap).clamp(min=0)
         return ratio_B / (1 + ratio_B)
 
     def weight(self, t_B: Tensor) -> Tensor:
-        """[B] w(t), with both singular ends divided out."""
+        """[B] w(t), simplified so that nothing divides by t or 1 - t."""
         data_B = 1 - t_B
         noise = t_B.square() + torch.exp(torch.tensor(-self.config.bias)) * data_B.square()
         return data_B ** (self.config.power - 1) * t_B / noise / (t_B.square() + data_B.square())

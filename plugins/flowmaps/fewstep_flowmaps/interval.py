@@ -1,4 +1,4 @@
-"""Intervals [s, t] of noisy samples' paths, and what all flow-map objectives ask there."""
+"""Intervals [s, t] for noisy samples, and the base class of all flow-map objectives."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ CONTINUOUS = Derivative("continuous")
 
 @dataclass(frozen=True)
 class Interval:
-    """Samples ``x_t`` at ``t_B`` [B], with the times ``s_B`` [B] that they are to jump to.
+    """Noisy samples ``x_t`` at ``t_B`` [B], with the times ``s_B`` [B] that the student jumps to.
 
     Args:
         span: t - s, expanded to x_t.
-        student: its average velocity F(x, t, s), with graph.
-        target: the same of the network that targets are made with.
-        teacher: its guided velocity anywhere, without graph.
-        derivative: how ``residual`` differentiates.
+        student: the student's average velocity F(x, t, s), with its graph.
+        target: F of the network that predicts targets.
+        teacher: velocity (x, t) of the guided teacher, detached.
+        derivative: how ``residual`` takes dF/dt.
     """
 
     x_t: Tensor
@@ -52,7 +52,7 @@ class Interval:
         return self.teacher(self.x_t, self.t_B)
 
     def residual(self, step: Step, direction: Tensor | None = None) -> Residual:
-        """The shared residual, with dF/dt along (direction, 1, 0); the direction is vT unless given."""
+        """The shared residual, with dF/dt along (direction, 1, 0); ``direction`` defaults to vT."""
 
         def towards_s(x: Tensor, t_B: Tensor) -> Tensor:
             return self.student(x, t_B, self.s_B)
@@ -62,7 +62,7 @@ class Interval:
 
 
 class FlowMap(Objective[C]):
-    """A student of two times, sampled by one jump a step."""
+    """A student with two time inputs, sampled by one jump per step."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"two_time"})
     sampler = "jump"
@@ -72,7 +72,7 @@ class FlowMap(Objective[C]):
         return Contract(sampler=sampler, noise=noise, rescale_t=self.config.rescale_t, two_time=True)
 
     def look(self) -> Look:
-        """How it looks at noisy samples."""
+        """The settings of this objective's evaluation at noisy samples."""
         return Look(self.config, CONTINUOUS, self.config.guidance)
 
     def derivative(self) -> Derivative:
@@ -80,19 +80,19 @@ class FlowMap(Objective[C]):
         return CONTINUOUS
 
     def ends(self, batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
-        """[B] times t and s <= t of this step. A share ``apart`` has s < t."""
+        """[B] times t and s <= t of this iteration; a share ``apart`` has s < t."""
         assert isinstance(self.config, IntervalConfig)
         t_B, s_B = drawn(self.config, batch.layout, step)
         t_B = CONTINUOUS.times(t_B, step.interpolant.sigma_min)
         return t_B, torch.where(self.are_apart(batch, step), s_B, t_B)
 
     def are_apart(self, batch: Batch, step: Step) -> Tensor:
-        """[B] which samples have s < t."""
+        """[B] whether a sample has s < t."""
         assert isinstance(self.config, FlowMapConfig)
         return step.times(batch.layout, UNIFORM, "apart") < self.config.apart
 
     def interval(self, batch: Batch, nets: Nets, step: Step, target: nn.Module | None = None) -> Interval:
-        """Draws an interval and noise for each sample; ``target`` makes targets in place of the student."""
+        """Draws an interval and noise for each sample; ``target`` predicts targets in place of the student."""
         look, layout = self.look(), batch.layout
         t_B, s_B = self.ends(batch, step)
         x_t, _, noise = look.noisy(batch, step, t_B)
@@ -114,7 +114,7 @@ class FlowMap(Objective[C]):
 
 
 def drawn(config: IntervalConfig, layout: Layout, step: Step) -> tuple[Tensor, Tensor]:
-    """[B] times t and s <= t, by ``config.draw``; of shares of the samples t is 1, and s is 0."""
+    """[B] times t and s <= t by ``config.draw``; a share ``from_noise`` has t = 1, a share ``to_data`` has s = 0."""
     first_B = step.times(layout, config.t, "t")
     if config.draw == "ends":
         second_B = step.times(layout, config.t, "s")
@@ -128,11 +128,12 @@ def drawn(config: IntervalConfig, layout: Layout, step: Step) -> tuple[Tensor, T
 
 @torch.no_grad()
 def through(average: Average, x_t: Tensor, t_B: Tensor, s_B: Tensor, share_B: Tensor, layout: Layout) -> Tensor:
-    """F over [s, t] of two jumps, the first over the share ``share_B`` [B] of the way.
+    """The average velocity over [s, t] of two consecutive jumps, from t to m and from m to s; m = t - share (t - s).
 
-    Displacements add up, (t - s) F_ts = (t - m) F_tm + (m - s) F_ms, with x_m = x_t - (t - m) F_tm.
+    Displacements add up: (t - s) F_ts = (t - m) F_tm + (m - s) F_ms with x_m = x_t - (t - m) F_tm. ``share_B`` is [B].
     """
-    m_B = t_B.double() - share_B.double() * (t_B.double() - s_B.double())  # in float32 it would miss the share
+    # In float64: an m rounded to float32 would not divide [s, t] by this share.
+    m_B = t_B.double() - share_B.double() * (t_B.double() - s_B.double())
     first = average(x_t, t_B, m_B)
     second = average(x_t - layout.expand(t_B - m_B, x_t) * first, m_B, s_B)
     share = layout.expand(share_B, x_t)

@@ -1,8 +1,8 @@
 """MeanFlow (arXiv 2505.13447), distilled from a teacher or trained on data, and its improved form (arXiv 2512.02012).
 
-Both papers write u(z, r, t) for F(x, t, s), and train on data: their v is eps - x0, here the guided teacher's velocity
-unless ``objective.velocity = "data"``. Their squared errors are sums over a sample, here means, so that c of the weight
-counts as c times the number of elements there.
+Both papers write u(z, r, t) for F(x, t, s) and train on data: their v is eps - x0. Here v is the guided teacher's
+velocity vT, unless ``objective.velocity = "data"``. Their squared errors are sums over a sample, here they are means: c
+of the adaptive weight here corresponds to c times the number of elements there.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Adaptive(FlowMap[A]):
         return CONTINUOUS if central is None else Derivative("central", central)
 
     def adaptive(self, error: Tensor, t_B: Tensor, layout: Layout) -> Tensor:
-        """The squared error over (its sample's detached mean + c)^p, as a loss term."""
+        """The squared error divided by (its detached mean over the sample + c)^p, as a loss term."""
         weight_B = (layout.mean(error.detach().square()) + self.config.constant) ** -self.config.power
         if self.config.weight == "anyflow":
             weight_B = weight_B * 3.75 * t_B * (1 - t_B).clamp(min=0).sqrt()  # its mean over times is 1
@@ -59,8 +59,8 @@ class MeanFlow(Adaptive[AdaptiveConfig]):
 class ImprovedMeanFlow(Adaptive[AdaptiveConfig]):
     """|| F(x_t, t, s) + (t - s) sg(dF/dt) - vT ||^2, with dF/dt along the student's own velocity (F(x_t, t, t), 1, 0).
 
-    On data this keeps the noise of eps - x0 out of the derivative. As in the paper, the student takes the guidance
-    strength as an input where ``guidance`` is a list or a range; a number is baked in.
+    When training on data, this keeps the variance of eps - x0 out of the derivative. As in the paper, the student takes
+    the guidance strength as an input if ``guidance`` is a list or a range; a number is baked in.
     """
 
     Config = AdaptiveConfig

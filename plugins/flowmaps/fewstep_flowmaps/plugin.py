@@ -16,19 +16,19 @@ def register_objectives(register: Register) -> None:
         "meanflow",
         target="fewstep_flowmaps.meanflow:MeanFlow",
         config="fewstep_flowmaps.config:AdaptiveConfig",
-        summary="MeanFlow: average velocity between any two times, by its derivative along the path",
+        summary="MeanFlow: the average velocity between any two times, by its derivative along the path",
     )
     register(
         "imeanflow",
         target="fewstep_flowmaps.meanflow:ImprovedMeanFlow",
         config="fewstep_flowmaps.config:AdaptiveConfig",
-        summary="improved MeanFlow: the same as a loss on the velocity, differentiated along the student's own",
+        summary="improved MeanFlow: a loss on the velocity, with dF/dt along the student's own velocity",
     )
     register(
         "alphaflow",
         target="fewstep_flowmaps.alphaflow:AlphaFlow",
         config="fewstep_flowmaps.config:AlphaFlowConfig",
-        summary="AlphaFlow: from flow matching to MeanFlow in the course of a run",
+        summary="AlphaFlow: a curriculum from flow matching to MeanFlow",
     )
     register(
         "anyflow",
@@ -39,23 +39,23 @@ def register_objectives(register: Register) -> None:
         "shortcut",
         target="fewstep_flowmaps.splitting:Shortcut",
         config="fewstep_flowmaps.config:ShortcutConfig",
-        summary="shortcut model: a jump is two jumps of half its length",
+        summary="shortcut model: one jump matches two jumps of half its length",
     )
     register(
         "split-meanflow",
         target="fewstep_flowmaps.splitting:SplitMeanFlow",
         config="fewstep_flowmaps.config:SplitConfig",
-        summary="SplitMeanFlow: a jump is two jumps, split anywhere",
+        summary="SplitMeanFlow: one jump matches two jumps, split anywhere",
     )
     register(
         "imm",
         target="fewstep_flowmaps.imm:MomentMatching",
         config="fewstep_flowmaps.config:IMMConfig",
-        summary="inductive moment matching: jumps from t and from a little before, compared by groups of samples",
+        summary="inductive moment matching: jumps from two neighbouring times, matched in distribution by MMD",
     )
     register(
         "ayf",
         target="fewstep_flowmaps.ayf:AlignYourFlow",
         config="fewstep_flowmaps.config:AYFConfig",
-        summary="Align Your Flow: the flow map differentiated by its start or by its end",
+        summary="Align Your Flow: the flow map's derivative in its start time or in its end time",
     )

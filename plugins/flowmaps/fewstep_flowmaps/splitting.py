@@ -1,6 +1,6 @@
-"""Two jumps in a row are one jump: shortcut models and SplitMeanFlow. No derivative is taken.
+"""One jump equals two consecutive jumps: shortcut models and SplitMeanFlow. No derivative is taken.
 
-Both learn the velocity, F(x, t, t) = vT, on a share of the samples, and put longer jumps together on the others.
+Both learn the velocity, F(x, t, t) = vT, on a share of the samples, and self-consistency of longer jumps on the others.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ class Splitting(FlowMap[S]):
 
 
 class SplitMeanFlow(Splitting[SplitConfig]):
-    """(t - s) F_ts = (t - m) F_tm + (m - s) F_ms at a random m (SplitMeanFlow, arXiv 2507.16884; arXiv 2505.18825 calls
-    it the progressive form of flow-map matching and tries the middle, too)."""
+    """(t - s) F_ts = (t - m) F_tm + (m - s) F_ms at a random m (SplitMeanFlow, arXiv 2507.16884).
+
+    arXiv 2505.18825 calls it progressive self-distillation and also tries the midpoint.
+    """
 
     Config = SplitConfig
 
@@ -47,8 +49,8 @@ class Shortcut(Splitting[ShortcutConfig]):
     """F(x_t, t, 2d) = (F(x_t, t, d) + F(x', t - d, d)) / 2, where the last argument is the length of the step and
     x' = x_t - d F(x_t, t, d) (shortcut models, arXiv 2410.12557, equations 4 and 5).
 
-    2d is 1, 1/2, ... 2 / units, t a multiple of 2d, so that a sampler of 2^k steps asks what was trained. The shortest
-    half steps are steps of the velocity (length 0), as published.
+    2d is one of 1, 1/2, ..., 2 / units and t is a multiple of 2d, so that a sampler with 2^k steps evaluates F only
+    where it was trained. For the smallest 2d, the two half steps use the velocity F(x, t, 0), as published.
     """
 
     Config = ShortcutConfig

@@ -1,1 +1,1 @@
-"""MDT-dist: marginal-data transport distillation (arXiv 2509.04406) by velocity matching and distillation."""
+"""MDT-dist (marginal-data transport distillation, arXiv 2509.04406): velocity matching and velocity distillation."""

@@ -1,4 +1,4 @@
-"""Prediction and target of both MDT terms at a point of a path."""
+"""Prediction and target of both MDT terms at noisy samples."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ class Targets:
     """Prediction and target of a term, on the samples' layout.
 
     Args:
-        v_pred: the student's velocity F (kind "cm": its state at the phase end), with graph in VM, without in VD.
+        v_pred: the student's average velocity F (kind "cm": its state at the phase end), with its graph in VM, detached
+            in VD; for the scores "critic" and "twin" the velocity trained on the fakes.
         v_tgt: its target, detached.
         t_B: [B] times.
         end_B: [B] phase ends, all 0 for one phase.
-        v_teacher: the teacher's velocity there.
-        v_path: the velocity from the clean sample to the noise that x_t was made with.
-        x_fake, v_fake: VD only: the student's sample z' - F(z', 1), and F(z', 1); both with graph.
+        v_teacher: the teacher's velocity at x_t.
+        v_path: eps - x0 of the clean sample and the noise that x_t was made with.
+        x_fake, v_fake: VD only: the student's sample z' - F(z', 1), and F(z', 1); both with their graph.
     """
 
     v_pred: Tensor
@@ -48,7 +49,7 @@ def derivative(config: VMConfig) -> Derivative:
 def match(config: VMConfig, batch: Batch, nets: Nets, step: Step, term: str) -> Targets:
     """Prediction and target of a term ("vm" or "vd") on the clean samples ``batch.x0``, real or the student's own.
 
-    Terms of one step look at the same times and noise, as published, unless VD has times of its own (``t_vd``).
+    Both terms of a step share times and noise, as published, unless VD draws its own (``t_vd``).
     """
     own = config.t_vd if term == "vd" and isinstance(config, MDTConfig) else None
     look = Look(config, derivative(config), getattr(config, f"guidance_{term}"), config.multiphase, term, own)
@@ -63,6 +64,6 @@ def match(config: VMConfig, batch: Batch, nets: Nets, step: Step, term: str) -> 
 
 
 def contract(config: VMConfig) -> Contract:
-    """How an MDT student is sampled: guidance is baked in; with phases, one step a phase."""
+    """How an MDT student is sampled: guidance is baked in; with phases, one step per phase."""
     steps = (config.multiphase,) if config.multiphase > 1 else (1, 2, 4)
     return Contract(sampler=config.sampler, steps=steps, rescale_t=config.rescale_t)

@@ -1,6 +1,6 @@
-"""A trained velocity of the student's own samples ("fakes"), which stands for their score in VD.
+"""A velocity trained on the student's own samples ("fakes"), which stands for their score in VD.
 
-"critic": a network of its own (DMD2, arXiv 2405.14867). "twin": the student at negative time, F(x_t, -t) (TwinFlow,
+"critic": a separate network (DMD2, arXiv 2405.14867). "twin": the student at negative times, F(x_t, -t) (TwinFlow,
 arXiv 2512.05150).
 """
 
@@ -26,7 +26,7 @@ def compare(config: MDTConfig, fakes: Batch, cond: Condition, nets: Nets, step: 
 
     Args:
         fakes: the student's samples as ``x0``, with the condition that the teacher sees.
-        cond: that the fakes were made under.
+        cond: the condition that the fakes were made under.
     """
     look = Look(config, Derivative("continuous"), config.guidance_vd, name="vd", t=config.t_vd)
     at = shared.compare(look, fakes, velocity(config, fakes, cond, nets), nets, step)
@@ -34,7 +34,7 @@ def compare(config: MDTConfig, fakes: Batch, cond: Condition, nets: Nets, step: 
 
 
 def fit(config: MDTConfig, fakes: Batch, cond: Condition, nets: Nets, step: Step) -> Tensor:
-    """Flow matching on fakes, as a loss term, at times and noise of its own."""
+    """Flow matching on fakes, as a loss term, with its own draws of time and noise."""
     look = Look(config, Derivative("continuous"), None, name="fakes", t=config.t_vd or config.t)
     x_t, t_B, noise = look.noisy(fakes, step)
     return shared.fit(velocity(config, fakes, cond, nets)(x_t, t_B), fakes, noise, step, config.reduction)

@@ -1,4 +1,4 @@
-"""Velocity distillation, and the published sum of both terms."""
+"""Velocity distillation (VD), and MDT-dist's sum of VM and VD (arXiv 2509.04406)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from fewstep_mdt.vm import VelocityMatching
 
 
 class VelocityDistillation(Objective[MDTConfig]):
-    """Score distillation: the student's samples ("fakes") follow the difference of two velocities.
+    """Score distillation: the difference of two velocities moves the student's samples ("fakes").
 
-    With x' = z' - F(z', 1) and x'_t between x' and fresh noise, the gradient is 2 lambda (v - vT)(x'_t, t) . dF(z', 1)
-    over the number of elements: v and vT carry no graph. v stands for the score of the fakes. As published
-    (MDT-dist) it is the student's own velocity u = F + t dF/dt, otherwise one that is trained on them (see
-    ``scores``). The reported value is lambda || v - vT ||^2. Kind "cm" does the same to states, as published; there
-    u - vT stands with the factor -D.
+    With x' = z' - F(z', 1) and x'_t = (1 - t) x' + t z'' for fresh noise z'', the gradient with respect to the weights
+    is 2 lambda (v - vT)(x'_t, t) . dF(z', 1), averaged over elements; v and vT are detached. v stands for the score of
+    the fakes. As published it is the student's own velocity u = F + t dF/dt; otherwise a velocity trained on the fakes
+    (see ``scores``). The reported value is lambda || v - vT ||^2. With kind "cm" states take the place of velocities,
+    as in the published trainer: -D (u - vT) takes the place of u - vT, with t - D as the factor of dF/dt.
     """
 
     Config = MDTConfig
@@ -43,7 +43,7 @@ class VelocityDistillation(Objective[MDTConfig]):
         return contract(self.config)
 
     def networks(self) -> dict[str, NetSpec]:
-        """The student and, where the score is a critic's, the critic, which starts as the teacher."""
+        """The student and, for score "critic", the critic, which starts as the teacher."""
         if self.config.score != "critic" or self.config.lambda_vd == 0:
             return {"student": NetSpec()}
         return {"student": NetSpec(), "critic": NetSpec(lr_scale=self.config.critic_lr)}
@@ -58,17 +58,17 @@ class VelocityDistillation(Objective[MDTConfig]):
         return self.config.lambda_vd > 0 and step.decide(lambda index: index >= begins)
 
     def critic_alone(self, step: Step) -> bool:
-        """Whether this iteration trains the critic and not the student: all but every ``critic_ratio``-th."""
+        """Whether this iteration trains only the critic: every iteration but each ``critic_ratio``-th."""
         ratio = self.config.critic_ratio
         return self.started(step) and self.config.score == "critic" and step.decide(lambda index: index % ratio != 0)
 
     def generate(self, batch: Batch, nets: Nets, step: Step) -> tuple[Tensor, Tensor, Condition]:
-        """The student's one-step samples x' = z' - F(z', 1) with their graph, F(z', 1), and their condition."""
+        """The student's one-step samples x' = z' - F(z', 1) and F(z', 1), with their graph, and their condition."""
         cond = dropped(batch, step, self.config.p_uncond, "drop/fake")
         return *generate(batch, cond, nets, step), cond
 
     def targets(self, batch: Batch, nets: Nets, step: Step) -> Targets:
-        """Prediction and target on the student's own samples, without graph; the samples with it."""
+        """Detached prediction and target on the student's own samples; the samples keep their graph."""
         return self._targets(batch, nets, step, *self.generate(batch, nets, step))
 
     def _targets(
@@ -98,9 +98,9 @@ class VelocityDistillation(Objective[MDTConfig]):
         return terms
 
     def _distance(self, found: Targets, batch: Batch) -> Tensor:
-        """The loss term whose gradient is VD's."""
+        """The loss term that has VD's gradient."""
         carrier = cast(Tensor, found.v_fake)
-        carrier = carrier - carrier.detach()  # 0 with the graph of v_fake
+        carrier = carrier - carrier.detach()  # zero, with the graph of v_fake
         if self.config.vd_factor:
             carrier = batch.layout.expand(1 - found.t_B, carrier) * carrier
         if self.config.vd_norm == "dmd":
@@ -111,8 +111,10 @@ class VelocityDistillation(Objective[MDTConfig]):
 
 
 class MDT(Sum[MDTConfig]):
-    """MDT-dist as published: velocity matching and velocity distillation on the same times and noise. Where a critic is
-    trained more often than the student, the iterations between train it alone."""
+    """MDT-dist: velocity matching plus velocity distillation, by default at the same times and noise, as published.
+
+    With a critic and ``critic_ratio`` above 1, the iterations between two updates of the student train only the critic.
+    """
 
     Config = MDTConfig
     needs: ClassVar[frozenset[str]] = frozenset({"jvp"})

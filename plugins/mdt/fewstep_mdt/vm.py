@@ -1,4 +1,4 @@
-"""Velocity matching: the student's average velocity, regressed on the teacher's velocity along its path."""
+"""Velocity matching (VM): the student's own velocity F + t dF/dt is regressed on the teacher's."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from fewstep_mdt.match import Targets, contract, match
 class VelocityMatching(Objective[VMConfig]):
     """lambda || F(x_t, t) + t sg(dF/dt) - vT(x_t, t) ||^2 (MDT-dist, arXiv 2509.04406, velocity matching).
 
-    With ``difference`` "euler" and ``loss`` "pseudo-huber" this is D times consistency distillation with weight
-    "velocity" and D times the c.
+    With ``difference`` "euler" and ``loss`` "pseudo-huber" the gradient is D times that of ``cm`` with weight
+    "velocity" and D times this ``huber``.
     """
 
     Config = VMConfig
@@ -32,7 +32,7 @@ class VelocityMatching(Objective[VMConfig]):
         return contract(self.config)
 
     def targets(self, batch: Batch, nets: Nets, step: Step) -> Targets:
-        """Prediction, with graph, and target."""
+        """Prediction with its graph, and detached target."""
         return match(self.config, batch, nets, step, "vm")
 
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:

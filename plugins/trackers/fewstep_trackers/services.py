@@ -42,9 +42,9 @@ class TensorBoard:
 
 
 class WandB:
-    """A Weights & Biases run, named by the last two parts of the folder. Its environment variables choose the mode.
+    """A Weights & Biases run, named after the last two parts of the folder. WANDB_MODE and its other variables apply.
 
-    The file ``wandb-id`` in the folder holds the run's id, so that a resumed run goes on in the same one.
+    The file ``wandb-id`` in the folder holds the run's id, so that a resumed run continues the same one.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
@@ -76,7 +76,7 @@ class WandB:
 
 
 def flat(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a row by slashed names: ``loss/vm``, ``evaluations/teacher/forward``."""
+    """The numbers of a nested row by slash-separated names: ``loss/vm``, ``evaluations/teacher/forward``."""
     for key, value in row.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}/")

@@ -1,1 +1,1 @@
-"""Methods that follow the teacher's trajectories: stored pairs, reflow, progressive distillation."""
+"""Methods that follow the teacher's trajectories: KD, reflow, progressive distillation, PeRFlow, pi-Flow."""

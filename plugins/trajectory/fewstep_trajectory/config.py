@@ -18,12 +18,12 @@ UNIFORM = TimeSampler(kind="uniform")
 
 
 class DistanceConfig(Strict):
-    """The keys of a distance between the student's answer and what it should be."""
+    """Keys of the distance between a prediction and its target."""
 
-    loss: Literal["l2", "pseudo-huber"] = Field("l2", description="distance of the answer from its target")
-    huber: float = Field(0.03, gt=0, description="c of the pseudo-Huber distance, in units of an element")
+    loss: Literal["l2", "pseudo-huber"] = Field("l2", description="distance between prediction and target")
+    huber: float = Field(0.03, gt=0, description="c of the pseudo-Huber distance, on the scale of one element")
     reduction: Literal["element", "sample"] = Field(
-        "sample", description="loss as mean over samples, or over all elements (a longer sample weighs more)"
+        "sample", description="loss averaged over samples, or over all elements (longer samples count more)"
     )
 
     def distance(self, error: Tensor, weight_B: Tensor, layout: Layout) -> Tensor:
@@ -34,28 +34,30 @@ class DistanceConfig(Strict):
 class KDConfig(DistanceConfig):
     """Knowledge distillation from stored pairs."""
 
-    pairs: PairsConfig = Field(default_factory=PairsConfig, description="the teacher's pairs")
+    pairs: PairsConfig = Field(default_factory=PairsConfig, description="the stored pairs of the teacher")
 
 
 class ReflowConfig(DistanceConfig):
-    """Flow matching on stored pairs."""
+    """Reflow: flow matching on stored pairs."""
 
-    pairs: PairsConfig = Field(default_factory=PairsConfig, description="the teacher's pairs")
+    pairs: PairsConfig = Field(default_factory=PairsConfig, description="the stored pairs of the teacher")
     t: TimeSampler = Field(default=UNIFORM, description="distribution of the training time")
     rescale_t: float = Field(1.0, gt=0, description="warp of the student's time grid")
 
 
 class ProgressiveConfig(DistanceConfig):
-    """Progressive distillation, several stages in one run."""
+    """Progressive distillation, with several stages in one run."""
 
     steps: tuple[int, ...] = Field(
-        (8, 4, 2, 1), min_length=1, description="sampling steps of each stage's student, every one half of the last"
+        (8, 4, 2, 1), min_length=1, description="sampling steps of each stage's student, each half of the one before"
     )
-    iterations: int = Field(250, ge=1, description="iterations of a stage; the last one goes on to the end of the run")
+    iterations: int = Field(
+        250, ge=1, description="iterations per stage; the last stage lasts until the end of the run"
+    )
     weight: Literal["velocity", "truncated-snr"] = Field(
-        "velocity", description="factor of the distance of velocities: 1, or what the paper's truncated SNR comes to"
+        "velocity", description="factor of the distance between velocities: 1, or the paper's truncated-SNR weight"
     )
-    rescale_t: float = Field(1.0, gt=0, description="warp of the time grid of teacher and student")
+    rescale_t: float = Field(1.0, gt=0, description="warp of the time grids of teacher and student")
 
     @field_validator("steps")
     @classmethod
@@ -66,12 +68,12 @@ class ProgressiveConfig(DistanceConfig):
 
 
 class PiFlowConfig(DistanceConfig):
-    """Policies that imitate the teacher."""
+    """pi-Flow: policies that imitate the teacher."""
 
-    steps: int = Field(1, ge=1, description="steps of the student's sampler; a policy is trained for each")
-    states: int = Field(2, ge=1, description="states of a policy's path at which the teacher is asked")
+    steps: int = Field(1, ge=1, description="steps of the student's sampler, each with a policy of its own")
+    states: int = Field(2, ge=1, description="states on a policy's path at which the teacher is evaluated")
     window: float = Field(
-        3 / 128, gt=0, le=1, description="length of time over which the policy is compared with the teacher's velocity"
+        3 / 128, gt=0, le=1, description="length of time over which the policy's velocity is averaged"
     )
     rescale_t: float = Field(1.0, gt=0, description="warp of the student's time grid")
 
@@ -79,6 +81,6 @@ class PiFlowConfig(DistanceConfig):
 class PeRFlowConfig(DistanceConfig):
     """Piecewise rectified flow."""
 
-    windows: int = Field(4, ge=1, description="windows of time, and the fewest sampling steps")
+    windows: int = Field(4, ge=1, description="number of time windows, and the smallest number of sampling steps")
     solver_steps: int = Field(4, ge=1, description="Euler steps of the teacher within a window")
     rescale_t: float = Field(1.0, gt=0, description="warp of the windows' ends, and of the student's time grid")

@@ -1,7 +1,7 @@
-"""Knowledge distillation and reflow: what a student can learn from stored pairs of the teacher.
+"""Knowledge distillation (KD) and reflow: learning from stored pairs of the teacher.
 
-Both see noise z and the sample Phi_T(z) that the guided teacher makes of it (``fewstep.core.pairs``). A run makes the
-pairs before its first iteration, keeps them in the user's cache, and counts what they cost in its budget.
+A pair is noise z and the sample Phi_T(z) that the guided teacher generates from it (``fewstep.core.pairs``). A run
+generates the pairs before its first iteration, keeps them in the user's cache, and counts their cost in its budget.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ C = TypeVar("C", KDConfig, ReflowConfig)
 
 
 class FromPairs(Objective[C]):
-    """An objective on pairs: those of the run's data set if it provides "pairs", else the teacher's on its samples."""
+    """An objective on pairs: the data set's if it provides "pairs", else the teacher's under its conditions."""
 
     def data(self, dataset: Dataset, teacher: Teacher) -> Dataset:
         return dataset if "pairs" in dataset.provides else TeacherPairs(self.config.pairs, dataset, teacher)
 
     def distance(self, error: Tensor, batch: Batch) -> Tensor:
-        """The distance of the answer from its target as a loss term."""
+        """The distance for this error, as a loss term."""
         ones_B = torch.ones(batch.layout.batch_size, device=error.device)
         return self.config.distance(error, ones_B, batch.layout)
 
 
 class KnowledgeDistillation(FromPairs[KDConfig]):
-    """|| z - F(z, 1) - Phi_T(z) ||^2: one step from the noise ends where the teacher does.
+    """|| z - F(z, 1) - Phi_T(z) ||^2: one step from the noise lands on the teacher's sample.
 
     Luhman and Luhman, "Knowledge Distillation in Iterative Generative Models for Improved Sampling Speed", arXiv
-    2101.02388. For one step only. With few pairs for the size of the network it learns them by heart.
+    2101.02388. For one-step sampling only. With too few pairs for its size, the network memorises them.
     """
 
     Config = KDConfig
@@ -54,10 +54,11 @@ class KnowledgeDistillation(FromPairs[KDConfig]):
 
 
 class Reflow(FromPairs[ReflowConfig]):
-    """|| F(x_t, t) - (z - Phi_T(z)) ||^2 with x_t on the line from Phi_T(z) to z: a flow with straighter paths.
+    """|| F(x_t, t) - (z - Phi_T(z)) ||^2 with x_t = (1 - t) Phi_T(z) + t z: a flow with straighter paths.
 
     Liu, Gong and Liu, "Flow Straight and Fast", arXiv 2209.03003, equation 1 on the coupling of section 2.2. The
-    student is again a velocity field: sampled by Euler, better with more steps, and a teacher for ``kd`` (InstaFlow).
+    student is a velocity field again: it is sampled by Euler, improves with more steps, and can be the teacher for
+    ``kd`` (InstaFlow).
     """
 
     Config = ReflowConfig

@@ -1,4 +1,4 @@
-"""The path that a velocity field takes from each sample's own place in time, step by step."""
+"""Euler paths along a velocity field, with its own times for each sample."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNIFORM = TimeSampler(kind="uniform")
 def average_velocity(
     field: VelocityField, x: Tensor, times: Sequence[Tensor], cond: Condition, layout: Layout
 ) -> Tensor:
-    """(x_t - x_s) / (t - s), where Euler steps along ``times`` ([B] each, from t down to s) lead from x_t to x_s."""
+    """(x_t - x_s) / (t - s), with x_s reached from x_t by Euler steps along ``times`` ([B] each, from t down to s)."""
     moved = torch.zeros_like(x)
     for t_B, s_B in pairwise(times):
         moved = moved + layout.expand(t_B - s_B, x) * field(x - moved, t_B, cond, layout)
@@ -29,5 +29,5 @@ def average_velocity(
 
 
 def drawn_piece(layout: Layout, step: Step, pieces: int) -> Tensor:
-    """[B] one of the numbers 0 to ``pieces`` - 1 for each sample, all as probable; of the draw "piece"."""
+    """[B] an index from 0 to ``pieces`` - 1 for each sample, uniform, from the draw "piece"."""
     return (step.times(layout, UNIFORM, "piece") * pieces).long().clamp(max=pieces - 1)

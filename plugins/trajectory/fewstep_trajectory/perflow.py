@@ -14,11 +14,11 @@ from fewstep_trajectory.path import UNIFORM, average_velocity, drawn_piece
 
 
 class PeRFlow(Objective[PeRFlowConfig]):
-    """|| F(x_t, t) - (x_a - x_b) / (a - b) ||^2 with x_t on the line between the two ends of a window of time.
+    """|| F(x_t, t) - (x_a - x_b) / (a - b) ||^2 with x_t on the line from x_a to x_b, the ends of a time window.
 
-    x_a is a noisy sample at the window's beginning a, and x_b where the teacher's ODE, solved on the fly, leads from it
-    until the window's end b. Paths become straight within each window: reflow without stored pairs,
-    on real data, for as many steps as there are windows.
+    x_a is a noisy sample at the window's start a; x_b is where the teacher's ODE, solved on the fly, leads from x_a at
+    the window's end b < a. Paths become straight within each window: reflow without stored pairs, on real data, for as
+    many steps as there are windows.
     """
 
     Config = PeRFlowConfig

@@ -15,13 +15,14 @@ from fewstep_trajectory.path import UNIFORM, drawn_piece
 
 
 class PiFlow(Objective[PiFlowConfig]):
-    """|| mean velocity of the policy over [b, a] - vT(x_a, a) ||^2 at states x_a that the policy itself leads to.
+    """|| mean velocity of the policy over [b, a] - vT(x_a, a) ||^2 at states x_a on the policy's own path.
 
-    From a noisy sample at the beginning of a step of the sampler, one pass of the student gives a policy
-    (``fewstep.core.policy``) for the whole step. It is followed to ``states`` random times a, where the guided teacher
-    is asked, and is compared over a short window from there, b = a - ``window``, from the state as it is: no gradient
-    runs through the way to x_a (on-policy imitation, the paper's algorithm 1). Integrals are exact here, where the
-    paper takes 128 substeps; its mixing of teacher's steps into the first part of the run is left out.
+    From a noisy sample at the start of a sampling step, one forward pass of the student gives a policy
+    (``fewstep.core.policy``) for the whole step. The policy is followed to ``states`` random times a, where the guided
+    teacher is evaluated, and its mean velocity is taken over a short window from there, b = a - ``window``. x_a is
+    detached: no gradient runs through the path to it (on-policy imitation, the paper's algorithm 1). The policy is
+    integrated exactly, where the paper takes 128 substeps; the paper's mixing of teacher steps into the early part of
+    training is left out.
     """
 
     Config = PiFlowConfig
@@ -53,7 +54,9 @@ class PiFlow(Objective[PiFlowConfig]):
         for i in range(count):
             x_a, x_b, b_B = state(i, a_B[i]), state(count + i, a_B[i] - window_B), a_B[i] - window_B
             here = x_a.detach()
-            x_b = x_b + layout.expand(b_B / a_B[i], x_t) * (here - x_a)  # of the path that is linear in x
+            x_b = x_b + layout.expand(b_B / a_B[i], x_t) * (
+                here - x_a
+            )  # the policy's path from ``here``: it is linear in x
             with torch.no_grad():
                 target = nets.teacher(here, a_B[i], batch.cond, layout)
             error = (here - x_b) / layout.expand(window_B, x_t) - target

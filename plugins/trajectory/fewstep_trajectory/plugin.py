@@ -37,11 +37,11 @@ def register_objectives(register: Register) -> None:
         "pi-flow",
         target="fewstep_trajectory.pi_flow:PiFlow",
         config="fewstep_trajectory.config:PiFlowConfig",
-        summary="pi-Flow: one pass gives a policy for a whole step, which imitates the teacher where it leads to",
+        summary="pi-Flow: one pass gives a policy for a whole step, which imitates the teacher along its own path",
     )
     register(
         "perflow",
         target="fewstep_trajectory.perflow:PeRFlow",
         config="fewstep_trajectory.config:PeRFlowConfig",
-        summary="piecewise rectified flow: straight paths within each window of time, solved on the fly",
+        summary="piecewise rectified flow: straight paths within each time window; the ODE is solved on the fly",
     )

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class Progressive(Objective[ProgressiveConfig]):
-    """w || F(x_t, t) - (x_t - x_s) / (t - s) ||^2: one step from t to s goes where two steps of the teacher do.
+    """w || F(x_t, t) - (x_t - x_s) / (t - s) ||^2: one step from t to s matches two steps of the teacher.
 
-    Algorithm 2. With x = x_t - t F its DDIM steps are Euler steps, and its target of x is x_t - t times the one here.
-    The student of a stage is the teacher of the next, which halves the number of steps again: a frozen copy,
-    "earlier". The teacher of the first stage is the run's, with its guidance.
+    Algorithm 2 of the paper. Its DDIM steps are Euler steps here; its target for the data x = x_t - t F is x_t - t
+    times the target for F. The first stage's teacher is the run's, with its guidance. After each stage, a frozen copy
+    of the student ("earlier") becomes the teacher of the next, which halves the number of steps again.
     """
 
     Config = ProgressiveConfig
@@ -63,7 +63,7 @@ class Progressive(Objective[ProgressiveConfig]):
         return {"progressive": self.config.distance(error, self.weight(times[0]), layout)}
 
     def weight(self, t_B: Tensor) -> Tensor:
-        """[B] 1, or t^2 max((1 - t)^2 / t^2, 1): the truncated SNR weighs the error of x, t times ours."""
+        """[B] 1, or t^2 max((1 - t)^2 / t^2, 1): the truncated SNR weights the error of the data, t times that of F."""
         if self.config.weight == "velocity":
             return torch.ones_like(t_B)
         return torch.maximum(1 - t_B, t_B).square()
