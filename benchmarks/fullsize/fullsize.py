@@ -1,7 +1,7 @@
-"""Full-size flows on a CPU: ``python benchmarks/fullsize/fullsize.py ss|slat|trellis2-shape``. README.md says what is
-measured.
+"""Full-size flows on a CPU: ``python benchmarks/fullsize/fullsize.py ss|slat|trellis2-shape``.
 
-Writes a file pair in the official format with random weights, loads it as any checkpoint and does one Euler step.
+Writes a pair of files in the official format with random weights, loads them like any checkpoint and takes one Euler
+step. README.md says what is measured.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def random_tensors(
     device: torch.device | str = "cpu",
     models: Mapping[str, Any] = MODELS,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The model's tensors in the types of the official files, one at a time: the model itself never exists."""
+    """The model's tensors in the types of the official files, one at a time; the model itself is never built."""
     generator = torch.Generator(device).manual_seed(seed)
     for key, like in build_model(name, args, "meta", models).state_dict().items():
         x = torch.randn(like.shape, generator=generator, device=device)
@@ -85,7 +85,7 @@ def random_tensors(
 
 
 def write(name: str, args: dict[str, Any], stem: Path, models: Mapping[str, Any] = MODELS) -> int:
-    """An official pair of files; returns the number of parameters."""
+    """Write a pair of files in the official format; returns the number of parameters."""
     state = dict(random_tensors(name, args, models=models))
     save_file(state, stem.with_suffix(".safetensors"), metadata={"format": "pt"})
     stem.with_suffix(".json").write_text(json.dumps({"name": name, "args": args}, indent=4), encoding="utf-8")
@@ -93,7 +93,7 @@ def write(name: str, args: dict[str, Any], stem: Path, models: Mapping[str, Any]
 
 
 def shell(count: int, size: int = 64) -> Tensor:
-    """``[count, 3]`` distinct voxels on a sphere-like surface, as sparse as those of an object."""
+    """[count, 3] distinct voxels on a sphere-like surface, as sparse as those of an object."""
     places = torch.cartesian_prod(*[torch.arange(size)] * 3)
     distance = (places.float() - (size - 1) / 2).norm(dim=1)
     return places[(distance - 0.4 * size).abs().argsort()[:count]].int()
@@ -109,14 +109,14 @@ def sample(stage: str, args: dict[str, Any]) -> tuple[Tensor, Layout]:
 
 
 def load(flow: type[Flow], stem: Path) -> Flow:
-    """As the pipeline does on a CPU: half-precision blocks go to float32."""
+    """Load as the pipeline does on a CPU: half-precision blocks are converted to float32."""
     model: Any = load_model(stem, models=flow.models).eval().requires_grad_(False)
     model.convert_to_fp32()
     return flow(model)
 
 
 def measure(stage: str, steps: int) -> Result:
-    """Write, load, step; time and peak memory of each."""
+    """Write, load and step, with time and peak memory of each."""
     flow_class, name, args = CONFIGS[stage]
     now, load_average = datetime.now(timezone.utc).isoformat(timespec="seconds"), round(os.getloadavg()[0], 1)
     noise, layout = sample(stage, args)

@@ -1,7 +1,7 @@
-"""A full-size pipeline on a CPU, one step a stage: what ``fewstep generate`` needs with and without ``--low-memory``.
+"""A full-size pipeline on a CPU, one step per stage: what ``fewstep generate`` needs with and without ``--low-memory``.
 
 ``python benchmarks/fullsize/generate.py FOLDER`` writes TRELLIS-image-large's models with random weights into FOLDER
-(3 GB, kept for the next time) and runs both modes, each in a process of its own.
+(3 GB, kept for later runs) and runs each mode in a separate process.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def _write_encoder(folder: Path) -> Path:
     size = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 518}
     config = Dinov2WithRegistersConfig(**size, patch_size=14, num_register_tokens=4)
     Dinov2WithRegistersModel(config).save_pretrained(folder)
-    image_conditioner(folder)  # it reads what was written
+    image_conditioner(folder)  # fails here if the written files cannot be read
     return folder.resolve()
 
 
 def measure(folder: Path, low_memory: bool) -> dict[str, Any]:
-    """One object of VOXELS voxels. Random structures would fill half the grid: a shell stands in for the occupancy."""
+    """One object. A random structure would fill half the grid, so a shell of VOXELS voxels replaces the occupancy."""
     coords = torch.cat([torch.zeros(VOXELS["slat"], 1, dtype=torch.int32), shell(VOXELS["slat"])], 1)
     stages.occupied_coords = lambda logits: coords
     run = Runner.open(folder, low_memory=low_memory)
@@ -93,7 +93,11 @@ def measure(folder: Path, low_memory: bool) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Peak memory and time of a full-size pipeline on a CPU.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--mode", choices=("default", "low-memory"), help="run this mode here; by default both, apart")
+    parser.add_argument(
+        "--mode",
+        choices=("default", "low-memory"),
+        help="run this mode in this process; by default both, each in its own",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     if not (given.folder / "pipeline.json").is_file():

@@ -13,9 +13,9 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass
 class Phase:
-    """``peak_mib`` is the most that was resident at any time in the block, what was there before it included.
+    """``peak_mib`` is the largest resident memory during the block, including what was resident before.
 
-    ``cpu_seconds`` is the processor time of all threads, which other processes on the machine disturb less.
+    ``cpu_seconds`` is the processor time of all threads, which other processes on the machine affect less.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Phase:
 
 @contextmanager
 def measured(name: str) -> Iterator[Phase]:
-    """Measure a block; the kernel's high-water mark (VmHWM) is reset first (proc(5), clear_refs)."""
+    """Measure a block; Linux's high-water mark (VmHWM) is reset first (proc(5), clear_refs)."""
     phase, start, cpu = Phase(name), time.perf_counter(), time.process_time()
     CLEAR.write_text("5")
     yield phase

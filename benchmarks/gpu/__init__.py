@@ -1,1 +1,1 @@
-"""The benchmark on a GPU: correctness on real hardware, times against peers, the training step, the whole pipeline."""
+"""The GPU benchmark: correctness on real hardware, timings against peers, the training step, the whole pipeline."""

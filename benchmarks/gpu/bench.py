@@ -1,4 +1,4 @@
-"""What every section is given, and the cases it is made of: one setup function a case, implementations by name."""
+"""The context that every section is given, and its cases: one setup function per case, implementations by name."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from benchmarks.gpu.times import Deadline
 from benchmarks.gpu.work import Roof
 from fewstep.ops.table import Kernel
 
-OURS, PEER, PLAIN = "ours", "peer", "plain"  # plain: what the op table has beside ours
+OURS, PEER, PLAIN = "ours", "peer", "plain"  # plain: kernels of the op table that are not ours
 BROKEN = "failed its comparison with the oracle"
 UNCHECKED = "not held against the oracle in this run"
 COMPARED = ("output", "gradient", "tangent")
 TOLERANCE = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1e-2}  # relative RMS
-GROSS = 10.0  # times the tolerance: beyond that a kernel is not timed
+GROSS = 10.0  # multiple of the tolerance beyond which a kernel is not timed
 Key = tuple[str, str, str]  # op, kernel, type
 
 
 @dataclass
 class Bench:
-    """One section at work.
+    """The context of one section.
 
     Args:
         section: its name in the rows.
         device: where it computes.
-        dry: small shapes and one round; nothing counts as measured.
+        dry: small shapes and few rounds; nothing counts as measured.
         book: where rows go.
         deadline: of this section.
-        roof: what the machine was measured to do.
-        remarks: what comparisons with the oracle said of kernels; a broken one is not timed.
+        roof: the measured roofline of the machine.
+        remarks: what the comparisons with the oracle found about kernels; a broken one is not timed.
     """
 
     section: str
@@ -61,28 +61,28 @@ class Bench:
         return torch.randn(*shape, generator=self.generator, device=self.device).to(dtype)
 
     def half(self) -> torch.dtype:
-        """The type of timings; float32 where halves are only emulated."""
+        """The type that is timed: float16, or float32 in a dry run, where half precision would be emulated."""
         return torch.float32 if self.dry else torch.float16
 
     def refusal(self, kernel: Kernel, dtype: str, args: tuple[Any, ...]) -> str | None:
-        """Why a kernel is not timed: it was wrong before, or cannot serve the call."""
+        """Why a kernel is not timed: it is broken, or cannot serve the call; None if it is timed."""
         broken = self.remark(kernel.op, kernel.name, dtype) == BROKEN
         return BROKEN if broken else refusal(kernel, args)
 
     def remark(self, op: str, kernel: str, dtype: str) -> str:
-        """What is to be said beside a time of one of our kernels."""
+        """The note beside a time of one of our kernels."""
         return self.remarks.get((op, kernel, dtype), UNCHECKED)
 
     def skip(self, op: str, what: str, note: str = OUT_OF_TIME, **more: Any) -> None:
-        """A row for what was left out."""
+        """Add a row for what was skipped."""
         self.book.add(Row(self.section, op, what, status=SKIPPED, note=note, **more))
 
     def fail(self, op: str, what: str, error: BaseException, **more: Any) -> None:
-        """A row for what broke."""
+        """Add a row for what failed."""
         self.book.add(Row(self.section, op, what, status=FAILED, note=brief(error), **more))
 
     def each(self, op: str, parts: Sequence[tuple[str, Callable[[], Any]]], least: float) -> None:
-        """Each part in turn; a row for one that breaks, and for those begun with less than ``least`` seconds left."""
+        """Run each part in turn. One that fails, or has less than ``least`` seconds left, gets a row that says so."""
         for name, part in parts:
             if self.deadline.left < least:
                 self.skip(op, name)
@@ -100,12 +100,12 @@ def brief(error: BaseException) -> str:
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """A type without "torch."."""
+    """The name of a type without "torch."."""
     return str(dtype).removeprefix("torch.")
 
 
 def remarks(rows: list[Row]) -> dict[Key, str]:
-    """What the comparisons with the oracles said of our kernels, by type; nothing of those that passed.
+    """What the comparisons with the oracles found about our kernels, by type; "" for those that passed.
 
     A kernel that failed, or whose error is far beyond the bound, is ``BROKEN``.
     """
@@ -122,14 +122,14 @@ def remarks(rows: list[Row]) -> dict[Key, str]:
 
 @dataclass
 class Runs:
-    """The implementations of one case, in order: what makes their calls, by whom, and why others are missing."""
+    """The implementations of one case, in order: their builders and roles, and why others are missing."""
 
     builders: dict[str, Callable[[], Run]] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, role: str, build: Callable[[], Run], reason: str | None = None) -> None:
-        """Keep an implementation, or the reason for having none; ``build`` makes of it what is timed."""
+        """Register an implementation, or the reason why it is missing; ``build`` returns the call to time."""
         self.roles[name] = role
         if reason is None:
             self.builders[name] = build
@@ -137,7 +137,7 @@ class Runs:
             self.missing[name] = reason
 
     def table(self, bench: Bench, op: str, dtype: str, args: tuple[Any, ...], use: Callable[[Any], Run]) -> None:
-        """The op table's kernels for a call; ``use`` makes of a kernel's function what is timed."""
+        """Add the op table's kernels for a call; ``use`` turns a kernel's function into the call to time."""
         for kernel in entries(op):
             role, reason = OURS if kernel.backend == "triton" else PLAIN, bench.refusal(kernel, dtype, args)
             self.add(kernel.name, role, partial(use, within(kernel)), reason)
@@ -145,16 +145,16 @@ class Runs:
 
 @dataclass(frozen=True)
 class Case:
-    """One thing at one shape.
+    """One measured operation at one shape.
 
     Args:
         op, what, shape, dtype: as in a row.
         setup: makes the inputs and the implementations.
-        flops, moved: operations and bytes of one call.
-        against: target of the ratio to an implementation, by its name.
-        rate: target that our own row counts for.
-        mode: of the calls that count for these targets.
-        recordable: whether its calls may be timed as CUDA graphs too, which is done where the host is slow.
+        flops, moved: operations and bytes moved by one call.
+        against: by name of an implementation, the target that its ratio to ours counts for.
+        rate: the target that our own row counts for.
+        mode: how calls are made that count for these targets.
+        recordable: whether its calls may also be timed as CUDA graphs, which is done where they are host-bound.
     """
 
     op: str

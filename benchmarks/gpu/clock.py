@@ -1,4 +1,4 @@
-"""Timing: implementations in turn, with an emptied cache before each call."""
+"""Timing: implementations in turn, with the cache flushed before each call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAST, MOST = 8, 60  # rounds
 
 
 class Clock:
-    """Times calls on a device: with its events on a GPU, with the host's clock on a CPU.
+    """Times calls: by CUDA events on a GPU, by the host's clock on a CPU.
 
     Args:
         device: where the calls work.
@@ -28,12 +28,12 @@ class Clock:
         self._flush = torch.empty(FLUSH // 4, dtype=torch.int32, device=device) if self.cuda else None
 
     def wait(self) -> None:
-        """Until the device is idle; raises what went wrong there."""
+        """Wait until the device is idle; raises its pending errors."""
         if self.cuda:
             torch.cuda.synchronize()
 
     def seconds(self, run: Run) -> float:
-        """Host seconds of one call, the device's work included."""
+        """Wall-clock seconds of one call, including the device's work."""
         self.wait()
         began = time.perf_counter()
         run()
@@ -41,7 +41,7 @@ class Clock:
         return time.perf_counter() - began
 
     def in_turn(self, runs: Mapping[str, Run], seconds: float = 1.5) -> dict[str, Timing]:
-        """Each run once a round, until all of them together took ``seconds``; three calls before are not counted."""
+        """Time each run once per round, for about ``seconds`` in all, after three warm-up calls."""
         for run in runs.values():
             for _ in range(1 if self.rounds else 3):
                 run()
@@ -62,7 +62,7 @@ class Clock:
         start = end = None
         if self._flush is not None:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            self._flush.zero_()  # empties the cache, and keeps the device busy while the host gets ahead of it
+            self._flush.zero_()  # flushes the cache, and keeps the device busy while the host runs ahead
             start.record()
         began = time.perf_counter()
         run()

@@ -1,7 +1,7 @@
 """Makes a working tree count as installed: ``python -m benchmarks.gpu.installed FOLDER`` writes its metadata there.
 
-fewstep finds plugins by the entry points of installed distributions. A folder on the path with ``*.dist-info`` inside
-is one to Python, so that nothing has to be built or fetched.
+fewstep finds plugins by the entry points of installed distributions. To Python, a folder on the path that contains a
+``*.dist-info`` is one, so that nothing has to be built or fetched.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A case to rows: every implementation called once and compared, then all of them timed in turn."""
+"""From a case to its rows: every implementation is called once and compared, then all are timed in turn."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from fewstep.ops.table import table
 AGREE = 3e-2  # relative RMS beyond which two implementations do not compute the same thing in half precision
 OWN_FORWARD = "own forward"
 LEAST = 4.0  # seconds below which no further case is begun
-HOST_BOUND = 0.3  # share of a call that the host takes, from which on it is timed as a CUDA graph too
+HOST_BOUND = 0.3  # host share of a call's time above which it is also timed as a CUDA graph
 
 
 def measure_all(bench: Bench, cases: Iterable[Case], seconds: float = 1.5) -> None:
-    """Each case in turn, in the time that the section has; a row says what was left out."""
+    """Measure each case in turn, in the time that the section has; what is skipped gets a row."""
     for case in cases:
         if bench.deadline.left < LEAST:
             bench.skip(case.op, case.what, shape=case.shape, dtype=case.dtype)
@@ -40,26 +40,26 @@ def measure_all(bench: Bench, cases: Iterable[Case], seconds: float = 1.5) -> No
 
 
 def measure(bench: Bench, case: Case, seconds: float) -> None:
-    """Rows of one case, written at once."""
+    """Measure one case and write its rows at once."""
     runs = case.setup()
     calls, errors = compare(bench, runs)
     timings = bench.clock.in_turn(calls, seconds) if calls else {}
     ours = next((name for name, role in runs.roles.items() if role == OURS and name in timings), None)
-    ours = ours or next(iter(timings), None)  # on a machine without Triton the best of the table
+    ours = ours or next(iter(timings), None)  # without Triton, the first kernel of the table
     bench.book.add(*(_row(bench, case, runs, name, ours, timings, errors) for name in runs.roles))
     if bench.device.type == "cuda" and case.recordable and ours is not None and host_bound(timings[ours]):
         under_graphs(bench, case, runs, calls, errors, seconds / 2)
 
 
 def host_bound(timing: Timing) -> bool:
-    """Whether the host takes so much of a call that a graph may shorten it."""
+    """Whether the host takes so much of a call that a CUDA graph may shorten it."""
     return timing.host is not None and timing.host > HOST_BOUND * timing.median
 
 
 def under_graphs(
     bench: Bench, case: Case, runs: Runs, calls: dict[str, Run], errors: dict[str, float], seconds: float
 ) -> None:
-    """Rows of the same calls as CUDA graphs: the time of the device alone. What cannot be recorded is left out."""
+    """Write rows for the same calls as CUDA graphs: device time only. What cannot be captured is skipped."""
     recorded: dict[str, Run] = {}
     for name, call in calls.items():
         try:
@@ -68,7 +68,7 @@ def under_graphs(
             graph.replay()
             bench.clock.wait()
             recorded[name] = graph.replay
-        except Exception as error:  # where the device breaks, the section ends; its eager rows are on disk
+        except Exception as error:  # if the device fails, the section ends, but its eager rows are on disk
             print(f"{case.op} {case.what} {name}: no graph: {brief(error)}", flush=True)
     timings = bench.clock.in_turn(recorded, seconds) if recorded else {}
     ours = next((name for name in timings if runs.roles[name] == OURS), None)
@@ -79,10 +79,10 @@ def under_graphs(
 def compare(bench: Bench, runs: Runs) -> tuple[dict[str, Run], dict[str, float]]:
     """Call each implementation once; those that raise or differ from the first are noted in ``missing``.
 
-    The first is ours, which an earlier section held against the oracle.
+    The first is ours, which an earlier section compared with the oracle.
 
     Returns:
-        What is left to be timed, and the error of everything that was called.
+        The calls to time, and the error of everything that was called.
     """
     calls: dict[str, Run] = {}
     errors: dict[str, float] = {}
@@ -113,7 +113,7 @@ def tensors(found: Any) -> list[Tensor]:
 
 
 def relative_rms(got: Tensor, wanted: Tensor) -> float:
-    """|got - wanted| / |wanted| in float64; the plain size of ``got`` where nothing is wanted."""
+    """|got - wanted| / |wanted| in float64; |got| where ``wanted`` is zero."""
     if got.shape != wanted.shape:
         return float("inf")
     a, b = got.detach().double(), wanted.detach().double()
@@ -171,7 +171,7 @@ def _note(bench: Bench, case: Case, runs: Runs, name: str, timing: Timing) -> st
 
 
 def ratio(name: str, timings: dict[str, Timing], ours: str | None) -> float | None:
-    """How many times longer ``name`` takes than ours; for our own forward, how many times longer ours takes."""
+    """How many times as long ``name`` takes as ours; for our own forward, how many times as long ours takes."""
     if ours is None or name == ours:
         return None
     found = timings[name].median / timings[ours].median

@@ -1,4 +1,4 @@
-"""The op table as a benchmark sees it: every kernel of an op, each with its own backend forced."""
+"""The op table for benchmarks: every kernel of an op, each with its own backend forced."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def within(kernel: Kernel) -> Callable[..., Any]:
     """The kernel's function with its own backend forced."""
 
     def run(*args: Any) -> Any:
-        # Inside, so that a kernel which calls other ops is itself all the way down.
+        # Forced at call time, so that other ops which the kernel calls use its backend too.
         with forcing(kernel.backend):
             return kernel.run(*args)
 

@@ -1,4 +1,4 @@
-"""The sections, in order of importance, and the seconds that each may take. No torch here."""
+"""The sections in order, and the seconds that each may take. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-TOTAL = 300.0  # seconds of a half: two of them, and what they do not use, fit a GPU rented for 15 minutes
+TOTAL = 300.0  # seconds per half: two halves fit a GPU rented for 15 minutes, with time to spare
 KERNELS, WHOLE = "kernels", "whole"
 HALVES, SINGLE = ("float16", "bfloat16"), ("float32",)
 
 
 @dataclass(frozen=True)
 class Section:
-    """A process of its own, so that a kernel which breaks the device's state takes nothing else with it.
+    """A part of the benchmark in a process of its own, so that a kernel which corrupts the device breaks nothing else.
 
     Args:
-        name: in the rows.
-        module: of ``benchmarks.gpu.sections``.
+        name: its name in the rows.
+        module: its module in ``benchmarks.gpu.sections``.
         seconds: what it may take.
-        wave: sections of one wave run side by side; timings run alone.
-        half: that it belongs to; None: to whichever runs first.
-        arguments: of the module's function ``run``, after the bench.
+        wave: sections of one wave run in parallel; timings run alone.
+        half: the half it belongs to; None: whichever runs first.
+        arguments: keyword arguments of the module's function ``run``.
     """
 
     name: str
@@ -55,25 +55,25 @@ SECTIONS = (
 
 
 def chosen(half: str | None, names: Sequence[str] | None, done: Sequence[str] = ()) -> list[str]:
-    """The sections of a half (None: of both) among ``names`` (None: all), without a roofline that is ``done``."""
+    """The sections of a half (None: of both) among ``names`` (None: all), without the roofline if it is ``done``."""
     fits = [s for s in SECTIONS if half in (None, s.half) or (s.half is None and s.name not in done)]
     return [s.name for s in fits if names is None or s.name in names]
 
 
 def waves(names: Sequence[str] | None = None) -> list[list[Section]]:
-    """The sections wave by wave, those of the given names only."""
+    """The sections wave by wave, only those named (None: all)."""
     wanted = [s for s in SECTIONS if names is None or s.name in names]
     return [list(group) for _, group in groupby(wanted, key=lambda s: s.wave)]
 
 
 def takes(wave: Sequence[Section]) -> float:
-    """Seconds of a wave: its longest section."""
+    """Seconds that a wave takes: those of its longest section."""
     return max(section.seconds for section in wave)
 
 
 def allowance(wave: Sequence[Section], later: Sequence[Sequence[Section]], left: float) -> float:
-    """Seconds that a wave may take of those that are left.
+    """Seconds that a wave may take of those left.
 
-    Its own, and what earlier waves did not use; when too little is left, it comes before the later ones.
+    Its own seconds, plus what earlier waves did not use. When too little is left, it takes precedence over later waves.
     """
     return max(min(takes(wave), left), left - sum(takes(w) for w in later))

@@ -1,4 +1,4 @@
-"""Rows to tables and a chart: ``python -m benchmarks.gpu.report ROWS.csv... [--into PAGE.md] [--chart OUT.png]``.
+"""Tables and a chart from rows: ``python -m benchmarks.gpu.report ROWS.csv... [--into PAGE.md] [--chart OUT.png]``.
 
 The table stands between the markers ``<!-- gpu-table -->`` and ``<!-- /gpu-table -->``. Where nothing was measured, it
 says "not yet measured"; so does the chart.
@@ -21,7 +21,7 @@ HEADER = ("what", "floor", "goal", "measured", "verdict")
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The targets as a markdown table, with what it was measured on below."""
+    """The targets as a Markdown table, with device, versions, commit and date below."""
     lines = [_line(HEADER), _line(["---"] * len(HEADER))]
     lines += [_line([cells[name] for name in HEADER]) for cells in targets.table(rows)]
     return "\n".join([*lines, "", _origin(rows)])
@@ -52,7 +52,7 @@ def correctness(rows: Sequence[Row]) -> str:
 
 
 def plain(rows: Sequence[Row]) -> str:
-    """The same for a terminal: one line a target, at most 110 characters, then what went wrong."""
+    """The targets for a terminal: one line per target, at most 110 characters, then what went wrong."""
     lines = [f"{'target':<22}{'floor':>11}{'goal':>13}{'measured':>18}  verdict"]
     for cells in targets.table(rows):
         line = f"{cells['target']:<22}{cells['floor']:>11}{cells['goal']:>13}{cells['measured']:>18}"
@@ -67,7 +67,7 @@ def into(path: Path, table: str) -> None:
     """Put a table between the markers of a file.
 
     Raises:
-        FewstepError: a file without the markers; it stays as it is.
+        FewstepError: for a file without the markers, which is left unchanged.
     """
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     begin, end = text.find(BEGIN), text.find(END)
@@ -77,7 +77,7 @@ def into(path: Path, table: str) -> None:
 
 
 def chart(rows: Sequence[Row], path: Path) -> None:
-    """TFLOP/s by tokens, ours and the peers', of varlen self-attention; a panel for each of the three passes."""
+    """TFLOP/s of varlen self-attention by number of tokens, ours and the peers'; one panel for each of three passes."""
     passes = ("forward", "backward", "value+tangent")
     found = {what: series(rows, what) for what in passes}
     ours = {name for lines in found.values() for name, (_, own) in lines.items() if own}
@@ -119,7 +119,7 @@ def series(rows: Sequence[Row], what: str) -> dict[str, tuple[list[tuple[int, fl
     found: dict[str, tuple[list[tuple[int, float]], bool]] = {}
     for r in rows:
         fits = r.section == "attention" and r.what == what and r.dtype == "float16" and r.shape.startswith("self ")
-        # "own forward" is the forward pass's time under the tangent's operations: a ratio, not a rate.
+        # "own forward" divides the tangent's operations by the forward pass's time: good for a ratio, not as a rate.
         if fits and r.status == MEASURED and r.tflops is not None and r.kernel != "own forward":
             tokens = r.shape.split()[1]
             if tokens.isdigit():

@@ -1,4 +1,4 @@
-"""The row that every section writes, and the CSV file that holds them. No torch here: the report needs none."""
+"""The row that every section writes, and the CSV file that holds the rows. Imports no torch: the report needs none."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ NOT_YET = "not yet measured"
 MEASURED, RIGHT, WRONG, FAILED, SKIPPED = "measured", "right", "wrong", "failed", "skipped"
 STATUSES = (MEASURED, RIGHT, WRONG, FAILED, SKIPPED, NOT_YET)
 OUT_OF_TIME = "out of time"
-EAGER, GRAPH = "eager", "graph"  # how a call was made
+EAGER, GRAPH = "eager", "graph"  # how calls are made
 
 
 @dataclass(frozen=True)
 class Row:
-    """One implementation of one thing at one shape.
+    """One implementation of one operation at one shape.
 
     Args:
         section: part of the benchmark.
-        op: of the op table, a model or a stage.
+        op: an op of the op table, a model or a stage.
         what: "forward", "backward", "value+tangent", "step", ...
         shape: in words.
         dtype: without "torch.".
         kernel: name in the op table, or of a peer.
-        role: "ours" or "peer".
-        median_ms, p20_ms, p80_ms: of one call.
-        tflops, gbs: operations and least memory traffic over the median.
-        share: the least time that the roofline measured in this run allows, over the median.
+        role: "ours", "peer" or "plain".
+        median_ms, p20_ms, p80_ms: median and percentiles of the time of one call.
+        tflops, gbs: operations, and minimal memory traffic, over the median.
+        share: the shortest time that the roofline measured in this run allows, over the median.
         peer: what ``ratio`` compares with.
-        ratio: the median of ``peer`` over that of ours; of ``peer="own forward"`` the other way round.
-        target: key of ``benchmarks.gpu.targets`` that this row is counted for.
+        ratio: the median of ``peer`` over ours; for ``peer="own forward"``, ours over that.
+        target: key in ``benchmarks.gpu.targets`` that this row counts for.
         floor, goal: of that target.
         error: relative RMS against what the result was compared with.
-        status: one of ``STATUSES``; what a dry run times is "not yet measured", and has no times.
-        note: why, where something is missing.
-        device, commit, versions, date: on and with what.
-        host_ms: median time until the call returned to Python, the device's work not waited for.
+        status: one of ``STATUSES``; timings of a dry run are "not yet measured", and the times are dropped.
+        note: the reason where something is missing.
+        device, commit, versions, date: of the run.
+        host_ms: median time until the call returned to Python, without waiting for the device.
         mode: "eager", or "graph" for the replay of a CUDA graph.
     """
 
@@ -74,7 +74,7 @@ class Row:
     mode: str = EAGER
 
     def untimed(self) -> Row:
-        """The same without what was timed, "not yet measured"."""
+        """The same row as "not yet measured", without timings."""
         nothing: dict[str, Any] = dict.fromkeys(TIMED)
         return replace(self, **nothing, status=NOT_YET, note=f"dry run: {self.note}")
 
@@ -93,14 +93,14 @@ def _text(value: object) -> str:
 
 @dataclass
 class Book:
-    """A CSV file that grows by whole lines, so that a run that is killed loses nothing it measured.
+    """A CSV file that grows by whole lines, so that a killed run loses nothing it measured.
 
-    Several processes may append to one file.
+    Several processes may append to the same file.
 
     Args:
         path: the file; its folder exists.
         common: columns that are the same in every row (device, commit, versions, date).
-        dry: nothing counts as measured: rows keep neither times nor what follows from them.
+        dry: nothing counts as measured: rows lose their timings and whatever derives from them.
     """
 
     path: Path
@@ -129,7 +129,7 @@ def _line(values: Iterable[object]) -> str:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file. Raises FewstepError for a file that is none of ours."""
+    """The rows of a file. Raises FewstepError for any other kind of file."""
     if not path.is_file():
         raise invalid("rows", str(path), "a CSV file of the GPU benchmark")
     with path.open(encoding="utf-8", newline="") as file:

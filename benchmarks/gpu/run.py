@@ -1,4 +1,4 @@
-"""The whole benchmark: ``benchmarks/gpu/run.sh`` calls it with everything on the path. No torch in this process."""
+"""The whole benchmark, started by ``benchmarks/gpu/run.sh`` with everything on the path. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from benchmarks.gpu.times import Deadline
 from fewstep.errors import FewstepError, invalid
 
 ROWS, LOG, TILES, RESULTS = "rows.csv", "log.txt", "tiles", Path("benchmarks/results")
-GRACE, LEAST = 6.0, 12.0  # seconds: to end by itself before it is stopped; below which a section is not begun
+GRACE, LEAST = 6.0, 12.0  # seconds: for a section to end by itself before it is stopped; below which none is begun
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks/gpu/run.sh", description="The GPU benchmark, in two halves.")
-    parser.add_argument("--half", choices=(KERNELS, WHOLE), help="this half alone; both into one folder, in two calls")
-    parser.add_argument("--dry-run", action="store_true", help="a CPU and small shapes: nothing counts as measured")
-    parser.add_argument("--out", type=Path, help="folder of the results (benchmarks/results/gpu; of a dry run dry-run)")
-    parser.add_argument("--seconds", type=float, help=f"of the run; by default {TOTAL:.0f} for each half")
-    parser.add_argument("--only", nargs="+", choices=[s.name for s in SECTIONS], help="these sections alone")
+    parser.add_argument("--half", choices=(KERNELS, WHOLE), help="run only this half; two calls may share a folder")
+    parser.add_argument("--dry-run", action="store_true", help="on a CPU with small shapes; nothing counts as measured")
+    parser.add_argument("--out", type=Path, help="folder of the results (default: benchmarks/results/gpu, or dry-run)")
+    parser.add_argument("--seconds", type=float, help=f"time limit of the run (default: {TOTAL:.0f} per half)")
+    parser.add_argument("--only", nargs="+", choices=[s.name for s in SECTIONS], help="run only these sections")
     given = parser.parse_args()
     out: Path = given.out or RESULTS / ("dry-run" if given.dry_run else "gpu")
     try:
@@ -52,13 +52,13 @@ def main() -> int:
 
 
 def prepare(out: Path, half: str | None, only: Sequence[str] | None, dry: bool = False) -> list[str]:
-    """Make the folder, and find what is to be run.
+    """Make the folder, and choose the sections to run.
 
-    The rows of the other half stay, and those of an earlier attempt at the same sections make way. Those of a dry run
-    make way for a real one whatever section they are of.
+    Rows of the other half are kept; rows of an earlier attempt at the same sections are dropped. A real run drops all
+    rows of a dry run, whatever their section.
 
     Raises:
-        FewstepError: where a section was measured before.
+        FewstepError: if a section was measured before.
     """
     out.mkdir(parents=True, exist_ok=True)
     rows = read(out / ROWS) if (out / ROWS).is_file() else []
@@ -70,7 +70,7 @@ def prepare(out: Path, half: str | None, only: Sequence[str] | None, dry: bool =
     if not kept:
         (out / LOG).unlink(missing_ok=True)
     if len(kept) < len(rows):
-        fresh = out / f"{ROWS}.tmp"  # so that no measured row is ever on no disk
+        fresh = out / f"{ROWS}.tmp"  # replaced atomically: measured rows are always on disk
         fresh.unlink(missing_ok=True)
         Book(fresh).add(*kept)
         fresh.replace(out / ROWS)
@@ -78,18 +78,18 @@ def prepare(out: Path, half: str | None, only: Sequence[str] | None, dry: bool =
 
 
 def cached_tiles() -> Path:
-    """Where the kernels keep the tiles that they measured; ``run.sh`` sets FEWSTEP_CACHE."""
+    """Where the kernels cache autotuned tiles; ``run.sh`` sets FEWSTEP_CACHE."""
     return Path(os.environ.get("FEWSTEP_CACHE") or RESULTS / "cache") / TILES
 
 
 def carry(source: Path, target: Path) -> None:
-    """Take measured tiles along, so that the other half, or another machine of this kind, need not measure them."""
+    """Copy autotuned tiles, so that the other half, or another machine of this kind, need not measure them again."""
     if source.is_dir():
         shutil.copytree(source, target, dirs_exist_ok=True)
 
 
 def run_wave(wave: Sequence[Section], seconds: float, out: Path, dry: bool) -> None:
-    """Start every section of a wave, wait for all; what does not end in time is stopped, and a row says so."""
+    """Start every section of a wave and wait for all; one that does not end in time is stopped, and gets a row."""
     book = Book(out / ROWS)
     if seconds < LEAST:
         book.add(*(Row(s.name, "all", "section", status=SKIPPED, note=OUT_OF_TIME) for s in wave))
@@ -116,25 +116,25 @@ def run_wave(wave: Sequence[Section], seconds: float, out: Path, dry: bool) -> N
 
 def _start(section: Section, until: float, out: Path, dry: bool, log: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "benchmarks.gpu.section", section.name, "--out", str(out), "--until", str(until)]
-    # Beside other work tiles are not to be chosen: the default ones are held against the oracles.
+    # Sections of a wave share the GPU, where autotuning would measure noise: correctness uses the default tiles.
     environment = os.environ | ({"FEWSTEP_AUTOTUNE": "0"} if section.module == "correct" else {})
     return subprocess.Popen(command + ["--dry-run"] * dry, stdout=log, stderr=log, env=environment)  # type: ignore[call-overload,no-any-return]
 
 
 def last_line(log: Path) -> str:
-    """What was said last, which is the error of a process that just failed."""
+    """The last line of the log: the error of a process that has just failed."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1][:160] if lines else ""
 
 
 def conclude(out: Path) -> None:
-    """Tables and chart from whatever rows there are; the short table is printed last."""
+    """Write tables and chart from whatever rows there are; prints the short table."""
     rows = read(out / ROWS) if (out / ROWS).is_file() else []
     targets.write(out / "targets.csv", rows)
     (out / "table.md").write_text(report.markdown(rows) + "\n", encoding="utf-8")
     try:
         report.chart(rows, out / "chart.png")
-    except Exception as error:  # a picture is not worth losing the table
+    except Exception as error:  # a failed chart must not cost the tables
         print(f"no chart: {error}")
     text = report.plain(rows)
     (out / "summary.txt").write_text(text + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ ROWS = "rows.csv"
 
 
 def bench_for(name: str, out: Path, seconds: float, dry: bool) -> Bench:
-    """A section's bench, with what earlier sections wrote to ``out`` taken into account."""
+    """The context of a section, with what earlier sections wrote to ``out``."""
     device = torch.device("cuda" if torch.cuda.is_available() and not dry else "cpu")
     common = {
         "device": device_name(device),

@@ -1,4 +1,4 @@
-"""The targets of the kernels on an H200, and what rows say of them. Each ratio is to a peer timed in the same run."""
+"""The targets of the kernels on an H200, evaluated on rows. Each ratio is to a peer timed in the same run."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Target:
         unit: "x" (``Row.ratio``), "ms" (``Row.median_ms``) or "TFLOP/s" (``Row.tflops``).
         floor: None where only a goal was set.
         goal: what is aimed at.
-        limit: what physics allows, in words.
-        lower: whether less is better.
-        best: the best case counts, for a rate to be reached somewhere; otherwise every case, by its worst.
+        limit: what the hardware allows, in words.
+        lower: whether lower is better.
+        best: whether the best case counts, for a rate to be reached at some size; otherwise the worst case counts.
     """
 
     key: str
@@ -37,7 +37,7 @@ class Target:
     best: bool = False
 
     def value(self, rows: Iterable[Row]) -> tuple[float | None, int]:
-        """What counts of the measured cases, and how many there are."""
+        """The value that counts among the measured cases, and their number."""
         field = {"x": "ratio", "ms": "median_ms", "TFLOP/s": "tflops"}[self.unit]
         found = [getattr(r, field) for r in rows if r.target == self.key and r.status == MEASURED]
         numbers = [float(v) for v in found if v is not None]
@@ -50,7 +50,7 @@ class Target:
         return wanted is not None and (value <= wanted if self.lower else value >= wanted)
 
     def verdict(self, value: float | None) -> str:
-        """In words."""
+        """The verdict on a value, in words."""
         if value is None:
             return NOT_YET
         if self.reached(value, self.goal):
@@ -120,7 +120,7 @@ def bounds(key: str) -> tuple[float | None, float | None]:
 
 
 def table(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """A line a target: what was set, what was measured, the verdict."""
+    """One line per target: floor and goal, what was measured, and the verdict."""
     lines = []
     for target in TARGETS:
         value, cases = target.value(rows)

@@ -1,4 +1,4 @@
-"""Percentiles, and how much time is left. No torch here."""
+"""Percentiles and deadlines. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one call; ``host``: until it returned to Python."""
+    """Milliseconds of one call; ``host`` is the time until it returned to Python."""
 
     median: float
     p20: float
@@ -29,14 +29,14 @@ class Timing:
 
     @classmethod
     def of(cls, values: Sequence[float], host: Sequence[float] = ()) -> Timing:
-        """From the times of single calls."""
+        """From the times of individual calls."""
         returned = percentile(host, 0.5) if host else None
         return cls(percentile(values, 0.5), percentile(values, 0.2), percentile(values, 0.8), len(values), returned)
 
 
 @dataclass
 class Deadline:
-    """Seconds until the end, by a clock that only goes forward."""
+    """A time limit, by a monotonic clock."""
 
     seconds: float
     now: Callable[[], float] = time.monotonic

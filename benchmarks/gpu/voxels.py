@@ -1,4 +1,4 @@
-"""Voxels of objects that do not exist: shells, as sparse as the surfaces of those that do."""
+"""Synthetic voxels: shells, as sparse as the surfaces of real objects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EDGE = 64
 
 @lru_cache(maxsize=32)
 def shell(count: int, edge: int = EDGE) -> Tensor:
-    """``[count, 3]`` the voxels nearest to a wavy sphere in an ``edge``^3 grid, in order of their coordinates."""
+    """[count, 3] the voxels nearest to a wavy sphere in an ``edge``^3 grid, sorted by their coordinates."""
     places = torch.cartesian_prod(*[torch.arange(edge)] * 3)
     offset = (places + 0.5) / edge - 0.5
     angle = torch.atan2(offset[:, 1], offset[:, 0])
@@ -27,13 +27,13 @@ def shell(count: int, edge: int = EDGE) -> Tensor:
 
 
 def object_layout(bench: Bench, counts: Sequence[int], edge: int = EDGE) -> Packed:
-    """The layout of one object a count."""
+    """The layout of objects with these numbers of voxels."""
     coords = torch.cat([shell(count, edge) for count in counts])
     return Packed.of_lengths(list(counts), coords, "cpu").to(bench.device)
 
 
 def fresh(layout: Packed) -> Packed:
-    """The same layout with nothing worked out yet."""
+    """The same layout with an empty cache."""
     return Packed(layout.cu_seqlens, layout.coords)
 
 

@@ -1,8 +1,8 @@
-"""Every kernel of the op table at work, one benchmark each: ``python -m pytest benchmarks/kernels/test_ops.py``.
+"""One benchmark for every kernel of the op table: ``python -m pytest benchmarks/kernels/test_ops.py``.
 
 On a GPU at TRELLIS's sizes in float16, on a CPU smaller and in float32. A kernel that refuses the call is skipped with
-its reason; one that disagrees with the oracle fails and is not timed. ``--benchmark-group-by=group`` (the default)
-puts what competes side by side. Against other people's kernels, and with an emptied cache: ``benchmarks/gpu/run.sh``.
+its reason; one that disagrees with the oracle fails and is not timed. ``--benchmark-group-by=group`` (the default) puts
+competing kernels side by side. For third-party kernels, and timings with a flushed cache: ``benchmarks/gpu/run.sh``.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ PASSES = {"forward": "output", "backward": "gradient", "jvp": "tangent"}
 
 @lru_cache(maxsize=1)
 def call(op: str) -> tuple[Trial, Found, Found]:
-    """A call of an op, and the oracle's answer in float64 and in the call's own type."""
+    """A call of an op, and the oracle's results in float64 and in the call's own type."""
     torch.manual_seed(0)
     trial = CALLS[op]()
     oracle = within(next(k for k in entries(op) if k.backend == "reference"))
@@ -108,7 +108,7 @@ def call(op: str) -> tuple[Trial, Found, Found]:
 @pytest.mark.parametrize("what", PASSES)
 @pytest.mark.parametrize(("op", "name"), [(op, kernel.name) for op in CALLS for kernel in entries(op)])
 def test_kernel(op: str, name: str, what: str, benchmark: Any) -> None:
-    """A pass of a kernel: "backward" is a forward with its backward, "jvp" value and tangent."""
+    """One pass of a kernel: "backward" is forward plus backward, "jvp" is value and tangent."""
     kernel = next(k for k in entries(op) if k.name == name)
     trial, wanted, plain = call(op)
     part = PASSES[what]

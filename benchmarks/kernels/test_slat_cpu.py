@@ -1,8 +1,8 @@
 """The SLat flow's forward and backward on a CPU, against the same model in plain operations, in one run.
 
-Plain is what a first implementation does, and what the golden data's reference did: attention by a loop over samples
-with an explicit softmax, convolution by gather, product and scatter, every map rebuilt at every call. Weights, input
-and random numbers are the same; outputs and gradients must agree. Run:
+Plain operations are those of a naive implementation, and of the reference behind the golden data: attention by a loop
+over samples with an explicit softmax, convolution by gather, matrix product and scatter, with every map rebuilt at
+every call. Weights and inputs are the same; outputs and gradients must agree. Run:
 
     python -m pytest benchmarks/kernels/test_slat_cpu.py --benchmark-json=benchmarks/kernels/results/slat_cpu.json
 """
@@ -27,7 +27,7 @@ VOXELS, BATCH, WIDTH, BLOCKS, EDGE, ROUNDS = 12_000, 2, 256, 6, 64, 3
 
 
 def shell(count: int, seed: int) -> Tensor:
-    """[count, 3] the voxels nearest to a wavy sphere in a 64^3 grid: a surface, as TRELLIS's voxels are."""
+    """[count, 3] the voxels nearest to a wavy sphere in a 64^3 grid: a surface, like TRELLIS's voxels."""
     grid = torch.cartesian_prod(*[torch.arange(EDGE)] * 3)
     offset = (grid + 0.5) / EDGE - 0.5
     angle = torch.atan2(offset[:, 1], offset[:, 0])
@@ -43,7 +43,7 @@ class Case:
         self.model = SLatFlowModel(
             EDGE, 8, WIDTH, WIDTH, 8, BLOCKS, num_heads=4, io_block_channels=[64], qk_rms_norm=True
         )
-        for parameter in self.model.parameters():  # nothing is zero, so that every gradient is compared
+        for parameter in self.model.parameters():  # no zero-initialised parameter, so that every gradient is compared
             torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.1)
         # Two samples of unequal length.
         lengths = [VOXELS * 5 // 12, VOXELS * 7 // 12]
@@ -63,7 +63,7 @@ class Case:
 
 
 def plain_convolution(x: Tensor, weight: Tensor, bias: Tensor, layout: Packed) -> Tensor:
-    """Gather, product, scatter at each of 27 offsets; the map, a sorted list of voxels, is made and searched anew."""
+    """Gather, product, scatter at each of 27 offsets; the sorted list of voxels is rebuilt at every call."""
     assert layout.coords is not None
     place = torch.cat([layout.index[:, None], layout.coords.long() + 1], 1)
 
@@ -82,7 +82,7 @@ def plain_convolution(x: Tensor, weight: Tensor, bias: Tensor, layout: Packed) -
 
 @contextmanager
 def plain() -> Iterator[None]:
-    """The oracles of all other ops, and layouts that forget."""
+    """Reference implementations of all ops, and layouts that cache nothing."""
     with pytest.MonkeyPatch.context() as patch, forcing("reference"):
         patch.setattr(Packed, "once", lambda self, key, build, beside=None: build())
         patch.setattr(sparse_layers, "submanifold_conv", plain_convolution)
@@ -101,7 +101,7 @@ def timed(run: Callable[[], Any]) -> float:
 
 
 def test_forward_and_backward(case: Case, benchmark: Any) -> None:
-    """Ours is timed by pytest-benchmark; the plain rounds in between give the ratio, which must be at least 1.5."""
+    """Ours is timed by pytest-benchmark, plain rounds in between; the ratio of medians must be at least 1.5."""
     kept = case.layout()
     ours, theirs = case.step(kept), None
     with plain():

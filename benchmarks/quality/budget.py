@@ -2,10 +2,10 @@
 
     python -m benchmarks.quality.budget 48000 --method kd --backbone trellis [KEY=VALUE ...]
 
-prints them. A forward pass of one sample counts 1, a backward pass and a forward pass with its derivative 2, whichever
-network. Two short runs tell what an iteration costs, and what was spent before the first one (stored pairs, an earlier
+prints them. For one sample and any network, a forward pass counts 1, a backward pass 2 and a forward pass with its
+tangent 2. Two short runs tell what an iteration costs, and what is spent before the first one (stored pairs, an earlier
 student). Shares of a run, such as ``objective.vd_after``, are the same shares of the short runs. A method with stages
-of a fixed length (progressive) gets short runs that hold them.
+of fixed length (progressive) gets short runs long enough for them.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import fewstep
 from fewstep.config.base import merge, parse_override
 from fewstep.errors import FewstepError, invalid
 
-PROBE = 20  # iterations of the shorter run; a multiple of the shares and ratios that one is likely to use
-DOUBLINGS = 6  # of PROBE at most, where a method refuses so short a run
+PROBE = 20  # iterations of the shorter run; divisible by the usual shares and ratios
+DOUBLINGS = 6  # at most, of PROBE, for a method that refuses so short a run
 
 
 def evaluations(run: fewstep.Run) -> int:
-    """What a run has spent."""
+    """The network evaluations that a run has spent."""
     counts = run.metrics()[-1]["evaluations"].values()
     return sum(n["forward"] + 2 * n["tangent"] + 2 * n["backward"] for n in counts)
 
@@ -44,7 +44,7 @@ def iterations(budget: int, distill: Callable[..., fewstep.Run], config: dict[st
         folder: for the short runs; it is removed.
 
     Raises:
-        FewstepError: for a budget that is spent before the first iteration, or settings that no length of a run suits.
+        FewstepError: for a budget too small for one iteration, or settings that are refused at any length of the run.
     """
 
     def spent(steps: int) -> int:

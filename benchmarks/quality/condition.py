@@ -1,11 +1,11 @@
-"""How much the condition of a prepared set tells of an object's colour.
+"""How much the condition of a prepared set tells about an object's colour.
 
     python -m benchmarks.quality.condition [SET]
 
-A linear map (ridge regression) is fitted on the training objects, from the tokens of their first picture to the mean
-colour of their voxels. On the held-out objects the share of the colours' variance that it explains (R squared) and its
-mean absolute error are printed, the error of the training objects' mean colour beside it. A token's last four channels
-are the mean colour of the object in its tile, and its share of the tile: the map is fitted without them too.
+Ridge regression is fitted on the training objects, from the tokens of their first picture to the mean colour of their
+voxels. Printed are its R squared and mean absolute error on the held-out objects, and the error of predicting the
+training objects' mean colour. A token's last four channels are the mean colour of the object in its tile and its share
+of the tile; the regression is fitted without them too.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError
 
-PENALTIES = tuple(10.0**power for power in range(6))  # the best on the held-out objects counts, which flatters the map
+PENALTIES = tuple(10.0**power for power in range(6))  # the best on the held-out objects counts, which favours the map
 
 
 def explained(known: Tensor, wanted: Tensor, count: int) -> tuple[float, float]:
-    """R squared and mean absolute error on rows ``count`` and on of a map from known [N, F] to wanted [N, 3]."""
+    """R squared and mean absolute error of a regression of wanted [N, 3] on known [N, F], on rows from ``count`` on."""
     mean, spread = known[:count].mean(0), known[:count].std(0) + 1e-6
     x, middle = (known - mean) / spread, wanted[:count].mean(0)
     best = (-torch.inf, torch.inf)

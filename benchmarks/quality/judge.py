@@ -22,7 +22,7 @@ from fewstep.plugins.registry import registry
 
 
 class Judge:
-    """Samples of a student against the teacher's and the truth. The teacher is sampled once a seed."""
+    """Measures a student's samples against the teacher's and the truth. The teacher is sampled once per seed."""
 
     def __init__(self, plan: Plan) -> None:
         network = registry().get("backbone", plan.backbone)
@@ -56,7 +56,7 @@ class Judge:
         return fmean(found)
 
     def values(self, folder: Path | None = None) -> dict[int, float]:
-        """The measure by steps, mean over seeds of noise: of a student, or of the undistilled network."""
+        """The measure by number of steps, averaged over noise seeds, of a student or the undistilled network (None)."""
         if folder is None:
             return {steps: self._value(entrant, steps) for entrant, steps in self.undistilled}
         (entrant,) = load_students({"": self.network}, (), [("trial", folder)])
@@ -65,5 +65,5 @@ class Judge:
 
 @lru_cache(maxsize=1)
 def judge_of(plan: str) -> Judge:
-    """One judge a process."""
+    """One judge per process."""
     return Judge(Plan.model_validate_json(plan))

@@ -1,4 +1,4 @@
-"""Which measure tells better from worse: every candidate on samples that are known to be worse, before any result.
+"""Which measure tells better from worse: every candidate measure on samples that are known to be worse.
 
     python benchmarks/quality/measures.py [--root SET] [--objects 48] [--out benchmarks/quality/results/measures.md]
 
@@ -34,7 +34,7 @@ STEPS = (25, 10, 5, 3, 2, 1)  # of the teacher
 BLURS = (2, 4)  # samples in a mean
 KEPT = 4  # samples of a collapsed set
 STUDENTS = ("mdt-vd", "pcm")
-RESAMPLES, ALL_AXES = 200, 20  # resamples; those of the distance on all axes, which costs as much as all others
+RESAMPLES, ALL_AXES = 200, 20  # resamples; fewer on all axes, which costs as much as all other measures together
 CPU = torch.device("cpu")
 MEASURES = (
     "frechet", "frechet, all axes", "frechet_infinity", "kid", "precision", "recall", "other_frechet",
@@ -43,7 +43,7 @@ MEASURES = (
 
 
 def pairs() -> list[tuple[str, str, str]]:
-    """(kind, better, worse)"""
+    """Pairs of sets, as (kind, better, worse)."""
     found = [("fewer steps", f"teacher, {a}", f"teacher, {b}") for a, b in pairwise(STEPS)]
     found += [("fewer steps", "teacher, 25", f"teacher, {steps}") for steps in STEPS[2:]]
     found += [("blur", "teacher, 25", f"mean of {count}") for count in BLURS]
@@ -52,7 +52,7 @@ def pairs() -> list[tuple[str, str, str]]:
 
 
 def sets(stage: Stage, suite: Suite, count: int, console: Console) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-    """Latents by name, and those of the teacher by seed."""
+    """The latents of every set by name, and those of the teacher by seed."""
     batch = suite.prompts(count)
     network = registry().get("backbone", "trellis")
     cells = line_up([stage], load_students({"": network}, STUDENTS, []), (1, 2), STEPS[0])
@@ -80,7 +80,7 @@ def sets(stage: Stage, suite: Suite, count: int, console: Console) -> tuple[dict
 def values(
     suite: Suite, objects: dict[str, object], teachers: list[object], counts: Tensor, console: Console
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Every measure [1 + B] of every set: as it is, then resampled."""
+    """Every measure of every set, [1 + B]: on the whole set, then on B resamples."""
     first, other = (suite.record(one, teachers[0]) for one in teachers)
     whole = torch.cat([torch.ones_like(counts[:1]), counts])
     truth = suite.record(objects["truth"], teachers[0])["features"]
@@ -126,7 +126,7 @@ def main() -> None:
 
 
 def apart(suite: Suite, better: np.ndarray, worse: np.ndarray, measure: str) -> float:
-    """How many standard errors the worse set is worse by."""
+    """By how many standard errors the worse set is worse."""
     falls = measure.partition(",")[0] in suite.lower_is_better
     difference = (worse - better) * (1 if falls else -1)
     error = difference[1:].std(ddof=1)
@@ -134,7 +134,7 @@ def apart(suite: Suite, better: np.ndarray, worse: np.ndarray, measure: str) -> 
 
 
 def report(suite: Suite, found: dict[str, dict[str, np.ndarray]], size: int, root: str | None) -> str:
-    """The tables."""
+    """The tables as Markdown."""
     lines = ["# Which measure tells better from worse", "", __doc__.split("\n\n")[2].replace("\n", " ").strip(), ""]
     lines += [
         f"{size} held-out objects, structure stage. This file is made anew by "

@@ -4,9 +4,9 @@
     python -m benchmarks.quality.rung digits --budgets 0.25 0.5 1 2 4 --out runs/quality/digits-budgets
     python -m benchmarks.quality.rung ring --methods all --evaluations 600000 --steps 1 2 4 8
 
-Methods are trained with the backbone's presets, or with ``--evaluations`` for as many network evaluations each. The
-same command goes on after an interruption. The structure rungs make their furniture first (25 minutes for 2,000 pieces,
-6 for 400) and measure on the held-out ones.
+Methods are trained with the backbone's presets; with ``--evaluations``, for that many network evaluations each. Rerun
+the same command to continue after an interruption. The structure rungs generate their furniture first (25 minutes for
+2,000 pieces, 6 for 400) and measure on the held-out pieces.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Rung:
 
     Args:
         keys: nested keys of every run and of the bench.
-        train: keys of every run.
-        measured: keys of the bench, where it looks at other data.
-        searched: the plan by which the methods' settings were searched; its methods are the family.
-        furniture: where a set of procedural furniture is kept; it is made before the first training.
-        pieces: of that furniture to train on.
+        train: keys under ``train`` of every run.
+        measured: keys of the bench, where it uses other data.
+        searched: the plan of the search for the methods' settings; its methods are the family.
+        furniture: folder of the set of procedural furniture, generated before the first training.
+        pieces: number of these pieces to train on.
     """
 
     backbone: str
@@ -62,13 +62,13 @@ class Rung:
 
 
 def toy(target: str) -> Rung:
-    """Two numbers a sample and a learned teacher, from which every student starts. As in the search for settings."""
+    """2-D points and a learned teacher, from which every student starts, as in the search for settings."""
     batch = {"batch_size": 256, "lr_schedule": "cosine", "warmup": 10}
     return Rung("toy", {"backbone": {"target": target, "teacher": "learned"}}, batch)
 
 
 def learned(source: str) -> Rung:
-    """Small images and a learned teacher, from which every student starts. As in the search for settings."""
+    """Small images and a learned teacher, from which every student starts, as in the search for settings."""
     keys = {"source": source, "teacher": "learned", "pretrain": 4000}
     batch = {"batch_size": 128, "lr_schedule": "cosine", "warmup": 10}
     return Rung("images", {"backbone": keys}, batch, searched="family-digits")
@@ -114,7 +114,7 @@ class Training:
 
 @lru_cache
 def steps_of(rung: str, method: str, evaluations: int | None) -> int:
-    """The iterations of a run at budget 1, found once in each process."""
+    """The iterations of a run at budget 1, computed once per process."""
     chosen = RUNGS[rung]
     config = merge({"train": {"threads": 1}}, chosen.keys, {"train": chosen.train})
     if evaluations is None:
@@ -126,7 +126,7 @@ def steps_of(rung: str, method: str, evaluations: int | None) -> int:
 
 
 def train(one: Training, out: Path) -> tuple[Path, str]:
-    """Trains a student, goes on with one, or leaves one that is done: its folder, and the error that ended it."""
+    """Train a student, resume it, or leave a finished one; returns its folder, and the error that ended it or ""."""
     folder, rung = one.folder(out), RUNGS[one.rung]
     quiet = Console(file=io.StringIO())
     try:

@@ -46,7 +46,7 @@ from fewstep.plugins.registry import registry
 
 
 def carry_out(trial: Trial, plan_json: str, out: Path) -> dict[str, Any]:
-    """Train and judge one trial: its row. A trial that was interrupted goes on from its checkpoint."""
+    """Train and judge one trial, and return its row. An interrupted trial resumes from its checkpoint."""
     plan, folder, quiet = Plan.model_validate_json(plan_json), out / "runs" / trial.id, Console(file=io.StringIO())
     row: dict[str, Any] = {"id": trial.id, "method": trial.method, "seed": trial.seed, "settings": trial.settings}
     try:
@@ -67,7 +67,7 @@ def carry_out(trial: Trial, plan_json: str, out: Path) -> dict[str, Any]:
 
 
 class Search:
-    """A plan with the trials that are done."""
+    """A plan and the trials done so far."""
 
     def __init__(self, plan: Plan, out: Path) -> None:
         self.plan, self.out, self.file = plan, out, out / "trials.csv"
@@ -80,14 +80,14 @@ class Search:
         self.rows: dict[str, dict[str, Any]] = {}
 
     def begin(self) -> None:
-        """Read what is done, or record the plan and the undistilled network."""
+        """Read the trials done so far; record the plan and the undistilled network where they are missing."""
         plan, text = self.out / "plan.json", self.plan.model_dump_json(indent=2)
         if plan.exists() and plan.read_text() != text:
             raise FewstepError(f"--out {str(self.out)!r} holds a search by another plan; accepted: a folder of its own")
         judge = judge_of(self.plan.model_dump_json())
         self.lower = judge.measure in judge.stage.suite.lower_is_better
         if self.file.exists():
-            whole = self.file.read_text().rpartition("\n")[0]  # a kill may have cut the last row off
+            whole = self.file.read_text().rpartition("\n")[0]  # a kill may have truncated the last row
             self.rows = {row["id"]: row for row in csv.DictReader(whole.splitlines())}
         self.out.mkdir(parents=True, exist_ok=True)
         plan.write_text(text)
@@ -106,12 +106,12 @@ class Search:
             csv.DictWriter(file, self.columns).writerow(row)
 
     def score(self, trial: Trial, seeds: int) -> float:
-        """The mean over seeds that ranks, smaller is better; infinity where one failed."""
+        """The ranking score: the mean over seeds, smaller is better; infinity if any trial failed."""
         found = [self.rows[one.id].get(self.rank) or "inf" for one in repeated(trial, seeds)]
         return fmean(float(value) if self.lower or value == "inf" else -float(value) for value in found)
 
     def rounds(self) -> Iterator[list[Trial]]:
-        """The trials of each round, methods in turn; a round is known once the one before it is done."""
+        """The trials of each round, interleaved over methods; a round depends on the results of the one before."""
         yield [trial for row in itertools.zip_longest(*self.trials.values()) for trial in row if trial]
         seeds = 1
         kept = self.trials
@@ -121,7 +121,7 @@ class Search:
             yield [trial for trials in kept.values() for first in trials for trial in repeated(first, seeds)]
 
     def run(self, jobs: int, seconds: float) -> bool:
-        """Whether all is done. After so many seconds no further trial is begun."""
+        """Run the trials that are left; returns whether all are done. After ``seconds`` no further trial is begun."""
         self.begin()
         until, plan = time.monotonic() + seconds, self.plan.model_dump_json()
         for trials in self.rounds():

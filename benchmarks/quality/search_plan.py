@@ -17,7 +17,7 @@ from fewstep.errors import FewstepError
 
 
 class Round(Strict):
-    """The best settings of each method are repeated until each has so many seeds."""
+    """A later round: the best settings of each method are run under further seeds."""
 
     keep: int = Field(ge=1, description="settings of each method")
     seeds: int = Field(ge=2, description="seeds of each")

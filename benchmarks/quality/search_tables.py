@@ -44,7 +44,7 @@ def summary(rows: Sequence[Row], space: Space, rank: str, lower: bool) -> str:
 
 
 def _ranked(rows: Sequence[Row], rank: str, lower: bool) -> list[tuple[str, list[Row]]]:
-    """Settings with their trials: those with more seeds got further, then the better mean."""
+    """Settings with their trials, best first: those that got further, with more seeds, then by mean."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row.get(rank):

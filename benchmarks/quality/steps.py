@@ -1,19 +1,19 @@
-"""What an iteration of each method costs beside plain fine-tuning: evaluations, memory, time.
+"""What an iteration of each method costs, relative to plain fine-tuning: evaluations, memory, time.
 
     python -m benchmarks.quality.steps --backbone toy --out runs/steps-toy backbone.teacher=learned train.batch_size=512
 
 Fine-tuning is flow matching on the same backbone with the same batch and optimiser. Every method makes short runs of
-ITERATIONS with the keys of its preset, so that what begins late or comes every fifth iteration has its share.
+ITERATIONS with the keys of its preset, so that terms which start late or run every fifth iteration have their share.
 
-* evaluations: of all networks, for a sample and an iteration, counted. A forward pass is 1, a backward pass and a
-  forward pass with its derivative are 2. Stored pairs of the teacher are made before and count nothing here.
-* memory: peak of a run. On a GPU ``torch.cuda.max_memory_allocated``; on a CPU the weights of all networks and, beside
-  them, the largest sum of what the run allocates, by the memory events of torch's profiler. The frozen teacher is in
-  memory for fine-tuning too.
-* time: mean seconds of an iteration, the first WARMUP left out. Method and fine-tuning take turns, ``--rounds`` times;
-  the ratio is the median over the rounds, so that a busy machine slows both.
+* evaluations: of all networks, per sample and iteration, counted. A forward pass counts 1; a backward pass, and a
+  forward pass with its tangent, count 2. Stored pairs of the teacher are generated beforehand and not counted here.
+* memory: peak of a run. On a GPU ``torch.cuda.max_memory_allocated``; on a CPU the weights of all networks plus the
+  peak of the run's allocations, by the memory events of torch's profiler. The frozen teacher is in memory for
+  fine-tuning too.
+* time: mean seconds per iteration without the first WARMUP. Method and fine-tuning alternate for ``--rounds`` rounds;
+  the ratio is the median over rounds, so that a busy machine slows both.
 
-The same command goes on where it was stopped. ``--seconds 200`` begins no method after so long.
+Rerun the same command to continue where it stopped. ``--seconds 200`` begins no method after 200 seconds.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ from fewstep.plugins.registry import registry
 
 BASE = "flow-matching"
 ITERATIONS, WARMUP = 20, 5
-# Keys of methods that a short run would not reach the end of: stored pairs, and the stages of progressive distillation.
+# Shortens what a short run would not get through: stored pairs, and the stages of progressive distillation.
 SHORT: dict[str, Any] = {"pairs": {"count": 64, "batch_size": 64}, "iterations": ITERATIONS // 4}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of an iteration of one method; the counts are for a sample, ``x_*`` in units of fine-tuning."""
+    """Costs per iteration of one method; counts are per sample, ``x_*`` are multiples of fine-tuning."""
 
     method: str
     forward: float
@@ -65,11 +65,11 @@ class Cost:
     x_memory: float
     x_time: float
     rounds: int
-    load: float  # of the machine, processes in a minute
+    load: float  # the machine's load average over a minute
 
     @property
     def evaluations(self) -> float:
-        """All kinds together."""
+        """All kinds together, in units of a forward pass."""
         return together({"forward": self.forward, "tangent": self.tangent, "backward": self.backward})
 
 
@@ -82,7 +82,7 @@ def plan(method: str, backbone: str, keys: Mapping[str, Any]) -> Resolved:
     """The short run of a method.
 
     Raises:
-        FewstepError: for keys, or a method that the backbone cannot be trained with.
+        FewstepError: for unknown keys, or a method that does not fit the backbone.
     """
     known = registry().get("objective", method).load_config().model_fields
     short = {"objective": {key: value for key, value in SHORT.items() if key in known}}
@@ -98,7 +98,7 @@ def prepared(resolved: Resolved) -> Trainer:
 
 
 def timed(resolved: Resolved) -> tuple[float, dict[str, float]]:
-    """Seconds of an iteration, and its evaluations by kind for a sample."""
+    """Seconds per iteration, and evaluations by kind per sample and iteration."""
     trainer, ends = prepared(resolved), list[float]()
     before = totals(trainer.budget.counts)
 
@@ -136,7 +136,7 @@ def peak_memory(resolved: Resolved) -> int:
 
 
 def peak_of(events: Iterable[Mapping[str, Any]]) -> int:
-    """The largest sum of allocations, less what was freed again, of the memory events of a profile."""
+    """The largest number of bytes allocated at once, from the memory events of a profile."""
     found = sorted((event["ts"], int(event["args"]["Bytes"])) for event in events if event.get("name") == "[memory]")
     peak = total = 0
     for _, size in found:
@@ -146,7 +146,7 @@ def peak_of(events: Iterable[Mapping[str, Any]]) -> int:
 
 
 def cost(method: Resolved, base: Resolved, base_memory: int, rounds: int) -> Cost:
-    """A method beside fine-tuning."""
+    """Measure a method against fine-tuning."""
     memory, own, plain = peak_memory(method), [], []
     for _ in range(rounds):
         plain.append(timed(base))
@@ -210,7 +210,7 @@ def main() -> None:
     )
     keys = merge(*map(parse_override, chosen.keys))
     base = plan(BASE, chosen.backbone, keys)
-    alike = ("batch_size", "accumulate", "precision", "device", "threads")  # whatever a method's preset says
+    alike = ("batch_size", "accumulate", "precision", "device", "threads")  # override every method's preset
     keys = merge({"train": {name: base.tables()["train"][name] for name in alike}}, keys)
     tables = {name: value for name, value in base.tables().items() if name != "objective"}
     facts = {"backbone": chosen.backbone, "config": tables, "machine": machine(torch.device("cpu"))}

@@ -1,10 +1,10 @@
-"""Do students of an exact teacher err as theory says? Writes the tables and the chart of ``results/theory.md``.
+"""Do students of an exact teacher err as theory predicts? Makes the tables and the chart of ``results/theory.md``.
 
     python -m benchmarks.quality.theory --out runs/theory
 
-``theory_exact`` has the predictions, ``theory_students`` the students whose loss is solved, ``theory_score`` what
-velocity distillation is told. The one network that is trained is kept in OUT, and its training goes on where it was
-stopped. About a minute and a half of one core.
+``theory_exact`` has the predictions, ``theory_students`` the students that are solved rather than trained,
+``theory_score`` the signal of velocity distillation. The one network that is trained is kept in OUT; its training
+resumes where it stopped. Takes about a minute and a half on one core.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from fewstep.core.times import step_grid
 from fewstep.files import new_file
 
 INTERVALS, SEEDS, NOISES = (0.2, 0.1, 0.05), range(5), 500
-COMPONENTS, EVERY, SMOOTHING = 2, 9, 0.6  # principal components, every which digit, noise
+COMPONENTS, EVERY, SMOOTHING = 2, 9, 0.6  # principal components; every 9th digit; standard deviation of the noise
 KINDS: dict[Method, str] = {
     "vm": "velocity matching, t from D on",
     "vm-clamped": "velocity matching, min(D, t)",
@@ -96,7 +96,7 @@ class Line:
 
 
 class Plane:
-    """The digits in the plane: their exact velocity, some noises, and where the exact flow carries them."""
+    """The digits in the plane: their exact velocity, noise samples, and where the exact flow carries these."""
 
     def __init__(self) -> None:
         images = smoothed(ImagesConfig())
@@ -110,11 +110,11 @@ class Plane:
         self.map = heun(flow, self.noise, Condition(), layout, step_grid(100, 0.5), Step(0, Interpolant()))
 
     def velocity(self, x: Tensor, t_B: Tensor) -> Tensor:
-        """The exact one."""
+        """The exact velocity."""
         return self.mixture.velocity(Interpolant(), x, t_B[:, None])
 
     def error(self, method: Method, interval: float, seed: int) -> Tensor:
-        """[N, F] of a solved student's one step."""
+        """[N, F] the error of a solved student's one-step samples."""
         student = LinearStudent(COMPONENTS, seed).solve(method, interval, self.mixture, self.velocity, seed)
         return student.one_step(self.noise) - self.map
 
@@ -142,7 +142,7 @@ def spread(values: list[float]) -> tuple[float, float]:
 
 
 def signals(out: Path) -> list[theory_score.Signal]:
-    """Of a network that velocity matching trained on the images themselves."""
+    """The signals for a network that velocity matching trained on the images themselves."""
     folder = out / "student"
     if not (folder / "student").exists():
         fewstep.distill(
@@ -166,7 +166,7 @@ def report(found: list[Line], scores: list[theory_score.Signal]) -> str:
 
 
 def write_csv(found: list[Line], scores: list[theory_score.Signal], path: Path) -> None:
-    """Every number, one a row."""
+    """Every number, one per row."""
     with new_file(path) as temp, temp.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["table", "name", "at", "measure", "value"])
@@ -201,7 +201,7 @@ def draw(found: list[Line], scores: list[theory_score.Signal], path: Path) -> No
 
 
 def main() -> None:
-    """Everything into the folder."""
+    """Write everything into the folder."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the network and of the results")
     out: Path = parser.parse_args().out

@@ -1,16 +1,16 @@
-"""What theory says of students of an exact teacher: the maps that methods converge to, and velocities of samples.
+"""What theory predicts for students of an exact teacher: the maps that methods converge to, and velocities of samples.
 
-z is noise, Phi(z) the exact flow's image of it, v the teacher's velocity, F the student's average velocity, D the
-interval of its finite difference, f = x - t F the data that it predicts.
+z is noise, Phi(z) the exact flow's image of z, v the teacher's velocity, F the student's average velocity, D the
+interval of the finite difference, f = x - t F the data that the student predicts.
 
-Consistency distillation makes f(x, t) = f(x - D v, t - D): from t = 1 that is Euler's method with step D.
+Consistency distillation makes f(x, t) = f(x - D v, t - D): from t = 1 this is Euler's method with step D.
 
 Velocity matching solves F(x, t) + t [F(x, t) - F(x - D v, t - D)] / D = v(x, t). For f this reads
 
     f(x, t) = f_before + D^2 / (t^2 - D^2) [f_before - (x - t v)],    f_before = f(x - D v, t - D),
 
-Euler's method and a sum, which for small D becomes D times the integral of (x0 - x + t v) / t^2 over t. As
-d(x / t)/dt = (t v - x) / t^2, and v(x0, 0) = -x0, that integral from 0 to 1 is z. So, to first order in D,
+that is Euler's method plus a sum, which for small D becomes D times the integral of (x0 - x + t v) / t^2 over t. As
+d(x / t)/dt = (t v - x) / t^2 and v(x0, 0) = -x0, this integral from 0 to 1 is z. Hence, to first order in D,
 
     f(z, 1) - Phi(z) = (Euler's error with step D) + D z.
 """
@@ -32,10 +32,10 @@ Velocity = Callable[[Tensor, Tensor], Tensor]  # (x [N, F], t_B [N]) -> v
 
 @torch.no_grad()
 def limits(velocity: Velocity, noise: Tensor, interval: float) -> tuple[Tensor, Tensor]:
-    """[N, F] twice: where consistency distillation and velocity matching with this interval carry the noise.
+    """Where consistency distillation and velocity matching with this interval carry the noise, each [N, F].
 
-    The recursion of velocity matching needs F at t = 0, which its loss never trains: the teacher's velocity stands for
-    it. What the student has there instead moves the result by a term of second order.
+    The recursion of velocity matching needs F at t = 0, which its loss never trains; the teacher's velocity takes its
+    place. The student's actual F there changes the result only to second order in D.
     """
     x, ones, velocities = noise, torch.ones(len(noise), dtype=torch.float64), []
     times = [1 - i * interval for i in range(round(1 / interval))]
@@ -59,7 +59,7 @@ def rms(x: Tensor) -> float:
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """Of two fields [N, P] as wholes."""
+    """The cosine of two fields [N, P], each taken as one vector."""
     return float((a * b).sum() / (a.norm() * b.norm()))
 
 

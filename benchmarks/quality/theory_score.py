@@ -1,10 +1,9 @@
-"""What velocity distillation is told of the student's own samples, beside what it should be told.
+"""The signal that velocity distillation receives about the student's own samples, against the true signal.
 
-Its gradient is (fake score) - vT at x'_t, between a sample x' of the student and fresh noise. The true fake score is
-the velocity of the distribution of the student's samples; here it is that of a large bank of them with a little noise
-on each. "self" takes the student's own u = F + t dF/dt, which velocity matching drives to vT wherever it looks: at its
-optimum the signal is 0, whatever the samples look like. "critic" is a network that was trained on the student's samples
-by flow matching.
+Its gradient is v - vT at x'_t, between a sample x' of the student and fresh noise. The true v is the velocity of the
+distribution of the student's samples; here, that of a large bank of them with a little noise on each. "self" takes the
+student's own u = F + t dF/dt, which velocity matching drives to vT wherever it is trained: at its optimum the signal
+is 0, whatever the samples look like. "critic" is a network trained on the student's samples by flow matching.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ which is 0 but for the error of the bank; it is the share of the true signal tha
 
 @dataclass(frozen=True)
 class Signal:
-    """A signal beside the true one at a time: cosine, ratio of sizes, and the root mean square of the true one."""
+    """A signal against the true one at time t: cosine, ratio of sizes, and the root mean square of the true one."""
 
     name: str
     t: float
@@ -58,7 +57,7 @@ def table(found: list[Signal]) -> list[str]:
 
 
 def signals(student: ImageFlow, suite: ImageSuite, data: SmoothedImages) -> list[Signal]:
-    """All signals at all times; the samples x' are of held-out noise and are not in the bank."""
+    """All signals at all times; the samples x' come from held-out noise and are not in the bank."""
     draws = torch.Generator().manual_seed(1)
     batch, labels = suite.prompts(), data.mixture.draw_labels(BANK, draws)
     noise = suite.noise(0, batch)
@@ -85,7 +84,7 @@ def signals(student: ImageFlow, suite: ImageSuite, data: SmoothedImages) -> list
 
 @torch.no_grad()
 def samples(student: ImageFlow, noise: Tensor, labels: Tensor) -> Tensor:
-    """The student's one-step samples of these digits."""
+    """The student's one-step samples from this noise, for these digits."""
     average: Tensor = student(noise, torch.ones(len(noise)), digits(labels), Dense(len(noise)))
     return noise - average
 

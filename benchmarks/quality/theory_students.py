@@ -1,8 +1,8 @@
-"""Students that are linear in fixed features: where a method's own gradient vanishes is then a linear system.
+"""Students that are linear in fixed features: the point where a method's gradient vanishes solves a linear system.
 
-A trained network adds the error of its optimisation, which after minutes is larger than the biases in question. Here
-the loss is solved: E[phi r] = 0 over the method's own times and samples, with the residual r = F + span dF/dt - v. That
-is where the (semi-)gradient that the engine follows is 0.
+A trained network adds its optimisation error, which after minutes of training exceeds the biases in question. Here the
+stationary point is solved for: E[phi r] = 0 over the method's own times and samples, with the residual
+r = F + span dF/dt - v. There the (semi-)gradient that the engine follows is 0.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from fewstep.core.mixture import Mixture
 
 Method = Literal["vm", "vm-clamped", "cm", "jvp"]
 WAVES, SAMPLES, RIDGE = 300, 6_000, 1e-6
-LENGTH, SPEED = 2.0, 4.0  # of the waves: in space, in units of the data; in time, radians
+LENGTH, SPEED = 2.0, 4.0  # of the waves: length scale in units of the data; radians per unit of time
 
 
 class MixtureFlow(Backbone):
-    """The exact velocity of a mixture, for states [B, F]."""
+    """The exact velocity field of a mixture, for states [B, F]."""
 
     def __init__(self, mixture: Mixture) -> None:
         super().__init__()
@@ -36,11 +36,11 @@ class MixtureFlow(Backbone):
 
 
 class LinearStudent(Backbone):
-    """F(x, t) = W phi(x, t), phi: random waves of x and t, and a plane. In float64.
+    """F(x, t) = phi(x, t) W in float64; phi holds random Fourier features of x and t, and 1, t, x and t x.
 
     Args:
-        size: elements of a state.
-        seed: of the waves.
+        size: number of elements of a state.
+        seed: seed of the random features.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -52,7 +52,7 @@ class LinearStudent(Backbone):
         self.weight = nn.Parameter(torch.zeros(WAVES + 2 + 2 * size, size, dtype=torch.float64))
 
     def features(self, x: Tensor, t_B: Tensor) -> Tensor:
-        """[B, K]."""
+        """phi(x, t), [B, K]."""
         t = t_B[:, None]
         return torch.cat([(x @ self.waves + t * self.speeds + self.phases).cos(), torch.ones_like(t), t, x, t * x], 1)
 
@@ -70,8 +70,8 @@ class LinearStudent(Backbone):
         """Set the weights to where the method's gradient is 0, over ``SAMPLES`` samples at uniform times.
 
         Args:
-            method: "vm" and "cm" with a finite difference of ``interval`` and t from there on, as the engine;
-                "vm-clamped" with min(interval, t) and all t; "jvp" velocity matching with the exact derivative.
+            method: "vm" and "cm" take a finite difference of ``interval`` at times above it, as the engine does;
+                "vm-clamped" takes min(interval, t) at all t; "jvp" is velocity matching with the exact derivative.
         """
         draws = torch.Generator().manual_seed(seed)
         x0 = mixture.sample(mixture.draw_labels(SAMPLES, draws), draws)

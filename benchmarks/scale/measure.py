@@ -1,13 +1,12 @@
-"""Peak resident memory and throughput of short runs on a CPU, and what ``fewstep distill --dry-run --memory`` expects.
+"""Peak resident memory and throughput of short runs on a CPU, against what ``--dry-run --memory`` expects.
 
     python -m benchmarks.scale.measure memory            # one process: plain, LoRA, recompute, micro-batches, ...
     python -m benchmarks.scale.measure ranks             # 1, 2 and 4 processes, ddp and fsdp
     python -m benchmarks.scale.measure memory lora.rank=8
 
-A run is a process of its own (``once.py``); it distils a TRELLIS structure flow with random weights, on the shipped
-objects. Memory is the peak of the training loop beyond the floor: that of one process with a network of next to no
-size, which is Python, torch and the data. ``results/measured.json`` collects the runs, ``results/measured.md`` has them
-as tables.
+Each run is a separate process (``once.py``) that distils a TRELLIS structure flow with random weights, on the shipped
+objects. Memory is the peak of the training loop above the floor, the peak of one process with a tiny network: Python,
+torch and the data. ``results/measured.json`` collects the runs, ``results/measured.md`` has them as tables.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ MEMORY = {
     "4 micro-batches of a quarter": ["train.batch_size=1", "train.accumulate=4"],
     "train.optimizer=adamw8bit": [*PLAIN, "train.optimizer=adamw8bit"],
 }
-FOUR = ["train.batch_size=1", "train.accumulate=4"]  # an iteration is the same for all
-SMALL = "MALLOC_MMAP_THRESHOLD_=65536"  # malloc keeps little of what was freed, such as networks before sharding
+FOUR = ["train.batch_size=1", "train.accumulate=4"]  # an iteration is the same in all cases
+SMALL = "MALLOC_MMAP_THRESHOLD_=65536"  # makes malloc return freed memory, such as networks before sharding
 RANKS = {
     f"{ranks} {kind}{end}": (ranks, [*FOUR, f"parallel.kind={kind}", "parallel.timeout=300"])
     for end in ("", f", {SMALL}")
@@ -47,7 +46,7 @@ RANKS = {
 
 
 def saved_flow(folder: Path, size: dict[str, int]) -> int:
-    """Write a structure flow with random weights that fits the shipped data; how many parameters it has."""
+    """Write a structure flow with random weights that fits the shipped data; returns its number of parameters."""
     from fewstep_shapes3d.data.prepared import PreparedSet
     from fewstep_trellis.backbone import StructureFlow
     from fewstep_trellis.models import SparseStructureFlowModel
@@ -61,7 +60,7 @@ def saved_flow(folder: Path, size: dict[str, int]) -> int:
 
 
 def run(teacher: Path, keys: list[str], steps: int, ranks: int = 1, malloc: bool = False) -> tuple[list[float], float]:
-    """The peak of each process in MB, and the seconds of an iteration, without the first."""
+    """The peak of each process in MB, and the seconds per iteration without the first."""
     words = ["distill", "-m", "mdt-vd", "-b", "trellis", f"backbone.teacher={teacher}", f"train.steps={steps}", *keys]
     words += ["train.device=cpu", "train.threads=1", "train.checkpoint_every=1", "train.log_every=1"]
     start = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
@@ -76,7 +75,7 @@ def run(teacher: Path, keys: list[str], steps: int, ranks: int = 1, malloc: bool
 
 
 def foreseen(teacher: Path, keys: list[str]) -> dict[str, float]:
-    """What the dry run says by part, in MB."""
+    """What the dry run expects, by part, in MB."""
     from fewstep.config.recorded import Words
     from fewstep.config.resolve import resolve_run
     from fewstep.engine.memory import expected
@@ -89,7 +88,7 @@ def foreseen(teacher: Path, keys: list[str]) -> dict[str, float]:
 
 
 def floor(none: Path) -> float:
-    """The peak of a run whose own numbers take next to nothing, in MB."""
+    """The peak of a run with a tiny network, less what the dry run expects for it, in MB."""
     return run(none, PLAIN, 2)[0][0] - foreseen(none, PLAIN)["total"]
 
 

@@ -1,16 +1,16 @@
-"""What sharding costs on many GPUs, computed and not measured: bytes that a process moves, time by link, efficiency.
+"""What sharding costs on many GPUs, modelled, not measured: bytes moved per process, time by link, efficiency.
 
     python -m benchmarks.scale.model                         # the paper's setting: 32 GPUs, TRELLIS's 1.1 B parameters
     python -m benchmarks.scale.model --gpus 8 --mesh 1 8
 
-The model. A network of P parameters in float32 is sharded over S processes, in R replicas. Gathering it moves 4 P (S
-- 1) / S bytes into each process. A micro-batch gathers the student for each of its forward and backward passes and
-the teacher for each of its evaluations; after each backward pass the gradient is scattered, and all-reduced over
-replicas, 2 (R - 1) / R of a shard. The defaults are mdt-vd's passes, as metrics.jsonl counts them. Within a machine
-everything goes over NVLink, between machines over one network card a GPU. A forward pass over T tokens takes 2 P T
-floating-point operations, a backward pass twice as many, at a share of the GPU's peak; attention between tokens is
-left out. Efficiency is computing / (computing + moving) without overlap, computing / max(computing, moving) with full
-overlap; a run lies between.
+The model: a network of P parameters in float32 is sharded over S processes, in R replicas. An all-gather moves
+4 P (S - 1) / S bytes into each process. A micro-batch gathers the student for each of its forward and backward passes,
+and the teacher for each of its evaluations. After each backward pass the gradient is reduce-scattered, and all-reduced
+over replicas, which moves 2 (R - 1) / R of a shard. The defaults are the passes of mdt-vd, as counted in metrics.jsonl.
+Within a machine traffic goes over NVLink, between machines over one network card per GPU. A forward pass over T tokens
+takes 2 P T floating-point operations, a backward pass twice as many, at a share of the GPU's peak; the attention scores
+are left out. Efficiency is computing / (computing + moving) without overlap, and computing / max(computing, moving)
+with full overlap; a real run lies in between.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Setting:
     share: float = 0.35
 
     def moved(self) -> dict[str, float]:
-        """GB into each process by what is moved, for a micro-batch."""
+        """GB into each process per micro-batch, by what is moved."""
         replicas, shards = self.mesh
         one = 4 * self.parameters * (shards - 1) / shards / GB
         return {
@@ -51,12 +51,12 @@ class Setting:
         }
 
     def link(self, what: str) -> float:
-        """GB/s of the slowest link on the way."""
+        """GB/s of the slowest link involved."""
         group = self.mesh[1] if what != "sum over replicas" else self.gpus
         return self.nvlink if group <= self.machine else self.network
 
     def seconds(self) -> tuple[float, float]:
-        """Computing and moving, for a micro-batch."""
+        """Seconds of computing and of moving, per micro-batch."""
         work = 2 * self.parameters * self.tokens * self.samples * (self.forward + self.teacher + 2 * self.backward)
         moving = sum(size / self.link(what) for what, size in self.moved().items())
         return work / (self.share * self.peak * 1e12), moving

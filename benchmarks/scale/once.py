@@ -1,7 +1,7 @@
-"""``python -m benchmarks.scale.once PEAKS WORDS...``: ``fewstep WORDS``, whose peak resident memory is noted in PEAKS.
+"""``python -m benchmarks.scale.once PEAKS WORDS...``: runs ``fewstep WORDS``, writes its peak resident memory to PEAKS.
 
-The peak is the kernel's high-water mark (VmHWM, Linux) of the training loop with its checkpoints, set back as the loop
-begins. Under torchrun each process writes a file of its own, named by its rank.
+The peak is Linux's high-water mark (VmHWM) over the training loop with its checkpoints, reset when the loop begins.
+PEAKS is a folder; each process writes a file named after its rank.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Other people's kernels, each behind a small adapter that says why it cannot be used here."""
+"""Third-party kernels, each behind a small adapter that says why it cannot be used here."""

@@ -1,4 +1,4 @@
-"""Attention peers: the protocol, and what torch itself brings."""
+"""Attention peers: the protocol, and those that come with torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fewstep.core.layout import Packed
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
-EXPLICIT = 8 * 2**30  # bytes of scores in float32 that an explicit softmax may take
+EXPLICIT = 8 * 2**30  # largest float32 score matrix, in bytes, for explicit attention
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Call:
 
     @property
     def args(self) -> tuple[Tensor, Tensor, Tensor, Packed, Packed]:
-        """As ``fewstep.ops.varlen_attention`` takes them."""
+        """The arguments of ``fewstep.ops.varlen_attention``."""
         return self.q, self.k, self.v, self.q_layout, self.k_layout
 
     @cached_property
     def uneven(self) -> str | None:
-        """Why it is no dense batch; None where it is one."""
+        """Why this is not a dense batch; None if it is one."""
         same = all(len(set(layout.lengths_list)) == 1 for layout in (self.q_layout, self.k_layout))
         return None if same else "the lengths differ"
 
@@ -51,7 +51,7 @@ class Call:
 
 
 class AttentionPeer(Protocol):
-    """Somebody else's attention. ``provides`` is a subset of {"forward", "backward", "jvp"}."""
+    """A third-party attention. ``provides`` is a subset of {"forward", "backward", "jvp"}."""
 
     @property
     def name(self) -> str: ...
@@ -60,24 +60,24 @@ class AttentionPeer(Protocol):
     def provides(self) -> frozenset[str]: ...
 
     def available(self, call: Call) -> str | None:
-        """None where it can be used for this call on this machine; else why not."""
+        """None if it can serve this call on this machine; else why not."""
 
     def function(self, call: Call) -> Function:
-        """(q, k, v) to the output, all packed; whatever can be prepared once is prepared here."""
+        """The function from packed (q, k, v) to the packed output; one-time preparation happens here."""
 
 
 def off_gpu(x: Tensor) -> str | None:
-    """Why a CUDA kernel cannot serve a tensor."""
+    """Why a CUDA kernel cannot serve a tensor; None if it can."""
     return None if x.is_cuda else "needs a CUDA device"
 
 
 def int32(layout: Packed) -> tuple[Tensor, int]:
-    """Boundaries and the greatest length as CUDA kernels want them."""
+    """int32 boundaries and the largest length, as CUDA kernels take them."""
     return layout.cu_seqlens.int(), max(layout.lengths_list)
 
 
 def first(out: Any) -> Tensor:
-    """The output where statistics may come with it."""
+    """The output, without the statistics that may come with it."""
     found: Tensor = out[0] if isinstance(out, tuple) else out
     return found
 

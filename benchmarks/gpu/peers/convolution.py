@@ -18,12 +18,12 @@ KEY, MODULE = "benchmark", "spconv_triton.pytorch"
 
 
 class SpconvTriton:
-    """``spconv-triton``: SubMConv3d over a map that is kept, or made anew."""
+    """``spconv-triton``: SubMConv3d with a cached or rebuilt neighbour map."""
 
     name = "spconv-triton"
 
     def available(self, x: Tensor) -> str | None:
-        """None where it can be used; else why not."""
+        """None if it can be used; else why not."""
         if find_spec("spconv_triton") is None:
             return "no wheel of it"
         return off_gpu(x)
@@ -32,7 +32,7 @@ class SpconvTriton:
         """[T, Ci] and [Co, 3, 3, 3, Ci] to [T, Co], differentiable in both.
 
         Args:
-            keep: use the neighbour map of an earlier call with this layout; otherwise it is made anew.
+            keep: reuse the neighbour map of an earlier call with this layout; otherwise it is rebuilt.
         """
         maps: dict[str, Any] = layout.once("spconv maps", dict)
         places = layout.once("spconv places", lambda: _places(layout))
@@ -42,13 +42,13 @@ class SpconvTriton:
         )
         module = _module(weight.shape[-1], weight.shape[0], weight.shape[1], weight.device, weight.dtype)
         made = torch.func.functional_call(module, {"weight": weight}, (sparse,))
-        maps.update(made.indice_dict)  # it works on a copy of what it is given
+        maps.update(made.indice_dict)  # spconv works on a copy of the given dict
         out: Tensor = made.features
         return out
 
 
 def _places(layout: Packed) -> Tensor:
-    """[T, 4] int32 (sample, x, y, z), from 0."""
+    """[T, 4] int32 (sample, x, y, z), with coordinates from 0."""
     assert layout.coords is not None
     coords = layout.coords - layout.coords.amin(0)
     return torch.cat([layout.index[:, None], coords], 1).int().contiguous()

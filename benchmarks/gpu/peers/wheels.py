@@ -1,4 +1,4 @@
-"""Attention peers that come as compiled graphs or as wheels laid beside the benchmark."""
+"""Attention peers that come as compiled graphs, or as wheels placed beside the benchmark."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from fewstep.core.layout import Packed
 def _flex() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    torch._dynamo.config.recompile_limit = 64  # each length is a graph of its own; beyond 8 torch gives up
+    torch._dynamo.config.recompile_limit = 64  # one graph per length; torch gives up beyond 8 by default
     return torch.compile(flex_attention, dynamic=False)
 
 
 class Flex:
-    """FlexAttention, compiled, with a mask by document where there is more than one."""
+    """Compiled FlexAttention, with a document mask if there is more than one sample."""
 
     name, provides = "flex", frozenset({"forward", "backward"})
 
@@ -68,7 +68,7 @@ class Flex:
 
 
 class FlashAttention3:
-    """A FlashAttention-3 wheel, forward only: ``fa3-fwd`` (bfloat16 alone) or ``tokenspeed-fa3``."""
+    """A FlashAttention-3 wheel, forward only: ``fa3-fwd`` (bfloat16 only) or ``tokenspeed-fa3``."""
 
     name, provides = "fa3", frozenset({"forward"})
     modules = ("fa3_fwd_interface", "flash_attn_interface")
@@ -98,7 +98,7 @@ class FlashAttention3:
 
 
 class JvpFlashAttention:
-    """``jvp-flash-attention``: one length for queries and keys; the only peer with a tangent."""
+    """``jvp-flash-attention``: the same length for all queries and keys; the only peer with a tangent."""
 
     name, provides = "jvp-flash-attention", frozenset({"jvp"})
 

@@ -1,1 +1,1 @@
-"""What the benchmark does, one module a section; ``benchmarks.gpu.plan`` has their order and their time."""
+"""The sections of the benchmark, one module each; ``benchmarks.gpu.plan`` has their order and time limits."""

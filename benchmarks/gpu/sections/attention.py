@@ -1,5 +1,5 @@
-"""Attention in time: varlen self-attention from 5k to 32k tokens, dense 4096, cross to 1374 keys; 16 heads x 64. Of
-TRELLIS.2, 12 heads x 128, at 20k and 49k tokens."""
+"""Timings of attention: varlen self-attention of 5k to 32k tokens, dense of 4096, cross to 1374 keys, 16 heads x 64; at
+the width of TRELLIS.2 (12 heads x 128), 20k and 49k tokens."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from benchmarks.gpu.work import attention_bytes, attention_flops
 from fewstep.core.layout import Packed
 
 OP = "varlen_attention"
-HEADS, WIDE, CONDITION = (16, 64), (12, 128), 1374  # of TRELLIS and of TRELLIS.2: heads, and channels of one
+HEADS, WIDE, CONDITION = (16, 64), (12, 128), 1374  # TRELLIS, TRELLIS.2: heads, channels per head; condition tokens
 TOKENS = (8192, 16384, 5000, 32768)  # in order of importance
-FINE = (20_000, 49_152)  # of TRELLIS.2's fine stages: a usual object, and the most
+FINE = (20_000, 49_152)  # tokens of TRELLIS.2's fine stages: a typical object, and the maximum
 RAGGED = (2713, 4096, 1999, 8191, 3517, 5003, 2048, 6007)
 CAPABILITY = {"forward": "forward", "backward": "backward", "value+tangent": "jvp"}
-# Each further length costs FlexAttention half a minute of compiling.
+# Lengths for FlexAttention: each further one costs half a minute of compilation.
 COMPILED = frozenset({TOKENS[0], TOKENS[1], sum(RAGGED)})
 
 
@@ -49,7 +49,7 @@ def call(
 
 
 def timed(function: Function, of: Call, what: str) -> Run:
-    """What is timed of an attention."""
+    """The call to time, for one attention function."""
     if what == "forward":
 
         def forward() -> Tensor:
@@ -74,7 +74,7 @@ def timed(function: Function, of: Call, what: str) -> Run:
 
 
 def prepared(peer: AttentionPeer, of: Call, what: str) -> Run:
-    """What is timed of a peer."""
+    """The call to time, for one peer."""
     return timed(peer.function(of), of, what)
 
 
@@ -88,7 +88,7 @@ def runs(bench: Bench, of: Call, what: str, only: Sequence[str] | None = None) -
     """Our kernels, then every peer that can do ``what``.
 
     Args:
-        only: names of the peers wanted; by default all.
+        only: names of the peers to include; by default all.
     """
     found, dtype = Runs(), name_of(of.q.dtype)
 
@@ -171,5 +171,5 @@ def _own(bench: Bench, tokens: int, what: str, against: dict[str, str], rate: st
 
 
 def run(bench: Bench) -> None:
-    """Rows of the section."""
+    """Measure the section."""
     measure_all(bench, cases(bench), bench.sizes(1.2, 0.1))

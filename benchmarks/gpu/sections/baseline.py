@@ -1,4 +1,4 @@
-"""The eager baseline of a whole model: peers as entries of the op table, and nothing of ours."""
+"""The eager baseline of a whole model: peers as entries of the op table, and none of our kernels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fewstep.core.layout import Packed
 from fewstep.ops.table import Kernel, forcing, register, table
 
 EAGER = "eager torch, FA2"
-# FlashAttention-2 for halves; the others serve what it does not have (float32), and cuDNN is left out.
+# FlashAttention-2 for half precision; the others serve float32, which it lacks. cuDNN is excluded.
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _eager_now: list[bool] = []
 
@@ -31,7 +31,7 @@ def _varlen_refuses(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout:
 
 
 def register_baseline() -> None:
-    """Peers as entries of the op table that serve the baseline alone."""
+    """Register peers as entries of the op table that serve only the baseline."""
     both = frozenset({"forward", "backward"})
     varlen = Kernel("varlen_attn", "varlen_attention", _varlen, both, 15, "torch", _varlen_refuses)
     for kernel in (varlen, as_kernel(lambda: bool(_eager_now))):
@@ -41,7 +41,7 @@ def register_baseline() -> None:
 
 @contextmanager
 def eager(device: torch.device) -> Iterator[None]:
-    """The baseline: nothing of ours fuses its work."""
+    """Within this context the eager baseline runs, without our fused kernels."""
     _eager_now.append(True)
     try:
         with forcing("torch"), sdpa_kernel(BACKENDS, set_priority=True) if device.type == "cuda" else nullcontext():

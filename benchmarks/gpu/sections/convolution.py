@@ -1,4 +1,4 @@
-"""Submanifold convolution 3^3 in time: 128 and 1024 channels at 20k and 5k voxels, forward and backward."""
+"""Timings of submanifold convolution, 3^3: 128 and 1024 channels at 20k and 5k voxels, forward and backward."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Convolve = Callable[[Tensor, Tensor, Packed], Tensor]
 
 
 def timed(function: Convolve, x: Tensor, weight: Tensor, layout: Packed, what: str) -> Run:
-    """What is timed of a convolution; "forward, map included" makes the neighbour map in each call."""
+    """The call to time, for one convolution; "forward, map included" rebuilds the neighbour map in each call."""
     if what == "forward+backward":
         leaves = [v.detach().requires_grad_() for v in (x, weight)]
         grad = like(x.new_empty(len(x), len(weight)), 3)
@@ -48,7 +48,7 @@ def timed(function: Convolve, x: Tensor, weight: Tensor, layout: Packed, what: s
 
 
 def runs(bench: Bench, voxels: int, channels: int, what: str) -> Runs:
-    """Every kernel of the op table but the oracle, and spconv-triton."""
+    """Every kernel of the op table except the oracle, and spconv-triton."""
     layout, dtype, found = object_layout(bench, [voxels]), bench.half(), Runs()
     x = bench.randn(voxels, channels, dtype=dtype)
     weight = (bench.randn(channels, 3, 3, 3, channels) * (OFFSETS * channels) ** -0.5).to(dtype)
@@ -84,5 +84,5 @@ def cases(bench: Bench) -> Iterator[Case]:
 
 
 def run(bench: Bench) -> None:
-    """Rows of the section."""
+    """Measure the section."""
     measure_all(bench, cases(bench))

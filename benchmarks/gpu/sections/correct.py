@@ -16,13 +16,13 @@ from benchmarks.gpu.rows import FAILED, RIGHT, SKIPPED, WRONG, Row
 from benchmarks.gpu.sections.trials import TRIALS, Trial
 from fewstep.ops.table import Kernel
 
-PLAIN_ERRORS = 2.0  # where the oracle itself loses more in a type (gradients that cancel): so many times its loss
+PLAIN_ERRORS = 2.0  # allowed multiple of the oracle's own error in a type, where that is large (gradients that cancel)
 EVERYTHING = frozenset({"forward", "backward", "jvp"})
 Found = dict[str, list[Tensor]]
 
 
 def run(bench: Bench, ops: Sequence[str], dtypes: Sequence[str]) -> None:
-    """Rows for each kernel of these ops in these types."""
+    """Compare each kernel of these ops, in these types, with its oracle."""
     for dtype in (getattr(torch, name) for name in dtypes):
         for op in ops:
             kernels = [k for k in entries(op) if k.backend != "reference"]
@@ -63,7 +63,7 @@ Judge = Callable[[], dict[str, Any]]
 def _judgements(
     bench: Bench, kernel: Kernel, trial: Trial, wanted: Found, bounds: dict[str, float]
 ) -> Iterator[tuple[str, Judge]]:
-    """What is asked of a kernel, and the function that answers."""
+    """The checks of a kernel: a name and the function that runs it."""
     function = within(kernel)
     parts = {"forward": "output", "backward": "gradient", "jvp": "tangent"}
     for capability, what in parts.items():
@@ -80,14 +80,14 @@ def _judgements(
 
 
 def worst(found: list[Tensor], wanted: list[Tensor]) -> float:
-    """The greatest relative RMS of the tensors; infinite where one is not finite."""
+    """The largest relative RMS error among the tensors; infinite if one is not finite."""
     finite = all(bool(x.isfinite().all()) for x in found)
     errors = [relative_rms(a, b) for a, b in zip(found, wanted, strict=True)]
     return max(errors, default=0.0) if finite else float("inf")
 
 
 def judged(found: list[Tensor], wanted: list[Tensor], bound: float) -> dict[str, Any]:
-    """Error and status of tensors against the oracle's."""
+    """Error and status of tensors, against the oracle's."""
     error = worst(found, wanted)
     return {"error": error, "status": RIGHT if error <= bound else WRONG, "note": f"bound {bound:.2g}"}
 
@@ -130,14 +130,14 @@ def _replaced(args: Sequence[Any], places: Sequence[int], values: Sequence[Tenso
 
 
 def _drawn(like: Sequence[Tensor], seed: int) -> list[Tensor]:
-    """Numbers that every type holds exactly: the same for a kernel and for its oracle in float64."""
+    """Random numbers that are exact in every type, so that a kernel and its float64 oracle see the same."""
     generator = torch.Generator(like[0].device).manual_seed(seed)
     drawn = (torch.randint(-8, 9, x.shape, generator=generator, device=x.device) for x in like)
     return [d.to(x.dtype) / 4 for d, x in zip(drawn, like, strict=True)]
 
 
 def repeated(function: Callable[..., Any], trial: Trial) -> dict[str, Any]:
-    """Two gradients under ``torch.use_deterministic_algorithms`` must be the same bits."""
+    """Two gradients under ``torch.use_deterministic_algorithms`` must be bitwise equal."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -149,7 +149,7 @@ def repeated(function: Callable[..., Any], trial: Trial) -> dict[str, Any]:
 
 
 def without_sync(function: Callable[..., Any], trial: Trial) -> dict[str, Any]:
-    """A second forward and backward on the same layout never waits for the device."""
+    """A second forward and backward on the same layout must not synchronise with the device."""
     args = list(trial.args)
     leaves = [args[i].detach().requires_grad_() for i in trial.wrt]
     with _no_waiting(False):

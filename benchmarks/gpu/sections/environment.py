@@ -1,4 +1,4 @@
-"""What the machine is, and what it can do: matrix products of 8192^3 and a copy, the roofline of everything else."""
+"""The machine and its roofline, by matrix products of 8192^3 and a copy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECTION, EDGE, COPIED = "environment", 8192, 2**32
 
 
 def nvidia() -> dict[str, str]:
-    """What the driver says of the first GPU; empty where there is none."""
+    """What the driver reports about the first GPU; empty if there is none."""
     if shutil.which("nvidia-smi") is None:
         return {}
     command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader", "--id=0"]
@@ -34,7 +34,7 @@ def nvidia() -> dict[str, str]:
 
 
 def commit() -> str:
-    """FEWSTEP_COMMIT where it is given (a copied tree has no history), else git's; results do not make a tree dirty."""
+    """FEWSTEP_COMMIT if set (a copied tree has no history), else git's; changed results do not make a tree dirty."""
     if given := os.environ.get("FEWSTEP_COMMIT"):
         return given
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
@@ -50,7 +50,7 @@ def _git(*words: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python, CUDA and the packages that are there."""
+    """Versions of Python, CUDA and the installed packages."""
     found = {"python": platform.python_version(), "cuda": str(torch.version.cuda)}
     for name in PACKAGES:
         try:
@@ -66,7 +66,7 @@ def device_name(device: torch.device) -> str:
 
 
 def everything(device: torch.device) -> dict[str, Any]:
-    """The environment as it is written to environment.json."""
+    """The environment, as written to environment.json."""
     found: dict[str, Any] = {"device": device_name(device), "commit": commit(), "versions": versions()}
     found["driver"], found["cpus"] = nvidia(), os.cpu_count()
     if device.type == "cuda":
@@ -77,7 +77,7 @@ def everything(device: torch.device) -> dict[str, Any]:
 
 
 def run(bench: Bench) -> None:
-    """Rows of the roofline, and environment.json beside them."""
+    """Measure the roofline, and write environment.json beside the rows."""
     text = json.dumps(everything(bench.device), indent=2)
     (bench.book.path.parent / "environment.json").write_text(text + "\n", encoding="utf-8")
     edge = bench.sizes(EDGE, 64)

@@ -1,4 +1,4 @@
-"""TRELLIS-image-large's models with random weights, made on the device: those of ``benchmarks/fullsize``."""
+"""TRELLIS-image-large's models with random weights, as in ``benchmarks/fullsize``, built on the device."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from fewstep_trellis.checkpoint import build_model  # noqa: E402
 from fewstep_trellis.configs import official_config  # noqa: E402
 from fewstep_trellis.weights import fit  # noqa: E402
 
-TOKENS = full.Flow.tokens  # of a picture
-# A dry run keeps every part and shrinks each of them.
+TOKENS = full.Flow.tokens  # condition tokens of one picture
+# A dry run keeps every part, at a smaller size.
 SMALL_FLOW = {"model_channels": 32, "cond_channels": 32, "num_blocks": 2, "num_heads": 2, "use_fp16": False}
 SMALL: dict[str, dict[str, Any]] = {
     "sparse_structure_flow_model": {**SMALL_FLOW, "resolution": 4},
@@ -39,13 +39,13 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def described(bench: Bench, role: str) -> tuple[str, dict[str, Any]]:
-    """Class and arguments of the model of a role in ``pipeline.json``."""
+    """Class and arguments of the model with this role in ``pipeline.json``."""
     name, args = official_config(generate.ROLES[role])
     return name, {**args, **(SMALL[role] if bench.dry else {})}
 
 
 def model(bench: Bench, role: str, **changed: Any) -> nn.Module:
-    """A model of the official size and types on the device, its weights random by the rule of ``fullsize.py``."""
+    """A model of the official size and types on the device, with random weights as in ``fullsize.py``."""
     name, args = described(bench, role)
     made = build_model(name, {**args, **changed}, "meta")
     fit(made, dict(full.random_tensors(name, {**args, **changed}, device=bench.device)), role)
@@ -54,7 +54,7 @@ def model(bench: Bench, role: str, **changed: Any) -> nn.Module:
 
 
 def encoder(bench: Bench) -> Any:
-    """The image encoder: DINOv2 ViT-L/14 with registers, random."""
+    """The image encoder: DINOv2 ViT-L/14 with registers, with random weights."""
     from fewstep_trellis.conditioning.dino import DinoConditioner
     from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 

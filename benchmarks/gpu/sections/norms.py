@@ -1,4 +1,4 @@
-"""QK norm, modulated norm, gated residual, product with GELU: fused against eager, 8192 tokens x 1024 channels."""
+"""Timings of QK norm, modulated norm and gated residual: fused against eager, 8192 tokens x 1024 channels."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from benchmarks.gpu.measure import measure_all, tensors
 from fewstep.core.layout import Packed
 
 TOKENS, CHANNELS, HEADS, SAMPLES = 8192, 1024, 16, 2
-# Tensors of [tokens, channels] that go through memory: values, then the backward's.
+# Tensors of [tokens, channels] moved through memory: (forward, backward).
 TRAFFIC = {"qk_rms_norm": (4, 6), "modulated_norm": (2, 3), "gated_residual": (3, 4)}
 
 
 def arguments(bench: Bench, op: str) -> tuple[tuple[Any, ...], tuple[int, ...]]:
-    """A call of an op, and the places of its differentiable arguments."""
+    """A call of an op, and the positions of its differentiable arguments."""
     tokens, channels = bench.sizes((TOKENS, CHANNELS), (24, 32))
     half, each = bench.half(), [tokens // SAMPLES - 5, tokens - tokens // SAMPLES + 5]
     layout = Packed.of_lengths(each, device=bench.device)
@@ -41,7 +41,7 @@ def arguments(bench: Bench, op: str) -> tuple[tuple[Any, ...], tuple[int, ...]]:
 
 
 def timed(function: Callable[..., Any], args: Sequence[Any], wrt: Sequence[int], what: str) -> Run:
-    """Forward without a graph, or the backward of a graph that is kept."""
+    """The call to time: forward without a graph, or backward through a retained graph."""
     if what == "forward":
 
         def forward() -> Any:
@@ -56,7 +56,7 @@ def timed(function: Callable[..., Any], args: Sequence[Any], wrt: Sequence[int],
 
 
 def runs(bench: Bench, op: str, what: str) -> Runs:
-    """Every kernel of the op; the oracle, one elementary operation after the other, is what eager torch does."""
+    """Every kernel of the op. The oracle, a sequence of elementary operations, stands for eager torch."""
     found, (args, wrt) = Runs(), arguments(bench, op)
     found.table(bench, op, name_of(bench.half()), args, lambda function: timed(function, args, wrt, what))
     return found
@@ -73,5 +73,5 @@ def cases(bench: Bench) -> Iterator[Case]:
 
 
 def run(bench: Bench) -> None:
-    """Rows of the section."""
+    """Measure the section."""
     measure_all(bench, cases(bench), bench.sizes(0.6, 0.1))

@@ -26,10 +26,10 @@ from fewstep.core.batch import Condition
 from fewstep.core.guidance import Guidance, sampling
 from fewstep.core.layout import Dense
 
-WARM = 2  # objects before the timed ones: the first compiles and loads, the second records graphs
+WARM = 2  # warm-up objects: the first compiles and loads, the second captures graphs
 TARGETS = {1: "image-1", 2: "image-2"}
 SPEED = {1: "speed-1", 2: "speed-2"}  # against the teacher's 25 steps in the same mode
-TEACHER, GUIDED = 25, 6.0  # steps; TRELLIS-image-large's cfg_strength + 1, its interval taken for the whole path
+TEACHER, GUIDED = 25, 6.0  # steps; TRELLIS-image-large's cfg_strength + 1, applied at all times instead of its interval
 TOTAL = "image to Gaussians"
 
 
@@ -76,7 +76,7 @@ def report(whole: Whole, steps: int, kernel: str, rounds: int, mode: str = PLAIN
 
 
 def faster(bench: Bench, teacher: Row, median: float | None, steps: int, key: str) -> None:
-    """A row that says how many times as fast few steps are as the teacher's."""
+    """Add a row with the speed-up of few steps over the teacher's."""
     if median is None or teacher.median_ms is None:
         return
     floor, goal = bounds(key)
@@ -87,7 +87,7 @@ def faster(bench: Bench, teacher: Row, median: float | None, steps: int, key: st
 
 
 def network_cases(whole: Whole) -> Iterator[Case]:
-    """Single networks by the device's own clock: the structure flow at batch 1, the mesh decoder without FlexiCubes."""
+    """Single networks, by device time: the structure flow at batch 1, and the mesh decoder without FlexiCubes."""
     bench, dtype = whole.bench, name_of(whole.bench.half())
     flow = whole.known[STAGES["ss"]]
     args = flow.model.args
@@ -108,7 +108,7 @@ def network_cases(whole: Whole) -> Iterator[Case]:
 
 
 def guidance_cases(bench: Bench, flow: Any) -> Iterator[Case]:
-    """A sampler's guided evaluation in one pass on twice the samples, as on CUDA, against two passes."""
+    """A sampler's guided evaluation as one pass over a doubled batch, as on CUDA, against two passes."""
     args, teacher = flow.model.args, Teacher(flow, Guidance(GUIDED))
     for size in (1, 4):
         noise = bench.randn(size, args["in_channels"], *[args["resolution"]] * 3)
@@ -140,7 +140,7 @@ def _both(function: Run) -> Runs:
 
 
 def run(bench: Bench) -> None:
-    """Rows of the section."""
+    """Measure the section."""
     register_baseline()
     whole = Whole(bench)
     modes = [PLAIN_CALLS, *([GRAPH] if bench.device.type == "cuda" else [])]

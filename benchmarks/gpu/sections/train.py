@@ -2,7 +2,7 @@
 
 Random weights, float32 student under autocast to float16, teacher with a float16 torso, the published presets, AdamW.
 Eager is FEWSTEP_OPS=torch, attention by varlen_attn and SDPA's flash backend, convolution by
-spconv-triton where its wheel is there. Gradients of both are held against the same step in float32 throughout.
+spconv-triton where its wheel is installed. Gradients of both are compared with the same step entirely in float32.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fewstep.engine.trainer import Trainer
 
 
 def compare(bench: Bench, stage: str) -> None:
-    """Rows of gradients: ours, eager, each against float32, and their difference."""
+    """Compare gradients: ours and eager, each with float32, and with each other."""
     training = Training(bench, stage, 1)
     scale = training.fit_scale()
     found = {}
@@ -76,7 +76,7 @@ def compare(bench: Bench, stage: str) -> None:
 
 
 def _distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
-    """Relative RMS over all parameters together."""
+    """Relative RMS error over all parameters together."""
     apart, size = (
         torch.stack(parts).sum().sqrt()
         for parts in zip(
@@ -88,14 +88,14 @@ def _distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
 
 
 def timed(bench: Bench, stage: str, kind: str, samples: tuple[int, ...], recompute: str = "none") -> None:
-    """Rows of the step, at the largest batch that fits."""
+    """Time the step at the largest batch that fits."""
     for count in samples:
         try:
             _timed(bench, Training(bench, stage, count, kind, recompute), kind, recompute)
             return
         except torch.OutOfMemoryError as error:
             note = brief(error)
-        # Behind the block: the exception held everything that it came through.
+        # Outside the except block: until its end the exception keeps the frames, and their tensors, alive.
         words = f"{stage}, batch {count}, recompute {recompute}"
         bench.book.add(Row(bench.section, "mdt-step", "step", words, status=FAILED, note=note))
         gc.collect()
@@ -106,7 +106,7 @@ def _timed(bench: Bench, training: Training, kind: str, recompute: str) -> None:
     alone = kind != "discrete" or recompute != "none"
     training.fit_scale()
     for baseline in (False,) if alone else (False, True):
-        training.run(baseline)()  # out of memory is to be met here
+        training.run(baseline)()  # out of memory must show here, not in the timing
     measure(bench, _case(training, kind, recompute, alone), min(8.0, bench.deadline.left / 3))
 
 
@@ -139,7 +139,7 @@ class Same(Dataset):
 
 
 def engine(bench: Bench, words: str, objective: Objective[Any], teacher: Teacher, batch: Batch) -> None:
-    """Rows of an iteration of ``fewstep distill``, optimiser and averages included: plain, and by ``train.graphs``."""
+    """Time an iteration of ``fewstep distill`` with optimiser and EMA, plain and with ``train.graphs``."""
     data, runs = Same(None, teacher.backbone), dict[str, Run]()
     data.given = batch
     half = "fp32" if bench.dry else "fp16"
@@ -165,7 +165,7 @@ def _iterating(trainer: Trainer) -> Run:
 
 
 def nano(bench: Bench) -> None:
-    """The shipped small structure flow at batch 64: all host, on a GPU."""
+    """The shipped small structure flow at batch 64, which is host-bound on a GPU."""
     teacher = Teacher(StructureFlow.load_file(NANO / "ss_flow").to(bench.device), Guidance(3.0))
     args, count = teacher.backbone.model.args, bench.sizes(64, 2)  # type: ignore[union-attr]
     x0 = bench.randn(count, args["in_channels"], *[args["resolution"]] * 3)
@@ -181,7 +181,7 @@ def large(bench: Bench) -> None:
 
 
 def run(bench: Bench) -> None:
-    """Rows of the section."""
+    """Measure the section."""
     register_baseline()
     parts: list[tuple[str, Any]] = [
         ("ss step", lambda: timed(bench, "ss", "discrete", bench.sizes((4, 2, 1), (1,)))),

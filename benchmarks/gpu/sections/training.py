@@ -33,7 +33,7 @@ from fewstep.errors import FewstepError
 PRESETS = Path(fewstep_mdt.__file__).parent / "presets/mdt-vd/mdt-dist"
 STAGES: dict[str, Any] = {"ss": StructureFlow, "slat": StructuredLatentFlow}
 ROLES = {"ss": "sparse_structure_flow_model", "slat": "slat_flow_model"}
-SCALES = (2.0**16, 2.0**12, 2.0**8, 1.0)  # of the loss, until no gradient overflows float16
+SCALES = (2.0**16, 2.0**12, 2.0**8, 1.0)  # loss scales, tried until no gradient overflows float16
 
 
 class Training:
@@ -41,8 +41,8 @@ class Training:
 
     Args:
         stage: "ss" or "slat".
-        samples: of the batch.
-        kind: of the objective.
+        samples: samples per batch.
+        kind: ``kind`` of the objective.
         recompute: activation checkpointing of the student, as ``backbone.recompute``.
     """
 
@@ -73,7 +73,7 @@ class Training:
         return Batch(bench.randn(layout.rows, channels), layout, cond), f"slat, batch {samples}, {layout.rows} voxels"
 
     def gradients(self) -> dict[str, Tensor]:
-        """Forward and backward of one step; a layout and a condition of which nothing is known yet."""
+        """Forward and backward of one step, with empty caches of layout and condition; returns the gradients."""
         self.student.zero_grad(set_to_none=True)
         layout = self.batch.layout
         batch = Batch(
@@ -85,7 +85,7 @@ class Training:
         return {n: p.grad for n, p in self.student.named_parameters() if p.grad is not None}
 
     def run(self, baseline: bool) -> Run:
-        """A whole step under autocast, the optimiser's update included (with a learning rate of 0)."""
+        """The call to time: a whole step under autocast, with the optimiser's update (at learning rate 0)."""
         device = self.bench.device
         self.optimizer = self.optimizer or torch.optim.AdamW(
             self.student.parameters(), lr=0.0, fused=device.type == "cuda"
@@ -101,7 +101,7 @@ class Training:
 
     @contextmanager
     def mode(self, baseline: bool, exact: bool = False) -> Iterator[None]:
-        """Ours or eager, under autocast unless ``exact``."""
+        """The context of a step: ours or the eager baseline, under autocast unless ``exact``."""
         device = self.bench.device
         with ExitStack() as stack:
             if baseline:
@@ -113,7 +113,7 @@ class Training:
             yield
 
     def fit_scale(self) -> float:
-        """Take, and return, the greatest loss scale with finite gradients. FewstepError where there is none."""
+        """Set and return the largest loss scale with finite gradients. Raises FewstepError if there is none."""
         for self.scale in SCALES:
             with self.mode(False):
                 if all(bool(g.isfinite().all()) for g in self.gradients().values()):

@@ -1,4 +1,4 @@
-"""Calls of every op on which kernels are held against the oracle: ragged, empty, of one row, no multiples."""
+"""Calls of every op for the comparison with the oracle: ragged, empty, single rows, sizes that no tile divides."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.gpu.voxels import object_layout
 from fewstep.core.layout import Packed
 
 RAGGED, RAGGED_DRY = (0, 1, 17, 63, 64, 65, 300, 5000), (0, 1, 17, 33)
-# No keys for some queries, one for others, more than queries, fewer.
+# Samples without keys, with one key, with more keys than queries, and with fewer.
 KEYS, KEYS_DRY = (17, 300, 0, 64, 1, 63, 5000, 65), (17, 33, 0, 20)
 WIDTHS, WIDTHS_DRY = (64, 32, 96, 128), (32,)
 
@@ -42,7 +42,7 @@ def _packed(bench: Bench, lengths: Sequence[int]) -> Packed:
 
 
 def _heads(bench: Bench, rows: int, heads: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v as slices of one projection, as a block has them."""
+    """q, k, v as slices of one fused projection, as in a transformer block."""
     fused = bench.randn(rows, 3, heads, width, dtype=dtype)
     q, k, v = fused.unbind(1)
     return q, k, v
@@ -66,7 +66,7 @@ def varlen(bench: Bench, dtype: torch.dtype) -> Iterator[Trial]:
 
 
 def dense(bench: Bench, dtype: torch.dtype) -> Iterator[Trial]:
-    """Equal lengths that are no multiples of a tile."""
+    """Equal lengths that are not multiples of a tile."""
     for length, keys in bench.sizes(((1025, 1025), (333, 1374)), ((33, 33),)):
         width = bench.sizes(64, 32)
         q, k, v = (bench.randn(2, n, 2, width, dtype=dtype) for n in (length, keys, keys))
@@ -74,7 +74,7 @@ def dense(bench: Bench, dtype: torch.dtype) -> Iterator[Trial]:
 
 
 def windowed(bench: Bench, dtype: torch.dtype) -> Iterator[Trial]:
-    """Two objects, windows of 8 shifted and not."""
+    """Two objects, with windows of 8, shifted and not."""
     layout = object_layout(bench, bench.sizes((3000, 1237), (20, 13)), bench.sizes(64, 8))
     for shift in (0, 4):
         q, k, v = _heads(bench, layout.rows, bench.sizes(3, 1), bench.sizes(64, 32), dtype)
@@ -82,7 +82,7 @@ def windowed(bench: Bench, dtype: torch.dtype) -> Iterator[Trial]:
 
 
 def convolution(bench: Bench, dtype: torch.dtype) -> Iterator[Trial]:
-    """Channels of the flow's ends and of the mesh decoder, and some that are no multiples."""
+    """The channels of the flow's ends and of the mesh decoder, and some that are not multiples of a tile."""
     layout = object_layout(bench, bench.sizes((3000, 1237), (20, 13)))
     for inner, outer in bench.sizes(((128, 128), (96, 192), (33, 17)), ((16, 17),)):
         x = bench.randn(layout.rows, inner, dtype=dtype)

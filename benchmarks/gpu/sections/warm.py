@@ -1,4 +1,4 @@
-"""Compiling ahead of the timings, in all tiles, while other sections hold kernels against their oracles.
+"""Compiles all tiles ahead of the timings, while other sections compare kernels with their oracles.
 
 Writes no rows. What the tuner finds on a busy device is thrown away; the binaries stay in the caches on disk.
 """
@@ -14,7 +14,7 @@ from importlib import import_module
 from benchmarks.gpu.bench import OURS, Bench, brief
 
 SLOW = ("flex",)  # peers whose first call compiles
-LEAST = 15.0  # seconds below which nothing further is begun
+LEAST = 15.0  # seconds left below which nothing further is begun
 
 
 def run(bench: Bench, modules: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ SPEC: dict[str, Any] = {
 
 
 class RandomPipeline(Pipeline):
-    """A pipeline whose models exist nowhere but on the device."""
+    """A pipeline whose models are built on the device, without files."""
 
     def __init__(self, bench: Bench) -> None:
         super().__init__(PipelineSpec.model_validate(SPEC), None)  # type: ignore[arg-type]
@@ -46,7 +46,7 @@ class RandomPipeline(Pipeline):
 
 
 class Resident(Shelf):
-    """Every model stays on the device, as in a program that serves one picture after another."""
+    """Keeps every model on the device, as a server does."""
 
     def __init__(self, device: torch.device, clock: Clock, known: dict[str, Any]) -> None:
         super().__init__(device, True, clock)
@@ -61,7 +61,7 @@ class Resident(Shelf):
 
 
 def picture() -> Image.Image:
-    """A disc on nothing."""
+    """A disc on a transparent background."""
     image = Image.new("RGBA", (600, 600))
     ImageDraw.Draw(image).ellipse((100, 200, 500, 400), fill="red")
     return image
@@ -99,7 +99,7 @@ class Whole:
 
     @contextmanager
     def _shell_for_structure(self) -> Iterator[None]:
-        """Random structures would fill half the grid; they are looked through, and a shell takes their place."""
+        """A random structure would fill half the grid: it is still searched, but a shell replaces the result."""
         real: Callable[[Tensor], Tensor] = getattr(stages, NAME)
 
         def look(logits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Windowed attention, 8^3 on 20k voxels: with and without a copy into window order, layout known and not."""
+"""Timings of windowed attention, 8^3 on 20k voxels: with and without a copy into window order, layout cached or not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COPIED = "triton, copied into window order"
 
 
 def over_windows(peer: AttentionPeer, of: Call, layout: Packed) -> Callable[..., Tensor]:
-    """A packed peer on windows: rows into window order, attention, back."""
+    """A packed peer on windows: copy rows into window order, attend, copy back."""
     found = windows(layout, SIZE, SHIFT)
     function = peer.function(Call(of.q, of.k, of.v, found.layout, found.layout))
 
@@ -69,7 +69,7 @@ def runs(bench: Bench, what: str, known: bool) -> Runs:
 
 
 def cases(bench: Bench) -> Iterator[Case]:
-    """Layout included first: that is what the target asks for."""
+    """The cases; those that include the layout first, for they count for the target."""
     layout = object_layout(bench, [bench.sizes(VOXELS, 40)], bench.sizes(64, 8))
     lengths = windows(layout, SIZE, SHIFT).layout.lengths_list
     heads, width = bench.sizes((HEADS, WIDTH), (1, 32))
@@ -89,5 +89,5 @@ def cases(bench: Bench) -> Iterator[Case]:
 
 
 def run(bench: Bench) -> None:
-    """Rows of the section."""
+    """Measure the section."""
     measure_all(bench, cases(bench))

@@ -1,1 +1,1 @@
-"""Small images whose smoothed distribution has a velocity in closed form: exact ground truth on real data."""
+"""Small images whose smoothed distribution has a closed-form velocity field: exact ground truth on real data."""

@@ -17,9 +17,9 @@ from fewstep_images.sources import CLASSES, smoothed
 
 
 class SmoothedImages(Dataset):
-    """x0 [B, P], image + smoothing * noise; the condition is a one-hot digit [B, 10].
+    """x0 [B, P] = image + smoothing * noise; the condition is a one-hot digit [B, 10].
 
-    The distribution is known, so validation and test need no images of their own: they are draws with other noise.
+    The distribution is known, so validation and test need no separate images: they are draws with other noise.
     """
 
     Config = ImagesDataConfig
@@ -40,7 +40,7 @@ class SmoothedImages(Dataset):
         return self._batch(means[rows] + self.mixture.std * noise, self.mixture.classes[rows])
 
     def held_out(self, limit: int | None = None) -> Batch:
-        """Draws of all digits, each as often as it has images, in a fixed and mixed order."""
+        """Draws of all digits, in proportion to their images, in a fixed shuffled order."""
         return self._batch(self._held_out[0][:limit], self.held_out_labels(limit))
 
     def held_out_labels(self, limit: int | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from fewstep_images.sources import smoothed
 class ExactFlow(Backbone):
     """The velocity of images x0 = image + smoothing * noise at x [B, P], a softmax over all images of the class.
 
-    The images are a parameter only so that the flow has a device and a dtype as networks do.
+    The images are a parameter only so that the backbone has a device and a dtype as networks do.
     """
 
     Config = ImagesConfig
@@ -43,7 +43,7 @@ class ExactFlow(Backbone):
         return self.mixture.velocity(self.interpolant, x, layout.expand(t_B, x), cond.tokens)
 
     def student(self, needs: frozenset[str] = frozenset()) -> Backbone:
-        """A closed form cannot be trained: the student is a network that was fitted to it."""
+        """A closed form cannot be trained: the student is a network fitted to it."""
         from fewstep_images.fitting import fitted
 
         return fitted(self.config).to(self.images).student(needs)

@@ -22,12 +22,12 @@ from fewstep_images.network import ImageFlow
 from fewstep_images.sources import CLASSES
 
 BATCH, LR, UNCONDITIONAL = 256, 2e-3, 0.2
-VERSION = 1  # of this file's recipe: the cache holds what it made
-EVERY = 5.0  # seconds between lines
+VERSION = 1  # of this file's recipe, part of the cache key
+EVERY = 5.0  # seconds between progress lines
 
 
 def fitted(config: ImagesConfig) -> ImageFlow:
-    """A network that already predicts the velocity about right; made once for each config, and kept in the cache."""
+    """A network that already approximates the velocity; fitted once per config, and kept in the cache on disk."""
     keys = set(ImagesConfig.model_fields) - {"guidance", "points"}
     return copy.deepcopy(_fit(ImagesConfig(**config.model_dump(include=keys))))
 
@@ -40,7 +40,7 @@ def _fit(config: ImagesConfig) -> ImageFlow:
     file = cache_folder() / "images" / f"{digest([VERSION, config.model_dump(exclude={'points'})])[:24]}.safetensors"
     try:
         model.load_state_dict(load_file(file))
-    except Exception:  # not there, or damaged: made again
+    except Exception:  # missing or damaged: fitted again
         _train(model, config)
         with suppress(Unwritable):
             write_bytes(file, save(model.state_dict()))
@@ -49,7 +49,7 @@ def _fit(config: ImagesConfig) -> ImageFlow:
 
 @torch.enable_grad()
 def _train(model: ImageFlow, config: ImagesConfig) -> None:
-    """Adam on the distance to the exact velocity or, for a learned teacher, to the direction of each sample."""
+    """Adam on the squared error to the exact velocity or, for a learned teacher, to each sample's eps - x0."""
     exact, generator = ExactFlow(config), torch.Generator().manual_seed(config.seed)
     adam = torch.optim.Adam(model.parameters(), LR)
     told = time.monotonic()

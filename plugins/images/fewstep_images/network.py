@@ -1,4 +1,4 @@
-"""The student: a residual network on pixels, modulated by time and digit, with one or two times."""
+"""The student: a residual network on pixels, modulated by time and digit, with one or two time inputs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from fewstep.core.dataset import Dataset
     from fewstep.core.suite import Suite
 
-FREQUENCIES = 4  # up to 4 pi: a fast embedding would make dF/dt hard to take
+FREQUENCIES = 4  # up to 4 pi: high frequencies would make dF/dt ill-conditioned
 
 
 class Block(nn.Module):
-    """h + gate MLP(scale LayerNorm(h) + shift), with scale, shift and gate from time and digit (adaLN, DiT)."""
+    """h + gate * MLP((1 + scale) * LayerNorm(h) + shift), modulated by time and digit (adaLN of DiT)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -42,9 +42,9 @@ class Block(nn.Module):
 class ImageFlow(Backbone):
     """Velocity of images [B, P] with an optional one-hot digit [B, 10].
 
-    A multiple of x, which depends on the time alone, is added to the answer: noise has more directions than the hidden
-    layers have units. The second time enters as t - s through features that vanish at 0: without ``s_B`` the network is
-    that of s = t.
+    The output includes a multiple of x, with a factor from time and digit: the hidden layers have too few units to
+    carry noise in all its dimensions. The second time enters through features of t - s that vanish at 0: without
+    ``s_B`` the network is that of s = t.
     """
 
     Config = ImagesConfig
@@ -81,7 +81,7 @@ class ImageFlow(Backbone):
         return average(outputs, t_B, s_B, layout) if self.config.points > 1 else outputs[0]
 
     def student(self, needs: frozenset[str] = frozenset()) -> Backbone:
-        """A copy; for a policy one with more outputs, which all are the velocity until they are trained."""
+        """A copy. For a policy, one with more outputs, each of which starts as the velocity."""
         student = cast(ImageFlow, super().student(needs))
         if "policy" in needs and self.config.points == 1:
             student.config = self.config.model_copy(update={"points": POINTS})
@@ -101,10 +101,10 @@ class ImageFlow(Backbone):
 
     @classmethod
     def teacher(cls, config: ImagesConfig) -> Teacher:
-        """The exact velocity, or the network that was fitted to the images.
+        """The exact velocity, or the network trained on the images.
 
         Raises:
-            FewstepError: where the package with the images is not installed.
+            FewstepError: if the package with the images is not installed.
         """
         from fewstep_images.fitting import fitted
 

@@ -1,4 +1,4 @@
-"""The images, as they lie inside installed packages: nothing is downloaded."""
+"""The images, read from files of installed packages: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fewstep.core.mixture import Mixture
 from fewstep.errors import FewstepError, need
 from fewstep_images.config import ImagesConfig, Source
 
-# The package, its table with a row an image (pixels, then the digit), and the value of a full pixel. The packages are
+# The package, its table with one row per image (pixels, then the digit), and the largest pixel value. The packages are
 # not imported: that takes seconds.
 FILES: dict[Source, tuple[str, str, float]] = {
     "digits": ("sklearn", "datasets/data/digits.csv.gz", 16.0),
@@ -24,7 +24,7 @@ CLASSES = 10
 
 
 def smoothed(config: ImagesConfig) -> Mixture:
-    """A Gaussian around each image, rows of pixels in [-1, 1] [M, side * side]; its class is the digit."""
+    """A mixture with a Gaussian around each of M images [M, side * side], pixels in [-1, 1]; the class is the digit."""
     images, digits = _read(config.source)
     return Mixture(images, config.smoothing, digits)
 
@@ -32,7 +32,7 @@ def smoothed(config: ImagesConfig) -> Mixture:
 @lru_cache(maxsize=2)
 def _read(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
     package, name, white = FILES[source]
-    found = find_spec(package) or need(package).__spec__  # need raises, and says which extra has it
+    found = find_spec(package) or need(package).__spec__  # need raises and names the extra
     file = Path(str(found.origin)).parent / name
     try:
         table = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.float32))

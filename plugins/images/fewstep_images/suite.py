@@ -1,4 +1,4 @@
-"""The evaluation of image students: distance to the exact distribution, to the exact map, and a sheet of images."""
+"""The evaluation of images: distance to the exact distribution and to the exact flow map, and a sheet of images."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ from fewstep_images.dataset import SmoothedImages
 from fewstep_images.exact import ExactFlow
 from fewstep_images.sources import SIDES
 
-COMPONENTS = 64  # all of 8 x 8 pixels; of 28 x 28 the leading ones
+COMPONENTS = 64  # principal components: all of 8 x 8 pixels, the leading ones of 28 x 28
 EXACT_STEPS, WARP = 50, 0.5  # of Heun's method: its error is below 0.001
-CHUNK = 512  # samples of one call: as many rows of a softmax over all images
-COLUMNS, LABEL = 10, 40  # images a line of written samples, characters of a label
+CHUNK = 512  # samples per call, each a row of a softmax over all images
+COLUMNS, LABEL = 10, 40  # images per line of written samples, characters of a label
 IMAGE = 0.72  # inches
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Images [N, P], and the seed of the noise that the suite handed out before they were made."""
+    """Images [N, P], and the seed of the noise that the suite last handed out, from which they were made."""
 
     images: Tensor
     seed: int | None = None
 
 
 class ImageSuite(Suite):
-    """An image is its own object. Mean and covariance of the truth are exact; so is the map from noise to image, up to
-    the error of integrating its ODE (``EXACT_STEPS``)."""
+    """Images need no decoding. Mean and covariance of the truth are exact; so is the map from noise to image, up to the
+    error of the ODE solver (``EXACT_STEPS`` of Heun)."""
 
     headline = "frechet"
     lower_is_better = frozenset(
@@ -165,12 +165,12 @@ class ImageSuite(Suite):
         return frechet_gaussian_resampled(features, torch.zeros(len(self.cov)), self.cov, counts)
 
     def sheet(self, rows: Rows, path: Path, count: int) -> None:
-        """A line of images for each row, below draws of the exact distribution."""
+        """One line of images per row, below a line of draws from the exact distribution."""
         truth = SheetRow("exact distribution", Decoded(self.prompts(count).x0))
         self._draw([truth, *SheetRow.of(rows)], path, count)
 
     def write(self, objects: Any, path: Path, prompts: Batch | None = None) -> list[Path]:
-        """All images, ``COLUMNS`` a line."""
+        """Write all images, ``COLUMNS`` per line."""
         file = path if file_suffix(path) else path / "samples.png"
         lines = [SheetRow("", Decoded(part)) for part in objects.images.split(COLUMNS)]
         with new_file(file) as temp:
@@ -188,12 +188,12 @@ class ImageSuite(Suite):
             for axes, row, label in zip(panels, rows, labels, strict=True):
                 axes.imshow(self._line(row.objects.images[:columns], columns), cmap="gray_r", vmin=-1, vmax=1)
                 axes.set(xticks=[], yticks=[])
-                axes.set_anchor("E")  # what the axes leave of the width is for the labels
+                axes.set_anchor("E")  # the width left of the axes is for the labels
                 axes.spines[:].set_visible(False)
                 axes.set_ylabel(chart_escaped(label), rotation=0, ha="right", va="center", fontsize=8)
 
     def _line(self, images: Tensor, columns: int) -> Any:
-        """Images side by side on white, a pixel apart."""
+        """Images side by side on white, one pixel apart."""
         line = torch.full((self.side, columns * (self.side + 1) - 1), -1.0)
         for i, image in enumerate(images):
             line[:, i * (self.side + 1) : i * (self.side + 1) + self.side] = image.reshape(self.side, self.side)
@@ -201,5 +201,5 @@ class ImageSuite(Suite):
 
 
 def _rms(difference: Tensor) -> Tensor:
-    """[N] of [N, P]."""
+    """[N] the root mean square over the pixels of [N, P]."""
     return difference.square().mean(1).sqrt()

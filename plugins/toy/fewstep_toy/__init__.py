@@ -1,1 +1,1 @@
-"""2-D targets whose velocity is known in closed form: exact ground truth for distillation, on a CPU."""
+"""2-D distributions whose velocity field is known in closed form: exact ground truth for distillation, on a CPU."""

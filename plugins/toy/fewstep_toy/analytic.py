@@ -1,4 +1,4 @@
-"""Exact backbones: the velocity of a mixture, and the flow map of a single Gaussian."""
+"""Closed-form backbones: the velocity field of a mixture, and the flow map of a single Gaussian."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fewstep_toy.mixture import TARGETS, expand_rows
 class AnalyticFlow(Backbone):
     """The exact velocity of the configured mixture, for points [B, 2], [B, P, 2] or packed [T, 2].
 
-    The means are a parameter only so that the flow has a device and a dtype as networks do.
+    The means are a parameter only so that the backbone has a device and a dtype as networks do.
     """
 
     Config = ToyConfig
@@ -45,17 +45,17 @@ class AnalyticFlow(Backbone):
         return self.mixture.velocity(self.interpolant, x, layout.expand(t_B, x), wanted)
 
     def student(self, needs: frozenset[str] = frozenset()) -> Backbone:
-        """A closed form cannot be trained: the student is an MLP that was fitted to it."""
+        """A closed form cannot be trained: the student is an MLP fitted to it."""
         from fewstep_toy.network import fitted
 
         return fitted(self.config).to(self.means).student(needs)
 
 
 class GaussianMap(Backbone):
-    """The exact average velocity F(x, t, s) = (x_t - x_s) / (t - s) of a single Gaussian, s = 0 unless given.
+    """The exact average velocity F(x, t, s) = (x_t - x_s) / (t - s) of a single Gaussian; s defaults to 0.
 
-    The marginals are N(a m, sigma^2) with sigma^2 = a^2 std^2 + b^2, and the flow keeps (x - a m) / sigma.
-    At s = t this is the velocity itself.
+    For x_t = a x0 + b eps the marginals are N(a m, sigma^2) with sigma^2 = a^2 std^2 + b^2, and (x - a m) / sigma is
+    constant along the flow. At s = t this is the velocity itself.
 
     Raises:
         FewstepError: for a target of several components, whose flow map has no closed form.
@@ -81,7 +81,7 @@ class GaussianMap(Backbone):
     def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
         t = layout.expand(t_B, x)
         s = torch.zeros_like(t) if s_B is None else layout.expand(s_B, x)
-        # (sigma_t - sigma_s) / (t - s), from the difference of squares: no 0 / 0 at t = s.
+        # (sigma_t - sigma_s) / (t - s) as (sigma_t^2 - sigma_s^2) / (t - s) / (sigma_t + sigma_s): no 0 / 0 at t = s.
         k = 1 - self.interpolant.sigma_min
         squares = k * (2 * self.interpolant.sigma_min + k * (t + s)) - self.std**2 * (2 - t - s)
         slope = squares / (self.sigma(t) + self.sigma(s))

@@ -1,4 +1,4 @@
-"""Points of a 2-D mixture, one a sample or as ragged sets, with their class as condition."""
+"""Points of a 2-D mixture, one per sample or as ragged sets, with their class as condition."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class ToyPoints(Dataset):
         return int(self.config.size)
 
     def batch(self, indices: list[int], generator: torch.Generator) -> Batch:
-        """These samples, always the same ones: nothing is augmented."""
+        """These samples, without augmentation."""
         return self._batch(torch.tensor(indices))
 
     def held_out(self, limit: int | None = None) -> Batch:
-        """The samples behind the training ones, in order."""
+        """The samples after the training ones, in order."""
         count = min(limit or self.config.held_out, self.config.held_out)
         return self._batch(torch.arange(len(self), len(self) + count))
 

@@ -13,7 +13,7 @@ from fewstep.core.mixture import Mixture
 
 
 def expand_rows(values: Tensor, x: Tensor, layout: Layout) -> Tensor:
-    """Per-sample vectors [B, K] beside the points of x [..., 2] of that layout: [..., K]."""
+    """Per-sample vectors [B, K] expanded to the points of x [..., 2]: [..., K]."""
     columns = [layout.expand(values[:, k], x).expand(*x.shape[:-1], 1) for k in range(values.shape[1])]
     return torch.cat(columns, -1)
 
@@ -24,7 +24,7 @@ def _ring() -> Mixture:
 
 
 def _checkerboard() -> Mixture:
-    """The eight fields of one colour of a 4 x 4 board on [-2, 2]^2, each 4 x 4 narrow Gaussians."""
+    """The eight squares of one colour of a 4 x 4 board on [-2, 2]^2, each made of 4 x 4 narrow Gaussians."""
     fields = [(i, j) for i in range(4) for j in range(4) if (i + j) % 2 == 0]
     inner = (torch.arange(4) + 0.5) / 4
     grid = torch.cartesian_prod(inner, inner)

@@ -1,4 +1,4 @@
-"""The toy student: an MLP on points, with one or two times, fitted beforehand to the exact velocity."""
+"""The toy student: an MLP on points with one or two time inputs, fitted to the exact velocity beforehand."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ FIT_BATCH, FIT_LR, FIT_UNCOND = 512, 3e-3, 0.2
 
 
 class ToyFlow(Backbone):
-    """Velocity of points [B, 2], [B, P, 2] or packed [T, 2], each point on its own, by an MLP.
+    """An MLP for the velocity of points [B, 2], [B, P, 2] or packed [T, 2], applied to each point separately.
 
-    The second time enters as t - s through features that vanish at 0: without ``s_B`` the network is that of s = t.
+    The second time enters through features of t - s that vanish at 0: without ``s_B`` the network is that of s = t.
     """
 
     Config = ToyConfig
@@ -74,7 +74,7 @@ class ToyFlow(Backbone):
         return outputs
 
     def student(self, needs: frozenset[str] = frozenset()) -> Backbone:
-        """A copy; for a policy one with more outputs, which all are the velocity until they are trained."""
+        """A copy. For a policy, one with more outputs, each of which starts as the velocity."""
         student = cast(ToyFlow, super().student(needs))
         if "policy" in needs and self.config.points == 1:
             student.config = self.config.model_copy(update={"points": POINTS})
@@ -129,14 +129,14 @@ def span_features(span_B: Tensor) -> Tensor:
 
 
 def fitted(config: ToyConfig) -> ToyFlow:
-    """A student that already predicts the target's velocity about right; made once a process for each config."""
+    """A student that already approximates the target's velocity; fitted once per process and config."""
     keys = {"target", "conditional", "sigma_min", "width", "depth", "pretrain", "seed"}
     return copy.deepcopy(_fit(ToyConfig(**config.model_dump(include=keys))))
 
 
 @lru_cache(maxsize=16)
 def _fit(config: ToyConfig) -> ToyFlow:
-    """Regression on the exact velocity: flow matching without the noise of its target."""
+    """Regression on the exact velocity: flow matching without the variance of its target."""
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(config.seed)
         model, generator = ToyFlow(config), torch.Generator().manual_seed(config.seed)

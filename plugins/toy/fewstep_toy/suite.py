@@ -17,13 +17,13 @@ from fewstep.metrics.resampled import mean_resampled, mmd_rbf_resampled, sliced_
 from fewstep.words import chart_escaped, shortened
 from fewstep_toy.dataset import ToyPoints
 
-COLUMNS, PANEL, SPAN, TITLE = 4, 2.2, 3.2, 42  # panels a line, their inches, half the plane, characters
+COLUMNS, PANEL, SPAN, TITLE = 4, 2.2, 3.2, 42  # panels per line, inches per panel, axis limit, characters of a title
 DIRECTIONS = 64
-MMD_ROWS, MMD_BANDWIDTH = 2000, 0.3  # the width of the narrow parts: the median distance would see only the whole
+MMD_ROWS, MMD_BANDWIDTH = 2000, 0.3  # the scale of the narrow parts, far below the usual median distance
 
 
 class ToySuite(Suite):
-    """Points are their own objects. Truth is a fresh sample of the density, ten times the held-out points."""
+    """Points need no decoding. The truth is a fresh sample of the density, ten times as many as the held-out points."""
 
     headline = "sliced_w2"
     lower_is_better = frozenset({"sliced_w2", "mmd", "teacher_rms", "wrong_class"})
@@ -72,7 +72,7 @@ class ToySuite(Suite):
         return found
 
     def sheet(self, rows: Rows, path: Path, count: int) -> None:
-        """The truth and a panel for each row with all of its points, a line a group; ``count`` has no meaning here."""
+        """A panel with all points for the truth and for each row, one line per group; ``count`` is not used."""
         del count
         first, *others = SheetRow.of(rows)
         lines = [[SheetRow("truth", self.truth[: len(self.dataset.held_out().x0)]), first]]
