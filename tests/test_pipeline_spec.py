@@ -88,7 +88,7 @@ def test_sigma_min_and_normalisation_and_encoder_come_from_the_file(tmp_path: Pa
         ({"slat_sampler": {"name": "FlowEulerSampler", "params": {}}}, "slat_sampler.args: missing"),
         ({"slat_normalization": {"mean": [0.0], "std": [0.0]}}, "slat_normalization.std"),
         ({"models": {"slat_flow_model": "ckpts/x"}}, "sparse_structure_flow_model, sparse_structure_decoder missing"),
-        ({"image_cond_model": None}, "image_cond_model or text_cond_model is needed"),
+        ({"image_cond_model": None}, "exactly one of image_cond_model and text_cond_model"),
         ({"sparse_structure_sampler": None}, "sparse_structure_sampler: missing"),
     ],
 )

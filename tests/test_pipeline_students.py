@@ -204,7 +204,7 @@ def test_a_stage_cannot_have_two_students_and_a_pipeline_is_none(tmp_path: Path,
     first, second = distilled(tmp_path / "a", "ss"), distilled(tmp_path / "b", "ss")
     with pytest.raises(FewstepError, match=r"stage 'ss' has .*a' already"):
         find_students([str(first), str(second)], pipeline)
-    with pytest.raises(FewstepError, match="accepted there: --teacher"):
+    with pytest.raises(FewstepError, match="accepted as: --teacher"):
         find_students([pipeline.name], pipeline)
     with pytest.raises(FewstepError, match="accepted: a folder of fewstep distill"):
         find_students([str(tmp_path / "nothing")], pipeline)

@@ -119,7 +119,7 @@ def test_texture_of_other_voxels_is_refused(roots: Path) -> None:
         path = roots.parent / "pbr" / f"{sha(i)}.npz"
         arrays = dict(np.load(path))
         np.savez(path, coords=arrays["coords"][::-1], feats=arrays["feats"])
-    with pytest.raises(FewstepError, match="other voxels, or in another order"):
+    with pytest.raises(FewstepError, match="voxels that differ from those of the shape latents"):
         TextureData(validate(TextureDataConfig, {"roots": str(roots), "image_size": 16}), stage(SLatFlowModel))
 
 

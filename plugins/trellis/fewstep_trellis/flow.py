@@ -47,20 +47,20 @@ class FlowConfig(Strict):
 
 
 class Flow(Backbone):
-    """A velocity of latents under condition tokens [B, L, Cc]. A subclass sets ``name``, ``network`` and ``velocity``.
+    """Velocity of latents given condition tokens [B, L, Cc]. A subclass sets ``name``, ``network`` and ``velocity``.
 
     Args:
-        model: the network with TRELLIS's parameter names; it is given 1000 t.
+        model: the network with TRELLIS's parameter names; its times run from 0 to 1000.
     """
 
     name: ClassVar[str]  # as registered
     network: ClassVar[type[nn.Module]]
     models: ClassVar[Mapping[str, type[Rebuildable]]] = MODELS  # by the names in checkpoints
-    published: ClassVar[Path] = FOLDER  # the json files of the published ones
+    published: ClassVar[Path] = FOLDER  # json files of the published models
     stored: ClassVar[torch.dtype] = torch.float16  # what ``save`` writes where asked for half precision
     interpolant = Interpolant(SIGMA_MIN)
     adapted = (r"blocks\.\d+\.(self_attn|cross_attn|mlp)\..*",)
-    tokens: ClassVar[int] = 1374  # of a picture of 518 x 518: 37 x 37 patches, the class and 4 registers
+    tokens: ClassVar[int] = 1374  # per picture of 518 x 518: 37 x 37 patches, the class token and 4 registers
     stages: ClassVar[Mapping[str, str]] = MappingProxyType({"ss": "trellis", "slat": "trellis-slat"})
 
     def __init__(self, model: nn.Module) -> None:
@@ -75,7 +75,7 @@ class Flow(Backbone):
     def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
         if cond.tokens is None:
             raise FewstepError(f"backbone {self.name!r} needs condition tokens [B, L, C], got none")
-        # Scaled before rounding: a float64 grid keeps its digits, as the reference's does, and float32 draws theirs.
+        # Scaled in float64, then rounded, as in the reference: rounding first would lose digits of a sampler's times.
         t_B, s_B = (1000 * t_B.double()).to(x.dtype), None if s_B is None else (1000 * s_B.double()).to(x.dtype)
         return self.velocity(x, t_B, s_B, cond, layout)
 
@@ -90,7 +90,7 @@ class Flow(Backbone):
 
     @classmethod
     def outline(cls, config: Any) -> Flow:
-        """Of a checkpoint's json file alone; the published ones are known by name, with nothing here or on the hub."""
+        """The flow on the meta device, from its json file alone; the json files of published models are shipped."""
         file = config.teacher.with_name(f"{config.teacher.name}.json")
         found = read_config(file) if file.is_file() else official_config(config.teacher.name, cls.published)
         return cls(build_model(*found, "meta", cls.models))
@@ -115,7 +115,7 @@ class Flow(Backbone):
         return copied
 
     def float(self: F) -> F:
-        """In float32 throughout: a half-precision torso is for sampling, its updates would round to nothing."""
+        """In float32 throughout: in a half-precision torso, which is for sampling, updates would round to nothing."""
         self.model.half_torso = None
         return super().float()
 

@@ -17,8 +17,8 @@ from fewstep.core.parts import cached, fingerprint, kept
 from fewstep.files import cache_folder
 from fewstep_trellis.models import SLatEncoder, SparseStructureEncoder
 
-PART = 32  # samples of one file: an interruption repeats at most these
-CHUNK = 8  # samples of one call: with more, the activations no longer fit a CPU's cache
+PART = 32  # samples per file: an interruption loses at most these
+CHUNK = 8  # samples per call: with more, the activations no longer fit a CPU's cache
 
 Samples = Sequence[tuple[int, bool]]  # an object's index, and whether it is mirrored
 Surface = tuple[Tensor, Tensor]  # voxels [T, 3] and their features [T, F]
@@ -95,7 +95,7 @@ def _samples(data: PreparedSet, mirror: bool) -> Samples:
 def _cached(
     name: str, samples: Samples, make: Callable[[Samples], Tensor], progress: Progress, say: Say
 ) -> list[Tensor]:
-    """``make`` of every ``PART`` samples, by way of the cache's folder ``name``."""
+    """``make`` of each ``PART`` samples in turn, read from the cache's folder ``name`` where it has them."""
     folder = cache_folder() / name
     parts = cached(folder, samples, PART, lambda part: {"latents": make(part)}, progress, "encoding latents")
     say(f"latents of {len(samples)} training samples: {kept(folder)}")

@@ -26,7 +26,7 @@ class Normalisation(Strict):
     @model_validator(mode="after")
     def _same_length(self) -> Normalisation:
         if len(self.mean) != len(self.std):
-            raise ValueError(f"mean and std of one length, got {len(self.mean)} and {len(self.std)}")
+            raise ValueError(f"mean and std must have the same length, got {len(self.mean)} and {len(self.std)}")
         return self
 
     def apply(self, z: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class Normalisation(Strict):
         none.
 
         Raises:
-            FewstepError: for a ``pipeline.json`` that is no JSON or whose numbers cannot be used.
+            FewstepError: for a ``pipeline.json`` that is not JSON or whose numbers cannot be used.
         """
         for folder in (checkpoint.parent, checkpoint.parent.parent):
             if (folder / PIPELINE).is_file():

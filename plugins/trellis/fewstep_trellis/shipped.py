@@ -38,7 +38,7 @@ def existing(key: str, path: Path) -> Path:
     """
     from fewstep_trellis.weightfiles import split_key, tensor_file  # imports torch
 
-    if os.path.exists(path) or os.path.exists(tensor_file(split_key(path)[0])):  # unlike Path.exists, of any text
+    if os.path.exists(path) or os.path.exists(tensor_file(split_key(path)[0])):  # unlike Path.exists, for any text
         return path
     if len(path.parts) > 2 and not path.is_absolute() and not os.path.exists(path.parts[0]):
         try:

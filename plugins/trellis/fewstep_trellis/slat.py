@@ -46,7 +46,7 @@ class StructuredLatentFlow(Flow):
 
     Args:
         model: the network.
-        normalisation: between its latents and the decoders'; None where they are the same. It is saved with a student.
+        normalisation: between its latents and the decoders'; None if they are the same. It is saved with a student.
     """
 
     Config: ClassVar[Any] = SLatConfig
@@ -119,5 +119,5 @@ class StructuredLatentFlow(Flow):
 
 
 def normalisation_of(config: Any, key: str = KEY) -> Normalisation | None:
-    """What the config says, else what lies beside the teacher, under this key of ``pipeline.json``."""
+    """The config's normalisation, else what the ``pipeline.json`` beside the teacher has under ``key``."""
     return config.normalisation or Normalisation.beside(existing("backbone.teacher", config.teacher), key)

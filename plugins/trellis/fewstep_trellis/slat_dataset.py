@@ -38,7 +38,7 @@ class PreparedLatentsConfig(PackedDataConfig):
     )
     mirror: bool = Field(True, description="train on mirror images of objects and pictures too")
     crop: int | None = Field(
-        None, ge=1, description="train on a random cube of each object with at most so many voxels; none: whole objects"
+        None, ge=1, description="train on a random cube of at most this many voxels of each object; none: whole objects"
     )
 
 
@@ -123,7 +123,7 @@ class PreparedLatents(Dataset):
 
 
 def cube_around(coords: Tensor, count: int, centre: Tensor) -> Tensor:
-    """Rows of voxels ``coords`` [T, 3]: the greatest cube around ``centre`` [3] with at most ``count`` of them."""
+    """Rows of ``coords`` [T, 3] in the largest cube around ``centre`` [3] that holds at most ``count`` of them."""
     away = (coords - centre).abs().amax(1)
     held = torch.bincount(away).cumsum(0)
     radius = int((held <= count).sum()) - 1

@@ -53,8 +53,8 @@ LEGEND = {
 
 
 class SurfaceObjects(Suite):
-    """What is done with samples of structured latents, measured or not: decode them to meshes and write files. A
-    subclass sets the attributes."""
+    """Decoding of structured latents to meshes and writing of files, with or without measures. A subclass sets the
+    attributes."""
 
     decoder: SLatMeshDecoder
     normalisation: Normalisation | None
@@ -70,7 +70,7 @@ class SurfaceObjects(Suite):
         self.views.to(device)
 
     def noise(self, seed: int, batch: Batch) -> Tensor:
-        """Noise of each voxel, so that students whose structures differ start alike on the voxels they share."""
+        """Noise by voxel position, so that students whose structures differ start alike on the voxels they share."""
         return voxel_noise(seed, batch.layout, batch.x0)
 
     def prompt_from(self, image: Path, background: str = "remove") -> Batch:
@@ -113,7 +113,7 @@ class SurfaceObjects(Suite):
 class StructuredLatentSuite(SurfaceObjects, PictureSuite):
     """Held-out objects with their true structure, and what is measured on meshes of them.
 
-    Args: of :class:`PictureSuite`, and
+    Args: those of :class:`PictureSuite`, and
         batch: true latents [T, C] as the flow has them, on their voxels, under their tokens.
         truth: the true coloured surfaces.
         decoder: latents to meshes.

@@ -48,8 +48,7 @@ LEGEND = {
 
 
 class StructureObjects(Suite):
-    """What is done with samples of structures, measured or not: decode them and write files. A subclass sets the
-    attributes."""
+    """Decoding of structure samples and writing of files, with or without measures. A subclass sets the attributes."""
 
     decoder: nn.Module
     views: ViewEncoder
@@ -98,12 +97,12 @@ class StructureObjects(Suite):
 class StructureSuite(StructureObjects, PictureSuite):
     """Held-out objects and what is measured on them.
 
-    The reference of the distribution distances is the N true objects whose pictures are asked for and no others, so
-    that the choice of objects, the same on both sides, adds nothing to the distance.
+    Samples are compared with exactly the N true objects whose pictures they were made from: with the same objects on
+    both sides, their choice adds nothing to a distribution distance.
 
-    Args: of :class:`PictureSuite`, and
+    Args: those of :class:`PictureSuite`, and
         occupancy: the true objects, [N, R, R, R], occupied above 0.5.
-        latents: of the first n of them, [n, C, r, r, r].
+        latents: n to the latents [n, C, r, r, r] of the first n of them.
         decoder: latents [B, C, r, r, r] to logits [B, 1, R, R, R], occupied above 0.
         metric: pictures [B, H, W] to features [B, F]; None takes ``MetricEncoder``.
 

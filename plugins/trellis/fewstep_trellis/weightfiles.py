@@ -1,4 +1,4 @@
-"""Files of weights, whoever wrote them: what they are is read from their content, and no code of theirs is run."""
+"""Weight files of any origin: the format is read from the content, not the suffix, and no code from a file is run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SUFFIXES = (".safetensors", INDEX[0], ".pt", ".pth", ".ckpt", ".bin", INDEX[1])
 WANTED = "a complete safetensors file, or a torch file (.pt, .pth, .ckpt, .bin) with tensors by name"
 LFS = b"version https://git-lfs"
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-# What checkpoints hold beside tensors and is plain data. torch refuses every other class.
+# Plain data that checkpoints hold beside tensors. torch refuses every other class.
 _SCALAR = np.float64(0).__reduce__()[0]
 PLAIN: list[Any] = [
     argparse.Namespace,
@@ -56,7 +56,7 @@ def stem_of(path: Path) -> str:
 
 def tensor_file(path: Path) -> Path:
     """The file of tensors that a stem, or one file of a checkpoint pair, stands for; it need not exist."""
-    # os.path, unlike the methods of Path, takes any text.
+    # os.path, unlike the methods of Path, does not raise for names that are too long.
     if os.path.isfile(path) and (path.suffix != ".json" or path.name.endswith(INDEX)):
         return path
     files = [Path(stem_of(path) + suffix) for suffix in SUFFIXES]
@@ -106,7 +106,7 @@ def _read(path: Path) -> State:
         found = load_file(path) if head[8:9] == b"{" else _read_pickle(path)
     except FewstepError:
         raise
-    except Exception as error:  # of a damaged file: whatever the two libraries stumble over
+    except Exception as error:  # on a damaged file the two libraries raise almost anything
         raise invalid("checkpoint", str(path), f"{WANTED}; reading it failed ({_reason(error)})") from error
     state = dict(_tensors(found, ""))
     if not state:
@@ -116,12 +116,12 @@ def _read(path: Path) -> State:
 
 def _read_pickle(path: Path) -> Any:
     with warnings.catch_warnings(), torch.serialization.safe_globals(PLAIN), path.open("rb") as file:
-        warnings.simplefilter("ignore")  # of a TorchScript archive, which is refused anyhow
+        warnings.simplefilter("ignore")  # about a TorchScript archive, which is refused anyway
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _reason(error: Exception) -> str:
-    """torch's own text advises to read the file unsafely; ours does not."""
+    """Why reading failed, without torch's advice to load the file unsafely."""
     text = ANSI.sub("", str(error))
     if isinstance(error, pickle.UnpicklingError):
         named = re.search(r"GLOBAL (\S+)", text)

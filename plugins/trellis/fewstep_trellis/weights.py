@@ -1,4 +1,4 @@
-"""Weights to networks: which of a file's tensors are the network's, and whether they fit."""
+"""Loading weights into networks: which tensors of a file belong to the network, and whether they fit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fewstep.errors import FewstepError
 from fewstep_trellis.models.arguments import Rebuildable
 from fewstep_trellis.weightfiles import State, dotted
 
-# Words in the names of a file's networks. An average is what one samples with; another's weights are the last choice.
+# Words in the names of a file's networks. Averages come first, since one samples with them; OTHERS are the last choice.
 AVERAGED = {"ema", "avg", "average", "averaged", "swa"}
 TRAINED = {"student", "generator", "g"}
 OTHERS = {"teacher", "critic", "discriminator", "d", "fake", "real", "frozen", "reference", "pretrained"}
@@ -22,12 +22,12 @@ OTHERS |= {"optimizer", "optim", "opt", "grad", "grads", "exp", "momentum"}
 
 
 def select(state: Mapping[str, Tensor], wanted: Iterable[str], source: str) -> State:
-    """The tensors of one network, under its own names, whatever wrapped it or lies beside it.
+    """The tensors of one network under its own names, whatever wraps it and whatever else the file holds.
 
-    A prefix is what stands before the network's own names (``module.``, ``state_dict/model.diffusion_model.``); in the
-    middle, parts that none of them has (``_checkpoint_wrapped_module``) are left out. Where several networks have all
-    names, an average (EMA) goes first, then a student or generator, then the order in the file; a teacher, a critic or
-    a discriminator comes last. What was chosen or removed is told in a warning.
+    A prefix is what precedes the network's own names (``module.``, ``state_dict/model.diffusion_model.``). Inner parts
+    that none of these names has (``_checkpoint_wrapped_module``) are dropped. If several networks in the file have all
+    names, an average (EMA) is preferred, then a student or generator, then the first in the file; a teacher, a critic
+    or a discriminator comes last. A warning says what was chosen or removed.
 
     Args:
         state: as ``read_tensors`` gives it.
@@ -112,7 +112,7 @@ def _some(items: Iterable[str], limit: int = 8) -> str:
 
 
 def misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """What of ``state`` does not fit ``own``, in words: keys missing, not known, of another shape or kind of number."""
+    """Why ``state`` does not fit ``own``, as clauses of a message: missing or unknown keys, wrong shapes or kinds."""
     missing = [k for k in own if k not in state]
     extra = [k for k in state if k not in own]
     both = [k for k in own if k in state]
@@ -128,13 +128,13 @@ def _same_kind(own: Tensor, given: Tensor) -> bool:
 
 
 def listing(missing: Sequence[str], extra: Sequence[str], shapes: Sequence[str]) -> list[str]:
-    """The keys that do not fit, as clauses of a message; none for keys that all do."""
+    """The keys that do not fit, as clauses of a message; empty if all fit."""
     found = {"missing": missing, "not known": extra, "wrong shape": shapes}
     return [f"{len(names)} {what}: {_some(names)}" for what, names in found.items() if names]
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Put tensors into a module, cast to the types of its own.
+    """Load tensors into a module, cast to the dtypes of its own.
 
     Args:
         model: may lie on the meta device; afterwards it lies where the tensors do.

@@ -28,11 +28,11 @@ STAGES = MappingProxyType(
 RELEASED = "microsoft/TRELLIS.2-4B"
 HUB = f"{RELEASED}/ckpts"
 
-COARSE, FINE = 1029, 4101  # tokens of a picture of 512 and of 1024 pixels: patches of 16, the class and 4 registers
+COARSE, FINE = 1029, 4101  # tokens of 512 and of 1024 pixels a side: patches of 16, the class token, 4 registers
 
 GUIDANCE = "teacher's guidance scale g in u + g (c - u) at sampling; 1: none"
 INTERVAL = "times with guidance, both ends included"
-RESCALE = "share by which guidance's effect on the spread of the predicted data is undone"
+RESCALE = "CFG rescale: share of guidance's effect on the spread of the predicted data that is undone"
 WARP = "warp of the teacher's time grid"
 
 

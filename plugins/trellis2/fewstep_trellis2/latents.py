@@ -71,7 +71,7 @@ class ShapeStage(MeasuredStage, StructuredLatentFlow):
     dataset, stage, stages, published = "trellis2-shape", "shape", STAGES, FOLDER
     normalisation_key = "shape_slat_normalization"
     tokens = COARSE
-    beside: ClassVar[bool] = False  # whether the network takes shape latents beside those that it makes
+    beside: ClassVar[bool] = False  # whether the network takes shape latents in addition to its own
 
     @classmethod
     def initial(cls: type[S], config: Any) -> S:
@@ -101,7 +101,7 @@ class TextureCondition(Condition):
     """Image tokens, and the normalised shape latents of the voxels that get a texture.
 
     Args:
-        shape: [B, N, 32], a row for each voxel of a sample in the order of its rows, then padding of any value.
+        shape: [B, N, 32], a row for each voxel of a sample, in the layout's order, then padding of any value.
     """
 
     shape: Tensor | None = None
@@ -121,7 +121,7 @@ class TextureCondition(Condition):
 
 
 class TextureStage(ShapeStage):
-    """Velocity of texture latents [T, 32] beside shape latents, which a ``TextureCondition`` has.
+    """Velocity of texture latents [T, 32] given the shape latents of a ``TextureCondition``.
 
     Args:
         model, normalisation: as of ``StructuredLatentFlow``.

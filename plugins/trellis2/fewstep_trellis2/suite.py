@@ -24,7 +24,7 @@ from fewstep.metrics.features import principal_axes
 from fewstep.metrics.resampled import described, frechet_resampled, mean_resampled
 from fewstep_trellis2.dataset.sets import MARGIN, Trellis2Dataset
 
-OBJECTS, PLACES, TILE = 64, 256, 168  # measured by default; latents of one that the distances see; pixels of a picture
+OBJECTS, PLACES, TILE = 64, 256, 168  # objects by default; latents of each in a distance; pixels of a picture
 LEGEND = {
     "frechet": f"{PLACES} latents of each object, at places drawn once, pooled, against the true ones: all channels",
     "rms": "root mean square difference to the true latents, in the flow's units",
@@ -128,8 +128,8 @@ class LatentSuite(Unmeasured):
         return self._true
 
     def sheet(self, rows: Rows, path: Path, count: int) -> None:
-        """Condition pictures, true latents and those of ``rows``, looked at from above: the mean over the height of
-        three principal components, those of the true latents of these objects."""
+        """Condition pictures, true latents and those of ``rows``, seen from above: three principal components of these
+        objects' true latents as colours, averaged over the height."""
         given = SheetRow.of(rows)
         number = given[0].objects.places.batch_size
         chosen = evenly_ranked(torch.zeros(number), count)
@@ -155,7 +155,7 @@ class LatentSuite(Unmeasured):
 
 
 def _drawn(latents: Latents) -> Tensor:
-    """[N, PLACES, C]: the latents of each object at places that are the same for all that is sampled on its voxels."""
+    """[N, PLACES, C]: latents of each object, at the same places for everything that is sampled on its voxels."""
     places = latents.places
     share = torch.rand(PLACES, generator=torch.Generator().manual_seed(0))
     rows = (share * places.lengths[:, None]).long() + places.cu_seqlens[:-1, None]
@@ -169,7 +169,7 @@ def _picture(file: Path) -> Picture:
 
 
 def _from_above(colours: Tensor, places: Packed, one: int) -> Picture:
-    """[S, S, 3] of an object with a colour [T, 3] in each of its cells: white where there are none."""
+    """Picture [S, S, 3] of an object from the colours [T, 3] of its cells; white where there are none."""
     values, layout = places.select(colours, torch.tensor([one]))
     at = coords_of(layout)[:, :2].long()
     side = int(coords_of(places).max()) + 1

@@ -15,7 +15,7 @@ from fewstep_trellis.conditioning import hub
 from fewstep_trellis.conditioning.protocol import OPTION_TEXT
 
 LENGTH = 77
-_REST = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")  # of a whole CLIP's checkpoint
+_REST = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")  # in a checkpoint of the whole CLIP
 _TABLES = ("text_model.embeddings.position_ids", "embeddings.position_ids")  # constants that older files hold
 KIND = hub.Kind("text encoder", OPTION_TEXT, "CLIPTextModel", ("clip", "clip_text_model"), _REST + _TABLES)
 
@@ -51,12 +51,12 @@ class ClipConditioner(nn.Module):
 
     @torch.no_grad()
     def forward(self, ids: Tensor) -> Tensor:
-        """Token numbers [B, 77] to [B, 77, C]. No mask: TRELLIS was trained with what stands at the padding."""
+        """Token ids [B, 77] to tokens [B, 77, C]. No mask: TRELLIS was trained with the padding's tokens included."""
         tokens: Tensor = self.model(input_ids=ids).last_hidden_state
         return tokens
 
     def identifiers(self, texts: Sequence[str]) -> Tensor:
-        """Token numbers int64 [B, 77], padded and cut."""
+        """Token ids int64 [B, 77], padded and truncated."""
         with hub.quiet():
             lengths = [len(ids) for ids in self.tokenizer(list(texts)).input_ids]
         for text, length in zip(texts, lengths, strict=True):

@@ -1,4 +1,4 @@
-"""DINOv2 tokens as TRELLIS's image condition: before the model's last norm, through a layer norm of their own."""
+"""DINOv2 tokens as TRELLIS's image condition: taken before the model's last norm, then through a plain layer norm."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ BATCH = 4
 
 @dataclass(frozen=True)
 class Interpolation:
-    """How the position table is brought to another size (bicubic): smoothed or not, and what is added to the size."""
+    """Bicubic resizing of the position table: antialiased or not, and what is added to the size."""
 
     antialias: bool = True
     offset: float = 0.0
 
     @classmethod
     def released(cls, registers: int) -> Interpolation:
-        """As DINOv2 was released: with registers smoothed and exact, without them neither."""
+        """As DINOv2 was released: antialiased to the exact size with registers; without them neither."""
         return cls() if registers else cls(antialias=False, offset=0.1)
 
     def __call__(self, table_1NC: Tensor, rows: int, columns: int) -> Tensor:
@@ -93,12 +93,12 @@ class DinoConditioner(nn.Module):
         """The negative condition; None: zeros."""
         return None
 
-    @torch.no_grad()  # and not inference mode: a student that is trained on these tokens saves them for its gradients
+    @torch.no_grad()  # not inference mode: a student that is trained on these tokens saves them for its backward pass
     def forward(self, images: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [0, 1], on black, to tokens [B, L, C]: layer norm without parameters, eps 1e-5.
 
         Raises:
-            FewstepError: sides that are no multiples of the patch.
+            FewstepError: sides that are not multiples of the patch.
         """
         return F.layer_norm(self.prenorm(images), (self.channels,), eps=1e-5)
 
@@ -110,7 +110,7 @@ class DinoConditioner(nn.Module):
         return cast(Tensor, self.model.encoder(self.embed(normalise(images))).last_hidden_state)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """What the first block sees: patches and class with positions, registers between them without."""
+        """Input of the first block: class and patch tokens with positions, between them the registers without."""
         parts, (rows, columns) = self.model.embeddings, (side // self.patch for side in pixels.shape[2:])
         patches = parts.patch_embeddings(pixels)
         tokens = torch.cat([parts.cls_token.expand(len(pixels), -1, -1), patches], 1)
@@ -121,7 +121,7 @@ class DinoConditioner(nn.Module):
 def pixels(image: Image.Image, size: int) -> Tensor:
     """A picture of any shape as float32 [3, size, size] in [0, 1], stretched to the square (Lanczos).
 
-    Alpha is dropped afterwards, as in the reference; it takes part in the resizing.
+    As in the reference, alpha takes part in the resizing and is dropped afterwards.
     """
     sized = image.resize((size, size), Image.Resampling.LANCZOS).convert("RGB")
     return torch.from_numpy(np.asarray(sized).astype(np.float32) / 255).permute(2, 0, 1)

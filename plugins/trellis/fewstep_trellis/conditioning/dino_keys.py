@@ -1,4 +1,4 @@
-"""DINOv2's original checkpoints: what network their tensors are of, and their keys in transformers' names.
+"""DINOv2's original checkpoints: their architecture, read from the tensors, and their keys in transformers' names.
 
 Source of the key map: dino/facts.json of the golden data ("key map to transformers Dinov2WithRegistersModel").
 """
@@ -56,12 +56,12 @@ class Architecture:
 
     @property
     def mlp_ratio(self) -> int:
-        """As transformers counts it. Raises FewstepError for a hidden width that no whole ratio gives."""
+        """As transformers counts it. Raises FewstepError if no whole ratio gives the hidden width."""
         for ratio in range(1, 17):
             plain = self.width * ratio
             if self.hidden == ((int(plain * 2 / 3) + 7) // 8 * 8 if self.swiglu else plain):
                 return ratio
-        raise FewstepError(f"DINOv2 checkpoint: a hidden width of {self.hidden} is no whole multiple of {self.width}")
+        raise FewstepError(f"DINOv2 checkpoint: a hidden width of {self.hidden} is not a multiple of {self.width}")
 
     def config(self) -> dict[str, Any]:
         """The arguments of transformers' ``Dinov2WithRegistersConfig``."""
@@ -100,14 +100,14 @@ def read_original(path: Path, heads: int | None = None) -> tuple[Architecture, S
         heads: number of attention heads; None counts them by the released models' 64 channels a head.
 
     Raises:
-        FewstepError: the file cannot be read, is no DINOv2 checkpoint, or has missing, extra or wrongly shaped keys.
+        FewstepError: the file cannot be read, is not a DINOv2 checkpoint, or has missing, extra or wrongly shaped keys.
     """
     state = select(read_tensors(path), ANCHORS, str(path))
     return convert(state, str(path), heads)
 
 
 def convert(state: State, source: str, heads: int | None = None) -> tuple[Architecture, State]:
-    """As ``read_original``, of tensors; ``source`` says in messages where they come from."""
+    """``read_original`` for tensors in memory; ``source`` says in messages where they come from."""
     found = infer(state, source, heads)
     own = {key: torch.empty(shape, device="meta") for key, shape in found.shapes()}
     if wrong := misfits(own, state):
@@ -118,7 +118,7 @@ def convert(state: State, source: str, heads: int | None = None) -> tuple[Archit
 
 
 def infer(state: State, source: str, heads: int | None = None) -> Architecture:
-    """The network that these tensors are of. Raises FewstepError where they are of no DINOv2."""
+    """The architecture of these tensors. Raises FewstepError if they are not a DINOv2's."""
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     blocks = {match[1] for key in state if (match := re.match(r"blocks\.(\d+)\.", key))}
     swiglu = "blocks.0.mlp.w3.weight" in shapes
@@ -145,7 +145,7 @@ def _weight_and_bias(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, t
 
 
 def _renamed(key: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Where a tensor goes; ``qkv`` goes in thirds."""
+    """A tensor under its new key; ``qkv`` as three tensors."""
     block = re.fullmatch(r"blocks\.(\d+)\.(.+?)(\.weight|\.bias)?", key)
     if block is None:
         stem, suffix = re.fullmatch(r"(.+?)(\.weight|\.bias)?", key).groups("")  # type: ignore[union-attr]

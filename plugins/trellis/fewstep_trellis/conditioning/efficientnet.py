@@ -22,7 +22,7 @@ class EfficientNetConditioner(nn.Module):
     """Pictures to tokens [B, 49, C] on a basis of C channels.
 
     Args:
-        basis: of the prepared set that the models were trained on; their channels are its.
+        basis: of the prepared set that the models were trained on, with C channels.
         name: for records.
     """
 
@@ -34,7 +34,7 @@ class EfficientNetConditioner(nn.Module):
 
     @classmethod
     def of(cls, data: Path | str = SWEETHOME3D) -> EfficientNetConditioner:
-        """With the basis of a prepared set, the shipped one unless told otherwise. Raises FewstepError: no such set."""
+        """With the basis of a prepared set, by default the shipped one. Raises FewstepError if there is no such set."""
         return cls(PreparedSet.load(data).basis())
 
     def prepare(self, image: Image.Image, name: str = "the picture", background: Background = "remove") -> Image.Image:

@@ -38,7 +38,7 @@ def image_conditioner(name: str | Path, *, data: Path | str = SWEETHOME3D) -> Im
         )
 
         return EfficientNetConditioner.of(data)
-    if os.path.exists(place):  # unlike Path.exists, of any text
+    if os.path.exists(place):  # unlike Path.exists, for any text
         return _dino_on_disk(place)
     if (cached := _torch_hub_file(text)) is not None:
         return dino.DinoConditioner.from_original(cached, text)
@@ -52,7 +52,7 @@ def text_conditioner(name: str | Path = CLIP) -> TextConditioner:
         FewstepError: nothing of this name, or it cannot be loaded or downloaded; names the option to give a folder.
     """
     text, place = str(name), Path(name)
-    if os.path.exists(place):  # unlike Path.exists, of any text
+    if os.path.exists(place):  # unlike Path.exists, for any text
         return clip.ClipConditioner.from_folder(place)
     return clip.ClipConditioner.from_folder(_downloaded(text, clip.KIND, {CLIP: CLIP}), text)
 
@@ -82,10 +82,10 @@ def _downloaded(name: str, kind: hub.Kind, known: dict[str, str], *also: str) ->
         name: one of ``known`` or owner/name.
         kind: of encoder.
         known: names, with their repositories.
-        also: names that are accepted too and have none.
+        also: further accepted names, without a repository.
 
     Raises:
-        FewstepError: the name can be no repository, or the repository cannot be had.
+        FewstepError: the name cannot be a repository's, or the repository cannot be downloaded.
     """
     repository = known.get(name, name)
     if hub.is_repository(repository):

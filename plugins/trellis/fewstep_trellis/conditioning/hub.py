@@ -24,7 +24,7 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of encoder: what to call it and its option in messages, and what of transformers it is.
+    """A kind of encoder: what messages call it and its option, and its class in transformers.
 
     Args:
         what: for messages, such as "image encoder".
@@ -47,7 +47,7 @@ def is_repository(name: str) -> bool:
 
 
 def quiet_hub() -> None:
-    """Keep the hub's own lines about each retry off the screen: what went wrong is said once, at the end."""
+    """Silence the hub's own lines about each retry: our message says once what went wrong."""
     need("huggingface_hub.utils.logging").set_verbosity_error()
 
 
@@ -66,7 +66,7 @@ def download(name: str, kind: Kind, hint: str = "") -> Path:
     quiet_hub()
     try:
         return Path(hub.snapshot_download(name, allow_patterns=list(_FILES)))
-    except Exception as error:  # no network, no such name, no right to read it, no room: a class for each
+    except Exception as error:  # no network, no such name, no permission, no space: a class for each
         raise FewstepError(
             f"{kind.what} {name!r} could not be downloaded and is not in the cache ({reason(error)}). Without a "
             f"network, run `hf download {name} --local-dir DIR` where there is one, and give the folder: "
@@ -148,7 +148,7 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' own load report and progress bars: what is wrong, we say ourselves."""
+    """Without transformers' own load report and progress bars: our messages say what is wrong."""
     log = need("transformers.utils.logging")
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity(log.CRITICAL)

@@ -1,4 +1,4 @@
-"""What a pipeline asks of an encoder of pictures, and of one of texts."""
+"""What a pipeline needs of an image encoder, and of a text encoder."""
 
 from __future__ import annotations
 

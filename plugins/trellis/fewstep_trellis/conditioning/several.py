@@ -1,4 +1,4 @@
-"""Several pictures of one object: both of TRELLIS's ways, as fields that any sampler takes.
+"""Several pictures of one object: TRELLIS's two modes, as velocity fields for any sampler.
 
 Source: pipeline/facts.json of the golden data, multi_image.
 """
@@ -46,9 +46,9 @@ def several_field(
 
     Args:
         field: a flow or a student, without guidance.
-        mode: "stochastic": the conditional prediction of step i uses picture i modulo N. In fewer than N steps it is
-            the mean over every so many pictures from i on, where the reference leaves pictures out. "multidiffusion":
-            it is the mean over all pictures. The negative one is the same for all pictures and made once.
+        mode: "stochastic": the conditional prediction of step i uses picture i modulo N; in S < N steps it is the mean
+            over pictures i, i + S, i + 2S, ..., where the reference never uses those from S on. "multidiffusion": it is
+            the mean over all pictures. The negative prediction is the same for all pictures and made once.
         grid: the sampler's times, which say what step a time belongs to.
         guidance: between the two predictions.
 
@@ -88,5 +88,5 @@ class SeveralImages:
         return self.guidance.combined(mean, negative, x, t_B, layout, getattr(self.field, "interpolant", None))
 
     def step(self, t: float) -> int:
-        """The step that begins at time t, or else that t lies in; a step's end belongs to the next, 0 to the last."""
+        """The step that time t falls into; a boundary belongs to the step that starts there, 0 to the last."""
         return max(sum(start >= t - ROUNDING for start in self.starts) - 1, 0)

@@ -29,7 +29,7 @@ from fewstep_trellis.pipeline.run import Runner
 from fewstep_trellis.pipeline.spec import STAGES
 from fewstep_trellis.shipped import NANO
 
-ROLES = {MESH: spec.MESH, GAUSSIANS: spec.GAUSSIANS, RADIANCE: spec.RADIANCE}  # by what a Result calls it
+ROLES = {MESH: spec.MESH, GAUSSIANS: spec.GAUSSIANS, RADIANCE: spec.RADIANCE}  # by a Result's name for it
 BACKGROUND = ("remove", "keep")
 
 
@@ -82,7 +82,7 @@ def generate(
     up: str = "y",
     size: float | None = None,
 ) -> Result | list[Result]:
-    """Make 3-D objects of pictures or texts.
+    """Make 3-D objects from pictures or texts.
 
     Args:
         inputs: a picture (path or PIL), a folder of pictures, a text for a text pipeline, or a list of these.
@@ -90,13 +90,13 @@ def generate(
             student), or several of these; "none": never a student.
         teacher: pipeline folder or hub name; None: the shipped nano model.
         steps: N, or (N, M) for structure and latents; None: as the contract or ``pipeline.json`` says.
-        guidance: scale, one or two likewise; 1 is none.
+        guidance: scale, one for both stages or one for each; 1 is none.
         sampler: registered sampler, for both stages.
         encoder: name, folder or file of the picture or text encoder.
-        samples: objects of each input.
+        samples: objects per input.
         seed: of the noise.
         multi_image: "stochastic" or "multidiffusion": all pictures show one object.
-        background: "remove" or "keep", of opaque pictures.
+        background: "remove" or "keep" that of opaque pictures.
         device: auto, cpu, cuda, cuda:1, ...
         low_memory: hold one model at a time.
         graphs: keep every model on the GPU, and replay the structure stage as CUDA graphs: for many inputs.
@@ -107,8 +107,8 @@ def generate(
         size: of the longest side in the .glb, in metres.
 
     Returns:
-        The result of one input; a list for several inputs, a folder, or several samples. Of several inputs, one of
-        which nothing can be made is left out, with a warning.
+        The result of one input; a list for several inputs, a folder, or several samples. Among several inputs, those of
+        which nothing can be made are left out, with a warning.
 
     Raises:
         FewstepError: bad input, or nothing can be made of any input.
@@ -126,7 +126,7 @@ def generate(
 
 
 def results_of(make: Any, jobs: Sequence[Job]) -> list[Result]:
-    """What a generator makes of jobs. Of several, one of which nothing can be made is left out, with a warning.
+    """What a generator makes of jobs. Among several, those of which nothing can be made are left out, with a warning.
 
     Raises:
         FewstepError: nothing can be made of any of them.
@@ -153,7 +153,7 @@ def as_asked(found: list[Result], inputs: Any, jobs: Sequence[Job], options: Opt
 
 
 class Generator:
-    """Makes the results of one job after the other.
+    """Makes the results of jobs, one at a time.
 
     Args:
         chosen: networks and recipes.
@@ -259,5 +259,5 @@ class Generator:
 
 
 def _told(path: Path | str) -> str:
-    """A model's path in a record; of a shipped one the name, which is the same on every machine."""
+    """A model's path for a record; for a shipped one its name, which is the same on every machine."""
     return Path(path).name if Path(path).is_relative_to(NANO) else str(path)

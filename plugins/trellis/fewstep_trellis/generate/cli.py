@@ -16,11 +16,11 @@ from fewstep_trellis.generate import options as opt
 
 TEACHER = "Pipeline folder or hub name (microsoft/TRELLIS-image-large); by default the shipped nano model."
 STUDENT = (
-    "Network in place of a flow: folder of fewstep distill, pair of them (ss/, slat/), checkpoint, weights file, hub "
+    "Student in place of a flow: folder of fewstep distill (or one with ss/ and slat/), checkpoint, weights file, hub "
     "file, shipped name; repeatable. none: never a student."
 )
 STEPS = "Steps: N, or N,M for structure and latents; by default as the contract or pipeline.json says."
-GUIDANCE = "Guidance scale, one or two; 1 is none (TRELLIS's cfg_strength + 1)."
+GUIDANCE = "Guidance scale, one or one per stage; 1 is none (TRELLIS's cfg_strength + 1)."
 
 
 def generate(
@@ -55,7 +55,7 @@ def generate(
     dry_run: opt.DryRun = False,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Make 3-D objects of pictures or texts: a mesh (.glb), Gaussians (.ply), arrays (.npz)."""
+    """Make 3-D objects from pictures or texts: a mesh (.glb), Gaussians (.ply), arrays (.npz)."""
     from fewstep_shapes3d.finish import Finish
 
     from fewstep_trellis.generate import command

@@ -39,8 +39,8 @@ from fewstep_trellis.pipeline.request import Unusable
 
 @dataclass(frozen=True)
 class Output:
-    """Where results go: ``--out``, ``--formats``, whether with a preview, whether over existing files, and whether
-    standard output has a JSON line for each."""
+    """Where results go: ``--out``, ``--formats``, whether to write a preview, to overwrite files, and to print a JSON
+    line for each result on standard output."""
 
     out: str
     formats: str | None = None
@@ -68,7 +68,7 @@ class Run:
             0, or 1 where some of several inputs failed.
 
         Raises:
-            FewstepError: bad input; nothing is written then. A single input that fails is one, too.
+            FewstepError: bad input, before anything is written; or a single input that fails.
         """
         with told(self.errors):
             chosen = self._chosen()
@@ -155,7 +155,7 @@ class Run:
             try:
                 with clock("writing"):
                     written = write(results, target, formats)
-            finally:  # also of those that stand beside a mesh without faces
+            finally:  # also for files written beside a mesh without faces
                 if self.output.as_json:
                     _print_lines(results, target, formats)
             with clock("preview"):

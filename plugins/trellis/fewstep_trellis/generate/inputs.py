@@ -50,7 +50,7 @@ def jobs_of(
         kind: what the pipeline is conditioned on, "image" or "text".
         together: all pictures show one object.
         texts: further inputs that can only be texts.
-        about_texts: what is said to one who may have given a text where pictures are wanted.
+        about_texts: hint for a user who may have given a text where pictures are wanted.
 
     Raises:
         FewstepError: nothing to make, an input of the other kind, or two pictures of one name.
@@ -91,7 +91,7 @@ def _picture_jobs(inputs: Sequence[Any], about_texts: str, *, together: bool) ->
 
 
 def _listed(paths: Sequence[Path]) -> str:
-    """Some paths in a few words."""
+    """The first three paths, and how many more."""
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
     return ", ".join(map(str, paths[:3])) + more
 
@@ -116,7 +116,7 @@ def _pictures(value: Any, about_texts: str) -> list[Any]:
     if not str(value).strip():
         raise invalid("input", str(value), "a picture or a folder of pictures (for this folder: .)")
     path = Path(value)
-    if not os.path.isdir(path):  # unlike the methods of Path, these take any text, however long
+    if not os.path.isdir(path):  # unlike the methods of Path, os.path takes any text, however long
         if not os.path.exists(path):
             accepted = f"a picture or a folder of pictures; there is nothing of this name ({about_texts})"
             raise invalid("input", textwrap.shorten(str(path), 200), accepted)
@@ -128,7 +128,7 @@ def _pictures(value: Any, about_texts: str) -> list[Any]:
 
 
 def _no_picture(text: Any) -> Any:
-    """What was given without ``--text`` to a pipeline for texts."""
+    """An input given without ``--text`` to a text pipeline. Raises FewstepError for a picture or a file."""
     if isinstance(text, str | Path):
         looks_so = Path(text).suffix.lower() in PICTURES and not re.search(r"\s", str(text))
         if looks_so or os.path.isfile(text):
@@ -151,7 +151,7 @@ def _text_jobs(texts: Sequence[str]) -> list[Job]:
             raise invalid("--text", text, "a text with something in it")
         slug = name = _slug(text)
         number = 1
-        while name in jobs:  # texts that begin alike, or differ in signs alone
+        while name in jobs:  # texts that begin alike, or differ only in punctuation
             number += 1
             name = f"{slug}-{number}"
         jobs[name] = Job(name, text=text)

@@ -16,7 +16,7 @@ from fewstep_trellis.shipped import NANO, student_for
 
 T = TypeVar("T")
 Number = TypeVar("Number", int, float)
-NONE = "none"  # --student none: the teacher, also where a shipped student would do
+NONE = "none"  # --student none: the teacher, even where a shipped student would fit
 STAGE_NAMES = {"ss": "structure", "slat": "latents"}
 
 
@@ -49,7 +49,7 @@ def models_of(
     sampler: str | None = None,
     encoder: Any = None,
 ) -> Models:
-    """The same from what the command line or a Python caller gives.
+    """``Models`` from what the command line or a Python caller gives.
 
     Args:
         teacher: name or path.
@@ -87,7 +87,7 @@ def by_stage(
     least: Number,
     stages: Mapping[str, str] = MappingProxyType(STAGE_NAMES),
 ) -> dict[str, Number] | None:
-    """One number for all stages, or one for each of ``stages``, which have names for the message; None stays None.
+    """One number for all stages, or one for each of ``stages`` (with their names for messages); None stays None.
 
     Raises:
         FewstepError: something else, or a number below ``least``.
@@ -161,7 +161,7 @@ def recipes_of(
         names: of the stages that are run, in order, for messages.
         students: by stage.
         models: what the user asks for.
-        group: of a stage, the one that ``models.steps`` and ``models.guidance`` are by.
+        group: a stage to its key in ``models.steps`` and ``models.guidance``.
         released: as of ``recipe_of``.
     """
 

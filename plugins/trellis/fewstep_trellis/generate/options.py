@@ -8,17 +8,15 @@ from typer import Option
 
 from fewstep.cli.options import whole
 
-Samples = Annotated[int, whole("--samples", "Objects of each input.", 1, 64, "-n")]
+Samples = Annotated[int, whole("--samples", "Objects per input.", 1, 64, "-n")]
 Seed = Annotated[int, whole("--seed", "Seed of the noise.", 0, 2**31 - 1)]
-Background = Annotated[str, Option(help="Of opaque pictures: remove (needs rembg) or keep.")]
+Background = Annotated[str, Option(help="Background of opaque pictures: remove (needs rembg) or keep.")]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")]
 LowMemory = Annotated[bool, Option("--low-memory", help="Hold one model at a time.")]
 Graphs = Annotated[
-    bool, Option("--graphs", help="Models stay on the GPU, the structure stage as CUDA graphs: for many inputs.")
+    bool, Option("--graphs", help="Keep models on the GPU, and the structure stage as CUDA graphs: for many inputs.")
 ]
-LargestPart = Annotated[
-    bool, Option("--largest-part", help="Keep the largest connected part of each object, nothing that floats.")
-]
+LargestPart = Annotated[bool, Option("--largest-part", help="Keep only the largest connected part of each object.")]
 Simplify = Annotated[float, Option(help="Share of the mesh's faces to remove, such as 0.9 (extra mesh).")]
 Texels = Annotated[
     int,

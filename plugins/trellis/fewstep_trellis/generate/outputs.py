@@ -135,7 +135,7 @@ def write(results: Sequence[Result], target: Target, formats: Sequence[str]) -> 
                 continue
             try:
                 written.append(result.save(path, name))
-            except Unwritable:  # a retry finds nothing of this object in its way
+            except Unwritable:  # a retry must find none of this object's files in its way
                 for whole in written:
                     whole.unlink(missing_ok=True)
                 raise
@@ -148,7 +148,7 @@ def write(results: Sequence[Result], target: Target, formats: Sequence[str]) -> 
 
 
 def write_preview(results: Sequence[Result], target: Target) -> list[Path]:
-    """Write a turntable of all samples; nothing where nothing was decoded to look at.
+    """Write a turntable of all samples; nothing if neither meshes nor Gaussians were decoded.
 
     Raises:
         FewstepError: a place that cannot be written.

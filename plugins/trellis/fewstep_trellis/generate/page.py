@@ -23,7 +23,7 @@ from fewstep_trellis.generate.pictures import opened
 from fewstep_trellis.shipped import shipped_students, student_for
 
 TEACHER = "teacher"
-FEWEST = 1  # steps of a stage that no student was named for, where a shipped one takes so few
+FEWEST = 1  # steps of a stage for which no student was named but a shipped one takes this few
 EXAMPLES = ("Bed", "Chair with cushion", "Corner sofa", "Desk", "Cafe table", "Bookcase", "Desk lamp", "Truck")
 LONGEST = 60  # characters of a run's name on the page
 
@@ -96,7 +96,7 @@ class TrellisMaker:
 
 
 def _of_stage(values: Mapping[str, Any], stage: str) -> Any:
-    """What stands at a stage, or at a finer one that is sampled alike (shape-1024 of TRELLIS.2 as shape)."""
+    """The value of a stage, or of a finer one that is sampled alike (TRELLIS.2's shape-1024 for shape)."""
     return next((value for name, value in values.items() if name.partition("-")[0] == stage), None)
 
 

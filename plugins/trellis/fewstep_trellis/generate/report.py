@@ -31,7 +31,7 @@ def announce(chosen: Announced, console: Console, errors: Console) -> None:
 
 
 def whole(seconds: dict[str, float], began: float) -> dict[str, float]:
-    """All seconds since ``began`` (of ``time.perf_counter``), with what lies before, between and after the stages."""
+    """All seconds since ``began`` (of ``time.perf_counter``), including those before, between and after the stages."""
     passed = time.perf_counter() - began
     return {**seconds, "imports and the rest": passed - sum(seconds.values())}
 
@@ -56,7 +56,7 @@ def memory_line(peaks: dict[str, float], low_memory: bool) -> str:
 
 @contextmanager
 def told(console: Console) -> Iterator[None]:
-    """Warnings in the block become lines of ours, each text once."""
+    """Print warnings in the block as lines on ``console``, each text once."""
     seen: set[str] = set()
 
     def show(

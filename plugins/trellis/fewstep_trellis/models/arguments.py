@@ -14,8 +14,8 @@ from fewstep.errors import invalid
 class Rebuildable(nn.Module):
     """A module that keeps its constructor arguments in ``args``, so that a checkpoint can name them.
 
-    ``alias`` is another name of its class that it was built by, and that a checkpoint shall go on to have. ``computed``
-    are keys that official files may have and that are not read, since the model computes what they hold.
+    ``alias`` is another official name of its class, under which it was built and is saved again. ``computed`` lists
+    keys that official files may hold but that are not read, since the model computes their values.
     """
 
     args: dict[str, Any]

@@ -12,12 +12,12 @@ from fewstep_trellis.models.norms import HeadRMSNorm
 
 
 def number_of_heads(channels: int, heads: int | None, head_channels: int | None) -> int:
-    """As given, else as many as heads of this width (by default 64) make the channels, at least one."""
+    """``heads`` if given, else as many heads of width ``head_channels`` (default 64) as fit, at least one."""
     return heads or max(1, channels // (head_channels or 64))
 
 
 class Heads(nn.Module):
-    """What all kinds share. Subclasses make their projections first: the order is that of the checkpoints."""
+    """What all attention layers share. Subclasses make their projections first, in the order of the checkpoints."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Heads(nn.Module):
         return x.reshape(*x.shape[:-1], parts, self.heads, self.width).unbind(-3)
 
     def normed(self, q: Tensor, k: Tensor, rotary: Rotary | None = None) -> tuple[Tensor, Tensor]:
-        """Queries and keys, normalised where this module does so, then turned where ``rotary`` is given."""
+        """Queries and keys, normalised if this module does so, then rotated if ``rotary`` is given."""
         if self.qk_rms_norm:
             return qk_rms_norm(q, k, self.q_rms_norm.gamma, self.k_rms_norm.gamma, rotary)
         if rotary is None:
@@ -68,7 +68,7 @@ class SelfAttention(Heads):
 
 
 class ToCondition(Heads):
-    """Cross attention, on dense and on packed tokens: queries of these, keys and values of a condition."""
+    """Cross attention, for dense and for packed tokens: they give the queries, a condition the keys and values."""
 
     to_q: nn.Module
     to_kv: nn.Module

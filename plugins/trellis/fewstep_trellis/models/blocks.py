@@ -1,4 +1,4 @@
-"""The transformer block of the flow models: modulated self attention and network, plain cross attention between."""
+"""The transformer block of the flow models: modulated self attention, plain cross attention, modulated MLP."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ class FeedForward(nn.Module):
         self.mlp = nn.Sequential(Linear(channels, hidden), nn.GELU("tanh"), Linear(hidden, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Without a call of the Sequential and of its activation: each costs the host a dozen function calls.
+        # Neither the Sequential nor its activation is called: each call costs the host a dozen function calls.
         widen, _, narrow = self.mlp
         out: Tensor = narrow(F.gelu(widen(x), approximate="tanh"))
         return out
 
 
 def modulation(channels: int) -> nn.Sequential:
-    """``[B, C]`` to ``[B, 6C]``: shift, scale, gate of the attention, then those of the network."""
+    """``[B, C]`` to ``[B, 6C]``: shift, scale and gate of the self attention, then those of the MLP."""
     return nn.Sequential(nn.SiLU(), Linear(channels, 6 * channels))
 
 
 def modulation_for_blocks(embedding: Tensor, shared: nn.Module | None, dtype: torch.dtype) -> Tensor:
-    """What all blocks are given in this type: ``[B, 6C]`` of the layer they share, else the activated ``[B, C]``."""
+    """What all blocks are given, in ``dtype``: ``[B, 6C]`` of a shared layer, else the activated ``[B, C]``."""
     return F.silu(embedding.to(dtype)) if shared is None else shared(embedding).to(dtype)
 
 
@@ -93,7 +93,7 @@ class ModulatedCrossBlock(nn.Module):
             self.adaLN_modulation = modulation(channels)
 
     def own(self, mod: Tensor) -> Tensor:
-        """``[B, 6C]``: this block's modulation, of what all blocks are given."""
+        """``[B, 6C]``: this block's modulation, from what all blocks are given."""
         if self.share_mod:
             return mod
         _, project = self.adaLN_modulation  # the activation came before, once for all blocks

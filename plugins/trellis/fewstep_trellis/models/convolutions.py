@@ -15,8 +15,8 @@ from fewstep_trellis.models.norms import ChannelLayerNorm, WideGroupNorm
 class Conv3d(nn.Conv3d):
     """A convolution that is as fast for one sample as for several.
 
-    On a CPU torch takes its slow convolution for one sample of this size, and oneDNN for more: five times the time. A
-    tensor in oneDNN's own layout is computed by oneDNN whatever its size; it knows no gradients of a dense result.
+    On a CPU torch uses oneDNN only for several samples of this size; for one, its own convolution takes five times as
+    long. A tensor in oneDNN's layout goes to oneDNN whatever its size, but gradients do not pass back to a dense one.
     """
 
     def forward(self, x: Tensor) -> Tensor:

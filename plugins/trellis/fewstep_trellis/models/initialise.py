@@ -26,7 +26,7 @@ def xavier(model: nn.Module) -> None:
 def initialise(model: nn.Module, out_layer: nn.Linear, shared_mod: nn.Sequential | None = None) -> None:
     """Xavier for linear layers, 0.02 for the time embedder, zero for modulation and output.
 
-    With zero gates every block starts as the identity (but for cross attention), and the model predicts zero.
+    With zero gates every block starts as the identity (except for cross attention), and the model predicts zero.
     """
     if out_layer.weight.is_meta:  # built to be filled from a file: normal_ would import torch's compiler, for seconds
         return

@@ -1,4 +1,4 @@
-"""Activation checkpointing, where it can be had."""
+"""Activation checkpointing, where torch supports it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ ATTENTION = [  # every backend of torch's fused attention
 def run_block(block: nn.Module, *args: Any, recompute: bool | str) -> Tensor:
     """``block(*args)``; with ``recompute`` its activations are recomputed in the backward pass.
 
-    "selective" keeps the results of torch's fused attention, which take the most time and little memory. Without effect
-    under ``torch.func`` transforms and on tangents, which activation checkpointing does not support.
+    "selective" keeps the results of torch's fused attention, which take the most time and little memory. There is no
+    effect under ``torch.func`` transforms and on tangents, which activation checkpointing does not support.
     """
     if recompute and torch.is_grad_enabled() and not _transformed(block, args):
         kept = partial(create_selective_checkpoint_contexts, ATTENTION)

@@ -1,4 +1,4 @@
-"""What the decoders of structured latents share, and the decoder to radiance fields."""
+"""What the decoders of structured latents share, and the radiance-field decoder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SLatDecoder(SparseTransformer):
         resolution: R, edge of the voxel grid.
         latent_channels: Cz.
         use_fp16: the blocks compute in half precision.
-        representation_config: what becomes of a row of the output; each decoder lists its keys.
+        representation_config: how a row of the output is interpreted; each decoder lists its keys.
 
     Raises:
         FewstepError: arguments that do not fit together, or a missing key of ``representation_config``.
@@ -122,7 +122,7 @@ class SLatRadianceFieldDecoder(SLatDecoder):
     def representations(self, raw: Tensor, layout: Packed) -> list[RadianceField]:
         """What :meth:`forward` put out, as radiance fields."""
         fields = self.split_fields(raw)
-        # A factor of 1 is the start: the product of three axes is then not born dead.
+        # Offset by 1: the product over the three axes then has a gradient from the start.
         columns = (self.centres(layout, raw), fields["trivec"] + 1, fields["density"], fields["features_dc"])
         place, trivec, density, colour = (column.split(layout.lengths_list) for column in columns)
         return [

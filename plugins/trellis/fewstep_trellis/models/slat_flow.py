@@ -135,9 +135,9 @@ class SLatFlowModel(StudentInputs):
         Args:
             x: ``[T, C]`` noisy latents, packed as ``layout``.
             t: ``[B]`` times, 0 (data) to 1000 (noise).
-            cond: ``[B, L, Cc]`` condition tokens, or a condition, of which a blank one (all 0) costs no attention.
+            cond: ``[B, L, Cc]`` condition tokens, or a ``Condition``; a blank one (all 0) costs no attention.
             layout: of ``x``, with coords ``[T, 3]``.
-            s: ``[B]`` times that a jump ends at, 0 to t, of a model with ``two_time``.
+            s: ``[B]`` end times of the jumps, 0 to t, for a model with ``two_time``.
 
         Returns:
             ``[T, out_channels]`` in the type of ``x``, in the same order.
@@ -157,6 +157,6 @@ class SLatFlowModel(StudentInputs):
         for block in self.blocks:
             h = run_block(block, h, mod, tokens, coarse, recompute=self.use_checkpoint)
         h = up(self.out_blocks, h, emb, layout, levels, skips if self.use_skip else None)
-        # On the torso's own type, and with torch's default eps 1e-5.
+        # In the torso's own type, and with torch's default eps 1e-5.
         out: Tensor = self.out_layer(F.layer_norm(h, h.shape[-1:]).to(x.dtype))
         return out

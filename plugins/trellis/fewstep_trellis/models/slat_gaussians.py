@@ -10,15 +10,15 @@ from fewstep.core.layout import Packed
 from fewstep.errors import FewstepError, invalid, unknown
 from fewstep_trellis.models.slat_decoders import Fields, SLatDecoder
 
-# A starting place on the border of its reach would be atanh(1): infinite, and without a gradient.
+# An offset that starts at the limit of its reach would need atanh(1): infinite, and without a gradient.
 NEAREST_TO_BORDER = 1e-4
 
 
 class SLatGaussianDecoder(SLatDecoder):
     """Latents to 3-D Gaussians, some at each voxel.
 
-    Args: as of :class:`SLatDecoder`; ``representation_config`` has ``num_gaussians`` a voxel, ``voxel_size`` (reach of
-        an offset, in voxels), ``lr`` (factor of each raw field), ``perturb_offset``, ``3d_filter_kernel_size``,
+    Args: as of :class:`SLatDecoder`; ``representation_config`` has ``num_gaussians`` (per voxel), ``voxel_size`` (reach
+        of an offset, in voxels), ``lr`` (factor of each raw field), ``perturb_offset``, ``3d_filter_kernel_size``,
         ``scaling_bias``, ``opacity_bias``, ``scaling_activation``.
 
     Raises:
@@ -43,7 +43,7 @@ class SLatGaussianDecoder(SLatDecoder):
         if self.reach <= 0:
             raise invalid("representation_config.voxel_size", self.reach, "a number above 0")
         self.rates = rates_of(self.rep_config.get("lr", {}), self.fields)
-        # Distinct starting places, spread evenly over the voxel by what tanh makes of them.
+        # Distinct initial offsets, which tanh spreads evenly over the voxel.
         places = (2 * hammersley(self.count("num_gaussians")) - 1) / self.reach
         limit = 1 - NEAREST_TO_BORDER
         self.register_buffer("offset_perturbation", places.clamp(-limit, limit).atanh())
@@ -92,7 +92,7 @@ def hammersley(count: int) -> Tensor:
 
 
 def radical_inverse(number: int, base: int) -> float:
-    """The digits of ``number`` in ``base``, mirrored behind the point."""
+    """The digits of ``number`` in ``base``, mirrored at the radix point."""
     value, weight = 0.0, 1.0 / base
     while number:
         number, digit = divmod(number, base)

@@ -55,7 +55,7 @@ class SLatMeshDecoder(SLatDecoder):
         return self.meshes(raw, cubes, training=training)
 
     def meshes(self, raw: Tensor, cubes: Packed, training: bool = False) -> list[Mesh]:
-        """What :meth:`forward` put out, as meshes, in use closed also at the grid's border; ``raw`` stays as it is."""
+        """The output of :meth:`forward` as meshes, closed at the grid's border unless ``training``. ``raw`` is kept."""
         rows = zip(coords_of(cubes).split(cubes.lengths_list), raw.split(cubes.lengths_list), strict=True)
         return [
             extract_mesh(coords, feats, 4 * self.resolution, training=training, closed=not training)

@@ -1,4 +1,4 @@
-"""Blocks on packed voxels: the flow's modulated transformer and residual blocks, those of the autoencoders."""
+"""Blocks on packed voxels: the flow's modulated transformer and residual blocks, and those of the autoencoders."""
 
 from __future__ import annotations
 
@@ -99,11 +99,11 @@ class SparseResBlock(nn.Module):
 
 
 class SparseSubdivideBlock(nn.Module):
-    """A residual block of the mesh decoder that halves the voxels: ``[T, C]`` to ``[8 T, C']``.
+    """A residual block of the mesh decoder that halves the voxels' edges: ``[T, C]`` to ``[8 T, C']``.
 
     Args:
-        channels: of the input; as of the output a multiple of 32.
-        out_channels: of the output.
+        channels: of the input, a multiple of 32.
+        out_channels: of the output, a multiple of 32.
     """
 
     def __init__(self, channels: int, out_channels: int) -> None:

@@ -82,7 +82,7 @@ class SparseSelfAttention(Heads):
 
 
 class SparseCrossAttention(ToCondition):
-    """Attention of the voxels ``[T, C]`` to a condition a sample (``[B, M, Cc]``, or B of ``[M, Cc]``), to ``[T, C]``.
+    """Attention of voxels ``[T, C]`` to their sample's condition (``[B, M, Cc]``, or B of ``[M, Cc]``), to ``[T, C]``.
 
     Args: as of ``CrossAttention``.
     """

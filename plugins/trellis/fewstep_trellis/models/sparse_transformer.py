@@ -1,4 +1,4 @@
-"""What all models of the structured latents' autoencoder begin with."""
+"""The trunk that all models of the structured-latent autoencoder share."""
 
 from __future__ import annotations
 

@@ -126,8 +126,8 @@ class SparseStructureFlowModel(StudentInputs):
         Args:
             x: ``[B, C, R, R, R]`` noisy latents.
             t: ``[B]`` times, 0 (data) to 1000 (noise).
-            cond: ``[B, L, Cc]`` condition tokens, or a condition, of which a blank one (all 0) costs no attention.
-            s: ``[B]`` times that a jump ends at, 0 to t, of a model with ``two_time``.
+            cond: ``[B, L, Cc]`` condition tokens, or a ``Condition``; a blank one (all 0) costs no attention.
+            s: ``[B]`` end times of the jumps, 0 to t, for a model with ``two_time``.
 
         Returns:
             ``[B, out_channels, R, R, R]`` in the type of ``x``.

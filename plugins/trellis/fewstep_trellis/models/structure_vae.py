@@ -46,8 +46,8 @@ class SparseStructureEncoder(_ResidualBlocks):
     Args:
         in_channels: channels of the grid.
         latent_channels: channels of the latents.
-        num_res_blocks: residual blocks a stage.
-        channels: width of each stage; the resolution halves between two.
+        num_res_blocks: residual blocks per stage.
+        channels: width of each stage; the resolution halves from one to the next.
         num_res_blocks_middle: residual blocks at the lowest resolution.
         norm_type: ``"layer"`` or ``"group"``, of the output layer.
         use_fp16: the blocks compute in half precision.
@@ -120,8 +120,8 @@ class SparseStructureDecoder(_ResidualBlocks):
     Args:
         out_channels: channels of the grid.
         latent_channels: channels of the latents.
-        num_res_blocks: residual blocks a stage.
-        channels: width of each stage; the resolution doubles between two.
+        num_res_blocks: residual blocks per stage.
+        channels: width of each stage; the resolution doubles from one to the next.
         num_res_blocks_middle: residual blocks at the lowest resolution.
         norm_type: ``"layer"`` or ``"group"``, of the output layer.
         use_fp16: the blocks compute in half precision.

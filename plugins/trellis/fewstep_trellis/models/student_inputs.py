@@ -15,8 +15,8 @@ ADDED = ("two_time", "guidance_input")  # among the arguments of a checkpoint on
 
 
 class StudentInputs(HalfTorso):
-    """A flow model that takes the time s that a jump ends at once ``take_second_time`` was called, and the guidance
-    strength once ``take_strength`` was. Neither changes an answer until it is trained. A checkpoint says which it has.
+    """A flow model with optional inputs: the end time s of a jump, after ``take_second_time``, and the guidance
+    strength, after ``take_strength``. Neither changes the output until it is trained. A checkpoint says which it has.
     """
 
     t_embedder: nn.Module

@@ -28,10 +28,11 @@ def picture_paths(row: Row) -> list[Path]:
 
 
 def prepared_picture(path: Path, size: int, margin: float = MARGIN) -> Tensor:
-    """A condition picture as TRELLIS trains on it: float32 [3, S, S] in [0, 1], on black, ``margin`` times the object.
+    """A condition picture as TRELLIS trains on it: float32 [3, S, S] in [0, 1], on black, cropped to a square of
+    ``margin`` times the object.
 
     Raises:
-        ItemError: for a file that is no RGBA picture, or a picture without an object.
+        ItemError: for a file that is not an RGBA picture, or a picture without an object.
     """
     image = read_picture(path)
     try:
@@ -44,7 +45,7 @@ def caption(row: Row, draw: Draw) -> str:
     """One of the object's captions, drawn at random.
 
     Raises:
-        ItemError: for a cell that is no JSON list of texts.
+        ItemError: for a cell that is not a JSON list of texts.
     """
     cell = row.text(CAPTIONS)
     try:

@@ -35,8 +35,8 @@ class ObjectsConfig(Strict):
     max_failures: int | None = Field(
         None,
         ge=0,
-        description="objects that may turn out to be unusable, others taking their place; one more is an error; "
-        "none: half of all objects, 20 of fewer than 40",
+        description="unusable objects that are replaced by others; one more is an error; none: half of all objects, "
+        "but at least 20",
     )
     workers: int = Field(4, ge=1, le=256, description="threads that read the files of a batch")
     order: Literal["stream", "published"] = Field(
@@ -54,7 +54,7 @@ class ObjectsConfig(Strict):
 
 
 class OfficialConfig(ObjectsConfig):
-    """The same in TRELLIS's layout, with texts beside pictures."""
+    """The same for TRELLIS's layout, where the condition may also be a text."""
 
     latent_model: str
     condition: Literal["image", "text"] = Field("image", description="a picture of renders_cond, or a caption")

@@ -74,7 +74,7 @@ class OfficialDataset(Dataset):
         return read_item(row, self.config, self.normalisation, draw, self.fits)
 
     def _check_there(self, row: Row) -> None:
-        """Raise FewstepError where the row's whole root is gone: that is no matter of one object."""
+        """Raise FewstepError if the row's whole root is gone: then it is not the object's fault."""
         check_roots([row.root])
 
     def _normalisation(self) -> Normalisation | None:
@@ -85,10 +85,10 @@ class OfficialDataset(Dataset):
         return len(self.selection.rows)
 
     def condition_of(self, picture: Path, background: str) -> tuple[Condition, Image]:
-        """The condition that a picture makes, and the picture, cut out and resized as the training's pictures are.
+        """The condition of a picture file, and the picture, cut out and resized as in training.
 
         Raises:
-            FewstepError: for a file that is no picture of an object, or a data set of texts.
+            FewstepError: for a file that is not a picture of an object, or a data set of texts.
         """
         return self.conditions.of(picture, background)
 

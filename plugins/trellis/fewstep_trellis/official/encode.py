@@ -1,4 +1,4 @@
-"""Conditions of a batch: prepared pictures or captions through their encoder, on the teacher's device."""
+"""Conditions of a batch: prepared pictures or captions, encoded on the teacher's device."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ E = TypeVar("E")
 
 
 class Conditions(Protocol):
-    """Reads what an item is conditioned on (in a thread), and encodes what a batch is (in the caller's)."""
+    """Reads the condition of an item (in a worker thread), and encodes those of a batch (in the caller's thread)."""
 
     def load(self, item: Item) -> Item:
         """The item with all that has to be read. Raises ItemError."""
@@ -42,7 +42,7 @@ class Conditions(Protocol):
         """The condition of a picture file, tokens [1, L, C], and the picture as it is encoded.
 
         Raises:
-            FewstepError: it cannot be one.
+            FewstepError: the file cannot be used.
         """
 
 
@@ -50,7 +50,7 @@ def conditions(config: OfficialConfig, backbone: Backbone) -> Conditions:
     """The conditions that a config asks for, for this network.
 
     Raises:
-        FewstepError: an encoder that cannot be had, or whose tokens do not fit the network.
+        FewstepError: an encoder that cannot be loaded, or whose tokens do not fit the network.
     """
     if config.condition == "text":
         return TextConditions(config, backbone)

@@ -8,13 +8,13 @@ from collections.abc import Collection, Sequence
 from fewstep.errors import FewstepError
 from fewstep_trellis.official.files import ItemError
 
-SHOWN = 5  # reasons of an error
+SHOWN = 5  # reasons that an error lists
 NAMED = 20  # objects with a line of their own; after these, a line at every doubling
-LEAST = 20  # what may fail in a small set; with no usable object before, more say that all are alike
+LEAST = 20  # that may always fail; if more do before one is usable, all probably will
 
 
 class Failures:
-    """The unusable objects of a data set of ``count`` samples. Safe among threads.
+    """The unusable objects of a data set of ``count`` samples. Thread-safe.
 
     Args:
         limit: how many are allowed; None: half of all, or ``LEAST``.
@@ -31,7 +31,7 @@ class Failures:
         self._lock = threading.Lock()
 
     def add(self, index: int, error: ItemError) -> None:
-        """Note a sample; a second time it is not counted again.
+        """Record an unusable sample; the same one again is not counted.
 
         Raises:
             FewstepError: for more of them than are allowed.
@@ -63,8 +63,8 @@ class Failures:
         return FewstepError("\n".join([head, *(f"  {reason}" for reason in reasons[:SHOWN]), *more]))
 
     def stand_in(self, index: int, tried: Collection[int], loads: Sequence[int] | None) -> int:
-        """What is taken in the place of an unusable sample: the next of the data set, the first one after the last,
-        that was not tried and is no heavier; where all are heavier, the lightest.
+        """What replaces an unusable sample: the next one, cyclically, that was not tried and is no heavier by
+        ``loads``; if all are heavier, the lightest.
 
         Raises:
             FewstepError: all were tried.

@@ -1,6 +1,6 @@
 """The files of one object in a data root, and how they are read.
 
-Whatever is wrong with a file is one ``ItemError``; what to do about it is for the data set to decide.
+Any problem with a file is an ``ItemError``; the data set decides what to do about it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def read_arrays(path: Path, **shapes: tuple[int | None, ...]) -> list[Array]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             found = [np.asarray(archive[name]) for name in shapes]
-    except Exception as error:  # what reads an archive raises anything at all on damaged bytes
+    except Exception as error:  # numpy raises almost anything on a damaged archive
         raise ItemError(f"{path}: {_why(error)}") from None
     for (name, shape), array in zip(shapes.items(), found, strict=True):
         same = len(shape) == array.ndim and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
@@ -78,7 +78,7 @@ def read_picture(path: Path) -> Image.Image:
     try:
         with Image.open(path) as opened:
             image: Image.Image = opened.copy()
-    except Exception as error:  # Pillow's decoders raise anything at all on damaged bytes
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
         raise ItemError(f"{path}: {_why(error)}") from None
     if image.mode != "RGBA":
         raise ItemError(f"{path}: a picture of mode {image.mode}; accepted: RGBA")

@@ -1,4 +1,4 @@
-"""What an object's latents must be like: their channels, and the cells of their grid."""
+"""The sizes that an object's latents must have: their channels, and the cells of their grid."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ class Fits:
         return Fits(self.channels or own.channels, self.side or own.side, whose)
 
     def check(self, where: object, got: Fits) -> None:
-        """Hold the sizes of latents against these. Raises ItemError."""
+        """Compare the sizes of latents with these. Raises ItemError."""
         for name, found, wanted in (("in_channels", got.channels, self.channels), ("resolution", got.side, self.side)):
             if None not in (found, wanted) and found != wanted:
                 raise ItemError(f"{where}: latents with {name} {found}; {self.whose} {name} {wanted}")
 
     def check_voxels(self, where: Path, coords: Array, encoder: str) -> None:
-        """Hold voxels [N, 3] against the grid: inside of it, each once. Without a known grid the encoder's name counts.
+        """Check that voxels [N, 3] are inside the grid, each once. If its side is unknown, the encoder's name decides.
 
         Raises:
             ItemError: naming a voxel.

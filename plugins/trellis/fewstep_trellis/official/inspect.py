@@ -85,7 +85,7 @@ def inspect(
     Args:
         overrides: keys of the data set, KEY=VALUE.
         files: objects whose files are read, spread evenly.
-        teacher: checkpoint of the network that their latents must fit; None: they must be like most of them.
+        teacher: checkpoint of the network that their latents must fit; None: their sizes must be those of most.
         stages: what ``stage`` may name.
 
     Returns:
@@ -143,7 +143,7 @@ def said(chosen: Selection, count: str) -> list[str]:
 def unusable(
     chosen: Selection, source: Source, config: ObjectsConfig, fits: Fits, count: int, console: Console
 ) -> Iterator[ItemError]:
-    """What is wrong with ``count`` objects, spread evenly over the set. Without a teacher, most of them are right."""
+    """What is wrong with ``count`` objects, spread evenly over the set. The commonest sizes are taken to be right."""
     ends = np.linspace(0, len(chosen.rows) - 1, min(count, len(chosen.rows)))
     rows = [chosen.rows[place] for place in np.unique(ends.round().astype(int)).tolist()]
     found = list[Fits | ItemError]()

@@ -23,7 +23,7 @@ from fewstep_trellis.official.table import Row
 class Item:
     """Latents of an object ([C, r, r, r], or [N, C] at the voxels ``coords`` [N, 3]) and what it is conditioned on.
 
-    Of a picture, once it is loaded, either ``pixels`` [3, S, S] or, where they are at hand, ``tokens`` [L, C].
+    Once its picture is loaded, it has either ``pixels`` [3, S, S] or, if they are cached, ``tokens`` [L, C].
     """
 
     latents: Tensor
@@ -37,10 +37,10 @@ class Item:
 def read_item(
     row: Row, config: OfficialConfig, normalisation: Normalisation | None, draw: Draw, fits: Fits = ANY
 ) -> Item:
-    """The item of a row, read and checked: its latents first, then one draw for its view or caption. Whatever reads an
-    object, training and ``fewstep data inspect`` alike, does so by this function and ``prepared_picture``.
+    """The item of a row, read and checked: its latents first, then one draw for its view or caption. Training and
+    ``fewstep data inspect`` both read objects by this function and ``prepared_picture``.
 
-    The picture is not opened here: its tokens may be at hand.
+    The picture is not opened here: its tokens may be cached.
 
     Raises:
         ItemError: for a file that is missing, damaged or does not fit, naming it.

@@ -1,8 +1,8 @@
-"""TRELLIS's own order of samples and its split of a batch, as they are (``data.order=published`` repeats them).
+"""TRELLIS's own order of samples and its split of a batch, reproduced exactly (``data.order=published``).
 
 An epoch is padded from its own start to a multiple of the ranks (or cut), and the incomplete last batch is dropped.
-``fewstep.core.batching`` does neither. Where a run stands is a function of the step here too: the reference saves a
-place that is one batch ahead of what was trained on.
+``fewstep.core.batching`` does neither. Here too the position of a run is a function of its step; the reference saves
+one that is a batch ahead of what was trained on.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def published_pass(
     each in ``ranks`` micro-batches. ``loads`` None is the structure stage, whose micro-batches are slices.
 
     Raises:
-        FewstepError: for fewer objects than a batch has, of which the published order makes no batch at all.
+        FewstepError: for fewer objects than a batch, of which the published order makes no batch at all.
     """
     batch = size * ranks
     if count < batch:

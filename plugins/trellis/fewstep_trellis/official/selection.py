@@ -33,7 +33,7 @@ class RootCount:
 
 @dataclass
 class Selection:
-    """The objects of a data set in order, and why the others are none.
+    """The objects of a data set in order, and why others were left out.
 
     ``twice`` lists objects that passed in more than one place: (identifier, the place used, the place left out).
     """
@@ -43,7 +43,7 @@ class Selection:
     twice: list[tuple[str, Path, Path]]
 
     def lines(self) -> Iterator[str]:
-        """What a user should know of it, in a few lines."""
+        """What a user should know of the selection, in a few lines."""
         for count in self.counts:
             steps = ", ".join(f"{name}: {left}" for name, left in count.left.items())
             yield f"{count.root}: {steps}"

@@ -1,6 +1,6 @@
 """``metadata.csv`` of a data root: one row an object, values as text, read by column.
 
-An empty cell is a missing value, which no filter lets pass. (Upstream one empty cell in a boolean column ends the run.)
+An empty cell is a missing value, which passes no filter. (Upstream, one empty cell in a boolean column ends the run.)
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Row:
         return self.cells[ID]
 
     def text(self, column: str) -> str | None:
-        """A cell, or None where it is empty.
+        """A cell's text, or None if it is empty.
 
         Raises:
-            FewstepError: the table has no such column, with the nearest that it has.
+            FewstepError: the table has no such column; names the nearest that it has.
         """
         if column not in self.cells:
             raise unknown(f"column of {self.root / NAME}", column, self.cells)
@@ -78,8 +78,7 @@ def read_table(root: Path) -> list[Row]:
     """The rows of a root's table, in order.
 
     Raises:
-        FewstepError: no such folder or file, a file that is no such table, a row without an identifier that can name a
-            file.
+        FewstepError: no such folder or file, a file that is not such a table, an identifier that cannot name a file.
     """
     path = root / NAME
     try:
@@ -93,7 +92,7 @@ def read_table(root: Path) -> list[Row]:
 
 
 def check_roots(roots: Sequence[Path]) -> None:
-    """Raise FewstepError for no roots, or for one that is none."""
+    """Raise FewstepError if there are no roots, or one is not a data root."""
     if not roots:
         raise invalid("data.roots", "", f"folders with a {NAME}, joined by commas: data.roots=FOLDER,FOLDER")
     for root in roots:

@@ -19,12 +19,12 @@ KEY = "tokens"
 class TokenCache:
     """Tokens by picture file below a folder.
 
-    Whoever uses it rounds new tokens to half precision too (``rounded``), so that a run does not depend on what was
-    cached before it.
+    Callers round new tokens to half precision too (``rounded``), so that a run does not depend on what was cached
+    before it.
 
     Args:
         folder: made when the first tokens are written.
-        made_by: an encoder's weights and settings, as text.
+        made_by: identifies the encoder's weights and settings.
     """
 
     def __init__(self, folder: Path, made_by: str) -> None:
@@ -47,8 +47,8 @@ class TokenCache:
             save_file({KEY: tokens.half().cpu().contiguous()}, temp)
 
     def _path(self, picture: Path) -> Path:
-        name, found = picture.parent.name, picture.stat()  # the folder of an object is called by its identifier
-        state = f"{picture.resolve()}/{found.st_size}/{found.st_mtime_ns}"  # rendered anew, or of another root
+        name, found = picture.parent.name, picture.stat()  # an object's folder is named after its identifier
+        state = f"{picture.resolve()}/{found.st_size}/{found.st_mtime_ns}"  # another if rendered again
         digest = hashlib.sha256(state.encode()).hexdigest()[:8]
         return self.folder / name[:2] / f"{name}-{picture.stem}-{digest}.safetensors"
 

@@ -1,4 +1,4 @@
-"""What the stages before the latents are trained on: voxels, averaged image features, renders with their cameras."""
+"""What the autoencoders are trained on: voxels, averaged image features, renders with their cameras."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fewstep_trellis.official.files import (
 from fewstep_trellis.official.table import Row
 
 GRID = 64  # of voxels/ and features/
-AXES = (1.0, -1.0, -1.0, 1.0)  # of Blender's camera in OpenCV's
+AXES = (1.0, -1.0, -1.0, 1.0)  # from Blender's camera axes (y up, z backward) to OpenCV's (y down, z forward)
 
 
 def surface_grid(row: Row, resolution: int = GRID) -> Tensor:
@@ -44,7 +44,7 @@ def surface_grid(row: Row, resolution: int = GRID) -> Tensor:
         raise ItemError(f"{path}: {type(error).__name__}: {error}") from None
     cells = torch.from_numpy((points + np.float32(0.5)) * np.float32(resolution)).int().long()
     if len(cells) == 0 or int(cells.min()) < 0 or int(cells.max()) >= resolution:
-        raise ItemError(f"{path}: accepted are points inside [-0.5, 0.5)^3, at least one")
+        raise ItemError(f"{path}: no points, or some outside; accepted: at least one, all inside [-0.5, 0.5)^3")
     grid = torch.zeros(1, *[resolution] * 3, dtype=torch.int64)
     grid[0, cells[:, 0], cells[:, 1], cells[:, 2]] = 1
     return grid
@@ -74,7 +74,7 @@ def image_features(row: Row, model: str, resolution: int = GRID) -> tuple[Tensor
 @dataclass(frozen=True)
 class View:
     """A render and its file: ``image`` [3, S, S] and ``alpha`` [S, S] in [0, 1]; ``extrinsics`` [4, 4] from world to
-    camera (OpenCV axes), ``intrinsics`` [3, 3] for a picture of width 1."""
+    camera (OpenCV axes), ``intrinsics`` [3, 3] for a picture of width and height 1."""
 
     path: Path
     image: Tensor

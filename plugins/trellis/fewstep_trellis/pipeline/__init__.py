@@ -1,4 +1,4 @@
-"""Both stages of TRELLIS as one: a pipeline folder or hub name, its students, from a prompt to objects."""
+"""Both stages of TRELLIS together: opening a pipeline and its students, and going from a prompt to objects."""
 
 from __future__ import annotations
 

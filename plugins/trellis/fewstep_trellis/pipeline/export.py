@@ -59,8 +59,8 @@ def save_pipeline(
 def sampler(recipe: Recipe, pipeline: Pipeline, stage: str) -> dict[str, Any]:
     """A recipe as a sampler of ``pipeline.json``.
 
-    TRELLIS hands the negative condition to every sampler, and its plain one does not take it: without guidance the
-    interval is one that holds no time.
+    TRELLIS passes the negative condition to every sampler, but its plain one does not take it. So without guidance it
+    is the guided sampler, with an interval that holds no time.
 
     Raises:
         FewstepError: for a sampler that TRELLIS does not have, or a student with an input that it does not know.

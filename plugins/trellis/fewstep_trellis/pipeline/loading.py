@@ -1,4 +1,4 @@
-"""A pipeline on disk or on the hub: its description at once, its models one by one when they are asked for."""
+"""A pipeline on disk or on the hub: the description is read at once, each model when it is asked for."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ P = TypeVar("P", bound="Described[Any]")
 
 @dataclass(frozen=True)
 class Described(Generic[S]):
-    """What a ``pipeline.json`` says, and where it said it. A subclass says how it is read, and each role's class."""
+    """A pipeline's description and where it came from. A subclass defines how it is read, and each role's class."""
 
     spec: S
     source: Source
@@ -89,7 +89,7 @@ class Described(Generic[S]):
         return self.source.name
 
     def stem(self, role: str, *, weights: bool = True) -> Path:
-        """The checkpoint pair of a role on this machine, without suffix; from the hub it is fetched now.
+        """The checkpoint pair of a role on this machine, without suffix; fetched now if it is on the hub.
 
         Args:
             weights: both files; otherwise only the small json file.

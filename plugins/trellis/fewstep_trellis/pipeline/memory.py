@@ -22,10 +22,10 @@ STATUS = Path("/proc/self/status")
 
 
 class Clock:
-    """Seconds by stage, in order of their first use; a stage inside another counts for itself only.
+    """Seconds by stage, in order of first use; the time of a nested stage is not counted in the outer one.
 
     Args:
-        device: its work is waited for before the time is taken.
+        device: synchronised before each reading.
         tell: called with the name of what runs now, steps included.
     """
 
@@ -98,7 +98,7 @@ class Shelf:
 
 
 class OnDevice:
-    """What runs a pipeline: its models by way of a shelf, their times, and the replays of what is dense.
+    """The base of what runs a pipeline: models lent by a shelf, their times, and CUDA-graph replays of dense networks.
 
     A dataclass that derives from it has these fields.
 
@@ -120,16 +120,16 @@ class OnDevice:
         self.replays = Graphed(warnings.warn) if self.graphs and self.device.type == "cuda" else None
 
     def _guarded(self, samples: int = 1) -> AbstractContextManager[None]:
-        """Where memory may run out, with what helps this runner."""
+        """Around what may run out of memory; the message says what helps with this runner's options."""
         return memory_guard(samples, self.low_memory, self.graphs)
 
     def _replayed(self, decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-        """``decoder(z)``; of a replay the next one writes over the result."""
+        """``decoder(z)``; the next replay overwrites the result of this one."""
         return decoder(z) if self.replays is None else self.replays(decoder, lambda z: (decoder(z),), [z])[0]
 
 
 def prepared(model: Any, device: torch.device) -> Any:
-    """On a CPU half-precision torsos compute in float32: there half is neither faster nor everywhere implemented."""
+    """The model, on a CPU in float32 throughout: half precision is no faster there, and not implemented everywhere."""
     network = getattr(model, "model", model)
     if device.type == "cpu" and hasattr(network, "convert_to_fp32"):
         network.convert_to_fp32()

@@ -10,7 +10,7 @@ from fewstep.core.guidance import Guidance
 from fewstep.core.times import step_grid
 from fewstep_trellis.pipeline.students import Student
 
-RELEASED = (1, 2)  # steps a stage that MDT-dist reports for its students (arXiv 2509.04406, table 1)
+RELEASED = (1, 2)  # steps per stage that MDT-dist reports for its students (arXiv 2509.04406, table 1)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def recipe_of(
         spec: the stage's sampler in ``pipeline.json``.
         student: what stands in for the stage's flow; None: the flow itself.
         asked: what overrides.
-        released: steps that students without a contract are made for; none: that is not known.
+        released: steps that students without a contract are made for; empty: not known.
 
     Raises:
         FewstepError: for a sampler that is not registered, or does not fit the student.
@@ -111,7 +111,7 @@ def _missing_contract(student: Student, recipe: Recipe, released: tuple[int, ...
 
 
 def departures(student: Student, recipe: Recipe) -> list[str]:
-    """What is asked of a student against its contract."""
+    """Where the recipe departs from the student's contract, a line each."""
     contract = student.contract or Contract()
     name = str(student.path)
     found = []

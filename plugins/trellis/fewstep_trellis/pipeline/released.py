@@ -1,4 +1,4 @@
-"""Weights without arguments, as the released MDT-dist students are: of which stage they are, and their network."""
+"""Weights without constructor arguments, such as the released MDT-dist students: their stage and their network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def stage_of_file(path: Path, pipeline: Pipeline) -> str:
     state = read_tensors(tensor_file(file), key)
     refused: dict[str, str] = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a removed prefix is told once, by load_released
+        warnings.simplefilter("ignore")  # load_released warns of a removed prefix
         for stage in STAGES:
             network = _empty(stage, pipeline)
             own = network.state_dict()

@@ -23,7 +23,7 @@ SEED = 42  # the reference's default
 
 
 class Unusable(FewstepError):
-    """About one prompt alone: others may do."""
+    """An error about one prompt only; others may still work."""
 
 
 @contextmanager
@@ -42,7 +42,7 @@ class Prompt:
     Args:
         tokens: [V, L, C], one row for each picture (V = 1 for one picture or a text).
         negative: [1, L, C] for guidance; None means zeros.
-        pictures: as the encoder saw them, for a look at them.
+        pictures: as the encoder saw them, for previews.
     """
 
     tokens: Tensor
@@ -88,11 +88,11 @@ class Objects:
     """What was made of one prompt. All tensors are on the CPU.
 
     Args:
-        numbers: which of the samples asked for these are; one whose structure came out empty is missing.
+        numbers: of these samples among all that were asked for; those whose structure came out empty are missing.
         layout: occupied voxels of each sample, ``coords`` int32 [T, 3].
         latents: [T, C] as the decoders took them.
         resolution: voxels on a side of the grid.
-        decoded: by decoder role, one representation a sample.
+        decoded: by decoder role, one representation per sample.
     """
 
     numbers: list[int]
@@ -109,10 +109,10 @@ class Request:
     Args:
         prompt: tokens of one object.
         samples: objects to make, as one batch.
-        seed: of the noise of both stages, which comes from one generator on the CPU, structure first, as in the
-            reference: a seed means the same noise there and here, on any device.
+        seed: of the noise of both stages, drawn from one generator on the CPU, structure first, as in the reference: a
+            seed gives the same noise there and here, on any device.
         multi_image: "stochastic" or "multidiffusion", for prompts of several pictures.
-        largest_part: keep the largest connected part of each structure; what floats beside it is not decoded.
+        largest_part: decode only the largest connected part of each structure, without floating parts.
     """
 
     prompt: Prompt

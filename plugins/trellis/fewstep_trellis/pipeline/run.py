@@ -141,7 +141,7 @@ class Runner(OnDevice):
 
     @torch.no_grad()
     def decode(self, role: str, parts: list[Part]) -> list[Any]:
-        """One representation a sample, on the CPU, one sample after the other: a batch would need their memory at once.
+        """One representation per sample, on the CPU; decoded one by one, since a batch would need the memory of all.
 
         Args:
             role: of the decoder.

@@ -1,4 +1,4 @@
-"""One stage: from noise along the recipe's grid, under one picture, several, or a text."""
+"""Sampling of one stage: from noise along the recipe's grid, given one picture, several, or a text."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def sample(
         seed: of fresh noise, where the sampler draws any (consistency).
         multi_image: "stochastic" or "multidiffusion", the reference's two ways with several pictures.
         on_step: told how many steps are done, of how many.
-        graphs: replays the flow's evaluations, where it stays on its device.
+        graphs: replays the flow's evaluations as CUDA graphs, if the flow stays on its device.
 
     Raises:
         FewstepError: for another ``multi_image``.

@@ -1,4 +1,4 @@
-"""Where the files of a pipeline lie: a folder, or a repository on the hub, of which only what is needed is fetched."""
+"""Where the files of a pipeline are: a folder, or a repository on the hub; only what is needed is fetched."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fewstep_trellis.weightfiles import LFS
 
 
 class Absent(Exception):
-    """The place can be read, and holds no such file."""
+    """The place can be read, but holds no such file."""
 
 
 class Unreachable(FewstepError):
@@ -96,7 +96,7 @@ def open_source(
         FewstepError: for what is neither.
     """
     path = Path(name)
-    if os.path.isdir(path):  # unlike the methods of Path, of any text
+    if os.path.isdir(path):  # unlike the methods of Path, for any text
         if not (path / file).is_file():
             raise FewstepError(f"{key}: got {str(name)!r}, a folder without {file}; accepted: one like {example}")
         return Folder(path)
@@ -110,8 +110,8 @@ def open_source(
 def checkpoint(source: Source, value: str, *, weights: bool = True) -> Path:
     """The stem of a json + safetensors pair, both files on this machine; without ``weights`` the json file alone.
 
-    As in the reference: ``value`` inside the pipeline's own place first, else as ``owner/repo/path``. A clone that lies
-    beside the pipeline's folder under the repository's name stands for the hub.
+    As in the reference, ``value`` is looked up in the pipeline's own place first, then as ``owner/repo/path`` on the
+    hub. A clone beside the pipeline's folder, under the repository's name, stands in for the hub.
 
     Raises:
         FewstepError: in neither place, naming both; or the hub cannot be reached.

@@ -20,9 +20,9 @@ STRUCTURE_DECODER = "sparse_structure_decoder"
 MESH, GAUSSIANS, RADIANCE = "slat_decoder_mesh", "slat_decoder_gs", "slat_decoder_rf"
 REQUIRED = (*STAGES.values(), STRUCTURE_DECODER)
 NAMES = {"TrellisImageTo3DPipeline": "image", "TrellisTextTo3DPipeline": "text"}
-BACKBONES = dict.fromkeys(NAMES, "trellis") | {"Trellis2ImageTo3DPipeline": "trellis2"}  # who runs a pipeline
+BACKBONES = dict.fromkeys(NAMES, "trellis") | {"Trellis2ImageTo3DPipeline": "trellis2"}  # by pipeline class
 S = TypeVar("S", bound=Strict)
-# Parameters by sampler; each has guidance only as far as it takes the numbers for it.
+# Parameters by sampler; each guides only as far as it takes the parameters for it.
 _PLAIN = {"steps", "rescale_t", "verbose"}
 TAKES = {
     "FlowEulerSampler": _PLAIN,
@@ -65,7 +65,7 @@ class SamplerSpec(Strict):
 
     @property
     def guidance(self) -> Guidance:
-        """The guidance in our count (scale 1 + w)."""
+        """The guidance in this library's convention (scale 1 + w)."""
         if self.name == "FlowEulerSampler":
             return Guidance()
         return Guidance.strength(self.params.cfg_strength, self.params.cfg_interval)
@@ -86,7 +86,7 @@ class PipelineSpec(Strict):
         if absent := [role for role in REQUIRED if role not in self.models]:
             raise ValueError(f"models: {', '.join(absent)} missing; there are {', '.join(sorted(self.models))}")
         if (self.image_cond_model is None) == (self.text_cond_model is None):
-            raise ValueError("image_cond_model or text_cond_model is needed, one of them")
+            raise ValueError("exactly one of image_cond_model and text_cond_model is needed")
         return self
 
     def sampler(self, stage: str) -> SamplerSpec:
@@ -95,7 +95,7 @@ class PipelineSpec(Strict):
 
     @property
     def kind(self) -> str:
-        """What it is conditioned on: "image" or "text"."""
+        """What the pipeline is conditioned on: "image" or "text"."""
         return "image" if self.text_cond_model is None else "text"
 
     @property
@@ -138,7 +138,7 @@ def read_args(file: Path, names: Iterable[str], spec: type[Strict], project: str
         raise FewstepError(f"{file}: no pipeline description ({type(error).__name__}: {error}); {wanted}") from None
     names = list(names)
     if name not in names:
-        use = f"; of such a pipeline: --backbone {BACKBONES[name]}" if name in BACKBONES else ""
+        use = f"; for such a pipeline: --backbone {BACKBONES[name]}" if name in BACKBONES else ""
         raise FewstepError(f"{file}: {unknown('name', name, names)}{use}")
     for key in sorted(args.keys() - spec.model_fields.keys()):
         warnings.warn(f"{file}: args.{key} is not used", stacklevel=2)

@@ -55,13 +55,13 @@ def find_students(names: Iterable[str], pipeline: Pipeline) -> dict[str, Student
     """The students that ``--student`` names, by stage; no weights are kept in memory.
 
     Raises:
-        FewstepError: for what is no student, a stage named twice, or a student that does not fit the pipeline.
+        FewstepError: for what is not a student, two students of a stage, or one that does not fit the pipeline.
     """
     return one_each((name, student) for name in names for student in _named(name, pipeline))
 
 
 def one_each(named: Iterable[tuple[str, Student]]) -> dict[str, Student]:
-    """Students by stage, from pairs of what the user called one and itself. Raises FewstepError for two of a stage."""
+    """Students by stage, from pairs (name that the user gave, student). Raises FewstepError for two of a stage."""
     found: dict[str, Student] = {}
     for name, student in named:
         if student.stage in found:
@@ -75,7 +75,7 @@ def one_each(named: Iterable[tuple[str, Student]]) -> dict[str, Student]:
 
 def _named(name: str, pipeline: Pipeline) -> list[Student]:
     path, shipped = Path(name), shipped_by_name()
-    if os.path.isdir(path):  # unlike the methods of Path, of any text
+    if os.path.isdir(path):  # unlike the methods of Path, for any text
         return _in_folder(path, pipeline)
     if os.path.isfile(tensor_file(split_key(path)[0])):
         return [_of_file(path, pipeline)]
@@ -102,7 +102,7 @@ def shipped_by_name() -> dict[str, dict[str, Path]]:
 
 def _in_folder(folder: Path, pipeline: Pipeline) -> list[Student]:
     if (folder / PIPELINE).is_file():
-        raise FewstepError(f"--student: got {str(folder)!r}, a whole pipeline; accepted there: --teacher {folder}")
+        raise FewstepError(f"--student: got {str(folder)!r}, a whole pipeline; accepted as: --teacher {folder}")
     inner = [folder / stage for stage in STAGES if (folder / stage).is_dir()]
     if inner:
         return [replace(_one(_in_folder(path, pipeline), path), path=path) for path in inner]
@@ -139,7 +139,7 @@ def distilled(folder: Path) -> Flow:
 
 
 def _of_file(path: Path, pipeline: Pipeline) -> Student:
-    """A checkpoint pair, or weights alone, which are then of the pipeline's own architecture."""
+    """A checkpoint pair, or weights alone, for which the pipeline's own architecture is assumed."""
     file = split_key(path)[0]
     if (file.parent / INFO).is_file() and file.stem == "model":
         return _of_folder(file.parent, pipeline)
@@ -194,7 +194,7 @@ def check_fits(
 
 
 def _fetched(name: str) -> Path:
-    """A file on the hub, with the json file beside it where there is one; ``:KEY`` stays at its end."""
+    """A file from the hub, fetched with the json file beside it if there is one; a ``:KEY`` at the end is kept."""
     owner, repository, file = name.split("/", 2)
     file, colon, key = file.partition(":")
     place = Repository(f"{owner}/{repository}")

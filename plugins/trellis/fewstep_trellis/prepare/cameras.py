@@ -16,14 +16,14 @@ from fewstep_shapes3d.data.views import Camera, generator
 
 from fewstep_trellis.official.files import picture_name
 
-RADIUS, FOV = 2.0, 40.0  # of the pictures that features are taken from
+RADIUS, FOV = 2.0, 40.0  # distance and degrees, for the pictures that features are taken from
 NARROW, WIDE = 10.0, 70.0  # degrees between which the condition's cameras are drawn
 SPHERE = math.sqrt(3) / 2  # radius of the sphere around the unit cube
 
 
 @dataclass(frozen=True)
 class Shot:
-    """A camera that looks at the origin from so far, with a field of view in degrees."""
+    """A camera that looks at the origin from ``distance``, with a field of view ``fov`` in degrees."""
 
     camera: Camera
     distance: float
@@ -36,7 +36,7 @@ def feature_shots(key: str, count: int, seed: int) -> list[Shot]:
 
 
 def condition_shots(key: str, count: int, seed: int) -> list[Shot]:
-    """From all around, near and far: 1 / distance^2 is uniform, and the sphere around the cube fills the picture."""
+    """From all around, near and far: 1 / distance^2 is uniform, and the cube's bounding sphere fills the picture."""
     draw = generator(f"{key}/renders_cond", seed)
     cameras = _around(count, draw)
     far, near = (SPHERE / math.sin(math.radians(fov / 2)) for fov in (NARROW, WIDE))
@@ -48,7 +48,7 @@ def condition_shots(key: str, count: int, seed: int) -> list[Shot]:
 
 
 def transforms(shots: Sequence[Shot]) -> dict[str, Any]:
-    """The content of a ``transforms.json``: camera to world, in Blender's axes (right, up, away from the object)."""
+    """The content of a ``transforms.json``: camera to world, in Blender's camera axes (x right, y up, z backward)."""
     frames = []
     for number, shot in enumerate(shots):
         matrix, axes = np.eye(4), shot.camera.axes
@@ -69,7 +69,7 @@ def _around(count: int, draw: np.random.Generator) -> list[Camera]:
 
 
 def _mirrored(number: int) -> float:
-    """The binary digits of a number, mirrored at the point: 1, 2, 3, 4 give 1/2, 1/4, 3/4, 1/8."""
+    """The binary digits of a number, mirrored at the radix point: 1, 2, 3, 4 give 1/2, 1/4, 3/4, 1/8."""
     value, share = 0.0, 0.5
     while number:
         value, number, share = value + share * (number & 1), number >> 1, share / 2

@@ -35,17 +35,18 @@ def meshes(
         int | None,
         whole("--test-clusters", "Clusters of near-duplicates kept for testing. Default: 96, at most a quarter.", 1),
     ] = None,
-    limit: Annotated[int | None, whole("--limit", "Read so many files only, to try it out.", 2)] = None,
+    limit: Annotated[int | None, whole("--limit", "Read only this many files, for a trial.", 2)] = None,
     like: Like = None,
     official: Annotated[
         bool, Option("--official", help="Write TRELLIS's own layout: metadata.csv and folders.")
     ] = False,
     stage: Annotated[
-        str | None, Option(help="With --official, whose latents: ss, or both (150 more pictures an object; default).")
+        str | None,
+        Option(help="With --official: latents of ss, or of both stages (default; 150 more pictures per object)."),
     ] = None,
     encoders: Annotated[str | None, Option(help=ENCODERS)] = None,
     image_encoder: Annotated[
-        str | None, Option(help="With --official: DINOv2 of the second stage. Default: dinov2_vitl14_reg.")
+        str | None, Option(help="With --official: DINOv2 for the second stage. Default: dinov2_vitl14_reg.")
     ] = None,
     workers: Workers = 2,
     device: Device = "auto",

@@ -54,7 +54,7 @@ class Kind:
 
 
 def structure_latents(encoders: str, device: torch.device) -> Kind:
-    """Latents of occupancy, by the encoder in a folder or hub repository."""
+    """Latents of occupancy, by the structure encoder of a folder or hub repository."""
     source = opened(encoders)
     encoder = _loaded(SparseStructureEncoder, source, STRUCTURE_ENCODER, device)
 
@@ -65,7 +65,7 @@ def structure_latents(encoders: str, device: torch.device) -> Kind:
 
 
 def structured_latents(encoders: str, image_encoder: str, device: torch.device) -> Kind:
-    """Latents on voxels, by the encoder in the same place, from features of this image encoder."""
+    """Latents on voxels, by the SLat encoder of the same place, from features of this image encoder."""
     encoder = _loaded(SLatEncoder, opened(encoders), LATENT_ENCODER, device)
     looker = image_conditioner(image_encoder)
     if not isinstance(looker, DinoConditioner):
@@ -87,13 +87,13 @@ def structured_latents(encoders: str, image_encoder: str, device: torch.device) 
 
 
 def opened(encoders: str) -> Source:
-    """The place of the encoders. Raises FewstepError: it is none."""
+    """The place of the encoders. Raises FewstepError if it holds none."""
     return open_source(encoders, "--encoders", f"{STRUCTURE_ENCODER}.json")
 
 
 def voxel_features(row: Row, encoder: DinoConditioner, coords: Tensor) -> Tensor:
-    """Features [N, C] of cells [N, 3]: the mean over all pictures in ``renders/`` of what the image encoder sees at
-    their centres, whether or not anything is in front of them, as TRELLIS takes it.
+    """Features [N, C] of cells [N, 3]: the mean, over all pictures in ``renders/``, of the image features at their
+    projected centres. As in TRELLIS, occlusion is ignored.
 
     Raises:
         ItemError: a picture or its camera cannot be read.
@@ -127,7 +127,7 @@ def _on_black(picture: Image.Image, size: int) -> Tensor:
 
 
 def _loaded(wanted: type[M], source: Source, value: str, device: torch.device) -> M:
-    """An encoder, in float32: the torso's half precision is for training speed, and slow on a CPU."""
+    """An encoder, in float32: half precision in the torso is for training speed, and slow on a CPU."""
     model = load_as(wanted, checkpoint(source, value)).eval().requires_grad_(False)
     model.convert_to_fp32()
     return model.to(device)

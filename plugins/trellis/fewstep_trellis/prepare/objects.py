@@ -30,11 +30,11 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Pictures:
-    """How often an object is drawn, and how large in pixels; TRELLIS's own numbers by default.
+    """How many pictures of an object are rendered, and their size; TRELLIS's own numbers by default.
 
     Args:
         conditions: pictures that a flow is conditioned on.
-        features: pictures that voxels get their features from; 0: none are drawn.
+        features: pictures that voxels get their features from; 0: none are rendered.
         condition_size, feature_size: pixels on a side.
         seed: of the cameras.
     """
@@ -55,7 +55,7 @@ class Found:
 
 
 def make_files(found: Found, root: Path, pictures: Pictures) -> Skipped | None:
-    """Write what is missing of an object; the voxels come last. What is wrong with the object comes back as a reason.
+    """Write what is missing of an object; the voxels come last. Returns why the object cannot be used, else None.
 
     Raises:
         Unwritable: the disk refuses.
@@ -79,7 +79,7 @@ def make_files(found: Found, root: Path, pictures: Pictures) -> Skipped | None:
             _write_voxels(np.argwhere(grid), voxels)
     except Unwritable:
         raise
-    except (FewstepError, RuntimeError, ValueError) as error:  # open3d and numpy on a mesh they cannot take
+    except (FewstepError, RuntimeError, ValueError) as error:  # open3d and numpy, for a mesh they cannot take
         return Skipped(f"{entry.archive.name}: {entry.name} ({entry.model})", str(error))
     return None
 
@@ -98,7 +98,7 @@ def _write_voxels(cells: Ints, path: Path) -> None:
 def _draw(renderer: Renderer, shots: list[Shot], size: int, folder: Path, mesh: Mesh | None = None) -> None:
     """The pictures and their cameras, and the mesh itself where the layout has it; whole or not at all.
 
-    A view that shows nothing, such as that of a sheet from its edge, is left out.
+    A view that shows nothing, such as a sheet seen edge-on, is left out.
     """
     seen: list[Shot] = []
     with new_folder(folder) as part:

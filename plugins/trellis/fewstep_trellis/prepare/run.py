@@ -46,20 +46,20 @@ def prepare_official(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Reads folders of mesh files and writes a data root to ``out``: voxels, pictures, latents and ``metadata.csv``.
+    """Read folders of mesh files and write a data root to ``out``: voxels, pictures, latents and ``metadata.csv``.
 
-    What is there already is not made again, so an interrupted call goes on where it stopped, and a later call with the
+    Existing files are kept, so a call after an interruption goes on where that one stopped, and a later call with
     encoders adds the latents.
 
     Args:
         source: a folder that holds mesh files at any depth, or one or several files or folders.
         out: the folder to make, or one that an earlier call with the same settings made.
         encoders: folder or hub repository with the encoders of both stages; "none": no latents are written.
-        image_encoder: what sees the features that the second stage's latents are encoded from; "": latents of the
-            first stage only.
+        image_encoder: makes the image features that second-stage latents are encoded from; "": latents of the first
+            stage only.
         up: the axis that points up in all files: "y", "z", or by default that of their format.
         pictures: how many, and how large. Without features, latents of the second stage cannot be encoded.
-        limit: read this many files only, evenly spread: for trying out.
+        limit: read only this many files, evenly spread: for a trial.
         workers: processes.
         device: where latents are encoded.
         progress: called as ``progress(done, total, name)`` after each object, anew for each kind of latents.
@@ -68,8 +68,8 @@ def prepare_official(
         What is written to ``fewstep.json``: settings, ``counts`` of ``objects`` and of files ``skipped``, and which.
 
     Raises:
-        FewstepError: nothing to read, ``out`` was made otherwise, encoders that cannot be had, or a value is out of
-            range. Files that cannot be used are no error: each is printed on one line and listed in ``fewstep.json``.
+        FewstepError: nothing to read, ``out`` was made with other settings, encoders that cannot be loaded, or a value
+            out of range. Unusable files are no error: each is printed on one line and listed in ``fewstep.json``.
     """
     root, wanted = Path(out), pictures or Pictures()
     for package in ("open3d", "trimesh"):

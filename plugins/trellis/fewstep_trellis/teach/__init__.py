@@ -1,1 +1,1 @@
-"""Training of the structure VAE and of the flow teacher at a size for a CPU (or any other)."""
+"""Training of the autoencoders and flow teachers of both stages, by default at a size for a CPU."""

@@ -1,4 +1,4 @@
-"""``fewstep teach``: for each stage a VAE, then the flow teacher by the same engine that distils, then its measure."""
+"""``fewstep teach``: for each stage a VAE, the flow teacher (trained by the engine that distils), and its measure."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def teach(
     help_config: bool = False,
     console: Console,
 ) -> None:
-    """Run one stage, all of the structure's ("all") or of the structured latents' ("slat") into ``out``.
+    """Run one stage, or all of the structure's ("all") or of the structured latents' ("slat"), into ``out``.
 
-    The first make ``ss_encoder``, ``ss_decoder``, ``ss_flow`` and ``quality.json``; the second ``slat_encoder``,
-    ``slat_decoder_mesh``, ``slat_decoder_gs``, ``slat_flow``, ``pipeline.json`` and ``slat_*quality.json``.
+    The structure's make ``ss_encoder``, ``ss_decoder``, ``ss_flow`` and ``quality.json``; the structured latents'
+    ``slat_encoder``, ``slat_decoder_mesh``, ``slat_decoder_gs``, ``slat_flow``, ``pipeline.json`` and
+    ``slat_*quality.json``.
 
     Args:
         resume: go on in ``out``, with the keys it was started with.
@@ -58,7 +59,7 @@ def teach(
     keys, found = Keys.read(chosen[0] in STRUCTURE, overrides, out, resume), pick_device(device, "--device")
     if dry_run:
         return keys.show(out, found, console)
-    train = keys.flow(out, found).config.train  # refuses what the flow's run would refuse hours later
+    train = keys.flow(out, found).config.train  # refuse now what the flow's run would refuse hours later
     autocast(train.precision, pick_device(train.device))
     job = Job(keys.config, out, keys.engine, found, resume, console)
     check(job, chosen)
@@ -91,7 +92,7 @@ def check(job: Job, stages: Sequence[str]) -> None:
 
 
 def vae(job: Job) -> None:
-    """Train the structure autoencoder. Both halves are saved in half precision, with how well they reconstruct."""
+    """Train the structure autoencoder; save both halves in half precision, and their reconstruction quality."""
     out, recipe = job.out, job.config.vae
     if job.finished("vae"):
         return

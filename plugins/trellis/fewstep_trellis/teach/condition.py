@@ -41,7 +41,7 @@ def structure_condition_test(
     device: torch.device,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Mean IoU to the true held-out object: own picture, another object's picture, and how often the own one wins."""
+    """Mean IoU with the true held-out object, given its own or another's picture, and how often its own wins."""
     batch, teacher.guidance = data.held_out().to(device), Guidance(guidance)
     assert batch.cond.tokens is not None
     truth = data.set.occupancy(data.set.test)[:, 0].to(device) > 0
@@ -84,10 +84,10 @@ def slat_condition_test(
     steps: int,
     device: torch.device,
 ) -> dict[str, float]:
-    """On the true voxels of held-out objects: error of colours and latents under the own and under another's picture.
+    """Errors of colours and latents on the true voxels of held-out objects, given their own or another's picture.
 
     ``colour_error_*`` is the mean absolute difference (in [0, 1]) of a voxel's colour, ``latent_r2_*`` the share of the
-    latents' variation that is reproduced; ``own_wins`` how often the own picture gives the better colours.
+    latents' variation that is reproduced; ``own_wins`` how often an object's own picture gives the better colours.
     """
     batch = data.held_out()
     rows = torch.linspace(0, batch.layout.batch_size - 1, objects).round().long()

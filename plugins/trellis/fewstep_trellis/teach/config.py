@@ -88,7 +88,7 @@ class Job:
         return load_sets(self.config.root)
 
     def check_files(self, stage: str, others: Sequence[str]) -> None:
-        """Before the first of some stages.
+        """Check the files of a stage before the first of ``others`` starts.
 
         Raises:
             FewstepError: the stage has left something and ``resume`` was not asked for, or what it works on is neither
@@ -103,7 +103,7 @@ class Job:
             raise FewstepError(f"--stage {stage}: there is no {last}; accepted: --stage {needed} first, which makes it")
 
     def finished(self, stage: str) -> bool:
-        """Whether what the stage writes last is there, which is then said."""
+        """Whether the file that the stage writes last is there; if so, a line says it."""
         last = self.out / FILES[stage][0]
         if last.exists():
             self.console.print(f"{stage}: done before ({last})", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Pieces of objects: 64 cubes a voxel make a whole object too dear for a training step on a CPU."""
+"""Pieces of objects: 64 cubes per voxel make a whole object too expensive for a training step on a CPU."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fewstep.core.layout import Packed
 from fewstep_trellis.slat_dataset import cube_around
 
 LID = 0.25  # least value of the field (1 is half a voxel) on the border of the grid
-WALL = 0.125  # voxels that decoders add to every side: sheets one cube thick would come out as sieves
+WALL = 0.125  # voxels by which decoders thicken every side: sheets one cube thick would come out full of holes
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Some voxels of one object with what surrounds them.
+    """Some voxels of one object, with the targets on and in them.
 
     Args:
         coords: int64 [T, 3] voxels, and ``features`` [T, 11] of them.
         corners: int64 [P, 3], every corner of their fine cubes once, in C order; ``distance`` [P] in voxels,
-            ``border`` [P] which of them end the grid, ``attributes`` [P, 6] colour and (normal + 1) / 2, all in [0, 1].
+            ``border`` [P] which are on the grid's border, ``attributes`` [P, 6] colour and (normal + 1) / 2, in [0, 1].
         points: [K, 3] surface points inside these voxels, ``shade`` [K, 3] their colours, ``owner`` [K] their voxel.
     """
 
@@ -65,7 +65,7 @@ def cut(coords: Tensor, features: Tensor, target: Target, rows: Tensor, resoluti
 
 
 def closed(distance: Tensor, border: Tensor) -> Tensor:
-    """Distances [P] with the ``border`` of the grid outside: extraction leaves a mesh open where it meets the border.
+    """Distances [P], made to be outside on the grid's ``border``: extraction leaves a mesh open where it meets that.
 
     Every object meets it, since its longest side is scaled to the whole grid. The lid lies half a cube inside.
     """

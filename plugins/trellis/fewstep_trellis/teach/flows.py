@@ -35,7 +35,7 @@ class TransformerConfig(Strict):
     mlp_ratio: float = Field(4, gt=0, description="width of the feed-forward networks over the transformer's")
     seed: int = Field(0, ge=0, description="seed of the weights")
     start: Path | None = Field(
-        None, description="checkpoint to go on from, whatever the sizes above; none: random weights"
+        None, description="checkpoint to start from, whose sizes replace those above; none: random weights"
     )
 
     @model_validator(mode="after")
@@ -54,7 +54,7 @@ def start_from(
     channels: int,
     cond_channels: int,
 ) -> bool:
-    """Copy the checkpoint ``config.start`` to ``path``; False where there is none.
+    """Copy the checkpoint ``config.start`` to ``path``; False if none is given.
 
     Raises:
         FewstepError: it cannot be read, or is of another class or shape.
@@ -154,7 +154,7 @@ class FlowRun:
     name: str
 
     def resolve(self, out: Path, root: Sequence[Path], device: torch.device, keys: Mapping[str, Any]) -> Resolved:
-        """Its config; ``keys`` win, and the preset's bf16 gives way to fp32 where a CPU would emulate it.
+        """The run's config; ``keys`` win, and the preset's bf16 gives way to fp32 where a CPU would emulate it.
 
         Raises:
             FewstepError: for values out of bounds.

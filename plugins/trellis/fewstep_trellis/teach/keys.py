@@ -28,7 +28,7 @@ RECORD = "teach.json"  # the keys that --resume goes on with, by the backbone wh
 
 @dataclass(frozen=True)
 class Keys:
-    """What was given, nested; ``config`` and ``flow`` are made of it.
+    """The keys that were given, nested; ``config`` and ``flow`` are made from them.
 
     Args:
         structure: whether the first stage's models are taught, or the second's.

@@ -41,8 +41,8 @@ class LoopConfig(Strict):
 class CropsConfig(LoopConfig):
     """The second stage's trainings see pieces of objects."""
 
-    crops: int = Field(2, gt=0, description="pieces of objects a step")
-    voxels: int = Field(160, gt=0, description="voxels a piece, at most")
+    crops: int = Field(2, gt=0, description="pieces of objects per step")
+    voxels: int = Field(160, gt=0, description="voxels per piece, at most")
 
 
 class Loop:
@@ -62,7 +62,7 @@ class Loop:
         self.optimiser = torch.optim.AdamW(
             self.parameters.values(), lr=config.lr, weight_decay=0.01, betas=(0.9, beta2)
         )
-        # torch divides by the steps of the warm-up less one: ten steps or fewer have none.
+        # OneCycleLR divides by the steps of the warm-up minus one: runs of ten steps or fewer get no warm-up.
         warm_up = 0.1 if config.steps > 10 else 0.95 / config.steps
         self.schedule = OneCycleLR(self.optimiser, config.lr, total_steps=config.steps, pct_start=warm_up)
         self.step, self.seconds = 0, 0.0
@@ -71,7 +71,7 @@ class Loop:
             self._restore(found)
 
     def run(self, terms: Terms, weights: Mapping[str, float], log: Log) -> None:
-        """Train to the end; ``terms`` draws its data from the generator it is given, a function of seed and step."""
+        """Train to the end; ``terms`` draws its data from the generator it is given, seeded by seed and step."""
         started = time.monotonic() - self.seconds
         with deferred() as interrupted, self.store:
             while self.step < self.config.steps:
@@ -126,9 +126,9 @@ class Loop:
 
 @contextmanager
 def recorded(path: Path, steps: int, console: Console) -> Iterator[Log]:
-    """What takes the rows of a training: shows them with the time left, and writes every twentieth to ``path``.
+    """The log of a training: shows each row with the time left, and writes every twentieth to ``path``.
 
-    The file of a resumed training loses the rows that come again.
+    On resuming, rows that will come again are removed from the file.
     """
     with ExitStack() as stack:
         shown: list[RunProgress] = []

@@ -1,4 +1,4 @@
-"""The second stage of ``fewstep teach``: targets from the catalogues, the VAE, the flow, its measure."""
+"""The second stage of ``fewstep teach``: targets from the source files, the VAE, the flow, its measure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FIRST_DECODER = "slat_vae_decoder"
 
 
 def targets(job: Job) -> None:
-    """Make what is missing of the decoders' targets (a megabyte an object, kept in the cache)."""
+    """Make what is missing of the decoders' targets (a megabyte per object, by default kept in the cache)."""
     config = job.config
     assert config.source is not None  # checked before any stage starts
     with counting(job.console) as progress:
@@ -59,7 +59,7 @@ def vae(job: Job) -> None:
 
 
 def mesh(job: Job) -> None:
-    """Train the mesh decoder further, beside the flow if one likes: the latents no longer change."""
+    """Train the mesh decoder further. The latents no longer change, so the flow can be trained meanwhile."""
     out, recipe = job.out, job.config.slat_mesh
     if job.finished("slat-mesh"):
         return

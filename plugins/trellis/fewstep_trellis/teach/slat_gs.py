@@ -29,12 +29,12 @@ class GaussianConfig(CropsConfig):
     """Recipe of the Gaussian decoder."""
 
     width: int = Field(96, gt=0, description="channels")
-    gaussians: int = Field(8, gt=0, description="Gaussians a voxel")
-    voxels: int = Field(1000, gt=0, description="voxels a piece, at most")
+    gaussians: int = Field(8, gt=0, description="Gaussians per voxel")
+    voxels: int = Field(1000, gt=0, description="voxels per piece, at most")
 
 
 def build(config: GaussianConfig, resolution: int, latent_channels: int) -> SLatGaussianDecoder:
-    """A fresh decoder of this recipe: TRELLIS's own settings but for the number a voxel and the size of a kernel."""
+    """A fresh decoder of this recipe: TRELLIS's own settings except for the Gaussians per voxel and their size."""
     torch.manual_seed(config.seed)
     rates = {"_xyz": 1.0, "_features_dc": 1.0, "_opacity": 1.0, "_scaling": 1.0, "_rotation": 0.1}
     splats: dict[str, Any] = {"lr": rates, "perturb_offset": True, "voxel_size": 1.5, "num_gaussians": config.gaussians}
@@ -55,8 +55,7 @@ def build(config: GaussianConfig, resolution: int, latent_channels: int) -> SLat
 def train(
     config: GaussianConfig, encoder: SLatEncoder, data: PreparedSet, targets: Path, state: Path, log: Log
 ) -> SLatGaussianDecoder:
-    """Train on samples of the posterior of a frozen encoder; goes on from the newest checkpoint in
-    the folder ``state``."""
+    """Train on posterior samples of a frozen encoder; goes on from the newest checkpoint in the folder ``state``."""
     channels = int(encoder.args["latent_channels"])
     device = encoder.out_layer.weight.device
     decoder = build(config, data.resolution, channels).to(device)
@@ -104,7 +103,7 @@ def gaussian_terms(crop: Crop, found: Gaussians, resolution: int) -> dict[str, T
 
 
 def _points_of(crop: Crop, most: int) -> tuple[Tensor, Tensor]:
-    """Indices [T, most] of the first surface points of each voxel, and which of them there are."""
+    """Indices [T, most] of the first surface points of each voxel, and which of these exist."""
     order = crop.owner.argsort(stable=True)
     counts = torch.bincount(crop.owner, minlength=len(crop.coords))
     start = counts.cumsum(0) - counts

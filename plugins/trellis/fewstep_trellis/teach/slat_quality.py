@@ -1,4 +1,4 @@
-"""How well the structured-latent VAE gives back surfaces it was not trained on."""
+"""How well the structured-latent VAE reconstructs surfaces it was not trained on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fewstep_trellis.teach.crops import Crop, layout_of, whole
 from fewstep_trellis.teach.slat_gs import SH0
 from fewstep_trellis.teach.slat_vae import BITS, COLOUR, SDF
 
-COUNT, CLOSE = 20000, 0.5  # points of a mesh; F-score: nearer than half a voxel
+COUNT, CLOSE = 20000, 0.5  # points sampled on a mesh; voxels within which the F-score counts a point
 
 
 @torch.no_grad()
@@ -81,7 +81,7 @@ def compare(points: Floats, colour: Floats, target: Target, resolution: int) -> 
 
     truth, shown = target.points.numpy().astype(np.float64), target.exposed.numpy()
     shown = shown if shown.any() else np.ones_like(shown)
-    # Away from 0: with denormals flushed (torch.set_flush_denormal) cKDTree never ends splitting at 0.
+    # Shifted away from 0: with denormals flushed (torch.set_flush_denormal) cKDTree splits endlessly at 0.
     to_truth, _ = cKDTree(truth + 1).query(points + 1)
     to_points, nearest = cKDTree(points + 1).query(truth[shown] + 1)
     to_truth, to_points = to_truth * resolution, to_points * resolution

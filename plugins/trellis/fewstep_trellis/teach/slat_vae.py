@@ -34,7 +34,7 @@ class SlatVaeConfig(CropsConfig):
     encoder_width: int = Field(96, gt=0, description="channels of the encoder")
     mesh_width: int = Field(256, gt=0, multiple_of=256, description="channels of the mesh decoder")
     latent_channels: int = Field(8, gt=0, description="channels of the latents")
-    kl: float = Field(0.01, ge=0, description="weight of the mean KL divergence a latent element")
+    kl: float = Field(0.01, ge=0, description="weight of the mean KL divergence per latent element")
 
 
 class SlatVae(nn.Module):
@@ -56,8 +56,8 @@ class SlatVae(nn.Module):
 
     @torch.no_grad()
     def _start(self, channels: int) -> None:
-        """Where training begins. From the official start (output layers at zero, features faint beside the position
-        embedding) all channels first learn the same number, whether a voxel is inside: ten times the steps."""
+        """Change the initial weights. From the official ones (output layers zero, features faint beside the position
+        embedding) all channels first learn the same thing, whether a voxel is inside: ten times the steps."""
         self.encoder.input_layer.weight *= 4
         self.mesh.input_layer.weight *= 2
         nn.init.xavier_uniform_(self.encoder.out_layer.weight[:channels])
@@ -96,7 +96,7 @@ class MeshConfig(CropsConfig):
 def train(vae: SlatVae, config: CropsConfig, data: PreparedSet, targets: Path, state: Path, log: Log) -> SlatVae:
     """Train on crops of the set's training objects; goes on from the newest checkpoint in the folder ``state``.
 
-    A frozen encoder stays as it is, and the decoder learns on.
+    With a frozen encoder only the decoder is trained.
     """
     loop, channels, device = Loop(config, vae, state), vae.channels, vae.mesh.out_layer.weight.device
 
@@ -131,12 +131,12 @@ def at_corners(raw: Tensor, cubes: Tensor, corners: Tensor) -> tuple[Tensor, Ten
 
 def field_terms(crop: Crop, raw: Tensor, cubes: Tensor, bias: float) -> dict[str, Tensor]:
     """Terms of one crop: ``sdf`` (absolute error, one-sided beyond half a voxel), ``sign`` (cross-entropy), ``colour``
-    and ``normal`` (absolute errors near the surface), ``lid`` (how far what should close the mesh at the border of the
-    grid is inside), ``shape`` (size of deformations and weights)."""
+    and ``normal`` (absolute errors near the surface), ``lid`` (how far inside the corners are that should close the
+    mesh at the grid's border), ``shape`` (size of deformations and weights)."""
     value, attributes = at_corners(raw, cubes, crop.corners)
     value, truth = value + bias, crop.distance / CLIP
     error = (value - truth).abs()
-    # Farther than the targets reach, any value on the right side will do.
+    # Beyond the targets' range, any larger value of the right sign will do.
     beyond = (crop.distance > CLIP - WALL - 0.01) | (truth < -0.99)
     error = error.masked_fill(beyond & (value.abs() > truth.abs()) & (value * truth > 0), 0.0)
     near = crop.distance.abs() < NEAR

@@ -26,8 +26,8 @@ class VaeConfig(LoopConfig):
     )
     latent_channels: int = Field(8, gt=0, description="channels of the latents")
     steps: int = Field(1500, gt=0, description="optimiser steps")
-    batch_size: int = Field(4, gt=0, description="grids a step")
-    kl: float = Field(2e-3, ge=0, description="weight of the mean KL divergence a latent element")
+    batch_size: int = Field(4, gt=0, description="grids per step")
+    kl: float = Field(2e-3, ge=0, description="weight of the mean KL divergence per latent element")
 
 
 def build(config: VaeConfig) -> tuple[SparseStructureEncoder, SparseStructureDecoder]:
@@ -41,7 +41,7 @@ def build(config: VaeConfig) -> tuple[SparseStructureEncoder, SparseStructureDec
 
 
 def symmetric(grid: Tensor, generator: torch.Generator) -> Tensor:
-    """A random one of the 48 symmetries of the cube: the VAE is local and knows no up."""
+    """The grid under a random one of the cube's 48 symmetries: the VAE is local and has no notion of up."""
     order = torch.randperm(3, generator=generator).tolist()
     flips = [2 + axis for axis in range(3) if torch.rand(1, generator=generator) < 0.5]
     return grid.permute(0, 1, *[2 + axis for axis in order]).flip(flips)
@@ -50,7 +50,7 @@ def symmetric(grid: Tensor, generator: torch.Generator) -> Tensor:
 def terms(
     encoder: SparseStructureEncoder, decoder: SparseStructureDecoder, grid: Tensor, noise: Tensor
 ) -> dict[str, Tensor]:
-    """Cross-entropy a voxel, Dice loss and mean KL divergence."""
+    """Mean cross-entropy per voxel, Dice loss and mean KL divergence."""
     # bfloat16 convolutions: two thirds of the time on a CPU that has them; weights and losses stay in float32.
     with torch.autocast(grid.device.type, dtype=torch.bfloat16, enabled=not emulates_bf16(grid.device)):
         mean, logvar = (part.float() for part in encoder.encode(grid))
@@ -82,9 +82,9 @@ def train(
 
 @torch.no_grad()
 def unit_scale(encoder: SparseStructureEncoder, decoder: SparseStructureDecoder, data: PreparedSet) -> Tensor:
-    """Give the latents of occupied cells' surroundings unit scale, in the weights of the two layers that meet there.
+    """Scale each latent channel to a root mean square of 1, in the weights of the two layers that meet there.
 
-    The flow wants unit variance and TRELLIS's structure stage carries no normalisation. Returns the scales [C].
+    The flow wants unit variance and TRELLIS's structure stage has no normalisation. Returns the former scales [C].
     """
     device = next(encoder.parameters()).device
     rows = data.train[:: max(1, len(data.train) // 128)]

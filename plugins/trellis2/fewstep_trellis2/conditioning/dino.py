@@ -1,4 +1,4 @@
-"""DINOv3 tokens as TRELLIS.2's image condition: before the model's last norm, through a layer norm of their own."""
+"""DINOv3 tokens as TRELLIS.2's image condition: taken before the model's last norm, then through a plain layer norm."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class DinoV3Conditioner(nn.Module):
 
     @staticmethod
     def prepare(image: Image.Image, name: str = "the picture", background: Background = "remove") -> Image.Image:
-        """The object on black, RGB, cropped to it, of any size, as TRELLIS.2's pipeline prepares it.
+        """The object on black, RGB, cropped without a margin, of any size, as TRELLIS.2's pipeline prepares it.
 
         Raises:
             FewstepError: no pixel is opaque enough to see an object, or the background cannot be removed.
@@ -51,17 +51,17 @@ class DinoV3Conditioner(nn.Module):
     def encode(self, images: Sequence[Image.Image], size: int = SIZES[0]) -> Tensor:
         """Prepared pictures, each stretched to ``size`` squared, to tokens [B, L, C] on the encoder's device."""
         device = next(self.parameters()).device
-        # One by one: 4101 tokens of 1024 pixels fill a small GPU.
+        # One by one: the 4101 tokens of a picture of 1024 pixels fill a small GPU.
         return torch.cat([self(pixels(image, size)[None].to(device)) for image in images])
 
-    @torch.no_grad()  # and not inference mode: a student that is trained on these tokens saves them for its gradients
+    @torch.no_grad()  # not inference mode: a student that is trained on these tokens saves them for its backward pass
     def forward(self, images: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [0, 1], on black, to tokens [B, L, C]: layer norm without parameters, eps 1e-5.
 
         The order is class token, registers, patches row by row. The unconditional pass has zeros in their place.
 
         Raises:
-            FewstepError: sides that are no multiples of the patch.
+            FewstepError: sides that are not multiples of the patch.
         """
         if images.ndim != 4 or images.shape[1] != 3 or any(side % self.patch for side in images.shape[2:]):
             raise invalid("images", tuple(images.shape), f"[B, 3, H, W] with sides that are multiples of {self.patch}")
@@ -76,11 +76,11 @@ def image_conditioner(name: str | Path) -> DinoV3Conditioner:
     """The image encoder of this name: a DINOv3 on the hub, or a folder in transformers' format.
 
     Raises:
-        FewstepError: nothing of this name, or it cannot be loaded or downloaded. Of gated weights it says so, and how
-            to get them.
+        FewstepError: nothing of this name, or it cannot be loaded or downloaded. For gated weights the message says
+            how to get them.
     """
     text = str(name)
-    if os.path.isdir(name):  # unlike Path.is_dir, of any text
+    if os.path.isdir(name):  # unlike Path.is_dir, for any text
         return DinoV3Conditioner(hub.load(Path(name), KIND), text)
     if os.path.exists(name) or not hub.is_repository(text):
         raise FewstepError(

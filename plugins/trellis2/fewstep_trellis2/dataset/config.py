@@ -83,7 +83,7 @@ class FineShapeDataConfig(ShapeDataConfig):
 class TextureDataConfig(FineShapeDataConfig):
     """Texture latents, with the shape latents of the same voxels beside them."""
 
-    shape_normalisation: OWN = Field("teacher", description="the same of the shape latents")
+    shape_normalisation: OWN = Field("teacher", description="the same for the shape latents")
     full_pbr: bool = Field(False, description="only objects with maps of base colour, metallic and roughness")
 
     def filters(self) -> list[Filter]:

@@ -24,7 +24,7 @@ from fewstep_trellis2.dataset.sets import (
 
 
 def source(dataset: type[Trellis2Dataset], count: str = "") -> Source:
-    """That of a stage's data set."""
+    """How a stage's data set is read."""
 
     def read(row: Row, config: Trellis2Config, fits: Fits) -> Item:
         assert isinstance(row, MergedRow)

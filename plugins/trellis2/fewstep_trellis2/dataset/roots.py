@@ -1,7 +1,7 @@
 """Data roots in TRELLIS.2's layout: a folder for each role, every one with a table, merged by object.
 
-A root is described by JSON, ``{name: {role: folder}}``, several by several names. TRELLIS.2 is given it as text, here
-it is a file; its folders are relative to the file's own.
+Roots are described by JSON, ``{name: {role: folder}}``. TRELLIS.2 takes it as text; here it is a file, and its folders
+are relative to the file's.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def read_roots(files: Sequence[Path]) -> list[Root]:
     """The roots that these files describe.
 
     Raises:
-        FewstepError: no file, one that is no such JSON, an unknown role, a folder without a table.
+        FewstepError: no file, one that is not such JSON, an unknown role, a folder without a table.
     """
     if not files:
         raise invalid("data.roots", "", WANTED)
@@ -85,7 +85,7 @@ def _folder(file: Path, name: str, role: str, place: str) -> Path:
 def merged(root: Root) -> list[Row]:
     """The rows of all tables of a root, joined by object, in the order of identifiers.
 
-    A table has some of the columns and some of the objects; of two values the first counts.
+    Each table has some of the columns and some of the objects; of two values for a cell the first counts.
 
     Raises:
         FewstepError: for a table that cannot be read.

@@ -44,7 +44,7 @@ MARGIN = 1.0  # side of a picture in units of its object
 
 
 class Trellis2Dataset(OfficialDataset):
-    """What the stages share: merged tables, pictures without a margin through a DINOv3."""
+    """What the stages share: merged tables, and pictures without a margin, encoded by a DINOv3."""
 
     Config: ClassVar[Any]
 
@@ -55,7 +55,7 @@ class Trellis2Dataset(OfficialDataset):
     @classmethod
     def taken(cls, arguments: Mapping[str, Any]) -> Fits:
         """The sizes of latents that a network with these arguments makes."""
-        # Of what the flow puts out: the texture flow takes shape latents too. A flow on voxels knows no largest grid.
+        # Output channels, since the texture flow takes shape latents too. A flow on voxels has no largest grid.
         side = arguments.get("resolution") if cls.layout == "dense" else None
         return Fits(arguments.get("out_channels"), side)
 
@@ -67,7 +67,7 @@ class Trellis2Dataset(OfficialDataset):
 
         Args:
             normalisation: of the latents.
-            beside: of the shape latents beside them.
+            beside: of the shape latents of the same voxels.
         """
         raise NotImplementedError
 
@@ -159,7 +159,7 @@ class TextureData(ShapeData):
         other, shape = read_voxels(row.file("shape_latent"), "", Fits(), beside)
         if not torch.equal(coords, other):
             raise ItemError(
-                f"{row.file('pbr_latent')}: other voxels, or in another order, than those of the shape latents"
+                f"{row.file('pbr_latent')}: voxels that differ from those of the shape latents, or in their order"
             )
         return TextureItem(feats, coords, shape=shape)
 

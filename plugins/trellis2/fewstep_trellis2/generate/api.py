@@ -51,7 +51,7 @@ def generate(
     up: str = "y",
     size: float | None = None,
 ) -> Result | list[Result]:
-    """Make textured meshes of pictures.
+    """Make textured meshes from pictures.
 
     Args:
         inputs: a picture (path or PIL), a folder of pictures, or a list of these.
@@ -59,15 +59,15 @@ def generate(
             several of these.
         teacher: pipeline folder or hub name; None: microsoft/TRELLIS.2-4B.
         steps: N, or (N, M, K) for structure, shape and texture; None: as the contract or ``pipeline.json`` says.
-        guidance: scale, one or three likewise; 1 is none.
+        guidance: scale, one for all stages or one for each; 1 is none.
         sampler: registered sampler, for all stages.
         encoder: name or folder of the image encoder.
         type: "512", "1024", "1024_cascade" or "1536_cascade"; None: as ``pipeline.json`` says.
-        mesh: file of a mesh that is given a texture as the picture shows; None: an object is made. Of one, ``type`` is
-            "512" or "1024" (None), and of ``steps`` and ``guidance`` those of the texture count.
-        samples: objects of each input.
+        mesh: mesh file to texture as the picture shows; None: an object is made. With a mesh, ``type`` is "512" or
+            "1024" (None), and only the texture's ``steps`` and ``guidance`` count.
+        samples: objects per input.
         seed: of the noise.
-        background: "remove" or "keep", of opaque pictures.
+        background: "remove" or "keep" that of opaque pictures.
         device: auto, cpu, cuda, cuda:1, ...
         low_memory: hold one model at a time.
         graphs: keep every model on the GPU, and replay the structure stage as CUDA graphs: for many inputs.
@@ -78,8 +78,8 @@ def generate(
         size: of the longest side in the .glb, in metres.
 
     Returns:
-        The result of one input; a list for several inputs, a folder, or several samples. Of several inputs, one of
-        which nothing can be made is left out, with a warning.
+        The result of one input; a list for several inputs, a folder, or several samples. Among several inputs, those of
+        which nothing can be made are left out, with a warning.
 
     Raises:
         FewstepError: bad input, or nothing can be made of any input.
@@ -97,7 +97,7 @@ def generate(
 
 @dataclass(eq=False, repr=False)
 class Textured(Result):
-    """A given mesh with the values of ``mesh``, the surface of its voxels, at its vertices or in a texture."""
+    """A given mesh, with the values of the decoded surface ``mesh`` at its vertices or in a texture."""
 
     given: Mesh = field(kw_only=True)
 
@@ -106,14 +106,14 @@ class Textured(Result):
 
 
 class Generator:
-    """Makes the results of one job after the other.
+    """Makes the results of jobs, one at a time.
 
     Args:
         chosen: networks and recipes.
         options: how objects are made.
 
     Raises:
-        FewstepError: for a device that is not there, or parts to be left out of a given mesh.
+        FewstepError: for a device that is not there, or ``largest_part`` with a given mesh.
     """
 
     def __init__(self, chosen: Chosen, options: Options) -> None:
@@ -129,7 +129,7 @@ class Generator:
 
         Args:
             job: what to make.
-            decode: "mesh" where it is to be decoded now and not on first use.
+            decode: "mesh" to decode it now and not on first use.
 
         Raises:
             Unusable: nothing can be made of this job.

@@ -16,11 +16,11 @@ from fewstep.console import Console
 
 TEACHER = "Pipeline folder or hub name; by default microsoft/TRELLIS.2-4B."
 STUDENT = (
-    "Network in place of a flow: folder of fewstep distill, a folder of them (structure/, shape/, shape-1024/, "
+    "Student in place of a flow: folder of fewstep distill, a folder of them (structure/, shape/, shape-1024/, "
     "texture/), or STAGE=CHECKPOINT; repeatable. none: never a student."
 )
 STEPS = "Steps: N, or N,M,K for structure, shape and texture; by default as the contract or pipeline.json says."
-GUIDANCE = "Guidance scale, one or three; 1 is none."
+GUIDANCE = "Guidance scale, one or one per stage; 1 is none."
 TYPE = "512, 1024, 1024_cascade or 1536_cascade; by default as pipeline.json says."
 
 
@@ -32,9 +32,7 @@ def generate(
     teacher: Annotated[str | None, Option(help=TEACHER)] = None,
     student: Annotated[list[str] | None, Option("--student", help=STUDENT)] = None,
     kind: Annotated[str | None, Option("--type", help=TYPE)] = None,
-    mesh: Annotated[
-        str | None, Option(help="A mesh file that gets the texture which the picture shows; nothing else is made.")
-    ] = None,
+    mesh: Annotated[str | None, Option(help="Mesh file to texture as the picture shows; no object is made.")] = None,
     guidance: Annotated[str | None, Option(help=GUIDANCE)] = None,
     sampler: Annotated[str | None, Option(help="Registered sampler, for all stages.")] = None,
     samples: opt.Samples = 1,
@@ -54,7 +52,7 @@ def generate(
     dry_run: opt.DryRun = False,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Make textured meshes (.glb) of pictures with TRELLIS.2."""
+    """Make textured meshes (.glb) from pictures with TRELLIS.2."""
     from fewstep_shapes3d.finish import Finish
     from fewstep_trellis.generate.api import Options
     from fewstep_trellis.generate.command import Output
@@ -118,6 +116,6 @@ def export(
 
 
 def _home(student: str) -> str:
-    """``STAGE=~/FILE`` too has the home folder in its place."""
+    """Expands ~ in ``STAGE=~/FILE`` too."""
     stage, equals, place = student.rpartition("=")
     return f"{stage}{equals}{home(place)}"

@@ -30,7 +30,7 @@ class Models(trellis.Models):
     Args: as of TRELLIS's. ``teacher`` None is the released pipeline, ``steps`` and ``guidance`` are by structure, shape
         and texture, and
         kind: which way through the stages; None: as ``pipeline.json`` says.
-        mesh: file of a mesh that is given a texture; None: an object is made.
+        mesh: mesh file to texture; None: an object is made.
     """
 
     kind: str | None = None
@@ -46,7 +46,7 @@ def models_of(
     kind: str | None = None,
     mesh: Any = None,
 ) -> Models:
-    """The same from what the command line or a Python caller gives, see TRELLIS's ``models_of``.
+    """``Models`` from what the command line or a Python caller gives; see TRELLIS's ``models_of``.
 
     Raises:
         FewstepError: numbers that cannot be used, an unknown kind, or "none" beside a student.

@@ -14,7 +14,7 @@ from fewstep_trellis2.generate.models import NAMES, choose, models_of
 
 
 class Trellis2Maker(TrellisMaker):
-    """See TRELLIS's.
+    """The same as ``TrellisMaker``, for TRELLIS.2.
 
     Args:
         teacher: pipeline folder or hub name; None: the released one.

@@ -1,1 +1,1 @@
-"""Flexible dual grids to triangle meshes, in plain torch."""
+"""Flexible dual grids: from a triangle mesh, in NumPy, and back to one, in torch."""

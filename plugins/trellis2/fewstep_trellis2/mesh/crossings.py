@@ -65,7 +65,7 @@ def open_edges(corners: Floats, faces: Ints, resolution: int) -> tuple[Ints, Flo
 
 
 def _between(low: Floats, high: Floats, resolution: int) -> tuple[Ints, Ints]:
-    """The planes inside the grid, 1 to resolution - 1, in (low, high] of each interval, and whose they are."""
+    """The planes inside the grid, 1 to resolution - 1, in (low, high] of each interval, and the interval of each."""
     first = np.clip(np.floor(low), 0, resolution - 1).astype(np.int64)
     return counted(first + 1, np.clip(np.floor(high), 0, resolution - 1).astype(np.int64) - first)
 
@@ -77,7 +77,7 @@ def counted(start: Ints, count: Ints) -> tuple[Ints, Ints]:
 
 
 def _at(a: Floats, b: Floats, value: Ints, axis: int) -> Floats:
-    """The points of the lines a to b with this coordinate; a where the line has but one."""
+    """The points of the lines a to b with this coordinate; ``a`` if it is constant along the line."""
     length = b[:, axis] - a[:, axis]
     share = np.divide(value - a[:, axis], length, out=np.zeros_like(length), where=length != 0)[:, None]
     return (1 - share) * a + share * b

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.core.layout import Packed
 
-CENTRE = 13  # of the 27 offsets of a neighbour map, which step by 9, 3 and 1 along x, y and z
+CENTRE = 13  # index of offset 0 in a neighbour map, whose 27 offsets step by 9, 3 and 1 along x, y and z
 # The four voxels around the edge along each axis, in the order that fixes which side is the front.
 AROUND = (
     ((0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0)),
@@ -28,7 +28,7 @@ class DualGrid:
         layout: of the voxels, with coords.
         vertex: [T, 3] in units of a cell, from the voxel's lower corner.
         intersected: bool [T, 3], whether the surface crosses the voxel's edge along x, y, z.
-        weight: [T], of the vertex when a quad is split; None: every quad is split along its first diagonal.
+        weight: [T], decides how quads are split; None: every quad is split along its first diagonal.
     """
 
     layout: Packed
@@ -53,7 +53,7 @@ class DualGrid:
         return corners[((corners >= 0) & inside[corners]).all(1)]
 
     def faces(self, quads: Tensor) -> Tensor:
-        """Two triangles for each quad, int64 [2 Q, 3], split along the diagonal of the greater product of weights."""
+        """Two triangles per quad, int64 [2 Q, 3], split along the diagonal with the larger product of its ends' weights."""
         first, second = quads[:, [0, 1, 2, 0, 2, 3]], quads[:, [0, 1, 3, 3, 1, 2]]
         if self.weight is not None:
             w = self.weight[quads]
@@ -96,7 +96,7 @@ class DualGrid:
     def at_vertices(self, values: Tensor) -> Tensor:
         """[T, C] at the voxels' centres to [T, C] at the vertices, trilinear between the centres that exist.
 
-        A vertex beyond the centres of the neighbouring voxels takes the value at the nearest point between them.
+        A vertex outside the neighbours' centres takes the value at the nearest point between them.
         """
         table = neighbours(self.layout).table
         place = (self.vertex - 0.5).clamp(-1, 1)  # from the own voxel's centre

@@ -1,4 +1,4 @@
-"""Squared distances as quadratic forms of a point in space, and where such a form is least within a voxel.
+"""Squared distances as quadratic forms of a point in space, and the minimum of such a form within a voxel.
 
 A form is the upper half of a symmetric 4 x 4 matrix of (x, y, z, 1): 10 numbers, so that forms are added up as rows.
 """
@@ -16,7 +16,7 @@ UPPER = np.triu_indices(4)
 
 
 def to_planes(corners: Floats) -> Floats:
-    """The squared distance to the plane of each triangle [F, 3, 3], [F, 10]; none of a degenerate one."""
+    """The squared distance to the plane of each triangle [F, 3, 3], as [F, 10]; zeros for a degenerate one."""
     a, b, c = corners.transpose(1, 0, 2)
     normal = np.cross(b - a, c - b)
     size = np.linalg.norm(normal, axis=1, keepdims=True)
@@ -26,7 +26,7 @@ def to_planes(corners: Floats) -> Floats:
 
 
 def quadric(matrix: Floats, point: Floats) -> Floats:
-    """(x - point) matrix (x - point) as 10 numbers, of [N, 3, 3] and [N, 3]."""
+    """(x - point)^T matrix (x - point) as [N, 10], for matrices [N, 3, 3] and points [N, 3]."""
     linear = -(matrix @ point[..., None])
     constant = -(point[:, None] @ linear)
     return _upper(np.block([[matrix, linear], [linear.transpose(0, 2, 1), constant]]))
@@ -45,8 +45,8 @@ def _upper(form: Floats) -> Floats:
 def least(forms: Floats, low: Ints) -> Floats:
     """The point [N, 3] of each unit cell at ``low`` with the least value of its form [N, 10].
 
-    A convex form has its least value in a box where it is least for one choice of coordinates held at the box's sides:
-    all 27 are tried, the free one first.
+    A convex form's minimum in a box is its minimum with some coordinates, or none, held at the box's sides: all 27
+    choices are tried, the free one first.
     """
     matrix = np.zeros((len(forms), 4, 4))
     matrix[:, UPPER[0], UPPER[1]] = matrix[:, UPPER[1], UPPER[0]] = forms

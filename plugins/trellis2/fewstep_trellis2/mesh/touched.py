@@ -14,10 +14,11 @@ AT_ONCE = 1 << 20  # grid columns of one chunk of triangles
 
 
 def touched(corners: Floats, resolution: int) -> Iterator[tuple[Ints, Ints]]:
-    """Voxels [K, 3] that triangles touch, and which: chunk by chunk.
+    """Voxels [K, 3] that triangles touch, and the triangle [K] of each, in chunks.
 
-    Along the axis that a triangle faces most, its plane passes at most three voxels of a column; those are held against
-    its edges in all three projections (Schwarz and Seidel 2010, "Fast parallel surface and solid voxelization").
+    Along the axis that a triangle faces most, its plane passes at most three voxels of a column; these are tested
+    against its edges in all three projections (Schwarz and Seidel 2010, "Fast parallel surface and solid
+    voxelization").
     """
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 1])
     facing = np.abs(normal).argmax(1)

@@ -62,7 +62,7 @@ def dual_grid_of(vertices: Tensor, faces: Tensor, resolution: int) -> DualGrid:
 
 
 def _summed(rows: Floats, place: Ints, count: int) -> Floats:
-    """[K, C] to [count, C], added up by place."""
+    """[K, C] to [count, C]: rows with the same ``place`` are summed."""
     return np.stack([np.bincount(place, column, count) for column in rows.T], 1)
 
 
@@ -72,7 +72,7 @@ def _key(cells: Ints, resolution: int) -> Ints:
 
 
 def _found(cells: Ints, keys: Ints, resolution: int) -> tuple[Ints, Ints]:
-    """Of the cells that are among ``keys`` (sorted): their places there, and which they are."""
+    """For the cells that are among ``keys`` (sorted): their places in ``keys``, and their rows in ``cells``."""
     inside = np.flatnonzero(((cells >= 0) & (cells < resolution)).all(1))
     wanted = _key(cells[inside], resolution)
     at = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)

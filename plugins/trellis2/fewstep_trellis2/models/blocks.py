@@ -1,4 +1,4 @@
-"""The transformer blocks of both flows: TRELLIS's, with a share of the common modulation of their own."""
+"""The transformer blocks of both flows: TRELLIS's, each with an offset of its own to the shared modulation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the flow transformers of all stages share: linear layer, blocks under a modulation, layer norm, linear layer."""
+"""What the flow transformers of all stages share: linear layer, modulated blocks, layer norm, linear layer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FlowTransformer(StudentInputs):
 
     Args:
         resolution: R, edge of the grid.
-        in_channels: C of the input, with what is put beside the latents.
+        in_channels: C of the input, with what is concatenated to the latents.
         model_channels: width of the transformer; a multiple of the number of heads.
         cond_channels: Cc, width of the condition tokens.
         out_channels: C of the output.
@@ -49,7 +49,7 @@ class FlowTransformer(StudentInputs):
         rope_freq: first frequency and ratio of the rotary embedding.
         dtype: what the linear layers of the blocks compute in: float32, bfloat16 or float16. All else is float32.
         use_checkpoint: recompute the blocks in the backward pass; without effect under ``torch.func`` transforms.
-        share_mod: one modulation layer for all blocks, and an offset of each block's own.
+        share_mod: one modulation layer for all blocks, plus an offset learned by each block.
         initialization: kept for the record. Weights come from a file; new ones start as TRELLIS's do.
         qk_rms_norm: norm of queries and keys in self attention.
         qk_rms_norm_cross: the same in cross attention.

@@ -1,4 +1,4 @@
-"""Rotary position embedding of voxels: the tables that ``fewstep.ops.qk_rms_norm`` turns queries and keys by."""
+"""Rotary position embedding of voxels: the tables by which ``fewstep.ops.qk_rms_norm`` rotates queries and keys."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ FREQUENCIES = (1.0, 10000.0)  # largest frequency, and the factor down to the sm
 def rotary_tables(coords: Tensor, width: int, frequencies: tuple[float, float] = FREQUENCIES) -> Rotary:
     """Cosines and sines of the angles of each pair of channels.
 
-    An axis turns floor(width / 6) pairs: all of x, then all of y, then all of z, by position times
-    ``first / ratio^(i / n)``, i = 0 ... n - 1. What is left of the pairs is not turned.
+    Each axis rotates n = floor(width / 6) pairs, those of x first, then of y, then of z, by its position times
+    ``first / ratio^(i / n)``, i = 0 ... n - 1. The remaining pairs are not rotated.
 
     Args:
-        coords: ``[T, 3]`` positions, as they stand in the grid.
+        coords: ``[T, 3]`` positions in the grid.
         width: of a head.
         frequencies: (first, ratio).
 
@@ -38,5 +38,5 @@ def rotary_tables(coords: Tensor, width: int, frequencies: tuple[float, float] =
 @lru_cache(maxsize=8)
 def grid_tables(size: int, width: int, device: torch.device) -> Rotary:
     """The tables of a cubic grid, made once: a copy to the device cannot be recorded in a CUDA graph."""
-    with torch.inference_mode(False):  # a sampler's may serve a later pass that needs gradients
+    with torch.inference_mode(False):  # made for a sampler, they may serve a later pass that needs gradients
         return rotary_tables(grid_coords(size).to(device), width)

@@ -19,7 +19,7 @@ from fewstep_trellis2.models.rotary import rotary_tables
 
 
 class SLatFlowModel(FlowTransformer):
-    """Velocity of structured latents, a token a voxel. Arguments: see ``FlowTransformer``.
+    """Velocity of structured latents, one token per voxel. Arguments: see ``FlowTransformer``.
 
     ``resolution`` is kept for the record: coordinates may go beyond it.
     """
@@ -41,11 +41,11 @@ class SLatFlowModel(FlowTransformer):
         Args:
             x: ``[T, C]`` noisy latents, packed as ``layout``.
             t: ``[B]`` times, 0 (data) to 1000 (noise).
-            cond: ``[B, L, Cc]`` condition tokens, or B of ``[L, Cc]`` of any lengths, or a condition, of which a blank
-                one (all 0) costs no attention.
+            cond: ``[B, L, Cc]`` condition tokens, or B of ``[L, Cc]`` of any lengths, or a ``Condition``; a blank one
+                (all 0) costs no attention.
             layout: of ``x``, with coords ``[T, 3]``.
-            s: ``[B]`` times that a jump ends at, 0 to t, of a model with ``two_time``.
-            concat_cond: ``[T, C']`` that goes beside ``x``, row by row, such as the normalised shape latents of the
+            s: ``[B]`` end times of the jumps, 0 to t, for a model with ``two_time``.
+            concat_cond: ``[T, C']``, concatenated to ``x`` row by row, such as the normalised shape latents for the
                 texture flow; C + C' is ``in_channels``.
 
         Returns:
@@ -76,6 +76,6 @@ class SLatFlowModel(FlowTransformer):
             check_shape("cond", one, (None, self.cond_channels), "[L, Cc]")
 
     def _tables(self, layout: Packed, device: torch.device) -> Rotary:
-        """Of these voxels, computed once for each layout. The device is the layout's, or "meta"."""
+        """The tables of these voxels, computed once for each layout. The device is the layout's, or "meta"."""
         how = self.head_width, self.frequencies
         return layout.once(("rotary", device, *how), lambda: rotary_tables(coords_of(layout).to(device), *how))

@@ -14,9 +14,9 @@ from fewstep_trellis2.models.rotary import grid_tables
 
 
 class SparseStructureFlowModel(FlowTransformer):
-    """Velocity of structure latents, a token a cell. Arguments: see ``FlowTransformer``.
+    """Velocity of structure latents, one token per cell. Arguments: see ``FlowTransformer``.
 
-    As in the official class, ``rope_freq`` has no effect: the grid is turned by the default frequencies. Its buffer
+    As in the official class, ``rope_freq`` has no effect: the default frequencies are used. That class's buffer
     ``rope_phases`` is computed here, and neither read nor written.
     """
 
@@ -35,8 +35,8 @@ class SparseStructureFlowModel(FlowTransformer):
         Args:
             x: ``[B, C, R, R, R]`` noisy latents.
             t: ``[B]`` times, 0 (data) to 1000 (noise).
-            cond: ``[B, L, Cc]`` condition tokens, or a condition, of which a blank one (all 0) costs no attention.
-            s: ``[B]`` times that a jump ends at, 0 to t, of a model with ``two_time``.
+            cond: ``[B, L, Cc]`` condition tokens, or a ``Condition``; a blank one (all 0) costs no attention.
+            s: ``[B]`` end times of the jumps, 0 to t, for a model with ``two_time``.
 
         Returns:
             ``[B, out_channels, R, R, R]`` in the type of ``x``.

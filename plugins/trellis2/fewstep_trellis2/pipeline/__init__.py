@@ -1,1 +1,1 @@
-"""All stages of TRELLIS.2 as one, from a picture to textured meshes."""
+"""All stages of TRELLIS.2 together, from a picture to textured meshes."""

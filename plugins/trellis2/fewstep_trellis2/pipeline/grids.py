@@ -8,18 +8,18 @@ from torch import Tensor
 
 from fewstep.errors import invalid
 
-LATENT = 16  # cells of the finest grid on a side of a cell that has a latent
+LATENT = 16  # side of a latent's cell, in cells of the mesh's grid
 DECODED = 512  # cells on a side of the grid that the coarse shape is decoded on in a cascade
-STEP, LEAST = 128, 1024  # in which the resolution is lowered, and down to which
+STEP, LEAST = 128, 1024  # step by which the resolution is lowered, and its minimum
 
 
 def occupied_cells(logits: Tensor, side: int) -> Tensor:
     """The occupied cells [N, 4] of structure logits [B, 1, R, R, R] on a grid of ``side``, in row-major order.
 
-    A cell of a coarser grid is occupied where one of its parts is.
+    A cell of a coarser grid is occupied if one of its parts is.
 
     Raises:
-        FewstepError: a side that R is no multiple of.
+        FewstepError: a side that does not divide R.
     """
     full = logits.shape[-1]
     if full % side:
@@ -40,7 +40,7 @@ def finer_cells(coords: Tensor, resolution: int, limit: int) -> tuple[Tensor, in
     """
     while True:
         side = resolution // LATENT
-        # In float32 and cut, as the reference does: the numbers are part of the model's input.
+        # In float32 and truncated, as in the reference: the cells are part of the model's input.
         cells = ((coords[:, 1:] + 0.5) / DECODED * side).long()
         found = _unique(coords[:, :1].long(), cells, side)
         if len(found) < limit or resolution <= LEAST:
@@ -49,7 +49,7 @@ def finer_cells(coords: Tensor, resolution: int, limit: int) -> tuple[Tensor, in
 
 
 def _unique(sample: Tensor, cells: Tensor, side: int) -> Tensor:
-    """Distinct rows (sample, x, y, z) in ascending order; one number a row is many times faster than whole rows."""
+    """Distinct rows (sample, x, y, z) in ascending order; a single key per row is many times faster than four."""
     x, y, z = cells.unbind(1)
     number = (((sample[:, 0] * side + x) * side + y) * side + z).unique()
     z, number = number % side, number // side

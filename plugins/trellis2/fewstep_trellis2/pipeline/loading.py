@@ -1,4 +1,4 @@
-"""A pipeline on disk or on the hub: its description at once, its models one by one when they are asked for."""
+"""A pipeline on disk or on the hub: the description is read at once, each model when it is asked for."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ S = TypeVar("S", bound=Spec)
 
 
 class Network(Described[S]):
-    """What both pipelines of TRELLIS.2 have."""
+    """What both pipelines of TRELLIS.2 have in common."""
 
     classes = CLASSES
     table = models.MODELS
@@ -80,7 +80,7 @@ class Pipeline(Network[PipelineSpec]):
 
 
 class TexturingPipeline(Network[TexturingSpec]):
-    """From a picture and a mesh to its texture."""
+    """From a mesh and a picture to the mesh's texture."""
 
     file = "texturing_pipeline.json"
 

@@ -50,7 +50,7 @@ class Networks(OnDevice):
 
     @property
     def way(self) -> Kind:
-        """The stages."""
+        """The way through the stages that ``kind`` names."""
         return KINDS[self.kind]
 
     @torch.no_grad()
@@ -58,7 +58,7 @@ class Networks(OnDevice):
         """The tokens of a picture at each size that the stages see it in.
 
         Args:
-            pictures: its name, for messages, and itself.
+            pictures: pairs of its name, for messages, and the picture.
             background: "remove" or "keep", of pictures without transparency.
 
         Raises:

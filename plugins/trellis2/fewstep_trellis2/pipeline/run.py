@@ -16,8 +16,8 @@ from fewstep_trellis2.pipeline.grids import finer_cells, occupied_cells
 from fewstep_trellis2.pipeline.networks import Networks, Prompts
 from fewstep_trellis2.pipeline.spec import SHAPE_DECODER, STAGE, STRUCTURE_DECODER, STRUCTURE_FLOW, TEXTURE_DECODER
 
-MAX_TOKENS = 49152  # cells of the fine shape stage
-UPSAMPLINGS = 4  # from a latent's cell of the coarse shape to the grid of 512
+MAX_TOKENS = 49152  # limit of the cells in the fine shape stage
+UPSAMPLINGS = 4  # doublings from the coarse shape's latent grid to the grid of 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,17 +44,17 @@ class Runner(Networks):
     """A pipeline ready to run.
 
     Args: as of ``Networks``, and
-        max_tokens: the fine shape stage has fewer cells, where a coarser mesh has so few.
+        max_tokens: the mesh's resolution is lowered, at most to 1024, until the fine shape stage has fewer cells.
     """
 
     max_tokens: int = MAX_TOKENS
 
     @torch.no_grad()
     def __call__(self, prompts: Prompts, samples: int = 1, seed: int = 42) -> list[Object]:
-        """Make the objects of a prompt, one after the other: each needs the memory of a whole batch.
+        """Make the objects of a prompt, one at a time to save memory.
 
-        The noise of all stages comes from one generator on the CPU, in the reference's order, so that a seed means the
-        same noise there and here for the first object.
+        The noise of all stages comes from one generator on the CPU, in the reference's order, so that for the first
+        object a seed gives the same noise there and here.
 
         Raises:
             Unusable: every structure came out empty, or memory ran out.

@@ -35,7 +35,7 @@ STAGE = {
 """The stage of each flow, by role: what its students are for."""
 
 SAMPLERS = {"structure": "sparse_structure_sampler", "shape": "shape_slat_sampler", "texture": "tex_slat_sampler"}
-"""The key of each sampler. The fine shape stage is sampled as the coarse one."""
+"""The key of each sampler. The fine shape stage has that of the coarse one."""
 
 
 class Kind(Strict):
@@ -44,7 +44,7 @@ class Kind(Strict):
     structure: int = Field(description="cells on a side of the structure grid")
     shape: tuple[str, ...] = Field(description="roles of the shape flows, in order")
     texture: str = Field(description="role of the texture flow")
-    resolution: int = Field(description="cells on a side of the mesh's grid; in a cascade the most")
+    resolution: int = Field(description="cells on a side of the mesh's grid; in a cascade the maximum")
 
     @property
     def flows(self) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ FINE = {SHAPE_1024, TEXTURE_1024}  # flows that see the picture at 1024 pixels
 
 
 def group(stage: str) -> str:
-    """The one of ``SAMPLERS`` that a stage is sampled by."""
+    """The key in ``SAMPLERS`` of a stage's sampler."""
     return stage.partition("-")[0]
 
 
@@ -88,7 +88,7 @@ class SamplerSpec(Strict):
 
     @property
     def guidance(self) -> Guidance:
-        """As the core has it, which counts as TRELLIS.2 does: scale 1 is none."""
+        """The guidance in the core's convention, which is TRELLIS.2's too: scale 1 is none."""
         params = self.params
         if self.name == "FlowEulerSampler":
             return Guidance()
@@ -104,7 +104,7 @@ class Named(Strict):
 
 
 class Spec(Strict):
-    """What the ``args`` of both files have."""
+    """What the ``args`` of both files have in common."""
 
     title: ClassVar[str]  # the class of the pipeline
     roles: ClassVar[tuple[str, ...]]  # of the models that it needs
@@ -160,6 +160,6 @@ def read_spec(file: Path, wanted: type[S]) -> S:
     """Read a description. Keys that the reference does not know either are named in a warning.
 
     Raises:
-        FewstepError: no JSON, a foreign pipeline class, or values that cannot be used, each named with its key.
+        FewstepError: not JSON, a foreign pipeline class, or values that cannot be used, each named with its key.
     """
     return checked(file, wanted, read_args(file, [wanted.title], wanted, "TRELLIS.2")[1])

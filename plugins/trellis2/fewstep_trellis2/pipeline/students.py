@@ -34,7 +34,7 @@ def find_students(names: Iterable[str], pipeline: AnyPipeline, roles: Iterable[s
         roles: of the flows that are run; a student for another stage is refused.
 
     Raises:
-        FewstepError: for what is no student, a stage named twice or not run, or a student that does not fit.
+        FewstepError: for what is not a student, two of a stage, one for a stage not run, or one that does not fit.
     """
     run = {STAGE[role]: role for role in roles}
     return one_each((name, student) for name in names for student in _named(name, pipeline, run))
@@ -91,6 +91,6 @@ def _role(name: str, stage: str, run: dict[str, str]) -> str:
 
 
 def _place(role: str, pipeline: AnyPipeline) -> tuple[str, dict[str, Any], tuple[str, ...]]:
-    """What a student of a role is to fit, in words and as arguments, and which of these count."""
-    keys = SHARED if role == STRUCTURE_FLOW else tuple(key for key in SHARED if key != "resolution")  # of voxels any
+    """What a student of a role must fit: its name for messages, its arguments, and which of these must agree."""
+    keys = SHARED if role == STRUCTURE_FLOW else tuple(key for key in SHARED if key != "resolution")  # voxels: any grid
     return f"stage {STAGE[role]!r} of {pipeline.name}", pipeline.arguments(role), keys

@@ -1,4 +1,4 @@
-"""The texture of a given mesh: its dual grid, encoded to shape latents; the texture flow; the texture decoder."""
+"""Texturing a given mesh: its dual grid is encoded to shape latents, then texture flow and texture decoder follow."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from fewstep_trellis2.pipeline.run import Object, Runner
 from fewstep_trellis2.pipeline.spec import SHAPE_ENCODER, TEXTURE_DECODER
 from fewstep_trellis2.vae.subdivision import guide_of
 
-ROOM = 0.99999  # of the cube: no vertex lies on its sides
+ROOM = 0.99999  # scale of the mesh in the cube, so that no vertex lies on a side
 
 
 def given_mesh(path: Path) -> Mesh:
-    """A mesh file, z up, centred and scaled to the cube.
+    """The mesh of a file, turned to z up, centred and scaled to the cube [-0.5, 0.5]^3.
 
     Raises:
-        FewstepError: a file that is none, or a mesh without extent.
+        FewstepError: not a mesh file, or a mesh without extent.
     """
     suffix = path.suffix.lower()
     if suffix not in UP or not path.is_file():
@@ -41,7 +41,7 @@ def given_mesh(path: Path) -> Mesh:
 
 @dataclass
 class Texturer(Runner):
-    """Textures ``given``, in the ways "512" and "1024".
+    """Textures the mesh ``given``, by kind "512" or "1024".
 
     Args: as of ``Runner``, and
         given: the mesh in [-0.5, 0.5]^3.
@@ -51,7 +51,7 @@ class Texturer(Runner):
 
     @cached_property
     def _encoded(self) -> tuple[DualGrid, Packed, Tensor]:
-        """The mesh's dual grid, and its shape latents on their cells, on the CPU."""
+        """The mesh's dual grid, the cells with latents, and the shape latents on them, on the CPU."""
         with self.clock("dual grid"):
             grid = dual_grid_of(self.given.vertices, self.given.faces, self.way.resolution)
         with self._guarded(), self._lent(SHAPE_ENCODER) as encoder, self.clock("shape encoder"):
@@ -78,7 +78,7 @@ class Texturer(Runner):
 
 
 def order_of(wanted: Packed, there: Packed) -> Tensor:
-    """The row of ``there`` for each row of ``wanted``: one object's voxels in two orders."""
+    """The row of ``there`` for each row of ``wanted``, two orders of one object's voxels."""
     side = int(coords_of(wanted).max()) + 1
     keys = [(x * side + y) * side + z for x, y, z in (coords_of(part).long().unbind(1) for part in (wanted, there))]
     found = torch.empty_like(keys[0])

@@ -20,7 +20,7 @@ EPS = 1e-6
 class SubmanifoldConv3d(ConvolutionParameters):
     """Submanifold convolution of 3^3, [T, Ci] to [T, Co]; ``weight`` is [Co, 3, 3, 3, Ci], first kernel axis along x.
 
-    Its parameters lie directly in it. TRELLIS's lie one level deeper, in ``conv``.
+    Its parameters are its own, whereas TRELLIS's are one level deeper, in ``conv``.
     """
 
     def __init__(self, channels: int, out_channels: int) -> None:
@@ -31,7 +31,7 @@ class SubmanifoldConv3d(ConvolutionParameters):
 
 
 class SparseConvNeXtBlock3d(nn.Module):
-    """Convolution, norm and a perceptron of one hidden layer, plus the input.
+    """Convolution, norm and MLP with one hidden layer, plus the input.
 
     Args:
         channels: C.

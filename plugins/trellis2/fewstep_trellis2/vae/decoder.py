@@ -20,7 +20,7 @@ from fewstep_trellis2.vae.subdivision import Subdivision
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """What a decoder put out.
+    """The output of a decoder.
 
     Args:
         features: [T, Co] of the finest voxels.
@@ -45,7 +45,7 @@ class SparseUnetVaeDecoder(Levels):
         up_block_type: class of the blocks between levels.
         block_args: arguments of a level's blocks.
         use_fp16: the blocks compute in half precision.
-        pred_subdiv: the decoder says itself which children exist; otherwise another's subdivisions are given.
+        pred_subdiv: the decoder predicts which children exist; otherwise it is given another's subdivisions.
 
     Raises:
         FewstepError: arguments that do not fit together.
@@ -91,8 +91,8 @@ class SparseUnetVaeDecoder(Levels):
             guide: the subdivisions of another decoder on the same voxels, for one that does not predict its own.
 
         Raises:
-            FewstepError: shapes that do not fit, a guide for a decoder without need of one or none where it has, or
-                a level on which no voxel is left.
+            FewstepError: shapes that do not fit, a guide for a decoder that predicts its own subdivisions, none for one
+                that does not, or a level without voxels.
         """
         steps = len(self.num_blocks) - 1
         if len(guide) != (0 if self.pred_subdiv else steps):
@@ -111,7 +111,7 @@ class SparseUnetVaeDecoder(Levels):
         return Decoded(self.output_layer(F.layer_norm(h, h.shape[-1:])), layout, found)
 
     def upsample(self, z: Tensor, layout: Packed, times: int) -> Packed:
-        """The voxels at 2^times the resolution alone; nothing is computed on the finest of them.
+        """Only the voxels at 2^times the resolution; no features are computed on the finest of them.
 
         Raises:
             FewstepError: as :meth:`forward`, and for more times than the decoder has steps.

@@ -18,7 +18,7 @@ Arguments = Sequence[Mapping[str, Any]]
 
 
 class Levels(HalfTorso):
-    """``blocks[level]``: residual blocks, and but for the last level one that changes the grid."""
+    """``blocks[level]``: residual blocks, then, except at the last level, one that changes the grid."""
 
     blocks: nn.ModuleList
 
@@ -36,7 +36,7 @@ class Levels(HalfTorso):
 
         Args:
             change: class of the blocks that change the grid.
-            changes: the argument with their names, and its value, of one fewer than there are levels.
+            changes: name and value of the argument that lists their classes, one fewer than there are levels.
             model_channels, num_blocks, block_type, block_args: of each level.
             more: arguments of ``change`` beside those of its level.
 

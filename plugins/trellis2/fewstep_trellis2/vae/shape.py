@@ -1,4 +1,4 @@
-"""The shape decoder: latents to a flexible dual grid, and this to meshes."""
+"""The shape decoder: from latents to a flexible dual grid, and from this to meshes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class FlexiDualGridVaeDecoder(SparseUnetVaeDecoder):
         self.resolution, self.voxel_margin = resolution, voxel_margin
 
     def dual_grid(self, raw: Tensor, layout: Packed) -> DualGrid:
-        """What :meth:`forward` put out [T, 7], as vertices, intersected edges and weights."""
+        """The output [T, 7] of :meth:`forward` as vertices, intersected edges and weights."""
         vertex = (1 + 2 * self.voxel_margin) * raw[:, :3].sigmoid() - self.voxel_margin
         return DualGrid(layout, vertex, raw[:, 3:6] > 0, F.softplus(raw[:, 6]))
 
@@ -56,8 +56,8 @@ class FlexiDualGridVaeDecoder(SparseUnetVaeDecoder):
         """The mesh of each sample in [-0.5, 0.5]^3.
 
         Args:
-            decoded: what :meth:`forward` put out.
-            resolution: cells on a side of the finest grid; None: as the decoder was made for.
+            decoded: the output of :meth:`forward`.
+            resolution: cells on a side of the finest grid; None: the constructor's.
         """
         grid = self.dual_grid(decoded.features, decoded.layout)
         return grid.meshes(resolution or self.resolution)

@@ -1,6 +1,6 @@
 """Between a grid of voxels and one of twice the resolution: which children exist, and how features move.
 
-Child k of a voxel lies at 2 c + (bit 0, bit 1, bit 2 of k): x runs fastest.
+Child k of the voxel at c lies at 2 c + (bit 0, bit 1, bit 2 of k): x runs fastest.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from fewstep.errors import invalid
 
 @dataclass(frozen=True, eq=False)
 class Subdivision:
-    """The children that a decoder gave its voxels, parent by parent, and for each parent in ascending order.
+    """The children that a decoder gave its voxels, in the order of (parent, place).
 
     Args:
-        logits: [T, 8], what the decoder said of each child; those above 0 exist.
+        logits: [T, 8], one for each possible child; those above 0 exist.
         layout: of the children, Tc rows.
         parent: [Tc] row of each child's parent.
         place: [Tc] which of its parent's children it is, 0 to 7.
@@ -59,7 +59,7 @@ class Subdivision:
         return cls.of_logits(torch.isin(wanted, known).float() - 0.5, layout)
 
     def spread(self, x: Tensor) -> Tensor:
-        """[T, 8 C] to [Tc, C]: each child takes its own of its parent's 8 groups of channels."""
+        """[T, 8 C] to [Tc, C]: each child takes its group of its parent's 8 groups of channels."""
         out: Tensor = x.unflatten(1, (8, -1))[self.parent, self.place]
         return out
 
