@@ -116,8 +116,8 @@ CASES = {
     "bench-twice": ((*BENCH, "--student", "run", "--student", "run"), "label 'mdt-vm' is taken (two students with training seed 0); accepted: another label, or as replicates of one label runs that differ in their training seed only"),
     "bench-compare": ((*BENCH, "--compare", "nowhere.csv"), "nowhere.csv", "accepted"),
     "bench-compare-foreign": ((*BENCH, "--compare", "old.csv"), "old.csv", "accepted"),
-    "data-missing": (("data", "prepare", "sweethome3d", "--source", "nowhere", "--out", "new"), "data.source: got 'nowhere'; accepted: a folder with .sh3f files"),
-    "data-empty": (("data", "prepare", "sweethome3d", "--source", "empty", "--out", "new"), "data.source: got 'empty'; accepted: "),
+    "data-missing": (("data", "prepare", "sweethome3d", "--source", "nowhere", "--out", "new"), "--source: got 'nowhere'; accepted: a folder with .sh3f files"),
+    "data-empty": (("data", "prepare", "sweethome3d", "--source", "empty", "--out", "new"), "--source: got 'empty'; accepted: "),
     "data-out-exists": (("data", "prepare", "sweethome3d", "--source", "empty", "--out", "run"), "got 'run'; accepted: a folder that does not exist yet"),
     "data-resolution": (("data", "prepare", "sweethome3d", "--source", "empty", "--out", "new", "--resolution", "33"), "resolution", "33", "even"),
     # lists and numbers

@@ -52,7 +52,7 @@ def test_training_objects_that_cannot_be_used_are_left_out_and_named(tmp_path: P
     assert "a picture has no tokens" in second
     arrays["token_scale"][0] = np.nan
     np.savez(folder / ARRAYS, **arrays)
-    with pytest.raises(FewstepError, match="token_scale of type float32 holds values that are no finite numbers"):
+    with pytest.raises(FewstepError, match="token_scale of type float32 holds values that are not finite numbers"):
         PreparedSet.load(folder)
 
 

@@ -187,7 +187,7 @@ def test_files_are_found_at_any_depth(source: Path) -> None:
     assert len(meshfiles.find_meshes([source / "a", source / "a" / "b", source / "box0.obj"])) == 4
     (source / "none").mkdir()
     for wrong, says in ((source / "lost", "does not exist"), (source / "none", "holds none")):
-        with pytest.raises(FewstepError, match=f"data.source: got .*{says}"):
+        with pytest.raises(FewstepError, match=f"--source: got .*{says}"):
             meshfiles.find_meshes(wrong)
     with pytest.raises(FewstepError, match="unknown up 'Y': accepted are auto, y, z; did you mean 'y'"):
         meshfiles.find_meshes(source, "Y")  # type: ignore[arg-type]

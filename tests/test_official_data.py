@@ -244,7 +244,7 @@ DAMAGE = {
     "missing": (LATENT, remove, "there is no such file"),
     "cut": (LATENT, cut, "BadZipFile"),
     "no array": (LATENT, rewrite(lambda a: {"coords": a["coords"]}), "feats"),
-    "not finite": (LATENT, rewrite(lambda a: a | {"feats": a["feats"] * np.nan}), "no finite numbers"),
+    "not finite": (LATENT, rewrite(lambda a: a | {"feats": a["feats"] * np.nan}), "not finite numbers"),
     "unlike": (LATENT, rewrite(lambda a: a | {"feats": a["feats"][1:]}), "24 voxels of type uint8 for 23 latents"),
     "no rows": (LATENT, rewrite(lambda a: {k: v[:0] for k, v in a.items()}), r"shape \[0, 3\]"),
     "shape": (LATENT, rewrite(lambda a: a | {"coords": a["coords"][:, :2]}), r"accepted: \[any, 3\]"),
@@ -269,7 +269,7 @@ DAMAGE = {
         rewrite(lambda a: a | {"feats": a["feats"].astype(np.int32)}),
         "type int32; accepted: floating",
     ),
-    "too large": (LATENT, rewrite(lambda a: a | {"feats": a["feats"] * np.float64(1e300)}), "no finite numbers"),
+    "too large": (LATENT, rewrite(lambda a: a | {"feats": a["feats"] * np.float64(1e300)}), "not finite numbers"),
     "channels": (
         LATENT,
         rewrite(lambda a: a | {"feats": np.tile(a["feats"], 2)}),

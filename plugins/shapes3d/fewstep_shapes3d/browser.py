@@ -8,7 +8,7 @@ import webbrowser
 
 
 def open_page(url: str) -> bool:
-    """Show a page; whether a browser was told to. Over ssh, in a container or on a server there is none: a browser for
-    terminals, which Python would take instead, would cover what the command prints."""
+    """Open a page; returns whether a browser was asked to. Over ssh, in a container or on a server none is: the text
+    browser that Python would take there would cover what the command prints."""
     windows = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")))
     return windows and webbrowser.open(url)

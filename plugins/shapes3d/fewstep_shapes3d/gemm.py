@@ -18,12 +18,12 @@ from torch.nn.grad import conv2d_weight
 from fewstep.ops.table import forced
 
 SMALLEST = 2**21  # multiplications below which the detour costs more than it saves
-BATCH = 128  # rows that the sum over rows takes at a time
+BATCH = 128  # rows per image in ``row_sum``
 
 
 @lru_cache(maxsize=1)
 def half_width() -> bool:
-    """True where torch's matrix products leave half of the processor unused."""
+    """Whether torch's matrix products leave half of the processor's vector width unused."""
     cpuinfo = Path("/proc/cpuinfo")
     amd = cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text()[:4096]
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -31,7 +31,7 @@ def half_width() -> bool:
 
 
 def pays(rows: int, inner: int, columns: int) -> bool:
-    """True where [rows, inner] by [inner, columns] is faster as a convolution: many rows, no narrow side."""
+    """Whether [rows, inner] by [inner, columns] is faster as a convolution: many rows, no narrow side."""
     narrow = min(inner, columns)
     return rows >= BATCH and narrow >= 32 and narrow % 16 == 0 and rows * inner * columns >= SMALLEST
 

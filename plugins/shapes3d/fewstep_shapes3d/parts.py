@@ -11,7 +11,7 @@ from fewstep_shapes3d.representations import Mesh
 
 
 def largest_mesh(mesh: Mesh) -> Mesh:
-    """The part of a mesh with the most faces; faces are of one part where vertices join them."""
+    """The connected part of a mesh with the most faces; faces that share a vertex are connected."""
     from scipy.sparse import coo_matrix  # type: ignore[import-untyped,unused-ignore]
     from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped,unused-ignore]
 
@@ -27,7 +27,7 @@ def largest_mesh(mesh: Mesh) -> Mesh:
 
 
 def largest_voxels(latents: Tensor, layout: Packed) -> tuple[Tensor, Packed]:
-    """Of each sample the part with the most voxels; voxels that share a corner are of one part.
+    """The connected part with the most voxels of each sample; voxels that share a corner are connected.
 
     Args:
         latents: [T, C].
@@ -45,7 +45,7 @@ def largest_voxels(latents: Tensor, layout: Packed) -> tuple[Tensor, Packed]:
 
 
 def _largest(coords: Tensor) -> Tensor:
-    """Which of the voxels [T, 3] are of the largest part, bool [T]."""
+    """Which of the voxels [T, 3] belong to the largest part, bool [T]."""
     from scipy.ndimage import label  # type: ignore[import-untyped,unused-ignore]
 
     places = tuple(coords.long().numpy().T)

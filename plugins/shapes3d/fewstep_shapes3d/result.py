@@ -39,9 +39,9 @@ class Result:
         resolution: voxels on a side of the grid.
         decoders: what decodes the latents, by ``"mesh"``, ``"gaussians"``, ``"radiance"``.
         pictures: those of the prompt, as the encoder saw them (PIL).
-        seconds: by stage. Decoding adds to it.
+        seconds: by stage; decoding adds to them.
         sample: which of the prompt's samples this is, from 0.
-        record: how it was made, which its files carry; see :func:`fewstep_shapes3d.export.read_record`.
+        record: how it was made, stored in its files; see :func:`fewstep_shapes3d.export.read_record`.
         finish: how its mesh is finished and written.
     """
 
@@ -72,7 +72,7 @@ class Result:
 
     @property
     def finished(self) -> Mesh:
-        """The mesh simplified and textured as ``finish`` says; Gaussians, where they can be decoded, colour it.
+        """The mesh simplified and textured as ``finish`` says; a texture takes the Gaussians' colours if there are any.
 
         Raises FewstepError as ``mesh`` does.
         """
@@ -108,8 +108,8 @@ class Result:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Voxels, and of what was decoded so far vertices and faces (of the finished mesh, where there is one) and
-        Gaussians."""
+        """Number of voxels, and of the vertices, faces (of the finished mesh, if there is one) and Gaussians decoded so
+        far."""
         found = {"voxels": len(self.coords)}
         if (mesh := self._decoded.get(FINISHED, self._decoded.get(MESH))) is not None:
             found |= {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
@@ -191,7 +191,7 @@ class Result:
 def sheet(results: Sequence[Result]) -> Image.Image | None:
     """The prompt's pictures, then a row of views for each decoded mesh and Gaussians of samples of one prompt.
 
-    None where nothing was decoded that can be looked at.
+    None if neither was decoded.
     """
     rows: list[tuple[str, list[Any]]] = []
     for kind, label in ((MESH, "mesh"), (GAUSSIANS, "Gaussians")):

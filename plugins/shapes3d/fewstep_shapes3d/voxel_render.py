@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from fewstep.errors import invalid
 
 AZIMUTHS, ELEVATION = (30.0, 120.0, 210.0, 300.0), 25.0
-SAMPLES = 2  # a side and pixel: what smooths the outlines
+SAMPLES = 2  # per side of a pixel, for antialiasing
 _PAD, _FAR, _DEPTHS, _POINTS = 2, 2**31 - 1, 2**20, 2**20
 Faces = dict[tuple[int, int], tuple[Tensor, Tensor, Tensor, Tensor]]
 
@@ -54,7 +54,7 @@ def render_views(
 
 
 def frame(elevation_deg: float = ELEVATION) -> float:
-    """Half the width of the picture in units of the cube's side: what holds the cube from all azimuths."""
+    """Half the width of the picture in units of the cube's side: the cube fits from all azimuths."""
     e = math.radians(abs(elevation_deg))
     return max(math.sqrt(0.5), math.sin(e) * math.sqrt(0.5) + math.cos(e) / 2)
 
@@ -84,7 +84,7 @@ def _view(faces: Faces, solid: Tensor, azimuth: float, elevation: float, size: i
     up = torch.linalg.cross(away, right)
     axes = torch.stack([right, -up, -away], 1)
     light = F.normalize(away + 0.45 * up - 0.35 * right, dim=0)
-    pixel = fine / (2 * frame(math.degrees(e)) * resolution)  # pixels a voxel
+    pixel = fine / (2 * frame(math.degrees(e)) * resolution)  # pixels per voxel
     nearest = torch.full((batch * fine * fine,), _FAR, dtype=torch.int32, device=device)
     for (axis, sign), (sample, position, normal, openness) in faces.items():
         if float(away[axis]) * sign <= 1e-6 or not len(sample):
@@ -93,7 +93,7 @@ def _view(faces: Faces, solid: Tensor, azimuth: float, elevation: float, size: i
         centre = (position - _PAD + 0.5 - resolution / 2) @ axes
         # Spacing below 1/sqrt(2) pixel: no pixel inside a face can fall between the points.
         patch = _patch(axis, math.ceil(pixel / 0.7), device) @ axes
-        step = max(1, _POINTS // len(patch))  # noise has ten times the faces of an object: bounds the memory
+        step = max(1, _POINTS // len(patch))  # bounds the memory: noise has ten times the faces of an object
         for at in range(0, len(sample), step):
             part = slice(at, at + step)
             points = centre[part, None] + patch

@@ -12,7 +12,7 @@ from typing import Any
 from fewstep.errors import FewstepError
 from fewstep_shapes3d.app.maker import Made, Maker, Order
 
-MOST_WAITING, KEPT = 32, 48  # jobs that wait, and that are done and can still be fetched
+MOST_WAITING, KEPT = 32, 48  # limits of jobs that wait, and of ended ones that can still be fetched
 WAITING, RUNNING, DONE, FAILED, CANCELLED = "waiting", "running", "done", "failed", "cancelled"
 
 
@@ -22,7 +22,7 @@ class _Cancelled(Exception):
 
 @dataclass(eq=False)
 class Job:
-    """An order and what became of it. ``text`` is what it does now, or why it failed."""
+    """An order and its state. ``text`` says what is done now, or why it failed."""
 
     number: int
     order: Order
@@ -32,7 +32,7 @@ class Job:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def tell(self, text: str) -> None:
-        """Note what is done now. Raises where the job was cancelled."""
+        """Record what is done now. Raises if the job was cancelled."""
         if self.cancelled.is_set():
             raise _Cancelled
         self.text = text
@@ -58,11 +58,11 @@ class Jobs:
         """Put an order into the queue.
 
         Raises:
-            FewstepError: too many wait already.
+            FewstepError: too many are waiting already.
         """
         with self._change:
             if len(self._waiting) >= MOST_WAITING:
-                raise FewstepError(f"{MOST_WAITING} objects wait already; try again when some of them are made")
+                raise FewstepError(f"{MOST_WAITING} objects are waiting already; try again when some of them are made")
             self._count += 1
             job = self._jobs[self._count] = Job(self._count, order)
             self._waiting.append(job)
@@ -77,13 +77,13 @@ class Jobs:
         return self._jobs.get(number)
 
     def ahead(self, job: Job) -> int:
-        """How many are made before it."""
+        """How many jobs come before it."""
         with self._change:
             running = any(one.state == RUNNING for one in self._jobs.values())
             return self._waiting.index(job) + running if job in self._waiting else 0
 
     def cancel(self, job: Job) -> None:
-        """Take a job out of the queue, or end it after the step in hand."""
+        """Take a job out of the queue, or end it after the current step."""
         with self._change:
             job.cancelled.set()
             if job in self._waiting:
@@ -91,7 +91,7 @@ class Jobs:
                 job.state = CANCELLED
 
     def close(self, timeout: float = 20.0) -> None:
-        """End after the step in hand; at most so many seconds are waited for it."""
+        """End after the current step, waiting for it at most ``timeout`` seconds."""
         with self._change:
             self._closed = True
             for job in self._jobs.values():

@@ -1,4 +1,4 @@
-"""What the page needs of a backbone: which networks may be chosen, and an object of a picture."""
+"""What the page needs of a backbone: networks to choose from, and objects made from pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Choice:
 
     Args:
         label: what it is called on the page.
-        steps: that it is sampled in unless the visitor says otherwise, for each stage.
+        steps: default number of steps, for each stage.
         made_for: step counts in words, for each stage.
     """
 
@@ -52,8 +52,8 @@ class Made:
     Args:
         glb: the mesh, a glTF file in binary form.
         seconds: by stage.
-        counts: of faces, vertices, ..., by what they count.
-        how: a line for each stage: which network, how sampled.
+        counts: by name, such as faces and vertices.
+        how: a line for each stage: which network, and how it was sampled.
         warnings: where that departs from a contract.
     """
 
@@ -65,12 +65,12 @@ class Made:
 
 
 class Maker(Protocol):
-    """Makes objects, one at a time; models that are loaded stay.
+    """Makes objects, one at a time; loaded models stay in memory.
 
     Attributes:
         title: which models these are.
         stages: their names, for the fields of steps.
-        choices: networks to choose from, the first is chosen at first.
+        choices: networks to choose from; the first is the default.
         examples: pictures by name.
     """
 
@@ -80,7 +80,7 @@ class Maker(Protocol):
     examples: Mapping[str, Any]
 
     def check(self, order: Order) -> None:
-        """Raise FewstepError for an order that cannot be made, as far as that is quickly known."""
+        """Raise FewstepError for an order that cannot be made, as far as that can be told quickly."""
 
     def __call__(self, order: Order, tell: Callable[[str], None]) -> Made:
         """Make it.

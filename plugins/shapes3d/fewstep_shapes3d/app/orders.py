@@ -1,4 +1,4 @@
-"""What a visitor sends, as an order; whatever cannot be used is refused with what can."""
+"""What a visitor sends, as an order; what cannot be used is refused, with what is accepted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def order_of(body: bytes, maker: Maker) -> Order:
     ``steps``, ``seed``, ``keep``.
 
     Raises:
-        FewstepError: something that cannot be used, with what can.
+        FewstepError: something that cannot be used; says what is accepted.
     """
     try:
         asked = json.loads(body)

@@ -15,13 +15,13 @@ def run(maker: Maker, host: str, port: int, console: Console, show: bool = True)
 
     Args:
         maker: makes objects.
-        host: to listen at.
-        port: 0 is any that is free.
-        console: for what is done.
+        host: to listen on.
+        port: 0 is any free one.
+        console: for progress.
         show: open the page in the browser.
 
     Raises:
-        FewstepError: a host or port that cannot be listened at.
+        FewstepError: a host or port that cannot be listened on.
     """
     server = Server(maker, host, port, console)
     try:

@@ -37,8 +37,8 @@ class Server(ThreadingTCPServer):
 
     Args:
         maker: makes objects.
-        host: to listen at.
-        port: 0 is any that is free.
+        host: to listen on.
+        port: 0 is any free one.
         console: where a line is printed for each object.
 
     Raises:
@@ -53,7 +53,7 @@ class Server(ThreadingTCPServer):
         self.maker, self.console = maker, console
         self.examples = {name: _png(picture) for name, picture in maker.examples.items()}
         try:
-            if not host:  # would be every address
+            if not host:  # it would mean every address
                 raise OSError
             if ":" in host:
                 self.address_family = socket.AF_INET6
@@ -78,12 +78,12 @@ class Server(ThreadingTCPServer):
         return f"http://{f'[{host}]' if ':' in host else host}:{self.server_address[1]}/"
 
     def close(self) -> None:
-        """Stop, after the step in hand."""
+        """Stop after the current step."""
         self.server_close()
         self.jobs.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that went away is no error."""
+        """Print errors, except for a browser that went away."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: Server
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: a line for each object says enough."""
+        """Print nothing: a line for each object is enough."""
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0].lstrip("/")
@@ -155,8 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server.jobs.get(int(found[1])) if found else None
 
     def _trusted(self) -> bool:
-        """Whether the page itself asks. Another site that the visitor has open may neither order nor read: a browser
-        names that site in ``Origin``, and in ``Host`` where the site's name was made to lead here."""
+        """Whether the page itself sent the request. Other sites open in the browser may neither order nor read: the
+        browser names them in ``Origin``, or in ``Host`` if a site's name was made to resolve to this address."""
         host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
         if origin is not None and origin.partition("://")[2] != host:
             return False
@@ -179,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _about(server: Server) -> dict[str, Any]:
-    """What the page is told when it opens."""
+    """What the page asks for when it opens."""
     maker = server.maker
     return {
         "title": maker.title,

@@ -1,4 +1,4 @@
-"""Prepared object sets: read from catalogues, voxelised, rendered, split, and read back."""
+"""Prepared object sets: made from catalogues, mesh files or procedural furniture, and read back."""
 
 from pathlib import Path
 

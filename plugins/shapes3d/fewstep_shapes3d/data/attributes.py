@@ -1,9 +1,9 @@
 """What a prepared set says about the surface inside each voxel: eleven bytes, the input of a structured-latent encoder.
 
-TRELLIS averages DINOv2 features of 150 renderings over each voxel. That takes a gigabyte of weights and minutes an
-object; here it is what such features would have to tell a decoder anyway, measured: where the surface runs (the signed
-distance at the centres of the voxel's 8 parts) and its mean colour. Deterministic, 0.3 s an object, and known in
-closed form for a sphere or a box.
+TRELLIS averages DINOv2 features of 150 renderings over each voxel, which takes a gigabyte of weights and minutes per
+object. Here, what such features would have to tell a decoder is measured directly: where the surface is (the signed
+distance at the centres of the voxel's 8 parts) and its mean colour. It is deterministic, takes 0.3 s per object, and is
+known in closed form for a sphere or a box.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fewstep_shapes3d.data.surface import Bytes, SurfaceField
 from fewstep_shapes3d.data.voxels import Grid
 
 PARTS, CHANNELS = 8, 11  # distances, then colour
-RANGE, LEVELS, SHADES = 0.75, 24, 63  # distances in [-RANGE, RANGE] voxels in steps of 1/16; 6 bits a colour
+RANGE, LEVELS, SHADES = 0.75, 24, 63  # distances in [-RANGE, RANGE] voxels in steps of 1/16; 6 bits per channel
 MIRRORED = [4, 5, 6, 7, 0, 1, 2, 3, 8, 9, 10]  # x is the slowest axis of the parts
 
 
@@ -35,13 +35,13 @@ def describe(mesh: Mesh, grid: Grid) -> Bytes:
 
 
 def features(codes: Bytes) -> Tensor:
-    """Float [voxels, 11] of codes: distances over their range and colours, all in [-1, 1]."""
+    """Codes as floats [voxels, 11] in [-1, 1]: distances, relative to ``RANGE``, and colours."""
     top = torch.tensor([LEVELS] * PARTS + [SHADES] * 3)
     return torch.from_numpy(codes).float() / top * 2 - 1
 
 
 def write_codes(path: Path, codes: Sequence[Bytes]) -> None:
-    """All objects behind each other in one ``.npz``, packed by LZMA (a third smaller than what numpy does)."""
+    """Write all objects one after another into one ``.npz``, packed by LZMA (a third smaller than by numpy)."""
     joined = np.concatenate(codes)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as file:
         for name, part in (("distance", joined[:, :PARTS]), ("colour", joined[:, PARTS:])):

@@ -24,12 +24,12 @@ def overlap(a: Grid, b: Grid) -> npt.NDArray[np.float32]:
 
 
 def mirror(grid: Grid) -> Grid:
-    """The mirror images [..., R,R,R]: x turned round. Their pictures are the flipped pictures."""
+    """The mirror images [..., R,R,R], reversed in x. Their pictures are the flipped pictures."""
     return np.flip(grid, -3)
 
 
 def coarsen(grids: Grid, resolution: int = 32) -> Grid:
-    """Grids [N,R,R,R] at ``resolution`` where R is a multiple of it, else as they are; any voxel fills its cell."""
+    """Grids [N,R,R,R] at ``resolution`` if R is a multiple of it, else unchanged; any voxel fills its cell."""
     count, size = grids.shape[:2]
     if size <= resolution or size % resolution:
         return grids
@@ -39,9 +39,9 @@ def coarsen(grids: Grid, resolution: int = 32) -> Grid:
 
 
 def cluster(grids: Grid, threshold: float = THRESHOLD) -> Ints:
-    """Cluster numbers [N], 0 first: objects overlapping by more than ``threshold`` share one, and so on along chains.
+    """Cluster numbers [N] from 0: objects that overlap by more than ``threshold``, directly or in a chain, share one.
 
-    The mirror image counts too, because training mirrors its objects.
+    Mirror images count too, because training mirrors its objects.
     """
     from scipy.sparse import csr_array  # type: ignore[import-untyped]
     from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
@@ -54,14 +54,14 @@ def cluster(grids: Grid, threshold: float = THRESHOLD) -> Ints:
 def split(
     labels: Ints, counts: Ints, test_clusters: int, resolution: int = 32, seed: int = 0, fewer: bool = False
 ) -> npt.NDArray[np.uint8]:
-    """Split codes [N]: ``test_clusters`` random clusters give one test object each, their other members are left out.
+    """Split codes [N]: ``test_clusters`` random clusters give one test object each; their other members are left out.
 
     Args:
         labels: cluster numbers [N].
         counts: occupied voxels [N]. A test object has 200 to 6000 at resolution 32 (in proportion to R^2 at others):
-            fewer is a speck, more a block. A cluster without such a member trains.
+            fewer is a speck, more a block. A cluster without such a member is for training.
         test_clusters: how many clusters to test on, at least 1.
-        fewer: or as many as there can be, at most a quarter of all clusters.
+        fewer: take fewer if there are not enough, or if they are more than a quarter of all clusters.
 
     Raises:
         FewstepError: there are not enough clusters for that and at least one to train on.

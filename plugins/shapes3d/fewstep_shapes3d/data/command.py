@@ -14,9 +14,9 @@ from fewstep.engine.progress import counting
 from fewstep.errors import need
 from fewstep_shapes3d.data import SWEETHOME3D
 
-Views = Annotated[int, whole("--views", "Pictures of each object.", 1, 64)]
+Views = Annotated[int, whole("--views", "Pictures per object.", 1, 64)]
 Like = Annotated[
-    Path | None, Option(help="Prepared set to join with: its resolution and picture tokens. Default: the shipped one.")
+    Path | None, Option(help="Prepared set to join with, for resolution and picture tokens. Default: the shipped one.")
 ]
 Workers = Annotated[int, whole("--workers", "Processes.", 1, 256)]
 Device = Annotated[str, Option(help="Where pictures are encoded: auto, cpu, cuda, cuda:1, ...")]
@@ -30,7 +30,7 @@ def prepare(
     channels: Annotated[int, whole("--channels", "Width of the picture tokens, four of it colours.", 5, 1284)] = 52,
     seed: Annotated[int, whole("--seed", "Seed of cameras and split.", 0, 2**31 - 1)] = 0,
     test_clusters: Annotated[int, whole("--test-clusters", "Clusters of near-duplicates kept for testing.", 1)] = 96,
-    limit: Annotated[int | None, whole("--limit", "Read so many models only, to try it out.", 2)] = None,
+    limit: Annotated[int | None, whole("--limit", "Read only this many models, for a trial.", 2)] = None,
     workers: Workers = 2,
     device: Device = "auto",
 ) -> None:
@@ -102,6 +102,6 @@ def pieces(
 
 
 def summary(manifest: dict[str, Any]) -> str:
-    """The counts of a manifest in a line."""
+    """The counts of a manifest in one line."""
     counts = manifest.get("counts", {})
     return ", ".join(f"{key} {value}" for key, value in counts.items() if not isinstance(value, dict)) or "written"

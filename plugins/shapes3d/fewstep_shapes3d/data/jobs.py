@@ -26,11 +26,11 @@ R = TypeVar("R")
 
 
 class Item(Protocol):
-    """One object of a source: what a prepared set says of it, and its mesh."""
+    """One object of a source: what a prepared set says about it, and its mesh."""
 
     @property
     def key(self) -> str:
-        """What its cameras are drawn by."""
+        """The key by which its cameras are drawn."""
 
     @property
     def name(self) -> str: ...
@@ -42,14 +42,14 @@ class Item(Protocol):
     def licence(self) -> str: ...
     @property
     def archive(self) -> Path:
-        """The file it is from, of which a set keeps the name."""
+        """The file that it is from; a set keeps the file's name."""
 
     @property
     def model(self) -> str:
-        """Which one of that file."""
+        """Which model of that file it is."""
 
     def load(self) -> Mesh:
-        """Its mesh. Raises FewstepError: it cannot be read."""
+        """Its mesh. Raises FewstepError if it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Made:
 
 
 def make_object(entry: Item, resolution: int, views: int, seed: int) -> Made | Skipped:
-    """Does one object; whatever is wrong with the object itself comes back as a reason."""
+    """Make one object; if it cannot be used, the reason is returned."""
     from fewstep_shapes3d.data.attributes import describe
     from fewstep_shapes3d.data.mesh import normalise
     from fewstep_shapes3d.data.views import Renderer, draw_cameras
@@ -76,7 +76,7 @@ def make_object(entry: Item, resolution: int, views: int, seed: int) -> Made | S
         grid = voxelise(mesh, resolution)
         cameras, renderer = draw_cameras(entry.key, views, seed), Renderer(mesh)
         pictures = np.stack([renderer.render(camera) for camera in cameras])
-    except (FewstepError, RuntimeError, ValueError) as error:  # open3d and numpy on a mesh they cannot take
+    except (FewstepError, RuntimeError, ValueError) as error:  # open3d and numpy, for a mesh they cannot take
         return Skipped(f"{entry.archive.name}: {entry.name} ({entry.model})", str(error))
     if not grid.any() or not (pictures[..., 3] > 0.8 * 255).any((1, 2)).all():
         return Skipped(f"{entry.archive.name}: {entry.name} ({entry.model})", "nothing of it can be seen")
@@ -96,7 +96,7 @@ def make_all(
 
 
 def in_processes(job: Callable[[T], R], items: Sequence[T], workers: int) -> Generator[R, None, None]:
-    """``job`` of every item, in order, by so many processes; one worker is this process.
+    """``job`` of every item, in order, in ``workers`` processes; a single worker is this process.
 
     Raises:
         FewstepError: a process died.
@@ -109,7 +109,7 @@ def in_processes(job: Callable[[T], R], items: Sequence[T], workers: int) -> Gen
     try:
         yield from pool.map(job, items)
     except BrokenProcessPool as error:
-        raise FewstepError("a worker process died, of too little memory perhaps; try one worker") from error
+        raise FewstepError("a worker process died, perhaps for lack of memory; try one worker") from error
     finally:
         pool.shutdown(cancel_futures=True)
 

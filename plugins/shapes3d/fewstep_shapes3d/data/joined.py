@@ -16,7 +16,7 @@ from fewstep.errors import invalid
 from fewstep_shapes3d.data.prepared import HeldOutSplit, PreparedSet
 from fewstep_shapes3d.data.surface import Bytes
 
-SHARED = ("token_scale", "pca_mean", "pca_basis")  # what makes tokens of one set mean the same in another
+SHARED = ("token_scale", "pca_mean", "pca_basis")  # must be equal for tokens of two sets to mean the same
 
 
 def _folders(value: Any) -> Any:
@@ -25,7 +25,7 @@ def _folders(value: Any) -> Any:
     return value
 
 
-Folders = Annotated[tuple[Path, ...], BeforeValidator(_folders)]  # a config's key: one folder, or several by commas
+Folders = Annotated[tuple[Path, ...], BeforeValidator(_folders)]  # a config's key: folders, joined by commas
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class JoinedSet(PreparedSet):
 def load_sets(folders: Sequence[Path], held_out: HeldOutSplit = "test") -> PreparedSet:
     """The prepared set in a folder, or the sets of several folders as one.
 
-    Sets go together when they share resolution, views and the map from pictures to tokens, as every set has that
+    Sets go together if they share resolution, views and the map from pictures to tokens, as does a set that
     `fewstep data prepare furniture` makes ``--like`` another.
 
     Raises:

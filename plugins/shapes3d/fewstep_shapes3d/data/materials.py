@@ -1,7 +1,7 @@
-"""What trimesh read of a mesh's colours: materials with textures, and colours of vertices and faces, all in sRGB.
+"""A mesh's colours as trimesh reads them: materials with textures, and colours of vertices and faces, all in sRGB.
 
 In glTF the factors of a material and the colours of vertices are linear light, its textures are sRGB (Khronos, glTF 2.0
-specification, 3.9.2 and 3.7.2.1). The other formats say nothing, and what programs write into them is sRGB.
+specification, 3.9.2 and 3.7.2.1). The other formats do not say; programs write sRGB into them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-NEUTRAL = np.array([0.7, 0.7, 0.7, 1.0])  # where a file says nothing of colours
+NEUTRAL = np.array([0.7, 0.7, 0.7, 1.0])  # if a file has no colours
 
 
 @dataclass
@@ -87,7 +87,7 @@ def _simple(source: Any, has_uv: bool) -> Material:
 
 
 def _physical(source: Any, has_uv: bool) -> Material:
-    """A material of glTF: its base colour, white where it has none. Alpha counts by ``alphaMode`` only."""
+    """A material of glTF: its base colour, by default white. Alpha is used only as ``alphaMode`` says."""
     colour = np.ones(4) if source.baseColorFactor is None else np.asarray(source.baseColorFactor) / 255
     colour = np.append(srgb(colour[:3]), colour[3])
     texture = _pixels(source.baseColorTexture) if has_uv else None

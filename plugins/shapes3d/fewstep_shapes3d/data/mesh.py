@@ -1,7 +1,7 @@
 """A textured triangle mesh in the axes of TRELLIS, read from a file with its materials.
 
-TRELLIS is z up. glTF and Sweet Home 3D are y up with the front towards +z: (x, y, z) becomes (x, -z, y). The front
-looks towards -y, x stays to the right of somebody who looks at the front, so mirroring x mirrors the picture.
+TRELLIS is z up. glTF and Sweet Home 3D are y up with the front towards +z: (x, y, z) becomes (x, -z, y). The front then
+faces -y, and +x stays to the right of a viewer in front, so mirroring x mirrors the picture.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ PACKED = ("KHR_draco_mesh_compression", "EXT_meshopt_compression")  # trimesh re
 
 
 class EmptyMesh(FewstepError):
-    """A model that can be read and has no surface."""
+    """A model that can be read but has no surface."""
 
 
 @dataclass
 class Mesh:
     """``vertices`` [V,3]; ``faces`` [F,3]; ``uv`` [V,2]; ``material`` [F] indexes ``materials``; ``tint`` [V,3] in
-    [0,1] multiplies the materials' RGB, with nothing to multiply where it is None."""
+    [0,1], or None, multiplies the materials' RGB."""
 
     vertices: Floats
     faces: npt.NDArray[np.int64]
@@ -43,16 +43,16 @@ class Mesh:
 
 
 def load_mesh(path: Path, rotation: Sequence[float] | None = None, up: Up = "y") -> Mesh:
-    """Reads a model as one mesh, with the nodes of a scene in their places, and makes it z up.
+    """Read a model as one mesh, z up, with a scene's node transforms applied.
 
     Args:
-        path: a file of any kind that trimesh reads; materials and textures lie beside it.
+        path: a file of any kind that trimesh reads, with its materials and textures beside it.
         rotation: nine numbers, row major, in the file's axes, applied first.
         up: the axis that points up in the file.
 
     Raises:
         FewstepError: the file cannot be parsed, or has coordinates that are not finite.
-        EmptyMesh: it holds no face.
+        EmptyMesh: it has no faces.
     """
     trimesh = need("trimesh")
     logging.getLogger("trimesh").setLevel(logging.ERROR)  # missing textures are common and harmless here
@@ -66,7 +66,7 @@ def load_mesh(path: Path, rotation: Sequence[float] | None = None, up: Up = "y")
         parts = [part for part in parts if isinstance(part[0], trimesh.Trimesh) and len(part[0].faces)]
         mesh = _join(parts, suffix in GLTF) if parts else None
         finite = mesh is None or bool(np.isfinite(mesh.vertices[mesh.faces]).all())
-    except Exception as error:  # the parsers behind it raise anything at all on damaged files
+    except Exception as error:  # the parsers raise almost anything on damaged files
         raise FewstepError(f"the model {path.name} cannot be read: {first_line(error)}") from error
     if packed:
         raise FewstepError(f"the model {path.name} is compressed ({packed[0]}); store it without compression")
@@ -80,7 +80,7 @@ def load_mesh(path: Path, rotation: Sequence[float] | None = None, up: Up = "y")
 
 
 def normalise(mesh: Mesh) -> Mesh:
-    """Centres the bounding box of the used vertices at 0 and scales its longest side to 1, as TRELLIS does.
+    """Centre the bounding box of the used vertices at 0 and scale its longest side to 1, as TRELLIS does.
 
     Raises:
         EmptyMesh: the mesh has no extent.
@@ -102,7 +102,7 @@ def _required(path: Path) -> list[str]:
 
 
 def _join(parts: list[tuple[Any, Floats]], linear: bool) -> Mesh:
-    """Of ``trimesh.Trimesh`` and the matrices [4,4] that put them in their places."""
+    """One mesh from ``trimesh.Trimesh`` parts and their transforms [4,4]."""
     looks = [look_of(part, linear) for part, _ in parts]
     first = np.cumsum([0, *(len(part.vertices) for part, _ in parts)])[:-1]
     material = np.cumsum([0, *(len(look.materials) for look in looks)])[:-1]

@@ -10,8 +10,8 @@ from typing import Literal, get_args
 from fewstep.errors import invalid, unknown
 from fewstep_shapes3d.data.mesh import Mesh, Up, load_mesh
 
-# The axis that points up where nobody says: glTF prescribes y, programs that write OBJ mostly mean it; scanners, 3-D
-# printers and ModelNet mean z.
+# The default axis that points up: glTF prescribes y, and most programs that write OBJ mean y; scanners, 3-D printers
+# and ModelNet mean z.
 UP: dict[str, Up] = {".glb": "y", ".gltf": "y", ".obj": "y", ".stl": "z", ".ply": "z", ".off": "z"}
 KINDS = f"{', '.join(list(UP)[:-1])} or {list(UP)[-1]}"
 UpChoice = Literal["auto", "y", "z"]
@@ -19,7 +19,7 @@ UpChoice = Literal["auto", "y", "z"]
 
 @dataclass(frozen=True)
 class MeshFile:
-    """The file ``model`` below the folder ``archive``. ``stamp`` is its size in bytes and when it was changed."""
+    """The file ``model`` below the folder ``archive``. ``stamp`` is its size in bytes and modification time in ns."""
 
     archive: Path
     model: str
@@ -30,7 +30,7 @@ class MeshFile:
 
     @property
     def key(self) -> str:
-        """The path below the folder, wherever that lies."""
+        """The path below the folder, the same wherever the folder is."""
         return self.model
 
     @property
@@ -45,12 +45,12 @@ class MeshFile:
         return parts[0] if len(parts) > 1 else "Miscellaneous"
 
     def load(self) -> Mesh:
-        """The mesh, z up. Raises FewstepError: it cannot be read."""
+        """The mesh, z up. Raises FewstepError if it cannot be read."""
         return load_mesh(self.archive / self.model, up=self.up)
 
 
 def find_meshes(
-    source: Path | str | Sequence[Path | str], up: UpChoice = "auto", key: str = "data.source"
+    source: Path | str | Sequence[Path | str], up: UpChoice = "auto", key: str = "--source"
 ) -> list[MeshFile]:
     """The mesh files of one or several folders, searched to any depth, sorted by path; a file stands for itself.
 

@@ -1,4 +1,4 @@
-"""What all kinds of source share that are made into a prepared set: the place, the split, the tokens, the files."""
+"""What making a prepared set from any kind of source shares: the place, the split, the tokens, the files."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ Entries = TypeVar("Entries")
 
 
 def new_set(out: Path | str) -> Path:
-    """The place of a new set. Raises FewstepError: it exists or cannot be written, or a package is not installed."""
+    """The place of a new set. Raises FewstepError if it exists or cannot be written, or a package is not installed."""
     for package in ("open3d", "trimesh"):
         need(package)  # once, here: later it would be a reason to skip each object
     target = Path(out)
     if target.exists():
-        raise invalid("data.out", str(target), "a folder that does not exist yet; nothing is overwritten")
-    check_place("data.out", target)
+        raise invalid("--out", str(target), "a folder that does not exist yet; nothing is overwritten")
+    check_place("--out", target)
     return target
 
 
 def check_limit(limit: int | None) -> None:
-    """Raises FewstepError: a limit below 2."""
+    """Raise FewstepError for a limit below 2."""
     if limit is not None and limit < 2:
         raise invalid("limit", limit, "2 or more models")
 
 
 def spread(entries: list[Entries], limit: int | None) -> list[Entries]:
-    """``limit`` of the entries, evenly spread; all where there are fewer."""
+    """``limit`` of the entries, evenly spread; all if there are fewer."""
     if limit is None or limit >= len(entries):
         return entries
     return [entries[at] for at in np.linspace(0, len(entries) - 1, limit).round().astype(int)]
@@ -57,7 +57,7 @@ def divide(
     fewer: bool,
     seed: int,
 ) -> tuple[clusters.Ints, npt.NDArray[np.uint8]]:
-    """Says what was skipped; cluster numbers and split codes of the rest [N].
+    """Print what was skipped; return cluster numbers and split codes of the rest [N].
 
     Args:
         test_clusters, fewer, seed: see :func:`.clusters.split`.
@@ -79,7 +79,7 @@ def divide(
 def encode_views(
     encoder: features.ImageEncoder, pictures: npt.NDArray[np.uint8], flips: tuple[bool, ...] = (False, True)
 ) -> torch.Tensor:
-    """Raw tokens [views,flips,49,1284] in half precision of RGBA pictures [views,H,W,4]."""
+    """Raw tokens [views,flips,49,1284], in half precision, of RGBA pictures [views,H,W,4]."""
     shown = [np.ascontiguousarray(p[:, ::-1]) if flip else p for p in pictures for flip in flips]
     tokens = encoder.encode([features.preprocess(Image.fromarray(p)) for p in shown])
     return tokens.half().cpu().view(len(pictures), len(flips), *tokens.shape[1:])
@@ -95,7 +95,7 @@ def write_set(
     arrays: dict[str, npt.NDArray[Any]],
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """Writes a set, whole or not at all; returns its manifest, which begins with the ``settings``."""
+    """Write a set, whole or not at all; return its manifest, which contains the ``settings``."""
     with new_folder(target) as part:
         manifest = setfiles.manifest(files, skipped, labels, codes, settings)
         setfiles.write_table(part / setfiles.TABLE, made, labels, codes)

@@ -22,7 +22,7 @@ from fewstep_shapes3d.data.prepared import PreparedSet
 from fewstep_shapes3d.data.sh3f import Skipped
 from fewstep_shapes3d.measures import features
 
-PART = 50  # objects of one file of an unfinished set: an interruption repeats at most these
+PART = 50  # objects per file of an unfinished set: an interruption loses at most these
 Tokens = npt.NDArray[np.int8]  # [views,2,49,C] of one object
 
 
@@ -30,7 +30,7 @@ class Maker:
     """Makes objects with the resolution and the picture tokens of the prepared set ``like``.
 
     Args:
-        views: pictures of each object.
+        views: pictures per object.
         seed: of their cameras.
         workers: processes.
         device: where the pictures are encoded.
@@ -47,8 +47,8 @@ class Maker:
         """The objects with their first picture only, the tokens of all their pictures, and what was skipped.
 
         Args:
-            entries: their ``repr`` says all that the objects depend on.
-            folder: of the parts. What is there already is not made again.
+            entries: their ``repr`` must say everything that the objects depend on.
+            folder: of the parts. Those already there are not made again.
         """
         parts = [entries[start : start + PART] for start in range(0, len(entries), PART)]
         paths = [folder / f"{self._digest(part)}.npz" for part in parts]
@@ -109,7 +109,7 @@ def _made(file: Mapping[str, npt.NDArray[Any]], entries: list[Item]) -> list[Mad
 
 
 def held_back(tokens: Sequence[Tokens], codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
-    """[N,views,2,49,C]; as in every prepared set, an object that does not train has the tokens of one picture only."""
+    """Tokens [N,views,2,49,C] without those that a prepared set leaves out: held-out objects keep one picture's."""
     found = np.stack(tokens)
     found[codes != TRAIN, 1:] = 0
     found[codes != TRAIN, :, 1:] = 0

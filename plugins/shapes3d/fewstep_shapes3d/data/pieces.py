@@ -1,4 +1,4 @@
-"""Procedural furniture as a prepared set: as many objects as wanted, by seed, resumable."""
+"""Procedural furniture as a prepared set: any number of objects, by seed, resumable."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from fewstep_shapes3d.furniture import Piece
 
 @dataclass(frozen=True)
 class Series:
-    """Which pieces, and how they are seen. The first ``held_out`` numbers are test objects, the next as many
-    validation objects, so a larger set of the same seed holds the same objects out."""
+    """Which pieces, and how they are seen. The first ``held_out`` numbers are test objects, the next ``held_out``
+    validation objects, so a larger set of the same seed holds out the same objects."""
 
     pieces: int
     held_out: int
@@ -49,7 +49,7 @@ def prepare_furniture(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Makes procedural furniture and writes it as a prepared set to ``out``.
+    """Make procedural furniture and write it as a prepared set to ``out``.
 
     An interrupted call leaves ``out`` + ".parts", from which the same call goes on.
 
@@ -57,10 +57,10 @@ def prepare_furniture(
         out: the folder to make. It must not exist.
         pieces: training objects.
         held_out: test objects, and as many validation objects.
-        views: pictures of each object.
+        views: pictures per object.
         seed: of the pieces and the cameras.
-        like: a prepared set whose resolution and map from pictures to tokens this one takes over, so that the two can
-            be joined and one teacher learns from both.
+        like: a prepared set from which this one takes resolution and the map from pictures to tokens, so that the two
+            can be joined and one teacher learns from both.
         workers: processes.
         device: where the pictures are encoded.
         progress: called as ``progress(done, total, name)``.
@@ -70,7 +70,7 @@ def prepare_furniture(
         a training piece, or its mirror image, by more than 0.7 (IoU).
 
     Raises:
-        FewstepError: ``out`` exists, ``like`` is no prepared set, or a value is out of range.
+        FewstepError: ``out`` exists, ``like`` is not a prepared set, or a value is out of range.
     """
     target, series = new_set(out), Series(pieces, held_out, views, seed)
     for name, least in {"pieces": 1, "held_out": 2, "views": 1, "seed": 0, "workers": 1}.items():

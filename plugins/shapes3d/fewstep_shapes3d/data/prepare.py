@@ -37,7 +37,7 @@ def prepare_sweethome3d(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Reads ``.sh3f`` catalogues and writes a prepared set to ``out``, whole or not at all.
+    """Read ``.sh3f`` catalogues and write a prepared set to ``out``, whole or not at all.
 
     Args:
         source: a folder that holds ``.sh3f`` files at any depth, or one or several files.
@@ -47,7 +47,7 @@ def prepare_sweethome3d(
         channels: width of the picture tokens; four of them are colours.
         seed: of the cameras and the split.
         test_clusters: clusters kept for testing; with ``limit`` at most a quarter of the clusters.
-        limit: read this many models only, spread over the catalogues: for trying out.
+        limit: read only this many models, spread over the catalogues: for a trial.
         workers: processes.
         device: where the pictures are encoded.
         progress: called as ``progress(done, total, name)`` after each model, then anew as its pictures are encoded.
@@ -95,10 +95,10 @@ def prepare_meshes(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Reads folders of mesh files and writes a prepared set to ``out``.
+    """Read folders of mesh files and write a prepared set to ``out``.
 
     Each object is scaled to the cube, so units do not matter. An interrupted call leaves ``out`` + ".parts", from which
-    the same call goes on; a file that has changed meanwhile is read again.
+    the same call goes on; a file that has changed since is read again.
 
     Args:
         source: a folder that holds mesh files at any depth, or one or several files or folders.
@@ -108,9 +108,9 @@ def prepare_meshes(
         seed: of the cameras and the split.
         test_clusters: clusters of near-duplicates kept for testing, one object of each. Default: 96, but at most a
             quarter of the clusters.
-        limit: read this many files only, evenly spread: for trying out.
-        like: a prepared set whose resolution and map from pictures to tokens this one takes over, so that its teachers
-            understand the pictures and both can be joined.
+        limit: read only this many files, evenly spread: for a trial.
+        like: a prepared set from which this one takes resolution and the map from pictures to tokens, so that its
+            teachers understand the pictures and both can be joined.
         workers: processes.
         device: where the pictures are encoded.
         progress: called as ``progress(done, total, name)`` after each file.
@@ -119,7 +119,7 @@ def prepare_meshes(
         The manifest, as written to ``manifest.json``.
 
     Raises:
-        FewstepError: nothing to read, ``out`` exists, ``like`` is no prepared set, or a value is out of range. Files
+        FewstepError: nothing to read, ``out`` exists, ``like`` is not a prepared set, or a value is out of range. Files
             that cannot be used are no error: each is printed on one line and listed in the manifest.
     """
     target = new_set(out)

@@ -1,4 +1,4 @@
-"""Reading a prepared set: numpy and torch do, and Pillow for its pictures."""
+"""Reading a prepared set. Needs only numpy and torch, and Pillow for its pictures."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class PreparedSet:
 
     @classmethod
     def load(cls, folder: Path | str = SWEETHOME3D, held_out: HeldOutSplit = "test") -> PreparedSet:
-        """Loads and checks a set; without an argument the shipped one (710 training and 96 test objects).
+        """Load and check a set; without an argument the shipped one (710 training and 96 test objects).
 
         Args:
             held_out: the split that ``test`` stands for. Choose settings on "validation", report on "test".
 
         Raises:
-            FewstepError: the folder is missing, empty, no prepared set, of another version, or damaged, or has no
-                validation objects and these are asked for.
+            FewstepError: the folder is missing, empty, not a prepared set, of another version, or damaged; or it lacks
+                the validation objects that are asked for.
         """
         folder = Path(folder)
         manifest, arrays = read_manifest(folder), read_arrays(folder)
@@ -70,7 +70,7 @@ class PreparedSet:
 
     @property
     def views(self) -> int:
-        """Pictures of a training object, each also flipped. A test object has view 0, not flipped."""
+        """Pictures per training object, each also flipped. A test object has view 0 only, not flipped."""
         return int(self.arrays["tokens"].shape[1])
 
     @property
@@ -85,7 +85,7 @@ class PreparedSet:
 
     @property
     def test(self) -> npt.NDArray[np.int64]:
-        """Indices of the held-out objects, ascending; in a set from catalogues one of a cluster."""
+        """Indices of the held-out objects, ascending; in a set from catalogues, one per cluster."""
         return np.flatnonzero(self.arrays["split"] == (TEST if self.held_out == "test" else VALIDATION))
 
     @property
@@ -105,7 +105,7 @@ class PreparedSet:
         """Per object uint8 [voxels,11] (see :mod:`.attributes`), the voxels in the C order of its grid.
 
         Raises:
-            FewstepError: the set was made before there were any, or the file is damaged.
+            FewstepError: the set has no file of surface codes, or the file is damaged.
         """
         codes = join_codes(read_arrays(self.folder, SURFACE))
         lengths = np.unpackbits(self.arrays["occupancy"], axis=1).sum(1, dtype=np.int64)
@@ -117,7 +117,7 @@ class PreparedSet:
         """Coordinates int64 [T,3] of an object's voxels in C order, and features [T,11] of each; mirrored by ``flip``.
 
         Raises:
-            FewstepError: the set holds no surface, see ``surface_codes``.
+            FewstepError: see ``surface_codes``.
         """
         coords, codes = self.voxels(index), self.surface_codes[index]
         if not flip:
@@ -145,7 +145,7 @@ class PreparedSet:
         return torch.from_numpy(stored).float() * torch.from_numpy(self.arrays["token_scale"])
 
     def basis(self) -> TokenBasis:
-        """The map that makes tokens of new pictures fit: ``ImageEncoder(prepared.basis())``."""
+        """The map that makes tokens of new pictures fit this set: ``ImageEncoder(prepared.basis())``."""
         mean, basis = (torch.from_numpy(self.arrays[key]).float() for key in ("pca_mean", "pca_basis"))
         return TokenBasis(mean, basis)
 

@@ -1,4 +1,4 @@
-"""Reads the files of a prepared set and checks them against each other; every error names the file and the remedy."""
+"""Reading the files of a prepared set and checking them against each other; errors name the file and the remedy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fewstep_shapes3d.data.setfiles import ARRAYS, FORMAT, MANIFEST, TABLE, VERS
 from fewstep_shapes3d.measures.features import TOKENS, WIDTH
 
 HOW = "make one with: fewstep data prepare sweethome3d --source DIR --out DIR"
-NAMED = 20  # how many of the objects that are left out have a line of their own
+NAMED = 20  # left-out objects that have a line of their own
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -31,12 +31,12 @@ def broken(path: Path, why: object) -> FewstepError:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest. Raises FewstepError: no folder or no prepared set, damaged, or of another version."""
+    """The manifest. Raises FewstepError if there is no such set, or it is damaged or of another version."""
     path = folder / MANIFEST
     if not folder.is_dir():
         raise FewstepError(f"prepared set: there is no folder {folder}; {HOW}")
     if not path.is_file():
-        raise FewstepError(f"prepared set: {folder} is none, it has no {MANIFEST}; {HOW}")
+        raise FewstepError(f"prepared set: {folder} is not one, it has no {MANIFEST}; {HOW}")
     try:
         manifest = read_json(path)
     except FewstepError as error:
@@ -49,7 +49,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_arrays(folder: Path, name: str = ARRAYS) -> Arrays:
-    """The arrays. Raises FewstepError: missing, damaged or cut short."""
+    """The arrays. Raises FewstepError if the file is missing, damaged or truncated."""
     path = folder / name
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -61,7 +61,7 @@ def read_arrays(folder: Path, name: str = ARRAYS) -> Arrays:
 
 
 def check(folder: Path, manifest: dict[str, Any], arrays: Arrays) -> None:
-    """Holds the arrays against the manifest. Raises FewstepError: one is missing or has another shape."""
+    """Check the arrays against the manifest. Raises FewstepError if one is missing or has another shape."""
     try:
         n, r, v, c = manifest["counts"]["objects"], manifest["resolution"], manifest["views"], manifest["channels"]
     except (KeyError, TypeError) as error:
@@ -73,11 +73,11 @@ def check(folder: Path, manifest: dict[str, Any], arrays: Arrays) -> None:
             got = arrays[key].shape if key in arrays else "nothing"
             raise broken(folder / ARRAYS, f"{key} should have shape {shape} by the {MANIFEST}, found {got}")
         if arrays[key].dtype.kind not in "iuf" or not np.isfinite(arrays[key]).all():
-            raise broken(folder / ARRAYS, f"{key} of type {arrays[key].dtype} holds values that are no finite numbers")
+            raise broken(folder / ARRAYS, f"{key} of type {arrays[key].dtype} holds values that are not finite numbers")
 
 
 def leave_out(arrays: Arrays, table: Sequence[dict[str, str]]) -> list[str]:
-    """Take training objects without a voxel, or without a picture's tokens, out of the split; a line for each."""
+    """Take training objects without voxels, or with a picture without tokens, out of the split; a line for each."""
     train = arrays["split"] == TRAIN
     empty, blank = ~arrays["occupancy"].any(1), ~arrays["tokens"].any((-1, -2)).reshape(len(train), -1).all(1)
     reasons = ((empty, "it has no voxel"), (blank & ~empty, "a picture has no tokens"))
@@ -88,7 +88,7 @@ def leave_out(arrays: Arrays, table: Sequence[dict[str, str]]) -> list[str]:
 
 
 def read_table(folder: Path, count: int) -> list[dict[str, str]]:
-    """The rows of the table. Raises FewstepError: missing, damaged, or not ``count`` rows."""
+    """The rows of the table. Raises FewstepError if it is missing, damaged, or does not have ``count`` rows."""
     path = folder / TABLE
     try:
         rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))

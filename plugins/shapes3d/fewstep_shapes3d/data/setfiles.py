@@ -41,7 +41,7 @@ def manifest(
     codes: npt.NDArray[np.uint8],
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """What made the set, and how many objects it has."""
+    """The manifest's content: how the set was made, and how many objects it has."""
     counts = {"objects": len(codes), "clusters": len(np.unique(labels)), "skipped": len(skipped)}
     counts |= {name.replace(" ", "_"): int((codes == code).sum()) for code, name in enumerate(SPLITS)}
     return {
@@ -59,7 +59,7 @@ def manifest(
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """Adds the size and digest of the other files, then writes ``manifest.json``."""
+    """Add the size and digest of the other files, then write ``manifest.json``."""
     content["files"] = {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())
     }
@@ -67,7 +67,7 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
 
 
 def write_table(path: Path, made: Sequence[Made], labels: Ints, codes: npt.NDArray[np.uint8]) -> None:
-    """One row an object, in the order of the arrays; cameras as ``azimuth/elevation`` in degrees."""
+    """One row per object, in the order of the arrays; cameras as ``azimuth/elevation`` in degrees."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -92,9 +92,9 @@ def write_pictures(path: Path, made: Sequence[Made]) -> None:
 
 
 def write_credits(path: Path, made: Sequence[Made], files: Sequence[Path]) -> None:
-    """Every creator with the licence and the names of the objects, and the catalogues' own words.
+    """Every creator with licence and names of the objects, and the catalogues' own licence texts.
 
-    This is what CC-BY asks of whoever passes the set on.
+    CC-BY asks this of everyone who distributes the set.
     """
     owned: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for item in made:

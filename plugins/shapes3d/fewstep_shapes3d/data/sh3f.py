@@ -1,7 +1,7 @@
 """Sweet Home 3D furniture catalogues: ``.sh3f`` files, zips of OBJ models beside a Java properties file.
 
-Debian carries five of them (package ``sweethome3d-furniture``, 820 models, CC0 and CC-BY 3.0). Nothing in one
-catalogue may stop the reading of the others: what cannot be read comes back as :class:`Skipped` with its reason.
+Debian has five of them (package ``sweethome3d-furniture``, 820 models, CC0 and CC-BY 3.0). Nothing in one catalogue
+may stop the reading of the others: what cannot be read is returned as :class:`Skipped`, with its reason.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fewstep_shapes3d.data.mesh import Mesh, load_mesh
 
 CATALOGUE = "PluginFurnitureCatalog.properties"
 _LINE = re.compile(r"^\s*(\w+)(?:#(\d+))?\s*[=:]\s*(.*?)\s*$")
-# What a zip and its members throw when they are cut short, overwritten or encrypted.
+# What reading a truncated, overwritten or encrypted zip raises.
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, KeyError, OSError, EOFError, RuntimeError, NotImplementedError)
 
 
@@ -37,14 +37,14 @@ class Entry:
     rotation: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
     def load(self) -> Mesh:
-        """The mesh, z up. Raises FewstepError: it cannot be unpacked or read."""
+        """The mesh, z up. Raises FewstepError if it cannot be unpacked or read."""
         with tempfile.TemporaryDirectory(prefix="fewstep-") as folder:
             return load_mesh(extract_model(self, Path(folder)), self.rotation)
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """Something of the source that is not in the set, and why."""
+    """Something in the source that is not in the set, and why."""
 
     what: str
     reason: str
@@ -64,10 +64,10 @@ def find_catalogues(source: Path | str | Sequence[Path | str]) -> list[Path]:
         elif path.is_file():
             found.add(path)
         else:
-            raise invalid("data.source", str(path), "a folder with .sh3f files, or a .sh3f file; it does not exist")
+            raise invalid("--source", str(path), "a folder with .sh3f files, or a .sh3f file; it does not exist")
     if not found:
         text = "a folder with .sh3f files (Debian package sweethome3d-furniture); it holds none"
-        raise invalid("data.source", ", ".join(map(str, named)), text)
+        raise invalid("--source", ", ".join(map(str, named)), text)
     return sorted(found, key=lambda path: (path.name, str(path)))
 
 
@@ -90,7 +90,7 @@ def read_catalogues(files: Iterable[Path]) -> tuple[list[Entry], list[Skipped]]:
 
 
 def extract_model(entry: Entry, folder: Path) -> Path:
-    """Unpacks the folder of an entry's model (materials and textures lie beside it); returns the model's path.
+    """Unpack the folder of an entry's model, with its materials and textures; return the model's path.
 
     Raises:
         FewstepError: the archive or one of the members cannot be read, or the model is empty.
@@ -108,7 +108,7 @@ def extract_model(entry: Entry, folder: Path) -> Path:
 
 
 def licence_text(path: Path) -> str:
-    """What the catalogue's own ``LICENSE.TXT`` says, or nothing."""
+    """The text of the catalogue's ``LICENSE.TXT``, or "" if it has none."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.read("LICENSE.TXT").decode("latin-1").replace("\r\n", "\n").strip()
@@ -117,7 +117,7 @@ def licence_text(path: Path) -> str:
 
 
 def short_licence(text: str) -> str:
-    """``CC0 1.0``, ``CC-BY 3.0`` or ``CC-BY 3.0 US`` where the catalogue's wording says so, else its wording."""
+    """``CC0 1.0``, ``CC-BY 3.0`` or ``CC-BY 3.0 US`` if the catalogue's wording says so, else its wording."""
     low = text.lower()
     if "public domain" in low or "cc0" in low or "cc-0" in low:
         return "CC0 1.0"

@@ -1,8 +1,8 @@
 """The surface of a mesh as a signed distance with colours and normals, on lattices around its voxels.
 
-Catalogue meshes are not watertight, so inside is what a flood from outside does not reach. The solid is thickened by
-:data:`HALF` of a lattice step on every side: a sheet without volume then becomes a wall one step thick, which a lattice
-can carry. Distances are in voxels of the structure grid, negative inside.
+Catalogue meshes are not watertight, so inside is what a flood fill from outside does not reach. The solid is thickened
+by :data:`HALF` a lattice step on every side: a sheet without volume then becomes a wall one step thick, which the
+lattice can represent. Distances are in voxels of the structure grid, negative inside.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from fewstep_shapes3d.data.voxels import Grid
 
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
-SUBDIVISION = 4  # cubes along the side of a voxel: what a structured-latent mesh decoder makes of each
-HALF = 0.5  # of a lattice step: closed surfaces leak nothing through 6-neighbours at this distance, or at a greater one
+SUBDIVISION = 4  # cubes along the side of a voxel, as the structured-latent mesh decoder subdivides it
+HALF = 0.5  # lattice steps: from this distance on, a 6-connected flood fill does not leak through closed surfaces
 CENTRES = np.stack(np.meshgrid(*[[0.25, 0.75]] * 3, indexing="ij"), -1).reshape(-1, 3)  # of a voxel's 8 parts
 
 
@@ -58,20 +58,20 @@ class SurfaceField:
         return self._sample(points.reshape(-1, 3)).distance.reshape(-1, 8)
 
     def colours(self) -> Floats:
-        """Mean colour [voxels, 3]: of the points of the surface nearest to a 4^3 lattice in the voxel."""
+        """Mean colour [voxels, 3] of the surface points nearest to a 4^3 lattice in the voxel."""
         parts = (np.indices((SUBDIVISION,) * 3).reshape(3, -1).T + 0.5) / SUBDIVISION
         points = ((self.coords[:, None] + parts) / self.resolution - 0.5).reshape(-1, 3)
         found = self._closest(points)
         gap = np.abs((found["points"].astype(np.float64) + 0.5) * self.resolution - np.repeat(self.coords + 0.5, 64, 0))
         weight = np.where((gap < 0.501).all(1), 1.0, 1e-6).reshape(
             -1, 64, 1
-        )  # a neighbour's surface only for want of own
+        )  # another voxel's surface only if it has none
         colour = self._colour_at(found).reshape(-1, 64, 3)
         mean: Floats = (weight * colour).sum(1) / weight.sum(1)
         return mean
 
     def points(self, count: int, seed: int) -> tuple[Floats, Floats, npt.NDArray[np.bool_]]:
-        """Points [count,3] uniform over the area, their colours [count,3], and which a flood from outside touches."""
+        """Points [count,3] uniform over the area, their colours [count,3], and which the flood from outside reaches."""
         draw = np.random.default_rng(seed)
         a, b, c = self.mesh.vertices[self.mesh.faces].transpose(1, 0, 2)
         cross = np.cross(b - a, c - a)
@@ -90,11 +90,11 @@ class SurfaceField:
         return outside
 
     def _flood(self) -> npt.NDArray[np.bool_]:
-        """Which lattice corners [n+1]^3 a flood from the border reaches without coming within ``HALF`` a step."""
+        """Which lattice corners [n+1]^3 a flood from the border reaches, staying ``HALF`` a step off the surface."""
         from scipy.ndimage import label  # type: ignore[import-untyped]
 
         points = (self.corners / self.steps - 0.5).astype(np.float32)
-        free = np.ones((self.steps + 3,) * 3, dtype=bool)  # one layer more on every side joins all of the outside
+        free = np.ones((self.steps + 3,) * 3, dtype=bool)  # one more layer on every side connects the outside
         near = self.scene.compute_distance(self.o3d.core.Tensor(points), nthreads=1).numpy() * self.steps <= HALF
         free[tuple((self.corners[near] + 1).T)] = False
         parts, _ = label(free)
@@ -106,8 +106,8 @@ class SurfaceField:
         nearest = found["points"].astype(np.float64)
         away = points - nearest
         length = np.linalg.norm(away, axis=1, keepdims=True)
-        # Near the surface the flood did not come: there, what lies behind on the point's own side decides. The corner
-        # nearest to 1.5 steps out is more than HALF away from a plane, whichever way the plane lies.
+        # The flood does not come near the surface: there, a place farther out on the point's own side decides. The
+        # corner nearest to 1.5 steps out is more than HALF away from a plane of any orientation.
         beyond = nearest + away / np.maximum(length, 1e-9) * 1.5 / self.steps
         probe = np.where(length * self.steps > HALF, points, beyond)
         sign = np.where(self._is_outside(probe), 1.0, -1.0)

@@ -1,7 +1,7 @@
-"""What the structured-latent decoders are trained towards, from the models' files: made once, kept, not shipped.
+"""Training targets of the structured-latent decoders, from the models' files: made once, kept, not shipped.
 
-An object is one ``.npz`` of a megabyte: signed distance, colour and normal at the corners of the fine cubes around its
-surface, and points of the surface with their colours.
+Each object is one ``.npz`` of a megabyte: signed distance, colour and normal at the corners of the fine cubes around
+its surface, and points of the surface with their colours.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Target:
     exposed: Tensor
 
     def flipped(self, top: int) -> Target:
-        """The mirror image in x, ``top`` being the greatest corner."""
+        """The mirror image in x; ``top`` is the largest corner coordinate."""
         turn = torch.tensor([-1, 1, 1])
         corners = self.corners * turn + torch.tensor([top, 0, 0])
         points = self.points * turn
@@ -53,7 +53,7 @@ class Target:
 def make_targets(
     data: PreparedSet, source: Path, folder: Path, workers: int, progress: Callable[[int, int, str], None]
 ) -> None:
-    """Writes the targets of every object of ``data`` that has none yet into ``folder``.
+    """Write the targets of every object of ``data`` that has none yet into ``folder``.
 
     Raises:
         FewstepError: see :func:`matching`.
@@ -81,7 +81,7 @@ def load_target(folder: Path, index: int) -> Target:
         raise FewstepError(
             f"{folder}: no targets of object {index}; make them: fewstep teach --stage targets"
         ) from error
-    except Exception as error:  # what reads an archive raises anything at all on damaged bytes
+    except Exception as error:  # numpy raises almost anything on a damaged archive
         text = f"{path}: damaged ({first_line(error)}); delete it, then make it anew: fewstep teach --stage targets"
         raise FewstepError(text) from None
     return Target(
@@ -106,7 +106,7 @@ def matching(data: PreparedSet, source: Path) -> list[Item]:
         FewstepError: ``source`` holds no models, or not all of the set's.
     """
     up, entries = data.manifest.get("up"), list[Item]()
-    entries += find_meshes(source, up) if up else read_catalogues(find_catalogues(source))[0]
+    entries += find_meshes(source, up, "source") if up else read_catalogues(find_catalogues(source))[0]
     by_row = {(entry.archive.name, entry.model, entry.name): entry for entry in entries}
     rows = [(row["file"], row["model"], row["name"]) for row in data.table]
     missing = [row for row in rows if row not in by_row]

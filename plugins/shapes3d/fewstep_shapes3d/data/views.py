@@ -1,7 +1,7 @@
 """Textured pictures of a mesh from a few cameras: ray casting on the CPU, no OpenGL.
 
-The light sits at the camera and the ambient light has no direction, so flipping a picture gives exactly the picture
-of the mirrored object. Rays are made here and not by open3d, whose ``up`` turns pictures over in some versions.
+The light is at the camera and the ambient light has no direction, so flipping a picture gives exactly the picture of
+the mirrored object. Rays are made here and not by open3d, whose ``up`` flips pictures in some versions.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from fewstep_shapes3d.data.mesh import Mesh
 Picture = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 SIZE, FOV, LAYERS = 224, 40.0, 6
-_AMBIENT, _FLOOR, _STEP = 0.35, 0.12, 1e-4  # the floor keeps black things visible on the black of the conditions
+_AMBIENT, _FLOOR, _STEP = 0.35, 0.12, 1e-4  # the floor keeps black objects visible on a black background
 
 
 @dataclass(frozen=True)
 class Camera:
-    """Degrees; azimuth 0 looks at the front (from -y), positive azimuths look from the object's +x side."""
+    """Angles in degrees; azimuth 0 looks at the front (from -y), azimuth 90 from the object's +x side."""
 
     azimuth: float
     elevation: float
@@ -39,7 +39,7 @@ class Camera:
 
 
 def generator(key: str, seed: int) -> np.random.Generator:
-    """What the cameras of an object are drawn by: a function of its key and the seed only."""
+    """The generator that draws an object's cameras: a function of its key and the seed only."""
     digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
@@ -66,12 +66,12 @@ class Renderer:
 
         Args:
             samples: a pixel is the mean over ``samples`` x ``samples`` rays.
-            distance: of the camera from the origin; by default the object is as large as it fits.
+            distance: of the camera from the origin; by default the object fills the picture.
             fov: degrees from edge to edge.
         """
         edge = float(np.tan(np.deg2rad(fov / 2)))
         if distance is None:
-            slope = edge * 0.97  # a thin margin, or smoothing would cut the outline
+            slope = edge * 0.97  # a thin margin, so that antialiasing does not cut the outline
             right, up, away = camera.axes
             sideways = np.maximum(np.abs(self.points @ right), np.abs(self.points @ up))
             distance = float((sideways / slope + self.points @ away).max())
@@ -85,10 +85,10 @@ class Renderer:
         return found
 
     def _window(self, camera: Camera, size: int, distance: float, edge: float) -> tuple[Ints, Ints]:
-        """First and last row, and column, of the pixels that can show the object, the last one not included."""
+        """First and last (excluded) row, and column, of the pixels that can show the object."""
         right, up, away = camera.axes
         depth = distance - self.points @ away
-        if depth.min() < 1e-3:  # the camera is in the midst of it
+        if depth.min() < 1e-3:  # the camera is inside the object
             return np.array([0, size]), np.array([0, size])
         found = []
         for axis in (-up, right):
@@ -137,7 +137,7 @@ class Renderer:
 
 
 def look_up(mesh: Mesh, face: npt.NDArray[np.int64], weights: Floats) -> Floats:
-    """RGBA [N,4] in [0,1] on the faces ``face`` [N] at the weights [N,2] of their second and third corner."""
+    """RGBA [N,4] in [0,1] on the faces ``face`` [N] at barycentric weights [N,2] of their second and third corners."""
     corners = mesh.faces[face]
     uv, rgba, which = _between(mesh.uv[corners], weights), np.zeros((len(face), 4)), mesh.material[face]
     for number in np.unique(which):
@@ -148,7 +148,7 @@ def look_up(mesh: Mesh, face: npt.NDArray[np.int64], weights: Floats) -> Floats:
 
 
 def _between(values: Floats, weights: Floats) -> Floats:
-    """[N,C] of values [N,3,C] at the corners."""
+    """Values [N,3,C] at the corners, interpolated: [N,C]."""
     first, second, third = values.transpose(1, 0, 2)
     blend: Floats = first + weights[:, :1] * (second - first) + weights[:, 1:] * (third - first)
     return blend

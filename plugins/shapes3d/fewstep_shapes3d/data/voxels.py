@@ -1,4 +1,4 @@
-"""Surface voxels of a mesh, the way TRELLIS makes the targets of its structure stage."""
+"""Surface voxels of a mesh, as TRELLIS makes the targets of its structure stage."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _EDGE = 1e-6
 def voxelise(mesh: Mesh, resolution: int = 32) -> Grid:
     """The voxels that the surface of a mesh in [-0.5, 0.5]^3 touches: bool [R,R,R], indexed (x, y, z), z up.
 
-    Voxel i covers [i/R, (i+1)/R) - 0.5 on its axis. Points on the far faces of the cube are pulled in by 1e-6,
-    as TRELLIS does: they would fall into a voxel outside the grid.
+    Voxel i covers [i/R, (i+1)/R) - 0.5 on its axis. As in TRELLIS, points on the cube's faces are pulled in by 1e-6;
+    otherwise some would fall into a voxel outside the grid.
     """
     o3d = need("open3d")
     vertices = np.clip(mesh.vertices, -0.5 + _EDGE, 0.5 - _EDGE)
@@ -34,7 +34,7 @@ def voxelise(mesh: Mesh, resolution: int = 32) -> Grid:
 
 
 def pack(grid: Grid) -> npt.NDArray[np.uint8]:
-    """Grids [..., R,R,R] as bits, C order, eight voxels a byte: uint8 [..., R^3/8]."""
+    """Grids [..., R,R,R] as bits, in C order, eight voxels per byte: uint8 [..., R^3/8]."""
     return np.packbits(grid.reshape(*grid.shape[:-3], -1), axis=-1)
 
 

@@ -1,4 +1,4 @@
-"""What was generated as plain arrays, for other programs."""
+"""Generated objects as plain arrays, for other programs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fewstep_shapes3d.export.files import check_suffix, write_whole
 def write_npz(arrays: dict[str, Tensor | None], path: Path, record: Mapping[str, Any] | None = None) -> Path:
     """Write named tensors (None is left out) as a compressed .npz.
 
-    A ``record`` of how they were made becomes entries of its own, whose names are listed in the entry "record".
+    A ``record`` of how they were made becomes further entries, whose names are listed in the entry "record".
 
     Raises:
         FewstepError: for another suffix, or a place that cannot be written.

@@ -13,7 +13,7 @@ from fewstep_shapes3d.voxel_render import ELEVATION, frame
 
 @dataclass(frozen=True)
 class Camera:
-    """A view of the cube [-0.5, 0.5]^3, z up; azimuth 0 looks at the front from -y, positive ones from +x.
+    """A view of the cube [-0.5, 0.5]^3, z up; azimuth 0 looks at the front from -y, 90 looks from +x.
 
     Args:
         azimuth: degrees.
@@ -35,7 +35,7 @@ class Camera:
 
     @property
     def scale(self) -> float:
-        """Pixels for a unit of the scene."""
+        """Pixels per unit of the scene."""
         return self.size / (2 * frame(self.elevation))
 
     def project(self, points: Tensor) -> Tensor:
@@ -44,13 +44,13 @@ class Camera:
         return torch.cat([turned[:, :2] * self.scale + self.size / 2, turned[:, 2:]], 1)
 
     def slopes(self, points: Tensor) -> Tensor:
-        """The derivative of columns and rows by the place: [1, 2, 3] for all of the points [N, 3]."""
+        """The derivative of column and row by position: [1, 2, 3], the same for all points [N, 3]."""
         return (self.axes[:2] * self.scale)[None].to(points.device)
 
 
 @dataclass(frozen=True)
 class Perspective(Camera):
-    """The same view through a lens.
+    """The same view in perspective.
 
     Args:
         distance: of the eye from the origin.
@@ -62,7 +62,7 @@ class Perspective(Camera):
 
     @property
     def scale(self) -> float:
-        """Pixels for a unit of the scene that is one unit away."""
+        """Pixels per unit of the scene at a distance of one unit."""
         return self.size / (2 * math.tan(math.radians(self.fov / 2)))
 
     def project(self, points: Tensor) -> Tensor:
@@ -76,6 +76,6 @@ class Perspective(Camera):
         return (self.axes[:2].to(points.device) - ahead) / depth[..., None] * self.scale
 
     def _turned(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Right, down and forward of the origin [N, 3], and how far from the eye [N, 1]; nothing is closer than 0.1."""
+        """Coordinates (right, down, forward) about the origin [N, 3], and depths from the eye [N, 1], at least 0.1."""
         turned = points.float() @ self.axes.to(points.device).T
         return turned, (turned[:, 2:] + self.distance).clamp(min=0.1)

@@ -34,7 +34,7 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Picture]]], path: Path, til
 
 
 def write_sheet(image: Image.Image, path: Path) -> Path:
-    """Write a sheet as a PNG file that says whose it is, so that it is not taken for a picture of an object later.
+    """Write a sheet as a PNG file that names its origin, so that it is not taken for a picture of an object later.
 
     Raises:
         FewstepError: for another suffix than .png, or a place that cannot be written.
@@ -47,7 +47,7 @@ def write_sheet(image: Image.Image, path: Path) -> Path:
 
 def is_sheet(path: Path) -> bool:
     """Whether :func:`write_sheet` wrote this file."""
-    if not path.is_file():  # reading would take from a pipe
+    if not path.is_file():  # reading from a pipe would consume it
         return False
     try:
         with path.open("rb") as file:
@@ -106,10 +106,10 @@ def compared(rows: Sequence[SheetRow], path: Path, caption: str, tile: int, wide
 
 
 def strip(columns: Sequence[SheetRow], path: Path, caption: str, tile: int) -> None:
-    """Write a strip: a column for each of ``columns`` below its name, an object in each line, a caption at the foot.
+    """Write a strip: a column below the name of each of ``columns``, an object per row, and a caption at the bottom.
 
     Args:
-        columns: their objects are pictures, as many in each.
+        columns: their objects are pictures, the same number in each.
         tile: pixels of a picture.
     """
     plain, bold = _font(TEXT), _font(TEXT, "-Bold")
@@ -151,7 +151,7 @@ def as_png(picture: Picture) -> bytes:
 
 
 def closer(rows: Sequence[Sequence[Picture]]) -> list[list[Picture]]:
-    """The pictures without the white margin that all of a column have: squares, alike within a column."""
+    """The pictures without the white margin that all of a column share: cropped to one square per column."""
     columns = list(zip(*rows, strict=True))
     squares = [_square(np.stack([_pixels(picture).reshape(*picture.shape[:2], -1).min(-1) for picture in column]))
                for column in columns]  # fmt: skip
@@ -159,7 +159,7 @@ def closer(rows: Sequence[Sequence[Picture]]) -> list[list[Picture]]:
 
 
 def _square(pixels: Picture) -> tuple[slice, slice]:
-    """The least square of pictures [N, S, S] that holds all that is not white, with a little room."""
+    """The smallest square of pictures [N, S, S] that holds everything not white, with a little room."""
     rows, columns = (np.flatnonzero((pixels < WHITE).any(axes)) for axes in ((0, 2), (0, 1)))
     size = pixels.shape[1]
     if not len(rows):
@@ -170,7 +170,7 @@ def _square(pixels: Picture) -> tuple[slice, slice]:
 
 
 def _wrapped(text: str, font: Any, width: int) -> list[str]:
-    """Lines of at most ``width`` pixels, about; words that are longer are broken."""
+    """Lines of at most about ``width`` pixels; longer words are broken."""
     across = max(int((width - 2 * GAP) * len(LETTERS) / font.getlength(LETTERS)), 1)
     return [part for line in text.splitlines() for part in textwrap.wrap(line, across)]
 
@@ -186,7 +186,7 @@ def _tile(picture: Picture, tile: int) -> Image.Image:
 
 def _font(size: int, weight: str = "") -> Any:
     """Matplotlib's sans serif, which has accents and arrows; without matplotlib Pillow's own font."""
-    found = find_spec("matplotlib")  # not imported for the path of a file: that takes half a second
+    found = find_spec("matplotlib")  # not imported just for a path: that takes half a second
     if found is None or found.origin is None:
         return ImageFont.load_default(size)
     file = f"DejaVuSans{weight}.ttf"

@@ -1,4 +1,4 @@
-"""Where results go: written beside the target and renamed, so that a file is whole or not there."""
+"""Writing results: beside the target and then renamed, so that a file is complete or absent."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def check_suffix(path: Path, suffix: str) -> None:
-    """Raise FewstepError unless the name ends so."""
+    """Raise FewstepError unless the name ends in ``suffix``."""
     if path.suffix.lower() != suffix:
         raise FewstepError(f"output: got {str(path)!r}; accepted: a name ending in {suffix}")
 
 
 def check_finite(values: Tensor, path: Path) -> None:
-    """Raise FewstepError where there is a NaN or an infinity: other programs open such a file and show nothing."""
+    """Raise FewstepError for a NaN or an infinity: other programs open such a file and show nothing."""
     if bad := int((~values.isfinite()).any(-1).sum()):
         raise FewstepError(f"{path}: {bad} of {len(values)} points are not finite, so nothing was written")

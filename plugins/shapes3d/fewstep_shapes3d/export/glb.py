@@ -22,15 +22,15 @@ from fewstep_shapes3d.export.raster import vertex_normals
 from fewstep_shapes3d.representations import Mesh, Texture
 
 GREY = 0.8
-# glTF is y up: (x, y, z) to (x, z, -y), the other way round from the Gaussians' file.
+# glTF is y up: (x, y, z) to (x, z, -y), the opposite of the turn in the Gaussians' .ply.
 AXES = {"y": np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]), "z": np.eye(3)}
 # glTF's default material is a mirror (metallic 1): vertex colours would come out black.
 ROUGH = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
 MAGIC, JSON, BINARY = b"glTF", b"JSON", b"BIN\0"
 FLOAT, BYTE, INTEGER = 5126, 5121, 5125  # glTF's component types
-VERTICES, INDICES = 34962, 34963  # and its targets of a buffer view
-LINEAR, MIPMAPS, CLAMP = 9729, 9987, 33071  # and how textures are looked up
-SEE_THROUGH, MANY = 0.9, 0.01  # a material blends where so large a share of it is less opaque than this
+VERTICES, INDICES = 34962, 34963  # its targets of a buffer view
+LINEAR, MIPMAPS, CLAMP = 9729, 9987, 33071  # its texture filters and wrapping
+SEE_THROUGH, MANY = 0.9, 0.01  # a material blends if more than the share MANY has an opacity below SEE_THROUGH
 
 
 def linear(colours: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -41,11 +41,11 @@ def linear(colours: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def write_glb(
     mesh: Mesh, path: Path, record: Mapping[str, Any] | None = None, *, up: str = "y", size: float | None = None
 ) -> Path:
-    """Write a mesh with its texture, or its vertices' colours (grey where it has none), and smooth normals.
+    """Write a mesh with its texture, or its vertices' colours (grey if it has none), and smooth normals.
 
-    Of vertices glTF knows colour and opacity, but one metallic and one roughness factor for all. These are the
-    means of the mesh's material, whose own values are beside them in the attributes ``_METALLIC`` and ``_ROUGHNESS``;
-    a mesh without a material is not metallic, and rough. A texture holds all four for each texel.
+    In glTF, vertices have colour and opacity, but metallic and roughness are one factor each for all. The factors are
+    the means of the mesh's material; the values themselves go into the attributes ``_METALLIC`` and ``_ROUGHNESS``. A
+    mesh without a material is rough and not metallic. A texture holds all four for each texel.
 
     Args:
         mesh: what to write.
@@ -55,7 +55,7 @@ def write_glb(
         size: of the longest side, in metres; None: as the mesh is.
 
     Raises:
-        FewstepError: for a mesh without faces or with vertices that are no numbers, another suffix, or a place that
+        FewstepError: for a mesh without faces or with vertices that are not finite, another suffix, or a place that
             cannot be written.
     """
     check_suffix(Path(path), ".glb")
@@ -82,11 +82,11 @@ def glb(
     arrays = {"POSITION": (points, FLOAT, "VEC3")}
     if normals:
         turned = vertex_normals(vertices.float(), faces).double()
-        turned[turned.norm(dim=1) < 0.5] = torch.eye(3, dtype=turned.dtype)[2]  # vertices that no face gives one
+        turned[turned.norm(dim=1) < 0.5] = torch.eye(3, dtype=turned.dtype)[2]  # vertices without a face
         arrays["NORMAL"] = ((turned.numpy() @ AXES[up]).astype("<f4"), FLOAT, "VEC3")
     pictures: list[bytes] = []
     if mesh.texture is not None:
-        row = np.zeros(len(mesh.texture.uv), np.int64)  # the vertex of each place in the texture
+        row = np.zeros(len(mesh.texture.uv), np.int64)  # the vertex of each row of uv
         row[mesh.texture.corners.numpy().reshape(-1)] = faces.numpy().reshape(-1)
         arrays = {name: (values[row], *kind) for name, (values, *kind) in arrays.items()}
         arrays["TEXCOORD_0"] = (mesh.texture.uv.numpy().astype("<f4"), FLOAT, "VEC2")
@@ -178,8 +178,8 @@ def _png(texels: torch.Tensor) -> bytes:
 
 
 def _rgba(mesh: Mesh) -> npt.NDArray[np.uint8]:
-    """[V, 4] linear, of 8 bits, which every reader takes: near black they are coarser than sRGB's, by at most 13 of its
-    255 steps."""
+    """[V, 4] linear, in 8 bits, which every reader takes; near black coarser than sRGB, by at most 13 of its 255
+    steps."""
     count = len(mesh.vertices)
     colours = torch.full((count, 3), GREY) if mesh.colours is None else mesh.colours.detach().cpu()
     rgba = np.ones((count, 4))
@@ -194,11 +194,11 @@ def read_tree(path: Path) -> dict[str, Any]:
     """The JSON chunk of a .glb file.
 
     Raises:
-        ValueError, struct.error: it is none.
+        ValueError, struct.error: it is not a .glb file.
     """
     data = path.read_bytes()
     (length,) = struct.unpack_from("<I", data, 12)
     if data[:4] != MAGIC or data[16:20] != JSON:
-        raise ValueError("no glTF in binary form")
+        raise ValueError("not glTF in binary form")
     found: dict[str, Any] = json.loads(data[20 : 20 + length])
     return found

@@ -50,12 +50,12 @@ def _times(p: Tensor, q: Tensor) -> Tensor:
 def ply_table(gaussians: Gaussians, *, turn: bool = True) -> Floats:
     """[N, 17] the file's columns.
 
-    The opacity's logit is taken before the sigmoid: where the opacity rounds to 1 the published writer puts inf, this
-    one the finite number that it stands for.
+    The opacity's logit is taken before the sigmoid: where the opacity rounds to 1, this is the true finite logit, not
+    the inf of the published writer.
 
     Args:
         gaussians: to write.
-        turn: by a quarter about x, as TRELLIS does; else as they are, with quaternions not normalised.
+        turn: rotate by a quarter turn about x, as TRELLIS does; otherwise as they are, with quaternions not normalised.
     """
     xyz, rotation = gaussians.xyz, gaussians.unnormalised_rotation
     if turn:
@@ -73,7 +73,7 @@ def write_ply(gaussians: Gaussians, path: Path, *, turn: bool = True, record: Ma
     A ``record`` of how they were made becomes a comment; :func:`fewstep_shapes3d.export.read_record` reads it.
 
     Raises:
-        FewstepError: for no Gaussians or values that are no numbers, another suffix, or a place that cannot be written.
+        FewstepError: for no Gaussians or values that are not finite, another suffix, or a place that cannot be written.
     """
     from plyfile import PlyData, PlyElement
 

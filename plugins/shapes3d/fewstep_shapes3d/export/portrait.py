@@ -1,6 +1,6 @@
 """Meshes as pictures for people: soft light from above, dark creases, a shadow on the ground, white behind.
 
-What measures see is drawn by ``raster`` and ``voxel_render``, and stays as it is whatever this looks like.
+Pictures for measures are drawn by ``raster`` and ``voxel_render`` and do not depend on this.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from fewstep_shapes3d.export.camera import Camera
 from fewstep_shapes3d.export.raster import surface_colours, vertex_normals, visible
 from fewstep_shapes3d.representations import Mesh
 
-SAMPLES = 2  # a side and pixel, for smooth outlines
+SAMPLES = 2  # per side of a pixel, for antialiasing
 LIGHT = (-0.5, -0.6, -0.62)  # towards the light, as (right, down, forward): above and left of the eye
 AMBIENT, SKY, DIRECT = 0.56, 0.16, 0.42
-CREASE, WIDE = 6.0, 0.012  # how dark what lies behind its surroundings is, a unit of depth; their width in pictures
-SHADOW, SOFT = 0.30, 0.022  # of the ground: how dark, and how wide its edge is in pictures
-COARSE = 4  # pixels in one of the shadow's
+CREASE, WIDE = 6.0, 0.012  # darkening per unit of depth behind the surroundings; their width as share of the picture's
+SHADOW, SOFT = 0.30, 0.022  # darkness of the ground's shadow, and width of its edge as share of the picture's
+COARSE = 4  # the shadow's resolution is lower by this factor
 
 
 def portrait(mesh: Mesh, azimuth: float, size: int) -> npt.NDArray[np.uint8]:
@@ -43,7 +43,7 @@ def _draw(mesh: Mesh, camera: Camera, drawn: Tensor) -> None:
     size, vertices = camera.size, mesh.vertices
     projected = camera.project(vertices)
     a, b, c = projected[mesh.faces, :2].unbind(1)
-    front = (_turned(b - a, c - a) < 0).nonzero()[:, 0]  # rows of pictures go down: what faces the eye turns clockwise
+    front = (_turned(b - a, c - a) < 0).nonzero()[:, 0]  # rows go down, so front faces are wound clockwise here
     shown, weights, pixel = visible(projected, mesh.faces[front], size)
     face = front[shown]
     corners = mesh.faces[face]
@@ -57,7 +57,7 @@ def _draw(mesh: Mesh, camera: Camera, drawn: Tensor) -> None:
 
 
 def _creases(depth: Tensor, pixel: Tensor, size: int) -> Tensor:
-    """How much darker each covered pixel is: it lies behind the mean of those around it (Luft et al. 2006)."""
+    """How much darker each covered pixel is for lying behind the mean depth around it (Luft et al. 2006)."""
     covered, depths = torch.zeros(size * size), torch.zeros(size * size)
     covered[pixel], depths[pixel] = 1.0, depth
     sums, counts = (_blurred(part, WIDE).flatten()[pixel] for part in (depths, covered))
@@ -69,7 +69,7 @@ def _turned(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _ground(vertices: Tensor, faces: Tensor, camera: Camera) -> Tensor:
-    """[size^2] in [0, 1], the soft shadow below the object on the plane that it stands on."""
+    """[size^2] in [0, 1], the soft shadow of the object on the plane that it stands on."""
     small = Camera(camera.azimuth, camera.elevation, camera.size // COARSE)
     flat = torch.cat([vertices[:, :2], vertices[:, 2:].amin().expand(len(vertices), 1)], 1)
     _, _, pixel = visible(small.project(flat), faces, small.size)
@@ -79,7 +79,7 @@ def _ground(vertices: Tensor, faces: Tensor, camera: Camera) -> Tensor:
 
 
 def _blurred(pixels: Tensor, wide: float) -> Tensor:
-    """[size, size] of pixels [size^2], as seen through a Gaussian; its standard deviation is in pictures."""
+    """[size, size] of pixels [size^2], blurred by a Gaussian whose standard deviation is ``wide`` * size."""
     size = math.isqrt(len(pixels))
     reach = math.ceil(3 * wide * size)
     weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / (wide * size)) ** 2)

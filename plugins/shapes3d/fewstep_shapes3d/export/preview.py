@@ -1,4 +1,4 @@
-"""A look at what was generated: pictures from all sides on one sheet."""
+"""Previews of generated objects: pictures from all sides on one sheet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FIRST = 30.0
 
 
 def picture(thing: Mesh | Gaussians, azimuth: float, size: int = 256, samples: int = 2) -> npt.NDArray[np.float32]:
-    """[size, size, 3] in [0, 1] from one side, as measures see it."""
+    """[size, size, 3] in [0, 1] from one side, as rendered for measures."""
     camera = Camera(azimuth, size=size)
     drawn = render_mesh(thing, camera, samples) if isinstance(thing, Mesh) else render_gaussians(thing, camera)
     found: npt.NDArray[np.float32] = drawn.numpy()
@@ -27,7 +27,7 @@ def picture(thing: Mesh | Gaussians, azimuth: float, size: int = 256, samples: i
 
 
 def turntable(thing: Mesh | Gaussians, views: int = 8, size: int = 256) -> list[Picture]:
-    """Pictures for people from ``views`` azimuths, evenly around."""
+    """Pictures for people from ``views`` evenly spaced azimuths."""
     azimuths = [FIRST + 360 * view / views for view in range(views)]
     if isinstance(thing, Mesh):
         return [portrait(thing, azimuth, size) for azimuth in azimuths]

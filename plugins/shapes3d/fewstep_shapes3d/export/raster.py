@@ -17,12 +17,12 @@ LIGHT = (-0.35, -0.45, -0.8)  # towards the light, as (right, down, forward): ab
 
 
 def render_mesh(mesh: Mesh, camera: Camera, samples: int = 1) -> Tensor:
-    """[size, size, 3] in [0, 1] on white: its colours under one soft light, flat grey where there are none.
+    """[size, size, 3] in [0, 1] on white: the mesh's colours, or grey if it has none, under one soft light.
 
     Args:
         mesh: in [-0.5, 0.5]^3; one without faces gives a white picture.
         camera: the view.
-        samples: a side and pixel, for smooth outlines; the cost grows with their square.
+        samples: per side of a pixel, for antialiasing; the cost grows with their square.
     """
     wide = Camera(camera.azimuth, camera.elevation, camera.size * samples)
     picture = _shade(mesh, wide).movedim(-1, 0)[None]
@@ -46,7 +46,7 @@ def _shade(mesh: Mesh, camera: Camera) -> Tensor:
 
 
 def surface_colours(mesh: Mesh, face: Tensor, weights: Tensor) -> Tensor:
-    """[P, 3] in [0, 1] at places on a mesh, which are faces [P] and the weights [P, 3] of their corners."""
+    """[P, 3] in [0, 1] at points of a mesh, given by faces [P] and barycentric weights [P, 3]."""
     if mesh.texture is not None:
         return mesh.texture.at(face, weights)
     if mesh.colours is None:
@@ -55,7 +55,7 @@ def surface_colours(mesh: Mesh, face: Tensor, weights: Tensor) -> Tensor:
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """[V, 3] unit normals, the faces' own weighted by area."""
+    """[V, 3] unit normals: area-weighted means of the faces' normals."""
     a, b, c = (vertices[faces[:, i]] for i in range(3))
     normal = torch.linalg.cross(b - a, c - a)
     total = torch.zeros_like(vertices)
@@ -73,7 +73,7 @@ def visible(projected: Tensor, faces: Tensor, size: int) -> tuple[Tensor, Tensor
         size: pixels on a side.
 
     Returns:
-        For each of P covered pixels the nearest face [P], the weights of its corners [P, 3], and the pixel [P].
+        For each of P covered pixels the nearest face [P], its barycentric weights [P, 3], and the pixel [P].
     """
     nearest = torch.full((size * size,), torch.inf)
     winner = torch.zeros(size * size, dtype=torch.int64)
@@ -88,7 +88,7 @@ def visible(projected: Tensor, faces: Tensor, size: int) -> tuple[Tensor, Tensor
 
 
 def _candidates(projected: Tensor, faces: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(face, pixel, weights) of pixel centres inside triangles, triangles of like extent together."""
+    """(face, pixel, weights) of pixel centres inside triangles, in groups of triangles of similar extent."""
     corners = projected[faces, :2]
     low = (corners.amin(1) - 0.5).ceil().long().clamp(min=0)
     high = (corners.amax(1) - 0.5).floor().long().clamp(max=size - 1)

@@ -1,4 +1,4 @@
-"""How an object was made, as its files carry it: seed, model, steps, guidance, version."""
+"""How an object was made, as stored in its files: seed, model, steps, guidance, version."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fewstep.errors import invalid
 from fewstep_shapes3d.export.glb import read_tree
 from fewstep_shapes3d.export.ply import COMMENT
 
-KEYS = "record"  # in an .npz: the names of the entries that are of the record
+KEYS = "record"  # in an .npz: the names of the entries that belong to the record
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """What a file of a result says of how it was made; empty where it says nothing.
+    """What a result's file says about how it was made; empty if it says nothing.
 
     Args:
         path: a .glb (``asset.extras``), an .npz (its entries of these names) or a .ply (a comment in JSON).

@@ -9,7 +9,7 @@ from fewstep_shapes3d.export.camera import Camera
 from fewstep_shapes3d.representations import Gaussians
 
 SH_DC = 0.28209479177387814  # the constant spherical harmonic
-BLUR = 0.3  # variance added to each ellipse, in square pixels: nothing falls between pixels
+BLUR = 0.3  # variance added to each ellipse, in square pixels, so that none falls between pixels
 REACH, MOST_OPAQUE, LEAST = 3.0, 0.99, 1 / 255
 BATCH = 2**14
 
@@ -34,7 +34,7 @@ def render_gaussians(gaussians: Gaussians, camera: Camera) -> Tensor:
 
 
 def _transmittance(alpha: Tensor, pixel: Tensor) -> Tensor:
-    """What light is left before each entry, entries sorted by pixel and then by depth."""
+    """The transmittance in front of each entry; entries are sorted by pixel and then by depth."""
     passed = torch.log1p(-alpha.double())
     before = passed.cumsum(0) - passed
     first = torch.ones_like(pixel, dtype=torch.bool)
@@ -52,7 +52,7 @@ def covariance(gaussians: Gaussians, camera: Camera) -> Tensor:
 
 
 def turns(rotation: Tensor) -> Tensor:
-    """[N, 3, 3] matrices of unit quaternions [N, 4] (w, x, y, z); their columns are the turned axes."""
+    """[N, 3, 3] rotation matrices of unit quaternions [N, 4] (w, x, y, z); their columns are the rotated axes."""
     w, x, y, z = rotation.unbind(-1)
     return torch.stack(
         [
@@ -65,7 +65,7 @@ def turns(rotation: Tensor) -> Tensor:
 
 
 def _covered(gaussians: Gaussians, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
-    """(pixel, Gaussian, alpha) wherever a Gaussian leaves a trace."""
+    """(pixel, Gaussian, alpha) wherever a Gaussian contributes."""
     size, centre = camera.size, camera.project(gaussians.xyz.detach().cpu())[:, :2]
     spread = covariance(gaussians, camera)
     inverse, opacity = torch.linalg.inv(spread), gaussians.opacity.detach().cpu().float()[:, 0]

@@ -1,4 +1,4 @@
-"""Meshes as other programs want them: repaired, with fewer faces, and with a texture in place of vertex colours."""
+"""Meshes for other programs: repaired, with fewer faces, and with a texture in place of vertex colours."""
 
 from __future__ import annotations
 

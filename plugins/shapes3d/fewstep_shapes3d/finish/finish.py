@@ -16,7 +16,7 @@ from fewstep_shapes3d.representations import Gaussians, Mesh
 
 
 def finished(mesh: Mesh, options: Finish, gaussians: Gaussians | None = None) -> Mesh:
-    """The mesh repaired, simplified and textured as ``options`` say; without either it stays as it is.
+    """The mesh repaired, simplified and textured as ``options`` say; unchanged if they ask for neither.
 
     Args:
         mesh: as it was extracted, on the CPU; one without faces, or with none after the repair, stays as it is.
@@ -30,11 +30,11 @@ def finished(mesh: Mesh, options: Finish, gaussians: Gaussians | None = None) ->
 
 
 def finished_as(made: Mesh, whole: Mesh, options: Finish, gaussians: Gaussians | None = None) -> Mesh:
-    """A mesh simplified as ``options`` say, with the values of the nearest places on another one of the same surface.
+    """A mesh simplified as ``options`` say, with the values of the nearest points of another mesh of the same surface.
 
     Args:
-        made: whose vertices and faces these are.
-        whole: whose values, at its vertices.
+        made: gives the vertices and faces.
+        whole: gives the values, at its vertices.
         options, gaussians: as of ``finished``.
     """
     same, made = made is whole, simplified(made, options.simplify) if options.simplify else made
@@ -44,9 +44,9 @@ def finished_as(made: Mesh, whole: Mesh, options: Finish, gaussians: Gaussians |
 
 
 def simplified(mesh: Mesh, share: float) -> Mesh:
-    """Without this share of the faces, by quadric error metrics (Garland and Heckbert 1997), and without values.
+    """Remove this share of the faces, by quadric error metrics (Garland and Heckbert 1997), and all values.
 
-    A mesh of a few faces, of which none would be left, keeps them.
+    A mesh of so few faces that none would be left keeps them.
     """
     simplify = need("fast_simplification").simplify
     places, faces = simplify(mesh.vertices.double().numpy(), mesh.faces.numpy().astype(np.int32), share)
@@ -56,7 +56,7 @@ def simplified(mesh: Mesh, share: float) -> Mesh:
 
 
 def _coloured(made: Mesh, whole: Mesh) -> Mesh:
-    """With the values of the nearest places on the whole mesh at the vertices."""
+    """``made`` with values at its vertices from the nearest points of ``whole``."""
     if whole.colours is None:
         return made
     values = paint_of(whole)(made.vertices)

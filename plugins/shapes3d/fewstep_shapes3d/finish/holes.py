@@ -11,13 +11,13 @@ from torch import Tensor
 
 from fewstep_shapes3d.representations import Mesh
 
-PERIMETER = 0.03  # of the largest hole that is filled, where the model's cube has a side of 1; the reference's bound
+PERIMETER = 0.03  # of the largest hole that is filled, in sides of the model's cube; the reference's bound
 
 
 def fill_holes(mesh: Mesh, perimeter: float = PERIMETER) -> Mesh:
-    """The mesh with a fan of triangles in each hole whose edge is no longer than this; larger ones stay open.
+    """The mesh with a fan of triangles in each hole of at most this perimeter; larger ones stay open.
 
-    The fan's middle has the mean place and values of the hole's vertices.
+    The fan's centre has the mean position and values of the hole's vertices.
     """
     small = []
     for ring in map(torch.tensor, rings(mesh.faces)):
@@ -44,15 +44,15 @@ def fill_holes(mesh: Mesh, perimeter: float = PERIMETER) -> Mesh:
 
 
 def rings(faces: Tensor) -> list[list[int]]:
-    """The vertices around each hole, in the order that the missing faces would have them.
+    """The vertices around each hole, in the winding of the missing faces.
 
-    A hole's edge belongs to one face. Chains that do not close, where faces around disagree, are left out.
+    A hole's edge belongs to one face. Chains that do not close, because faces around them disagree, are left out.
     """
     ends = faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2).numpy()
     _, edge, count = np.unique(np.sort(ends, 1), axis=0, return_inverse=True, return_counts=True)
     following = defaultdict[int, list[int]](list)
     for start, end in ends[count[edge.reshape(-1)] == 1].tolist():
-        following[end].append(start)  # the missing face has the edge the other way round
+        following[end].append(start)  # the missing face has the edge reversed
     found = []
     while following:
         ring = [next(iter(following))]
@@ -61,7 +61,7 @@ def rings(faces: Tensor) -> list[list[int]]:
             onward = following[ring[-1]].pop()
             if not following[ring[-1]]:
                 del following[ring[-1]]
-            if onward in place:  # a loop; where two holes meet in a vertex each is its own
+            if onward in place:  # a loop; holes that meet in a vertex are separate loops
                 loop = ring[place[onward] :]
                 found.append(loop)
                 for vertex in loop[1:]:

@@ -1,4 +1,4 @@
-"""The nearest place on a mesh, and the values there."""
+"""The nearest point on a mesh, and the values there."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch import Tensor
 
 from fewstep_shapes3d.representations import Mesh
 
-CANDIDATES = 8  # faces of the nearest middles that are looked at: enough where faces are of like size
+CANDIDATES = 8  # faces with the nearest centres that are searched: enough if faces are of similar size
 CHUNK = 2**14  # points of one pass, few enough for a processor's cache
 
 
 class Surface:
-    """Looks up values at the nearest places of a mesh.
+    """Looks up values at the nearest points of a mesh.
 
     Args:
-        mesh: whose faces are of like size, as extraction makes them.
+        mesh: with faces of similar size, as extraction makes them.
         values: [V, C] of its vertices.
     """
 
@@ -27,7 +27,7 @@ class Surface:
         self.tree = cKDTree(corners.mean(1).numpy())
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest places [P, 3] to points [P, 3], and the values [P, C] there."""
+        """The nearest points [P, 3] on the mesh to points [P, 3], and the values [P, C] there."""
         parts = [self._nearest(part) for part in points.float().split(CHUNK)]
         places, values = (torch.cat(column) for column in zip(*parts, strict=True))
         return places, values
@@ -45,8 +45,8 @@ class Surface:
 
 
 def duals(corners: Tensor) -> Tensor:
-    """[..., 2, 3] of triangles [..., 3, 3]: what a place from the first corner on is multiplied by to give the weights
-    of the second and the third corner. Zero for a triangle without area."""
+    """[..., 2, 3] of triangles [..., 3, 3]: vectors whose dot products with an offset from the first corner are the
+    barycentric weights of the second and the third. Zero for a triangle without area."""
     u, v = corners[..., 1, :] - corners[..., 0, :], corners[..., 2, :] - corners[..., 0, :]
     uu, uv, vv = ((one * other).sum(-1, keepdim=True) for one, other in ((u, u), (u, v), (v, v)))
     area = uu * vv - uv * uv
@@ -55,10 +55,10 @@ def duals(corners: Tensor) -> Tensor:
 
 
 def within(points: Tensor, corners: Tensor, dual: Tensor) -> Tensor:
-    """The weights [..., 3] of a triangle's corners at a point's projection to its plane.
+    """Barycentric weights [..., 3] of a point's projection onto a triangle's plane.
 
-    A projection outside of the triangle is moved to its edge: negative weights become 0. That is not quite the nearest
-    place there, but a place of another triangle is nearer then, or the edges of both are equally near.
+    A projection outside the triangle is moved to its edge: negative weights become 0. That is not quite the nearest
+    point there, but then a point of another triangle is nearer, or the edges of both are equally near.
     """
     away = points - corners[..., 0, :]
     second, third = (away * dual[..., 0, :]).sum(-1), (away * dual[..., 1, :]).sum(-1)

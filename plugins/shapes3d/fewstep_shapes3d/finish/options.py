@@ -1,4 +1,4 @@
-"""What a user asks for, checked before any work starts."""
+"""The options for finishing a mesh, checked before any work starts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Finish:
         size: of the longest side in the file, in metres; None: the mesh's own, where the model's cube has a side of 1.
 
     Raises:
-        FewstepError: a value that cannot be, or a package of the extra ``mesh`` that is lacking.
+        FewstepError: a value out of range, or a missing package of the extra ``mesh``.
     """
 
     simplify: float = 0.0
@@ -47,10 +47,10 @@ class Finish:
 
     @property
     def changes(self) -> bool:
-        """Whether the mesh itself becomes another."""
+        """Whether the mesh itself is changed, not only how it is written."""
         return bool(self.simplify or self.texture)
 
     @property
     def given(self) -> dict[str, Any]:
-        """What departs from the defaults, for records and messages."""
+        """The options that differ from the defaults, for records and messages."""
         return {name: value for name, value in asdict(self).items() if value != getattr(Finish, name)}

@@ -1,4 +1,4 @@
-"""The colour and material of a generated surface at any place near it."""
+"""The colour and material of a generated surface at any point near it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fewstep_shapes3d.finish.nearest import CHUNK, Surface
 from fewstep_shapes3d.representations import Gaussians, Mesh
 
 Paint = Callable[[Tensor], Tensor]
-NEIGHBOURS = 8  # Gaussians that colour a place
+NEIGHBOURS = 8  # Gaussians that colour a point
 
 
 def paint_of(mesh: Mesh, gaussians: Gaussians | None = None) -> Paint:
     """A function from points [P, 3] to colours [P, 3] in [0, 1], or [P, 6] with the material.
 
-    Each point takes the values of the nearest place on the mesh: its vertices' own, or the Gaussians' colours there.
+    Each point takes the values at the nearest point of the mesh: its vertices' interpolated, or the Gaussians' colours.
     """
     colours = torch.full_like(mesh.vertices, GREY) if mesh.colours is None else mesh.colours
     columns = [colours] if mesh.material is None else [colours, mesh.material]
@@ -32,7 +32,7 @@ def paint_of(mesh: Mesh, gaussians: Gaussians | None = None) -> Paint:
 
 
 class Cloud:
-    """The mean colour of the Gaussians around a place, each weighted by its opacity there."""
+    """The mean colour of the Gaussians around a point, each weighted by its opacity there."""
 
     def __init__(self, gaussians: Gaussians) -> None:
         self.centres = gaussians.xyz.float()

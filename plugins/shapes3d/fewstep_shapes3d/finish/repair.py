@@ -20,8 +20,8 @@ Faces = npt.NDArray[np.int64]
 def repaired(mesh: Mesh) -> Mesh:
     """The mesh with distinct faces, wound outward, and its small holes filled.
 
-    A closed mesh also loses the walls of hollows within, which nobody sees. An open one has no inside: each of its
-    parts is wound alike all over, so that it encloses more than nothing, and its small holes are filled.
+    A closed mesh also loses the walls of inner cavities, which nobody sees. An open one has no inside: each of its
+    parts is wound consistently, with a positive volume (see ``outward``), and its small holes are filled.
     """
     mesh = distinct(mesh)
     if not mesh.success:
@@ -33,9 +33,9 @@ def repaired(mesh: Mesh) -> Mesh:
 
 
 def distinct(mesh: Mesh) -> Mesh:
-    """Without faces of which two corners coincide, second copies of a face, and pairs of faces back to back.
+    """Remove faces with coinciding corners, duplicate faces, and pairs of faces back to back.
 
-    Vertices at one place become one, and those without a face are left out. A closed mesh stays closed.
+    Vertices at the same position are merged, and those without a face removed. A closed mesh stays closed.
     """
     _, first, same = np.unique(mesh.vertices.numpy(), axis=0, return_index=True, return_inverse=True)
     faces = first[same.reshape(-1)][mesh.faces.numpy()]
@@ -49,9 +49,10 @@ def distinct(mesh: Mesh) -> Mesh:
 
 
 def outward(vertices: Floats, faces: Faces) -> Faces:
-    """Faces turned so that neighbours agree, and each part encloses a positive volume, seen from its middle.
+    """Faces flipped so that neighbours agree and each part encloses a positive volume about its centre.
 
-    A part that has one side only, as a Möbius strip, is left as it is. Faces are neighbours where an edge has just two.
+    A part with one side only, such as a Möbius strip, is left as it is. Faces are neighbours if they are the only two
+    on an edge.
     """
     count = len(faces)
     ends = faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
@@ -62,8 +63,8 @@ def outward(vertices: Floats, faces: Faces) -> Faces:
     starts = starts[np.diff(starts, append=len(keys)) == 2]
     one, other = order[starts], order[starts + 1]
     f, g = owner[one], owner[other]
-    # Each face stands twice, as it is and turned. A chain of neighbours that agree is a sheet of such faces, and each
-    # part has two sheets, one the other turned.
+    # The graph has each face twice, as it is and flipped. Connecting neighbours that agree gives sheets, two for each
+    # part, of which one is the other flipped.
     alike = np.where(ends[one, 0] == ends[other, 1], 0, count)
     rows, columns = np.concatenate([f, f + count]), np.concatenate([g + alike, g + count - alike])
     graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(2 * count,) * 2)

@@ -14,7 +14,7 @@ from fewstep_shapes3d.export.raster import vertex_normals, visible
 from fewstep_shapes3d.finish.paint import Paint
 from fewstep_shapes3d.representations import Mesh, Texture
 
-PADDING = 4  # texels between charts, so that neither bilinear lookups nor the first smaller sizes mix them
+PADDING = 4  # texels between charts, so that neither bilinear lookups nor the first mipmaps mix them
 
 
 def textured(mesh: Mesh, size: int, paint: Paint) -> Mesh:
@@ -34,7 +34,7 @@ def textured(mesh: Mesh, size: int, paint: Paint) -> Mesh:
 
 
 def unwrapped(mesh: Mesh, size: int) -> tuple[Tensor, Tensor]:
-    """Places in a texture [U, 2] in [0, 1], and those of each face's corners, int64 [F, 3]."""
+    """UV coordinates [U, 2] in [0, 1], and the rows of these for each face's corners, int64 [F, 3]."""
     xatlas = need("xatlas")
     vertices = mesh.vertices.float()
     atlas, pack = xatlas.Atlas(), xatlas.PackOptions()
@@ -46,9 +46,9 @@ def unwrapped(mesh: Mesh, size: int) -> tuple[Tensor, Tensor]:
 
 
 def painted(mesh: Mesh, uv: Tensor, corners: Tensor, size: int, paint: Paint) -> Tensor:
-    """The texels [size, size, C]: painted where a face lies, and the nearest painted ones' values elsewhere.
+    """The texels [size, size, C]: painted where a face lies, elsewhere filled from the nearest painted texel.
 
-    A texel whose middle no face covers is painted where an edge crosses it, so that no thin face goes without.
+    A texel whose centre no face covers is painted too if an edge crosses it, so that thin faces are not missed.
     """
     flat = torch.cat([uv * size, torch.zeros(len(uv), 1)], 1)
     inner, edges = visible(flat, corners, size), _edges(flat[corners, :2], size)
@@ -66,7 +66,7 @@ def painted(mesh: Mesh, uv: Tensor, corners: Tensor, size: int, paint: Paint) ->
 
 
 def _edges(corners: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(face, weights, texel) of places along the edges of faces [F, 3, 2], half a texel apart or nearer."""
+    """(face, weights, texel) of points along the edges of faces [F, 3, 2], at most half a texel apart."""
     length = (corners.roll(-1, 1) - corners).norm(dim=2).flatten()
     count = (2 * length).ceil().long() + 1
     edge = torch.repeat_interleave(torch.arange(len(count)), count)

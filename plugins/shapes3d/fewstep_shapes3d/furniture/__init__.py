@@ -1,4 +1,4 @@
-"""Procedural furniture: closed, coloured meshes with continuous parameters, as many as wanted, by seed and number."""
+"""Procedural furniture: closed, coloured meshes with continuous parameters, any number, by seed and number."""
 
 from fewstep_shapes3d.furniture.catalogue import KINDS, Piece
 

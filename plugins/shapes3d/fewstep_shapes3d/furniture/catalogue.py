@@ -43,7 +43,7 @@ class Piece:
     number: int
     kind: str
 
-    # What a prepared set says of an object, as of an entry of a catalogue.
+    # What a prepared set says about an object, as about an entry of a catalogue.
     creator, licence, archive = "fewstep", "CC0 1.0", Path("furniture")
 
     @classmethod
@@ -55,7 +55,7 @@ class Piece:
 
     @property
     def key(self) -> str:
-        """What its cameras are drawn by."""
+        """The key by which its cameras are drawn."""
         return f"furniture:{self.seed}:{self.number}"
 
     @property

@@ -1,4 +1,4 @@
-"""Colours as furniture has them: wood, metal, paint, fabric, in RGB in [0,1], each with a little variation."""
+"""Colours of furniture: wood, metal, paint and fabric as RGB in [0,1], each with a little variation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def metal(draw: np.random.Generator) -> RGB:
 
 
 def paint(draw: np.random.Generator) -> RGB:
-    """White, grey, black, or any hue in the strength of lacquer and plastic."""
+    """White, grey, black, or any hue as saturated as lacquer and plastic."""
     if draw.random() < 0.35:
         return _near(draw, (v := float(draw.choice([0.95, 0.85, 0.6, 0.3, 0.1])), v, v), 0.02)
     return hsv_to_rgb(draw.random(), draw.uniform(0.45, 0.95), draw.uniform(0.45, 0.95))
@@ -35,12 +35,12 @@ def fabric(draw: np.random.Generator) -> RGB:
 
 
 def body(draw: np.random.Generator) -> RGB:
-    """What carcasses and table tops are made of: wood mostly, or painted."""
+    """Colour of carcasses and table tops: mostly wood, or painted."""
     return wood(draw) if draw.random() < 0.65 else paint(draw)
 
 
 def legs(draw: np.random.Generator, of: RGB) -> RGB:
-    """Legs in the colour of the rest, of wood, or of metal."""
+    """Colour of legs: that of the rest, wood, or metal."""
     return (of, wood(draw), metal(draw))[draw.choice(3, p=[0.45, 0.2, 0.35])]
 
 

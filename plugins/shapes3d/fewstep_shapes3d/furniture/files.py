@@ -21,7 +21,7 @@ from fewstep_shapes3d.representations import Mesh as Coloured
 def write_pieces(out: Path | str, count: int, seed: int = 0, progress: Progress | None = None) -> list[str]:
     """Write ``meshes/NAME.glb`` and ``pictures/NAME.png`` of the first pieces of a seed; returns their names.
 
-    These are the test objects of every set that ``prepare_furniture`` makes of the seed, seen by the same cameras.
+    These are the test objects of every set that ``prepare_furniture`` makes with the seed, seen by the same cameras.
 
     Args:
         out: the folder to make. It must not exist.
@@ -53,7 +53,7 @@ def write_pieces(out: Path | str, count: int, seed: int = 0, progress: Progress 
 
 
 def coloured(mesh: Mesh) -> Coloured:
-    """A mesh with materials as one with colours at its vertices: the mean over the faces that meet there."""
+    """A mesh with colours at its vertices instead of materials: the mean over the faces that meet there."""
     total, times = np.zeros((len(mesh.vertices), 3)), np.zeros((len(mesh.vertices), 1))
     face = np.arange(len(mesh.faces))
     for corner, weights in enumerate(([0.0, 0.0], [1.0, 0.0], [0.0, 1.0])):

@@ -13,7 +13,7 @@ Draw = np.random.Generator
 
 
 def four_legs(build: Build, draw: Draw, size: tuple[float, float], top: float, colour: colours.RGB) -> float:
-    """Four straight, tapered or splayed legs under a rectangle ``size`` about 0 that lies at height ``top``, often with
+    """Four straight, tapered or splayed legs under a rectangle ``size`` centred at 0, at height ``top``, sometimes with
     stretchers. Returns their width at the top."""
     width = draw.uniform(0.035, 0.07)
     taper, splay = draw.choice([1.0, draw.uniform(0.5, 0.8)]), draw.choice([0.0, draw.uniform(0.01, 0.07)])
@@ -33,7 +33,7 @@ def four_legs(build: Build, draw: Draw, size: tuple[float, float], top: float, c
 
 
 def pedestal(build: Build, draw: Draw, radius: float, top: float, colour: colours.RGB) -> None:
-    """One column on a round plate or on a star of arms."""
+    """A column on a round plate or on a star of arms."""
     column = draw.uniform(0.04, 0.09)
     build.bar((0, 0, 0.02), (0, 0, top), (column,), colour, round_=True)
     if draw.random() < 0.5:
@@ -46,7 +46,7 @@ def pedestal(build: Build, draw: Draw, radius: float, top: float, colour: colour
 
 
 def backrest(build: Build, draw: Draw, width: float, at: float, low: float, high: float, frame: colours.RGB) -> None:
-    """A back in the plane y = ``at`` from height ``low`` to ``high``: a panel, slats, rungs or a cushion, leaning."""
+    """A leaning back at y = ``at`` from height ``low`` to ``high``: a full or half panel, slats, rungs, a cushion."""
     first, post = len(build.solids), draw.uniform(0.03, 0.05)
     half, kind = width / 2, draw.choice(["panel", "slats", "rungs", "cushion", "half"])
     if kind in ("slats", "rungs", "half"):
@@ -73,7 +73,7 @@ def backrest(build: Build, draw: Draw, width: float, at: float, low: float, high
 
 
 def seat(build: Build, draw: Draw, size: tuple[float, float], top: float, frame: colours.RGB) -> float:
-    """A plate, a round plate or a cushion with its upper side at ``top``; returns the height of its under side."""
+    """A plate, a cushion or both, with the upper side at ``top``; returns the height of the underside."""
     x, y = size[0] / 2, size[1] / 2
     thick = draw.uniform(0.03, 0.05)
     kind = draw.choice(["plate", "cushion", "both"], p=[0.4, 0.35, 0.25])
@@ -91,7 +91,7 @@ def seat(build: Build, draw: Draw, size: tuple[float, float], top: float, frame:
 def armrests(
     build: Build, draw: Draw, size: tuple[float, float], top: float, height: float, frame: colours.RGB
 ) -> None:
-    """Two rests above the sides of a seat, each on one or two posts."""
+    """Two armrests above the sides of a seat, each on a post in front."""
     width = draw.uniform(0.035, 0.06)
     for s in (-1, 1):
         x, front = s * size[0] / 2, -size[1] / 2 + draw.uniform(0.02, 0.1)

@@ -1,4 +1,4 @@
-"""Beds, lamps, mugs, vases, bins, plants. Each function draws its parameters and builds the piece."""
+"""Beds, lamps, mugs, vases, bins, coat stands. Each function draws its parameters and builds the piece."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fewstep_shapes3d.furniture.solids import Build
 
 
 def bed(draw: Draw) -> Build:
-    """A frame with a head board, a mattress, a blanket and pillows; the foot end looks towards -y."""
+    """A frame with a headboard, a mattress, a blanket and pillows; the foot end is towards -y."""
     build, frame = Build(), colours.body(draw)
     double = draw.random() < 0.5
     width, length = draw.uniform(1.4, 1.9) if double else draw.uniform(0.85, 1.1), draw.uniform(1.9, 2.1)
@@ -86,7 +86,7 @@ def lamp(draw: Draw) -> Build:
 
 
 def vessel(build: Build, draw: Draw, outline: list[tuple[float, float]], wall: float, colour: colours.RGB) -> None:
-    """An open vessel: the outline upwards outside, then downwards inside at the thickness of the wall."""
+    """An open vessel: the outline up the outside, then down the inside at a distance of ``wall``."""
     inside = [(max(radius - wall, 0.01), height) for radius, height in reversed(outline)]
     inside[-1] = (inside[-1][0], outline[0][1] + wall)
     build.lathe((0, 0, 0), outline + inside, colour)
@@ -117,7 +117,7 @@ def mug(draw: Draw) -> Build:
 
 
 def vase(draw: Draw) -> Build:
-    """A vase of a smooth outline, now and then with a plant."""
+    """A vase with a smooth outline, sometimes with a plant."""
     build, colour = Build(), colours.paint(draw)
     height, base = draw.uniform(0.2, 0.45), draw.uniform(0.05, 0.1)
     knots = [base, base * draw.uniform(1, 2), base * draw.uniform(0.8, 1.8), base * draw.uniform(0.5, 1.3)]

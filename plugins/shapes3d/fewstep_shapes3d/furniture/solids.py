@@ -1,6 +1,6 @@
 """Closed solids with outward faces, and the list of them that makes a piece of furniture.
 
-Lengths are in metres, z is up and the front looks towards -y, as in :mod:`fewstep_shapes3d.data.mesh`.
+Lengths are in metres, z is up and the front faces -y, as in :mod:`fewstep_shapes3d.data.mesh`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fewstep_shapes3d.data.mesh import Mesh
 Point = Sequence[float] | Floats
 Colour = Sequence[float]
 Solid = tuple[Floats, npt.NDArray[np.int64]]  # vertices [V,3], triangles [F,3]
-SEGMENTS = 20  # around what is round: at 128 samples a side nobody sees the corners
+SEGMENTS = 20  # of a round outline: at 128 samples per side its corners cannot be seen
 
 
 class Build:
@@ -27,7 +27,7 @@ class Build:
         self.colours: list[tuple[float, ...]] = []
 
     def add(self, solid: Solid, colour: Colour) -> None:
-        """Any solid."""
+        """Add a solid."""
         self.solids.append(solid)
         self.colours.append(tuple(colour))
 
@@ -40,10 +40,9 @@ class Build:
         self.add(sweep([outline] * 2, [[*centre[:2], low[2]], [*centre[:2], high[2]]]), colour)
 
     def bar(self, start: Point, end: Point, widths: Sequence[float], colour: Colour, *, round_: bool = False) -> None:
-        """A straight bar whose horizontal section has the width ``widths[0]`` at the start and ``widths[-1]`` at its
-        end.
+        """A straight bar whose horizontal section has the width ``widths[0]`` at its start, ``widths[-1]`` at its end.
 
-        The ends stay horizontal, as the feet of slanted legs do. For bars along the floor use ``box`` or ``tube``.
+        Its ends are horizontal, like the feet of slanted legs. For bars along the floor use ``box`` or ``tube``.
         """
         start, end = np.asarray(start, dtype=float), np.asarray(end, dtype=float)
         if start[2] > end[2]:
@@ -80,7 +79,7 @@ class Build:
         self.add(sweep(outlines, [[*centre, z] for z in places]), colour)
 
     def turn(self, first: int, degrees: float, pivot: Point, axis: int) -> None:
-        """Turns the solids from number ``first`` on about an axis (0 to 2) through ``pivot``: a leaning back."""
+        """Rotate the solids from number ``first`` on about an axis (0 to 2) through ``pivot``, to lean a back."""
         a, b = ((1, 2), (2, 0), (0, 1))[axis]
         rotation = np.eye(3)
         c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
@@ -90,7 +89,7 @@ class Build:
             self.solids[at] = ((vertices - pivot) @ rotation.T + pivot, faces)
 
     def mesh(self) -> Mesh:
-        """All solids as one mesh, a material each."""
+        """All solids as one mesh, with a material for each."""
         starts = np.cumsum([0, *(len(vertices) for vertices, _ in self.solids)])
         faces = [part + start for (_, part), start in zip(self.solids, starts[:-1], strict=True)]
         material = np.repeat(np.arange(len(faces)), [len(part) for part in faces])
@@ -100,13 +99,13 @@ class Build:
 
 
 def circle(sides: int) -> Floats:
-    """A regular outline [sides,2] of radius 1, counter-clockwise, its first side towards -y."""
+    """A regular polygon [sides,2] of radius 1, counter-clockwise, its first side towards -y."""
     angles = (np.arange(sides) * 2 - 1) * np.pi / sides - np.pi / 2
     return np.stack([np.cos(angles), np.sin(angles)], 1)
 
 
 def rounded(size: Floats, radius: float, steps: int = 4) -> Floats:
-    """The outline [4 steps,2] of a rectangle of the given sides about 0 with round corners."""
+    """The outline [4 steps,2] of a rectangle with these sides and round corners, centred at 0."""
     half = np.maximum(size / 2, 1e-4)
     radius = min(radius, *half)
     corners = half - radius
@@ -117,7 +116,7 @@ def rounded(size: Floats, radius: float, steps: int = 4) -> Floats:
 
 
 def sweep(outlines: Sequence[Floats], places: Sequence[Point]) -> Solid:
-    """The closed solid through horizontal outlines [N,2], counter-clockwise and all of N points, at places [3]."""
+    """The closed solid through horizontal, counter-clockwise outlines [N,2], each centred at its place [3]."""
     n, layers = len(outlines[0]), len(outlines)
     rings = [np.column_stack([o + np.asarray(p)[:2], np.full(n, p[2])]) for o, p in zip(outlines, places, strict=True)]
     vertices = np.concatenate([*rings, [rings[0].mean(0)], [rings[-1].mean(0)]])
@@ -133,7 +132,7 @@ def sweep(outlines: Sequence[Floats], places: Sequence[Point]) -> Solid:
 
 
 def _frame(axis: Floats) -> Floats:
-    """A rotation [3,3] whose rows are two sides and the axis, right-handed."""
+    """A right-handed rotation [3,3] whose rows are two vectors across the axis, and the axis."""
     helper = np.eye(3)[int(np.argmin(np.abs(axis)))]
     side = np.cross(helper, axis)
     side /= np.linalg.norm(side)

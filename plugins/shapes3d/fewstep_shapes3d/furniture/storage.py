@@ -67,7 +67,7 @@ def shelf(draw: Draw) -> Build:
 
 
 def _books(build: Build, draw: Draw, low: Point, high: Point) -> None:
-    """A row of books from the left that fills a part of a compartment."""
+    """A row of books that fills a part of a compartment from the left."""
     (x, y0, z0), (x1, y1, z1) = low, high
     end = x + (x1 - x) * draw.uniform(0.2, 0.9)
     while x < end:
@@ -83,7 +83,7 @@ def _books(build: Build, draw: Draw, low: Point, high: Point) -> None:
 
 
 def cupboard(draw: Draw) -> Build:
-    """A wardrobe or a cupboard with doors, sometimes drawers below, on a plinth or feet."""
+    """A wardrobe or a cupboard with doors, sometimes drawers below, on a plinth."""
     build, main = Build(), colours.body(draw)
     width, depth, height = draw.uniform(0.6, 1.8), draw.uniform(0.4, 0.62), draw.uniform(1.3, 2.2)
     x, y, lift = width / 2, depth / 2, draw.uniform(0.04, 0.12)
@@ -100,7 +100,7 @@ def cupboard(draw: Draw) -> Build:
 
 
 def chest(draw: Draw) -> Build:
-    """A chest of drawers or a sideboard, on legs or on the floor."""
+    """A chest of drawers or a sideboard, on short or long legs."""
     build, main = Build(), colours.body(draw)
     size, height = (draw.uniform(0.6, 1.8), draw.uniform(0.38, 0.52)), draw.uniform(0.55, 1.2)
     lift = draw.choice([0.04, draw.uniform(0.1, 0.25)])

@@ -73,7 +73,7 @@ def round_table(draw: Draw) -> Build:
 
 
 def desk(draw: Draw) -> Build:
-    """A top on legs on one side and drawers on the other, or drawers on both."""
+    """A top with drawers below its left or right side, both or neither, and legs elsewhere."""
     build, main = Build(), colours.body(draw)
     width, depth, height = draw.uniform(1.0, 1.7), draw.uniform(0.5, 0.75), draw.uniform(0.7, 0.78)
     x, y, thick = width / 2, depth / 2, draw.uniform(0.025, 0.045)
@@ -101,7 +101,7 @@ def desk(draw: Draw) -> Build:
 
 
 def night_stand(draw: Draw) -> Build:
-    """A small cabinet with drawers or an open compartment, on legs or a plinth."""
+    """A small cabinet with drawers, on legs."""
     build, main = Build(), colours.body(draw)
     size, height = (draw.uniform(0.35, 0.55), draw.uniform(0.32, 0.45)), draw.uniform(0.42, 0.65)
     lift = height * draw.choice([0.06, draw.uniform(0.2, 0.5)])

@@ -1,7 +1,7 @@
 """Image features: EfficientNet-Lite0 tokens with tile colours to condition on, Lite2 vectors to measure with.
 
-Both weight files lie inside their wheels; nothing is downloaded. The two networks are kept apart on purpose: a metric
-that read the conditioning network could be pleased without a better object.
+Both weight files come with their wheels; nothing is downloaded. The two networks differ on purpose: a metric that used
+the conditioning network could improve without a better object.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def preprocess(
     Raises:
         FewstepError: no pixel is opaque enough to see the object, or the background cannot be removed.
     """
-    from fewstep_shapes3d.pictures.preprocess import prepare_once  # Pillow, which reading a prepared set does without
+    from fewstep_shapes3d.pictures.preprocess import prepare_once  # imports Pillow; reading a set needs none
 
     return np.asarray(prepare_once(image, name, size, background))
 
@@ -59,10 +59,10 @@ class TokenBasis:
 
 
 def fit_basis(tokens: Tensor, channels: int) -> TokenBasis:
-    """Of raw tokens [..., W]. Deep features: standardise, then PCA, then one scale for unit RMS over all tokens.
+    """Fit to raw tokens [..., W]. Deep features: standardise, then PCA, then one scale for unit RMS over all tokens.
 
-    Not whitened: the channels keep their relative size, so the leading ones carry the object. The last four, the
-    colours, keep channels of their own, standardised: the leading deep features say little of them.
+    Not whitened: the channels keep their relative size, so the leading ones carry the object. The last four, colour and
+    share, keep standardised channels of their own: the leading deep features say little about them.
 
     Raises:
         FewstepError: ``channels`` is not between 5 and W.
@@ -72,7 +72,7 @@ def fit_basis(tokens: Tensor, channels: int) -> TokenBasis:
         raise invalid("channels", channels, f"{COLOURS + 1} to {tokens.shape[-1]}, {COLOURS} of them for colours")
     flat = tokens.reshape(-1, tokens.shape[-1]).float()
     mean, spread = flat.mean(0), flat.std(0) + 1e-6
-    deep = spread[:width].clamp(min=0.1 * float(spread[:width].median()))  # channels that hardly fire must not blow up
+    deep = spread[:width].clamp(min=0.1 * float(spread[:width].median()))  # rarely active channels must not blow up
     scaled = (flat - mean)[:, :width] / deep
     _, vectors = torch.linalg.eigh((scaled.T @ scaled).double() / len(scaled))
     leading = vectors.flip(1)[:, : channels - COLOURS].float()
@@ -86,7 +86,7 @@ def fit_basis(tokens: Tensor, channels: int) -> TokenBasis:
 def tile_colours(images: Tensor) -> Tensor:
     """[B,49,4] of pictures [B,3,H,W] in [0,1] on black: the object's mean colour in a tile, and its share of the tile.
 
-    All four are 0 where a tile shows nothing of it.
+    All four are 0 if a tile shows nothing of the object.
     """
     shown = (images > BLACK).any(1, keepdim=True).to(images)
     share = F.adaptive_avg_pool2d(shown, 7)
@@ -95,7 +95,7 @@ def tile_colours(images: Tensor) -> Tensor:
 
 
 class ImageEncoder(nn.Module):
-    """EfficientNet-Lite0's last map and the colours of its tiles: 49 tokens a picture, 1284 wide, or C with a basis."""
+    """EfficientNet-Lite0's last map and its tiles' colours: 49 tokens per picture, 1284 wide, or C with a basis."""
 
     def __init__(self, basis: TokenBasis | None = None) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class ImageEncoder(nn.Module):
 
 
 class MetricEncoder(nn.Module):
-    """EfficientNet-Lite2, pooled: 1280 numbers a picture. For measuring only, never a condition."""
+    """EfficientNet-Lite2, pooled: 1280 numbers per picture. For measuring only, never a condition."""
 
     size = 260
 

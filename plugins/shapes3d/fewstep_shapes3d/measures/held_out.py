@@ -27,7 +27,7 @@ from fewstep_shapes3d.representations import Mesh
 from fewstep_shapes3d.voxel_render import AZIMUTHS
 
 SHEET_TILE = 168  # pixels of a picture on a contact sheet
-ROOM = 1.5  # of the frame that holds the whole cube, to that of an object
+ROOM = 1.5  # size of the frame that holds the whole cube, relative to that of an object
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class HeldOut:
 
     @classmethod
     def of(cls, data: PreparedSet) -> HeldOut:
-        """Of a set: the same for every stage."""
+        """The held-out objects of a set, the same for every stage."""
         order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
         rows = [int(row) for row in data.test[order.numpy()]]
         pictures = [data.picture(row) for row in rows]
@@ -62,13 +62,13 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Pictured(Batch):
-    """Prompts with what they show: uint8 [B, H, W, 3], for a look at them beside what was made."""
+    """Prompts with their pictures, uint8 [B, H, W, 3], to be shown beside what was made."""
 
     pictures: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 def shown(prompts: Batch | None, count: int) -> list[list[Picture]]:
-    """The picture of each of ``count`` samples as the beginning of its row; nothing where it is not known."""
+    """The picture of each of ``count`` samples as the beginning of its row; empty rows if it is not known."""
     return [[picture.numpy()] for picture in prompts.pictures] if isinstance(prompts, Pictured) else [[]] * count
 
 
@@ -78,7 +78,7 @@ class PictureSuite(Suite):
     Args:
         tokens: image tokens [N, L, Cc].
         pictures: condition pictures, RGB uint8 [H, W, 3] each.
-        encoder: pictures [B, 3, 224, 224] in [0, 1] to tokens; None where conditions are not timed or made.
+        encoder: pictures [B, 3, 224, 224] in [0, 1] to tokens; None if conditions are neither timed nor made.
         azimuths: of the pictures' cameras in degrees, for the contact sheet.
 
     Raises:
@@ -104,7 +104,7 @@ class PictureSuite(Suite):
         return Pictured(batch.x0, batch.layout, batch.cond, torch.from_numpy(first))
 
     def check_lengths(self, *more: Sequence[object] | Tensor) -> None:
-        """Raises FewstepError unless everything is of as many objects, at least 2."""
+        """Raise FewstepError unless all are of the same number of objects, at least 2."""
         lengths = {len(part) for part in (self.tokens, self.pictures, self.azimuths, *more)}
         if len(lengths) > 1 or len(self.tokens) < 2:
             raise invalid("held-out objects", sorted(lengths), "at least 2, as many of each kind")
@@ -126,7 +126,7 @@ class PictureSuite(Suite):
 
     @abstractmethod
     def meshes(self, objects: Any, chosen: Sequence[int]) -> list[Mesh]:
-        """Some of the objects, coloured, to look at."""
+        """Some of the objects as coloured meshes, for display."""
 
     @abstractmethod
     def truth_row(self, chosen: Sequence[int]) -> SheetRow:
@@ -182,7 +182,7 @@ def from_best_to_worst(scores: Tensor, count: int) -> list[int]:
 
 
 def evenly_ranked(scores: Tensor, count: int) -> list[int]:
-    """Indices of ``count`` scores, the middle ones of as many equal parts of the ranking: the best part's first."""
+    """Indices of the middle scores of ``count`` equal parts of the ranking, the best part first."""
     order, parts = scores.argsort(descending=True, stable=True), min(count, len(scores))
     places = (torch.arange(parts) + 0.5) * len(scores) / parts
     return [int(order[int(place)]) for place in places]

@@ -1,4 +1,4 @@
-"""Distances between occupancy grids, one value an object: volume IoU and the Chamfer distance of voxels."""
+"""Measures between occupancy grids, one value per object: volume IoU and the Chamfer distance of voxels."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def chamfer(generated: Tensor, reference: Tensor) -> Tensor:
 def _pair(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
     from scipy.spatial import cKDTree  # type: ignore[import-untyped,unused-ignore]  # half a second, when measuring
 
-    # Centres, so never 0: with denormals flushed (torch.set_flush_denormal) cKDTree never ends splitting at 0.
+    # Centres, so never 0: with denormals flushed (torch.set_flush_denormal) cKDTree splits endlessly at 0.
     first, second = ((np.argwhere(grid) + 0.5) / grid.shape[0] for grid in (a, b))
     if not len(first) or not len(second):
         return 0.0 if len(first) == len(second) else math.sqrt(3.0)

@@ -22,17 +22,17 @@ from fewstep_shapes3d.measures.features import MetricEncoder
 from fewstep_shapes3d.voxel_render import render_views
 
 PIXELS, BATCH = 96, 32
-QUARTERED = 40  # objects; of fewer, a resample may leave a quarter empty, and nothing is extrapolated
+QUARTERED = 40  # objects needed to extrapolate: with fewer, a resample may leave a quarter of them empty
 MetricNet = Callable[[Tensor], Tensor]
 
 
 class ViewEncoder:
-    """Features of rendered views, four of a grid or any of something else.
+    """Features of rendered views: four of a grid, or any number of given pictures.
 
     Args:
         net: pictures [B, H, W] or [B, 3, H, W] to features [B, F]; None takes ``MetricEncoder`` at 96 pixels, made on
-            first use. At 96 the methods separate at least as well as at 128 or 192, and a picture costs a tenth of the
-            full 260.
+            first use. 96 pixels separate the methods at least as well as 128 or 192, at a tenth of the cost of the full
+            260.
     """
 
     def __init__(self, net: MetricNet | None = None) -> None:
@@ -40,7 +40,7 @@ class ViewEncoder:
 
     @cached_property
     def net(self) -> MetricNet:
-        """The network, where it computes."""
+        """The network, on its device."""
         net = self._net
         if net is None:
             net = encoder = MetricEncoder()
@@ -90,9 +90,9 @@ def distances(features: Tensor, reference: Tensor, counts: Tensor) -> dict[str, 
     ``fewstep.metrics.resampled`` for ``counts`` [B, N].
 
     Frechet pools the views (V N rows of one view each), since joined or averaged views are too few to fill
-    covariances of 32 components: with 96 objects the distance of a teacher to itself under other noise, all of it
-    sampling error, was 0.31 (averaged) and 0.51 (joined) of what one step differs from 25, against 0.27 pooled. KID,
-    precision and recall need no covariance but independent rows, so an object's views are joined into one row.
+    covariances of 32 components: with 96 objects, the distance of a teacher to itself under other noise, which is all
+    sampling error, was 0.31 (averaged) and 0.51 (joined) of the difference between 1 and 25 steps, against 0.27 pooled.
+    KID, precision and recall need no covariance but independent rows, so an object's views are joined into one row.
     """
     x, y = features.flatten(1), reference.flatten(1)
     precision, recall = precision_recall_resampled(x, y, counts)
@@ -107,7 +107,7 @@ def distances(features: Tensor, reference: Tensor, counts: Tensor) -> dict[str, 
 
 
 def teacher_distances(features: Tensor, teacher: Record, other: Record | None, counts: Tensor) -> dict[str, Tensor]:
-    """Fréchet distances to the teacher's samples from other noise, where there are some, and from the same."""
+    """Fréchet distances to the teacher's samples from the same noise and, if there are any, from other noise."""
     records = {"other_frechet": other, "teacher_frechet": teacher}
     return {
         name: frechet_resampled(features, record["features"], counts)

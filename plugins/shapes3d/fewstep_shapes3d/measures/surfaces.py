@@ -1,4 +1,4 @@
-"""Generated coloured surfaces: what measuring needs of them, and distances to what they should be."""
+"""Generated coloured surfaces: what measuring needs of them, and distances to the true ones."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Cloud:
 
 @dataclass(frozen=True)
 class Seen:
-    """Of N surfaces: ``views`` uint8 [N, V, 3, S, S] from four sides, ``clouds``, and of the first ones the ``meshes``,
-    for pictures."""
+    """What is kept of N surfaces: ``views`` uint8 [N, V, 3, S, S] from four sides, ``clouds``, and for pictures the
+    first ``meshes``."""
 
     views: Tensor
     clouds: list[Cloud]
@@ -46,7 +46,7 @@ class Seen:
 
 @dataclass
 class Surfaces:
-    """Generated objects. Most meshes are let go once they were looked at: those of a bench would fill the memory.
+    """Generated objects. Most meshes are freed once ``seen`` was made: those of a whole bench would fill the memory.
 
     Args:
         meshes: of N objects.
@@ -87,7 +87,7 @@ def _views(mesh: Mesh) -> Tensor:
 
 
 def cloud_of(mesh: Mesh, count: int = POINTS) -> Cloud:
-    """Points uniform over what can be seen of a mesh; none where there is no face."""
+    """Points uniform over the visible parts of a mesh; none if it has no faces."""
     if not mesh.success:
         return Cloud(torch.zeros(0, 3), torch.zeros(0, 3))
     vertices = mesh.vertices.detach().cpu().double().numpy()
@@ -97,7 +97,7 @@ def cloud_of(mesh: Mesh, count: int = POINTS) -> Cloud:
 
 
 def true_cloud(coords: Tensor, features: Tensor, resolution: int) -> Cloud:
-    """One point of the surface in each voxel, by the plane through the signed distances of its 8 parts, in its colour.
+    """One surface point per voxel, on the plane fitted to the signed distances of its 8 parts, with the voxel's colour.
 
     Args:
         coords: [T, 3] of the voxels.
@@ -117,7 +117,7 @@ def cloud_distance(found: Cloud, truth: Cloud) -> tuple[float, float]:
     at the nearest found point. An empty surface is the cube's diagonal and 1 away."""
     if not len(found.points) or not len(truth.points):
         return (0.0, 0.0) if len(found.points) == len(truth.points) else (NOTHING, 1.0)
-    # Away from 0: with denormals flushed (torch.set_flush_denormal) cKDTree never ends splitting at 0.
+    # Shifted away from 0: with denormals flushed (torch.set_flush_denormal) cKDTree splits endlessly at 0.
     a, b = (cloud.points.double().numpy() + 1 for cloud in (found, truth))
     forth, _ = cKDTree(b).query(a)
     back, nearest = cKDTree(a).query(b)
@@ -134,8 +134,8 @@ def view_error(views: Tensor, reference: Tensor) -> Tensor:
 
 
 def latent_errors(one: Surfaces, other: Surfaces) -> tuple[Tensor, Tensor]:
-    """Of each object [N], over the voxels that both have: the squared difference of the latents, and the squared
-    distance of the other's to their mean over all objects. R squared is 1 minus the ratio of their sums."""
+    """For each object [N], over the voxels that both have: the squared difference of the latents, and the squared
+    distance of the other's latents to their mean over all objects. R squared is 1 minus the ratio of the sums."""
     mine, theirs = (_rows(each.layout) for each in (one, other))
     common = [(row, theirs[key], key[0]) for key, row in mine.items() if key in theirs]
     error, spread = torch.zeros(2, one.layout.batch_size, dtype=torch.float64)

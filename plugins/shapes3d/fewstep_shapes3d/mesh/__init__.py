@@ -1,4 +1,4 @@
-"""FlexiCubes: triangle meshes from signed distances at the corners of sparse voxels."""
+"""Triangle meshes: FlexiCubes from signed distances at the corners of sparse voxels, and work on meshes as arrays."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ from fewstep_shapes3d.mesh.faces import without_cavities
 from fewstep_shapes3d.representations import Mesh
 
 FACES = 14000  # at most, about: 100 kB in a page
-PLACES = 2**12  # steps along an axis that a vertex can stand on: such numbers compress well
+PLACES = 2**12  # steps along an axis that vertices are rounded to: such numbers compress well
 
 
 def coarse(mesh: Mesh, most: int = FACES) -> Mesh:
-    """The mesh with about ``most`` faces or fewer and without walls within; one that has no more keeps all."""
+    """The mesh with about ``most`` faces or fewer and without inner walls; one with no more faces keeps all."""
     cells = 128
     if len(mesh.faces) > most:
         seen = without_cavities(mesh.vertices.double().numpy(), mesh.faces.numpy())
@@ -25,9 +25,9 @@ def coarse(mesh: Mesh, most: int = FACES) -> Mesh:
 
 
 def _clustered(mesh: Mesh, cells: int) -> Mesh:
-    """One vertex for those in a cell of a grid, so many along an axis, that face the same octant: their mean.
+    """Merge vertices in the same cell of a grid of ``cells`` per axis, with normals in the same octant, to their mean.
 
-    Both sides of a thin wall stay apart.
+    The octants keep both sides of a thin wall apart.
     """
     octant = (vertex_normals(mesh.vertices, mesh.faces) > 0).long()
     places = torch.cat([((mesh.vertices + 0.5) * cells).floor().long(), octant], 1)

@@ -9,9 +9,9 @@ Floats = npt.NDArray[np.float64]
 
 
 def without_cavities(vertices: Floats, faces: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The faces of those connected parts that enclose a positive volume: walls of hollows are turned the other way.
+    """The faces of the connected parts that enclose a positive volume: walls of cavities are wound the other way.
 
-    A solid is only known near its surface, so every mesh of this kind has a second wall within, which nobody sees.
+    A solid is only known near its surface, so every extracted mesh has a second, invisible wall inside.
     """
     from scipy.sparse import coo_array  # type: ignore[import-untyped]
     from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
@@ -36,7 +36,7 @@ def watertight(faces: npt.NDArray[np.int64]) -> bool:
 def sample(
     vertices: Floats, values: Floats, faces: npt.NDArray[np.int64], count: int, seed: int = 0
 ) -> tuple[Floats, Floats]:
-    """``count`` points uniform over the area, and ``values`` [V, C] interpolated there; a function of the seed."""
+    """``count`` points [N, 3] uniform over the area, and ``values`` [V, C] interpolated there; drawn with ``seed``."""
     draw = np.random.default_rng(seed)
     a, b, c = vertices[faces].transpose(1, 0, 2)
     area = np.linalg.norm(np.cross(b - a, c - a), axis=1)

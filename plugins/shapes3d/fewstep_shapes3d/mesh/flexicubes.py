@@ -1,7 +1,7 @@
 """FlexiCubes (Shen et al. 2023, arXiv 2308.05371): a mesh from signed distances with learned weights, in plain torch.
 
-Only cubes around an inside corner are looked at; a corner of no given cube is outside, at a distance of 1. All of it is
-differentiable with respect to the features.
+Only cubes with an inside corner are processed; a corner that no given cube has is outside, at a distance of 1. The mesh
+is differentiable with respect to the features.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fewstep_shapes3d.mesh.surface import Surface, surface
 from fewstep_shapes3d.mesh.tables import tables
 from fewstep_shapes3d.representations import Mesh
 
-NO_GAMMA = 20  # the weight term leaves the splitting weight out
+NO_GAMMA = 20  # the weight term leaves out gamma, the splitting weight
 BORDER = 1e-6  # the least signed distance at the border of a grid where the mesh is to be closed
 
 
@@ -25,14 +25,14 @@ def extract_mesh(coords: Tensor, feats: Tensor, resolution: int, training: bool 
 
     Args:
         coords: [N, 3] cubes of a grid with ``resolution`` cubes along an axis, each once.
-        feats: [N, 53 or 101] what the mesh decoder puts out for each; left unchanged.
+        feats: [N, 53 or 101] the mesh decoder's output for each cube; not modified.
         resolution: R.
         training: split each quad at a centre vertex and compute the regulariser.
-        closed: end an object that reaches the border of the grid there; otherwise it is open there.
+        closed: close the mesh where it reaches the border of the grid; otherwise it is open there.
 
     Returns:
-        The mesh. Vertices of cubes with one patch come first, then those of
-        cubes with two, and so on, each in the grid's C order; in training the quads' centres follow.
+        The mesh. Vertices of cubes with one patch come first, then those of cubes with two, and so on, each in the
+        grid's C order; in training the quads' centres follow.
 
     Raises:
         FewstepError: for other shapes, cubes outside the grid, or a cube twice.
@@ -57,7 +57,7 @@ def extract_mesh(coords: Tensor, feats: Tensor, resolution: int, training: bool 
 
 
 def _outside_at_border(grid: CornerGrid) -> Tensor:
-    """The corners' values with no corner on the grid's border inside: the surface passes just within it."""
+    """The corners' values with every corner on the grid's border outside: the surface passes just within the border."""
     border = ((grid.coords == 0) | (grid.coords == grid.resolution)).any(1, keepdim=True)
     distance = torch.where(border, grid.attrs[:, :1].clamp(min=BORDER), grid.attrs[:, :1])
     return torch.cat([distance, grid.attrs[:, 1:]], 1)
@@ -136,7 +136,7 @@ def _quads(found: Surface, owner: Owners, resolution: int) -> Tensor:
 
 
 def _split(quads: Tensor, gamma: Tensor) -> Tensor:
-    """Two triangles a quad, along the diagonal with the larger product of weights."""
+    """Two triangles per quad, split along the diagonal with the larger product of weights."""
     along = (gamma[:, 0] * gamma[:, 2] > gamma[:, 1] * gamma[:, 3])[:, None]
     return torch.where(along, quads[:, [0, 1, 2, 0, 2, 3]], quads[:, [0, 1, 3, 3, 1, 2]]).view(-1, 3)
 
@@ -144,7 +144,7 @@ def _split(quads: Tensor, gamma: Tensor) -> Tensor:
 def _fan(
     vertices: Tensor, colours: Tensor | None, quads: Tensor, gamma: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Four triangles a quad around a centre: the diagonals' midpoints, weighted, so that gradients reach gamma."""
+    """Four triangles per quad around a centre, the weighted mean of the diagonals' midpoints: gradients reach gamma."""
     a, b = (gamma[:, 0] * gamma[:, 2])[:, None], (gamma[:, 1] * gamma[:, 3])[:, None]
 
     def with_centres(x: Tensor) -> Tensor:

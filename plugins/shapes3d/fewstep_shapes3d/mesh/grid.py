@@ -16,11 +16,11 @@ PLAIN, COLOURED = SDF + DEFORM + WEIGHTS, SDF + DEFORM + WEIGHTS + COLOUR
 
 @dataclass(frozen=True, eq=False)
 class CornerGrid:
-    """Values at the grid's corners that belong to a given cube.
+    """Values at those corners of the grid that belong to a given cube.
 
     Args:
         resolution: R cubes, R + 1 corners along an axis.
-        coords: [V, 3] integer places of the corners, in C order.
+        coords: [V, 3] integer positions of the corners, in C order.
         attrs: [V, 4 or 10] signed distance (bias included), deformation 3, raw colour 6; means over the cubes.
         cubes: [N] keys of the given cubes, in C order of the grid.
         weights: [N, 21] beta 12, alpha 8, gamma 1 of each cube, raw.
@@ -36,12 +36,12 @@ class CornerGrid:
 
     @property
     def positions(self) -> Tensor:
-        """[V, 3] deformed places in [-0.5, 0.5]^3."""
+        """[V, 3] deformed positions in [-0.5, 0.5]^3."""
         return corner_positions(self.coords, self.attrs[:, 1:4], self.resolution)
 
 
 def corner_positions(coords: Tensor, deform: Tensor, resolution: int) -> Tensor:
-    """A corner moves by less than half a cube: v / R - 0.5 + (1 - 1e-8) / (2 R) tanh(deform)."""
+    """Deformed corners v / R - 0.5 + (1 - 1e-8) / (2 R) tanh(deform): each moves by less than half a cube."""
     return coords.to(deform.dtype) / resolution - 0.5 + (1 - 1e-8) / (2 * resolution) * torch.tanh(deform)
 
 
@@ -66,7 +66,7 @@ def place(keys: Tensor, size: int) -> Tensor:
 
 
 def corner_grid(coords: Tensor, feats: Tensor, resolution: int) -> CornerGrid:
-    """Join the cubes' own corner values to one grid.
+    """Average the cubes' own values at shared corners into one grid.
 
     Args:
         coords: [N, 3] cubes, each once, in any order.
@@ -99,7 +99,7 @@ def disagreement(grid: CornerGrid, coords: Tensor, feats: Tensor) -> Tensor:
     """The mean squared difference between the cubes' own values at their corners and the grid's means; 0 for none.
 
     Args:
-        grid: made of the two others.
+        grid: made from the other two by :func:`corner_grid`.
         coords: [N, 3].
         feats: [N, 53 or 101].
     """

@@ -17,11 +17,10 @@ class Surface:
 
     Args:
         cubes: [S] keys.
-        cases: [S] after the exchange of ambiguous ones.
-        corners: [S, 8] rows of the corner values below; ``sdf`` [S, 8], ``positions`` [S, 8, 3] and
-            ``colours`` [S, 8, 6] (or None) are theirs.
-        alpha: [S, 8], beta [S, 12], gamma [S].
+        cases: [S], with ambiguous ones resolved.
         corner_keys: [S, 8] keys of the corners in the grid.
+        sdf, positions, colours: [S, 8], [S, 8, 3] and [S, 8, 6] (or None), at the corners.
+        alpha, beta, gamma: weights [S, 8] of corners, [S, 12] of edges and [S] for splitting quads.
     """
 
     cubes: Tensor
@@ -51,7 +50,7 @@ def surface(grid: CornerGrid) -> Surface:
 
 
 def _exchanged(cubes: Tensor, cases: Tensor, resolution: int) -> Tensor:
-    """Cases with their ambiguous face resolved as the neighbour's beyond it is: both become their complements."""
+    """Cases, complemented where the neighbour across a cube's ambiguous face is ambiguous too: so both agree."""
     outward = tables(cubes.device).outward
     step = outward[cases]
     beyond = place(cubes, resolution) + step
@@ -63,7 +62,7 @@ def _exchanged(cubes: Tensor, cases: Tensor, resolution: int) -> Tensor:
 
 
 def _filled(grid: CornerGrid, cubes: Tensor, cases: Tensor, corner_keys: Tensor) -> Surface:
-    """Corner values and weights; those that no given cube has are outside by 1, undeformed, of weight 0."""
+    """Corner values and weights; corners of no given cube are outside by 1 and undeformed, raw weights 0."""
     size, attrs = grid.resolution + 1, grid.attrs
     blank = torch.zeros_like(attrs[:1]) if len(attrs) else attrs.new_zeros(1, attrs.shape[1])
     blank = torch.cat([blank[:, :1] + 1, blank[:, 1:]], 1)

@@ -1,4 +1,4 @@
-"""The combinatorics of dual marching cubes, derived from the cube's geometry and not listed.
+"""The case tables of dual marching cubes, derived from the cube's geometry instead of listed.
 
 Corner i of a cube lies at (i & 1, i >> 1 & 1, i >> 2) along x, y, z. A case is the sum of 2^i over its inside corners.
 Nielson, Dual Marching Cubes, 2004; the order of patches is that of the published extraction.
@@ -17,7 +17,7 @@ EDGES = ((0, 1), (1, 5), (4, 5), (0, 4), (2, 3), (3, 7), (6, 7), (2, 6), (2, 0),
 CORNERS = tuple((i & 1, i >> 1 & 1, i >> 2) for i in range(8))
 FACES = tuple((axis, side) for axis in range(3) for side in range(2))
 MOST_PATCHES, MOST_EDGES = 4, 7
-FIRST_BY_DECREE = {231: (4, 5, 9)}  # the one case whose published order is not the rule's
+FIRST_BY_DECREE = {231: (4, 5, 9)}  # first patch of the one case whose published order breaks the rule
 
 Patch = tuple[int, ...]
 
@@ -53,7 +53,7 @@ def _links(case: int) -> list[tuple[int, int]]:
 
 
 def patches(case: int) -> list[Patch]:
-    """The patches of a case, each as its crossed edges in rising order."""
+    """The patches of a case, each as its crossed edges in ascending order."""
     group = {n: n for n in _crossed(case, list(range(len(EDGES))))}
     for one, other in _links(case):
         old, new = group[one], group[other]

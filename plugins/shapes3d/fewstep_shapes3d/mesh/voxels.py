@@ -1,4 +1,4 @@
-"""A smooth coloured mesh of an occupancy grid, to look at.
+"""A smooth coloured mesh of an occupancy grid, for display.
 
 Constrained surface nets (Gibson 1998, MICCAI), smoothed as by Taubin (1995, SIGGRAPH).
 """
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fewstep_shapes3d.representations import Mesh
 
-ROUNDS, PULLS = 10, (0.6, -0.45)  # of smoothing; how far a vertex goes to its neighbours, and back: little shrinks
-REACH = 0.5  # how far from the middle of its cell a vertex may go, in voxels: nothing thin is lost
-HEIGHTS = ((0.40, 0.54, 0.76), (0.55, 0.78, 0.76), (0.99, 0.86, 0.62))  # colours from the foot of the cube to its top
+ROUNDS, PULLS = 10, (0.6, -0.45)  # rounds of smoothing; steps towards the neighbours and back, so that little shrinks
+REACH = 0.5  # how far a vertex may move from the middle of its cell, in voxels: thin parts are kept
+HEIGHTS = ((0.40, 0.54, 0.76), (0.55, 0.78, 0.76), (0.99, 0.86, 0.62))  # colours from bottom to top
 OPEN, DARKEST = (3, 9), 0.45  # widths of the neighbourhoods that shade, in voxels
 Array = npt.NDArray[Any]
 
@@ -25,8 +25,8 @@ Array = npt.NDArray[Any]
 def voxel_mesh(occupancy: Tensor) -> Mesh:
     """A closed mesh around the occupied voxels of a grid [R, R, R], indexed (x, y, z).
 
-    It passes between the centres of occupied and free voxels, coloured by height and darker where the surroundings are
-    full. An empty grid gives an empty mesh.
+    It passes between the centres of occupied and free voxels, and is coloured by height, darker where many voxels
+    around are occupied. An empty grid gives an empty mesh.
     """
     solid = ndimage.binary_fill_holes(np.pad(occupancy.cpu().numpy().astype(bool), 2))
     corners = np.stack([solid[_shifted(corner)] for corner in np.ndindex(2, 2, 2)])
@@ -37,7 +37,7 @@ def voxel_mesh(occupancy: Tensor) -> Mesh:
     if not len(quads):
         return Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.int64))
     places = _relaxed(cells + 0.5, quads)
-    points = (places - 1.5) / len(occupancy) - 0.5  # the middle of voxel 0 lies at 2 of the padded grid
+    points = (places - 1.5) / len(occupancy) - 0.5  # the centre of voxel 0 is at 2 in the padded grid
     faces = np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
     attrs = np.concatenate([_colours(solid, places, points[:, 2]), np.zeros_like(points)], 1)
     return Mesh(torch.from_numpy(points).float(), torch.from_numpy(faces), torch.from_numpy(attrs).float())
@@ -60,7 +60,7 @@ def _quads(solid: Array, number: Array, axis: int) -> Array:
 
 
 def _relaxed(start: Array, quads: Array) -> Array:
-    """The vertices drawn towards their neighbours, none farther from its ``start`` than ``REACH`` along an axis."""
+    """The vertices smoothed, none moved from its ``start`` by more than ``REACH`` along an axis."""
     ends = np.concatenate([quads[:, [i, (i + 1) % 4]] for i in range(4)])
     ends = np.concatenate([ends, ends[:, ::-1]])
     count = np.bincount(ends[:, 0], minlength=len(start))[:, None]

@@ -1,4 +1,4 @@
-"""Removing what is behind an object. Optional: the package ``rembg`` brings its own network."""
+"""Removing the background of an object, by the optional package ``rembg`` and its own network."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def remove_background(image: Image.Image, name: str = "the picture") -> Image.Im
     try:
         cut: Image.Image = remove(shrunk(image.convert("RGB")), session=session)
         return cut.convert("RGBA")
-    except Exception as error:  # of a network that is not ours, on a picture that is not ours
+    except Exception as error:  # whatever another's network raises on a user's picture
         raise FewstepError(
             f"{name}: rembg failed on it ({type(error).__name__}: {first_line(error)}); {INSTEAD}"
         ) from error
@@ -40,7 +40,7 @@ def can_remove() -> bool:
 
 
 def not_installed(name: str) -> FewstepError:
-    """What to say of a picture whose background cannot be removed here."""
+    """The error for a picture whose background cannot be removed here."""
     return FewstepError(
         f"{name} has no transparency, and removing a background needs rembg, which is not installed: "
         f"{install('background')}; {INSTEAD}"
@@ -57,9 +57,9 @@ def shrunk(image: Image.Image) -> Image.Image:
 def _rembg(name: str) -> tuple[Any, Any]:
     try:
         return importlib.import_module("rembg").remove, _session()
-    except (ImportError, SystemExit) as error:  # rembg leaves the program where its own onnxruntime is missing
+    except (ImportError, SystemExit) as error:  # rembg exits the program if its onnxruntime is missing
         raise not_installed(name) from error
-    except Exception as error:  # rembg downloads its network at first use: whatever fails there is the user's to know
+    except Exception as error:  # rembg downloads its network at first use: the user must know what fails there
         raise FewstepError(
             f"{name}: rembg could not load its network {NETWORK} ({type(error).__name__}: {error}); put it where rembg "
             f"looks for it, or {INSTEAD}"

@@ -12,22 +12,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fewstep.errors import invalid
 
 OPAQUE = 255
-DARK = 8  # of 255: what a compressed picture still has where black was
+DARK = 8  # of 255: the brightest that black becomes by compression
 _WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # one channel of more than 8 bits: convert() would clip, not scale
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, MemoryError, Image.DecompressionBombError)
 
 
 def load_picture(source: Path | str | IO[bytes] | Image.Image, name: str | None = None) -> Image.Image:
-    """A picture as RGBA, turned upright where it says how it was held (EXIF orientation).
+    """A picture as RGBA, turned upright by its EXIF orientation.
 
     Palette, grey, CMYK and 16-bit pictures are converted; of several frames the first is used, with a warning.
 
     Args:
-        source: a file, its path or opened, or a picture that Pillow has opened.
+        source: a path, an open file, or a picture that Pillow has opened.
         name: for messages; by default the file's.
 
     Raises:
-        FewstepError: there is no such file, or it is no picture that Pillow can decode.
+        FewstepError: there is no such file, or it is not a picture that Pillow can decode.
     """
     if isinstance(source, Image.Image):
         return _decoded(source, name or "the picture")
@@ -37,7 +37,7 @@ def load_picture(source: Path | str | IO[bytes] | Image.Image, name: str | None 
             return _decoded(image, name)
     except FileNotFoundError as error:
         raise invalid("image", name, "a picture file; it does not exist") from error
-    except UnidentifiedImageError as error:  # whose text holds no more than a name
+    except UnidentifiedImageError as error:  # its text says only the file's name
         raise invalid("image", name, "a picture (PNG, JPEG, WebP), which this is not") from error
     except _UNREADABLE as error:
         raise invalid("image", name, f"a picture (PNG, JPEG, WebP); {error}") from error
@@ -57,7 +57,7 @@ def as_rgba(image: Image.Image, name: str = "the picture") -> Image.Image:
     """The picture as 8-bit RGBA, whatever its mode.
 
     Raises:
-        FewstepError: for pixels that are no grey or colour of 8 or 16 bits (floating point, LAB).
+        FewstepError: for pixels other than grey or colour of 8 or 16 bits (floating point, LAB).
     """
     if image.mode in ("F", "LAB"):
         raise invalid("image", name, f"8 or 16 bit grey or colour; its pixels are of mode {image.mode}")
@@ -76,7 +76,7 @@ def needs_background_removal(image: Image.Image) -> bool:
 
 
 def black_border(image: Image.Image) -> bool:
-    """Whether the outermost pixels are all black, as in a picture that was prepared before."""
+    """Whether the outermost pixels are all black, as in a picture that was already prepared."""
     pixels = np.asarray(image.convert("RGB"))
     sides = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
     return max(int(side.max()) for side in sides) <= DARK

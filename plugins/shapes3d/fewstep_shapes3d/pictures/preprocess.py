@@ -1,7 +1,7 @@
-"""From a picture to the square that an encoder sees: the pipeline's way and the data set's.
+"""From a picture to the square that an encoder sees: as in the pipeline, and as in the training data.
 
-They differ on purpose, as TRELLIS's own do: in the threshold of alpha, where the factor 1.2 is rounded, how the bounds
-are, the size, and whether the product with alpha is rounded to 8 bits. Sources: golden README, "Dataset";
+They differ on purpose, as TRELLIS's own do: in the threshold of alpha, in how the box and its margin are rounded, in
+the size, and in whether the product with alpha is rounded to 8 bits. Sources: golden README, "Dataset";
 pipeline/facts.json, preprocess_image; dataset/facts.json, image condition.
 """
 
@@ -23,7 +23,7 @@ from fewstep_shapes3d.pictures.loading import as_rgba, black_border, needs_backg
 SIZE = 518  # 37 x 37 patches of 14 pixels
 MARGIN = 1.2
 ALPHA = 0.8 * 255  # the pipeline's own threshold
-FEW, FAINT = 16, 8  # pixels of an object, and differences of 255, below which a picture shows hardly anything
+FEW, FAINT = 16, 8  # size in pixels and contrast of 255, below which a picture shows hardly anything
 Background = Literal["remove", "keep"]
 Box = tuple[int, int, int, int]
 Floats = npt.NDArray[np.float32]
@@ -64,14 +64,14 @@ def prepare(
 def prepare_once(
     image: Image.Image, name: str = "the picture", size: int = SIZE, background: Background = "remove"
 ) -> Image.Image:
-    """As :func:`prepare`; an opaque picture with a black border is taken as prepared before, and used whole."""
+    """As :func:`prepare`; an opaque picture with a black border is taken as already prepared, and used whole."""
     rgba = as_rgba(image, name)
     ready = needs_background_removal(rgba) and black_border(rgba)
     return prepare(rgba, name, size, "keep" if ready else background)
 
 
 def warn_if_blank(image: Image.Image, extent: tuple[int, int], name: str) -> None:
-    """Warn where hardly anything can be seen: the object spans a few pixels, or everything is of one colour."""
+    """Warn if hardly anything can be seen: the object spans a few pixels, or everything has one colour."""
     wide, high = extent
     if max(wide, high) < FEW:
         warnings.warn(f"{name}: its object is only {wide} x {high} pixels; expect no likeness", stacklevel=3)
@@ -87,7 +87,7 @@ def object_box(rgba: Image.Image, name: str = "the picture", margin: float = MAR
     """
     left, top, right, bottom = _extent(rgba, ALPHA, name)
     x, y = (left + right) / 2, (top + bottom) / 2
-    half = int(max(right - left, bottom - top) * margin) // 2 or 1  # upstream has no pixel left of so small an object
+    half = int(max(right - left, bottom - top) * margin) // 2 or 1  # 0 upstream, for so small an object
     return round(x - half), round(y - half), round(x + half), round(y + half)
 
 
@@ -99,7 +99,7 @@ def whole_box(rgba: Image.Image) -> Box:
 
 
 def on_black(rgba: Image.Image, box: Box, size: int | None) -> Image.Image:
-    """``box`` of the picture, resized (Lanczos, alpha too) where a size is given, times alpha, cut to 8 bits; RGB."""
+    """``box`` of the picture, resized to ``size`` (Lanczos, alpha too), times alpha, truncated to 8 bits; RGB."""
     return Image.fromarray((_premultiplied(rgba, box, size) * 255).astype(np.uint8))
 
 
@@ -107,7 +107,7 @@ def dataset_preparation(rgba: Image.Image, image_size: int, margin: float = MARG
     """The object on black as TRELLIS's training data are prepared: float32 [3, S, S] in [0, 1], not yet normalised.
 
     Raises:
-        FewstepError: the picture has another mode than RGBA, is transparent everywhere, or shows a single pixel.
+        FewstepError: the picture's mode is not RGBA, it is transparent everywhere, or it shows a single pixel.
     """
     if rgba.mode != "RGBA":
         raise invalid("condition picture", rgba.mode, "a picture of mode RGBA")

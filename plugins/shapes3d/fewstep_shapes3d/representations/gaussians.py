@@ -1,4 +1,4 @@
-"""3-D Gaussians as TRELLIS's decoder makes them: raw fields, and what they stand for."""
+"""3-D Gaussians as TRELLIS's decoder makes them: raw fields, and their activated values."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fewstep.errors import unknown
 from fewstep_shapes3d.representations.moving import moved
 
 ACTIVATIONS = ("softplus", "exp")
-AABB = (-0.5, -0.5, -0.5, 1.0, 1.0, 1.0)  # origin and size of the cube that raw places in [0, 1] are mapped to
+AABB = (-0.5, -0.5, -0.5, 1.0, 1.0, 1.0)  # origin and size of the cube that raw positions in [0, 1] are mapped to
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Gaussians:
-    """N Gaussians, as raw as they left the decoder, and their activated values.
+    """N Gaussians: raw as the decoder put them out, and by properties their activated values.
 
     Args:
         raw_xyz: [N, 3] in [0, 1].
@@ -29,7 +29,7 @@ class Gaussians:
         raw_rotation: [N, 4], added to (1, 0, 0, 0).
         raw_opacity: [N, 1].
         aabb: origin and size of the cube of the scene.
-        minimum_kernel_size: least standard deviation, joined in quadrature.
+        minimum_kernel_size: least standard deviation, added in quadrature.
         scaling_bias: standard deviation of a raw 0, before the minimum.
         opacity_bias: opacity of a raw 0.
         scaling_activation: "softplus" or "exp".
@@ -109,7 +109,7 @@ class Gaussians:
 
     @property
     def opacity_logit(self) -> Tensor:
-        """[N, 1], what the sigmoid makes an opacity of; finite where the opacity has rounded to 1."""
+        """[N, 1], the opacity before the sigmoid; finite even where the opacity rounds to 1."""
         return self.raw_opacity + math.log(self.opacity_bias / (1 - self.opacity_bias))
 
     def to(self, device: torch.device | str) -> Gaussians:

@@ -19,11 +19,11 @@ class Mesh:
         vertices: [V, 3] in [-0.5, 0.5]^3, z up.
         faces: int64 [F, 3], counter-clockwise seen from outside.
         vertex_attrs: [V, 6], colour in [0, 1] and normal, or [V, 3], the colour alone, or None.
-        vertex_cube: int64 [V, 2], each dual vertex's cube (C order) and its place there; None where unknown.
+        vertex_cube: int64 [V, 2], each dual vertex's cube (C order) and its number there; None if not known.
         regulariser: in training the extraction's own loss terms, weighted as published; their sum is its loss.
         corner_positions: in training [K, 3], the deformed corners of the grid, and
         corner_sdf: [K], their signed distances.
-        material: [V, 3] in [0, 1], how metallic, rough and opaque the surface is, or None.
+        material: [V, 3] in [0, 1], metallic, roughness and opacity, or None.
         texture: in place of the vertices' colours and material, or None.
     """
 
@@ -58,7 +58,7 @@ class Mesh:
         return normal[:, None].expand(-1, 3, -1)
 
     def of_faces(self, faces: Tensor) -> Mesh:
-        """The mesh with these faces [F, 3] and only the vertices that they have."""
+        """The mesh with these faces [F, 3] and only the vertices that they use."""
         used, numbered = faces.unique(return_inverse=True)
         owned = {name: getattr(self, name) for name in ("vertices", "vertex_attrs", "vertex_cube", "material")}
         return replace(self, faces=numbered, **{k: value[used] for k, value in owned.items() if value is not None})

@@ -16,7 +16,7 @@ class RadianceField:
 
     Args:
         position: [N, 3] centres in [0, 1].
-        trivec: [N, rank, 3, dim], the factors along the axes.
+        trivec: [N, rank, 3, dim], the factors along x, y and z.
         density: [N, rank], raw.
         features_dc: [N, rank, 1, 3], colour as the constant spherical harmonic.
         resolution: edge of the voxel grid.

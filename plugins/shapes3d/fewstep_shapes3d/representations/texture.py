@@ -1,4 +1,4 @@
-"""Colours and material of a surface as pictures, one set of texels for each place on it."""
+"""Colours and material of a surface as texture images."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 class Texture:
     """A texture and where each face lies in it.
 
-    A vertex on a seam has several places in the picture, so places are numbered by themselves.
+    A vertex on a seam has several UV coordinates, so these are numbered independently of the vertices.
 
     Args:
-        uv: [U, 2] places in [0, 1], from the picture's upper left corner to the right and down, as glTF has them.
-        corners: int64 [F, 3], the places of each face's corners.
+        uv: [U, 2] in [0, 1], from the picture's upper left corner to the right and down, as in glTF.
+        corners: int64 [F, 3], the rows of ``uv`` of each face's corners.
         colour: uint8 [S, S, 3], sRGB.
-        material: uint8 [S, S, 3], how metallic, rough and opaque the surface is, or None.
+        material: uint8 [S, S, 3], metallic, roughness and opacity, or None.
     """
 
     uv: Tensor
@@ -31,7 +31,7 @@ class Texture:
 
         Args:
             face: [P].
-            weights: [P, 3] of its corners.
+            weights: [P, 3], barycentric.
         """
         place = (self.uv[self.corners[face]] * weights[..., None]).sum(1)
         picture = self.colour.movedim(-1, 0)[None].float() / 255

@@ -18,7 +18,7 @@ COARSE, FINE = 400, 2000  # points of the first search from every start, and of 
 STEPS, MORE_STEPS = 15, 40
 KEPT = 3  # starts that are refined
 STILL = 1e-5  # relative gain of a step that ends the iteration
-AWAY = 2.0  # with denormals flushed (torch.set_flush_denormal) cKDTree never ends splitting at 0
+AWAY = 2.0  # shift of the points: with denormals flushed (torch.set_flush_denormal) cKDTree splits endlessly at 0
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ def chamfer(found: Floats, truth: Floats) -> float:
 def align(found: Floats, truth: Floats, names: Sequence[str] = ALIGNMENTS) -> dict[str, Similarity]:
     """What brings ``found`` [N, 3] closest to ``truth`` [M, 3], by alignment: nothing, a rigid motion, a similarity.
 
-    Of all results the one of the least Chamfer distance is taken, and an alignment may always do less: a similarity is
-    never worse than the rigid motion, and that never worse than none. Points are in no order: the first ones are a
-    sample.
+    The result with the least Chamfer distance is taken, and an alignment may always do less: a similarity is never
+    worse than the rigid motion, and that never worse than none. The points must be in random order, since the first
+    ones serve as a sample.
     """
     results = {"unaligned": IDENTITY}
     for name in (name for name in ALIGNMENTS[1:] if name in names):
@@ -66,7 +66,7 @@ def align(found: Floats, truth: Floats, names: Sequence[str] = ALIGNMENTS) -> di
 
 
 def _searched(found: Floats, truth: Floats, scaled: bool) -> Similarity:
-    """The best result from all starts: few points choose some of them, more points the best of these."""
+    """The best result from all starts: a few points choose some of the starts, more points the best of these."""
     few, more = (found[:COARSE], truth[:COARSE]), (found[:FINE], truth[:FINE])
     tried = [icp(*few, start, scaled, STEPS) for start in _starts(*few, scaled)]
     tried.sort(key=lambda one: chamfer(one(few[0]), few[1]))
@@ -75,7 +75,7 @@ def _searched(found: Floats, truth: Floats, scaled: bool) -> Similarity:
 
 
 def _starts(found: Floats, truth: Floats, scaled: bool) -> list[Similarity]:
-    """As it is, then the 24 rotations of a cube with the centroids, and for a similarity the spreads, made equal."""
+    """The identity, then the 24 rotations of a cube, with centroids and, for a similarity, spreads made equal."""
     from scipy.spatial.transform import Rotation  # type: ignore[import-untyped,unused-ignore]
 
     centre, goal = found.mean(0), truth.mean(0)
@@ -86,7 +86,7 @@ def _starts(found: Floats, truth: Floats, scaled: bool) -> list[Similarity]:
 
 
 def icp(found: Floats, truth: Floats, start: Similarity, scaled: bool, steps: int) -> Similarity:
-    """Pair the nearest points and fit to the pairs, until that gains nothing or ``steps`` times."""
+    """Pair the nearest points and fit to the pairs, until there is no gain, at most ``steps`` times."""
     result, before = start, np.inf
     for _ in range(steps):
         forth, at, back, other = nearest(result(found), truth)

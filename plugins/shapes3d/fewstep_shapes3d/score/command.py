@@ -29,7 +29,7 @@ def score(
     ),
     align: Annotated[str, Option(help="Alignments.")] = "unaligned,rigid,similarity",
     points: Annotated[int, whole("--points", "Points on each surface.", 500, 1_000_000)] = 10_000,
-    thresholds: Annotated[str, Option(help="Of the F-score, in sides of the cube.")] = "0.01,0.02,0.05",
+    thresholds: Annotated[str, Option(help="Thresholds of the F-score, in sides of the cube.")] = "0.01,0.02,0.05",
     frame: Annotated[
         str, Option(help="Box scaled to the cube: own (each object's) or true (the true object's).")
     ] = "own",
@@ -37,7 +37,7 @@ def score(
     true_up: Annotated[str, Option(help=UP.format("true"))] = "auto",
     missing: Annotated[str, Option(help="True objects that no folder has: count (as failed) or leave-out.")] = "count",
     views: Annotated[bool, Option(help="Render views and compare their features.")] = True,
-    inception: Annotated[Path | None, Option(help="Inception-v3 of FID: inception-2015-12-05.pt.")] = None,
+    inception: Annotated[Path | None, Option(help="FID's Inception-v3: the file inception-2015-12-05.pt.")] = None,
     dinov2: Annotated[Path | None, Option(help="Folder with DINOv2, as on Hugging Face.")] = None,
     seed: Annotated[int, whole("--seed", "Seed of the points.", 0, 2**31 - 1)] = 0,
     resamples: Annotated[int, whole("--resamples", "Resamples of the objects, for intervals.", 100)] = 1000,

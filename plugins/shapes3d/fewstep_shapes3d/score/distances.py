@@ -10,7 +10,7 @@ import numpy as np
 from fewstep_shapes3d.score.alignment import ALIGNMENTS, Floats, align, nearest
 
 CHAMFER, SQUARED = "chamfer", "chamfer_squared"
-NOTHING = math.sqrt(3.0)  # the distance of an object that is not there: the cube's diagonal
+NOTHING = math.sqrt(3.0)  # the distance of a missing object: the cube's diagonal
 
 
 def fscore_name(threshold: float) -> str:
@@ -41,6 +41,6 @@ def surface_distances(
 
 
 def failed_distances(thresholds: Sequence[float], alignments: Sequence[str] = ALIGNMENTS) -> dict[str, float]:
-    """The same of an object that is missing, unreadable or empty: no other is farther."""
+    """The same for an object that is missing, unreadable or empty: the worst possible values."""
     worst = {CHAMFER: NOTHING, SQUARED: 2 * NOTHING**2, **{fscore_name(one): 0.0 for one in thresholds}}
     return {f"{measure}/{name}": value for name in alignments for measure, value in worst.items()}

@@ -1,4 +1,4 @@
-"""Image encoders whose features are compared: the built-in one, and Inception-v3 and DINOv2 of local weights.
+"""Image encoders whose features are compared: the built-in one, and Inception-v3 and DINOv2 with local weights.
 
 Nothing is downloaded. docs/scoring.md says where the weights are found.
 """
@@ -23,7 +23,7 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Encoder:
-    """``encode`` makes features [N, V, F] of pictures [N, V, 3, H, W] in [0, 1]; ``stamp`` tells its weights."""
+    """``encode`` makes features [N, V, F] of pictures [N, V, 3, H, W] in [0, 1]; ``stamp`` identifies its weights."""
 
     name: str
     stamp: str
@@ -31,7 +31,7 @@ class Encoder:
 
 
 def encoders(inception: Path | None, dinov2: Path | None, device: torch.device) -> list[Encoder]:
-    """Those of the named weights, or the built-in one where none are named.
+    """The encoders with the given weights, or the built-in one if none are given.
 
     Raises:
         FewstepError: weights are not there or are of another kind.
@@ -71,7 +71,7 @@ class Inception(nn.Module):
 
 
 class Dinov2(nn.Module):
-    """DINOv2 of a folder in the format of Hugging Face: the class token after the last norm, of 224 pixels."""
+    """DINOv2 from a folder in Hugging Face's format: the class token after the last norm, at 224 pixels."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from fewstep_shapes3d.mesh.faces import sample, watertight
 from fewstep_shapes3d.representations import Gaussians
 from fewstep_shapes3d.score.alignment import Floats
 
-# The views of TRELLIS's evaluation (arXiv 2412.01506): yaw, pitch and field of view in degrees, distance in cubes.
+# The views of TRELLIS's evaluation (arXiv 2412.01506): yaw, pitch, field of view in degrees; distance in cube sides.
 AZIMUTHS, ELEVATION, FOV, DISTANCE = (0.0, 90.0, 180.0, 270.0), 30.0, 40.0, 2.0
 PIXELS, SAMPLES = 256, 2
 SOLID = 0.1  # opacity from which a Gaussian counts as surface
@@ -28,7 +28,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Seeing:
-    """How objects are read: ``points`` on the surface drawn by ``seed``, and whether they are rendered."""
+    """How objects are read: number of ``points`` on the surface, drawn with ``seed``, and whether to render views."""
 
     points: int
     seed: int
@@ -47,12 +47,12 @@ def is_gaussians(path: Path) -> bool:
 def read_object(path: Path, up: Up, seeing: Seeing, box: Floats | None = None) -> Arrays:
     """Points float32 ``points`` [K, 3] and other points of the same surface ``again`` [K, 3]; ``views`` uint8
     [V, 3, S, S] on white; ``box`` [2, 3], its bounds in the file's units, z up; ``faces``, ``parts`` and
-    ``watertight``, which are NaN of Gaussians.
+    ``watertight``, which are NaN for Gaussians.
 
     Args:
         path: a mesh in any format that is read, or a .ply of Gaussians.
         up: the axis that points up in a mesh. Gaussians have -y up, as TRELLIS writes them.
-        box: bounds to scale by, so that their centre lies at 0 and their longest side is 1; by default its own.
+        box: bounds to scale by, so that their centre is at 0 and their longest side is 1; by default the object's own.
 
     Raises:
         FewstepError: the file cannot be read.
@@ -94,7 +94,7 @@ def _of_mesh(mesh: Mesh, seeing: Seeing, box: Floats | None) -> Arrays:
 
 
 def _topology(mesh: Mesh) -> Arrays:
-    """Of the mesh with vertices of one place made one: files repeat them where normals or textures have seams."""
+    """Counts of the mesh with coinciding vertices merged: files repeat them at seams of normals and textures."""
     from scipy.sparse import coo_array  # type: ignore[import-untyped,unused-ignore]
     from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped,unused-ignore]
 
@@ -114,7 +114,7 @@ def _of_gaussians(gaussians: Gaussians, seeing: Seeing, box: Floats | None) -> A
     places = gaussians.xyz.double().numpy()[solid]
     if not len(places) or not np.isfinite(places).all():
         raise EmptyMesh(
-            f"no Gaussian has an opacity of {SOLID:g} or more" if not len(places) else "places are no numbers"
+            f"no Gaussian has an opacity of {SOLID:g} or more" if not len(places) else "positions are not finite"
         )
     own = np.stack([places.min(0), places.max(0)])
     centre, size = _scaling(own if box is None else box, "set of Gaussians")

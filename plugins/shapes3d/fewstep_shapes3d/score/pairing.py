@@ -1,4 +1,4 @@
-"""Which generated file is of which true object: the files of each folder by name, and what has no partner."""
+"""Which generated file belongs to which true object: pairs by file name, and what has no partner."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Files = dict[str, MeshFile]
 
 @dataclass(frozen=True)
 class Pairs:
-    """The ``names`` of the scored objects, the ``true`` file of each, those of each generated folder, by label, and
+    """The ``names`` of the scored objects, the ``true`` file of each, the files of each generated folder by label, and
     ``notes`` on what has no partner."""
 
     names: list[str]
@@ -88,7 +88,7 @@ def pair(generated: Mapping[str, Path], true: Path, up: UpChoice, true_up: UpCho
 
 
 def _files(key: str, label: str, folder: Path, up: UpChoice, notes: list[str]) -> Files:
-    """By path below the folder without suffix; of several formats of one name the first of ``UP``."""
+    """Files by path below the folder, without suffix; of several formats of one name, the first in ``UP``."""
     if folder.exists() and not folder.is_dir():
         raise invalid(key, str(folder), "a folder of mesh files")
     found: dict[str, list[MeshFile]] = {}
@@ -136,6 +136,6 @@ def _companions(path: Path) -> list[str]:
                 *libraries,
                 *(name for text in texts for name in re.findall(r"^\s*map_\w+.*?(\S+)\s*$", text, re.M)),
             ]
-    except (OSError, ValueError, AttributeError, TypeError):  # damaged: reading it will say so
+    except (OSError, ValueError, AttributeError, TypeError):  # damaged: reading the object will say so
         pass
     return []

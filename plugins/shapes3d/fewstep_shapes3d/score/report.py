@@ -33,8 +33,8 @@ WIDTH = 240  # characters of a table as plain text: nothing is folded
 
 @dataclass(frozen=True)
 class ObjectRow:
-    """One object of one folder: its ``values`` by measure, and ``kept``, the file of what was read; "ok" or what
-    failed, and the reason. What failed has the worst distances."""
+    """One object of one folder: its ``values`` by measure, ``kept``, the file of what was read, and ``status``: "ok" or
+    what failed, with the ``reason``. A failed object has the worst distances."""
 
     label: str
     name: str
@@ -53,7 +53,7 @@ class Scores:
         settings: how it was measured.
         objects: a row for each object, by label.
         lines: every statistic of every folder.
-        differences: of every folder to the first one.
+        differences: of every other folder to the first one.
         notes: what was not paired.
     """
 
@@ -66,7 +66,7 @@ class Scores:
     notes: list[str]
 
     def value(self, label: str, measure: str, statistic: str) -> Line | None:
-        """A statistic of a folder, None where it has none."""
+        """A statistic of a folder, or None if it has none."""
         return self._lines.get((label, measure, statistic))
 
     @cached_property
@@ -75,7 +75,7 @@ class Scores:
 
     @property
     def labels(self) -> list[str]:
-        """Of the generated folders."""
+        """Labels of the generated folders."""
         return [label for label in self.objects if label != AGAIN]
 
     @property
@@ -151,13 +151,13 @@ class Scores:
 
     @property
     def remarks(self) -> list[str]:
-        """How the tables are to be read, and what was not scored."""
+        """How to read the tables, and what was not scored."""
         own = "its own box" if self.settings.frame == "own" else "the true object's box"
         return [
             f"Chamfer: half the sum of both mean distances, in sides of the cube; each object is scaled by {own}. "
-            f"{self.settings.points} points a surface, seed {self.settings.seed}.",
+            f"{self.settings.points} points per surface, seed {self.settings.seed}.",
             f"An object that failed counts as the cube's diagonal, {number(math.sqrt(3))}, and as an F-score of 0.",
-            f"{AGAIN}: other points of the same surface, what no generated object can undercut by much.",
+            f"{AGAIN}: other points of the same surface; no generated object can be much closer.",
             "± is half a 95 % interval over objects. The Fréchet distance of all features grows as objects get fewer: "
             "compare equal numbers only; frechet32 is that of the 32 leading components.",
             *self.notes,
@@ -168,7 +168,7 @@ class Scores:
         return [row for rows in self.objects.values() for row in rows if row.status in (UNREADABLE, EMPTY)]
 
     def show(self, console: rich.console.Console) -> None:
-        """Print the tables and how they are to be read."""
+        """Print the tables and how to read them."""
         for table in self.tables:
             console.print(table)
         for line in self.remarks:
@@ -231,7 +231,7 @@ def _table(title: str, header: Sequence[str]) -> Table:
 
 
 def verdict(difference: Difference) -> str:
-    """better, worse, or that the interval holds 0."""
+    """Either "better", "worse", or "not resolved" if the interval holds 0; "" without an interval."""
     if difference.better is None:
         return ""
     if abs(difference.difference) <= (difference.half or 0.0):

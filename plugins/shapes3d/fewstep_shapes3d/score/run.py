@@ -27,7 +27,7 @@ from fewstep_shapes3d.score.settings import Settings
 from fewstep_shapes3d.score.summary import WATERTIGHT, Scored, summarise
 from fewstep_shapes3d.score.work import MISSING, Comparing, Count, Reading, compare, do, failure, load, read
 
-FORMAT = 1  # of the kept files: another one makes them anew
+FORMAT = 1  # of the kept files; a change makes them anew
 
 
 def score(
@@ -47,8 +47,8 @@ def score(
     Args:
         generated: one folder or several, by label or as "LABEL=FOLDER"; all are compared with the first.
         true: the folder of true objects; files are paired by name.
-        out: folder of the report. What is measured of an object is kept there and not measured again while its file
-            stays as it is.
+        out: folder of the report. What is measured of an object is kept there, and not measured again until its file
+            changes.
         inception: the TorchScript file of Inception-v3.
         dinov2: a folder with DINOv2 in the format of Hugging Face.
         workers: processes.
@@ -82,7 +82,7 @@ def score(
     pairs = pair(folders, Path(true), found.up, found.true_up, found.missing)
     if found.views:
         need("open3d")
-    sides = 1 + len(folders)  # each is read, compared (the true one with itself) and encoded
+    sides = 1 + len(folders)  # each is read, compared (the true side with itself) and encoded
     total = len(pairs.names) * sides * (2 + (len(nets) if found.views else 0))
     return _Run(pairs, found, out, workers, Count(progress or (lambda done, total, what: None), total)).result(nets)
 
@@ -111,7 +111,7 @@ class _Run:
         return replace(self, pairs=usable).scored(truth, nets)
 
     def scored(self, truth: Mapping[str, Path], nets: Sequence[Encoder]) -> Scores:
-        """Of true objects that can all be read."""
+        """The scores, given that all true objects can be read."""
         names = self.pairs.names
         rows = {label: self._rows(label, files, truth) for label, files in self.pairs.generated.items()}
         rows[AGAIN] = self._compared(AGAIN, dict.fromkeys(names), truth, ("unaligned",))
@@ -134,7 +134,7 @@ class _Run:
         return self.out / "kept" / f"{digest([FORMAT, *map(str, parts)])[:24]}.npz"
 
     def _read(self, what: str, files: Files, boxes: Mapping[str, Path] | None) -> dict[str, Path]:
-        """Where each object is kept that is to be scored and has a file."""
+        """The kept file of each object that is to be scored and has a file."""
         tasks = {}
         for name in self.pairs.names:
             if name in files:

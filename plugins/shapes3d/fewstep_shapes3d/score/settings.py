@@ -1,4 +1,4 @@
-"""The settings of a score, which its results carry."""
+"""The settings of a score, which are stored with its results."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Settings(Strict):
     thresholds: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.01, 0.02, 0.05), min_length=1, description="distances of the F-score, in sides of the cube"
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="of the points")
-    resamples: int = Field(1000, ge=100, description="of the objects, for intervals")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the points")
+    resamples: int = Field(1000, ge=100, description="resamples of the objects, for intervals")
     up: UpChoice = Field("auto", description="axis that points up in generated meshes; auto: by format")
     true_up: UpChoice = Field("auto", description="axis that points up in true meshes")
     frame: Literal["own", "true"] = Field(

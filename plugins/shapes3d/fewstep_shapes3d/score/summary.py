@@ -29,9 +29,9 @@ Key = tuple[str, str]  # measure and statistic
 
 @dataclass(frozen=True)
 class Scored:
-    """What is known of one folder: ``values`` [N] of each measure of an object, and ``features`` [N, V, F] by encoder.
+    """What is known of one folder: ``values`` [N] by measure, and ``features`` [N, V, F] by encoder.
 
-    Of Gaussians, ``watertight`` is NaN.
+    For Gaussians, ``watertight`` is NaN.
     """
 
     values: Mapping[str, Tensor]
@@ -40,7 +40,7 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A statistic of a measure of one folder; ``half`` is half its 95 % interval, None where it has none."""
+    """A statistic of a measure of one folder; ``half`` is half its 95 % interval, None if it has none."""
 
     label: str
     measure: str
@@ -54,8 +54,8 @@ class Line:
 class Difference:
     """A statistic of one folder minus that of another, ``against``, with half its 95 % interval and its p-value.
 
-    ``better`` says whether the interval lies on the good side of 0. ``nearer`` is the share of objects of which this
-    folder's is better than the other's (ties count half), with half its interval; of measures of an object alone.
+    ``better`` says whether the interval lies on the good side of 0. ``nearer`` is the share of objects for which this
+    folder is better than the other (ties count half), with half its interval; only for measures of single objects.
     """
 
     label: str
@@ -71,17 +71,17 @@ class Difference:
 
 
 def lower_is_better(measure: str) -> bool:
-    """Of distances; the others are shares."""
+    """True for distances; the other measures are shares."""
     return measure.startswith(("chamfer", "frechet", "kid"))
 
 
 def bad_tail(measure: str) -> tuple[str, float]:
-    """The statistic that a tenth of the objects is worse than, and its quantile."""
+    """Name and quantile of the statistic than which a tenth of the objects is worse."""
     return ("p90", 0.9) if lower_is_better(measure) else ("p10", 0.1)
 
 
 def drawn(objects: int, resamples: int) -> Tensor:
-    """How often each object is in each resample, [B, N]; depends on the two numbers alone."""
+    """How often each object is in each resample, [B, N]; a function of the two numbers only."""
     counts = np.random.default_rng(0).multinomial(objects, np.full(objects, 1 / objects), resamples)
     return torch.from_numpy(counts).float()
 
@@ -113,8 +113,8 @@ def resampled(scored: Scored, truth: Mapping[str, Tensor], counts: Tensor) -> di
 
 
 def statistics(scored: Scored, truth: Mapping[str, Tensor], objects: int) -> dict[Key, float]:
-    """Every statistic of the objects as they are. Fréchet and kernel distance are those of the papers: of all features,
-    every view a row."""
+    """Every statistic of the objects without resampling. Fréchet and kernel distance are as in the papers: on all
+    features, with every view a row."""
     ones = torch.ones(1, objects, dtype=torch.float64)
     found = {key: float(value) for key, value in resampled(scored, truth, ones).items()}
     for encoder, x in scored.features.items():
@@ -168,7 +168,7 @@ def summarise(
 
 
 def _nearer(one: Scored, other: Scored, key: Key, counts: Tensor, objects: int) -> tuple[float | None, float | None]:
-    """The share of objects with the better value in the first folder, with half its interval; of medians alone."""
+    """The share of objects with the better value in the first folder, with half its interval; only for medians."""
     measure, statistic = key
     if statistic != MEDIAN:
         return None, None

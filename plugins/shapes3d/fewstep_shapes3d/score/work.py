@@ -1,4 +1,4 @@
-"""The work on single objects and pairs of them, kept in files so that it is done once."""
+"""The work on single objects and on pairs, with results kept in files so that it is done only once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ T = TypeVar("T", bound=Task)
 
 @dataclass(frozen=True)
 class Reading:
-    """An object to read. ``box``: the kept file of the object whose bounds it is scaled by, where not its own."""
+    """An object to read. ``box``: the kept file of the object by whose bounds it is scaled; None: its own."""
 
     file: MeshFile
     kept: Path
@@ -71,13 +71,13 @@ def failure(path: Path) -> tuple[str, str] | None:
 
 
 class Count:
-    """How much of all the work is done. ``tell(done, total, what)`` is told."""
+    """Counts how much of all the work is done, and calls ``tell(done, total, what)``."""
 
     def __init__(self, tell: Progress, total: int) -> None:
         self.tell, self.total, self.done = tell, total, 0
 
     def __call__(self, what: str, more: int = 1) -> None:
-        """``more`` of it is done."""
+        """Count ``more`` as done."""
         self.done += more
         if more:
             self.tell(self.done, self.total, what)
@@ -105,7 +105,7 @@ def read(seeing: Seeing, task: Reading) -> Arrays:
         return read_object(task.file.archive / task.file.model, task.file.up, seeing, box)
     except EmptyMesh as error:
         return {"failure": np.array(EMPTY), "reason": np.array(str(error))}
-    except (FewstepError, RuntimeError, ValueError, OSError) as error:  # open3d and numpy on what they cannot take
+    except (FewstepError, RuntimeError, ValueError, OSError) as error:  # open3d and numpy, for what they cannot take
         return {"failure": np.array(UNREADABLE), "reason": np.array(first_line(error))}
 
 

@@ -1,4 +1,4 @@
-"""Submanifold convolution: each voxel looks at those of its neighbours that exist, and no voxel is added.
+"""Submanifold convolution: each voxel sums over its existing neighbours, and no voxel is added.
 
 A convolution over a neighbour map is two bilinear products, ``convolve`` and ``outer``; all of its derivatives, of any
 order, are made of the same two (:class:`Convolution`, :class:`Outer`).
@@ -23,13 +23,13 @@ from fewstep_shapes3d.sparse.geometry import Neighbours, check_coords, example_l
 
 
 class Map(Protocol):
-    """Who neighbours whom, with the two bilinear products that a convolution and its derivatives are made of."""
+    """A neighbour map with the two bilinear products of which a convolution and its derivatives are made."""
 
     def convolve(self, x: Tensor, matrices: Tensor) -> Tensor:
         """[T, Ci] by [K, Ci, Co] to [T, Co]: for each voxel the sum over its neighbours' products."""
 
     def outer(self, x: Tensor, grad: Tensor) -> Tensor:
-        """[T, Ci] and [T, Co] to [K, Ci, Co]: inputs times gradients of the outputs that they reached."""
+        """[T, Ci] and [T, Co] to [K, Ci, Co]: for each offset, inputs times the gradients of the outputs they reach."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class ByOffset:
 
     def convolve(self, x: Tensor, matrices: Tensor) -> Tensor:
         centre, turned = len(matrices) // 2, matrices.mT.contiguous()
-        out = product(x, turned[centre])  # where nothing is gathered
+        out = product(x, turned[centre])  # needs no gather
         for k, (rows, others) in enumerate(self.near.pairs):
             if k != centre and len(rows):
                 out.index_add_(0, rows, product(x.index_select(0, others), turned[k]))
@@ -133,7 +133,7 @@ def _product_rule(
 def _matrices(weight: Tensor) -> Tensor:
     """[Co, k, k, k, Ci] to one [Ci, Co] matrix for each offset: [k^3, Ci, Co].
 
-    A kernel of size 1 is *read* as a [Ci, Co] matrix, not transposed into one: so does the library that the official
+    A kernel of size 1 is *read* as a [Ci, Co] matrix, not transposed into one, as in the library that the official
     checkpoints were trained with.
     """
     out, inner = weight.shape[0], weight.shape[-1]
@@ -157,7 +157,7 @@ def convolution(x: Tensor, weight: Tensor, near: Map) -> Tensor:
 
 
 def offset_convolution(x: Tensor, weight: Tensor, layout: Packed) -> Tensor:
-    """A gather, a matrix product and an addition for each offset that any voxel has, with a backward of the same."""
+    """A gather, a matrix product and an addition for each offset that any voxel has; the backward pass likewise."""
     return convolution(x, weight, ByOffset(neighbours(layout, weight.shape[1])))
 
 
@@ -185,7 +185,7 @@ def submanifold_conv(x: Tensor, weight: Tensor, bias: Tensor | None, layout: Pac
     """
     x, weight, *more = lowered(x, weight, *([] if bias is None else [bias]))
     _check(x, weight, layout)
-    alone = weight.shape[1] == 1  # a voxel has no neighbours within a kernel of size 1: a plain product
+    alone = weight.shape[1] == 1  # no neighbours: a plain product
     out: Tensor = product(x, _matrices(weight)[0].mT) if alone else call("submanifold_conv", x, weight, layout)
     return out + more[0] if more else out
 

@@ -19,7 +19,7 @@ from fewstep.ops.example import Draw
 from fewstep_shapes3d.sparse.grid import Box, Grid, box_of
 
 TABLE_LIMIT = 2**27  # cells of a lookup table (512 MiB of int32); larger boxes are searched instead
-AT_ONCE = 2**20  # places that are looked up in one step
+AT_ONCE = 2**20  # cells that are looked up in one step
 Build = Callable[[Packed, int], "Neighbours"]
 
 
@@ -35,7 +35,7 @@ class Neighbours:
 
     @cached_property
     def pairs(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """The pairs (row, row of its neighbour), offset by offset; finding them waits for the device."""
+        """The pairs (row, row of its neighbour), offset by offset; finding them synchronises with the device."""
         half = len(self.table) // 2
         found: list[tuple[Tensor, Tensor]] = []
         with torch.inference_mode(False):
@@ -53,7 +53,7 @@ class Neighbours:
 
 @dataclass(frozen=True, eq=False)
 class Pooling:
-    """From a layout to a coarser one: that layout, each fine row's parent [T], each parent's number of children [Tc].
+    """From a layout to a coarser one: the latter, each fine row's parent [T], and each parent's child count [Tc].
 
     It does not reference the fine layout, on which it is cached.
     """
@@ -79,7 +79,7 @@ def coords_of(layout: Packed) -> Tensor:
 
 
 def box(layout: Packed) -> Box:
-    """The box around all voxels of a layout; finding it waits for the device, once.
+    """The bounding box of all voxels of a layout; finding it synchronises with the device, once.
 
     Raises:
         FewstepError: for a layout without coordinates.
@@ -136,13 +136,13 @@ def _lookup(keys: Tensor, cells: int) -> Callable[[Tensor], Tensor]:
 
 
 def refuse_twice(twice: bool) -> None:
-    """Raise what is to be said of two rows of one sample at the same place."""
+    """Raise FewstepError if ``twice``: two rows of one sample are at the same place."""
     if twice:
         raise FewstepError("layout.coords: two rows of one sample are at the same place; accepted: each voxel once")
 
 
 def pooling(layout: Packed, factor: int = 2) -> Pooling:
-    """Parents are floor(coord / factor), in the order of (sample, x, y, z).
+    """The pooling to cells of ``factor``^3 voxels: floor(coord / factor), in the order of (sample, x, y, z).
 
     Raises:
         FewstepError: for a factor below 1.
@@ -154,7 +154,7 @@ def pooling(layout: Packed, factor: int = 2) -> Pooling:
 
 def _pooling(layout: Packed, factor: int) -> Pooling:
     cell = coords_of(layout).div(factor, rounding_mode="floor")
-    # One number a row: torch.unique of whole rows is many times slower.
+    # One key per row: torch.unique of whole rows is many times slower.
     keys = Grid.coarse(box(layout), factor).keys(layout.index, cell)
     _, parent, count = torch.unique(keys, return_inverse=True, return_counts=True)
     rows = torch.cat([layout.index[:, None], cell], 1)

@@ -1,4 +1,4 @@
-"""Numbers for the cells of a box that holds the voxels of a batch."""
+"""Numbering of the cells of a box that holds the voxels of a batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Box = tuple[list[int], list[int]]  # the least and the largest coordinate along 
 
 
 def box_of(coords: Tensor) -> Box:
-    """Of coordinates [T, 3] of any integer type; 0 where there are none. Waits for the device."""
+    """The box of coordinates [T, 3] of any integer type; zeros if there are none. Synchronises with the device."""
     if not len(coords):
         return [0, 0, 0], [0, 0, 0]
     low, high = torch.stack(torch.aminmax(coords, dim=0)).tolist()
@@ -45,7 +45,7 @@ class Grid:
 
     @property
     def steps(self) -> tuple[int, int, int, int]:
-        """From cell to cell along samples, x, y and z."""
+        """Strides of the numbering along samples, x, y and z."""
         x, y, z = self.size
         return x * y * z, y * z, z, 1
 
@@ -57,6 +57,6 @@ class Grid:
         return keys.add_(cells[:, 1], alpha=y).add_(cells[:, 0], alpha=x).add_(index, alpha=sample)
 
     def offsets(self, kernel_size: int) -> list[int]:
-        """From a cell to those of a cubic kernel, first axis slowest."""
+        """Differences of the numbers from a cell to those of a cubic kernel, first axis slowest."""
         line = range(-(kernel_size // 2), kernel_size // 2 + 1)
         return [sum(a * b for a, b in zip(at, self.steps[1:], strict=True)) for at in product(line, repeat=3)]

@@ -10,15 +10,15 @@ from torch import Tensor
 from fewstep.core.layout import Layout, Packed
 from fewstep.errors import invalid
 
-_BITS, _HALF = 20, 1 << 19  # of a coordinate, which may be negative
+_BITS, _HALF = 20, 1 << 19  # bits of a coordinate, and an offset, since it may be negative
 _ODD = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15, -0x61C8864680B583EB)  # SplitMix64's, as signed numbers
 
 
 def voxel_noise(seed: int, layout: Layout, like: Tensor) -> Tensor:
     """Standard normal noise [T, C] that is a function of (seed, sample, coordinates, channel) alone.
 
-    Two structures of one object get the same noise where they have the same voxels. A counter-based generator: the
-    finaliser of SplitMix64 (Steele et al. 2014), made normal by the Box-Muller transform.
+    Two structures of one object get the same noise where they have the same voxels. The generator is counter-based: the
+    finaliser of SplitMix64 (Steele et al. 2014), then the Box-Muller transform.
 
     Raises:
         FewstepError: for a layout without coordinates.
@@ -44,7 +44,7 @@ def _mixed(x: Tensor) -> Tensor:
 
 
 def _shifted(x: Tensor, by: int) -> Tensor:
-    """Logical shift to the right; torch's own is arithmetic, it keeps the sign."""
+    """Logical shift to the right; torch's own is arithmetic and keeps the sign."""
     return (x >> by) & ((1 << (64 - by)) - 1)
 
 

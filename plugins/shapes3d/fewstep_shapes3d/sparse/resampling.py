@@ -13,7 +13,7 @@ from fewstep_shapes3d.sparse.geometry import Pooling
 def pool_mean(x: Tensor, pooling: Pooling) -> Tensor:
     """[T, C] to [Tc, C]: the sum over a parent's n children, divided by n + 1.
 
-    The official models count the zero that the sum starts with; a lone voxel is halved. Their weights rely on it.
+    The official models also count the zero that the sum starts with; a lone voxel is halved. Their weights rely on it.
 
     Raises:
         FewstepError: for rows that are not those of the fine layout.
@@ -48,10 +48,10 @@ def sample_group_norm(
 ) -> Tensor:
     """Group norm with the statistics of each sample over its voxels and the channels of a group, [T, C] to [T, C].
 
-    Computed in float32 at least and cast back.
+    Computed in at least float32 and cast back.
 
     Raises:
-        FewstepError: for channels that are no multiple of ``groups``, or rows that are not the layout's.
+        FewstepError: for channels that are not a multiple of ``groups``, or rows that are not the layout's.
     """
     _check(x, layout.rows)
     if x.shape[1] % groups:

@@ -54,7 +54,7 @@ def plain_windows(layout: Packed, size: int, shift: int) -> Windows:
     cell = (coords_of(layout) + shift).div(size, rounding_mode="floor")
     keys = Grid.coarse(box(layout), size, shift).keys(layout.index, cell)
     ordered, order = keys.sort(stable=True)
-    begins = torch.ones(len(order) + 1, dtype=torch.bool, device=order.device)  # a row of a window, and the end of all
+    begins = torch.ones(len(order) + 1, dtype=torch.bool, device=order.device)  # a window's first row, or the end
     torch.ne(ordered[1:], ordered[:-1], out=begins[1:-1])
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order), device=order.device)
@@ -62,7 +62,7 @@ def plain_windows(layout: Packed, size: int, shift: int) -> Windows:
 
 
 def layout_of(begins: Tensor) -> Packed:
-    """The windows' layout, of [T + 1] with a 1 where a row begins one, and at the end. Waits for the device."""
+    """The windows' layout from flags [T + 1]: 1 where a row begins a window, and at the end. Synchronises."""
     bounds = begins.nonzero()[:, 0]
     # A batch without voxels is one empty window.
     return Packed(bounds if len(begins) > 1 else bounds.new_zeros(2))

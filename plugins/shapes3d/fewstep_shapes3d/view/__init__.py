@@ -1,1 +1,1 @@
-"""``fewstep view``: results to look at in a browser."""
+"""``fewstep view``: results in a browser."""

@@ -14,12 +14,12 @@ from fewstep.errors import FewstepError
 GLB, PAGE, REPORT, ROWS = ".glb", "view.html", "report.html", "rows.csv"
 ACCEPTED = "a .glb file, a folder of them, a folder of such folders, a bench with --report, or a run with its student"
 ABREAST = 6  # models that the page shows at first, and objects of a run
-AZIMUTH = 30.0  # degrees, where nobody says from which side a picture was taken
+AZIMUTH = 30.0  # degrees, if it is not known from which side a picture was taken
 LARGEST = 48 * 2**20  # bytes of models in a page: browsers take longer over more
 
 
 def page_of(place: Path, device: str = "auto") -> Path:
-    """The page of a result. Where there is none it is written: ``view.html`` in a folder, NAME.view.html beside a file.
+    """The page of a result. If there is none, it is written: ``view.html`` in a folder, NAME.view.html beside a file.
 
     Args:
         place: see ``ACCEPTED``.
@@ -51,7 +51,7 @@ def _glbs(folder: Path) -> list[Path]:
 
 
 def _written(page: Path, title: str, objects: list[tuple[str, list[Path]]]) -> Path:
-    """A page whose rows are the names of files: with several folders, of all that some folder has."""
+    """A page whose rows are the names of files; with several folders, those that any folder has."""
     kept, left_out = _within(LARGEST, [path for _, files in objects for path in files])
     models = [{path.stem: path.read_bytes() for path in files if path in kept} for _, files in objects]
     rows = list(dict.fromkeys(name for one in models for name in one if name != TRUTH))
@@ -65,7 +65,7 @@ def _written(page: Path, title: str, objects: list[tuple[str, list[Path]]]) -> P
 
 
 def _within(most: int, files: Iterable[Path]) -> tuple[set[Path], int]:
-    """The first files of so many bytes together, at least one, and how many are left out."""
+    """The first files that have at most ``most`` bytes together, at least one, and how many are left out."""
     kept, size, left_out = set[Path](), 0, 0
     for path in files:
         size += path.stat().st_size
@@ -92,7 +92,7 @@ def _of_run(folder: Path, device: str) -> Path:
         rows.append(SheetRow(f"{info.method}, {number_of(steps, 'step')}", objects))
     exhibits = student.suite.gallery(rows, ABREAST)
     if not exhibits:
-        raise FewstepError(f"{folder}: samples of {info.backbone!r} are no meshes to turn; see fewstep sample")
+        raise FewstepError(f"{folder}: samples of {info.backbone!r} are not meshes; see fewstep sample")
     return _page(folder / PAGE, folder.resolve().name, exhibits, [row.label for row in rows], "")
 
 

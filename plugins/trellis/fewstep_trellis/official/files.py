@@ -47,7 +47,7 @@ def read_arrays(path: Path, **shapes: tuple[int | None, ...]) -> list[Array]:
             wanted = ", ".join("any" if n is None else str(n) for n in shape)
             raise ItemError(f"{path}: {name} has shape {list(array.shape)}; accepted: [{wanted}]")
         if array.dtype.kind not in "iuf" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
-            raise ItemError(f"{path}: {name} holds values that are no finite numbers")
+            raise ItemError(f"{path}: {name} holds values that are not finite numbers")
     return found
 
 

@@ -71,5 +71,5 @@ def _floats(path: Path, name: str, array: Array) -> Tensor:
     with np.errstate(over="ignore"):
         found = torch.from_numpy(array.astype(np.float32))
     if not found.isfinite().all():
-        raise ItemError(f"{path}: {name} holds values that are no finite numbers")
+        raise ItemError(f"{path}: {name} holds values that are not finite numbers")
     return found

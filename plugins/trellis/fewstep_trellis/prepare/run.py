@@ -113,15 +113,15 @@ def prepare_official(
 def _claim(root: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or go on with one that was made with these settings."""
     if not root.exists():
-        check_place("data.out", root)
+        check_place("--out", root)
         write_json(root / RECORD, settings)
         return
     if not (root / RECORD).is_file():
-        raise invalid("data.out", str(root), f"a folder that does not exist yet, or one with a {RECORD} to go on with")
+        raise invalid("--out", str(root), f"a folder that does not exist yet, or one with a {RECORD} to go on with")
     before = read_json(root / RECORD)
     changed = [f"{key} {before.get(key)}, now {value}" for key, value in settings.items() if before.get(key) != value]
     if changed:
-        raise invalid("data.out", str(root), f"the settings it was made with ({'; '.join(changed)}), or another folder")
+        raise invalid("--out", str(root), f"the settings it was made with ({'; '.join(changed)}), or another folder")
 
 
 def _distinct(found: Sequence[Found]) -> tuple[list[Found], Skips]:

@@ -53,7 +53,7 @@ class DualGrid:
         return corners[((corners >= 0) & inside[corners]).all(1)]
 
     def faces(self, quads: Tensor) -> Tensor:
-        """Two triangles per quad, int64 [2 Q, 3], split along the diagonal with the larger product of its ends' weights."""
+        """Two triangles per quad, int64 [2 Q, 3], split along the diagonal with the larger product of end weights."""
         first, second = quads[:, [0, 1, 2, 0, 2, 3]], quads[:, [0, 1, 3, 3, 1, 2]]
         if self.weight is not None:
             w = self.weight[quads]

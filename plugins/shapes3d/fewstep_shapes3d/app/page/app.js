@@ -1,8 +1,8 @@
-// The page of the app: orders, their progress, and what was made. All that comes from outside is set as text, never as HTML.
+// The page of the app: orders, their progress, and the results. All outside data is set as text, never as HTML.
 "use strict";
 const find = (id) => document.getElementById(id);
 const MOST = 4; // methods side by side
-const WAIT = 350; // milliseconds between two questions about a job
+const WAIT = 350; // milliseconds between polls of a job
 
 function element(name, values = {}, ...children) {
   const made = document.createElement(name);
@@ -16,7 +16,7 @@ async function ask(path, options) {
   try {
     response = await fetch(path, options);
   } catch {
-    throw new Error("the server does not answer; does fewstep app still run in its terminal?");
+    throw new Error("the server does not answer; is fewstep app still running in its terminal?");
   }
   const found = await response.json();
   if (!response.ok) throw new Error(found.error);
@@ -75,7 +75,7 @@ function count() {
   find("more").hidden = methods >= MOST;
 }
 
-// An empty or a broken field stays a text, which the server refuses with what it accepts.
+// An empty or malformed field stays a text, which the server refuses, saying what it accepts.
 const whole = (input) => (/^-?\d+$/.test(input.value) ? Number(input.value) : input.value || null);
 
 function orders() {
@@ -89,7 +89,7 @@ function orders() {
 
 let turntable = null, panes = [];
 
-// Students differ in the flows; the rest is the same for all. Models are loaded once, which is no part of either.
+// Students differ only in the flows. Models are loaded once, so that time counts for neither the flows nor the total.
 const LOADING = "loading models";
 const sum = (seconds, counts) => Object.entries(seconds).reduce((all, [stage, passed]) => all + (counts(stage) ? passed : 0), 0);
 const inFlows = (seconds) => sum(seconds, (stage) => stage.endsWith(" flow"));
@@ -140,7 +140,7 @@ function end(one, text) {
   one.said.replaceChildren(element("div", { class: "failed" }, text));
 }
 
-// Take what is not made yet out of the queue, where a new order or nobody waits for it.
+// Cancel what is not made yet: a new order replaces it, or nobody waits for it any more.
 function dropPending() {
   for (const one of panes) if (one.number) fetch(`jobs/${one.number}`, { method: "DELETE", keepalive: true });
 }
@@ -161,13 +161,13 @@ async function generate() {
   say();
   const given = orders();
   const post = (order) => ask("jobs", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(order) });
-  const first = await post(given[0]); // what is refused leaves what is there
+  const first = await post(given[0]); // a refused order leaves the page as it is
   dropPending();
   panes.forEach((one) => turntable?.remove(one.canvas));
   panes = given.map(pane);
   find("empty").hidden = true;
   find("panes").replaceChildren(...panes.map((one) => one.figure));
-  find("panes").scrollIntoView({ behavior: "smooth", block: "nearest" }); // in a narrow window they are below
+  find("panes").scrollIntoView({ behavior: "smooth", block: "nearest" }); // in a narrow window they are below the form
   turntable?.reset();
   await Promise.all(panes.map(async (one, at) => {
     try {
@@ -200,7 +200,7 @@ async function start() {
       if (name === "drop") choose(event.dataTransfer.files[0]);
     });
   }
-  find("shown").addEventListener("error", () => { find("shown").hidden = true; }); // a file that is no picture: the server says so
+  find("shown").addEventListener("error", () => { find("shown").hidden = true; }); // not a picture: the server says so
   addMethod(0);
   find("more").addEventListener("click", () => addMethod(find("methods").childElementCount % about.choices.length));
   find("another").addEventListener("click", () => { find("seed").value = Math.floor(Math.random() * 2 ** 31); });
