@@ -214,7 +214,7 @@ def test_the_queue_and_what_is_kept_have_an_end(client: Client, stub: Stub) -> N
     assert client("GET", f"/jobs/{first[0]}")[0] == 404
     assert client("GET", f"/jobs/{first[-1]}")[0] == 200
     waiting = [client.order() for _ in range(MOST_WAITING)]
-    assert "objects wait already" in client.order()
+    assert "objects are waiting already" in client.order()
     for number in waiting:
         client("DELETE", f"/jobs/{number}")
 

@@ -103,7 +103,7 @@ def test_bad_rotations_and_nameless_models_are_skipped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [lambda p: p, lambda p: p / "missing", lambda p: [p]])
 def test_a_source_without_catalogues_is_one_error(tmp_path: Path, make: object) -> None:
-    with pytest.raises(FewstepError, match=r"data\.source.*\.sh3f"):
+    with pytest.raises(FewstepError, match=r"--source.*\.sh3f"):
         sh3f.find_catalogues(make(tmp_path))  # type: ignore[operator]
 
 

@@ -13,8 +13,8 @@ from fewstep.cli.options import DEVICE, whole
 from fewstep.console import Console
 
 STAGES = (
-    "vae, flow, measure or all (these three); "
-    "targets, slat-vae, slat-mesh, slat-gs, slat-measure-vae, slat-flow, slat-measure or slat (these)."
+    "Structure: vae, flow, measure, or all of these (all). Structured latents: targets, slat-vae, slat-mesh, slat-gs, "
+    "slat-measure-vae, slat-flow, slat-measure, or all of these (slat)."
 )
 
 
@@ -24,7 +24,7 @@ def inspect(
         list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Keys of the data set, e.g. min_aesthetic=5.5.")
     ] = None,
     stage: Annotated[str, Option(help="ss or slat.")] = "slat",
-    files: Annotated[int, whole("--files", "Objects whose files are read, to find unusable ones.", 0)] = 0,
+    files: Annotated[int, whole("--files", "How many objects' files to read, to find unusable ones.", 0)] = 0,
     teacher: Annotated[Path | None, Option(help="Checkpoint of the network that these objects must fit.")] = None,
 ) -> None:
     """Count what TRELLIS data roots hold for a stage, and why rows are left out; exit code 1 for unusable objects."""

@@ -31,7 +31,7 @@ class PreparedConfig(Strict):
     """Which prepared set, and the encoder that makes its latents."""
 
     root: Folders = Field((SWEETHOME3D,), description="folders of `fewstep data prepare`, joined by commas")
-    held_out: HeldOutSplit = Field("test", description="split that is measured: choose on validation, report on test")
+    held_out: HeldOutSplit = Field("test", description="split to measure on: validation to choose, test to report")
     encoder: Path = Field(NANO / "ss_encoder", description="structure-encoder checkpoint")
     mirror: bool = Field(True, description="train on mirror images of objects and pictures too")
 

@@ -31,7 +31,7 @@ class PreparedLatentsConfig(PackedDataConfig):
     """Which prepared set, the encoder that makes its latents, and how many voxels go into a pass."""
 
     root: Folders = Field((SWEETHOME3D,), description="folders of `fewstep data prepare`, joined by commas")
-    held_out: HeldOutSplit = Field("test", description="split that is measured: choose on validation, report on test")
+    held_out: HeldOutSplit = Field("test", description="split to measure on: validation to choose, test to report")
     encoder: Path = Field(NANO / "slat_encoder", description="SLat-encoder checkpoint")
     normalisation: Normalisation | None = Field(
         None, description="mean and std of the latents; none: those of pipeline.json beside the encoder or above it"

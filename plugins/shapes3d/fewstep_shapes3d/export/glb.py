@@ -48,7 +48,7 @@ def write_glb(
     mesh without a material is rough and not metallic. A texture holds all four for each texel.
 
     Args:
-        mesh: what to write.
+        mesh: what to write, z up.
         path: where to.
         record: how it was made, for ``asset.extras``; :func:`fewstep_shapes3d.export.read_record` reads it.
         up: the file's axis that points up: "y", as the format says, or "z" for programs that expect it so.

@@ -51,7 +51,7 @@ class JumpEmbedder(nn.Module):
     """``[B]`` lengths t - s of a jump, in [0, 1], to ``[B, C]``, added to the embedding of t: a student's second time.
 
     It gives 0 for a length of 0, and for every length until it is trained. Its frequencies are low, unlike those of t:
-    otherwise the derivative by time, which two-time methods need, would be large.
+    otherwise the derivative with respect to time, which two-time methods need, would be large.
 
     Args:
         channels: width C of the embedding.

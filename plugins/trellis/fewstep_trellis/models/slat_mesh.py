@@ -55,7 +55,7 @@ class SLatMeshDecoder(SLatDecoder):
         return self.meshes(raw, cubes, training=training)
 
     def meshes(self, raw: Tensor, cubes: Packed, training: bool = False) -> list[Mesh]:
-        """The output of :meth:`forward` as meshes, closed at the grid's border unless ``training``. ``raw`` is kept."""
+        """The output of :meth:`forward` as meshes, closed at the grid's border unless ``training``; ``raw`` is kept."""
         rows = zip(coords_of(cubes).split(cubes.lengths_list), raw.split(cubes.lengths_list), strict=True)
         return [
             extract_mesh(coords, feats, 4 * self.resolution, training=training, closed=not training)

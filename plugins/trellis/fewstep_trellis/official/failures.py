@@ -10,7 +10,7 @@ from fewstep_trellis.official.files import ItemError
 
 SHOWN = 5  # reasons that an error lists
 NAMED = 20  # objects with a line of their own; after these, a line at every doubling
-LEAST = 20  # that may always fail; if more do before one is usable, all probably will
+LEAST = 20  # the default limit is at least this; if more fail before one is usable, all probably will
 
 
 class Failures:

@@ -18,7 +18,7 @@ def inspect(
         list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Keys of the data set, e.g. min_aesthetic=5.5.")
     ] = None,
     stage: Annotated[str, Option(help="structure, shape, shape-1024 or texture.")] = "shape",
-    files: Annotated[int, whole("--files", "Objects whose files are read, to find unusable ones.", 0)] = 0,
+    files: Annotated[int, whole("--files", "How many objects' files to read, to find unusable ones.", 0)] = 0,
     teacher: Annotated[Path | None, Option(help="Checkpoint of the network that these objects must fit.")] = None,
 ) -> None:
     """Count what TRELLIS.2 data roots hold for a stage, and why rows are left out; exit code 1 for unusable objects."""
