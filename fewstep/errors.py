@@ -1,7 +1,7 @@
-"""The one kind of error a user sees, and how its text is made.
+"""The one kind of error that a user sees, and how its text is made.
 
-Every message names the key, what was got, what is accepted and the nearest valid spelling. The command line
-prints it without a traceback and leaves with exit code 2.
+Every message names the key, what was got, what is accepted and the nearest valid spelling. The command line prints it
+without a traceback and exits with code 2.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-# The optional packages by the extra that installs them, under the names that code imports. A package that several
-# extras bring (Pillow, SciPy) stands here once. tests/test_extras.py holds this table against pyproject.toml.
+# The optional packages by the extra that installs them, under their import names. A package of several extras (Pillow,
+# SciPy) is listed once. tests/test_extras.py compares this table with pyproject.toml.
 EXTRAS = {
     "trellis": (
         "PIL",
@@ -40,15 +40,15 @@ SHARED = re.compile(r"(lib[\w.+-]+)\.so\.(\d+)")
 class FewstepError(Exception):
     """Bad input from a user: a key, a file, a name. Never a bug of ours."""
 
-    orphaned = False  # in a run of several processes: the first one, which speaks for all, is gone
+    orphaned = False  # in a run of several processes: rank 0, which prints errors for all, is gone
 
 
 def nearest(got: str, accepted: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """The accepted spelling closest to ``got``, or None when nothing is near; of equals the one of the same letters."""
+    """The accepted spelling closest to ``got``, or None if none is near; one with the same letters goes first."""
     names = {name.lower(): name for name in accepted}
-    found = difflib.get_close_matches(got.lower(), list(names), n=3, cutoff=cutoff)
-    found.sort(key=lambda name: sorted(name) != sorted(got.lower()))
-    return names[found[0]] if found else None
+    matches = difflib.get_close_matches(got.lower(), list(names), n=3, cutoff=cutoff)
+    matches.sort(key=lambda name: sorted(name) != sorted(got.lower()))
+    return names[matches[0]] if matches else None
 
 
 def unknown(key: str, got: object, accepted: Iterable[str]) -> FewstepError:
@@ -60,12 +60,12 @@ def unknown(key: str, got: object, accepted: Iterable[str]) -> FewstepError:
 
 
 def invalid(key: str, got: object, accepted: str) -> FewstepError:
-    """An error for a value of a known key that cannot be used: ``data.root: got 'x', accepted is a folder``."""
+    """An error for a value of a known key that cannot be used: ``data.root: got 'x'; accepted: a folder``."""
     return FewstepError(f"{key}: got {got!r}; accepted: {accepted}")
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, short enough for a sentence of ours."""
+    """The first line of another library's error, cut to fit into one of our sentences."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
@@ -75,11 +75,11 @@ def install(extra: str) -> str:
 
 
 def missing(error: ImportError, module: str | None = None) -> FewstepError | None:
-    """The sentence that says which extra to install, for an import that failed; None for a package of no extra.
+    """The error that says which extra to install after a failed import; None for a package that no extra installs.
 
     Args:
         error: what the import raised.
-        module: what was imported, where ``error.name`` may not say (a package whose system library is missing).
+        module: what was imported, in case ``error.name`` does not say (a package whose system library is missing).
     """
     package = (module or error.name or "").partition(".")[0]
     extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
@@ -101,7 +101,7 @@ def need(module: str) -> Any:
     """Import a module of an optional package.
 
     Raises:
-        FewstepError: it is not installed, or lacks a system library; names the extra.
+        FewstepError: if it is not installed or lacks a system library, naming what to install.
     """
     try:
         return importlib.import_module(module)

@@ -33,15 +33,15 @@ Callback = Callable[[Row], None]
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. ``folder`` holds its config, metrics, checkpoints and student; with several stages, one folder of
-    each stage's name."""
+    """A finished run. ``folder`` holds its config, metrics, checkpoints and student; for several stages it holds one
+    such folder per stage, under the stage's name."""
 
     folder: Path
     stages: tuple[str, ...] = ()
 
     @property
     def folders(self) -> dict[str, Path]:
-        """The folder of each stage; of a run of one stage, itself under the name ""."""
+        """The folder by stage; for a run of one stage, its own folder under the name ""."""
         return {name: self.folder / name for name in self.stages} or {"": self.folder}
 
     def student(self, stage: str = "", device: str | torch.device = "auto") -> Student:
@@ -58,7 +58,7 @@ class Run:
         return load(self.folders[stage], device=device)
 
     def metrics(self, stage: str = "") -> list[Row]:
-        """The rows of ``metrics.jsonl``: step, loss by term, grad_norm, lr, seconds, evaluations."""
+        """The rows of ``metrics.jsonl``: step, loss by term, total, grad_norm, lr, seconds, evaluations."""
         text = read_text(self.folders[stage] / METRICS)
         return [json.loads(line) for line in text.splitlines()]
 
@@ -93,24 +93,24 @@ def distill(
 
         run = fewstep.distill("mdt-vd", "trellis", out="runs/a", train={"steps": 400}, objective={"lambda_vd": 0.5})
 
-    Later wins: defaults, ``preset``, ``config``, ``overrides``, ``tables``.
+    Later values win, in this order: defaults, ``preset``, ``config``, ``overrides``, ``tables``.
 
     Args:
-        method: registered objective. This name and the next may be left out where ``config`` or ``resume`` says them.
+        method: registered objective. Method and backbone may be left out if ``config`` or ``resume`` gives them.
         backbone: registered backbone, whose teacher is distilled.
-        stage: a stage of the backbone's model, or "both": each into a folder of its name.
+        stage: a stage of the backbone's model, or "both", which trains each in a folder of its name.
         dataset: registered data set; by default the backbone's own.
         preset: named settings that a plugin ships.
         config: TOML file, nested tables, or another run (its folder or ``config.json``), whose method, backbone and
             keys are taken.
         overrides: as on the command line, ``"train.steps=400"``.
         out: folder of the run; by default ``runs/<method>-<backbone>``.
-        resume: go on with the run in ``out`` from its newest checkpoint, by its own config; what is given beside must
-            agree with that.
-        callbacks: each is called with every row of ``metrics.jsonl`` (every ``train.log_every`` iterations): step, loss
-            by term, grad_norm, lr, seconds. What one raises ends the run; its checkpoints stay.
-        trackers: registered trackers beside ``metrics.jsonl``.
-        console: where progress goes; by default the standard output.
+        resume: continue the run in ``out`` from its newest checkpoint, with its own config; other settings given must
+            agree with it.
+        callbacks: each is called with every row of ``metrics.jsonl`` (every ``train.log_every`` iterations), see
+            ``Run.metrics``. An exception raised by one ends the run; its checkpoints stay.
+        trackers: registered trackers besides ``metrics.jsonl``.
+        console: where progress goes; by default standard output.
         tables: top-level keys of the config: ``train={"steps": 400}``, ``objective=``, ``data=``, ``seed=1``, or of one
             stage alone, ``slat={"train": {...}}``. The backbone's own table is given as ``config={"backbone": {...}}``.
 
@@ -136,15 +136,15 @@ def run_resolved(
     trackers: Sequence[str] = (),
     command: Sequence[str] = (),
 ) -> Run:
-    """Start what ``resolve_stages`` found; ``command`` is recorded. See ``distill``."""
+    """Run what ``resolve_stages`` returned, one stage after another; ``command`` is recorded. See ``distill``."""
     folder = Path(out) if out is not None else next(iter(resolved.values())).folder
     if len(resolved) > 1:
         stages = tuple(resolved)
-        runs = {folder / name: again for name, again in check_stages(folder, stages, resume).items()}
+        resumes = {folder / name: begun for name, begun in check_stages(folder, stages, resume).items()}
     else:
-        stages, runs = (), {folder: resume}
+        stages, resumes = (), {folder: resume}
     more: dict[str, Any] = {"trackers": trackers, "command": command, "callbacks": callbacks}
-    for one, (out, again) in zip(resolved.values(), runs.items(), strict=True):
-        with joined(one.config.parallel, one.config.train.device) as processes:
-            start(one, out, again, console, processes=processes, stages=resolved if stages else {}, **more)
+    for stage, (place, begun) in zip(resolved.values(), resumes.items(), strict=True):
+        with joined(stage.config.parallel, stage.config.train.device) as processes:
+            start(stage, place, begun, console, processes=processes, stages=resolved if stages else {}, **more)
     return Run(folder, stages)

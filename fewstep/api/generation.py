@@ -13,15 +13,15 @@ def generate(inputs: Any, *, backbone: str | None = None, **options: Any) -> Any
     """Make finished results from prompts.
 
     Args:
-        inputs: one prompt or a list of them; what a prompt may be, the backbone says.
-        backbone: which backbone's implementation; None: the one that fewstep ships.
-        options: the implementation's own, such as ``student``, ``steps``, ``seed`` and ``device``.
+        inputs: one prompt or a list of them; the backbone defines what a prompt is.
+        backbone: which backbone's implementation; None for the one that fewstep ships.
+        options: of the implementation, such as ``student``, ``steps``, ``seed`` and ``device``.
 
     Returns:
         A result, or a list of them for a list of inputs.
 
     Raises:
-        FewstepError: a backbone that does not generate, or bad input to the one that does.
+        FewstepError: for a backbone that does not generate, or bad input to the one that does.
     """
     name = choose("generate", backbone).name
     if name not in registry().names("generate function"):

@@ -21,7 +21,7 @@ from fewstep.plugins.registry import Entry, registry
 
 
 class InFolder(Protocol):
-    """What has a student in its folder: a ``Run``, a ``Student``."""
+    """Anything whose folder holds a student: a ``Run``, a ``Student``."""
 
     @property
     def folder(self) -> Path: ...
@@ -40,12 +40,12 @@ def load(
         student: a run or its folder, a student's folder, a shipped student's name ("mdt-vd", "slat-mdt-vd", or with its
             backbone "trellis/mdt-vd"), or a hub repository ("owner/name", or "owner/name/folder").
         device: "auto" is CUDA where there is one, else the CPU.
-        dataset: registered data set that the prompts are of; by default the one of the training.
-        data: keys of that data set, on top of the training's where it is the same one.
+        dataset: registered data set that the prompts come from; by default the training data set.
+        data: config keys of that data set; those of the training are kept if it is the same data set.
 
     Raises:
-        FewstepError: for a student that is missing, damaged, or of a backbone that is not installed, and for a data set
-            that cannot be had; before any weights load.
+        FewstepError: for a student that is missing, damaged, or of a backbone that is not installed; and, before any
+            weights load, for a data set that cannot be read.
     """
     folder = _find(str(student)) if isinstance(student, Path | str) else student.folder
     place = pick_device(str(device), "--device")
@@ -73,7 +73,7 @@ def _data_of(info: StudentInfo, dataset: str | None, keys: Mapping[str, Any]) ->
 def _find(name: str) -> Path:
     if not name.strip():
         raise FewstepError(f"student: got {name!r}; accepted: a folder or a name")
-    if os.path.exists(name):  # unlike Path.exists, of any text
+    if os.path.exists(name):  # unlike Path.exists, it takes any text
         return Path(name)
     shipped = _shipped(name)
     if len(shipped) == 1:
@@ -92,15 +92,15 @@ def _find(name: str) -> Path:
 
 
 def _shipped(name: str | None = None) -> dict[str, Path]:
-    """Shipped students as "backbone/name"; with ``name``, those that it means."""
-    found: dict[str, Path] = {}
+    """Shipped students as "backbone/name"; with ``name``, those that it may stand for."""
+    shipped: dict[str, Path] = {}
     for entry in registry().entries("backbone"):
         try:
             students = entry.load().students()
         except FewstepError:  # a plugin whose packages are missing
             continue
-        found.update({f"{entry.name}/{own}": folder for own, folder in students.items()})
+        shipped.update({f"{entry.name}/{method}": folder for method, folder in students.items()})
     if name is None:
-        return found
-    named = {key: path for key, path in found.items() if name in (key, path.name)}  # a folder's name is of one student
-    return named or {key: path for key, path in found.items() if name == key.partition("/")[2]}
+        return shipped
+    exact = {key: path for key, path in shipped.items() if name in (key, path.name)}  # folder names are unique
+    return exact or {key: path for key, path in shipped.items() if name == key.partition("/")[2]}

@@ -1,4 +1,4 @@
-"""``fewstep.push``: a student with a model card as a folder, and to the Hugging Face hub."""
+"""``fewstep.push``: a student with a model card, as a folder and on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ def push(
     private: bool = False,
     force: bool = False,
 ) -> Path:
-    """Write a student's folder for the Hugging Face hub, and upload it; the folder.
+    """Write a student's folder for the Hugging Face hub, and upload it; returns the folder.
 
-    It holds the student as ``fewstep distill`` exported it, and ``README.md``, the model card. A run of several stages
-    gives a folder with one of each stage inside.
+    It holds the student as ``fewstep distill`` exported it, and ``README.md``, the model card. For a run of several
+    stages it holds one such folder per stage.
 
     Args:
         student: a run or its folder, or a student's folder.
-        repository: owner/name on the hub; made there if need be.
+        repository: owner/name on the hub; created there if it does not exist.
         out: the folder to write; by default ``runs/hub/OWNER/NAME``.
         dry_run: write the folder and upload nothing.
         bench: folder of a bench, whose table and pictures go into the card.
         teacher: hub repository of the model that was distilled, for the card.
-        license: key of a licence as the hub has them ("mit", "apache-2.0"), for the card.
-        private: of a new repository.
+        license: licence identifier of the hub ("mit", "apache-2.0"), for the card.
+        private: make a new repository private.
         force: replace an ``out`` that exists, if it is a folder with a card.
 
     Raises:
-        FewstepError: for what is no finished student, names that cannot be, a folder that exists; and where the upload
+        FewstepError: if there is no finished student, for a malformed name or a folder that exists, and if the upload
             fails, saying where the folder is.
     """
     for key, name in (("repository", repository), ("--teacher", teacher)):
@@ -66,7 +66,7 @@ def push(
         raise FewstepError(f"--out: {str(place)!r} exists and has no {CARD}; accepted: a path that does not exist")
     if os.path.lexists(place) and not force:
         raise FewstepError(
-            f"--out: {str(place)!r} exists; accepted: --force to write it anew, or to upload it as it is: "
+            f"--out: {str(place)!r} exists; accepted: --force to replace it, or to upload it as it is: "
             f"{upload_command(place, repository)}"
         )
     check_place("--out", place)
@@ -85,7 +85,7 @@ def push(
 
 
 def _by_stage(folder: Path) -> dict[str, Path]:
-    """The students of a run by stage, in the model's order; one alone under the name ""."""
+    """The students of a run by stage, in the model's order; a single student under the name ""."""
     inner = [] if holds_info(folder) or not folder.is_dir() else [path for path in folder.iterdir() if holds_info(path)]
     stages = registry().get("backbone", read_info(inner[0]).backbone).load().stages if inner else ()
     return {name: folder / name for name in stages if folder / name in inner} or {"": folder}

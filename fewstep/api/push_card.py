@@ -23,11 +23,11 @@ def card(
 
     Args:
         repository: owner/name.
-        students: what is known of the student of each stage; of one alone under the name "".
+        students: the recorded facts of the student of each stage; of a single student under the name "".
         teacher: repository of the model that was distilled.
-        license: key of a licence as the hub has them, such as "mit".
-        table: ``table.md`` of a bench.
-        pictures: files beside the card, to show below the table.
+        license: licence identifier of the hub, such as "mit".
+        table: text of a bench's ``table.md``.
+        pictures: files beside the card, shown below the table.
     """
     methods = list(dict.fromkeys(info.method for info in students.values()))
     backbones = list(dict.fromkeys(info.backbone for info in students.values()))

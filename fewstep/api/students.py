@@ -31,9 +31,10 @@ class Student:
     """A few-step student, on one device, with the contract that says how it is sampled.
 
     Args:
-        folder: where it was read from.
+        folder: where the student was read from.
         network: predicts velocity (average velocity, for a distilled student).
-        info: what ``config.json`` says: contract, method, backbone, cost.
+        info: the contents of ``config.json``: contract, method, backbone, cost.
+        device: where it is sampled.
         data: the data set of the prompts, and its config; by default those of the training.
     """
 
@@ -57,7 +58,7 @@ class Student:
     def suite(self) -> Suite:
         """The backbone's held-out evaluation: prompts, decoder, measures, pictures.
 
-        Data without held-out objects give training samples as prompts.
+        If the data set has no held-out objects, the prompts are training samples.
         """
         backbone = registry().get("backbone", self.info.backbone)
         dataset = self._dataset(backbone)
@@ -71,27 +72,31 @@ class Student:
         the backbone's own."""
         if self.data is not None:
             entry, config = self.data
-            found: Dataset = entry.load()(config, self.network)
-            return found
+            dataset: Dataset = entry.load()(config, self.network)
+            return dataset
         name = self.info.dataset
         try:
             data = registry().get("dataset", name)
-            found = data.load()(_config_of(data, self.info.config.get("data", {})), self.network)
+            dataset = data.load()(_config_of(data, self.info.config.get("data", {})), self.network)
         except FewstepError as error:
             own = data_of(backbone)
             if own.name == name:
                 raise
             warnings.warn(f"training data {name!r} cannot be had ({error}): the prompts are {own.name!r}", stacklevel=3)
-            found = own.load()(own.load_config()(), self.network)
-        return found
+            dataset = own.load()(own.load_config()(), self.network)
+        return dataset
 
     def prompts(self, source: Prompts = None, count: int | None = None, background: str = "remove") -> Batch:
         """What to sample: conditions with a layout and an ``x0`` of the right shape.
 
         Args:
-            source: a picture's path; a number of held-out prompts; None for 8 of them; a batch is returned as it is.
-            count: so many samples of them, in turn.
+            source: a picture's path; a number of held-out prompts; None for ``count`` of them, or 8; a batch is
+                returned as it is.
+            count: number of samples, which cycle through the prompts; by default one for each prompt.
             background: of an opaque picture, "remove" (which needs rembg) or "keep".
+
+        Raises:
+            FewstepError: for a picture that cannot be read, or a backbone that takes none.
         """
         if isinstance(source, Batch):
             batch = source
@@ -114,15 +119,16 @@ class Student:
     ) -> Tensor:
         """Samples like ``prompts.x0``, on the CPU: [B, ...], or [T, C] packed as ``prompts.layout``.
 
-        The contract decides what is not given. A departure from it is a warning. The starting noise depends on the seed
-        alone, not on the device.
+        What is not given comes from the contract. A departure from the contract is a warning. The starting noise is the
+        same on every device.
 
         Args:
-            prompts: as of ``Student.prompts``.
-            steps: sampling steps; by default the contract's first.
+            prompts: a batch, or what ``Student.prompts`` takes.
+            steps: sampling steps; by default the contract's first step count.
+            seed: of the starting noise and of the noise that a sampler adds.
             sampler: registered sampler, alone ("gamma") or with its share of fresh noise ("gamma:0.3"); by default the
                 contract's.
-            guidance: strength w, of a student that takes one as an input; by default the contract's.
+            guidance: strength w, for a student that takes it as an input; by default the contract's.
 
         Raises:
             FewstepError: for a sampler that is not registered or does not fit the student, a strength for a student
@@ -139,34 +145,34 @@ class Student:
         noise = Step(index=0, interpolant=self.network.interpolant, seed=seed).randn_like(batch.x0, "noise")
         step = Step(index=0, interpolant=self.network.interpolant, seed=seed, device=self.device)
         here = batch.to(self.device)
-        found = contract.sample(self.network, noise.to(self.device), here.cond, here.layout, steps, step)
-        return found.cpu()
+        samples = contract.sample(self.network, noise.to(self.device), here.cond, here.layout, steps, step)
+        return samples.cpu()
 
     def departures(self, contract: Contract, steps: int) -> list[str]:
         """Where a way of sampling departs from the student's contract, in words."""
-        found = []
+        departures = []
         if contract.sampling != self.contract.sampling:
             made_for, got = self.contract.sampling, contract.sampling
-            found.append(f"the student was made for sampler {made_for!r}, got {got!r}")
+            departures.append(f"the student was made for sampler {made_for!r}, got {got!r}")
         if steps not in self.contract.steps:
-            found.append(f"the student was made for {self.contract.made_for}, got {steps}")
+            departures.append(f"the student was made for {self.contract.made_for}, got {steps}")
         if contract.strengths and contract.strength is not None:
             low, high = contract.strengths
             if not low <= contract.strength <= high:
-                found.append(f"the student was made for guidance {low:g} to {high:g}, got {contract.strength:g}")
-        return found
+                departures.append(f"the student was made for guidance {low:g} to {high:g}, got {contract.strength:g}")
+        return departures
 
     def decode(self, latents: Tensor, prompts: Batch) -> Any:
-        """The objects of samples, as the backbone's decoder makes them."""
+        """The objects that the backbone's decoder makes of samples."""
         return self.suite.decode(latents, prompts.layout)
 
     def save(self, latents: Tensor, prompts: Batch, path: Path | str) -> list[Path]:
-        """Decode samples and write them as a picture or as files; the files written.
+        """Decode samples and write them as a picture or as files; returns the files.
 
-        A new folder appears whole or not at all.
+        A new folder appears complete or not at all.
 
         Raises:
-            FewstepError: when the disk refuses.
+            FewstepError: if ``path`` cannot be written.
         """
         objects, path = self.decode(latents, prompts), Path(path)
         if file_suffix(path) or path.exists():
@@ -189,17 +195,17 @@ class Student:
 
 
 def _config_of(entry: Entry, values: dict[str, Any]) -> Any:
-    """The config that the student was made with. A path of another machine gives way to this one's default."""
+    """The config that the student was made with. A path of another machine is replaced by this machine's default."""
     return validate(entry.load_config(), on_this_machine(entry, values))
 
 
 def on_this_machine(entry: Entry, values: dict[str, Any]) -> dict[str, Any]:
-    """Recorded keys of a plugin's config, without paths that are not here; each of these is a warning."""
+    """Recorded keys of a plugin's config without the paths that this machine lacks, each of which is a warning."""
     model = entry.load_config()
-    gone = [name for name, value in values.items() if _is_missing_path(model, name, value)]
-    for name in sorted(gone):
+    absent = [name for name, value in values.items() if _is_missing_path(model, name, value)]
+    for name in sorted(absent):
         warnings.warn(f"{entry.name}.{name} = {values[name]} is not on this machine: its default is used", stacklevel=5)
-    return {name: value for name, value in values.items() if name not in gone}
+    return {name: value for name, value in values.items() if name not in absent}
 
 
 def _is_missing_path(model: Any, name: str, value: object) -> bool:

@@ -1,4 +1,4 @@
-"""What the author of an objective, a backbone or a data set implements or reads; each name also in its own module."""
+"""What authors of objectives, backbones and data sets implement or read, gathered from the modules of this package."""
 
 from fewstep.config.base import Strict
 from fewstep.core.backbone import Backbone, Teacher

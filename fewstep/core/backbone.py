@@ -30,24 +30,25 @@ B = TypeVar("B", bound="Backbone")
 
 
 class Backbone(nn.Module):
-    """A network that predicts velocity, with what it can do declared.
+    """A network that predicts velocity and declares what it can do.
 
-    A subclass sets ``Config``, ``provides`` (of "dense", "packed", "jvp", "two_time", "negative_time", "features",
-    "guidance_input", "policy"), ``dataset`` and ``interpolant``, and implements ``forward``, ``teacher`` where there
-    are pretrained weights and, where those here do not fit, ``initial``, ``as_teacher``, ``save`` and ``load``; with
-    "features" also ``taps``. With "guidance_input" it sets ``strength_channels`` and adds ``strength_of(cond)`` to its
-    embedding of time.
-    Where a model is several networks one after another, each is a backbone with its ``stage``, and the one that users
-    name lists all in ``stages``.
+    A subclass sets ``Config``, ``provides`` (any of "dense", "packed", "jvp", "two_time", "negative_time", "features",
+    "guidance_input", "policy"), ``dataset`` and ``interpolant``, and implements ``forward``. It implements ``teacher``
+    if there are pretrained weights, and overrides ``initial``, ``as_teacher``, ``save`` and ``load`` where the defaults
+    do not fit. "features" also requires ``taps``; "guidance_input" requires ``strength_channels``, and
+    ``strength_of(cond)`` added to the embedding of time.
+
+    A model of several networks run one after another has a backbone for each, with its ``stage``; the one that users
+    name lists them all in ``stages``.
     """
 
     Config: ClassVar[type[Strict]]
-    config: Any  # an instance of it, for ``save``
-    provides: ClassVar[frozenset[str]] = frozenset()  # what it can do, or its ``student`` can
+    config: Any  # an instance of ``Config``, which ``save`` writes
+    provides: ClassVar[frozenset[str]] = frozenset()  # what this network or its ``student`` can do
     dataset: ClassVar[str]  # name of the registered data set that a run uses unless told otherwise
     interpolant: Interpolant = Interpolant()
     strength_channels: int  # width of the embedding that the guidance strength is added to
-    adapted: ClassVar[tuple[str, ...]] = (".*",)  # the linear layers that get adapters, as of ``lora.targets``
+    adapted: ClassVar[tuple[str, ...]] = (".*",)  # linear layers that get LoRA adapters by default: ``lora.targets``
     stage: ClassVar[str] = ""  # this network's own name among the stages of its model
     stages: ClassVar[Mapping[str, str]] = MappingProxyType({})  # stage: registered backbone, in order
 
@@ -75,25 +76,31 @@ class Backbone(nn.Module):
         raise TypeError(f"{type(self).__name__} does not implement taps")
 
     def shard_units(self) -> list[nn.Module]:
-        """The parts that are gathered one at a time where a network is sharded over processes. Each is called as a
-        module. These are the members of its outermost lists (``nn.ModuleList``)."""
+        """The modules whose weights are gathered one at a time when the network is sharded over processes. Each must be
+        called as a module. By default: the members of the outermost ``nn.ModuleList`` containers."""
         return [unit for blocks in _lists(self) for unit in blocks if any(True for _ in unit.parameters())]
 
     def features(
         self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, taps: Sequence[int] = (-1,)
     ) -> tuple[Tensor, list[Tensor]]:
-        """The velocity, and from the same pass the outputs of these layers of ``taps``: [B, ..., C], or [T, C].
+        """The velocity, and from the same pass the outputs of inner layers: each [B, ..., C], or [T, C].
 
-        For a head on the network, such as a discriminator on a critic. A backbone that provides "features" has them.
+        For a head on the network, such as a discriminator on a critic.
+
+        Args:
+            taps: which layers, as indices into ``taps()``.
+
+        Raises:
+            TypeError: for a backbone that does not provide "features".
         """
-        layers, found = self.taps(), dict[int, Tensor]()
+        layers, outputs = self.taps(), dict[int, Tensor]()
 
         def keep(tap: int) -> Callable[..., None]:
-            return lambda _module, _inputs, output: found.update({tap: output})
+            return lambda _module, _inputs, output: outputs.update({tap: output})
 
         hooks = [layers[tap][0].register_forward_hook(keep(tap)) for tap in taps]
-        # All of them are outputs of the network: whoever counts its passes sees those of the features too.
-        hooks.append(self.register_forward_hook(lambda _module, _inputs, v: (v, *map(found.get, taps)), prepend=True))
+        # The features become outputs of the network, so that a backward pass through them alone is counted as well.
+        hooks.append(self.register_forward_hook(lambda _module, _inputs, v: (v, *map(outputs.get, taps)), prepend=True))
         try:
             velocity, *features = self(x, t_B, cond, layout)
         finally:
@@ -103,8 +110,8 @@ class Backbone(nn.Module):
 
     @classmethod
     def teacher(cls, config: Any) -> Teacher:
-        """The frozen teacher that ``config`` (an instance of ``Config``) names. Runs of ``fewstep teach`` are read
-        elsewhere; without pretrained weights there is nothing to implement.
+        """The frozen teacher that ``config`` (an instance of ``Config``) names. A backbone without pretrained weights
+        need not implement this: runs of ``fewstep teach`` are loaded by the engine.
 
         Raises:
             FewstepError: for a backbone without a teacher of its own.
@@ -115,33 +122,33 @@ class Backbone(nn.Module):
 
     @classmethod
     def initial(cls, config: Any) -> Backbone:
-        """The network that ``fewstep teach`` begins with: one with random weights. This is for a class that is made
+        """The network with random weights that ``fewstep teach`` begins with. The default is for a class that is made
         from its ``Config`` alone."""
         return cls(config)
 
     @classmethod
     def outline(cls, config: Any) -> Backbone:
-        """The teacher's network, or one of its size, without values on the meta device, whose memory ``fewstep distill
-        --dry-run --memory`` counts. Nothing large is read. This is for a class that ``initial`` makes without
-        files."""
+        """The teacher's network, or one of the same size, on the meta device, where tensors have no values. ``fewstep
+        distill --dry-run --memory`` counts its memory; nothing large is read. The default is for a class that
+        ``initial`` makes without reading files."""
         with torch.device("meta"):
             return cls.initial(config)
 
     def example(self, samples: int) -> Batch | None:
-        """So many made-up samples of usual size, for ``--memory`` without data; None: there are none."""
+        """``samples`` made-up samples of a typical size, for ``--memory`` without data; None if there are none."""
         return None
 
     def as_teacher(self, config: Any) -> Teacher:
-        """This network frozen, sampled as ``config`` says. This takes ``config.guidance`` where there is such a key."""
+        """This network frozen, and sampled as ``config`` says. The default uses ``config.guidance`` if that exists."""
         return Teacher(self, Guidance(getattr(config, "guidance", 1.0)))
 
     def student(self, needs: frozenset[str] = frozenset()) -> Backbone:
         """The network that distillation starts from: a copy of this one, unless the teacher cannot be trained.
 
         Args:
-            needs: the objective's. Where "two_time" is among them and this network takes one time, its student is given
-                a second that changes nothing until it is trained. With "guidance_input" it is given one for the
-                guidance strength, likewise.
+            needs: of the objective. With "guidance_input" the student grows an input for the guidance strength. A
+                network of one time that provides "two_time" overrides this method to add the second time. New inputs
+                change nothing until they are trained.
         """
         copied = copy.deepcopy(self)
         if "guidance_input" in needs:
@@ -151,8 +158,11 @@ class Backbone(nn.Module):
     def save(self, folder: Path, *, half: bool = False) -> None:
         """Write the weights as ``model.safetensors`` and ``model.json`` into ``folder``.
 
-        This one is for a class that is made from its ``Config`` alone and keeps it as ``self.config``; override both it
-        and ``load`` for a model with a format of its own.
+        The default is for a class that is made from its ``Config`` alone and keeps it as ``self.config``; a model with
+        a format of its own overrides both this and ``load``.
+
+        Args:
+            half: store float16 instead of float32.
         """
         dtype = torch.float16 if half else torch.float32
         tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in self.state_dict().items()}
@@ -180,13 +190,14 @@ class Backbone(nn.Module):
 
     @classmethod
     def measures(cls, dataset: type[Dataset]) -> bool:
-        """Whether there may be a suite for data sets of this class: what is none is refused before weights load."""
+        """Whether ``suite`` may return one for data sets of this class; if not, a bench is refused before weights
+        load."""
         return True
 
     @classmethod
     def suite(cls, config: Any, dataset: Dataset) -> Suite | None:
-        """The held-out evaluation that ``fewstep bench`` runs for this backbone; None where it has none for this data
-        set. ``fewstep sample`` then writes what the network samples as an array."""
+        """The held-out evaluation that ``fewstep bench`` runs for this backbone; None if it has none for this data set,
+        in which case ``fewstep sample`` writes samples as an array."""
         return None
 
     @classmethod
@@ -198,7 +209,7 @@ class Backbone(nn.Module):
 def _lists(module: nn.Module) -> list[nn.ModuleList]:
     if isinstance(module, nn.ModuleList):
         return [module]
-    return [found for child in module.children() for found in _lists(child)]
+    return [inner for child in module.children() for inner in _lists(child)]
 
 
 class Teacher(nn.Module):

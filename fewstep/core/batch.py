@@ -49,12 +49,12 @@ class Condition:
         return _changed(self, lambda tensor: tensor[rows_B])
 
     def dropped(self, drop_B: Tensor) -> Condition:
-        """The negative condition where ``drop_B`` (bool [B]) says so."""
-        empty = self.negative().tokens
-        if self.tokens is None or empty is None:
+        """The condition with the negative tokens for the samples where ``drop_B`` (bool [B]) is true."""
+        negative = self.negative().tokens
+        if self.tokens is None or negative is None:
             return self
         mask = drop_B.reshape(-1, *[1] * (self.tokens.dim() - 1))
-        return replace(self, tokens=torch.where(mask, empty, self.tokens), blank=False)
+        return replace(self, tokens=torch.where(mask, negative, self.tokens), blank=False)
 
     def to(self, device: torch.device | str) -> Condition:
         """The same condition on another device."""
@@ -66,7 +66,8 @@ class Batch:
     """Clean samples ``x0`` ([B, ...] or [T, C]), their layout and condition.
 
     A dataclass that derives from it may add tensors, tables of tensors and conditions, such as the noise that a stored
-    pair began with. They go with the samples: a tensor as long as ``x0`` has its rows, any other one a row a sample.
+    pair began with. They are selected and moved with the samples: a tensor as long as ``x0`` is taken to have the rows
+    of ``x0``, any other to have one row per sample.
     """
 
     x0: Tensor
@@ -74,7 +75,7 @@ class Batch:
     cond: Condition = field(default_factory=Condition)
 
     def select(self, rows_B: Tensor) -> Batch:
-        """A sub-batch, of the same class."""
+        """The samples with these indices, as a batch of the same class."""
         length, layout = len(self.x0), self.layout.select(self.x0, rows_B)[1]
 
         def chosen(tensor: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class Batch:
         return _changed(self, change, lambda cond: _changed(cond, change))
 
     def cast(self, dtype: torch.dtype) -> Batch:
-        """The batch with every floating-point tensor in this type."""
+        """The batch with every floating-point tensor converted to ``dtype``."""
         return self.mapped(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
 
@@ -105,7 +106,7 @@ def _changed(
         if isinstance(old, Tensor):
             return tensor(old)
         if isinstance(old, Mapping):
-            return {key: changed(one) for key, one in old.items()}
+            return {key: changed(item) for key, item in old.items()}
         return cond(old) if isinstance(old, Condition) else old
 
-    return replace(value, **{one.name: changed(getattr(value, one.name)) for one in fields(value) if one.init})
+    return replace(value, **{item.name: changed(getattr(value, item.name)) for item in fields(value) if item.init})

@@ -1,6 +1,6 @@
 """Which samples a micro-batch sees: a function of (seed, step, rank) alone, so that there is no state to save.
 
-The training order is an endless stream of seeded permutations of the data set, one an epoch. A step takes the next
+The training order is an endless stream of seeded permutations of the data set, one per epoch. A step takes the next
 samples in this order and divides them among its micro-batches (ranks). No sample is skipped at the end of an epoch, and
 none is taken twice within one.
 """
@@ -21,25 +21,25 @@ SPREAD = 0x9E3779B1  # spreads seeds over the 32 bits that torch's CPU generator
 def balanced_groups(
     loads: Sequence[int], groups: int, most: int | None = None, sort: Sort = "stable"
 ) -> list[list[int]]:
-    """Indices in groups of nearly equal load: the heaviest first, each to the group with the least so far.
+    """Indices in groups of nearly equal load: the heaviest item first, each to the group with the least load so far.
 
-    TRELLIS's rule: of equal loads the later one comes first, of equal groups the first one takes it.
+    Ties follow TRELLIS: of equal loads the later one comes first; of equally loaded groups the first takes the item.
 
     Args:
-        loads: of each item.
-        groups: how many; with fewer items than groups some stay empty.
-        most: a group with so many items takes no more. Once all are full, what is left goes to the first.
-        sort: numpy's kind. The reference uses "quicksort", which orders equal loads as the processor likes.
+        loads: the load of each item.
+        groups: number of groups; with fewer items than groups some stay empty.
+        most: largest number of items in a group. Once all groups are full, the remaining items go to the first.
+        sort: numpy's kind of sort. The reference uses "quicksort", whose order of equal loads depends on the processor.
     """
-    found: list[list[int]] = [[] for _ in range(groups)]
+    filled: list[list[int]] = [[] for _ in range(groups)]
     totals, spare = [0] * groups, list(range(groups))
     for item in np.argsort(np.asarray(loads, dtype=np.int64), kind=sort)[::-1].tolist():
         group = min(spare, key=totals.__getitem__, default=0)
-        found[group].append(item)
+        filled[group].append(item)
         totals[group] += int(loads[item])
-        if len(found[group]) == most and group in spare:
+        if len(filled[group]) == most and group in spare:
             spare.remove(group)
-    return found
+    return filled
 
 
 def training_order(count: int, seed: int, start: int, stop: int) -> list[int]:
@@ -58,11 +58,11 @@ class Cuts:
     """The training order cut into steps whose samples fit into ``ranks`` micro-batches of at most ``budget`` rows each.
 
     A step takes as many of the next samples as fit. Where it begins depends on all steps before it, so a resumed run
-    computes these again, which takes milliseconds a step.
+    recomputes them, which takes milliseconds per step.
 
     Args:
         loads: rows of each sample, none above ``budget``.
-        most: largest number of samples of a micro-batch, however short they are.
+        most: largest number of samples in a micro-batch, however short they are.
     """
 
     def __init__(self, seed: int, loads: Sequence[int], budget: int, ranks: int, most: int) -> None:
@@ -81,7 +81,7 @@ class Cuts:
         loads = [self.loads[sample] for sample in samples]
         fitting = int(np.searchsorted(np.cumsum(loads), self.budget * self.ranks, side="right"))
         for count in range(max(fitting, self.ranks), self.ranks, -1):
-            found = balanced_groups(loads[:count], self.ranks, self.most)
-            if all(sum(loads[i] for i in group) <= self.budget for group in found):
-                return [[samples[i] for i in sorted(group)] for group in found]
-        return [[sample] for sample in samples[: self.ranks]]  # one each fits always
+            groups = balanced_groups(loads[:count], self.ranks, self.most)
+            if all(sum(loads[i] for i in group) <= self.budget for group in groups):
+                return [[samples[i] for i in sorted(group)] for group in groups]
+        return [[sample] for sample in samples[: self.ranks]]  # one sample per micro-batch always fits

@@ -1,4 +1,4 @@
-"""The sampling contract that every student carries: how it wants to be sampled, so that nobody has to guess."""
+"""The sampling contract that is stored with every student: how it is meant to be sampled."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ class Contract(Strict):
         return self.sampler if self.noise is None else f"{self.sampler}:{self.noise:g}"
 
     def grid(self, steps: int) -> list[float]:
-        """Times from 1 to 0 for this many steps, of those that the student was trained at as long as they suffice."""
+        """[steps + 1] times from 1 to 0: chosen from the student's training times if there are enough of them, else
+        evenly spaced and warped by ``rescale_t``."""
         count = len(self.times)
         if steps > count:
             return step_grid(steps, self.rescale_t)
@@ -84,7 +85,8 @@ class Contract(Strict):
     def sample(
         self, network: Backbone, noise: Tensor, cond: Condition, layout: Layout, steps: int, step: Step
     ) -> Tensor:
-        """What a student makes of ``noise``, [B, ...] or [T, C], in so many steps: x like it. All on one device."""
+        """The samples that the student makes of ``noise``, [B, ...] or [T, C], in this many steps, shaped like it. All
+        tensors are on one device."""
         field = network if self.guidance == 1.0 else Teacher(network, Guidance(self.guidance))
         told = self.told(cond, noise, layout)
         samples: Tensor = self.load_sampler()(field, noise, told, layout, self.grid(steps), step)
@@ -94,7 +96,7 @@ class Contract(Strict):
         """The sampler with its setting, a ``Sampler`` or a function that a plugin registers as one.
 
         Raises:
-            FewstepError: for one that is not registered, or that has no such setting.
+            FewstepError: for a sampler that is not registered, or a ``noise`` setting of one that adds no noise.
         """
         sampler = registry().get("sampler", self.sampler).load()
         if self.noise is None:
@@ -114,22 +116,22 @@ class Contract(Strict):
         name, noise = parse_sampler(text)
         if name == self.sampler and noise is None:
             return self
-        found, own = self.model_copy(update={"sampler": name, "noise": noise}), self.load_sampler()
-        if _two_time(found.load_sampler()) != _two_time(own):
-            asks, takes = ("no target time", "one") if _two_time(own) else ("a target time", "none")
-            names = [one.name for one in registry().entries("sampler") if _two_time(one.load()) == _two_time(own)]
+        changed, two_time = self.model_copy(update={"sampler": name, "noise": noise}), _two_time(self.load_sampler())
+        if _two_time(changed.load_sampler()) != two_time:
+            asks, takes = ("no target time", "one") if two_time else ("a target time", "none")
+            names = [entry.name for entry in registry().entries("sampler") if _two_time(entry.load()) == two_time]
             raise FewstepError(
                 f"sampler {name!r} passes {asks}, and the student of sampler {self.sampler!r} takes {takes}; accepted: "
                 f"{', '.join(names)}"
             )
-        return found
+        return changed
 
 
 def parse_sampler(text: str) -> tuple[str, float | None]:
     """The registered name, and the share of fresh noise where there is one, of ``NAME`` or ``NAME:NOISE``.
 
     Raises:
-        FewstepError: for a name that is not registered, or a share that is none.
+        FewstepError: for a name that is not registered, or a share that is no number from 0 to 1.
     """
     name, colon, number = text.partition(":")
     name = registry().get("sampler", name).name
@@ -145,5 +147,5 @@ def parse_sampler(text: str) -> tuple[str, float | None]:
 
 
 def _two_time(sampler: Any) -> bool:
-    """Whether a sampler passes a target time; of a plain function it is not known."""
+    """Whether a sampler passes a target time; False for a plain function, of which it is not known."""
     return bool(getattr(sampler, "two_time", False))

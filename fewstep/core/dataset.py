@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fewstep.core.backbone import Backbone
 
 
-Progress = Callable[[int, int, str], None]  # samples done, samples in all, what is being done
+Progress = Callable[[int, int, str], None]  # samples done, samples in total, what is being done
 
 
 def silent(done: int, total: int, what: str) -> None:
@@ -32,22 +32,22 @@ class PackedDataConfig(Strict):
     voxel_budget: int | None = Field(
         None,
         ge=1,
-        description="most voxels of a micro-batch, which takes as many samples as fit, up to train.batch_size; "
-        "none: train.batch_size samples, whatever their size",
+        description="largest number of voxels in a micro-batch, which takes as many samples as fit, up to "
+        "train.batch_size; none: train.batch_size samples, whatever their size",
     )
 
 
 class Dataset(ABC):
     """Training batches for a backbone. A subclass sets ``Config`` and implements ``__len__`` and ``batch``.
 
-    ``provides`` names what its batches hold beside samples and conditions, such as "pairs" where they are of a class
+    ``provides`` names what its batches hold besides samples and conditions, such as "pairs" where they are of a class
     derived from ``Batch``. Methods ask for it in ``Objective.needs``.
 
-    ``reads_ahead``: ``batch`` takes long, for instance because it reads files, and another thread may call it while the
-    network computes. A run then reads the batches of the next iteration during the present one.
+    Set ``reads_ahead`` if ``batch`` is slow, for instance because it reads files, and may be called from another thread
+    while the network computes. A run then reads the batches of the next iteration during the current one.
 
-    Samples of unequal length: implement ``loads``, so that micro-batches are balanced, and derive ``Config`` from
-    ``PackedDataConfig``, so that they can be packed by a budget.
+    For samples of unequal length, implement ``loads``, so that micro-batches are balanced, and derive ``Config`` from
+    ``PackedDataConfig``, so that samples can be packed by a budget.
 
     Args:
         config: an instance of ``Config``.
@@ -57,7 +57,7 @@ class Dataset(ABC):
     Config: ClassVar[type[Strict]]
     provides: ClassVar[frozenset[str]] = frozenset()
     reads_ahead: ClassVar[bool] = False
-    evaluations: int = 0  # of the teacher, a sample each, that ``prepare`` costs; also where it finds them done
+    evaluations: int = 0  # of the teacher, counted per sample, that ``prepare`` costs; cached ones included
     _cut: tuple[tuple[int, int, int], Cuts] | None = None
 
     def __init__(self, config: Any, backbone: Backbone) -> None:
@@ -70,11 +70,11 @@ class Dataset(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Training samples."""
+        """The number of training samples."""
 
     @abstractmethod
     def batch(self, indices: list[int], generator: torch.Generator) -> Batch:
-        """These samples; augmentation draws from ``generator`` only."""
+        """The samples with these indices, on the CPU; augmentation draws from ``generator`` only."""
 
     def prepare(self, device: torch.device, progress: Progress = silent) -> None:  # noqa: B027
         """Slow work that training needs, such as encoding latents. A run calls it once, before its first step.
@@ -85,11 +85,11 @@ class Dataset(ABC):
         """
 
     def loads(self) -> Sequence[int] | None:
-        """Rows of each sample; None: all samples are alike."""
+        """Rows of each sample; None if all samples have the same shape."""
         return None
 
     def notes(self) -> list[str]:
-        """Lines for the user that have come up since the last call: what was read, left out or could not be read."""
+        """Lines for the user since the last call: what was read, left out or could not be read."""
         return []
 
     def training_batch(self, step: int, size: int, seed: int, rank: int = 0, ranks: int = 1) -> Batch:

@@ -26,8 +26,9 @@ class Tangents:
     """A way to differentiate.
 
     Args:
-        mode: "one-pass" gets value and tangent together; "two-pass" takes the tangent under ``no_grad`` and the
-            value by an ordinary forward (activation checkpointing needs it); "finite-difference" is of second order.
+        mode: "one-pass" computes value and tangent together; "two-pass" computes the tangent under ``no_grad`` and the
+            value by an ordinary forward pass (activation checkpointing needs it); "finite-difference" is second-order
+            accurate.
         step: distance h of the finite difference, in units of the tangent.
         reason: why this mode, for the run's log.
     """
@@ -46,8 +47,8 @@ class Tangents:
     ) -> tuple[Tensor, Tensor]:
         """(f(*primals) with its graph, detached tangent of f along ``tangents``); see ``Step.jvp``."""
         if self.mode == "one-pass":
-            found = torch.func.jvp(f, primals, tangents)
-            return found[0], found[1].detach()
+            value, tangent = torch.func.jvp(f, primals, tangents)
+            return value, tangent.detach()
         if self.mode == "finite-difference":
             return finite_difference(f, primals, tangents, self.step, layout, edges)
         with torch.no_grad():
@@ -70,8 +71,8 @@ def finite_difference(
         f'(0) = b / (a (b - a)) [f(a) - f(0)] - a / (b (b - a)) [f(b) - f(0)] + O(h^2)
 
     For each sample (a, b) is (h, -h), the central difference, unless a time ([B] primal) would leave [0, 1] or cross
-    one of the ``edges``: then (h, 2h) or (-h, -2h). Times are moved in float64: t - h in float32 would lose digits that
-    the division magnifies. All evaluations see the same random state.
+    one of the ``edges``: then (h, 2h) or (-h, -2h). Times are moved in float64: t - h in float32 would make a rounding
+    error that the division magnifies. All evaluations see the same random state.
 
     Raises:
         FewstepError: for packed states without their ``layout``.
@@ -112,11 +113,11 @@ def _offsets(primals: Tensors, tangents: Tensors, h: float, edges: tuple[float, 
 
 
 def _beyond(t_B: Tensor, moved_B: Tensor, edges: tuple[float, ...]) -> Tensor:
-    """Whether the way from t to where it is moved leaves [0, 1] or crosses an edge."""
-    found = (moved_B < 0) | (moved_B > 1)
+    """Whether moving a time from ``t_B`` to ``moved_B`` leaves [0, 1] or crosses an edge."""
+    beyond = (moved_B < 0) | (moved_B > 1)
     for edge in edges:
-        found |= (t_B - edge) * (moved_B - edge) < 0
-    return found
+        beyond |= (t_B - edge) * (moved_B - edge) < 0
+    return beyond
 
 
 def _expand(v_B: Tensor, like: Tensor, layout: Layout | None) -> Tensor:

@@ -1,7 +1,7 @@
 """CUDA graphs: a function of tensors that is recorded once and then replayed, which costs the host one launch.
 
-Everything but its inputs is read where it lay when the function was recorded: weights must be changed in place and
-stay on their device.
+A replay reads everything but its inputs from the addresses it had when the function was recorded: weights must be
+updated in place and stay on their device.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ TOLERANCE = 1e-3  # relative RMS between a replay and a plain call; kernels that
 
 
 class Graph(Protocol):
-    """What records and replays."""
+    """Records launches and replays them."""
 
     def record(self, run: Callable[[], None]) -> None:
-        """Note what ``run`` launches. Memory that it allocates stays its own."""
+        """Record what ``run`` launches. The memory that ``run`` allocates is kept for the replays."""
 
     def replay(self) -> None:
-        """Launch that again."""
+        """Launch the same again."""
 
 
 class CudaGraph:
@@ -54,7 +54,8 @@ class CudaGraph:
 
 
 class _Recorded:
-    """A function on inputs of one kind. New inputs are copied over ``inputs``, and a replay overwrites ``outputs``."""
+    """A recorded function for inputs of one kind. A call copies its inputs over ``inputs``, and the replay overwrites
+    ``outputs``."""
 
     def __init__(self, function: Callable[..., Tensors], inputs: Sequence[Tensor], graph: Graph) -> None:
         self.inputs, self.graph = inputs, graph
@@ -66,8 +67,8 @@ class _Recorded:
         graph.record(run)
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensors:
-        for kept, given in zip(self.inputs, inputs, strict=True):
-            kept.copy_(given)
+        for recorded, new in zip(self.inputs, inputs, strict=True):
+            recorded.copy_(new)
         self.graph.replay()
         return self.outputs
 
@@ -75,12 +76,12 @@ class _Recorded:
 class Graphed:
     """Replays functions on inputs of a kind that was seen before; new kinds, and what cannot be recorded, run plainly.
 
-    The first call of a kind runs plainly. The second records, and the first replay is held against a plain call: where
+    The first call of a kind runs plainly. The second records, and the first replay is compared with a plain call: if
     they differ, the function is never replayed and ``say`` is told why.
 
     Args:
         say: takes a line for the user.
-        graph: makes what records.
+        graph: makes the ``Graph`` of a kind.
     """
 
     def __init__(self, say: Callable[[str], None], graph: Callable[[], Graph] = CudaGraph) -> None:
@@ -107,7 +108,7 @@ class Graphed:
         wanted = function(*inputs)
         self.known[kind] = None
         try:
-            # Recorded on other numbers than it is checked with: what a recording took for a constant shows.
+            # Recorded on zeros and checked with the real inputs, so that a value frozen by the recording shows.
             recorded = _Recorded(function, [torch.zeros_like(x) for x in inputs], self.graph())
             apart = max((_apart(a, b) for a, b in zip(recorded(inputs), wanted, strict=True)), default=0.0)
         except Exception as error:
@@ -121,19 +122,19 @@ class Graphed:
 
 
 def _apart(got: Tensor, wanted: Tensor) -> float:
-    """|got - wanted| / |wanted|; infinity where one of the two alone is finite."""
+    """|got - wanted| / |wanted|; infinity where only one of the two is finite."""
     a, b = got.double(), wanted.double()
     if not b.isfinite().all():
         return 0.0 if torch.equal(a.isfinite(), b.isfinite()) else torch.inf
     size = float(b.norm())
-    found = float((a - b).norm()) / (size or 1.0)
-    return found if found == found else torch.inf
+    relative = float((a - b).norm()) / (size or 1.0)
+    return relative if relative == relative else torch.inf
 
 
 @dataclass(frozen=True)
 class GraphedField:
-    """A velocity field without gradients. Its evaluations on dense samples are replayed, all others run plainly, as do
-    those of a student that is told a guidance strength.
+    """A velocity field without gradients. Its evaluations on dense samples are replayed. All others run plainly, and so
+    do those of a student that takes the guidance strength as an input.
 
     Args:
         field: its weights stay where they are; equal fields share recordings.
@@ -145,14 +146,13 @@ class GraphedField:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
-        known = type(cond) is Condition and cond.strength is None and isinstance(layout, Dense)
-        if cond.tokens is None or not known:
+        replayable = type(cond) is Condition and cond.strength is None and isinstance(layout, Dense)
+        if cond.tokens is None or not replayable:
             return self.field(x, t_B, cond, layout, s_B=s_B)
 
         def run(x: Tensor, t_B: Tensor, tokens: Tensor, *s_B: Tensor) -> Tensors:
-            one = Condition(tokens, blank=cond.blank)
-            return (self.field(x, t_B, one, layout, s_B=s_B[0] if s_B else None),)
+            return (self.field(x, t_B, Condition(tokens, blank=cond.blank), layout, s_B=s_B[0] if s_B else None),)
 
         inputs = [x, t_B, cond.tokens, *([] if s_B is None else [s_B])]
         (velocity,) = self.graphs((self.field, layout, cond.blank), run, inputs)
-        return velocity.clone()  # a sampler may look at it after the next evaluation
+        return velocity.clone()  # a sampler may still need it after the next evaluation

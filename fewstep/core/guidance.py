@@ -1,4 +1,4 @@
-"""Velocity fields, and classifier-free guidance of one."""
+"""Velocity fields and classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ _sampling: ContextVar[bool] = ContextVar("sampling", default=False)
 class VelocityField(Protocol):
     """Anything with a velocity: a student, a guided teacher, a closed form.
 
-    ``t_B`` [B] in [0, 1] is where x is; ``s_B`` [B], at most ``t_B``, is where a two-time student jumps to, and its
-    answer the average velocity on the way. None asks for the velocity at ``t_B`` itself. A backbone that provides
-    "negative_time" takes times in [-1, 1], and tells -t from t: a second velocity at the same place. The student of one
-    that provides "policy" takes several targets at once, ``s_B`` [K, B], and answers [K, ...] from one pass.
+    ``t_B`` [B] in [0, 1] is the time of x. ``s_B`` [B], at most ``t_B``, is the time that a two-time student jumps to;
+    it returns the average velocity between the two. None asks for the velocity at ``t_B`` itself. A backbone that
+    provides "negative_time" takes times in [-1, 1] and tells -t from t: a second velocity at the same place. The
+    student of one that provides "policy" takes several targets at once, ``s_B`` [K, B], and returns [K, ...] from one
+    pass.
     """
 
     def __call__(
@@ -38,9 +39,9 @@ class VelocityField(Protocol):
 class Guidance:
     """Classifier-free guidance u + g (c - u); g = 1 is the plain conditional prediction, one evaluation.
 
-    Outside ``interval`` (both ends included) the conditional prediction is used alone. ``rescale`` undoes a share of
-    what guidance does to the spread of the predicted data, see ``rescaled``. With ``always`` the unconditional pass is
-    made even where no sample's time lies in the interval: processes must call a sharded network equally often.
+    Outside ``interval`` (which includes both ends) the conditional prediction is used alone. ``rescale`` undoes a share
+    of what guidance does to the spread of the predicted data, see ``rescaled``. With ``always`` the unconditional pass
+    is made even if no sample's time lies in the interval, because processes must call a sharded network equally often.
     """
 
     scale: float = 1.0
@@ -50,7 +51,7 @@ class Guidance:
 
     @classmethod
     def strength(cls, w: float, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
-        """TRELLIS's and MDT-dist's count: (1 + w) c - w u, so w = 0 is no guidance."""
+        """Guidance by the strength w of TRELLIS and MDT-dist, (1 + w) c - w u: w = 0 is no guidance."""
         return cls(1.0 + w, interval)
 
     @property
@@ -66,7 +67,7 @@ class Guidance:
         """Whether the unconditional pass is needed at none of the times [B]."""
         if self.scale == 1.0:
             return True
-        if self.always or (self.interval[0] <= 0.0 and self.interval[1] >= 1.0):  # spares a look at times on a device
+        if self.always or (self.interval[0] <= 0.0 and self.interval[1] >= 1.0):  # known without reading the device
             return False
         return not bool(self._inside(t_B).any())
 
@@ -80,7 +81,8 @@ class Guidance:
         s_B: Tensor | None = None,
         interpolant: Interpolant | None = None,
     ) -> Tensor:
-        """The guided velocity of a field, by one evaluation or two; ``interpolant`` is the field's, for ``rescale``."""
+        """The guided velocity of a field, from one evaluation or two; ``interpolant`` is the field's, for
+        ``rescale``."""
         if self.idle(t_B) or cond.tokens is None:
             return field(x, t_B, cond, layout, s_B=s_B)
         return self.combined(*both(field, x, t_B, cond, layout, s_B), x, t_B, layout, interpolant)
@@ -94,7 +96,7 @@ class Guidance:
         layout: Layout,
         interpolant: Interpolant | None = None,
     ) -> Tensor:
-        """The guided velocity at ``x`` from the two of ``both``."""
+        """The guided velocity at ``x`` from the two velocities that ``both`` returns."""
         guided = self.guided(positive, negative, t_B, layout)
         return self.rescaled(guided, positive, x, t_B, layout, interpolant or Interpolant())
 
@@ -106,11 +108,11 @@ class Guidance:
     def rescaled(
         self, guided: Tensor, positive: Tensor, x: Tensor, t_B: Tensor, layout: Layout, interpolant: Interpolant
     ) -> Tensor:
-        """``guided``, with the data x0 that it predicts from ``x`` moved towards the spread of the conditional one's.
+        """``guided``, with the data x0 that it predicts from ``x`` scaled towards the spread of the conditional x0.
 
         x0 is multiplied by 1 + f (std / std' - 1) with the standard deviations over each sample's elements, std of the
-        conditional x0 and std' of the guided one, and f = ``rescale`` (Lin et al., arXiv 2305.08891, section 3.4). A
-        ratio: biased and unbiased deviations are the same. Without effect outside the interval and for a scale of 0.
+        conditional x0 and std' of the guided one, and f = ``rescale`` (Lin et al., arXiv 2305.08891, section 3.4). Only
+        their ratio matters, so they may be biased. Nothing changes outside the interval or for a scale of 0.
         """
         if self.rescale == 0.0 or self.scale == 0.0:
             return guided
@@ -130,8 +132,8 @@ UNGUIDED = Guidance()
 def both(
     field: VelocityField, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, s_B: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The velocities under the condition and under its negative: by one call of the field on every sample twice where
-    ``one_pass`` says so and the two conditions fit into one batch, else by two calls."""
+    """The velocities under the condition and under its negative: from one call of the field on the doubled batch if
+    ``one_pass`` says so and both conditions fit into one batch, else from two calls."""
     negative = cond.negative()
     if not (one_pass(x) and _fit(cond, negative)):
         return field(x, t_B, cond, layout, s_B=s_B), field(x, t_B, negative, layout, s_B=s_B)
@@ -148,19 +150,18 @@ def both(
 
 
 def one_pass(x: Tensor) -> bool:
-    """Whether a guided velocity at ``x`` is worth one call of the field on twice the samples.
+    """Whether a guided velocity at ``x`` is better computed by one call of the field on twice the samples.
 
-    On a GPU that costs the host half of what two calls cost, and with so few numbers the host is the slower of the two.
-    Elsewhere only memory would double, and the TRELLIS networks, which skip cross attention where all tokens are 0,
-    could not skip it. Never in training, where all processes must call a sharded network equally often, however many
-    rows each has.
+    On a small batch a GPU waits for the host, and one call costs the host half as much as two. Elsewhere memory would
+    double for nothing, and the TRELLIS networks could not skip cross attention where all tokens are 0. Never in
+    training: all processes must call a sharded network equally often, however many rows each has.
     """
     return _sampling.get() and x.is_cuda and x.numel() <= FEW
 
 
 @contextmanager
 def sampling() -> Iterator[None]:
-    """Marks what is called inside as a sampler's evaluations, whose gradients nobody asks for."""
+    """Marks the evaluations inside as those of a sampler, which need no gradients."""
     before = _sampling.set(True)
     try:
         yield
@@ -169,6 +170,6 @@ def sampling() -> Iterator[None]:
 
 
 def _fit(cond: Condition, negative: Condition) -> bool:
-    """Whether both can lie in one batch; a class of its own may hold more than a row a sample."""
+    """Whether both fit into one batch; a derived class may hold tensors that cannot be concatenated by sample."""
     a, b = cond.tokens, negative.tokens
     return type(cond) is Condition and a is not None and b is not None and a.shape == b.shape

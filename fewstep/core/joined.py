@@ -1,4 +1,4 @@
-"""Samples of several batches one behind the other: their layouts and their conditions as one."""
+"""Layouts and conditions of several batches concatenated."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def joined_layouts(layouts: Sequence[Layout]) -> Layout:
         TypeError: for layouts that are neither all dense nor all packed.
         RuntimeError: for coordinates along different numbers of axes.
     """
-    if all(isinstance(one, Dense) for one in layouts):
-        return Dense(sum(one.batch_size for one in layouts))
-    packed = [one for one in layouts if isinstance(one, Packed)]
+    if all(isinstance(layout, Dense) for layout in layouts):
+        return Dense(sum(layout.batch_size for layout in layouts))
+    packed = [layout for layout in layouts if isinstance(layout, Packed)]
     if len(packed) < len(layouts):
         raise TypeError("they are neither all dense nor all packed")
-    coords = [one.coords for one in packed if one.coords is not None]
-    lengths = [n for one in packed for n in one.lengths_list]
+    coords = [layout.coords for layout in packed if layout.coords is not None]
+    lengths = [n for layout in packed for n in layout.lengths_list]
     return Packed.of_lengths(lengths, torch.cat(coords) if coords else None, packed[0].cu_seqlens.device)
 
 
@@ -34,7 +34,7 @@ def joined_conditions(conditions: Sequence[Condition]) -> Condition:
     """The conditions of all samples, of the class of the first; blank where all of them are.
 
     Raises:
-        TypeError: for conditions of which one has what another one lacks.
+        TypeError: where one condition has a field that another lacks, or they differ in what cannot be concatenated.
         RuntimeError: for tensors whose shapes do not fit together.
     """
 
@@ -48,4 +48,4 @@ def joined_conditions(conditions: Sequence[Condition]) -> Condition:
         return values[0]
 
     names = vars(conditions[0])
-    return replace(conditions[0], **{name: joined([getattr(one, name) for one in conditions]) for name in names})
+    return replace(conditions[0], **{name: joined([getattr(cond, name) for cond in conditions]) for name in names})

@@ -1,7 +1,7 @@
-"""How a batch of samples lies in memory: ``Dense`` or ``Packed``, beside plain tensors and never inside them.
+"""How a batch of samples lies in memory: ``Dense`` or ``Packed``, an object beside the plain tensors.
 
-An objective that reduces, broadcasts and draws only through its layout serves an image-like [B, C, H, W] tensor and
-a ragged [T, C] one with the same lines.
+An objective that reduces, broadcasts and draws only through its layout handles an image-like [B, C, H, W] tensor and
+a ragged [T, C] one with the same code.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def add_rows(x: Tensor, index: Tensor, count: int) -> Tensor:
 
 
 def moved(x: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on another device. Onto a GPU the host does not wait for what was queued there before."""
+    """The tensor on another device. A copy to a GPU does not make the host wait for work queued there."""
     return x.to(device, non_blocking=torch.device(device).type == "cuda")
 
 
 @runtime_checkable
 class Layout(Protocol):
-    """What an objective may ask of the arrangement of its samples. ``*_B`` tensors have one value a sample."""
+    """What an objective may ask of a layout. ``*_B`` tensors have one value per sample."""
 
     @property
     def batch_size(self) -> int: ...
@@ -78,7 +78,7 @@ class Dense:
         return self.sum(x.square()).sqrt()
 
     def select(self, x: Tensor, rows_B: Tensor) -> tuple[Tensor, Dense]:
-        """The samples ``rows_B`` (indices, int64) and their layout."""
+        """The samples with the indices ``rows_B`` (int64), and their layout."""
         return x[rows_B], Dense(len(rows_B))
 
     def to(self, device: torch.device | str) -> Dense:
@@ -88,7 +88,7 @@ class Dense:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Packed:
-    """Ragged samples one behind the other: x is [T, C], sample i owns rows cu_seqlens[i] to cu_seqlens[i + 1].
+    """Ragged samples concatenated: x is [T, C], and sample i has the rows from cu_seqlens[i] up to cu_seqlens[i + 1].
 
     What is derived from a layout (neighbour maps, windows, coarser layouts) is computed once and cached on it by
     :meth:`once`, so that every layer, sampler step and pass with the same layout object shares it.
@@ -96,7 +96,7 @@ class Packed:
     Args:
         cu_seqlens: int64 [B + 1], non-decreasing, from 0 to T. A sample of length 0 is allowed.
         coords: optional integer coordinates [T, A] along A axes, carried for backbones that need positions.
-        known: the boundaries as numbers, where the host has them already: a device is not asked then.
+        known: the boundaries as Python integers, if the host has them already; saves a device synchronisation.
 
     Raises:
         FewstepError: for boundaries that are not a non-decreasing vector from 0, or coords of another length or
@@ -143,10 +143,10 @@ class Packed:
 
     @classmethod
     def of_index(cls, index_T: Tensor, coords: Tensor | None = None, batch_size: int | None = None) -> Packed:
-        """The layout of rows that name their sample.
+        """The layout of rows given the sample of each.
 
         Args:
-            index_T: [T] sample of each row, ascending: the rows of a sample lie together.
+            index_T: [T] the sample that each row belongs to, ascending.
             coords: [T, A], see the class.
             batch_size: number of samples; by default the largest index + 1. Samples without rows are empty.
 
@@ -155,7 +155,7 @@ class Packed:
         """
         index = index_T.to(torch.int64)
         if bool((index.diff() < 0).any()):
-            raise invalid("layout.index", "rows whose sample falls", "ascending samples: sort the rows by sample first")
+            raise invalid("layout.index", "descending samples", "ascending samples: sort the rows by sample first")
         last = int(index[-1]) + 1 if len(index) else 0
         size = max(last, 1) if batch_size is None else batch_size
         if last > size or (len(index) and int(index[0]) < 0):
@@ -164,7 +164,7 @@ class Packed:
         return cls(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), coords)
 
     def once(self, key: Hashable, build: Callable[[], T], beside: Packed | None = None) -> T:
-        """What ``build`` returns: called once for each key, then cached for as long as the layout lives.
+        """What ``build`` returns. It is called once for each key, and the result is cached while the layout lives.
 
         The cached object must not reference this layout: the cycle would keep its tensors until Python's garbage
         collector runs.
@@ -180,11 +180,11 @@ class Packed:
             # A sampler may run in inference mode; what it builds must serve a later pass that needs gradients.
             with torch.inference_mode(False):
                 cache[key] = build()
-        found: T = cache[key]
-        return found
+        cached: T = cache[key]
+        return cached
 
     def to(self, device: torch.device | str) -> Packed:
-        """The same layout on another device; itself where it already is there."""
+        """The same layout on another device; the layout itself if it is there already."""
         bounds = moved(self.cu_seqlens, device)
         if bounds is self.cu_seqlens:
             return self
@@ -193,7 +193,7 @@ class Packed:
 
     @property
     def rows(self) -> int:
-        """T, without asking the device."""
+        """T, without a device synchronisation."""
         return len(self.index)
 
     @property
@@ -223,7 +223,7 @@ class Packed:
         return self.sum(x.square()).sqrt()
 
     def select(self, x: Tensor, rows_B: Tensor) -> tuple[Tensor, Packed]:
-        """The samples ``rows_B`` in that order, and their layout."""
+        """The samples with the indices ``rows_B`` (int64), in that order, and their layout."""
         samples, chosen = torch.arange(self.rows, device=x.device).split(self.lengths_list), rows_B.tolist()
         rows = torch.cat([samples[i] for i in chosen])
         coords = None if self.coords is None else self.coords[rows]

@@ -12,7 +12,7 @@ from fewstep.core.interpolant import Interpolant
 
 @dataclass(frozen=True)
 class Mixture:
-    """Equally weighted isotropic Gaussians in F dimensions, each of a class.
+    """Equally weighted isotropic Gaussians in F dimensions, each belonging to a class.
 
     Args:
         means: [M, F].
@@ -29,7 +29,7 @@ class Mixture:
         return int(self.classes.max()) + 1
 
     def draw_labels(self, count: int, generator: torch.Generator) -> Tensor:
-        """[count] classes, as often as they have components."""
+        """[count] classes, each as likely as its share of the components."""
         return self.classes[torch.randint(len(self.means), (count,), generator=generator)]
 
     def sample(self, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -40,7 +40,7 @@ class Mixture:
         return self.means[component] + self.std * noise
 
     def most_probable(self, x: Tensor) -> Tensor:
-        """[...] the class that x [..., F] most probably comes from."""
+        """[...] the most probable class of x [..., F]."""
         ones = torch.ones_like(x[..., :1])
         shares = _shares(self.means.to(x.dtype), self.std, x, ones, 0 * ones)
         return (shares @ torch.nn.functional.one_hot(self.classes, self.class_count).to(x.dtype)).argmax(-1)
@@ -67,8 +67,8 @@ class Mixture:
         wanted = torch.where((one_hot > 0).any(-1), one_hot.argmax(-1), -1)
         centre = torch.zeros_like(x)
         for kind in wanted.unique().tolist():
-            rows, own = wanted == kind, means if kind < 0 else means[self.classes == kind]
-            centre[rows] = _shares(own, self.std, x[rows], a[rows], b[rows]) @ own
+            rows, of_kind = wanted == kind, means if kind < 0 else means[self.classes == kind]
+            centre[rows] = _shares(of_kind, self.std, x[rows], a[rows], b[rows]) @ of_kind
         return centre
 
 

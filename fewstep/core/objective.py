@@ -1,4 +1,4 @@
-"""Objectives: what a distillation method minimises, and the step that hands it everything random or delicate."""
+"""Objectives: what a distillation method minimises. A ``Step`` gives them their random draws and derivatives."""
 
 from __future__ import annotations
 
@@ -52,8 +52,11 @@ class NetSpec:
 
 @dataclass(frozen=True)
 class Phase:
-    """Which networks an iteration trains, and by which method of the objective. A network that the loss of an iteration
-    does not reach is left as it is. ``copies``: before it, the first of two networks is given the second's weights."""
+    """Which networks an iteration trains, and the name of the objective's method that computes the loss.
+
+    A network that the loss does not reach is left as it is. ``copies`` are pairs of names: before the iteration, the
+    first network is given the weights of the second.
+    """
 
     trains: tuple[str, ...] = ("student",)
     loss: str = "loss"
@@ -116,9 +119,9 @@ class Step:
         return self._index
 
     def decide(self, rule: Callable[[int], T]) -> T:
-        """What ``rule`` says of the iteration's number, such as whether a term has begun.
+        """``rule(index)``, such as whether a term has begun.
 
-        A CUDA graph (``train.graphs``) serves the iterations of which it says the same.
+        A CUDA graph (``train.graphs``) serves the iterations for which the rule returns the same value.
         """
         return rule(self._index)
 
@@ -129,7 +132,7 @@ class Step:
 
     @property
     def progress(self) -> float:
-        """The share of the run that is done, in [0, 1). It reads ``total``."""
+        """The share of the run that is done, in [0, 1). Reading it reads ``total`` and ``index``."""
         return self.index / self.total
 
     @property
@@ -156,11 +159,11 @@ class Step:
         return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
     def times(self, layout: Layout, sampler: TimeSampler, name: str = "t") -> Tensor:
-        """[B] times of a named draw in (0, 1)."""
+        """[B] times of a named draw, in (0, 1); a "grid" includes 0 and 1."""
         return sampler.draw(layout.batch_size, self._fresh(name), self.device)
 
     def choice(self, values: tuple[float, ...], name: str) -> float:
-        """One of ``values``, by a named draw on the host: it decides what is computed, and no device is waited for."""
+        """One of ``values``, by a named draw on the host, since it decides what is computed."""
         if len(values) == 1:
             return values[0]
         return values[int(torch.randint(len(values), (1,), generator=self._fresh(name, "cpu")))]
@@ -183,15 +186,16 @@ class Step:
 class Objective(ABC, Generic[C]):
     """A distillation method. It owns its networks, its phases and its losses; the engine owns the rest.
 
-    ``needs`` is held against what the backbone and the data set provide before any weights load. "jvp" is special:
-    where the backbone does not provide it, ``Step.jvp`` serves finite differences and the run says so. "two_time" asks
+    ``needs`` is checked against what the backbone and the data set provide before any weights load. "jvp" is special:
+    where the backbone does not provide it, ``Step.jvp`` uses finite differences and the run says so. "two_time" asks
     for a student that takes a target time ``s_B``, and for a sampler that passes one ("jump", "gamma"). A name of your
     own, such as "pairs", asks for a data set whose ``provides`` has it.
 
     ``sampler`` is the registered sampler of the contract: "euler", "heun" and "consistency" ask for F(x, t), "jump" and
     "gamma" for F(x, t, s).
 
-    ``teaches``: it learns from data alone. There is no teacher, and the student begins as ``Backbone.initial``.
+    ``teaches`` says that it learns from data alone: there is no teacher, and the student begins as
+    ``Backbone.initial`` makes it.
     """
 
     Config: ClassVar[type[Strict]]
@@ -207,10 +211,14 @@ class Objective(ABC, Generic[C]):
         return {"student": NetSpec()}
 
     def check(self, train: TrainConfig) -> None:
-        """Refuse settings of a run that it cannot be trained with, before anything is loaded. Raises FewstepError."""
+        """Refuse settings that this objective cannot be trained with, before anything is loaded.
+
+        Raises:
+            FewstepError: naming the key.
+        """
 
     def data(self, dataset: Dataset, teacher: Teacher) -> Dataset:
-        """What it trains on: the run's data set, or one made of it, such as pairs of the teacher."""
+        """What the objective trains on: the run's data set, or one made from it, such as pairs of the teacher."""
         return dataset
 
     def contract(self) -> Contract:
@@ -225,9 +233,9 @@ class Objective(ABC, Generic[C]):
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         """Named loss terms. The engine minimises the sum of their means over all micro-batches of the iteration.
 
-        Return a term unreduced: a value for each element (shaped like ``batch.x0``, each element counts alike) or for
-        each sample ([B], each sample counts alike). The engine takes the mean, also over micro-batches of unequal size.
-        A scalar works where micro-batches are of equal size, and is refused elsewhere.
+        Return a term unreduced: a value for each element (shaped like ``batch.x0``; elements have equal weight) or for
+        each sample ([B]; samples have equal weight). The engine takes the mean, also over micro-batches of unequal
+        size. A scalar works where micro-batches are of equal size, and is refused elsewhere.
         """
 
 

@@ -30,15 +30,15 @@ PROBED = 8  # pairs whose noise and conditions tell one data set from another
 
 
 class PairsConfig(Strict):
-    """How many pairs there are and how the teacher is sampled for them, at its own guidance and warp of time."""
+    """How many pairs there are, and how the teacher is sampled for them. Its guidance and time warp are its own."""
 
     count: int = Field(2000, ge=1, description="pairs of noise and the teacher's sample from it")
     steps: int = Field(25, ge=1, description="the teacher's sampling steps")
     sampler: Literal["euler", "heun"] = Field("euler", description="the teacher's sampler")
     batch_size: int = Field(
-        32, ge=1, description="pairs that the teacher samples at once, and of one file of the cache"
+        32, ge=1, description="pairs that the teacher samples at once, and that one file of the cache holds"
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of the pairs, apart from that of the run")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the pairs, independent of the run's seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,8 @@ class Pair(Batch):
 class TeacherPairs(Dataset):
     """The teacher's pairs under the conditions, and with the layouts, of another data set.
 
-    Pair i takes the sample at position i of a seeded training order, with what the data set draws for it; one noise is
-    thus one pair however many there are. Noise and samples are kept in the user's cache, under a digest of the
+    Pair i takes the sample at position i of a seeded training order, with what the data set draws for it, so pair i is
+    the same however many pairs there are. Noise and samples are kept in the user's cache, under a digest of the
     teacher's weights, guidance and sampling, and of the data; conditions are read from the data set again.
 
     Args:
@@ -99,7 +99,7 @@ class TeacherPairs(Dataset):
         parts = cached(folder, range(len(self)), self.pairs.batch_size, make, progress, doing)
         self._notes.append(f"{len(self)} pairs of the teacher: {kept(folder)}")
         self.noise, self.ends = (
-            [one for part in parts for one in part[name].split(part["lengths"].tolist())] for name in ("noise", "x0")
+            [x for part in parts for x in part[name].split(part["lengths"].tolist())] for name in ("noise", "x0")
         )
         self.evaluations = self.dataset.evaluations + sum(int(part["evaluations"]) for part in parts)
 
@@ -134,7 +134,7 @@ class TeacherPairs(Dataset):
             x0 = sampler(self.teacher, z.to(device), start.cond, start.layout, grid, step, show)
         finally:
             hook.remove()
-        lengths, evaluations = torch.tensor([len(one) for one in noise]), torch.tensor(sum(counts))
+        lengths, evaluations = torch.tensor([len(x) for x in noise]), torch.tensor(sum(counts))
         return {"noise": z, "x0": x0.cpu(), "lengths": lengths, "evaluations": evaluations}
 
     def _key(self) -> str:
@@ -154,17 +154,17 @@ class TeacherPairs(Dataset):
         return fingerprint(text, tensors)
 
     def _joined(self, batches: Sequence[Batch]) -> Batch:
-        """Batches one behind the other; only the layouts and the conditions are of interest.
+        """Batches concatenated; only layouts and conditions are of interest.
 
         Raises:
             FewstepError: for conditions of different shapes, or another kind of layout.
         """
         try:
-            layout = joined_layouts([one.layout for one in batches])
-            cond = joined_conditions([one.cond for one in batches])
+            layout = joined_layouts([batch.layout for batch in batches])
+            cond = joined_conditions([batch.cond for batch in batches])
         except (RuntimeError, TypeError) as error:
             name = type(self.dataset).__name__
             raise FewstepError(
                 f"data set {name} cannot serve pairs: its samples cannot be put together: {error}"
             ) from None
-        return Batch(torch.cat([one.x0 for one in batches]), layout, cond)
+        return Batch(torch.cat([batch.x0 for batch in batches]), layout, cond)

@@ -1,7 +1,7 @@
 """Tensors that are slow to make and worth keeping: made part by part, each part a file in the user's cache.
 
 A file is written as soon as its part is made, so an interrupted run goes on where it stopped. Two processes that make
-the same parts at once write the same files, each in one move.
+the same parts at once write the same files, each atomically.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ def cached(
     progress: Progress,
     doing: str,
 ) -> list[Part]:
-    """``make`` of every ``size`` samples; what ``folder`` lacks is made and added.
+    """The parts of ``samples``, ``size`` samples each; parts that ``folder`` lacks are made and added to it.
 
     Args:
         folder: in the user's cache, with a digest of all that the parts depend on in its name.
-        samples: what the parts are made of; more samples at the end keep all full parts.
+        samples: what the parts are made of. Samples that are appended later leave all full parts valid.
+        make: makes one part from its samples.
         doing: what is being done, for ``progress``.
     """
-    found: list[Part] = []
+    parts: list[Part] = []
     for start in range(0, len(samples), size):
         chosen = samples[start : start + size]
         path = folder / f"{start:06d}{'' if len(chosen) == size else f'-{len(chosen)}'}.safetensors"
@@ -49,8 +50,8 @@ def cached(
             with suppress(Unwritable):  # without a writable cache every run makes them anew
                 write_bytes(path, save({name: tensor.contiguous() for name, tensor in part.items()}))
             progress(start + len(chosen), len(samples), doing)
-        found.append(part)
-    return found
+        parts.append(part)
+    return parts
 
 
 def kept(folder: Path) -> str:
@@ -71,7 +72,7 @@ def fingerprint(text: str, tensors: Iterable[Tensor]) -> str:
 def _read(path: Path) -> Part | None:
     """The tensors of a file; None for a missing or damaged one, which is then made again."""
     try:
-        found: Part = load_file(path)
+        part: Part = load_file(path)
     except (OSError, SafetensorError):
         return None
-    return found
+    return part

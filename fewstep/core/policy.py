@@ -2,7 +2,7 @@
 
 From x at time t it predicts the data x0_k = x - t u_k at the times t k / (N - 1), and x0 is linear in between. The path
 obeys dx/dr = (x - x0(r)) / r, which is linear in x, so no substeps are needed: its average velocity down to any s is a
-weighted mean of the u_k. So a policy is a student of two times, with several target times for one pass.
+weighted mean of the u_k. So a policy is a two-time student that answers for several target times in one pass.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewstep.core.layout import Layout
 
 POINTS = 10  # N, as published (arXiv 2510.14974)
-NEAREST = (1e-12, 1 - 1e-6)  # of s / t to 0 and 1, where both sides of a fraction vanish
+NEAREST = (1e-12, 1 - 1e-6)  # bounds of s / t: at 0 and 1 a numerator and its denominator both vanish
 
 
 def average(outputs: Tensor, t_B: Tensor, s_B: Tensor | None, layout: Layout) -> Tensor:
@@ -47,7 +47,7 @@ def weights_of(share_B: Tensor, points: int) -> Tensor:
 
 
 def repeated(layer: nn.Linear, points: int = POINTS) -> nn.Linear:
-    """A layer with the outputs of the given one ``points`` times over: a policy that follows the velocity at t."""
+    """A layer that repeats the outputs of ``layer`` ``points`` times: a policy that keeps the velocity at t."""
     wide = nn.Linear(layer.in_features, points * layer.out_features, dtype=layer.weight.dtype)
     with torch.no_grad():
         wide.weight.copy_(layer.weight.repeat(points, 1))

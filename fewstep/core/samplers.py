@@ -61,11 +61,12 @@ class Move:
 
 
 class Sampler:
-    """Carries noise from grid[0] = 1 to grid[-1] = 0, a function of a velocity field.
+    """Carries noise at grid[0] = 1 to data at grid[-1] = 0 along a velocity field.
 
     Args:
-        advance: the rule of one step; returns the state at ``s`` and the data predicted there.
-        noise: share of fresh noise after each step, for a rule that can add any: ``move.noise``. None: it adds none.
+        advance: the rule of one step; returns the state at ``s`` and the data that the step predicts.
+        noise: share of fresh noise in each step, which the rule reads as ``move.noise``; None for a rule that adds no
+            noise.
     """
 
     def __init__(self, advance: Callable[[Move], tuple[Tensor, Tensor]], noise: float | None = None) -> None:
@@ -78,16 +79,16 @@ class Sampler:
 
     @functools.cached_property
     def two_time(self) -> bool:
-        """Whether it tells the network where each step ends (``s_B``), found by two steps of a field that is 0."""
-        told = []
+        """Whether the sampler passes a target time ``s_B``, found out by two steps along a field that is 0."""
+        passed = []
 
         def field(x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
-            told.append(s_B is not None)
+            passed.append(s_B is not None)
             return torch.zeros_like(x)
 
-        with contextlib.suppress(Exception):  # a rule that takes real samples only: what it did before counts
+        with contextlib.suppress(Exception):  # a rule may fail on these samples; its calls up to there count
             self(field, torch.zeros(1, 1), Condition(), Dense(1), [1.0, 0.5, 0.0], Step(0, Interpolant()))
-        return any(told)
+        return any(passed)
 
     @sampling()
     @torch.no_grad()
@@ -101,7 +102,13 @@ class Sampler:
         step: Step,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """The samples, [B, ...] or [T, C] as ``noise``; ``on_step`` sees each step, ``step`` serves fresh noise."""
+        """The samples, [B, ...] or [T, C] like ``noise``; all tensors are on one device.
+
+        Args:
+            grid: falling times, from 1 to 0.
+            step: draws fresh noise, and has the interpolant.
+            on_step: is called after each step.
+        """
         x = noise
         for index, (t, s) in enumerate(itertools.pairwise(grid)):
             x, data = self.advance(Move(index, x, t, s, field, cond, layout, step, self.noise or 0.0))
@@ -119,7 +126,7 @@ def euler(move: Move) -> tuple[Tensor, Tensor]:
 
 @Sampler
 def heun(move: Move) -> tuple[Tensor, Tensor]:
-    """Second order: the mean of the velocities at both ends of a step (the last step to 0 included)."""
+    """Second order: the mean of the velocities at both ends of a step, also in the last step to 0."""
     v = move.velocity(move.x, move.t)
     v_next = move.velocity(move.x - (move.t - move.s) * v, move.s)
     x = move.x - (move.t - move.s) * 0.5 * (v + v_next)

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 class StrengthEmbedder(nn.Module):
     """[B] guidance strengths w >= 0, as in (1 + w) c - w u, to [B, C], added to a network's embedding of time.
 
-    It gives 0 until it is trained, so that a network that grows one answers as before.
+    Its output is 0 until it is trained, so a network that grows one predicts what it did before.
 
     Args:
         channels: C.
     """
 
-    WAVES = 4  # up to 4 log(1 + w): smooth between neighbouring strengths
+    WAVES = 4  # low frequencies in log(1 + w), so that the output is smooth between neighbouring strengths
 
     def __init__(self, channels: int) -> None:
         super().__init__()

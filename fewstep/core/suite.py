@@ -53,13 +53,15 @@ Record = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One object to turn in the page of a bench: what it was made from, the truth, and what was made of it.
+    """One object to rotate on the page of a bench: its condition, the truth, and what each row made of it.
+
+    Models are binary glTF files (.glb), empty where there is nothing to see.
 
     Args:
         name: which object this is.
         picture: the condition, a PNG file.
-        truth: the true object, as all models a glTF file in binary form (.glb); empty where there is nothing to see.
-        models: of each row of a sheet.
+        truth: model of the true object.
+        models: one model for each row of the sheet.
         azimuth: degrees around the vertical axis from which the picture was taken.
     """
 
@@ -74,15 +76,14 @@ class Suite(ABC):
     """An evaluation on held-out samples. A backbone returns one from ``Backbone.suite(config, dataset)``.
 
     ``headline`` is the measure that the chart and the summary use ("": nothing can be measured); ``lower_is_better``
-    names the measures that fall, ``signed`` those that may lie below 0; ``charts`` are further measures with a panel of
-    their own; ``titles`` are names of measures in words ("Fréchet distance of views"), and ``legend`` says in a line
-    what a measure (or several: "a, b") is; ``suffixes`` are those of the files that ``write`` makes, the usual first;
-    ``sampled`` is how many prompts the sample sheets of a run show.
+    names the measures where less is better, ``signed`` those that may be negative; ``charts`` are further measures with
+    a panel of their own; ``titles`` are measures in words ("Fréchet distance of views"), and ``legend`` explains a
+    measure (or several: "a, b") in one line; ``suffixes`` are those of the files that ``write`` makes, the usual one
+    first; ``sampled`` is the number of prompts on the sample sheets of a run.
 
-    What is measured, in one of two forms: ``record`` and ``score``, so that a bench keeps the records, resamples
-    objects and pairs them with an earlier bench; or ``measure`` alone, and intervals are over seeds and trainings only.
-    ``nearness`` names the measure that says object by object how near one is to the truth, for win rates: an array
-    [N] of the record.
+    There are two ways to measure. With ``record`` and ``score`` a bench keeps the records, resamples objects, and pairs
+    them with an earlier bench. With ``measure`` alone, intervals are over seeds and trainings only. ``nearness`` names
+    the array [N] of the record that says how near each object is to the truth, for win rates.
     """
 
     headline: str = ""
@@ -112,7 +113,7 @@ class Suite(ABC):
         return Step(index=0, interpolant=Interpolant(), seed=seed).randn_like(batch.x0, "noise")
 
     def condition(self, limit: int | None = None) -> None:
-        """Run the condition encoder once for these prompts, for the time by stage. Nothing where there is none."""
+        """Run the condition encoder once for these prompts, so that it can be timed. Without one, do nothing."""
         del limit
 
     @abstractmethod
@@ -120,7 +121,7 @@ class Suite(ABC):
         """Samples (latents) to objects."""
 
     def following(self, objects: Any) -> Layout:
-        """The layout of the next stage's samples on these objects: a structure's occupied voxels.
+        """The layout of the next stage's samples on these objects, such as the occupied voxels of structures.
 
         Raises:
             FewstepError: where no stage follows.
@@ -165,7 +166,7 @@ class Suite(ABC):
         self.sheet(rows, path, count)
 
     def gallery(self, rows: Rows, count: int) -> list[Exhibit]:
-        """``count`` objects of ``rows`` to turn in a viewer; none where they have no three dimensions."""
+        """``count`` objects of ``rows`` to rotate in a viewer; none where they are not three-dimensional."""
         del rows, count
         return []
 
@@ -181,12 +182,12 @@ class Suite(ABC):
             background: of an opaque picture, "remove" or "keep".
 
         Raises:
-            FewstepError: a backbone without pictures, or a file that is none.
+            FewstepError: for a backbone that takes no pictures, or a file that is no picture.
         """
         raise FewstepError(f"--image {str(image)!r}: this backbone takes no image; leave --image out")
 
     def write(self, objects: Any, path: Path, prompts: Batch | None = None) -> list[Path]:
-        """Write what was sampled under these prompts into the folder ``path`` or as that file; the files written."""
+        """Write what was sampled under these prompts into the folder ``path`` or as that file; returns the files."""
         file = path if file_suffix(path) else path / "samples.png"
         with new_file(file) as temp:
             self.sheet([SheetRow("samples", objects)], temp, 8)

@@ -15,13 +15,16 @@ N = TypeVar("N", float, Tensor)
 
 
 class TimeSampler(Strict):
-    """Draws one time a sample. ``logit-normal``: sigmoid of a normal (mean > 0 leans to the noise end).
-    ``grid``: one of ``points`` equally spaced times, the ends included, as in consistency distillation (2303.01469)."""
+    """Draws one time per sample. ``logit-normal``: sigmoid of a normal variable (mean > 0 favours the noise end).
+    ``grid``: one of ``points`` equally spaced times including both ends, as in consistency distillation (arXiv
+    2303.01469)."""
 
     kind: Literal["uniform", "logit-normal", "grid"] = Field("logit-normal", description="distribution of the time")
     mean: float = Field(1.0, description="mean of the logit (logit-normal only)")
     std: float = Field(1.0, gt=0, description="standard deviation of the logit (logit-normal only)")
-    points: int = Field(4, ge=2, description="number of times (grid only); with D = 1 / points: D, 2 D, ..., 1")
+    points: int = Field(
+        4, ge=2, description="number of times (grid only); an objective of interval D = 1 / points: D, 2 D, ..., 1"
+    )
 
     def draw(self, count: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
         """[count] times in [0, 1], float32; inside (0, 1) unless on a grid."""
@@ -43,7 +46,7 @@ def rescale(t: N, factor: float) -> N:
 def step_grid(steps: int, rescale_t: float = 1.0) -> list[float]:
     """Times from 1 to 0 in ``steps`` steps, [steps + 1] Python floats.
 
-    numpy's linspace, as upstream: torch's differs in the last bit, which at an inclusive guidance bound is a whole
-    guided step more.
+    By numpy's linspace, as upstream: torch's differs in the last bit, which at the end of a guidance interval can mean
+    one more guided step.
     """
     return [rescale(float(t), rescale_t) for t in np.linspace(1, 0, steps + 1)]

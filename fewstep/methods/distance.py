@@ -1,4 +1,4 @@
-"""Distances of two states or velocities, by sample, and samples as rows for distances between them."""
+"""The distance between two states or velocities as a loss term, and samples as rows for distances between samples."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from fewstep.core.objective import Reduction, per
 
 
 def distance(difference: Tensor, weight_B: Tensor, layout: Layout, huber: float | None, reduction: Reduction) -> Tensor:
-    """The weighted distance as a loss term: a value an element or a value a sample.
+    """The weighted distance as an unreduced loss term: one value per element or per sample.
 
     Args:
-        difference: [B, ...] or packed.
-        weight_B: [B] factor of the squared distance.
-        huber: None for the mean square m; else c of sqrt(m + c^2) - c (iCT, arXiv 2310.14189, equation 7, there with
-            the sum of squares and its c = 0.00054 sqrt(elements)), which is m / 2c near 0 and grows as the root.
+        difference: [B, ...] or [T, C].
+        weight_B: [B] factor of the distance.
+        huber: None for the squared difference; else c of the pseudo-Huber distance sqrt(m + c^2) - c, where m is the
+            mean square of a sample. It is m / 2c near 0 and grows as sqrt(m). iCT (arXiv 2310.14189, equation 7) has
+            the sum of squares instead of m, and c = 0.00054 sqrt(elements).
         reduction: as in ``fewstep.core.objective.per``.
+
+    Returns:
+        [B, ...] or [T, C] for "element"; [B] for "sample".
     """
     if huber is None:
         return per(reduction, layout.expand(weight_B, difference) * difference.square(), layout)
@@ -27,9 +31,9 @@ def distance(difference: Tensor, weight_B: Tensor, layout: Layout, huber: float 
 
 
 def as_rows(x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Each sample as a row, [B, D], shorter ones filled up with zeros, and the number [B] of its elements."""
+    """Each sample as a row [B, D], shorter ones padded with zeros, and the number of elements of each, [B]."""
     if not isinstance(layout, Packed):
         return x.flatten(1), torch.full((len(x),), x[0].numel(), device=x.device)
     samples = x.split(layout.lengths_list)
-    sizes_B = torch.tensor([one.numel() for one in samples], device=x.device)
+    sizes_B = torch.tensor([sample.numel() for sample in samples], device=x.device)
     return pad_sequence(list(samples), batch_first=True).flatten(1), sizes_B

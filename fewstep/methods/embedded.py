@@ -1,7 +1,7 @@
 """Students that take the guidance strength w as an input, where ``objective.guidance`` is a list or a range.
 
 Each iteration draws one strength, for the teacher's guidance and for the student's input. When the student is sampled,
-one evaluation a step serves any strength (LCM, arXiv 2310.04378; iMeanFlow, arXiv 2512.02012).
+one evaluation per step is enough for any strength (LCM, arXiv 2310.04378; iMeanFlow, arXiv 2512.02012).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def promised(contract: Contract, strengths: Strengths) -> Contract:
 
 
 def told(look: Look, batch: Batch, step: Step) -> Batch:
-    """The batch whose condition has this step's strength, the one that ``look`` guides the teacher with."""
+    """The batch with this step's strength in its condition: the one that ``look`` guides the teacher with."""
     strength = look.strength(step)
     if strength is None or not embeds(look.strengths):
         return batch

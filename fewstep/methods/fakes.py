@@ -27,15 +27,15 @@ Velocity = Callable[[Tensor, Tensor], Tensor]  # (x_t, t_B) -> v, condition and 
 def generate(
     batch: Batch, cond: Condition, nets: Nets, step: Step, grid: tuple[float, ...] = (1.0, 0.0)
 ) -> tuple[Tensor, Tensor]:
-    """Fakes x = x_t - t F(x_t, t), and F, both with the student's graph.
+    """Fakes x = x_t - t F(x_t, t), and F, both with the student's graph and shaped like ``batch.x0``.
 
-    With more than one step, the sampler "consistency" carries noise down to a time of the grid that is drawn anew each
-    iteration, without a graph. So the student is trained on the states that it meets when it is sampled (DMD2's
-    backward simulation, arXiv 2405.14867).
+    With more than one step, each iteration draws a time of the grid, and the sampler "consistency" carries noise down
+    to it without a graph. So the student is trained on the states that it meets when it is sampled (DMD2's backward
+    simulation, arXiv 2405.14867).
 
     Args:
         batch: gives the shape of the noise and the layout.
-        cond: that the fakes are made under.
+        cond: the condition of the fakes.
         grid: times of the student's sampler, from 1 to 0.
     """
     jump = int(step.choice(tuple(range(len(grid) - 1)), "jump"))
@@ -48,9 +48,9 @@ def generate(
 
 
 def roll_out(batch: Batch, cond: Condition, nets: Nets, step: Step, grid: tuple[float, ...]) -> Tensor:
-    """Fakes of a student of two times, by jumps from noise to a time of the grid, from there to the next, and to the
-    data, all with its graph (AnyFlow's flow-map backward simulation). The time is drawn anew each iteration; jumps of
-    no length are left out. For the arguments see ``generate``.
+    """Fakes of a two-time student by jumps from noise to a time of the grid, from there to the next, and then to the
+    data, all with the student's graph (AnyFlow's flow-map backward simulation). Each iteration draws the time; jumps of
+    length 0 are left out. For the arguments see ``generate``.
     """
     x, jump = step.randn_like(batch.x0, "noise_fake"), int(step.choice(tuple(range(len(grid) - 1)), "jump"))
     times = dict.fromkeys((grid[0], grid[jump], grid[jump + 1], grid[-1]))
@@ -62,8 +62,8 @@ def roll_out(batch: Batch, cond: Condition, nets: Nets, step: Step, grid: tuple[
 
 @dataclass(frozen=True)
 class Velocities:
-    """At noisy fakes x_t: the velocity of the fakes' distribution (``fake``), the teacher's, and that of the path
-    which x_t lies on, from the fake to the noise (``path``). ``t_B`` [B] are the times."""
+    """Velocities at noisy fakes ``x_t`` and times ``t_B`` [B]: that of the fakes' distribution (``fake``), the
+    teacher's, and that of the straight path from the fake to the noise (``path``)."""
 
     x_t: Tensor
     fake: Tensor
@@ -73,12 +73,12 @@ class Velocities:
 
 
 def compare(look: Look, fakes: Batch, velocity: Velocity, nets: Nets, step: Step) -> Velocities:
-    """Both velocities at noisy fakes. A graph runs from ``fakes.x0`` to all of them where gradients are enabled.
+    """The velocities at noisy fakes. Where gradients are enabled, all of them depend on ``fakes.x0`` by a graph.
 
     Args:
-        look: draws times and noise, and knows the teacher's guidance.
+        look: draws times and noise, and has the teacher's guidance.
         fakes: the student's samples as ``x0``, with the condition that the teacher sees.
-        velocity: of the fakes' distribution.
+        velocity: the velocity of the fakes' distribution, (x_t, t_B) -> v.
     """
     x_t, t_B, noise = look.noisy(fakes, step)
     fake = velocity(x_t, t_B).to(x_t.dtype)
@@ -87,12 +87,14 @@ def compare(look: Look, fakes: Batch, velocity: Velocity, nets: Nets, step: Step
 
 
 def fit(velocity: Tensor, fakes: Batch, noise: Tensor, step: Step, reduction: Reduction) -> Tensor:
-    """Flow matching on fakes, as a loss term: || v - (eps - x) ||^2 for the velocity v at fakes under this noise."""
+    """Flow matching on fakes as a loss term: (v - (eps - x))^2 for ``velocity`` v at the fakes with this noise."""
     error = velocity.to(noise.dtype) - step.interpolant.velocity(fakes.x0, noise)
     return per(reduction, error.square(), fakes.layout)
 
 
 def teacher_error(teacher: Tensor, path: Tensor, layout: Layout) -> Tensor:
-    """[B] mean |vT - (eps - x)| over the elements of a sample, by which DMD2 and SiD scale their gradients. They write
-    it as mean |x - the teacher's x0|, which is t times this; their numerators have the same t."""
+    """[B] mean |vT - (eps - x)| over the elements of a sample, at least 1e-6, by which DMD2 and SiD scale gradients.
+
+    They write mean |x - the teacher's x0|, which is t times as large; their numerators have the same factor t.
+    """
     return layout.mean((teacher - path).abs()).clamp(min=1e-6)

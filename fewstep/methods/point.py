@@ -18,12 +18,12 @@ from fewstep.core.objective import Nets, Step
 from fewstep.core.times import TimeSampler
 from fewstep.methods.residual import Derivative, Residual, phase_end
 
-Strength = Annotated[float, Field(ge=0, strict=True)]  # strict: true and false are no numbers
+Strength = Annotated[float, Field(ge=0, strict=True)]  # strict: refuses true and false
 UNIFORM = TimeSampler(kind="uniform")
 
 
 class Ramp(Strict):
-    """A guidance strength that moves from the first iteration to the last along a straight line."""
+    """A guidance strength that changes linearly from the first iteration to the last."""
 
     start: Strength = Field(description="strength w at the first iteration")
     end: Strength = Field(description="strength w at the last iteration")
@@ -34,7 +34,7 @@ class Ramp(Strict):
 
 
 class Range(Strict):
-    """Guidance strengths of which each iteration draws one."""
+    """A range of guidance strengths, from which each iteration draws one."""
 
     low: Strength = Field(description="least strength w")
     high: Strength = Field(description="largest strength w")
@@ -44,29 +44,29 @@ Strengths = Strength | Annotated[tuple[Strength, ...], Field(min_length=1)] | Ra
 
 
 class NoisyConfig(Strict):
-    """Keys of every objective that looks at noisy samples; its Config derives from this one."""
+    """Keys of every objective that is evaluated at noisy samples; its ``Config`` derives from this class."""
 
     t: TimeSampler = Field(default_factory=TimeSampler, description="distribution of the training time")
     rescale_t: float = Field(1.0, gt=0, description="warp of the student's time grid, and of its phase ends")
     p_uncond: float = Field(0.0, ge=0, le=1, description="share of samples whose student sees no condition")
     reduction: Literal["element", "sample"] = Field(
-        "element", description="loss as mean over all elements, or over samples of each one's own mean"
+        "element", description="loss as the mean over all elements, or over the means of the samples"
     )
 
 
 class PointConfig(NoisyConfig):
-    """The same, and those of every objective that evaluates the residual there."""
+    """Those keys and the ones of objectives that evaluate the residual at noisy samples."""
 
     velocity: Literal["teacher", "data"] = Field(
         "teacher",
-        description="velocity at the noisy sample: the guided teacher's, or the data's own, eps - x0",
+        description="velocity at the noisy sample: the guided teacher's, or eps - x0 of the training sample and noise",
     )
 
 
 @dataclass(frozen=True)
 class Point:
-    """Samples ``x_t``, made with ``noise``, at times ``t_B`` [B], with the residual there; the student jumps to
-    ``end_B`` [B]. ``interval_B`` [B] is the D of a finite difference."""
+    """Samples ``x_t``, made with ``noise``, at times ``t_B`` [B], with the residual there. The student jumps to
+    ``end_B`` [B]; ``interval_B`` [B] is the interval D of the finite difference."""
 
     x_t: Tensor
     noise: Tensor
@@ -79,15 +79,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Look:
-    """The settings of one term's evaluation at noisy samples.
+    """How one loss term is evaluated at noisy samples.
 
     Args:
         config: the shared keys.
         knobs: how the derivative is taken; its interval bounds the times.
-        strengths: the teacher's guidance strength w, of a list or a range one value each step, or a ramp over the run;
-            None is the teacher's own.
-        phases: number of equal phases; the student jumps to the end of the one that holds t - D.
-        name: of the term, for its draws of guidance and of dropped conditions.
+        strengths: the teacher's guidance strength w: a number, a list or range from which each step draws one, or a
+            ramp over the run; None for the teacher's own guidance.
+        phases: number of equal phases; the student jumps to the lower end of the one that contains t - D.
+        name: name of the term, for its draws of guidance and of dropped conditions.
         t: distribution of the term's own time, drawn with noise of its own; None shares time and noise with the other
             terms of the step.
     """
@@ -107,12 +107,12 @@ class Look:
         previous: Callable[..., Tensor] | None = None,
         t_B: Tensor | None = None,
     ) -> Point:
-        """Draws time and noise, and evaluates student and teacher there.
+        """Draw time and noise, and evaluate student and teacher there.
 
         Args:
-            batch: real clean samples, or a student's own.
+            batch: clean training samples, or a student's own samples.
             previous: the network that predicts at t - D in place of the student.
-            t_B: [B] the times, instead of a draw.
+            t_B: [B] the times; None draws them.
         """
         layout, knobs = batch.layout, self._knobs(step)
         x_t, t_B, noise = self.noisy(batch, step, t_B)
@@ -132,13 +132,15 @@ class Look:
         return Point(x_t, noise, t_B, end_B, span, residual, knobs.interval_at(t_B))
 
     def noisy(self, batch: Batch, step: Step, t_B: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t, the times [B] and the noise, of the draws "t" and "noise" or the term's own; ``t_B`` gives the times."""
+        """x_t, the times [B] and the noise, from the draws "t" and "noise" or from the term's own; ``t_B`` replaces the
+        drawn times."""
         t_B = self.times(batch, step) if t_B is None else t_B
         noise = step.randn_like(batch.x0, self._draw("noise"))
         return step.interpolant.interpolate(batch.x0, noise, t_B, batch.layout), t_B, noise
 
     def times(self, batch: Batch, step: Step) -> Tensor:
-        """[B] times from a draw u: s + D + (1 - D - s) u for a finite difference, s + (1 - s) u for jvp."""
+        """[B] times from a draw u, with s = ``sigma_min``: s + D + (1 - D - s) u for a finite difference, s + (1 - s) u
+        for jvp."""
         u_B = step.times(batch.layout, self.t or self.config.t, self._draw("t"))
         return self._knobs(step).times(u_B, step.interpolant.sigma_min)
 
@@ -149,18 +151,18 @@ class Look:
         return name if self.t is None else f"{name}/{self.name}"
 
     def velocity(self, batch: Batch, noise: Tensor, x_t: Tensor, t_B: Tensor, nets: Nets, step: Step) -> Tensor:
-        """vT at x_t. The teacher never sees a dropped condition."""
+        """The velocity vT at x_t, as ``config.velocity`` says. The teacher never sees a dropped condition."""
         if isinstance(self.config, PointConfig) and self.config.velocity == "data":
             return step.interpolant.velocity(batch.x0, noise)
         return cast(Tensor, nets.teacher(x_t, t_B, batch.cond, batch.layout, guidance=self.guidance(step)))
 
     def guidance(self, step: Step) -> Guidance | None:
-        """This step's guidance; None is the teacher's own."""
+        """This step's guidance; None for the teacher's own."""
         strength = self.strength(step)
         return None if strength is None else Guidance.strength(strength)
 
     def strength(self, step: Step) -> float | None:
-        """This step's guidance strength w; None is the teacher's own."""
+        """This step's guidance strength w; None for the teacher's own guidance."""
         strengths, name = self.strengths, f"guidance/{self.name}"
         if isinstance(strengths, Ramp):
             return strengths.at(step)
@@ -170,7 +172,8 @@ class Look:
 
 
 def dropped(batch: Batch, step: Step, share: float, name: str) -> Condition:
-    """The batch's condition with a share of it replaced by the negative one; ``name`` is that of the draw."""
+    """The batch's condition, replaced by the negative one for a random ``share`` of the samples; ``name`` is the name
+    of the draw."""
     if share == 0:
         return batch.cond
     return batch.cond.dropped(step.times(batch.layout, UNIFORM, name) < share)

@@ -1,8 +1,8 @@
-"""The one residual that CM, sCM, VM, FACM, MeanFlow and Align Your Flow share, with its knobs.
+"""The residual that CM, sCM, VM, FACM, MeanFlow and Align Your Flow share, and its settings.
 
 A student predicts its average velocity F from t down to an end e: (t - e) F(x_t, t) is the displacement along the
-teacher's path. The end is 0, the end of a phase, or the target time s that a two-time student F(x_t, t, s) is told.
-Differentiated along that path, direction (vT, 1) with a constant end, this reads F + (t - e) dF/dt = vT, so
+teacher's path. The end is 0, the end of a phase, or the target time s of a two-time student F(x_t, t, s).
+Differentiating along that path, in the direction (vT, 1) with a constant end, gives F + (t - e) dF/dt = vT, so
 
     r = F + (t - e) sg(dF/dt) - vT                       (MDT-dist, arXiv 2509.04406; MeanFlow, arXiv 2505.13447)
 
@@ -30,23 +30,24 @@ from fewstep.core.times import rescale
 Kind = Literal["discrete", "continuous", "central"]
 Norm = Literal["none", "sample", "element"]
 Student = Callable[[Tensor, Tensor], Tensor]  # (x, t_B) -> F, with condition, layout and end bound
-EARLIEST = 0.002  # the first time looked at where D varies with t; EDM's smallest noise level
+EARLIEST = 0.002  # the earliest training time if D varies with t; EDM's smallest noise level
 
 
 @dataclass(frozen=True)
 class Residual:
-    """The parts of r at one point: ``value`` F with its graph, ``derivative`` dF/dt and ``velocity`` vT detached."""
+    """The parts of r at (x_t, t), each like x_t: ``value`` F with its graph, ``derivative`` dF/dt and ``velocity`` vT
+    detached."""
 
     value: Tensor
     derivative: Tensor
     velocity: Tensor
 
     def instantaneous(self, span: Tensor) -> Tensor:
-        """u = F + span dF/dt; ``span`` is t - e, expanded."""
+        """u = F + span dF/dt, where ``span`` is t - e expanded to x_t."""
         return self.value + span * self.derivative
 
     def target(self, span: Tensor) -> Tensor:
-        """vT - span dF/dt, what F is regressed on, detached as its parts are: F - target = r."""
+        """vT - span dF/dt, the detached regression target of F: F - target = r."""
         return self.velocity - span * self.derivative
 
     def tangent(self, span: Tensor, warmup: float = 1.0) -> Tensor:
@@ -59,8 +60,8 @@ class Residual:
     def states(self, x_t: Tensor, span: Tensor, interval: float | Tensor) -> tuple[Tensor, Tensor]:
         """The student's jump from t to e, with its graph, and the jump from the teacher's point at t - D, detached.
 
-        Their difference is -D (F + (span - D) dF/dt - vT), which is how the target is made here. The graph runs
-        through span F, so the gradient of a squared distance weighs r by span D.
+        The target is made from their difference, -D (F + (span - D) dF/dt - vT). The graph runs through span F, so the
+        gradient of a squared distance weights r by span D.
         """
         jump = x_t - span * self.value
         error = self.instantaneous(span - interval) - self.velocity
@@ -74,10 +75,10 @@ class Derivative:
     Args:
         kind: "continuous" by ``Step.jvp``, "discrete" as [F(x_t, t) - F(x_t - D vT, t - D)] / D, "central" as
             [F(x_t + D vT, t + D) - F(x_t - D vT, t - D)] / 2D.
-        interval: D, or for "discrete" a function that gives each of the times [B] its own, in (0, t].
+        interval: D, or for "discrete" a function from times [B] to the D [B] of each, in (0, t].
         norm: "none"; "sample" dv / (|dv| + c), the norm over all elements of a sample (MDT-dist's d_norm with
-            c = 0.1, sCM's tangent normalisation); "element" dv / (rms(dv) + c), which no longer shrinks with the
-            number of elements.
+            c = 0.1, sCM's tangent normalisation); "element" dv / (rms(dv) + c), which does not shrink with the number
+            of elements.
         constant: c.
         edges: times at which the teacher's velocity jumps. A D that would reach across one ends there.
     """
@@ -98,10 +99,11 @@ class Derivative:
         step: Step,
         previous: Student | None = None,
     ) -> Residual:
-        """The parts of r at (x_t, t_B) for the teacher's velocity there.
+        """The parts of r at (x_t, t_B).
 
         Args:
-            previous: predicts at t - D in place of the student (an average of it); discrete only.
+            velocity: the teacher's velocity there, like ``x_t``.
+            previous: predicts at t - D in place of the student, such as its moving average; "discrete" only.
         """
         dtype = x_t.dtype
         velocity = velocity.detach().to(dtype)
@@ -122,10 +124,10 @@ class Derivative:
         return Residual(value, normalise(slope, layout, self.norm, self.constant), velocity)
 
     def times(self, u_B: Tensor, sigma_min: float) -> Tensor:
-        """Draws in (0, 1) moved to where the residual is defined: t >= sigma_min, and t - D >= sigma_min.
+        """[B] draws from (0, 1) mapped to where the residual is defined: t >= sigma_min, for "discrete" t - D too.
 
-        Those less than D above an edge are moved into the upper half of that range, where D is cut by half at most:
-        with a tiny D the difference would be noise.
+        Times less than D above an edge are moved into the upper half of that range, where D is at most halved: a tiny D
+        would make the difference noise.
         """
         first = EARLIEST if callable(self.interval) else self.interval
         low = sigma_min + (first if self.kind == "discrete" else 0.0)
@@ -136,20 +138,20 @@ class Derivative:
         return t_B
 
     def interval_at(self, t_B: Tensor) -> Tensor:
-        """[B] the D of each time, in float64: t - D in float32 would lose digits that the division by D magnifies."""
+        """[B] the D of each time, in float64: t - D in float32 has a rounding error that dividing by D magnifies."""
         t_B = t_B.double()
-        found_B = self.interval(t_B) if callable(self.interval) else torch.full_like(t_B, self.interval)
+        interval_B = self.interval(t_B) if callable(self.interval) else torch.full_like(t_B, self.interval)
         for edge in self.edges:
-            found_B = torch.where(t_B > edge, torch.minimum(found_B, t_B - edge), found_B)
-        return found_B
+            interval_B = torch.where(t_B > edge, torch.minimum(interval_B, t_B - edge), interval_B)
+        return interval_B
 
     def before(self, t_B: Tensor) -> Tensor:
-        """[B] the earliest time that the residual at t looks at, which decides its phase."""
+        """[B] the earliest time at which the residual at t evaluates a network, which decides its phase."""
         return t_B - self.interval_at(t_B).to(t_B.dtype) if self.kind == "discrete" else t_B
 
 
 def normalise(slope: Tensor, layout: Layout, norm: Norm, constant: float) -> Tensor:
-    """dF/dt with its size taken away, by sample; see ``Derivative.norm``."""
+    """dF/dt normalised per sample, see ``Derivative.norm``."""
     if norm == "none":
         return slope
     size_B = layout.norm(slope) if norm == "sample" else layout.mean(slope.square()).sqrt()
@@ -157,36 +159,38 @@ def normalise(slope: Tensor, layout: Layout, norm: Norm, constant: float) -> Ten
 
 
 def faded_in(step: Step, warmup: float) -> float:
-    """The factor of dF/dt at this step, which rises from 0 to 1 along a line: for a ``warmup`` below 1 over this share
-    of the run, from 1 on over so many iterations. Without warm-up (0) it is 1."""
+    """The factor of dF/dt at this step, which rises linearly from 0 to 1. A ``warmup`` below 1 is a share of the run,
+    one of 1 or more a number of iterations; without warm-up (0) the factor is 1."""
     if warmup == 0:
         return 1.0
     return min(1.0, (step.progress if warmup < 1 else step.index) / warmup)
 
 
 class TangentConfig(Strict):
-    """Keys of objectives that regress on a normalised tangent, as sCM does; their Config derives from this one, too."""
+    """Keys of objectives that regress on a normalised tangent, as sCM does; their ``Config`` also derives from this
+    class."""
 
     norm: Norm = Field(
-        "element", description="size taken from the tangent: none, norm over the sample (published), root mean square"
+        "element",
+        description="size that the tangent is divided by: none; sample: its norm (as published); element: its RMS",
     )
     norm_constant: float = Field(0.1, gt=0, description="c in g / (size + c)")
     warmup: float = Field(
         0.0,
         ge=0,
-        description="dF/dt is faded in: below 1 over this share of the run, from 1 on over so many iterations",
+        description="dF/dt is faded in over a share of the run (below 1) or a number of iterations (1 or more)",
     )
 
     def error(self, residual: Residual, span: Tensor, layout: Layout, step: Step, derivative: float = 1.0) -> Tensor:
-        """F - sg(F - g / (size + c)); ``derivative`` is a factor of dF/dt in g beside that of the warm-up."""
+        """F - sg(F - g / (size + c)), like F; ``derivative`` is a factor of dF/dt in g, besides that of the warm-up."""
         tangent = residual.tangent(span, derivative * faded_in(step, self.warmup))
         return residual.value - residual.value.detach() + normalise(tangent, layout, self.norm, self.norm_constant)
 
 
 def phase_end(t_B: Tensor, phases: int, rescale_t: float = 1.0) -> Tensor:
-    """The lower end of the phase that t lies in, of ``phases`` equal ones (PCM, arXiv 2405.18407); 0 for one phase.
+    """[B] the lower end of the phase that t lies in, of ``phases`` equal ones (PCM, arXiv 2405.18407); 0 for one phase.
 
-    ``rescale_t`` warps the ends as it does the grid of a sampler with as many steps, so both have the same times.
+    ``rescale_t`` warps the ends as it warps the grid of a sampler of that many steps, so both have the same times.
     """
     linear = rescale(t_B, 1 / rescale_t)
     end = (linear * phases).floor().clamp(0, phases - 1) / phases

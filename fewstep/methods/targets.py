@@ -1,4 +1,4 @@
-"""The network that predicts a target: the student itself, stopped, or its moving average."""
+"""The network that predicts a target: the student itself, without gradient, or its moving average."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fewstep.core.objective import Nets, NetSpec
 
 
 class TargetConfig(Strict):
-    """Keys of objectives whose target another prediction of the student makes; their Config derives from this one."""
+    """Keys of objectives whose target is another prediction of the student; their ``Config`` derives from this one."""
 
     target: Literal["student", "ema"] = Field(
-        "student", description="network of the target: the student itself, stopped, or its EMA (moving average)"
+        "student", description="network of the target: the student itself (no gradient), or its EMA (moving average)"
     )
     target_ema: float = Field(0.95, ge=0, lt=1, description="decay rate of that EMA (target = ema)")
 

@@ -1,6 +1,6 @@
 """Quality measures as plain functions on tensors. All but ``agreement`` compare two sets of vectors.
 
-``fewstep.metrics.resampled`` has the same for many resamples of the objects at once.
+``fewstep.metrics.resampled`` has the same measures for many resamples of the objects at once.
 """
 
 from __future__ import annotations

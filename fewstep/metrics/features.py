@@ -1,4 +1,4 @@
-"""Distances between sets of feature vectors: KID, and the Frechet distance on principal components."""
+"""Distances between sets of feature vectors: KID, Fréchet distances, precision and recall."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ COMPONENTS = 32
 def kid(generated: Tensor, reference: Tensor, *, paired: bool = False) -> float:
     """Kernel Inception distance: unbiased squared MMD between [N, F] and [M, F] under (a b / F + 1)^3.
 
-    Around 0, also below, for equal distributions. Source: Binkowski et al. 2018, arXiv 1801.01401.
+    About 0 for equal distributions, and possibly negative. Source: Binkowski et al. 2018, arXiv 1801.01401.
 
     Args:
-        paired: row i of both was made from the same condition. The pairs (i, i) are then left out of the cross term
+        paired: row i of both sets belongs to the same condition. The pairs (i, i) are then left out of the cross term
             (Gretton et al. 2012, lemma 6), which keeps the estimate unbiased; counting them would flatter a generator
             whose samples correlate with their own references.
 
     Raises:
-        FewstepError: for other shapes, fewer than 2 rows, values that are not finite, or pairs of unequal number.
+        FewstepError: for other shapes, fewer than 2 rows, values that are not finite, or unequal numbers of pairs.
     """
     x, y = vectors(generated, reference, 2)
     if paired and len(x) != len(y):
@@ -33,16 +33,17 @@ def kid(generated: Tensor, reference: Tensor, *, paired: bool = False) -> float:
 
 
 def polynomial_kernel(a: Tensor, b: Tensor) -> Tensor:
-    """(a b / F + 1)^3 of the rows of [N, F] and [M, F]."""
+    """[N, M] the kernel (a b / F + 1)^3 between the rows of [N, F] and [M, F]."""
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
 def frechet(generated: Tensor, reference: Tensor, components: int = COMPONENTS) -> float:
-    """Frechet distance of Gaussians fitted to [N, F] and [M, F], on the leading principal components of the reference.
+    """Squared Fréchet distance of Gaussians fitted to [N, F] and [M, F], projected on the leading principal components
+    of the reference.
 
-    A few hundred samples cannot fill a covariance of 1280 features, but they can fill one of 32 components. Biased
-    upward by the number of samples: compare equal numbers only. Differences outside these components are not seen.
-    Source: Heusel et al. 2017 (FID), arXiv 1706.08500.
+    A few hundred samples determine a covariance of 32 components, but not one of 1280 features. The estimate has an
+    upward bias that depends on the number of samples: compare equal numbers only. Differences outside these components
+    are not seen. Source: Heusel et al. 2017 (FID), arXiv 1706.08500.
 
     Raises:
         FewstepError: for other shapes, fewer than 2 rows, values that are not finite, or no components.
@@ -67,10 +68,10 @@ def principal_axes(x: Tensor, components: int) -> tuple[Tensor, Tensor]:
 
 
 def precision_recall(generated: Tensor, reference: Tensor, nearest: int = 3) -> tuple[float, float]:
-    """The share of [N, F] that lies among the reference [M, F], and the share of the reference that lies among it.
+    """Precision, the share of the generated [N, F] that lies among the reference [M, F], and recall, the reverse.
 
-    A point lies among a set where it is within the distance of some point of the set to that point's ``nearest``-th
-    neighbour in the set. Source: Kynkäänniemi et al. 2019, arXiv 1904.06991.
+    A point lies among a set if its distance to some point of the set is at most that point's distance to its
+    ``nearest``-th neighbour in the set. Source: Kynkäänniemi et al. 2019, arXiv 1904.06991.
 
     Raises:
         FewstepError: for other shapes, values that are not finite, or not more rows than ``nearest``.
@@ -80,12 +81,14 @@ def precision_recall(generated: Tensor, reference: Tensor, nearest: int = 3) -> 
 
 
 def neighbours(generated: Tensor, reference: Tensor, nearest: int) -> tuple[Tensor, Tensor]:
-    """For each generated row whether it lies among the reference, and for each of the reference the other way. In a set
-    of fewer rows than ``nearest`` the farthest takes its place."""
+    """[N] whether each generated row lies among the reference, and [M] the reverse, as 0 and 1. In a set with fewer
+    than ``nearest`` neighbours the farthest takes the place of the ``nearest``-th."""
     x, y = generated.double(), reference.double()
     apart = torch.cdist(x, y)
-    own, other = (torch.cdist(z, z).kthvalue(min(nearest + 1, len(z))).values for z in (x, y))  # the 1st is the point
-    return (apart <= other).any(1).double(), (apart <= own[:, None]).any(0).double()
+    x_radius, y_radius = (  # the 1st smallest distance is that of the point to itself
+        torch.cdist(z, z).kthvalue(min(nearest + 1, len(z))).values for z in (x, y)
+    )
+    return (apart <= y_radius).any(1).double(), (apart <= x_radius[:, None]).any(0).double()
 
 
 def frechet_gaussians(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tensor) -> float:

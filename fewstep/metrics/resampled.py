@@ -1,9 +1,9 @@
 """Measures of many resamples of the same objects at once, for bootstrap intervals.
 
-``counts`` [B, N] says how often each of N objects is in each of B resamples; a row of ones is the objects as they are,
-and the measure is then that of the plain function. Object i of the reference is resampled with object i, since both
-belong to one held-out condition. Results are [B], computed in the type of ``counts``: float64 for a measure itself;
-float32, at half the time, is enough for the spread of many resamples.
+``counts`` [B, N] says how often each of N objects is in each of B resamples. A row of ones stands for the original
+objects, and gives the value of the plain function. Object i of the reference is resampled with generated object i,
+since both belong to one held-out condition. Results are [B], computed in the type of ``counts``: float64 for the
+measure itself; float32, in half the time, is enough for the spread of many resamples.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ TAILS = {"median": 0.5, "p05": 0.05, "p95": 0.95}
 
 
 def mean_resampled(values: Tensor, counts: Tensor) -> Tensor:
-    """The mean of a value an object, [N]."""
+    """[B] the mean of ``values`` [N], one per object."""
     return counts @ values.to(counts.dtype) / counts.sum(1)
 
 
 def described(name: str, values: Tensor, counts: Tensor, tails: Mapping[str, float] = TAILS) -> dict[str, Tensor]:
-    """The mean of a value an object [N], ``name``, and its quantiles: by default ``name/median``, ``name/p05`` and
-    ``name/p95``."""
+    """The mean of ``values`` [N], one per object, as ``name``, and their quantiles: by default ``name/median``,
+    ``name/p05`` and ``name/p95``. All are [B]."""
     index = torch.arange(len(values), device=values.device).repeat(len(counts))
     drawn = values.to(counts.dtype)[index.repeat_interleave(counts.flatten().long())].reshape(len(counts), -1)
     quantiles = {f"{name}/{tail}": drawn.quantile(at, 1) for tail, at in tails.items()}
@@ -35,7 +35,8 @@ def described(name: str, values: Tensor, counts: Tensor, tails: Mapping[str, flo
 
 
 def frechet_resampled(generated: Tensor, reference: Tensor, counts: Tensor, components: int = COMPONENTS) -> Tensor:
-    """``frechet`` of [N, V, F] and [N, V, F]: V rows an object, pooled. The axes are those of the whole reference."""
+    """``frechet`` of [N, V, F] and [N, V, F] with the V rows of all objects pooled. The principal axes are those of the
+    original reference."""
     x, y = _projected(generated, reference, counts, components)
     return _frechet(x, y, counts)
 
@@ -46,35 +47,36 @@ def frechet_gaussian_resampled(generated: Tensor, mean: Tensor, cov: Tensor, cou
 
 
 def frechet_infinity(generated: Tensor, reference: Tensor, counts: Tensor, components: int = COMPONENTS) -> Tensor:
-    """``frechet_resampled`` extrapolated to infinitely many objects. Chong and Forsyth leave the reference whole; here
-    it shrinks too, as both sets are small."""
+    """``frechet_resampled`` extrapolated to infinitely many objects. Chong and Forsyth keep the full reference; here
+    both sets shrink, since both are small."""
     x, y = _projected(generated, reference, counts, components)
     return extrapolated(lambda rows, drawn: _frechet(x[rows], y[rows], drawn), counts)
 
 
 def extrapolated(distance: Callable[[Tensor, Tensor], Tensor], counts: Tensor) -> Tensor:
-    """A distance [B] without its bias by the number of objects, which is linear in 1 / N at first order.
+    """[B] a distance without its bias from the number of objects, which to first order is linear in 1 / N.
 
-    The objects are halved and quartered at random; a line through the mean distances of N, N / 2 and N / 4 objects
-    against 1 / N is read at 0. It may lie below 0. Source: Chong and Forsyth 2020, arXiv 1911.07023.
+    The objects are halved and quartered at random; a line is fitted to the mean distances of N, N / 2 and N / 4 objects
+    against 1 / N, and its value at 0 is returned, which may be negative. Source: Chong and Forsyth 2020, arXiv
+    1911.07023.
 
     Args:
-        distance: of the objects ``rows`` [M] alone, under their counts [B, M].
+        distance: from ``rows`` [M] and their counts [B, M], the distance [B] of these objects alone.
     """
     places = torch.randperm(counts.shape[1], generator=torch.Generator().manual_seed(0)).to(counts.device)
-    at, found = [], []
+    divisors, distances = [], []
     for parts in (1, 2, 4):
         sets = [(places % parts == part).nonzero()[:, 0] for part in range(parts)]
-        found.append(torch.stack([distance(rows, counts[:, rows]) for rows in sets]).mean(0))
-        at.append(float(parts))
-    sizes = torch.tensor(at).to(counts)
-    spread = sizes - sizes.mean()
-    weights = 1 / len(sizes) - sizes.mean() * spread / spread.square().sum()  # of least squares, for the value at 0
-    return torch.einsum("s,sb->b", weights, torch.stack(found))
+        distances.append(torch.stack([distance(rows, counts[:, rows]) for rows in sets]).mean(0))
+        divisors.append(float(parts))
+    inverse = torch.tensor(divisors).to(counts)  # 1 / N of each, in units of that of all objects
+    spread = inverse - inverse.mean()
+    weights = 1 / len(inverse) - inverse.mean() * spread / spread.square().sum()  # least squares, at 1 / N = 0
+    return torch.einsum("s,sb->b", weights, torch.stack(distances))
 
 
 def _projected(generated: Tensor, reference: Tensor, counts: Tensor, components: int) -> tuple[Tensor, Tensor]:
-    """Both on the leading axes of the reference, [N, V, C]."""
+    """Both sets projected on the leading principal axes of the reference, [N, V, C]."""
     if generated.shape != reference.shape or generated.dim() != 3:
         raise invalid(
             "generated", tuple(generated.shape), f"[N, V, F] as the reference has it, {tuple(reference.shape)}"
@@ -107,14 +109,15 @@ def _moments(x: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kid_resampled(generated: Tensor, reference: Tensor, counts: Tensor) -> Tensor:
-    """``kid`` of [N, F] and [N, F] as pairs. Two draws of one object are no pair: they would push it up."""
+    """``kid`` of [N, F] and [N, F] with ``paired``. Two draws of one object are left out of the means over pairs, which
+    they would bias upwards."""
     x, y = generated.to(counts.dtype), reference.to(counts.dtype)
     xx, yy, xy = (_mean_of_pairs(polynomial_kernel(a, b), counts) for a, b in ((x, x), (y, y), (x, y)))
     return xx + yy - 2 * xy
 
 
 def _mean_of_pairs(kernel: Tensor, counts: Tensor) -> Tensor:
-    """The mean of a matrix [N, N] over pairs of different objects."""
+    """[B] the mean of a matrix [N, N] over pairs of different objects."""
     pairs = counts.sum(1).square() - counts.square().sum(1)
     return (((counts @ kernel) * counts).sum(1) - counts.square() @ kernel.diagonal()) / pairs
 
@@ -122,7 +125,7 @@ def _mean_of_pairs(kernel: Tensor, counts: Tensor) -> Tensor:
 def precision_recall_resampled(
     generated: Tensor, reference: Tensor, counts: Tensor, nearest: int = 3
 ) -> tuple[Tensor, Tensor]:
-    """``precision_recall`` of [N, F] and [N, F]. The neighbourhoods are those of the whole sets."""
+    """``precision_recall`` of [N, F] and [N, F]. The neighbourhoods are those of the original sets."""
     inside, covered = neighbours(generated, reference, nearest)
     return mean_resampled(inside, counts), mean_resampled(covered, counts)
 
@@ -131,26 +134,26 @@ def sliced_wasserstein_resampled(
     generated: Tensor, reference: Tensor, counts: Tensor, count: int = DIRECTIONS, seed: int = 0
 ) -> Tensor:
     """``sliced_wasserstein`` of resampled points [N, F] to a fixed reference [M, F] with M at least N."""
-    x, y = generated.double(), reference.double()  # sums of many quantiles
+    x, y = generated.double(), reference.double()  # float32 is too coarse for sums of so many quantiles
     if len(y) < len(x):
         raise invalid("reference", len(y), f"at least as many rows as are generated, {len(x)}")
     axes = directions(x.shape[1], count, seed).to(x.device)
     ordered, order = (axes @ x.T).sort(1)  # [K, N]
     quantiles = (axes @ y.T).sort(1).values
     sums = torch.cat([quantiles.new_zeros(len(quantiles), 1), quantiles.cumsum(1)], 1)
-    # The first c points of a resample meet the first c M / N quantiles of the reference. The transport cost is summed
-    # by parts: over the gaps between neighbouring points, each times what the points below it meet.
+    # The first c points of a resample are matched with the first c M / N quantiles of the reference. The transport cost
+    # is summed by parts: over the gaps between neighbouring points, each times what the points below it are matched to.
     ends = (torch.arange(len(x) + 1, device=x.device) * len(y) / len(x) - 0.5).ceil().long()
-    met, shares = sums[:, ends], ends.double()
-    whole = (quantiles.square().sum(1) + len(y) * ordered[:, -1].square() - 2 * ordered[:, -1] * sums[:, -1]).mean()
+    matched, shares = sums[:, ends], ends.double()
+    fixed = (quantiles.square().sum(1) + len(y) * ordered[:, -1].square() - 2 * ordered[:, -1] * sums[:, -1]).mean()
     gaps, rises = ordered.diff(dim=1).flatten(), ordered.square().diff(dim=1).flatten()
     order = order[:, :-1].contiguous()
-    found = []
+    costs = []
     for drawn in counts.long():
         below = drawn.take(order).cumsum(1)
-        cross, squares = gaps @ met.gather(1, below).flatten(), rises @ shares.take(below).flatten()
-        found.append(whole + (2 * cross - squares) / len(axes))
-    return (torch.stack(found) / len(y)).clamp(min=0).sqrt().to(counts.dtype)
+        cross, squares = gaps @ matched.gather(1, below).flatten(), rises @ shares.take(below).flatten()
+        costs.append(fixed + (2 * cross - squares) / len(axes))
+    return (torch.stack(costs) / len(y)).clamp(min=0).sqrt().to(counts.dtype)
 
 
 def mmd_rbf_resampled(generated: Tensor, reference: Tensor, counts: Tensor, bandwidth: float) -> Tensor:

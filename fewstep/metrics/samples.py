@@ -16,11 +16,11 @@ _MEDIAN_ROWS = 1000
 def agreement(generated: Tensor, reference: Tensor) -> float:
     """R squared of paired samples [B, ...], such as two samplers' results from the same noise.
 
-    1 - sum |x - y|^2 / sum |y - mean(y)|^2: identical samples give 1, answering every noise with the reference's mean
-    gives 0, independent samples of the same distribution about -1.
+    1 - sum |x - y|^2 / sum |y - mean(y)|^2: identical samples give 1, the reference's mean as every sample gives 0, and
+    independent samples of the same distribution give about -1.
 
     Raises:
-        FewstepError: for two shapes or fewer than 2 samples.
+        FewstepError: for different shapes or fewer than 2 samples.
     """
     if generated.shape != reference.shape or len(reference) < 2:
         raise invalid("generated", tuple(generated.shape), f"{tuple(reference.shape)}, at least 2 samples")
@@ -33,12 +33,12 @@ def sliced_wasserstein(generated: Tensor, reference: Tensor, count: int = DIRECT
     """Sliced 2-Wasserstein distance of [N, F] and [M, F]: the root of the mean squared W2 over projections.
 
     In units of the data, without a factor sqrt(F): a set shifted by d has distance |d| / sqrt(F). Exact on each
-    projection for N = M; otherwise both quantile functions are read at max(N, M) midpoints. Source: Bonneel et al.
+    projection for N = M; otherwise both quantile functions are evaluated at max(N, M) midpoints. Source: Bonneel et al.
     2015, "Sliced and Radon Wasserstein barycenters of measures".
 
     Args:
-        count: the least number of projections; directions come in orthonormal frames, which scatter less than
-            independent ones.
+        count: smallest number of projections. Directions come in orthonormal frames, whose estimates vary less than
+            those of independent directions.
         seed: of the directions.
 
     Raises:
@@ -66,7 +66,7 @@ def _quantiles(ordered: Tensor, rows: int) -> Tensor:
 
 
 def mmd_rbf(generated: Tensor, reference: Tensor, bandwidth: float | None = None) -> float:
-    """Unbiased squared MMD of [N, F] and [M, F] under exp(-|a - b|^2 / (2 h^2)); around 0 for equal distributions.
+    """Unbiased squared MMD of [N, F] and [M, F] with kernel exp(-|a - b|^2 / (2 h^2)); about 0 for equal distributions.
 
     Source: Gretton et al. 2012, "A kernel two-sample test", lemma 6.
 
@@ -86,7 +86,7 @@ def mmd_rbf(generated: Tensor, reference: Tensor, bandwidth: float | None = None
 
 
 def rbf(a: Tensor, b: Tensor, bandwidth: float) -> Tensor:
-    """exp(-|a - b|^2 / (2 h^2)) of the rows of [N, F] and [M, F]."""
+    """[N, M] the kernel exp(-|a - b|^2 / (2 h^2)) between the rows of [N, F] and [M, F]."""
     return (-0.5 * (torch.cdist(a, b) / bandwidth).square()).exp()
 
 

@@ -1,7 +1,7 @@
-"""The conformance kit: what a plugin's own tests call to learn whether its parts keep fewstep's contracts.
+"""Conformance checks: a plugin's own tests call them to learn whether its parts keep fewstep's contracts.
 
 ``check_objective(MyObjective)`` and ``check_backbone(my_backbone, batch)`` raise an ``AssertionError`` with a sentence
-that says what is wrong; a check that passes says nothing. All run on a CPU in seconds.
+that says what is wrong; a check that passes returns None. All run on a CPU in seconds.
 """
 
 from fewstep.testing.backbones import check_backbone

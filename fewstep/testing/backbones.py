@@ -1,4 +1,4 @@
-"""``check_backbone``: velocities of the right shape, honest capabilities, files that load again."""
+"""``check_backbone``: velocities of the right shape, capabilities as declared, files that load again."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ CAPABILITIES = frozenset(
     {"dense", "packed", "jvp", "two_time", "negative_time", "features", "guidance_input", "policy"}
 )
 ALONE, DIFFERENCE, FLOAT, HALF = 1e-9, 1e-4, 1e-4, 3e-2  # relative
-WIDTHS = (1e-7, 1e-5, 1e-3)  # narrow for features of 1000 t, wide for networks that are float32 inside
+WIDTHS = (1e-7, 1e-5, 1e-3)  # of finite differences: narrow for features of 1000 t, wide for float32 inside a network
 
 
 def check_backbone(backbone: Backbone, batch: Batch) -> None:
-    """Hold a backbone against what samplers, objectives and the engine rely on.
+    """Check what samplers, objectives and the engine rely on in a backbone.
 
-    Checked: a finite velocity like ``x`` and of its type, also for float64 times; each sample alone gives what it gives
-    in the batch; exact tangents, if provided, agree with finite differences; a target time is taken, or refused;
-    negative times, if provided, are told from positive ones; an input for the guidance strength, if provided, changes
-    nothing at first, then tells strengths apart, and survives a file; gradients reach the parameters; ``save`` and
-    ``load`` give the same network, whole and in half precision.
+    Checked: the velocity is finite and has the shape and type of ``x``; a sample gives the same alone as in the batch;
+    tangents, if "jvp" is provided, agree with finite differences; a target time is taken if "two_time" is provided, and
+    refused if not; negative times, if provided, are told from positive ones; features and policies, if provided, have
+    the right shapes and values; an input for the guidance strength, if provided, changes nothing at first, then tells
+    strengths apart, and survives ``save`` and ``load``; gradients reach the parameters; ``save`` and ``load`` give the
+    same network, in full and in half precision.
 
     Args:
-        batch: a few samples that it takes; run in float64.
+        backbone: the network; a copy of it is run in float64, in evaluation mode.
+        batch: a few samples that it takes.
 
     Raises:
         AssertionError: with a sentence that names the backbone and what is wrong.
@@ -71,9 +73,9 @@ class Probe:
             raise AssertionError(f"{self.name}: {sentence}")
 
     @torch.no_grad()
-    def velocity(self, backbone: Backbone | None = None, slower: float = 1.0) -> Tensor:
-        """Of the network under test, or of another; at times that are multiplied by ``slower``."""
-        t_B = slower * self.t_B
+    def velocity(self, backbone: Backbone | None = None, factor: float = 1.0) -> Tensor:
+        """The velocity of the network under test, or of another, at the times multiplied by ``factor``."""
+        t_B = factor * self.t_B
         return cast(Tensor, (backbone or self.backbone)(self.batch.x0, t_B, self.batch.cond, self.batch.layout))
 
     def claims_are_known(self) -> None:
@@ -90,21 +92,21 @@ class Probe:
         self.claim(v.dtype == x.dtype, f"gives {v.dtype} for x in {x.dtype}; a velocity has the type of x")
         self.claim(bool(v.isfinite().all()), "gives values that are not finite")
         self.claim(torch.equal(v, self.velocity()), "gives another velocity on a second call in evaluation mode")
-        self.claim(not torch.equal(v, self.velocity(slower=0.5)), "does not depend on the time")
+        self.claim(not torch.equal(v, self.velocity(factor=0.5)), "does not depend on the time")
 
     def keeps_samples_apart(self) -> None:
-        whole, layout = self.velocity(), self.batch.layout
+        velocity, layout = self.velocity(), self.batch.layout
         for i in range(layout.batch_size):
             row = torch.tensor([i])
-            one = self.batch.select(row)
+            single = self.batch.select(row)
             with torch.no_grad():
-                alone = self.backbone(one.x0, self.t_B[row], one.cond, one.layout)
-            together = layout.select(whole, row)[0]
+                alone = self.backbone(single.x0, self.t_B[row], single.cond, single.layout)
+            together = layout.select(velocity, row)[0]
             self.claim(near(alone, together, ALONE), f"sample {i} alone differs from sample {i} in the batch")
 
     def refuses_or_takes_two_times(self) -> None:
         provided, network = "two_time" in self.backbone.provides, self.backbone
-        if provided:  # the network of a teacher may have one time, its student then grows another
+        if provided:  # a teacher's network may have one time, and its student grows the second
             network = self.backbone.student(frozenset({"two_time"})).double().eval()
         try:
             v = network(self.batch.x0, self.t_B, self.batch.cond, self.batch.layout, s_B=0.5 * self.t_B)
@@ -115,7 +117,7 @@ class Probe:
         self.claim(v.shape == self.batch.x0.shape, "gives another shape with s_B")
 
     def tells_negative_times(self) -> None:
-        v = self.velocity(slower=-1.0)
+        v = self.velocity(factor=-1.0)
         fine = bool(v.isfinite().all()) and not torch.equal(v, self.velocity())
         self.claim(fine, "provides 'negative_time', but its velocity at -t is that at t, or not finite")
 
@@ -143,10 +145,10 @@ class Probe:
 
     def gives_features(self) -> None:
         batch, layers = self.batch, self.backbone.taps()
-        v, found = self.backbone.features(batch.x0, self.t_B, batch.cond, batch.layout, range(len(layers)))
+        v, features = self.backbone.features(batch.x0, self.t_B, batch.cond, batch.layout, range(len(layers)))
         self.claim(torch.equal(v, self.velocity()), "gives another velocity beside its features")
         samples = batch.layout.batch_size
-        for (_, channels), h in zip(layers, found, strict=True):
+        for (_, channels), h in zip(layers, features, strict=True):
             fine = h.shape[-1] == channels and len(h) in (samples, len(batch.x0))
             self.claim(fine, f"gives features {list(h.shape)} from a layer of {channels} channels, which come last")
 
@@ -173,7 +175,7 @@ class Probe:
             raise AssertionError(f"{self.name}: provides 'jvp', but forward mode fails: {error}") from error
         with torch.no_grad():
             rough = [finite_difference(f, primals, tangents, width, self.batch.layout)[1] for width in WIDTHS]
-        agrees = any(near(exact, one, DIFFERENCE) for one in rough)
+        agrees = any(near(exact, difference, DIFFERENCE) for difference in rough)
         self.claim(agrees, "provides 'jvp', but its tangent is not its finite difference")
 
     def learns(self) -> None:

@@ -16,7 +16,7 @@ from fewstep.testing.trial import Bench, Trial
 
 EXACT, DIFFERENCE = 1e-9, 1e-4  # relative; float64 rounding, and a central difference
 WIDTHS = (1e-4, 1e-6)  # half-widths of the difference: the narrow one for networks that look at 1000 t
-PHASES = 32  # iterations that are looked through for phases
+PHASES = 32  # iterations that are searched for distinct phases
 
 
 def check_objective(
@@ -27,15 +27,16 @@ def check_objective(
     batch: Batch | None = None,
     coupled: bool = False,
 ) -> None:
-    """Hold an objective against what the engine relies on, in float64 on the kit's own tiny network.
+    """Check what the engine relies on in an objective, in float64 on the kit's own tiny network.
 
-    Checked in every phase: terms are finite scalars that depend on the trained networks; gradients reach each of them
-    and never the teacher; nothing is changed in place; all draws come from ``step``; dense equals packed; samples
-    do not influence one another; it is finite under bfloat16 autocast; exact tangents agree with finite differences;
-    ``needs`` is honest; the contract names a registered sampler.
+    Checked in every phase: terms are finite and depend on the trained networks; gradients reach each of them and never
+    the teacher; nothing is changed in place; all draws come from ``step``; dense and packed batches give the same;
+    samples do not influence one another; the loss is finite under bfloat16 autocast; exact tangents agree with finite
+    differences; everything it uses is in ``needs``; the contract names a registered sampler that fits ``needs``.
 
     Args:
-        config: of the objective; its defaults without.
+        objective_cls: the class.
+        config: of the objective; by default its ``Config`` with default values.
         backbone, batch: for an objective that the kit's network cannot serve; layouts are then not compared.
         coupled: the loss compares samples with one another on purpose, as a kernel distance does.
 
@@ -64,7 +65,7 @@ def check_objective(
         if backbone is None and batch is None:
             _layouts(bench, index, phase)
     undeclared = sorted(used - bench.needs)
-    bench.claim(not undeclared, f"it uses {', '.join(undeclared)} without a word in needs")
+    bench.claim(not undeclared, f"it uses {', '.join(undeclared)} and does not declare that in needs")
 
 
 def _tangents(bench: Bench, index: int, phase: Phase, exact: Trial) -> None:
@@ -72,11 +73,11 @@ def _tangents(bench: Bench, index: int, phase: Phase, exact: Trial) -> None:
     bench.claim(near(twice.flat, exact.flat, EXACT), f"{phase.loss}(): one-pass and two-pass tangents disagree")
     rough = (bench.run(index, phase, mode="finite-difference", width=width) for width in WIDTHS)
     text = "exact tangents and finite differences disagree: the direction, or a function that ignores its arguments"
-    bench.claim(any(near(one.flat, exact.flat, DIFFERENCE) for one in rough), f"{phase.loss}(): {text}")
+    bench.claim(any(near(trial.flat, exact.flat, DIFFERENCE) for trial in rough), f"{phase.loss}(): {text}")
 
 
 def _apart(bench: Bench, index: int, phase: Phase) -> None:
-    """A sum over samples has no mixed second difference: what changing one adds is the same beside any other."""
+    """A sum over samples has no mixed second difference: changing one adds the same whatever the others are."""
     batch = bench.batch.cast(torch.float64)
     last_B = torch.zeros(batch.layout.batch_size).double()
     first_B, last_B[-1] = last_B.clone(), 1
@@ -86,9 +87,9 @@ def _apart(bench: Bench, index: int, phase: Phase) -> None:
         weight = batch.layout.expand(first * first_B + last * last_B, batch.x0)
         return bench.run(index, phase, batch=replace(batch, x0=batch.x0 + weight * batch.x0.cos())).flat
 
-    one, other, both = changed(1, 0), changed(0, 1), changed(1, 1)
+    first_changed, last_changed, both = changed(1, 0), changed(0, 1), changed(1, 1)
     text = "samples influence one another (a norm over the batch?): reduce through batch.layout, or pass coupled=True"
-    bench.claim(near(both - one, other - changed(0, 0), EXACT), f"{phase.loss}(): {text}")
+    bench.claim(near(both - first_changed, last_changed - changed(0, 0), EXACT), f"{phase.loss}(): {text}")
 
 
 def _layouts(bench: Bench, index: int, phase: Phase) -> None:

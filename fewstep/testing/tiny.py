@@ -27,8 +27,8 @@ class TinyConfig(Strict):
 
 
 class TinyBackbone(Backbone):
-    """Velocity of x [B, N, 3] or [T, 3] under a condition [B, 2]: a smooth function of the row, of its sample's mean,
-    of both times and of the condition."""
+    """Velocity of x [B, N, 3] or [T, 3] under a condition [B, 2]: a smooth function of the row, its sample's mean, both
+    times and the condition."""
 
     Config = TinyConfig
     provides: ClassVar[frozenset[str]] = frozenset(
@@ -83,7 +83,7 @@ class TinyBackbone(Backbone):
 def tiny_batch(
     lengths: tuple[int, ...] = (4, 4, 4), *, packed: bool = False, dtype: torch.dtype = torch.float64, seed: int = 0
 ) -> Batch:
-    """Samples of these lengths for a ``TinyBackbone``: [T, 3] packed, or [B, N, 3] dense, of the very same numbers."""
+    """Samples of these lengths for a ``TinyBackbone``, [T, 3] packed or [B, N, 3] dense, with the same values."""
     generator = torch.Generator().manual_seed(seed)
     x0 = torch.randn(sum(lengths), CHANNELS, generator=generator, dtype=dtype)
     cond = Condition(torch.randn(len(lengths), COND, generator=generator, dtype=dtype))
@@ -93,5 +93,5 @@ def tiny_batch(
 
 
 def near(got: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """Whether two tensors are of one shape and differ by at most this share of the norm of ``expected``."""
+    """Whether two tensors have the same shape and differ by at most ``tolerance`` times the norm of ``expected``."""
     return got.shape == expected.shape and bool((got - expected).norm() <= tolerance * (expected.norm() + 1e-12))

@@ -1,4 +1,4 @@
-"""One pretended iteration of an objective: its loss, its gradients, and the services it used."""
+"""One trial iteration of an objective: its loss, its gradients, and the services it used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fewstep.plugins.registry import registry
 from fewstep.testing.backbones import CAPABILITIES
 from fewstep.testing.tiny import TinyBackbone, tiny_batch
 
-TOTAL = 100  # length of the pretended run
+TOTAL = 100  # iterations of the run that the trial pretends to be part of
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Spy(Tangents):
 
 @dataclass
 class Trial:
-    """What came out: the gradients by trained network, the services used, and ``flat``, the total and all gradients."""
+    """The outcome: gradients by trained network, the services used, and ``flat``, the total loss and all gradients in
+    one vector."""
 
     gradients: dict[str, Tensor]
     used: set[str]
@@ -66,14 +67,14 @@ class Bench:
         self.backbone = backbone or TinyBackbone()
         self.batch = batch or tiny_batch()
         provided = self.backbone.provides | {"jvp"}
-        if batch is not None:  # what is no capability of a network is asked of the data
+        if batch is not None:  # what is not a capability of networks is a need of the data
             provided |= self.needs - CAPABILITIES
         missing = sorted(self.needs - provided)
         text = f"it needs {', '.join(missing)}, which the network does not provide: pass another"
         self.claim(not missing, text + ("" if CAPABILITIES.issuperset(missing) else ", or a batch that holds it"))
 
     def claim(self, holds: bool, sentence: str) -> None:
-        """Raises AssertionError, naming the objective."""
+        """Raise an AssertionError that names the objective, unless the claim holds."""
         if not holds:
             raise AssertionError(f"{self.name}: {sentence}")
 
@@ -99,9 +100,9 @@ class Bench:
         """The phase's loss and its gradients.
 
         Args:
-            outside: seed of torch's own generator, which an objective has no business with.
-            width: half of a finite difference's.
-            bfloat16: networks under autocast, as with ``train.precision=bf16``, on float32 weights; float64 without.
+            outside: seed of torch's global generator, which an objective must not use.
+            width: half-width of the finite difference.
+            bfloat16: float32 weights under autocast, as with ``train.precision=bf16``; otherwise float64.
         """
         dtype = torch.float32 if bfloat16 else torch.float64
         teacher, nets = self._networks(phase, dtype)
@@ -110,10 +111,10 @@ class Bench:
             lambda _module, _args, kwargs: used.add("two_time") if kwargs.get("s_B") is not None else None,
             with_kwargs=True,
         )
-        held, x0 = {"teacher": teacher, **nets.trained}, batch.x0
+        modules, x0 = {"teacher": teacher, **nets.trained}, batch.x0
 
         def state() -> dict[str, list[Tensor]]:
-            values = {name: module.state_dict().values() for name, module in held.items()} | {"the batch": [x0]}
+            values = {name: module.state_dict().values() for name, module in modules.items()} | {"the batch": [x0]}
             return {name: [value.clone() for value in tensors] for name, tensors in values.items()}
 
         before = state()
@@ -159,10 +160,10 @@ class Bench:
         fine = isinstance(terms, dict) and len(terms) > 0
         self.claim(fine, f"{phase.loss}() returned {type(terms).__name__}; it must be a dict of named terms")
         bad = [k for k, v in terms.items() if not isinstance(v, Tensor) or not v.isfinite().all()]
-        self.claim(not bad, f"{phase.loss}(): the terms {bad} are no finite tensors")
+        self.claim(not bad, f"{phase.loss}(): the terms {bad} are not finite tensors")
         sizes = {batch.layout.batch_size, len(batch.x0)}
         odd = [k for k, v in terms.items() if v.dim() and len(v) not in sizes]
-        self.claim(not odd, f"{phase.loss}(): the terms {odd} have neither a value a sample nor a value an element")
+        self.claim(not odd, f"{phase.loss}(): the terms {odd} have neither one value per sample nor one per element")
         total = torch.stack(list(means(terms).values())).sum()
         self.claim(
             total.requires_grad, f"{phase.loss}() does not depend on {' or '.join(phase.trains)}: it has no graph"
