@@ -79,9 +79,9 @@ class ImageSuite(Suite):
         "frechet_infinity": "frechet extrapolated to infinitely many images, from all, half and a quarter of them",
         "kid": "the same components, against draws of the exact distribution; unbiased, the draw of an image's own "
         "prompt left out",
-        "precision, recall": "share of images among those draws, and of the draws among them, by the distance to the "
-        "third neighbour",
-        "other_frechet": "frechet to the teacher's samples from other noise: its row of the teacher is the floor",
+        "precision, recall": "share of images within the support of those draws, and the reverse, by the distance "
+        "to the third nearest neighbour",
+        "other_frechet": "frechet to the teacher's samples from other noise; the teacher's own row is the floor",
         "teacher_frechet": "the same distance to the teacher's own samples from the same noise",
         "teacher_rms": "root mean square distance of a pixel to the teacher's own image from the same noise",
         "map_rms": "the same to the image that the exact flow makes of that noise; median and tails over the images",

@@ -40,12 +40,12 @@ LEGEND = {
     "EfficientNet-Lite2 (the condition comes from another network), on 32 principal components",
     "frechet_infinity": "frechet extrapolated to infinitely many objects, from all, half and a quarter of them",
     "kid": "the same features, the 4 views of an object joined; unbiased, each object's own partner left out",
-    "precision, recall": "share of objects among the true ones, and of true ones among them, by the distance to the "
-    "third neighbour in the joined features",
+    "precision, recall": "share of objects within the support of the true ones, and the reverse, by the "
+    "distance to the third nearest neighbour in the joined features",
     "view_error": "mean absolute difference to the views of the true latents' mesh, where either shows something",
-    "other_frechet": "frechet to the teacher's meshes from other noise: its row of the teacher is the floor",
+    "other_frechet": "frechet to the teacher's meshes from other noise; the teacher's own row is the floor",
     "teacher_frechet, teacher_view_error": "the same to the teacher's meshes from the same noise, which favours "
-    "methods that keep its map from noise",
+    "methods that preserve the teacher's map from noise to samples",
     "empty": "share of objects without any face",
     "chamfer, colour_error": "to one point in each voxel of the true surface: sides of the cube, and colours in [0, 1]",
     "agree_latent": "R squared of the latents with the teacher's own from the same noise, on the voxels that both have",

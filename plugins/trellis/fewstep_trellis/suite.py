@@ -36,11 +36,11 @@ LEGEND = {
     "views pooled, on 32 principal components of the true objects' views",
     "frechet_infinity": "frechet extrapolated to infinitely many objects, from all, half and a quarter of them",
     "kid": "the same features, the 4 views of an object joined; unbiased, each object's own partner left out",
-    "precision, recall": "share of objects among the true ones, and of true ones among them, by the distance to the "
-    "third neighbour in the joined features",
-    "other_frechet": "frechet to the teacher's samples from other noise: its row of the teacher is the floor",
-    "teacher_frechet": "frechet to the teacher's samples from the same noise, which favours methods that keep its map "
-    "from noise",
+    "precision, recall": "share of objects within the support of the true ones, and the reverse, by the "
+    "distance to the third nearest neighbour in the joined features",
+    "other_frechet": "frechet to the teacher's samples from other noise; the teacher's own row is the floor",
+    "teacher_frechet": "frechet to the teacher's samples from the same noise, which favours methods that "
+    "preserve the teacher's map from noise to samples",
     "iou, chamfer": "to the true object; chamfer in sides of the grid",
     "empty": "share of objects without any voxel",
     "agree_iou, agree_latent": "with the teacher's own sample from the same noise: IoU, and R squared of the latents",

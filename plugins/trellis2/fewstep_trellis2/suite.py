@@ -28,7 +28,7 @@ OBJECTS, PLACES, TILE = 64, 256, 168  # objects by default; latents of each in a
 LEGEND = {
     "frechet": f"{PLACES} latents of each object, at places drawn once, pooled, against the true ones: all channels",
     "rms": "root mean square difference to the true latents, in the flow's units",
-    "other_frechet": "frechet to the teacher's samples from other noise: its row of the teacher is the floor",
+    "other_frechet": "frechet to the teacher's samples from other noise; the teacher's own row is the floor",
     "teacher_frechet": "frechet to the teacher's samples from the same noise",
     "teacher_rms": "the same to the teacher's own sample from the same noise",
     "agree_latent": "R squared of the latents with the teacher's own from the same noise",
