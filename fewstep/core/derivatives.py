@@ -47,8 +47,8 @@ class Tangents:
     ) -> tuple[Tensor, Tensor]:
         """(f(*primals) with its graph, detached tangent of f along ``tangents``); see ``Step.jvp``."""
         if self.mode == "one-pass":
-            value, tangent = torch.func.jvp(f, primals, tangents)
-            return value, tangent.detach()
+            both = torch.func.jvp(f, primals, tangents)  # torch's annotation is a union of two lengths: not unpacked
+            return both[0], both[1].detach()
         if self.mode == "finite-difference":
             return finite_difference(f, primals, tangents, self.step, layout, edges)
         with torch.no_grad():
