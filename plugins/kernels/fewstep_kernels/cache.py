@@ -1,4 +1,4 @@
-"""Measured choices on disk: one JSON file for each GPU and set of versions."""
+"""The autotuning cache: one JSON file of chosen tiles per GPU and set of versions."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fewstep.texts import read_json
 
 
 def folder() -> Path:
-    """FEWSTEP_CACHE, else fewstep in XDG_CACHE_HOME, else ~/.cache/fewstep."""
+    """FEWSTEP_CACHE, else XDG_CACHE_HOME/fewstep, else ~/.cache/fewstep."""
     if given := os.environ.get("FEWSTEP_CACHE"):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewstep"
 
 
 class Cache:
-    """Names to names, for one GPU with these versions. What cannot be read or written costs a warning and no more."""
+    """Maps kernel keys to tile names, for one GPU and these versions. A file that fails to read or write only warns."""
 
     def __init__(self, gpu: str, *versions: str) -> None:
         words = [re.sub(r"[^A-Za-z0-9.+]+", "-", word) for word in (gpu, *versions)]
@@ -36,11 +36,11 @@ class Cache:
         return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
 
     def get(self, name: str) -> str | None:
-        """What is known under this name."""
+        """The value stored under this name."""
         return self._known.get(name)
 
     def put(self, name: str, value: str) -> None:
-        """Remember, together with what other processes wrote since."""
+        """Store a value, and merge in what other processes have written meanwhile."""
         self._known = {**self._read(), **self._known, name: value}
         try:
             write_json(self.path, dict(sorted(self._known.items())))

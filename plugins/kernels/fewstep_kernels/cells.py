@@ -1,4 +1,4 @@
-"""Arguments of the kernels that number cells."""
+"""Arguments of the kernels that compute cell numbers (``cells_jit``)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch.func import debug_unwrap
 
 from fewstep.core.layout import Packed
 
-BLOCK = 256  # rows of a program
+BLOCK = 256  # rows per program instance
 
 
 def cell_arguments(layout: Packed, grid: Grid, size: int = 1, shift: int = 0) -> tuple[Any, ...]:
-    """Of ``cells_jit.cell_of``: coordinates and samples, then numbers, for cells (coord + shift) // size in a grid."""
+    """Arguments of ``cells_jit.cell_of`` for the cells (coord + shift) // size of a grid, tensors before integers."""
     coords = debug_unwrap(check_coords(layout))
     low = [size * a - shift for a in grid.low]
     return coords, debug_unwrap(layout.index), layout.rows, *coords.stride(), *low, size, *grid.steps[:3]
 
 
 def programs(layout: Packed) -> int:
-    """That a launch over all rows takes."""
+    """Program instances of a launch over all rows."""
     return -(-layout.rows // BLOCK)

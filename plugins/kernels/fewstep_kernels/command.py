@@ -1,4 +1,4 @@
-"""``fewstep ops``: every op and kernel, what each can do, and which one is chosen on this machine and why."""
+"""``fewstep ops``: every op and its kernels, what each can do, and which one is chosen on this machine and why."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _known(option: str, got: str, accepted: Any) -> str:
 
 
 def _rows(device: str, dtype: str | None, need: str) -> list[dict[str, Any]]:
-    """One row a kernel: op, kernel, backend, what it provides, whether it is chosen, and why it is not."""
+    """One row per kernel: op, kernel, backend, what it provides, whether it is chosen, and if not, why."""
     import torch
 
     from fewstep.engine.device import pick_device

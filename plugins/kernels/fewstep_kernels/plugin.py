@@ -17,12 +17,12 @@ def register_kernels(register: Register) -> None:
     register(
         "triton-varlen-attention",
         target="fewstep_kernels.attention.kernels:VARLEN",
-        summary="packed attention, any lengths",
+        summary="packed attention on sequences of any length",
     )
     register(
         "sdpa-by-sample",
         target="fewstep_kernels.attention.kernels:BY_SAMPLE",
-        summary="gradients of packed attention on few long samples: torch's fused attention, one by one",
+        summary="gradients of packed attention on few long samples: torch's fused attention, sample by sample",
     )
     register(
         "triton-windowed-attention",
@@ -32,12 +32,12 @@ def register_kernels(register: Register) -> None:
     register(
         "triton-dense-attention",
         target="fewstep_kernels.attention.kernels:DENSE",
-        summary="attention on equal lengths, with forward-mode",
+        summary="attention on sequences of equal length, with forward-mode derivatives",
     )
     register(
         "triton-submanifold-conv",
         target="fewstep_kernels.convolution.kernels:SUBMANIFOLD",
-        summary="submanifold convolution as an implicit matrix product",
+        summary="submanifold convolution as implicit GEMM",
     )
     register(
         "triton-qk-rms-norm",
@@ -47,12 +47,12 @@ def register_kernels(register: Register) -> None:
     register(
         "triton-modulated-norm",
         target="fewstep_kernels.norms.kernels:MODULATED",
-        summary="layer norm and its modulation by sample, one pass",
+        summary="layer norm with per-sample modulation, in one pass",
     )
     register(
         "triton-gated-residual",
         target="fewstep_kernels.norms.kernels:GATED",
-        summary="x + gate y, one pass",
+        summary="x + gate * y, in one pass",
     )
 
 

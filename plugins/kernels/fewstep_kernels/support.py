@@ -1,4 +1,4 @@
-"""Why a Triton kernel cannot serve a call, found without importing Triton."""
+"""Whether a Triton kernel can serve a call, and if not, why. Does not import Triton."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ P = ParamSpec("P")
 R = TypeVar("R")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 CPU = "needs a GPU"
-LEAST = (8, 0)  # compute capability: asynchronous copies and bfloat16 matrix instructions
+LEAST = (8, 0)  # compute capability of asynchronous copies and bfloat16 matrix instructions
 
 
 @lru_cache(maxsize=1)
 def installed() -> bool:
-    """Whether Triton is there; it is not imported for that."""
+    """Whether Triton is installed, without importing it."""
     return find_spec("triton") is not None
 
 
 @lru_cache(maxsize=1)
 def interpreted() -> bool:
-    """Whether Triton runs kernels on the CPU (TRITON_INTERPRET=1), which is for tests.
+    """Whether Triton's interpreter runs kernels on the CPU (TRITON_INTERPRET=1), which is for tests.
 
-    Read once: Triton itself reads it where a kernel is declared.
+    Read once, as Triton itself reads it when a kernel is declared.
     """
     return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")
 
@@ -44,11 +44,11 @@ def _capability(index: int) -> tuple[int, int]:
 
 
 def reason(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = FLOATS) -> str | None:
-    """None where Triton can work on these tensors; else why not.
+    """None if Triton can work on these tensors; otherwise the reason why not.
 
     Args:
         tensors: of one device and one type.
-        dtypes: the types that the kernel has.
+        dtypes: the types that the kernel supports.
     """
     first = tensors[0]
     if not installed():
@@ -56,7 +56,7 @@ def reason(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = FLOATS) -> str | 
     if not first.is_cuda and (why := _off_gpu(first)):
         return why
     device, dtype = first.device, first.dtype
-    for x in tensors:  # loops: this is asked at each call
+    for x in tensors:  # plain loops: this runs at every call
         if x.device != device:
             return f"tensors on several devices ({', '.join(sorted({str(x.device) for x in tensors}))})"
     if first.is_cuda and _capability(device.index or 0) < LEAST:
@@ -78,12 +78,12 @@ def _off_gpu(x: Tensor) -> str | None:
 
 
 def batched(*tensors: Tensor) -> bool:
-    """Whether ``torch.func.vmap``, at any nesting, hides an axis of one of the tensors."""
+    """Whether ``torch.func.vmap``, at any nesting level, hides an axis of one of the tensors."""
     return any(debug_unwrap(x).dim() != x.dim() for x in tensors)
 
 
 def nested(*tensors: Tensor) -> str | None:
-    """Why these kernels leave a call inside ``torch.func`` to others: they serve one level of grad or jvp."""
+    """Why a call inside ``torch.func`` is left to other kernels, or None: these serve a single level of grad or jvp."""
     if batched(*tensors):
         return "within torch.func.vmap"
     for x in tensors:
@@ -94,18 +94,18 @@ def nested(*tensors: Tensor) -> str | None:
 
 
 def upcast(x: Tensor) -> bool:
-    """Whether matrix products must be taken in float32: the interpreter multiplies the bit patterns of bfloat16."""
+    """Whether operands are converted to float32 first: the interpreter multiplies bfloat16 bit patterns as integers."""
     return interpreted() and x.dtype == torch.bfloat16
 
 
 def precision(x: Tensor) -> str:
-    """Triton's ``input_precision`` of matrix products of this type: exact float32 unless torch is told otherwise."""
+    """Triton's ``input_precision`` for this type: "ieee", or "tf32" for float32 where torch allows it."""
     relaxed = x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 and x.device.type == "cuda"
     return "tf32" if relaxed else "ieee"
 
 
 def on_its_device(launch: Callable[P, R]) -> Callable[P, R]:
-    """Launch on the GPU of the first argument, a tensor: Triton takes the current one, whatever its tensors say."""
+    """Launch on the GPU of the first argument, a tensor. Triton itself launches on the current device."""
     if torch.cuda.device_count() < 2:
         return launch
 

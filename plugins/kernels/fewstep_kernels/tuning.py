@@ -1,7 +1,7 @@
-"""The tile that a launch uses: measured once for each kind of call and GPU, and remembered on disk.
+"""Autotuning: the tile of a launch is measured once for each kind of call and GPU, and cached on disk.
 
-Bounded: at most CANDIDATES tiles are tried, each a few times. Off with FEWSTEP_AUTOTUNE=0 and under the interpreter,
-where the first tile is taken.
+At most CANDIDATES tiles are tried, a few times each. With FEWSTEP_AUTOTUNE=0, and under the interpreter, the first tile
+is used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WARM, ROUNDS = 2, 5
 
 @dataclass(frozen=True)
 class Tile:
-    """Block sizes and launch options of one variant of a kernel.
+    """Block sizes and launch options of one configuration of a kernel.
 
     Args:
         sizes: constexpr arguments by name, for example ``{"BLOCK_M": 128}``.
@@ -49,7 +49,7 @@ class Tile:
 
 
 def choose(kernel: str, key: tuple[Hashable, ...], tiles: Sequence[Tile], run: Callable[[Tile], None]) -> Tile:
-    """The tile to launch with: the fastest one measured for this key, or the first one where nothing is measured.
+    """The tile to launch with: the fastest measured for this key, or the first one where tiles are not measured.
 
     Args:
         kernel: name in the cache.
@@ -77,9 +77,9 @@ CHOSEN: dict[tuple[Hashable, ...], Tile] = {}
 
 
 def chosen(key: tuple[Hashable, ...], tiles: Sequence[Tile], run: Callable[[Tile], None]) -> Tile:
-    """:func:`choose`, asked once for each key, which is (kernel, device, what the choice may depend on ...).
+    """:func:`choose`, memoised by key = (kernel, device, what the choice may depend on ...).
 
-    A launch that is written for few function calls looks into ``CHOSEN`` itself.
+    Launches that must make few Python calls look into ``CHOSEN`` themselves.
     """
     if key not in CHOSEN:
         found = choose(str(key[0]), key[2:], tiles, run)
@@ -98,7 +98,7 @@ def measuring() -> bool:
 
 
 def _capturing() -> bool:
-    """Whether launches go into a CUDA graph, where they cannot be timed; a tile taken then is no lasting choice."""
+    """Whether a CUDA graph is being captured: launches cannot be timed then, and the tile used is not remembered."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
@@ -112,9 +112,9 @@ def _cache(index: int) -> Cache:
 
 
 def fastest(tiles: dict[str, Tile], run: Callable[[Tile], None]) -> str:
-    """The name of the tile with the least median time; one that cannot be compiled or launched is left out.
+    """The name of the tile with the smallest median time, among those that compile and launch.
 
-    Where none can, the first: its error shows itself in the launch.
+    If none does, the first tile: the launch proper then raises its error.
     """
     times: dict[str, float] = {}
     for name, tile in tiles.items():

@@ -1,1 +1,1 @@
-"""Compiling every shipped tile ahead of time, without a GPU, and reading what came out."""
+"""The ahead-of-time gate: compiles every shipped tile without a GPU, and inspects the result."""

@@ -1,4 +1,4 @@
-"""``python -m fewstep_kernels.aot``: compile every shipped tile without a GPU; write the table or compare with it."""
+"""``python -m fewstep_kernels.aot``: compile every shipped tile without a GPU; write the table, or compare with it."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def _one(job: tuple[str, str, int]) -> Measured | str:
     family, name, arch = job
     try:
         return measure(specimens((family,))[name], arch)
-    except Exception as error:  # whatever the compiler says belongs into the report
+    except Exception as error:  # whatever the compiler raises goes into the report
         first = str(error).strip().splitlines() or [""]
         return f"does not compile: {type(error).__name__}: {first[-1][:200]}"
 
 
 def compiled(arch: int, families: tuple[str, ...], processes: int) -> dict[str, Measured | str]:
-    """Every tile measured, or why it could not be."""
+    """What every tile compiles to, or why it does not compile."""
     jobs = [(family, name, arch) for family in families for name in specimens((family,))]
     with ProcessPoolExecutor(processes) as pool:
         return {job[1]: result for job, result in zip(jobs, pool.map(_one, jobs, chunksize=4), strict=True)}
 
 
 def check(arch: int, families: tuple[str, ...], processes: int, path: Path) -> list[str]:
-    """What is wrong or worse than in the table, a line each; tables of tiles that are no longer shipped included."""
+    """What is wrong, or worse than in the table, one line each; so are rows of tiles that are no longer shipped."""
     shipped, known, lines = specimens(families), read(path), []
     for name, found in compiled(arch, families, processes).items():
         bad = [found] if isinstance(found, str) else faults(found, shipped[name]) + worse(found, known.get(name))
@@ -54,8 +54,12 @@ def check(arch: int, families: tuple[str, ...], processes: int, path: Path) -> l
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fewstep_kernels.aot", description=__doc__)
-    parser.add_argument("--arch", default="90", help="compute capabilities, of 80, 90, 120 (default: 90)")
-    parser.add_argument("--family", choices=FAMILIES, action="append", help="only these (default: all)")
+    parser.add_argument(
+        "--arch", default="90", help="compute capabilities, comma-separated, of 80, 90, 120 (default: 90)"
+    )
+    parser.add_argument(
+        "--family", choices=FAMILIES, action="append", help="only this family of kernels; repeatable (default: all)"
+    )
     parser.add_argument("--check", action="store_true", help="compare with the table instead of writing it")
     parser.add_argument("--tables", type=Path, default=TABLES, help="folder of the tables")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -69,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arch: int, families: tuple[str, ...], options: argparse.Namespace) -> int:
-    """The number of complaints about one architecture, which are printed."""
+    """Print the complaints about one architecture; returns how many there are."""
     path = options.tables / f"sm{arch}.csv"
     if options.check:
         lines = check(arch, families, options.processes, path)

@@ -1,4 +1,4 @@
-"""Compile one specimen for one architecture, and read what came out with the tools that Triton brings along."""
+"""Compile one specimen for one architecture, and inspect the result with the tools that come with Triton."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from typing import Any
 
 from fewstep_kernels.aot.specimen import Specimen
 
-CAPS = {80: 166_912, 90: 232_448, 120: 101_376}  # bytes of shared memory that a block can have
+CAPS = {80: 166_912, 90: 232_448, 120: 101_376}  # largest shared memory per block, in bytes
 MATRIX = {80: "HMMA", 90: "HGMMA", 120: "HMMA"}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the compiler made of a specimen. Spills are instructions that touch local memory (LDL, STL)."""
+    """What a specimen compiles to.
+
+    Spills are instructions on local memory (LDL, STL), ``matrix`` tensor-core instructions, ``copies`` asynchronous
+    copies (LDGSTS); ``shared`` is in bytes.
+    """
 
     name: str
     arch: int
@@ -32,12 +36,12 @@ class Measured:
     triton: str
 
     def row(self) -> dict[str, Any]:
-        """For a table."""
+        """The fields as a row of the table."""
         return asdict(self)
 
 
 def measure(specimen: Specimen, arch: int) -> Measured:
-    """Compile and read.
+    """Compile and inspect.
 
     Raises:
         Exception: whatever Triton raises for a specimen that it cannot compile for this architecture.
@@ -92,9 +96,9 @@ def _read(cubin: bytes, tools: Path) -> tuple[str, str]:
 
 
 def faults(found: Measured, specimen: Specimen) -> list[str]:
-    """What a shipped tile must not do."""
+    """What is wrong with a shipped tile, whatever the table says."""
     wrong = []
-    # What a tile needs is promised for the architecture it was made for; elsewhere it must fit and compile.
+    # Tiles are tuned for sm_90 and keep their promises there; elsewhere they must compile and fit.
     if found.arch == 90 and "matrix" in specimen.needs and not found.matrix:
         wrong.append(f"no {MATRIX[found.arch]} instruction")
     if found.arch == 90 and "no-spill" in specimen.needs and found.spills:

@@ -10,11 +10,11 @@ from typing import Any
 from fewstep_kernels.aot.measure import Measured
 
 FIELDS = tuple(Measured.__dataclass_fields__)
-SLACK = 8  # registers: the compiler's own noise
+SLACK = 8  # registers that the compiler may vary by
 
 
 def write(path: Path, rows: Iterable[Measured]) -> None:
-    """One line a tile, in order of their names."""
+    """One line per tile, sorted by name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
@@ -31,7 +31,7 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def worse(new: Measured, old: dict[str, Any] | None) -> list[str]:
-    """In what a tile is worse than the table says; it must be there."""
+    """In which respects a tile is worse than its row of the table, which must exist."""
     if old is None:
         return ["not in the table (run without --check)"]
     found = []

@@ -1,7 +1,8 @@
-"""Kernels: gradients of attention, from the saved logarithm of the softmax's sum.
+"""Kernels: gradients of attention, from the saved log-sum-exp (lse) of the scores.
 
-With P = exp(S - lse), D = rowsum(dO O), dS = P (dO V' - D): dV = P' dO, dK = s dS' Q, dQ = s dS K
-(FlashAttention-2, arXiv 2307.08691, algorithm 2).
+With S = s Q K', P = exp(S - lse), D = rowsum(dO O), dS = P (dO V' - D): dV = P' dO, dK = s dS' Q, dQ = s dS K
+(FlashAttention-2, arXiv 2307.08691, algorithm 2). P is computed in base 2: exp2(scale2 Q K' - lse) with
+scale2 = s log2(e), and lse in base 2, as ``forward_jit`` saves it. Sums are in float32.
 """
 
 import triton
@@ -15,7 +16,7 @@ def delta_kernel(
     out, grad, delta, count, out_stride, out_head, grad_stride, grad_head, lse_stride,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """delta [H, T] = rowsum(out grad), both [T, H, HEAD]."""
+    """delta [H, T] = rowsum(out * grad), both [T, H, HEAD]. A program instance handles BLOCK_M rows of one head."""
     head = tl.program_id(1).to(tl.int64)
     start = tl.program_id(0) * BLOCK_M
     rows = start + tl.arange(0, BLOCK_M)
@@ -33,10 +34,10 @@ def delta_kernel(
 def fold_keys(dk, dv, dq, key, value, query, grad, lse, delta, at, rows, valid, present, dq_stride, scale, scale2,
               HEAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, ATOMIC: tl.constexpr,
               INDEXED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """One block of queries into the gradients of a block of keys; all products are transposed, keys first."""
+    """Adds one block of queries to the gradients of a block of keys. Scores are transposed: [keys, queries]."""
     scores = product(key, tl.trans(query), UPCAST, PRECISION)
     weights = tl.math.exp2(scores * scale2 - lse[None, :])
-    # Queries and keys beyond the sample's end were read as zeros, which is a score like any other.
+    # Queries and keys past the sample's end load as zeros, whose score 0 would count: their weight is masked.
     weights = tl.where(present[:, None] & valid[None, :], weights, 0.0)
     dv += product(weights, grad, UPCAST, PRECISION)
     moved = weights * (product(value, tl.trans(grad), UPCAST, PRECISION) - delta[None, :])
@@ -57,9 +58,10 @@ def keys_kernel(
     HEAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     ATOMIC: tl.constexpr, INDEXED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv [S, H, HEAD] of one tile of BLOCK_N keys; with ATOMIC also its part of dq (float32, from 0).
+    """dk and dv [S, H, HEAD]; with ATOMIC also dq (float32, zero-initialised, strides of dk), added up by atomics.
 
-    With more than one stretch of queries: [stretches, S, H, HEAD], the sums over each.
+    A program instance handles BLOCK_N keys of one head and loops over the queries of their sample, or over one of
+    ``stretches`` parts of them; then dk and dv are [stretches, S, H, HEAD], partial sums to be added afterwards.
     """
     tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     sample, first = tl.load(tiles + 2 * tile), tl.load(tiles + 2 * tile + 1)
@@ -105,7 +107,7 @@ def queries_kernel(
     HEAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     INDEXED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq [T, H, HEAD] of one tile of queries, summed in a fixed order: the deterministic way."""
+    """dq [T, H, HEAD]; a program instance sums BLOCK_M queries of one head over their keys, in a fixed order."""
     tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     sample, first = tl.load(tiles + 2 * tile), tl.load(tiles + 2 * tile + 1)
     q_start, q_end = tl.load(q_bounds + sample) + first, tl.load(q_bounds + sample + 1)
@@ -125,7 +127,7 @@ def queries_kernel(
     for at in range(k_start, k_end, BLOCK_N):
         present = tl.arange(0, BLOCK_N) < k_end - at
         others = rows_at(order, at, k_end - at, BLOCK_N, INDEXED)
-        # Keys beyond the end are zeros here, so that their weight does not matter as long as it is finite.
+        # Keys past the end load as zeros. Their weight exp2(0 - log) could overflow and make 0 * inf, hence -inf.
         key = load_rows(k, at, others, k_stride, present, HEAD, WIDTH, BLOCK_N, INDEXED, True)
         value = load_rows(v, at, others, v_stride, present, HEAD, WIDTH, BLOCK_N, INDEXED, True)
         scores = tl.where(present[None, :], product(query, tl.trans(key), UPCAST, PRECISION), float("-inf"))

@@ -1,8 +1,13 @@
 """Kernels: attention of one tile of queries to all keys of its sample, and the same with a tangent.
 
-Softmax runs in base 2 with a running maximum (FlashAttention-2, arXiv 2307.08691). With S = s q k', dS its tangent,
+Online softmax in base 2 with a running maximum m (FlashAttention-2, arXiv 2307.08691). With S = s Q K', dS its tangent,
 P = exp(S - m), H = P dS, l = rowsum P, r = rowsum H, the value is O = P V / l and its tangent
-dO = (P dV + H V) / l - (r / l) O: everything comes from one pass over the keys.
+dO = (P dV + H V) / l - (r / l) O: both come from a single pass over the keys. scale2 = s log2(e), so that
+exp(S - m) = exp2(scale2 Q K' - m log2(e)). Sums are in float32.
+
+Tensors are packed, [T, H, HEAD], given by the strides of rows and heads; channels are contiguous. ``tiles`` [N, 2] has
+each tile's sample and first row within it, ``q_bounds`` and ``k_bounds`` [B + 1] the row boundaries of the samples.
+With INDEXED, ``order`` maps positions to rows.
 """
 
 import triton
@@ -11,7 +16,7 @@ import triton.language as tl
 
 @triton.jit
 def rows_at(order, start, count, BLOCK: tl.constexpr, INDEXED: tl.constexpr):
-    """int32 rows of the tensor at places start .. start + BLOCK; row 0 stands for those from ``count`` on."""
+    """int32 [BLOCK] rows at positions start, start + 1, ...; with INDEXED row 0 for positions from start + count on."""
     place = start + tl.arange(0, BLOCK)
     if INDEXED:
         place = tl.load(order + place, mask=tl.arange(0, BLOCK) < count, other=0)
@@ -20,21 +25,21 @@ def rows_at(order, start, count, BLOCK: tl.constexpr, INDEXED: tl.constexpr):
 
 @triton.jit
 def addresses(base, start, rows, stride, BLOCK: tl.constexpr, WIDTH: tl.constexpr, INDEXED: tl.constexpr):
-    """[BLOCK, WIDTH] addresses of the rows' channels; in 64 bits only where it must be."""
+    """[BLOCK, WIDTH] addresses of the rows' channels, with 64-bit arithmetic only where needed."""
     d = tl.arange(0, WIDTH)
     if INDEXED:
         return base + rows[:, None].to(tl.int64) * stride + d[None, :]
-    # One scalar moves along a loop over blocks, and the offsets within a block stay what they are. A stride of 1 is a
-    # constant of the kernel, which has no ``to``.
+    # A loop over blocks advances only a scalar; the offsets within a block are loop-invariant. tl.cast, since Triton
+    # makes a stride of 1 a constant, which has no ``to``.
     return base + start * tl.cast(stride, tl.int64) + (tl.arange(0, BLOCK)[:, None] * stride + d[None, :])
 
 
 @triton.jit
 def load_rows(base, start, rows, stride, valid, HEAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
               INDEXED: tl.constexpr, MASKED: tl.constexpr, AGAIN: tl.constexpr = False):  # fmt: skip
-    """[BLOCK, WIDTH] with the first HEAD channels of valid rows, zeros elsewhere.
+    """[BLOCK, WIDTH] with the first HEAD channels of valid rows, zeros elsewhere; without MASKED all rows are valid.
 
-    AGAIN: in each round of a loop. The compiler moves a load that is the same each time out of it, but no volatile one.
+    AGAIN reloads in every iteration of a loop: the compiler hoists a loop-invariant load, but not a volatile one.
     """
     d = tl.arange(0, WIDTH)
     at = addresses(base, start, rows, stride, BLOCK, WIDTH, INDEXED)
@@ -48,7 +53,7 @@ def load_rows(base, start, rows, stride, valid, HEAD: tl.constexpr, WIDTH: tl.co
 @triton.jit
 def store_rows(base, start, rows, stride, valid, x, HEAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
                INDEXED: tl.constexpr):  # fmt: skip
-    """The inverse of ``load_rows``, rounded to the type of the memory."""
+    """The inverse of ``load_rows``: stores valid rows, rounded to the tensor's type."""
     d = tl.arange(0, WIDTH)
     at = addresses(base, start, rows, stride, BLOCK, WIDTH, INDEXED)
     tl.store(at, x.to(base.dtype.element_ty), mask=valid[:, None] & (d[None, :] < HEAD))
@@ -56,7 +61,7 @@ def store_rows(base, start, rows, stride, valid, x, HEAD: tl.constexpr, WIDTH: t
 
 @triton.jit
 def product(a, b, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
-    """a b in float32; ``a`` is rounded to the type of ``b`` first."""
+    """a @ b, accumulated in float32; ``a`` is rounded to the type of ``b`` first."""
     if UPCAST:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision=PRECISION)
     return tl.dot(a.to(b.dtype), b, input_precision=PRECISION)
@@ -65,7 +70,7 @@ def product(a, b, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
 @triton.jit
 def fold(acc, total, top, q, k, v, left, scale2, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, UPCAST: tl.constexpr,
          PRECISION: tl.constexpr):  # fmt: skip
-    """One block of keys: the running sum of weighted values, of weights, and the running maximum."""
+    """Folds one block of keys into the running sums of weighted values and of weights, and the running maximum."""
     scores = product(q, tl.trans(k), UPCAST, PRECISION)
     if MASKED:
         scores = tl.where(tl.arange(0, BLOCK_N)[None, :] < left, scores, float("-inf"))
@@ -84,10 +89,11 @@ def forward_kernel(
     HEAD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     INDEXED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
-    """out [T, H, HEAD] and lse [H, T], the base-2 logarithm of the sum of weights.
+    """out [T, H, HEAD] and float32 lse [H, T] = log2(sum over keys of exp(S)), both 0 for samples without keys.
 
-    Part 0 of the keys are whole blocks, read without masks, part 1 is the rest; with FIRST = 1 all keys are in part 1,
-    which is half of the code: without tensor cores, the other half costs registers and gains nothing.
+    A program instance handles BLOCK_M queries of one head. Part 0 of the keys is whole blocks, loaded without masks;
+    part 1 is the remainder. With FIRST = 1 all keys are in part 1, which halves the code: without tensor cores, the
+    unmasked loop costs registers and gains nothing.
     """
     tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     sample, first = tl.load(tiles + 2 * tile), tl.load(tiles + 2 * tile + 1)
@@ -104,7 +110,7 @@ def forward_kernel(
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     whole = k_end - (k_end - k_start) % BLOCK_N
     for part in tl.static_range(FIRST, 2):
-        # The rest after whole blocks is one block at most: nothing to pipeline.
+        # The remainder is at most one block: nothing to pipeline.
         begin, end = k_start if part == FIRST else whole, k_end if part == 1 else whole
         for at in tl.range(begin, end, BLOCK_N, num_stages=1 if part > FIRST else None):
             left = k_end - at
@@ -129,7 +135,7 @@ def forward_kernel(
 def fold_tangent(acc, tacc, total, ttotal, top, q, tq, k, tk, v, tv, left, scale2, scale, BLOCK_N: tl.constexpr,
                  MASKED: tl.constexpr, HAS_Q: tl.constexpr, HAS_K: tl.constexpr, HAS_V: tl.constexpr,
                  UPCAST: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """``fold`` for value and tangent; at least one of HAS_Q, HAS_K, HAS_V."""
+    """``fold`` for value and tangent; at least one of HAS_Q, HAS_K, HAS_V is set."""
     kt = tl.trans(k)
     scores = product(q, kt, UPCAST, PRECISION)
     if MASKED:
@@ -164,9 +170,10 @@ def tangent_kernel(
     HAS_Q: tl.constexpr, HAS_K: tl.constexpr, HAS_V: tl.constexpr,
     INDEXED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr, FIRST: tl.constexpr, AGAIN: tl.constexpr,
 ):  # fmt: skip
-    """``forward_kernel`` and, in the same pass, the tangent tout [T, H, HEAD]. Absent tangents may point anywhere.
+    """``forward_kernel`` and, in the same pass, the tangent tout [T, H, HEAD], with the strides of out. The pointer of
+    an absent tangent is not read.
 
-    With AGAIN the queries are read in each round: kept, those of wide heads would fill the registers.
+    With AGAIN the queries are reloaded for every block of keys: those of wide heads would not fit into the registers.
     """
     tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     sample, first = tl.load(tiles + 2 * tile), tl.load(tiles + 2 * tile + 1)
@@ -190,7 +197,7 @@ def tangent_kernel(
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     whole = k_end - (k_end - k_start) % BLOCK_N
     for part in tl.static_range(FIRST, 2):
-        # The rest after whole blocks is one block at most: nothing to pipeline.
+        # The remainder is at most one block: nothing to pipeline.
         begin, end = k_start if part == FIRST else whole, k_end if part == 1 else whole
         for at in tl.range(begin, end, BLOCK_N, num_stages=1 if part > FIRST else None):
             left = k_end - at

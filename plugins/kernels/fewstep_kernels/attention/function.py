@@ -1,4 +1,4 @@
-"""Attention as differentiable functions: reverse mode, forward mode, and value and tangent in one launch."""
+"""Attention as autograd functions: reverse mode, forward mode, and value and tangent in one launch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Tangents = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class Attention(torch.autograd.Function):
-    """(q, k, v) [T, H, D] to the attention [T, H, D] and the logarithm of its softmax's sum [H, T]."""
+    """(q, k, v) [T, H, D] to the attention [T, H, D] and the base-2 log-sum-exp of its scores [H, T]."""
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, seq: Sequences) -> tuple[Tensor, Tensor]:
@@ -45,10 +45,10 @@ class Attention(torch.autograd.Function):
 
 
 class ValueAndTangent(torch.autograd.Function):
-    """(q, k, v, tq, tk, tv) to the attention, its tangent and the logarithm. A tangent may be None, not all three.
+    """(q, k, v, tq, tk, tv) to the attention, its tangent and the log-sum-exp. Some tangents may be None, but not all.
 
-    The value's gradient comes from the backward kernels. A gradient that arrives at the tangent (a second derivative)
-    is worked out in plain torch: right, and as slow and as large as explicit attention.
+    The value's gradient comes from the backward kernels. A gradient with respect to the tangent (a second derivative)
+    is computed in plain torch, with the time and memory of explicit attention.
     """
 
     @staticmethod
@@ -77,7 +77,7 @@ class ValueAndTangent(torch.autograd.Function):
 
 
 def _gradients(saved: tuple[Tensor, ...], grad: Tensor, seq: Sequences) -> tuple[Tensor, ...]:
-    """By the kernels; where this gradient is itself to be differentiated, by plain torch."""
+    """Gradients by the kernels, or in plain torch if they are to be differentiated again."""
     q, k, v, out, lse = saved
     if torch.is_grad_enabled() or carries_tangent(q, k, v, grad):
         return attention_gradients((q, k, v), grad, seq)
@@ -91,10 +91,10 @@ def _pushed(q: Tensor, k: Tensor, v: Tensor, tangents: Tangents, seq: Sequences)
 
 
 def differentiable(q: Tensor, k: Tensor, v: Tensor, seq: Sequences) -> Tensor:
-    """Attention [T, H, D] by the kernels, with a gradient and, where an input carries one, its tangent.
+    """Attention [T, H, D] by the kernels, differentiable, and with a tangent where an input carries one.
 
-    Tangents are taken off their tensors here: a Function's ``forward`` does not see them, and its ``jvp`` would have to
-    make the value anew.
+    Dual tensors are unpacked here: a Function's ``forward`` does not see tangents, and its ``jvp`` would have to
+    compute the value a second time.
     """
     if not carries_tangent(q, k, v):
         out: tuple[Tensor, Tensor] = Attention.apply(q, k, v, seq)  # type: ignore[no-untyped-call]

@@ -16,7 +16,7 @@ from fewstep_kernels.attention.windows import sequences
 from fewstep_kernels.support import nested, reason
 
 WIDEST = 128  # channels of a head
-FEW, LONG = 16, 2048  # samples at most, rows of a sample on average at least: from there on SDPA sample by sample pays
+FEW, LONG = 16, 2048  # most samples, and least mean rows per sample, for which SDPA sample by sample pays
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Sequences], Tensor]
@@ -29,7 +29,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, seq: Sequences) -> Tensor:
 
 
 def _values(q: Tensor, k: Tensor, v: Tensor, seq: Sequences) -> Tensor:
-    """Without autograd."""
+    """The values, without autograd."""
     from fewstep_kernels.attention.launch import forward
 
     return forward(q, k, v, seq)[0]
@@ -57,20 +57,20 @@ def dense(q: Tensor, k: Tensor, v: Tensor, attend: Attend = _attend) -> Tensor:
 
 
 def by_sample(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: Packed) -> Tensor:
-    """torch's fused attention, one call a sample. cuDNN's backward pass is twice as fast as the one in Triton."""
+    """torch's fused attention, one call per sample. cuDNN's backward pass is twice as fast as ours in Triton."""
     parts = (q.split(q_layout.lengths_list), k.split(k_layout.lengths_list), v.split(k_layout.lengths_list))
     return torch.cat([sdpa_attention(*(x[None] for x in sample))[0] for sample in zip(*parts, strict=True)])
 
 
 def few_and_long(q_layout: Packed, k_layout: Packed) -> str | None:
-    """Why a call for each sample is no gain; None where it is one."""
+    """Why one call per sample does not pay; None where it does."""
     if q_layout.batch_size > FEW or q_layout.rows < LONG * q_layout.batch_size:
         return f"more than {FEW} samples, or fewer than {LONG} rows a sample"
     return "a sample is empty" if 0 in (*q_layout.lengths_list, *k_layout.lengths_list) else None
 
 
 def check_by_sample(q: Tensor, k: Tensor, v: Tensor, q_layout: Packed, k_layout: Packed) -> str | None:
-    """Where the kernel in Triton serves the forward pass, and samples are few and long."""
+    """None where samples are few and long, and the Triton kernel can serve the forward pass; else why not."""
     return check(q, k, v) or few_and_long(q_layout, k_layout)
 
 
@@ -86,7 +86,7 @@ def check(q: Tensor, k: Tensor, v: Tensor, *_: object) -> str | None:
 
 
 def guard(q: Tensor, k: Tensor, v: Tensor, *_: object) -> str | None:
-    """Which transforms of ``torch.func`` it leaves to others."""
+    """Why a call under a ``torch.func`` transform is left to other kernels; None where it is not."""
     return nested(q, k, v)
 
 
@@ -94,12 +94,12 @@ def _kernel(name: str, op: str, run: Callable[..., Tensor], priority: int) -> Ke
     return Kernel(name, op, run, ALL, priority, "triton", check, guard, partial(run, attend=_values))
 
 
-# For gradients; values alone are fastest in Triton.
+# Serves gradients; for values alone Triton is fastest (``direct``).
 BY_SAMPLE = Kernel(
     "sdpa-by-sample", "varlen_attention", by_sample, NO_TANGENT, 25, "torch", check_by_sample,
     direct=partial(varlen, attend=_values),
 )  # fmt: skip
 VARLEN = _kernel("triton-varlen", "varlen_attention", varlen, 20)
 WINDOWED = _kernel("triton-windowed", "windowed_attention", windowed, 20)
-# Behind torch's fused attention, which is faster at equal lengths; this one has tangents.
+# Below torch's fused attention, which is faster at equal lengths but has no tangents.
 DENSE = _kernel("triton-dense", "attention", dense, 5)

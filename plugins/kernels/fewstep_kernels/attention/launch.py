@@ -1,4 +1,4 @@
-"""From tensors to launches. Everything here runs on plain tensors: no tangents, no graph."""
+"""Launches of the attention kernels, on plain tensors: no tangents, no graph."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 
 
 def packed(x: Tensor) -> Tensor:
-    """``x`` itself where the channels of a head lie side by side, as in slices of a fused projection; else a copy."""
+    """``x`` itself if the channels of a head are contiguous, as in slices of a fused projection; else a copy."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _steps(*tensors: Tensor) -> list[int]:
-    """Strides of rows and of heads, tensor by tensor."""
+    """The strides of rows and of heads of each tensor."""
     return [x.stride(i) for x in tensors for i in (0, 1)]
 
 
 def _layout(q: Tensor, seq: Sequences, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tiles, boundaries of queries and of keys, and the order of rows (anything where there is none)."""
+    """Tiles, boundaries of queries and of keys, and the order of rows (a placeholder where there is none)."""
     order = seq.order32
     return rows, bounds(seq.q), bounds(seq.k), rows if order is None else order
 
@@ -45,7 +45,7 @@ def _chosen(kind: str, q: Tensor, seq: Sequences, run: Any, among: Sequence[Tile
 
 @on_its_device
 def forward(q: Tensor, k: Tensor, v: Tensor, seq: Sequences) -> tuple[Tensor, Tensor]:
-    """Attention and the base-2 logarithm of its softmax's sum: [T, H, D] and float32 [H, T]."""
+    """Attention [T, H, D], and the base-2 log-sum-exp of its scores, float32 [H, T]."""
     q, k, v = (packed(x) for x in (q, k, v))
     out, lse = torch.empty(q.shape, dtype=q.dtype, device=q.device), _rows(q)
 
@@ -65,7 +65,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, seq: Sequences) -> tuple[Tensor, Te
 def tangent(
     q: Tensor, k: Tensor, v: Tensor, tq: Tensor | None, tk: Tensor | None, tv: Tensor | None, seq: Sequences
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention, its tangent (both [T, H, D]) and the logarithm as of :func:`forward`, in one launch."""
+    """Attention and its tangent, both [T, H, D], and the log-sum-exp as of :func:`forward`, in one launch."""
     q, k, v = (packed(x) for x in (q, k, v))
     pushed = [x if t is None else packed(t) for x, t in ((q, tq), (k, tk), (v, tv))]
     out, lse = torch.empty(q.shape, dtype=q.dtype, device=q.device), _rows(q)
@@ -94,8 +94,8 @@ def backward(
     Args:
         out, lse: of :func:`forward` for the same inputs.
         grad: of ``out``.
-        deterministic: the same bits at each call; else the gradient of q may be added up atomically, which saves two of
-            seven matrix products, where that was measured to be faster.
+        deterministic: bitwise reproducible. Otherwise the gradient of q may be summed by atomics, which saves two of
+            seven matrix products, where autotuning found that faster.
     """
     q, k, v, grad = (packed(x) for x in (q, k, v, grad))
     if not q.numel():
@@ -119,14 +119,14 @@ def _separate(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, lse: Tensor, inner:
 
 
 def _atomic(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, lse: Tensor, inner: Tensor, seq: Sequences) -> Gradients:
-    """One kernel, which adds to dq atomically: five matrix products."""
+    """One kernel, which sums dq by atomics: five matrix products."""
     total = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
     dk, dv = _keys("keys-atomic", q, k, v, grad, lse, inner, total, seq)
     return total.to(q.dtype), dk, dv
 
 
 def _inner(out: Tensor, grad: Tensor, seq: Sequences) -> Tensor:
-    """float32 [H, T] rowsum(out grad)."""
+    """float32 [H, T] rowsum(out * grad)."""
     inner = _rows(out)
     grid = (-(-len(out) // DELTA.sizes["BLOCK_M"]), out.shape[1])
     backward_jit.delta_kernel[grid](
@@ -170,7 +170,7 @@ def _keys(
 
     if not k.numel():
         return torch.empty_like(k), torch.empty_like(v)
-    # Trials add to a scratch tensor: the real sum must be made once.
+    # Autotuning adds to a scratch tensor, so that dq is summed only once.
     launch(_chosen(kind, q, seq, lambda tile: launch(tile, torch.empty_like(dq))), dq)
     dk, dv = found
     return dk, dv

@@ -1,4 +1,4 @@
-"""Derivatives of attention in plain torch, for what the kernels leave out: derivatives of derivatives."""
+"""Derivatives of attention in plain torch, for what the kernels do not provide: higher derivatives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Maybe = Tensor | None
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, seq: Sequences) -> Tensor:
-    """What the kernels compute, by the oracle."""
+    """The same as the kernels, by the reference implementation."""
     if seq.order is None:
         return reference_varlen(q, k, v, seq.q, seq.k)
     out = reference_varlen(q[seq.order], k[seq.order], v[seq.order], seq.q, seq.k)

@@ -1,4 +1,4 @@
-"""Which rows attend to which, as the kernels read it: 32-bit boundaries, tiles and, for windows, an order of rows."""
+"""Which rows attend to which, as the kernels read it: int32 boundaries, tiles and, for windows, an order of rows."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from fewstep.core.layout import Packed
 
 SHORT = 256  # sequences up to this length are served by small tiles
-MOST, LEAST = 8, 8  # stretches that queries are cut into, and blocks of each
-GAIN = 1.2  # of the time of a launch, from which on cutting pays for the sum that it needs
-MULTIPROCESSORS, WARPS = 132, 8  # of an H100; that fit into one of them, with the registers that a backward pass takes
+MOST, LEAST = 8, 8  # most stretches that queries are cut into, and least blocks in each
+GAIN = 1.2  # least speed-up of a launch for which cutting pays for the extra sum over stretches
+MULTIPROCESSORS, WARPS = 132, 8  # multiprocessors of an H100; warps per multiprocessor at a backward pass's registers
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +24,8 @@ class Sequences:
     Args:
         q: layout of the queries.
         k: layout of the keys.
-        order: for windows: the row that lies at each place of the layouts, so that nothing is copied into window
-            order; None where rows lie as the layouts say.
+        order: for windows, the row at each position of the layouts, so that nothing is copied into window order; None
+            where rows are stored in the order of the layouts.
     """
 
     q: Packed
@@ -34,7 +34,7 @@ class Sequences:
 
     @property
     def order32(self) -> Tensor | None:
-        """``order`` in 32 bits."""
+        """``order`` as int32."""
         order = self.order
         return None if order is None else self.q.once("order32", lambda: order.to(torch.int32))
 
@@ -44,12 +44,12 @@ class Sequences:
         return self.q.once("longest", lambda: max(self.q.lengths_list))
 
     def know(self, order32: Tensor) -> None:
-        """Keep an ``order`` in 32 bits that is there already."""
+        """Cache an int32 ``order`` that already exists."""
         self.q.once("order32", lambda: order32)
 
     @property
     def short(self) -> bool:
-        """Whether small tiles fit better: a bucket of lengths, the only thing about them that tuning may see."""
+        """Whether small tiles suit better. Of all lengths, autotuning may depend only on this bucket."""
         return self.q.once("short", lambda: max(self.q.lengths_list + self.k.lengths_list) <= SHORT, beside=self.k)
 
 
@@ -61,7 +61,7 @@ def bounds(layout: Packed) -> Tensor:
 def tiles(rows: Packed, others: Packed, block: int) -> Tensor:
     """int32 [N, 2]: (sample, first row within it) of each tile of ``block`` rows; those with most work come first.
 
-    ``others`` are the rows that a tile loops over. Made on the host from the lengths that it knows, once a layout.
+    ``others`` are the rows that a tile loops over. Computed on the host from known lengths, once per layout.
     """
     return rows.once(("tiles", block), lambda: _tiles(rows, others, block), beside=others)
 
@@ -71,7 +71,7 @@ def _tiles(rows: Packed, others: Packed, block: int) -> Tensor:
     counts = -(-lengths // block)
     sample = np.repeat(np.arange(len(lengths)), counts)
     first = np.arange(len(sample)) - np.repeat(counts.cumsum() - counts, counts)
-    # Long ones first: started last, one of them would keep the whole GPU waiting at the end.
+    # Long ones first: a long tile started last would run alone at the end.
     heavy = np.argsort(-work[sample], kind="stable")
     found = np.stack([sample, first * block], 1)[heavy].astype(np.int32)
     return torch.from_numpy(found).to(rows.cu_seqlens.device)
@@ -79,21 +79,21 @@ def _tiles(rows: Packed, others: Packed, block: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def slots(device: torch.device, warps: int) -> int:
-    """Programs of so many warps that run at the same time."""
+    """How many program instances with this many warps run concurrently."""
     count = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else MULTIPROCESSORS
     return count * max(1, WARPS // warps)
 
 
 @lru_cache(maxsize=256)
 def stretches(programs: int, places: int, blocks: int) -> int:
-    """Into how many stretches the queries are cut, so that few keys fill a GPU as well as many do.
+    """Into how many stretches the queries are cut, so that few keys fill a GPU too (against wave quantisation).
 
-    176 programs on 132 places take as long as 264; in three stretches they are 528, which fill the places four times.
+    176 programs on 132 slots take two waves, as long as 264; in three stretches they are 528, exactly four waves.
 
     Args:
-        programs: without cutting.
-        places: programs that run at the same time.
-        blocks: of queries that a program loops over.
+        programs: program instances without cutting.
+        places: program instances that run concurrently.
+        blocks: blocks of queries that a program instance loops over.
     """
     times = {n: -(-programs * n // places) / n for n in range(1, MOST + 1) if n == 1 or blocks >= LEAST * n}
     best = min(times, key=lambda n: (times[n], n))
@@ -102,6 +102,6 @@ def stretches(programs: int, places: int, blocks: int) -> int:
 
 @lru_cache(maxsize=64)
 def uniform(batch: int, length: int, device: torch.device) -> Packed:
-    """The layout of a dense batch [batch, length, ...] whose first two axes are joined."""
+    """The layout of a dense batch [batch, length, ...] with its first two axes flattened."""
     with torch.inference_mode(False):
         return Packed.of_lengths([length] * batch, device=device)

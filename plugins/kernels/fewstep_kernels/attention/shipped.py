@@ -1,4 +1,4 @@
-"""What the ahead-of-time gate compiles of attention: every tile of ``tiles.py``, at every head width it serves."""
+"""The attention kernels that the ahead-of-time gate compiles: every tile of ``tiles.py``, at all its head widths."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NO_SPILL = ("forward", "tangent")
 
 
 def _signature(kind: str, names: list[str], element: str) -> dict[str, str]:
-    """Triton types by name; what is neither a known pointer nor a scale is a stride."""
+    """Triton types by argument name."""
     given = {**dict.fromkeys(FLOAT32, "*fp32"), **dict.fromkeys(INT32, "*i32"), "count": "i32"}
     given |= {"scale": "fp32", "scale2": "fp32"}
     if kind == "keys-atomic":
@@ -85,7 +85,7 @@ def _rows(kind: str) -> Iterator[Specimen]:
 
 
 def _delta(dtype: torch.dtype, head: int) -> Specimen:
-    """Of what all backward kernels read."""
+    """The kernel of rowsum(out * grad), which all backward kernels read."""
     signature = _signature("delta", backward_jit.delta_kernel.arg_names, TYPES[dtype])
     return Specimen(
         name=f"attention-delta/{TYPES[dtype]}/{head}/{DELTA.name}",
@@ -99,7 +99,7 @@ def _delta(dtype: torch.dtype, head: int) -> Specimen:
 
 
 def _windows() -> list[Specimen]:
-    """Of the kernels that sort voxels into windows of 8^3, on int32 coordinates."""
+    """The kernels that sort voxels into windows, on int32 coordinates."""
     voxels = {"coords": "*i32", "index": "*i64", "window": "*i32"}
     order = {"window": "*i32", "order": "*i64", "inverse": "*i64", "order32": "*i32", "begins": "*i8"}
     return [
@@ -109,6 +109,6 @@ def _windows() -> list[Specimen]:
 
 
 def specimens() -> list[Specimen]:
-    """Every shipped tile: half precision at all head widths, windows, float32 exact and as tf32."""
+    """Every shipped tile: half precision at all head widths, windows, exact float32 and tf32."""
     deltas = [_delta(dtype, head) for dtype in TYPES for head in (64, 128)]
     return [*deltas, *_windows(), *(specimen for kind in KINDS for specimen in _rows(kind))]

@@ -1,4 +1,4 @@
-"""The tiles that are shipped, each compiled ahead of time by the gate; the first of a list is the default."""
+"""The shipped tiles, each compiled by the ahead-of-time gate; the first of a list is the default."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def tile(m: int, n: int, warps: int, stages: int) -> Tile:
     return Tile({"BLOCK_M": m, "BLOCK_N": n}, warps, stages)
 
 
-# Rows of the one kernel that multiplies nothing, before the backward ones.
+# The kernel of rowsum(out * grad), which runs before the backward kernels.
 DELTA = Tile({"BLOCK_M": 64}, warps=4, stages=2)
-# Ways of a backward pass, chosen like tiles: one kernel with an atomic sum, or two kernels.
+# Two variants of the backward pass, autotuned like tiles: one kernel with an atomic sum, or two kernels.
 ATOMIC, SEPARATE = Tile({"ATOMIC": 1}), Tile({"ATOMIC": 0})
 WAYS = (ATOMIC, SEPARATE)
-# By kind: up to 64 channels a head, then up to 128. Half precision, on tensor cores.
+# By kind: for heads of up to 64 channels, then of up to 128. Half precision, on tensor cores.
 HALF = {
     "forward": (
         [tile(128, 64, 4, 3), tile(128, 128, 8, 2), tile(128, 64, 8, 3), tile(64, 64, 4, 3)],
@@ -40,7 +40,7 @@ SHORT = {
     "keys-atomic": ([tile(64, 64, 4, 2), tile(32, 64, 4, 2)], [tile(32, 64, 8, 2)]),
     "queries": ([tile(64, 64, 4, 2), tile(64, 32, 4, 2)], [tile(64, 32, 4, 2)]),
 }
-# float32 without tensor cores: every thread keeps whole rows of both operands, so tiles are small.
+# Exact float32, without tensor cores: every thread holds whole rows of both operands, so tiles are small.
 SINGLE = {
     "forward": ([tile(64, 32, 8, 2)], [tile(32, 32, 8, 2)]),
     "tangent": ([tile(16, 16, 8, 2)], [tile(16, 16, 8, 2)]),
@@ -48,7 +48,7 @@ SINGLE = {
     "keys-atomic": ([tile(32, 32, 8, 2)], [tile(16, 16, 8, 2)]),
     "queries": ([tile(32, 32, 8, 2)], [tile(32, 16, 8, 2)]),
 }
-# float32 rounded to tf32, where torch is allowed to.
+# float32 products in tf32, where torch allows it.
 RELAXED = {
     "forward": ([tile(64, 32, 4, 2)], [tile(64, 16, 4, 2)]),
     "tangent": ([tile(64, 32, 4, 2)], [tile(128, 16, 8, 2)]),
@@ -59,7 +59,7 @@ RELAXED = {
 
 
 def variant(kind: str, dtype: torch.dtype, head: int, exact: bool) -> dict[str, Any]:
-    """Constants of a kernel that follow from type and width: what keeps it within the registers.
+    """Constants of a kernel that depend on type and head width, and keep it from spilling registers.
 
     Args:
         kind, dtype, head, exact: as of :func:`candidates`.

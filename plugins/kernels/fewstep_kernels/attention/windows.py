@@ -1,4 +1,4 @@
-"""Windows of voxels in two launches and a sort, in place of the twenty that torch's own ops take."""
+"""Windows of voxels by two kernels and a sort, in place of the twenty launches of torch's own ops."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fewstep_kernels.attention.schedule import Sequences
 from fewstep_kernels.cells import BLOCK, cell_arguments, programs
 from fewstep_kernels.support import on_its_device
 
-LARGEST = 2**31  # cells that are numbered in 32 bits, which are sorted in half the time
+LARGEST = 2**31  # below this many cells their numbers fit 32 bits, which sort in half the time
 
 
 def sequences(layout: Packed, size: int, shift: int) -> Sequences:
-    """The windows as queries and keys, kept with the layout."""
+    """The windows as queries and keys, cached on the layout."""
     found = windows(layout, size, shift, _built)
     return Sequences(found.layout, found.layout, found.order)
 
@@ -26,7 +26,7 @@ def sequences(layout: Packed, size: int, shift: int) -> Sequences:
 def _built(layout: Packed, size: int, shift: int) -> Windows:
     with torch.no_grad():
         addressable = plain((layout.cu_seqlens,), addresses=True)
-    # Inside a torch.func transform new tensors have no memory that a kernel could be given.
+    # Inside a torch.func transform new tensors may have no memory that a kernel could write to.
     if not layout.rows or not addressable:
         return plain_windows(layout, size, shift)
     return _launched(layout.cu_seqlens, layout, size, shift)

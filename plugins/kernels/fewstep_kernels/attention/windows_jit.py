@@ -1,4 +1,7 @@
-"""Kernels: rows to windows. Before the sort the number of each row's window, after it where windows begin."""
+"""Kernels that sort rows into windows: each row's window number before the sort, the window boundaries after it.
+
+A program instance handles BLOCK rows.
+"""
 
 import triton
 import triton.language as tl
@@ -22,7 +25,8 @@ def window_kernel(
 
 @triton.jit(do_not_specialize=["rows"])
 def begins_kernel(window, order, inverse, order32, begins, rows, BLOCK: tl.constexpr):
-    """Of sorted windows: begins [rows + 1] is 1 at the first row of each, and at the end; the inverse of the order."""
+    """From the sorted window numbers: begins [rows + 1], 1 at the first row of each window and at the end; the order as
+    int32; and its inverse."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = place < rows
     here = tl.load(window + place, mask=live, other=0)

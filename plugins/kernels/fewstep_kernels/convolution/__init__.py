@@ -1,1 +1,1 @@
-"""Submanifold convolution in Triton as an implicit matrix product."""
+"""Submanifold convolution in Triton as implicit GEMM."""

@@ -1,7 +1,8 @@
-"""Kernels: submanifold convolution as an implicit matrix product, and the gradient of its weights.
+"""Kernels: submanifold convolution as implicit GEMM, and the gradient of its weights.
 
-Voxels are sorted by which neighbours they have, so that those of a tile share most of their offsets and the others are
-skipped (the idea of FlexGEMM and TorchSparse++); rows are gathered straight into the product.
+Voxels are sorted by which neighbours exist, so that the voxels of a tile share most of their offsets and a tile skips
+the offsets that none of them has (as FlexGEMM and TorchSparse++ do). Rows are gathered inside the kernel, directly into
+the matrix product. Sums are in float32. Channels are contiguous in x, grad and out.
 """
 
 import triton
@@ -10,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def product(a, b, acc, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
-    """acc + a b in float32."""
+    """acc + a @ b, accumulated in float32."""
     if UPCAST:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision=PRECISION)
     return tl.dot(a, b, acc, input_precision=PRECISION)
@@ -23,17 +24,18 @@ def conv_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out [T, Co] of x [T, Ci] and w [K, Ci, Co].
+    """out [T, Co] of x [T, Ci] and w [K, Ci, Co]: out[row] = sum over offsets k of x[neighbour of row at k] @ w[k].
 
-    Tile i has the rows order[i BLOCK_M ...] and counts[i] offsets, offsets[i, :]; near[i, j, :] are its rows'
-    neighbours at the j-th of them, -1 where there is none.
+    A program instance computes BLOCK_M rows by BLOCK_N output channels. Tile i holds the rows order[i BLOCK_M + ...]
+    and has counts[i] offsets, listed in offsets[i, :]; near[i, j, :] are its rows' neighbours at the j-th of these, -1
+    for none. See ``plan.Tiles``.
     """
     tile, columns = tl.program_id(0), tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     place = tl.arange(0, BLOCK_M)
     valid = tile * BLOCK_M + place < rows
     steps = tl.cdiv(ci, BLOCK_K)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    # One loop over offsets and channels, so that loading runs ahead from one offset into the next.
+    # A single loop over offsets and channels, so that prefetching carries over from one offset to the next.
     for i in range(0, tl.load(counts + tile) * steps):
         slot = tile * volume + i // steps
         source = tl.load(near + slot * BLOCK_M + place)
@@ -63,9 +65,11 @@ def outer_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out [splits, K, Ci, Co]: part of the sum over pairs of x[source]' grad[target], offset by offset.
+    """out [splits, K, Ci, Co]: partial sums over pairs of the outer product x[source]' grad[target], for each offset.
 
-    sources and targets [K, T] begin with counts[k] pairs. Each split adds its own stretch of them, in order.
+    A program instance computes BLOCK_M input by BLOCK_N output channels of one offset, over one of ``splits`` stretches
+    of its pairs, in a fixed order. The first counts[k] entries of sources[k] and targets[k] ([K, T]) are the pairs of
+    offset k. See ``plan.Pairs``.
     """
     wide = tl.cdiv(co, BLOCK_N)
     rows_of = (tl.program_id(0) // wide) * BLOCK_M + tl.arange(0, BLOCK_M)

@@ -11,9 +11,9 @@ from fewstep_kernels.support import nested, reason
 
 
 def submanifold(x: Tensor, weight: Tensor, layout: Packed) -> Tensor:
-    """Implicit matrix product over sorted voxels: [T, Co], see ``fewstep_shapes3d.sparse.submanifold_conv``.
+    """Implicit GEMM over sorted voxels: [T, Co], see ``fewstep_shapes3d.sparse.submanifold_conv``.
 
-    Every derivative is made of the same two products, derivatives of derivatives too.
+    Derivatives of any order use the same two bilinear products.
     """
     from fewstep_kernels.convolution.launch import TritonMap
 
@@ -26,7 +26,7 @@ def check(x: Tensor, weight: Tensor, layout: Packed) -> str | None:
 
 
 def guard(x: Tensor, weight: Tensor, layout: Packed) -> str | None:
-    """Which transforms of ``torch.func`` it leaves to others."""
+    """Why a call under a ``torch.func`` transform is left to other kernels; None where it is not."""
     return nested(x, weight)
 
 

@@ -15,12 +15,12 @@ from fewstep_kernels.convolution.tiles import candidates
 from fewstep_kernels.support import on_its_device, precision, upcast
 from fewstep_kernels.tuning import Tile, chosen
 
-PROGRAMS = 264  # twice the multiprocessors of an H100: what the gradient of small weights is split into
+PROGRAMS = 264  # twice the multiprocessors of an H100: about as many the gradient of small weights is split into
 
 
 @dataclass(frozen=True, eq=False)
 class TritonMap:
-    """A layout's neighbours, for kernels of one size."""
+    """A layout's neighbour map, for one kernel size."""
 
     layout: Packed
     kernel_size: int
@@ -30,7 +30,7 @@ class TritonMap:
         return _convolve(x, matrices, self.layout, self.kernel_size)
 
     def outer(self, x: Tensor, grad: Tensor) -> Tensor:
-        """[T, Ci] and [T, Co] to [K, Ci, Co], in the type of x; the same bits at each call."""
+        """[T, Ci] and [T, Co] to [K, Ci, Co], in the type of x; deterministic."""
         return _outer(x, grad, self.layout, self.kernel_size)
 
 

@@ -1,4 +1,4 @@
-"""Kernels: what a convolution knows of its voxels. Neighbours from a table of all cells, their order, tiles, pairs."""
+"""Kernels that build a convolution's neighbour map: neighbours from a dense table of cells, row order, tiles, pairs."""
 
 import triton
 import triton.language as tl
@@ -11,7 +11,7 @@ def put_kernel(
     coords, index, rows, row_stride, axis_stride, x_low, y_low, z_low, size, sample_step, x_step, y_step,
     lookup, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write each row's number into its cell of lookup, int32."""
+    """Write each row's index into its cell of lookup (int32, -1 elsewhere). A program instance handles BLOCK rows."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = row < rows
     cell = cell_of(
@@ -25,7 +25,8 @@ def find_kernel(
     coords, index, rows, row_stride, axis_stride, x_low, y_low, z_low, size, sample_step, x_step, y_step,
     lookup, table, twice, EDGE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """table [EDGE^3, rows]: what lies at each offset from a row's cell; twice gets 1 if a cell has two rows."""
+    """table [EDGE^3, rows]: the row at each offset from a row's cell, -1 for none; twice is set to 1 if two rows share
+    a cell. A program instance handles BLOCK rows at one offset."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = row < rows
     cell = cell_of(
@@ -42,12 +43,13 @@ def find_kernel(
 
 @triton.jit(do_not_specialize=["rows"])
 def code_kernel(table, code, rows, middle, REACH: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """code [rows]: the place in Gray order of the bits that say which offsets exist, 2 REACH around the middle one."""
+    """code [rows]: the rank in Gray-code order of a bit mask of existing neighbours, at the 2 REACH offsets around the
+    middle one."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = row < rows
     bits = tl.zeros([BLOCK], tl.int64 if WIDE else tl.int32)
     for i in range(2 * REACH):
-        offset = (middle - REACH + i + i // REACH).to(tl.int64)  # the voxel itself is always there
+        offset = (middle - REACH + i + i // REACH).to(tl.int64)  # skips the middle: the voxel itself always exists
         there = tl.load(table + offset * rows + row, mask=live, other=-1) >= 0
         bits |= there.to(bits.dtype) << i
     bits ^= bits >> 1
@@ -62,7 +64,7 @@ def code_kernel(table, code, rows, middle, REACH: tl.constexpr, WIDE: tl.constex
 
 @triton.jit(do_not_specialize=["rows"])
 def tiles_kernel(table, sorted_rows, order, near, offsets, counts, rows, volume, BLOCK_M: tl.constexpr):
-    """The arrays of ``plan.Tiles``, one tile a program, from rows in their order."""
+    """The arrays of ``plan.Tiles`` from the sorted rows; a program instance makes one tile."""
     tile = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, BLOCK_M)
     live = tile * BLOCK_M + lane < rows
@@ -71,7 +73,7 @@ def tiles_kernel(table, sorted_rows, order, near, offsets, counts, rows, volume,
     count = 0
     for offset in range(volume):
         found = tl.load(table + tl.cast(rows, tl.int64) * offset + row, mask=live, other=-1)
-        # An offset that no voxel of the tile has is overwritten by the next one.
+        # If no voxel of the tile has this offset, count stays and the next offset overwrites the slot.
         slot = tile * volume + count
         tl.store(near + slot * BLOCK_M + lane, found)
         tl.store(offsets + slot, offset)
@@ -81,7 +83,7 @@ def tiles_kernel(table, sorted_rows, order, near, offsets, counts, rows, volume,
 
 @triton.jit(do_not_specialize=["rows"])
 def pairs_kernel(table, sources, targets, counts, rows, BLOCK: tl.constexpr):
-    """The arrays of ``plan.Pairs``, one offset a program, in the order of rows."""
+    """The arrays of ``plan.Pairs``, in the order of rows; a program instance handles one offset."""
     offset = tl.program_id(0).to(tl.int64)
     table += offset * rows
     sources += offset * rows

@@ -1,7 +1,7 @@
-"""What the kernels know of a layout: voxels in tiles with similar neighbours, and the pairs of each offset.
+"""The neighbour map as the kernels read it: tiles of voxels with similar neighbours, and the pairs of each offset.
 
-Everything is made on the device, in few launches, and kept on the layout. The host waits twice: for the box around the
-voxels, and to hear whether two of them are at the same place.
+Everything is built on the device, in few launches, and cached on the layout. The host synchronises twice: for the
+bounding box of the voxels, and to check that no two of them coincide.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from fewstep.core.layout import Packed
 from fewstep_kernels.cells import BLOCK, cell_arguments, programs
 from fewstep_kernels.convolution import map_jit
 
-STRETCH = 1024  # rows at a time in the search for pairs, one after the other
+STRETCH = 1024  # rows that the search for pairs handles at a time, in sequence
 
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """Voxels in tiles of M rows (int32 all).
+    """Voxels in N tiles of M rows; all tensors are int32.
 
     Args:
-        order: [N M] row at each place; what lies beyond the last row is 0.
-        near: [N, K, M] neighbours at a tile's j-th offset, -1 for none.
-        offsets: [N, K] the offsets that any voxel of the tile has; what comes after them, here and in ``near``, is
-            not set.
-        counts: [N] how many it has.
+        order: [N M] the row at each position; 0 beyond the last row.
+        near: [N, K, M] the neighbours at a tile's j-th offset, -1 for none.
+        offsets: [N, K] the offsets at which any voxel of the tile has a neighbour; entries beyond ``counts``, here and
+            in ``near``, are not set.
+        counts: [N] the number of these offsets.
     """
 
     order: Tensor
@@ -41,12 +41,12 @@ class Tiles:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """For each offset the pairs (row, its neighbour), in the order of rows.
+    """For each offset, the pairs of a row and its neighbour, in the order of rows; all tensors are int32.
 
     Args:
-        sources: int32 [K, T] neighbours, the existing ones first; what comes after them is not set.
-        targets: int32 [K, T] the rows that have them.
-        counts: int32 [K] how many there are.
+        sources: [K, T] the neighbours; entries beyond ``counts`` are not set.
+        targets: [K, T] the rows that have them.
+        counts: [K] the number of pairs.
     """
 
     sources: Tensor
@@ -55,7 +55,7 @@ class Pairs:
 
 
 def tiles(layout: Packed, kernel_size: int, block: int) -> Tiles:
-    """The tiles of ``block`` rows."""
+    """The tiles, of ``block`` rows each."""
     return layout.once(("conv tiles", kernel_size, block), lambda: _tiles(layout, kernel_size, block))
 
 
@@ -69,7 +69,7 @@ def _table(layout: Packed, kernel_size: int) -> Tensor:
 
 
 def mapped(layout: Packed, kernel_size: int) -> Neighbours:
-    """The neighbour map in two launches, where the box around the voxels is small enough for a table of its cells."""
+    """The neighbour map in two launches if a table of all cells in the bounding box is small enough, else in torch."""
     grid = Grid.around(box(layout), kernel_size // 2)
     cells = grid.steps[0] * layout.batch_size
     if not layout.rows or cells > TABLE_LIMIT:
@@ -87,9 +87,9 @@ def mapped(layout: Packed, kernel_size: int) -> Neighbours:
 
 
 def _order(table: Tensor) -> Tensor:
-    """Rows sorted by the bits of the neighbours that they have, in Gray order: next to each other differ few bits.
+    """Rows sorted by the bit mask of their existing neighbours, in Gray-code order: adjacent masks differ in few bits.
 
-    Of kernels with more than 62 offsets the middle ones decide, where most neighbours are.
+    For kernels with more than 62 offsets only the middle ones count: most neighbours are there.
     """
     volume, rows = table.shape
     reach = min(volume // 2, 31)

@@ -1,4 +1,4 @@
-"""What the ahead-of-time gate compiles of convolution: every tile of ``tiles.py``."""
+"""The convolution kernels that the ahead-of-time gate compiles: every tile of ``tiles.py``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KERNELS = {"convolve": conv_jit.conv_kernel, "outer": conv_jit.outer_kernel}
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 VALUES = ("x", "w", "grad")
 INT32 = ("order", "near", "offsets", "counts", "sources", "targets")
-CHANNELS = (64, 128)  # one on each side of the tables
+CHANNELS = (64, 128)  # one for each column of the tables
 
 
 def _signature(kind: str, element: str) -> dict[str, str]:
@@ -30,7 +30,7 @@ def _signature(kind: str, element: str) -> dict[str, str]:
 def _specimen(
     kind: str, dtype: torch.dtype, channels: int, tile: Tile, precision: str, along: str = "w_out"
 ) -> Specimen:
-    """``along``: the axis of the weights that lies in memory without steps; a launch specialises on it."""
+    """``along``: the stride of the weights that is 1; a launch specialises on it."""
     signature, constants = _signature(kind, TYPES[dtype]), {"UPCAST": False, "PRECISION": precision}
     if kind == "convolve":
         del signature[along]
@@ -55,7 +55,7 @@ def _specimen(
 
 
 def _map() -> list[Specimen]:
-    """Of kernels of 3^3 offsets, on int32 coordinates."""
+    """The kernels of the neighbour map, for 3^3 offsets and int32 coordinates."""
     voxels, table = {"coords": "*i32", "index": "*i64", "lookup": "*i32"}, {"table": "*i32"}
     found = {"near": "*i32", "offsets": "*i32", "counts": "*i32"}
     kernels: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
@@ -73,7 +73,7 @@ def _map() -> list[Specimen]:
 
 
 def specimens() -> list[Specimen]:
-    """Every shipped tile in half precision, and float32 exact and as tf32; the kernels of the neighbour map."""
+    """Every shipped tile in half precision, exact float32 and tf32; and the kernels of the neighbour map."""
     cases: list[tuple[torch.dtype, str]] = [
         (torch.float16, "ieee"), (torch.bfloat16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32"),
     ]  # fmt: skip
@@ -82,7 +82,7 @@ def specimens() -> list[Specimen]:
         for dtype, precision in cases:
             for channels in CHANNELS:
                 for tile in candidates(kind, dtype, channels, precision == "ieee"):
-                    # Weights lie as a layer keeps them, inputs beside each other; for gradients, the outputs.
+                    # A layer's weights have contiguous input channels; transposed for gradients, contiguous outputs.
                     for along in ("w_in", "w_out") if kind == "convolve" else ("w_out",):
                         one = _specimen(kind, dtype, channels, tile, precision, along)
                         found[one.name] = one

@@ -1,4 +1,4 @@
-"""The tiles that are shipped; the first of a list is the default."""
+"""The shipped tiles; the first of a list is the default."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ KINDS = ("convolve", "outer")
 
 
 def tile(m: int, n: int, k: int, warps: int, stages: int) -> Tile:
-    """Of the product's M, N and inner size: voxels, output channels, input channels; for "outer" input channels,
-    output channels, pairs."""
+    """Block sizes of the product's M, N and inner K: voxels, output channels, input channels for "convolve"; input
+    channels, output channels, pairs for "outer"."""
     return Tile({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}, warps, stages)
 
 
-# By kind: up to 64 output channels, then more. The rows are read by an index that is read itself, which takes stages of
-# its own: two blocks of them are under way with 3 or 4 stages, three with 5. The wide tiles read them half as often.
+# By kind: for up to 64 output channels, then for more. Rows are gathered by an index that is itself loaded, which takes
+# pipeline stages of its own: 3 or 4 stages keep two blocks of rows in flight, 5 keep three. Wide tiles read rows half
+# as often.
 HALF = {
     "convolve": (
         [tile(128, 64, 32, 4, 4), tile(64, 64, 64, 4, 3), tile(64, 64, 64, 4, 5)],

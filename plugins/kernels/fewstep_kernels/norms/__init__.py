@@ -1,8 +1,9 @@
-"""Norms, modulation and gates in Triton, one pass over memory each.
+"""Norms, modulation and gates in Triton, each in one pass over memory.
 
-All of it is bound by memory: a few operations for each number read. In eager torch each elementary operation reads its
+All of them are memory-bound: a few operations per number read. In eager torch each elementary operation reads its
 operands and writes its result; a fused kernel reads each operand once and writes the result once. Counted, not
-measured: 8192 tokens of 1024 channels in fp16, values only, in units of such a tensor (16 MiB; float32 counts 2):
+measured: 8192 tokens of 1024 channels in fp16, forward values only, in units of such a tensor (16 MiB; float32 counts
+2):
 
 =================== ================================================================= ===== =====
 what                eager: reads + writes                                             eager fused
@@ -14,7 +15,7 @@ gate, residual      product 1+1, sum 2+1                                        
   packed also       gate spread to rows 0+1, read 1+0                                     7     3
 =================== ================================================================= ===== =====
 
-Why the norm of q and k is an op of its own: inside the attention's load, each key would be normalised again for each
-tile of queries; in the projection's epilogue, it would need a matrix product of ours in place of the vendor's. One
-kernel costs one read and one write of q and k.
+Why the norm of q and k is an op of its own: fused into attention's loads, each key would be normalised again for every
+tile of queries; in the projection's epilogue, our own GEMM would have to replace the vendor's. A separate kernel costs
+one read and one write of q and k.
 """

@@ -1,7 +1,7 @@
-"""How a fused kernel becomes differentiable: first derivatives by kernels, higher ones through the op's oracle.
+"""Autograd for fused kernels: first derivatives by kernels, higher ones through the op's reference (the oracle).
 
-A kernel that is launched inside ``backward`` or ``jvp`` leaves no trace for autograd, so each is launched by a
-``Function`` of its own, whose derivatives differentiate the oracle: slower, but right.
+Autograd does not see a kernel launched inside ``backward`` or ``jvp``. Each is therefore launched by a ``Function`` of
+its own, whose derivatives differentiate the oracle: slower, but correct.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ Tangents = Sequence[Tensor | None]
 
 
 class FusedOp(Protocol):
-    """One call of an op: what is no tensor is held by the object, tensors come as arguments."""
+    """One call of an op: the object holds the non-tensor arguments, tensors are passed to its methods."""
 
     def plain(self, *tensors: Tensor) -> Tensors:
-        """The oracle."""
+        """The values by the oracle."""
         ...
 
     def launch(self, tensors: Tensors, tangents: Tangents | None, values: bool) -> tuple[Tensors, Tensors]:
-        """Values (if wanted, else ()) and their tangents (given those of the inputs, else ()), in one launch."""
+        """Values (if ``values``, else ()) and their tangents (if given those of the inputs, else ()), in one launch."""
         ...
 
     def gradients(self, tensors: Tensors, grads: Tensors, wanted: Sequence[bool]) -> list[Tensor]:
-        """Of the inputs that are wanted."""
+        """Gradients of the inputs that are ``wanted``."""
         ...
 
 
 def call(op: FusedOp, *tensors: Tensor) -> Tensors:
-    """The op's values; where the innermost transform pushes tangents forward, both come out of one launch."""
+    """The op's values; under forward-mode differentiation, values and tangents come from a single launch."""
     if not carries_tangent(*tensors):
         return _apply(Value, op, *tensors)
     duals = [forward_ad.unpack_dual(x, level=0) for x in tensors]
-    if all(dual.tangent is None for dual in duals):  # those of a transform further out, which Value.jvp serves
+    if all(dual.tangent is None for dual in duals):  # tangents belong to an outer transform, which Value.jvp serves
         return _apply(Value, op, *tensors)
     out = _apply(Pushed, op, len(tensors), True, *[d.primal for d in duals], *[d.tangent for d in duals])
     half = len(out) // 2
@@ -85,7 +85,7 @@ def _push(function: Callable[..., Tensors], inputs: Tensors, tangents: Tangents)
 
 
 class Value(torch.autograd.Function):
-    """(op, tensors) to values. Saves the inputs alone: the statistics are recomputed where they are used."""
+    """(op, tensors) to values. Saves only the inputs: statistics are recomputed in the backward pass."""
 
     @staticmethod
     def forward(op: FusedOp, *tensors: Tensor) -> Tensors:
@@ -111,7 +111,7 @@ def _backward(op: FusedOp, tensors: Tensors, grads: Tensors, wanted: Sequence[bo
 
 
 class Gradients(torch.autograd.Function):
-    """(op, which, tensors, gradients of the values) to the gradients of those inputs."""
+    """(op, wanted, tensors, gradients of the values) to the gradients of the wanted inputs."""
 
     @staticmethod
     def forward(op: FusedOp, wanted: tuple[bool, ...], *inputs: Tensor) -> Tensors:
@@ -138,7 +138,7 @@ class Gradients(torch.autograd.Function):
 
 
 class Pushed(torch.autograd.Function):
-    """(op, n, whether values too, n tensors, n tangents or None) to the values, if wanted, and their tangents."""
+    """(op, n, values, n tensors, n tangents or None) to the values, if ``values``, and their tangents."""
 
     @staticmethod
     def forward(op: FusedOp, count: int, values: bool, *inputs: Tensor | None) -> Tensors:
@@ -148,7 +148,7 @@ class Pushed(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         ctx.op, ctx.count, ctx.values = op, count, values = inputs[:3]
-        ctx.set_materialize_grads(False)  # most often nobody asks for a gradient of the tangents
+        ctx.set_materialize_grads(False)  # a gradient of the tangents is rarely needed
         ctx.like = [(tuple(y.shape), y.dtype, y.device) for y in output[: len(output) // 2]]
         _saved(ctx, inputs[3:])
 

@@ -19,12 +19,12 @@ from fewstep_kernels.support import on_its_device
 from fewstep_kernels.tuning import CHOSEN, Tile, chosen
 
 FORWARD = "gated-residual-forward"
-COLUMNS = 1024  # of a program, which needs no whole rows
+COLUMNS = 1024  # per program instance, which needs no whole rows
 
 
 @lru_cache(maxsize=1)
 def _jit() -> Any:
-    """Its Triton code, which imports Triton."""
+    """The Triton kernels; importing them imports Triton."""
     from fewstep_kernels.norms import gate_jit
 
     return gate_jit
@@ -37,7 +37,7 @@ def _columns(width: int) -> int:
 
 @dataclass(frozen=True)
 class GatedResidual:
-    """One call; its tensors are x, gate, y."""
+    """One call of the op; its tensors are x, gate, y."""
 
     samples: Samples
 
@@ -66,7 +66,7 @@ class GatedResidual:
         return () if out is None else (out,), () if tout is None else (tout,)
 
     def gradients(self, tensors: Tensors, grads: Tensors, wanted: Sequence[bool]) -> list[Tensor]:
-        """See :class:`FusedOp`. The gradient of x is that of the output: a view of it, never a copy."""
+        """See :class:`FusedOp`. The gradient of x is that of the output, returned as a view."""
         _, gate, y, grad = (rows_of(v) for v in (*tensors, *grads))
         dy = empty_like(tensors[2], y.dtype) if wanted[2] else None
         programs, each = self.samples.programs(tensors[0])
@@ -93,7 +93,7 @@ class GatedResidual:
 
 @on_its_device
 def direct(x: Tensor, gate: Tensor, y: Tensor, layout: Packed | None) -> Tensor:
-    """:func:`gated_residual` where only the values are asked for: two look-ups and a launch."""
+    """The fast path of :func:`gated_residual` where only values are needed: two look-ups and a launch."""
     width = x.shape[-1]
     rows, length = (x.shape[0] * x.shape[1], x.shape[1]) if layout is None else (x.shape[0], 1)
     steps = row_steps(x, gate, y)

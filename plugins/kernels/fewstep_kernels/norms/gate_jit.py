@@ -1,9 +1,12 @@
-"""Triton kernels of the gated residual, row by row. A pointer that is None is compiled away."""
+"""Triton kernels of the gated residual, out = x + gate[sample of the row] * y.
+
+Computed in float32. A pointer that is None is compiled away.
+"""
 
 import triton
 import triton.language as tl
 
-SIZES = ["rows", "length", "per_program"]  # they change from batch to batch: nothing may be compiled for them
+SIZES = ["rows", "length", "per_program"]  # change from batch to batch: never compiled in
 
 
 @triton.jit
@@ -19,7 +22,7 @@ def forward_kernel(
     tx,  # tangents, or None
     tgate,
     ty,
-    index,  # [rows] sample of each row of a packed batch; None: samples have ``length`` rows
+    index,  # [rows] the sample of each row, for a packed batch; None: every sample has ``length`` rows
     out,  # [rows, C] contiguous, or None
     tout,  # its tangent, or None
     rows,
@@ -34,6 +37,7 @@ def forward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    """Values and tangents of BLOCK_R rows by BLOCK_C columns per program instance."""
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     column = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     live = row < rows
@@ -66,10 +70,10 @@ def forward_kernel(
 def backward_kernel(
     gate,  # [B, C]
     y,  # [rows, C]
-    bounds,  # [B + 1] first row of each sample of a packed batch; None: samples have ``length`` rows
-    grad,  # [rows, C], of the output
+    bounds,  # [B + 1] row boundaries of the samples of a packed batch; None: every sample has ``length`` rows
+    grad,  # [rows, C], gradient of the output
     dy,  # [rows, C] contiguous, or None
-    partial,  # [programs, B, C] float32: sums of each program for the gate; or None
+    partial,  # [programs, B, C] float32: each program's part of the gate's gradient; or None
     length,
     per_program,
     gate_stride,
@@ -79,7 +83,10 @@ def backward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    # A program has up to per_program rows of one sample, so that sums over a sample have a fixed order.
+    """Gradients of y, and partial sums of that of gate, for per_program rows of one sample and BLOCK_C columns.
+
+    Program instances never span samples, so that sums over a sample are added in a fixed order.
+    """
     sample = tl.program_id(1)
     if bounds is None:
         start = sample.to(tl.int64) * length

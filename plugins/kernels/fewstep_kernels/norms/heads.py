@@ -1,4 +1,4 @@
-"""Launches of the RMS norm of queries and keys."""
+"""Launches of the RMS norm of queries and keys, with optional rotary embedding."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from fewstep_kernels.support import on_its_device
 from fewstep_kernels.tuning import CHOSEN, Tile, chosen
 
 FORWARD = "qk-rms-norm-forward"
-ABSENT: tuple[int | None, ...] = (None, 0, 0) * 2  # strides of tangents that are not there
-TOKENS = 64  # at least, of a program that sums over them
+ABSENT: tuple[int | None, ...] = (None, 0, 0) * 2  # strides of absent tangents
+TOKENS = 64  # minimum per program instance that sums over tokens
 Strides = tuple[int | None, ...]
 
 
 @lru_cache(maxsize=1)
 def _jit() -> Any:
-    """Its Triton code, which imports Triton."""
+    """The Triton kernels; importing them imports Triton."""
     from fewstep_kernels.norms import heads_jit
 
     return heads_jit
 
 
 def _blocked(x: Tensor) -> Tensor:
-    """[..., L, H, D] as [N, L, H, D] with its channels side by side; a view wherever the memory allows one."""
+    """[..., L, H, D] as [N, L, H, D] with contiguous channels; a view where possible."""
     x = x[None] if x.dim() == 3 else x.flatten(0, -4)
     return x if x.stride(3) == 1 else x.contiguous()
 
@@ -42,7 +42,7 @@ def _empty(x: Tensor) -> Tensor:
 
 
 def _strides(*tensors: Tensor | None) -> Strides:
-    """Of samples, tokens and heads; None for samples that follow each other as tokens do, which is the usual case."""
+    """Strides of samples, tokens and heads; that of samples is None if it is L token strides, the usual case."""
     found: list[int | None] = []
     for x in tensors:
         batch, along, across = (None, 0, 0) if x is None else x.stride()[:3]
@@ -53,7 +53,7 @@ def _strides(*tensors: Tensor | None) -> Strides:
 
 @dataclass(frozen=True)
 class HeadNorm:
-    """One call; its tensors are q, k, q_gamma, k_gamma and, if it turns them, cos and sin."""
+    """One call of the op; its tensors are q, k, q_gamma, k_gamma and, with rotary embedding, cos and sin."""
 
     rotary: bool
 
@@ -110,7 +110,7 @@ def _forward(pointers: Sequence[Any], out: Sequence[Any], q: Tensor, k: Tensor, 
 
 
 def _backward(pointers: Sequence[Any], q: Tensor, k: Tensor, strides: Strides, sums: bool) -> tuple[Tensor, ...]:
-    """Launches; the sums over tokens [H, D] for both gammas, or nothing."""
+    """Launch the backward kernel; returns the gradients [H, D] of both gammas if ``sums``, else ()."""
     heads, width = q.shape[2:]
     tokens = _tokens(q), _tokens(k)
     each = span(sum(tokens) * heads, TOKENS)
@@ -128,7 +128,7 @@ def _backward(pointers: Sequence[Any], q: Tensor, k: Tensor, strides: Strides, s
         run(chosen(key, tiles("BLOCK_T", block(width), backward=True), run))
     if partial is None:
         return ()
-    if programs[0] == programs[1]:  # self attention: one sum for both
+    if programs[0] == programs[1]:  # self-attention: one reduction for both
         of_q, of_k = partial.unflatten(0, (2, -1)).sum(1)
         return of_q, of_k
     return partial[: programs[0]].sum(0), partial[programs[0] :].sum(0)
@@ -147,7 +147,7 @@ def _along(x: Tensor) -> Strides | None:
 def direct(
     q: Tensor, k: Tensor, q_gamma: Tensor, k_gamma: Tensor, rotary: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
-    """:func:`qk_rms_norm` where only the values are asked for: two look-ups and a launch."""
+    """The fast path of :func:`qk_rms_norm` where only values are needed: two look-ups and a launch."""
     of_q, of_k = _along(q), _along(k)
     heads, width = q_gamma.shape
     q_tokens, k_tokens = math.prod(q.shape[:-2]), math.prod(k.shape[:-2])

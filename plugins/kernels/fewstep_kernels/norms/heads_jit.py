@@ -1,13 +1,13 @@
-"""Triton kernels of the RMS norm of queries and keys: one launch for both, one head and a tile of tokens a program.
+"""Triton kernels of the RMS norm of queries and keys, y = rotary(x / |x| * sqrt(D) * gamma), both in one launch.
 
-A tensor is [N, L, H, D] by three strides, its channels side by side. A pointer that is None is compiled away.
-Everything is computed in float32.
+A program instance handles one head of a tile of tokens. Inputs are [N, L, H, D], given by the strides of samples,
+tokens and heads; channels are contiguous. Computed in float32. A pointer that is None is compiled away.
 """
 
 import triton
 import triton.language as tl
 
-TINY = tl.constexpr(1e-12)  # a shorter vector is divided by this, not by its length
+TINY = tl.constexpr(1e-12)  # lower bound of the norm that a vector is divided by
 SIZES = ["q_tokens", "k_tokens", "q_length", "k_length", "q_programs", "per_program"]
 
 
@@ -23,7 +23,8 @@ def _rotated(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Channels 2i and 2i + 1 turned by their position's angle, or turned back; [T, D] as it was without tables."""
+    """Rotary embedding of x [T, D]: channels 2i and 2i + 1 rotate by their position's angle, backwards with BACK;
+    x itself where cos is None."""
     if cos is not None:
         pair = tl.arange(0, BLOCK_D // 2)
         place = position[:, None] * (WIDTH // 2) + pair[None, :]
@@ -39,7 +40,7 @@ def _rotated(
 
 @triton.jit
 def _loaded(x, token, length, head, channel, mask, batch, along, across):
-    """[T, D] of one head. Tokens are numbered through the samples; batch is None where they lie so in memory."""
+    """[T, D] of one head. Tokens are numbered across samples; batch is None if that is also their order in memory."""
     if batch is None:
         place = token.to(tl.int64) * along + head * across
     else:
@@ -49,14 +50,14 @@ def _loaded(x, token, length, head, channel, mask, batch, along, across):
 
 @triton.jit
 def _unit(x):
-    """Vectors divided by their length [T, 1], which no program divides by if it is TINY or less."""
+    """x / max(|x|, TINY), and that denominator [T, 1]."""
     size = tl.maximum(tl.sqrt(tl.sum(x * x, 1)), TINY)[:, None]
     return x / size, size
 
 
 @triton.jit
 def _across(t, unit, size):
-    """The derivative of x / |x| along t: also its own transpose."""
+    """The derivative of x / |x| in direction t. The map is symmetric, so that it also serves the backward pass."""
     along = tl.where(size > TINY, tl.sum(t * unit, 1)[:, None], 0.0)
     return (t - unit * along) / size
 
@@ -130,8 +131,8 @@ def forward_kernel(
     k_tokens,
     q_length,
     k_length,
-    q_programs,  # the first ones, times heads; the others have k
-    q_batch,  # strides of samples (None: as many tokens on as a sample has), tokens, heads
+    q_programs,  # tiles of q, which come first; the others are tiles of k
+    q_batch,  # strides of samples (None: length times the token stride), tokens, heads
     q_along,
     q_across,
     k_batch,
@@ -148,7 +149,7 @@ def forward_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    # Heads beside each other in memory belong to programs beside each other in time.
+    # Adjacent program instances take adjacent heads, which are adjacent in memory.
     chunk = tl.program_id(0) // heads
     head = tl.program_id(0) % heads
     if chunk < q_programs:
@@ -223,7 +224,7 @@ def backward_kernel(
     gk,
     dq,  # [N, q_length, H, D] contiguous, or None
     dk,
-    partial,  # [programs, H, D] float32: sums of each program for the gammas; or None
+    partial,  # [programs, H, D] float32: each program's part of the gammas' gradients; or None
     heads,
     q_tokens,
     k_tokens,
@@ -231,7 +232,7 @@ def backward_kernel(
     k_length,
     q_programs,
     per_program,
-    q_batch,  # strides of samples (None: as many tokens on as a sample has), tokens, heads
+    q_batch,  # strides of samples (None: length times the token stride), tokens, heads
     q_along,
     q_across,
     k_batch,

@@ -1,4 +1,4 @@
-"""The norm kernels as the op table knows them. Triton is imported when one of them first runs."""
+"""The op table's entries for norms and gates. Triton is imported when one of them first runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDEST_HEAD = 256
 
 
 def _refusal(first: Tensor, *others: Tensor) -> str | None:
-    """Each tensor may have a type of its own: under autocast the stream is float32 and the branches are half."""
+    """Why the kernels cannot serve, or None. Types may differ: under autocast the residual stream stays float32."""
     if found := reason(first):
         return found
     for x in others:

@@ -23,7 +23,7 @@ FORWARD = "modulated-norm-forward"
 
 @lru_cache(maxsize=1)
 def _jit() -> Any:
-    """Its Triton code, which imports Triton."""
+    """The Triton kernels; importing them imports Triton."""
     from fewstep_kernels.norms import modulation_jit
 
     return modulation_jit
@@ -31,7 +31,7 @@ def _jit() -> Any:
 
 @dataclass(frozen=True)
 class ModulatedNorm:
-    """One call; its tensors are x, shift, scale."""
+    """One call of the op; its tensors are x, shift, scale."""
 
     samples: Samples
     eps: float
@@ -85,7 +85,7 @@ class ModulatedNorm:
 
 @on_its_device
 def direct(x: Tensor, shift: Tensor, scale: Tensor, layout: Packed | None, eps: float) -> Tensor:
-    """:func:`modulated_norm` where only the values are asked for: two look-ups and a launch."""
+    """The fast path of :func:`modulated_norm` where only values are needed: two look-ups and a launch."""
     width = x.shape[-1]
     rows, length = (x.shape[0] * x.shape[1], x.shape[1]) if layout is None else (x.shape[0], 1)
     steps = row_steps(x, shift, scale)

@@ -1,17 +1,18 @@
-"""Triton kernels of the modulated norm. Rows are tokens; one program has whole rows, whose statistics it recomputes.
+"""Triton kernels of the modulated norm, y = layer_norm(x) * (1 + scale) + shift, scale and shift of the row's sample.
 
-x, shift, ... are pointers; a pointer that is None is compiled away. Everything is computed in float32.
+Rows are tokens. A program instance holds whole rows in registers; the backward kernel recomputes their statistics.
+Computed in float32. A pointer that is None is compiled away.
 """
 
 import triton
 import triton.language as tl
 
-SIZES = ["rows", "length", "per_program"]  # they change from batch to batch: nothing may be compiled for them
+SIZES = ["rows", "length", "per_program"]  # change from batch to batch: never compiled in
 
 
 @triton.jit
 def _normalised(x, row, column, mask, stride, eps, WIDTH: tl.constexpr):
-    """A tile's rows with mean 0 and variance 1 ([R, C], 0 outside), and 1 / standard deviation [R, 1]."""
+    """The rows with mean 0 and variance 1 ([R, C], 0 outside the mask), and 1 / sqrt(variance + eps) [R, 1]."""
     values = tl.load(x + row[:, None] * stride + column[None, :], mask=mask, other=0.0).to(tl.float32)
     centred = tl.where(mask, values - (tl.sum(values, 1) / WIDTH)[:, None], 0.0)
     inverse = tl.rsqrt(tl.sum(centred * centred, 1) / WIDTH + eps)[:, None]
@@ -26,7 +27,7 @@ def forward_kernel(
     scale,
     tshift,  # tangents, or None
     tscale,
-    index,  # [rows] sample of each row of a packed batch; None: samples have ``length`` rows
+    index,  # [rows] the sample of each row, for a packed batch; None: every sample has ``length`` rows
     y,  # [rows, C] contiguous, or None
     ty,  # its tangent, or None
     rows,
@@ -42,6 +43,7 @@ def forward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    """Values and tangents of BLOCK_R rows per program instance."""
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     column = tl.arange(0, BLOCK_C)
     live = row < rows
@@ -77,10 +79,10 @@ def forward_kernel(
 def backward_kernel(
     x,  # [rows, C]
     scale,  # [B, C]
-    bounds,  # [B + 1] first row of each sample of a packed batch; None: samples have ``length`` rows
-    grad,  # [rows, C], of the output
+    bounds,  # [B + 1] row boundaries of the samples of a packed batch; None: every sample has ``length`` rows
+    grad,  # [rows, C], gradient of the output
     dx,  # [rows, C] contiguous, or None
-    partial,  # [programs, B, 2, C] float32: sums of each program for shift and scale; or None
+    partial,  # [programs, B, 2, C] float32: each program's part of the gradients of shift and scale; or None
     length,
     per_program,
     x_stride,
@@ -91,7 +93,10 @@ def backward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    # A program has up to per_program rows of one sample, so that sums over a sample have a fixed order.
+    """Gradients of x, and partial sums of those of shift and scale, for per_program rows of one sample.
+
+    Program instances never span samples, so that sums over a sample are added in a fixed order.
+    """
     sample = tl.program_id(1)
     if bounds is None:
         start = sample.to(tl.int64) * length

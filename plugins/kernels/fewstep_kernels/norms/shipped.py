@@ -1,6 +1,6 @@
-"""What the ahead-of-time gate compiles of the norms: every tile, at TRELLIS's widths and at the shipped small model's.
+"""The norm kernels that the ahead-of-time gate compiles: every tile, at the widths of TRELLIS and of the small models.
 
-No matrix instructions are expected: each of these kernels only moves memory.
+No matrix instructions are expected: these kernels are memory-bound.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _type(name: str, element: str) -> str:
 
 
 def _specimen(name: str, kernel: Any, element: str, absent: Sequence[str], width: int, tile: Tile) -> Specimen:
-    """Of a tile, without the pointers ``absent``, in the usual case of samples that follow each other."""
+    """A specimen of a tile, without the pointers ``absent``, in the usual case of contiguous samples."""
     size = min(COLUMNS, block(width)) if kernel is gate_jit.forward_kernel or kernel is gate_jit.backward_kernel else 0
     given: dict[str, Any] = {n: None for n in kernel.arg_names if n in absent or n.endswith("_batch")}
     given |= {n: size or block(width) for n in ("BLOCK_C", "BLOCK_D") if n in kernel.arg_names} | {"WIDTH": width}
@@ -53,7 +53,7 @@ def _specimen(name: str, kernel: Any, element: str, absent: Sequence[str], width
         signature=signature,
         constants=given,
         tile=tile,
-        # Strides of tokens and rows are; those of heads are the width itself.
+        # Strides of tokens and rows are multiples of 16; that of heads is the width itself.
         aligned=tuple(
             n
             for n, t in signature.items()
@@ -80,7 +80,7 @@ def _family(op: str, widths: dict[int, Sequence[str]], size: str) -> Iterator[Sp
 
 
 def specimens() -> list[Specimen]:
-    """All of them; the rotary embedding at TRELLIS's head width."""
+    """All specimens; rotary embedding only at TRELLIS's head width."""
     rows = [s for op in ("modulated-norm", "gated-residual") for s in _family(op, dict(ROW_WIDTHS), "BLOCK_R")]
     heads = list(_family("qk-rms-norm", dict(HEAD_WIDTHS), "BLOCK_T"))
     for name, kernel in (("tangent", heads_jit.forward_kernel), ("backward", heads_jit.backward_kernel)):

@@ -1,4 +1,4 @@
-"""Tiles of the norm kernels, and how many rows a program sums over."""
+"""Tiles of the norm kernels, and how many rows a program instance sums over."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from functools import lru_cache
 
 from fewstep_kernels.tuning import Tile
 
-WIDEST = 8192  # channels of a row that a program holds in registers
+WIDEST = 8192  # most channels of a row, which a program instance holds in registers
 MANY = 4096  # rows that fill a GPU
-PROGRAMS = 1024  # enough for any GPU, and few enough that what they leave to be summed is small
-FORWARD = ((2048, 4), (4096, 4))  # numbers in a tile, warps: 16 or 32 numbers a thread
-BACKWARD = ((2048, 4), (2048, 8))  # which holds more tiles at a time
+PROGRAMS = 1024  # enough for any GPU, and few enough that their partial sums are small
+FORWARD = ((2048, 4), (4096, 4))  # elements of a tile, warps: 16 or 32 elements per thread
+BACKWARD = ((2048, 4), (2048, 8))  # holds more tiles at a time
 
 
 @lru_cache(maxsize=256)
 def block(width: int) -> int:
-    """The power of two that holds a width, for ``tl.arange``."""
+    """The smallest power of two that holds a width, at least 16, for ``tl.arange``."""
     return max(16, 1 << (width - 1).bit_length())
 
 
 def many(rows: int) -> bool:
-    """Whether there are enough of them to fill a GPU: all that the choice of a tile may know about a length."""
+    """Whether the rows fill a GPU: all that the choice of a tile may know about their number."""
     return rows >= MANY
 
 
 def span(rows: int, least: int = 16) -> int:
-    """Rows that one program sums over."""
+    """Rows that one program instance sums over."""
     return max(least, -(-rows // PROGRAMS))
 
 
