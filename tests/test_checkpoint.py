@@ -192,5 +192,5 @@ def test_tied_sliced_scalar_and_low_precision_tensors_survive(tmp_path: Path) ->
 def test_foreign_state_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "step-00000001").mkdir()
     (tmp_path / "step-00000001/state.json").write_text("{}")
-    with pytest.raises(FewstepError, match=r"step-00000001/state\.json' cannot be resumed from: no resume state"):
+    with pytest.raises(FewstepError, match=r"step-00000001/state\.json' cannot be resumed from: not a resume state"):
         Store(tmp_path).newest()

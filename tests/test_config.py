@@ -181,7 +181,7 @@ def test_a_config_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(FewstepError, match="accepted: a TOML file"):
         read_toml(tmp_path)
     (tmp_path / "bad.toml").write_text("[train]\nsteps = = 3\n")
-    with pytest.raises(FewstepError, match=r"is no TOML.*line 2"):
+    with pytest.raises(FewstepError, match=r"is not valid TOML.*line 2"):
         read_toml(tmp_path / "bad.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(FewstepError, match=r"binary.toml: no text in UTF-16.*save it in UTF-8; accepted: a TOML file"):

@@ -156,7 +156,7 @@ def test_targets(targets: tuple[str, ...], found: list[str]) -> None:
 def test_targets_that_fit_nothing_are_refused() -> None:
     with pytest.raises(FewstepError, match=r"lora.targets: 'outter' fits no.*inner, outer.*did you mean 'outer'"):
         networks(targets=("outter",))
-    with pytest.raises(FewstepError, match=r"lora.targets: got '\(', which is no regular expression"):
+    with pytest.raises(FewstepError, match=r"lora.targets: got '\(', which is not a regular expression"):
         networks(targets=("(",))
 
 

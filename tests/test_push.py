@@ -152,5 +152,5 @@ def test_a_folder_that_is_no_card_is_never_replaced(tmp_path: Path) -> None:
 
 
 def test_a_student_that_is_nowhere(hub: Path) -> None:
-    with pytest.raises(FewstepError, match="--student 'me/none': no such folder, and not to be had from the hub: "):
+    with pytest.raises(FewstepError, match="--student 'me/none': no such folder, and not available from the hub: "):
         find_students(["me/none"], Pipeline.open(NANO))

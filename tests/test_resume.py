@@ -307,7 +307,7 @@ def test_nothing_is_overwritten_and_nothing_is_resumed_from_nowhere(tmp_path: Pa
         begin(out)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.txt").write_text("mine")
-    with pytest.raises(FewstepError, match="no run's folder"):
+    with pytest.raises(FewstepError, match="not the folder of a run"):
         begin(tmp_path / "other", resume=True)
 
 

@@ -82,7 +82,8 @@ class Student:
             own = data_of(backbone)
             if own.name == name:
                 raise
-            warnings.warn(f"training data {name!r} cannot be had ({error}): the prompts are {own.name!r}", stacklevel=3)
+            text = f"training data {name!r} is not available ({error}): the prompts are {own.name!r}"
+            warnings.warn(text, stacklevel=3)
             dataset = own.load()(own.load_config()(), self.network)
         return dataset
 

@@ -1,1 +1,1 @@
-"""Configs: the base class, what describes them, presets, and how a run's config is resolved. Imports no torch."""
+"""Configs: the base class, descriptions of keys, presets, and how a run's config is resolved. Imports no torch."""

@@ -1,6 +1,6 @@
 """Configs: frozen pydantic models, assembled per run, with errors that name the key and the nearest spelling.
 
-Later wins: defaults, preset, ``--config`` file, ``KEY=VALUE``. Nothing here imports torch.
+Later values win, in this order: defaults, preset, ``--config`` file, ``KEY=VALUE``. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ EXAMPLE = "for example train.steps=400"
 
 
 class Strict(BaseModel):
-    """Base of every config: frozen, and an unknown key is an error.
+    """Base class of every config: frozen, and an unknown key is an error.
 
-    ``none`` stands for None where a key takes it (TOML has no word for it); true and false are no numbers.
+    ``none`` stands for None where a key takes it, since TOML has no null; true and false are not numbers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
@@ -47,9 +47,9 @@ class Strict(BaseModel):
             return None
         many = isinstance(value, list | tuple)
         kinds = _types(annotation) if many else kinds
-        found = any(isinstance(item, bool) for item in (value if many else [value]))
-        if found and kinds & {int, float} and bool not in kinds:
-            raise PydanticCustomError("no_number", "true and false are no numbers")
+        has_bool = any(isinstance(item, bool) for item in (value if many else [value]))
+        if has_bool and kinds & {int, float} and bool not in kinds:
+            raise PydanticCustomError("no_number", "true and false are not numbers")
         return value
 
 
@@ -64,8 +64,8 @@ def parse_override(text: str) -> dict[str, Any]:
     """``a.b=VALUE`` in TOML syntax to {"a": {"b": value}}; a bare word is a string.
 
     Raises:
-        FewstepError: without a ``=`` or a value, with a key that TOML does not take, or with a list, table or quoted
-            string that does not parse.
+        FewstepError: for a missing ``=`` or value, a key that TOML does not take, or a list, table or quoted string
+            that does not parse.
     """
     key, sep, value = (part.strip() for part in text.partition("="))
     if not sep or not key or "\n" in text:
@@ -75,11 +75,11 @@ def parse_override(text: str) -> dict[str, Any]:
     try:
         path = _path(tomllib.loads(f"{key} = 0"))
     except tomllib.TOMLDecodeError:
-        raise FewstepError(f"override {text!r}: {key!r} is no dotted key, {EXAMPLE}") from None
-    found: Any = _value(text, value)
+        raise FewstepError(f"override {text!r}: {key!r} is not a dotted key, {EXAMPLE}") from None
+    nested: Any = _value(text, value)
     for part in reversed(path):
-        found = {part: found}
-    return dict(found)
+        nested = {part: nested}
+    return dict(nested)
 
 
 def _path(nested: Any) -> list[str]:
@@ -92,12 +92,12 @@ def _path(nested: Any) -> list[str]:
 
 def _value(text: str, value: str) -> Any:
     try:
-        found = tomllib.loads(f"value = {value}")["value"]
+        parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError as error:
         if value[0] in "[{\"'":
-            raise FewstepError(f"override {text!r}: the value is no TOML: {error}") from None
+            raise FewstepError(f"override {text!r}: the value is not valid TOML: {error}") from None
         return value
-    return value if isinstance(found, datetime.date | datetime.time) else found
+    return value if isinstance(parsed, datetime.date | datetime.time) else parsed
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -111,17 +111,17 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FewstepError as error:
         raise FewstepError(f"config {error}; accepted: a TOML file") from None
     except tomllib.TOMLDecodeError as error:
-        raise FewstepError(f"config {str(path)!r} is no TOML: {error}") from None
+        raise FewstepError(f"config {str(path)!r} is not valid TOML: {error}") from None
     return values
 
 
 def several(given: Any) -> list[Any]:
-    """The items of what was given; a single text, path, number or other thing stands for itself."""
+    """The items of what was given, as a list; a single text, path, number or other object gives a list of one."""
     return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts merged, later wins; a table meets a table key by key."""
+    """Nested dicts merged, later values winning; two tables are merged key by key."""
     out: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
@@ -141,7 +141,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def validate(model: type[M], values: Mapping[str, Any]) -> M:
-    """An instance of ``model``; every problem in one FewstepError."""
+    """An instance of ``model``.
+
+    Raises:
+        FewstepError: naming every problem, one line per key.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:

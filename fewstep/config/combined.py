@@ -17,7 +17,7 @@ def config_of(parts: Sequence[Entry]) -> type[Strict]:
     return _config_of(tuple(parts))
 
 
-@lru_cache(maxsize=32)  # one class a sum, so that configs of one sum are equal where their values are
+@lru_cache(maxsize=32)  # one class per sum, so that configs of a sum with equal values are equal
 def _config_of(parts: tuple[Entry, ...]) -> type[Strict]:
     tables: dict[str, Any] = {}
     for part in parts:
@@ -25,7 +25,7 @@ def _config_of(parts: tuple[Entry, ...]) -> type[Strict]:
         tables[part.name] = (config, Field(default_factory=config))
     numbers = {
         "weights": (1.0, "factor of its loss terms"),
-        "starts": (0.0, "when it begins: below 1 this share of the run, from 1 on so many iterations"),
+        "starts": (0.0, "when it begins: after a share of the run (below 1) or a number of iterations (1 or more)"),
     }
     for name, (default, text) in numbers.items():
         keys: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """Config classes in words: what a key accepts, and every key of a config.
 
-Everything is made from the annotations, so an error and ``--help-config`` say the same.
+Everything is derived from the annotations, so an error and ``--help-config`` agree.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 
 def accepted(annotation: Any, rules: tuple[Any, ...] = ()) -> str:
-    """What an annotation with its bounds accepts, in words: ``a number > 0 or none``."""
+    """What an annotation and its bounds accept, in words: ``a number > 0 or none``."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return accepted(args[0], (*rules, *args[1:]))
@@ -70,12 +70,12 @@ def _plural(annotation: Any) -> str:
 
 def _limits(rules: tuple[Any, ...], names: Mapping[str, str]) -> str:
     flat = [r for rule in rules for r in (rule.metadata if isinstance(rule, FieldInfo) else [rule])]
-    found = [f"{sign} {getattr(rule, name)}" for rule in flat for name, sign in names.items() if hasattr(rule, name)]
-    return " " + " and ".join(found) + (" of them" if names is SIZES else "") if found else ""
+    limits = [f"{sign} {getattr(rule, name)}" for rule in flat for name, sign in names.items() if hasattr(rule, name)]
+    return " " + " and ".join(limits) + (" of them" if names is SIZES else "") if limits else ""
 
 
 def inner_model(annotation: Any) -> type[BaseModel] | None:
-    """The config class in an annotation: itself, in an optional, or in a list."""
+    """The config class in an annotation: the annotation itself, or inside an optional or a list."""
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
@@ -83,7 +83,7 @@ def inner_model(annotation: Any) -> type[BaseModel] | None:
 
 
 def describe(model: type[BaseModel], prefix: str = "", defaults: Any = None) -> Iterator[Row]:
-    """Every key with what it accepts, its default and its meaning; nested keys dotted."""
+    """Every key with what it accepts, its default and its meaning; nested keys are dotted."""
     for name, info in model.model_fields.items():
         own = PydanticUndefined if info.is_required() else info.get_default(call_default_factory=True)
         default = own if defaults is None else getattr(defaults, name)
@@ -111,7 +111,7 @@ def toml(value: Any) -> str:
 
 
 def explain(model: type[BaseModel], values: Mapping[str, Any], error: ValidationError) -> str:
-    """Every problem on a line of its own, one line a key, however many branches of a union refused it."""
+    """Every problem, one line per key however many branches of a union refused it."""
     lines: dict[str, str] = {}
     for item in error.errors():
         key, owner, info = _locate(model, item["loc"])
@@ -119,7 +119,7 @@ def explain(model: type[BaseModel], values: Mapping[str, Any], error: Validation
             lines.setdefault(".".join(map(str, item["loc"])), _unknown(model, owner, item))
         elif info is None or item["type"] in ("value_error", "assertion_error"):
             text = item["msg"].partition(", ")[2] or item["msg"]
-            table = isinstance(item["input"], Mapping)  # keys that do not fit together, not one value
+            table = isinstance(item["input"], Mapping)  # then keys do not fit together, and no single value is wrong
             got = "" if table else f"got {_show(item['input'])}; accepted: "
             lines.setdefault(key, f"{key}: {got}{text}" if key else text)
         else:
@@ -151,7 +151,7 @@ def _unknown(model: type[BaseModel], owner: type[BaseModel], item: ErrorDetails)
 
 
 def _locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel], FieldInfo | None]:
-    """The dotted key of a location, the class that owns it, and the field; a union's branch names are no keys."""
+    """The dotted key of a location, the class that owns it, and the field. Names of a union's branches are skipped."""
     key, owner, info, held = "", model, None, model
     for part in loc:
         if isinstance(part, str) and part in held.model_fields:

@@ -10,7 +10,7 @@ from fewstep.config.base import Strict
 
 
 class ParallelConfig(Strict):
-    """How the processes of a run share its work. It may change on resume, since no number depends on it."""
+    """How the processes of a run share its work. It may change on resume, since no result depends on it."""
 
     kind: Literal["auto", "none", "ddp", "fsdp"] = Field(
         default="auto",
@@ -18,8 +18,11 @@ class ParallelConfig(Strict):
         "none outside torchrun, there by the size of the network",
     )
     mesh: tuple[int, int] | None = Field(
-        default=None, description="fsdp: replicas and processes of each replica; unset: one replica of all processes"
+        default=None,
+        description="fsdp: number of replicas, and of processes in each; none: one replica of all processes",
     )
     timeout: float = Field(
-        default=20.0, gt=0, description="seconds in an iteration after which a process that does not answer is given up"
+        default=20.0,
+        gt=0,
+        description="seconds within an iteration after which a process that is silent counts as lost",
     )

@@ -1,12 +1,12 @@
 """Presets: TOML files in ``presets/`` beside a plugin's module. Imports no torch.
 
 For method M and preset P these are merged, later ones winning: ``presets/P.toml`` of the method's plugin and of the
-backbone's, then ``presets/M/P.toml`` of the method's plugin and of the backbone's. So a method's own file wins over
-what a backbone says to all methods, and a backbone's file for that method over both.
+backbone's, then ``presets/M/P.toml`` of the method's plugin and of the backbone's. So a method's own file wins over a
+backbone's file for all methods, and a backbone's file for that method wins over both.
 
 A sum of methods takes the presets of its parts, "default" for a part without one of that name; where two disagree
-outside of their own tables, the first part wins. ``presets/SUM/P.toml`` (``presets/cm+dmd2``, or the name that a plugin
-registered the sum under) wins over them; it, too, falls back to "default".
+outside their own tables, the first part wins. ``presets/SUM/P.toml`` (``presets/cm+dmd2``, or the name under which a
+plugin registered the sum) wins over them and also falls back to "default".
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ DATASET = "dataset"  # top-level key of a preset or config file: the data set th
 
 @dataclass(frozen=True)
 class Preset:
-    """One file of a preset; ``source`` is what a row of the run's config names: ``preset paper (fewstep_mdt)``.
-    ``parts`` is the method of a sum that its ``objective`` table is meant for; of a sum in a sum, the outer first."""
+    """One file of a preset. ``source`` is its name among the sources of config keys: ``preset paper (fewstep_mdt)``.
+
+    ``parts`` is the method of a sum that its ``objective`` table is meant for; for a sum in a sum, the outer one first.
+    """
 
     name: str
     package: str
@@ -50,7 +52,7 @@ class Preset:
 
 @dataclass(frozen=True)
 class Shipped:
-    """A preset's file, under the ``name`` that is typed; for one ``method`` and ``stage``, or all."""
+    """A file of the preset that users type as ``name``; for one ``method`` and ``stage``, or for all where empty."""
 
     name: str
     method: str
@@ -71,29 +73,29 @@ def shipped() -> Iterator[Shipped]:
 
 
 def find(method: Entry, backbone: Entry, name: str | None) -> list[Preset]:
-    """The files of a preset, later ones winning. Without a name "default" is meant, and may be missing.
+    """The files of a preset, later ones winning. Without a name it is "default", which may be missing.
 
     Raises:
-        FewstepError: for a preset that neither plugin ships, with all that they do.
+        FewstepError: for a preset that neither plugin ships, listing those that they ship.
     """
     if isinstance(method, Combined):
         return _of_parts(method, backbone, name)
-    found = [preset for inner in ("", method.name) for preset in _files(inner, method, backbone, name or DEFAULT)]
-    if not found and name is not None and name != DEFAULT:
+    files = [preset for inner in ("", method.name) for preset in _files(inner, method, backbone, name or DEFAULT)]
+    if not files and name is not None and name != DEFAULT:
         raise FewstepError(f"{_unknown(name, method, backbone)}{_of_others(name, method, backbone)}")
-    return found
+    return files
 
 
 def _of_parts(method: Combined, backbone: Entry, name: str | None) -> list[Preset]:
     """``find`` for a sum of methods."""
     if name is not None and name not in (DEFAULT, *available(method, backbone)):
         raise _unknown(name, method, backbone)
-    found: list[Preset] = []
+    of_parts: list[Preset] = []
     for part in reversed(method.parts):
-        own = name if name in available(part, backbone) else None
-        found += [replace(preset, parts=(part.name, *preset.parts)) for preset in find(part, backbone, own)]
-    own_files = (_files(method.name, method, backbone, one) for one in (name or DEFAULT, DEFAULT))
-    return found + next(filter(None, own_files), [])
+        shared = name if name in available(part, backbone) else None
+        of_parts += [replace(preset, parts=(part.name, *preset.parts)) for preset in find(part, backbone, shared)]
+    of_sum = (_files(method.name, method, backbone, tried) for tried in (name or DEFAULT, DEFAULT))
+    return of_parts + next(filter(None, of_sum), [])
 
 
 def _files(inner: str, method: Entry, backbone: Entry, name: str) -> list[Preset]:
@@ -104,21 +106,22 @@ def _files(inner: str, method: Entry, backbone: Entry, name: str) -> list[Preset
 
 def _unknown(name: str, method: Entry, backbone: Entry) -> FewstepError:
     stages = backbone.load().stages
-    return unknown("preset", name, {_typed(one, stages) for one in available(method, backbone)})
+    return unknown("preset", name, {_typed(preset, stages) for preset in available(method, backbone)})
 
 
 def _of_others(name: str, method: Entry, backbone: Entry) -> str:
     """Which other methods have a preset of this name on this backbone, in words."""
-    entries = [one for one in registry().entries("objective") if one.name != method.name]
-    found = [one.name for one in entries if any(p.split("/")[0] == name for p in available(one, backbone))]
-    return f"; of this name {', '.join(found)} {'have' if len(found) > 1 else 'has'} one" if found else ""
+    others = [entry for entry in registry().entries("objective") if entry.name != method.name]
+    having = [entry.name for entry in others if any(p.split("/")[0] == name for p in available(entry, backbone))]
+    return f"; of this name {', '.join(having)} {'have' if len(having) > 1 else 'has'} one" if having else ""
 
 
 def find_for(place: str, backbone: Entry, name: str | None) -> list[Preset]:
-    """The file ``presets/<place>/<name>.toml`` of the backbone's plugin, for what is no run (``fewstep bench``).
+    """The file ``presets/<place>/<name>.toml`` of the backbone's plugin, for a command without a method (``fewstep
+    bench``).
 
     Raises:
-        FewstepError: for a preset that the plugin does not ship, with all that it does.
+        FewstepError: for a preset that the plugin does not ship, listing those that it ships.
     """
     files = {
         path.stem: (package, path) for package, home in _folders(backbone) for path in (home / place).glob("*.toml")
@@ -129,10 +132,10 @@ def find_for(place: str, backbone: Entry, name: str | None) -> list[Preset]:
 
 
 def data_set(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str | None:
-    """The registered data set that the last of these (source, values) names, if any does.
+    """The registered data set that the last of these (source, values) with that key names; None if none has it.
 
     Raises:
-        FewstepError: for a name that is no text.
+        FewstepError: for a name that is not text.
     """
     names = [(source, values[DATASET]) for source, values in layers if DATASET in values]
     if names and not isinstance(names[-1][1], str):
@@ -141,7 +144,7 @@ def data_set(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str | None:
 
 
 def available(method: Entry, backbone: Entry) -> list[str]:
-    """Names that ``find`` takes for this pair; those of another method or of another model's stage are left out."""
+    """Names that ``find`` takes for this method and backbone, without those of another method or model's stage."""
     if isinstance(method, Combined):
         folders = [folder / method.name for _, folder in _folders(method, backbone)]
         parts = {name for part in method.parts for name in available(part, backbone)}
@@ -158,21 +161,21 @@ def available(method: Entry, backbone: Entry) -> list[str]:
 
 
 def _typed(name: str, stages: Collection[str]) -> str:
-    """``mdt-dist`` of ``mdt-dist/slat``: the stage is added by itself."""
+    """What a user types for a preset: ``mdt-dist`` for ``mdt-dist/slat``, since the stage is added automatically."""
     above, _, last = name.rpartition("/")
     return above if above and last in stages else name
 
 
 def _folders(*entries: Entry) -> list[tuple[str, Path]]:
-    """(package, its presets folder) of the plugins that brought these entries, in this order, each once."""
+    """(package, its presets folder) of the plugins that registered these entries, in this order, each once."""
     homes = [_home(*owner) for owner in dict.fromkeys((e.distribution, e.plugin) for e in entries)]
     return [(package, folder / "presets") for package, folder in homes if folder is not None]
 
 
 def _home(distribution: str, plugin: str) -> tuple[str, Path | None]:
-    """(package, folder) of a plugin's module; a plugin that is an object lies where its class does."""
-    found = registry().manager.get_plugin(f"{distribution}:{plugin}")
-    module = found if hasattr(found, "__file__") else sys.modules.get(type(found).__module__)
-    file = None if found is None else getattr(module, "__file__", None)
+    """(package, folder) of a plugin's module; for a plugin that is an object, of the module of its class."""
+    loaded = registry().manager.get_plugin(f"{distribution}:{plugin}")
+    module = loaded if hasattr(loaded, "__file__") else sys.modules.get(type(loaded).__module__)
+    file = None if loaded is None else getattr(module, "__file__", None)
     package = str(getattr(module, "__package__", "") or getattr(module, "__name__", plugin))
     return package, Path(file).parent if file else None

@@ -18,7 +18,7 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """One stage of a run: the registered names, the values of all keys, and where each came from."""
+    """One recorded stage of a run: registered names, the values of all keys, and the source of each."""
 
     method: str
     backbone: str
@@ -37,15 +37,15 @@ Plans = dict[str, Plan]  # by stage; "" for a run of one stage
 
 
 def is_run(path: Path) -> bool:
-    """Whether ``--config`` names a run and no TOML file."""
+    """Whether ``--config`` names a run and not a TOML file."""
     return path.is_dir() or path.suffix == ".json"
 
 
 def read_plans(path: Path) -> Plans:
-    """The plans of a run: of its folder, of one with a run of each stage, or of a ``config.json``.
+    """The plans of a run, from its folder, from a folder with a run of each stage, or from a ``config.json``.
 
     Raises:
-        FewstepError: for a folder without a run, or a file that is no run's.
+        FewstepError: for a folder without a run, or a file that is not of a run.
     """
     if not path.exists():
         raise FewstepError(f"there is no run {str(path)!r}; accepted: a folder that `fewstep distill` wrote")
@@ -55,14 +55,14 @@ def read_plans(path: Path) -> Plans:
         file = path / CONFIG if (path / CONFIG).is_file() or not inner else inner[0]
     if not file.is_file():
         accepted = "a folder that `fewstep distill` wrote, or for --config a TOML file"
-        raise FewstepError(f"{str(path)!r} is no run's folder (it has no {CONFIG}); accepted: {accepted}")
+        raise FewstepError(f"{str(path)!r} is not the folder of a run (it has no {CONFIG}); accepted: {accepted}")
     record = read_json(file)
     try:
         stages = {"": record} if file.parent == path or file == path else record["stages"]
-        return {name: _plan(one) for name, one in stages.items()}
+        return {name: _plan(stage) for name, stage in stages.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         accepted = "one that `fewstep distill` wrote"
-        raise FewstepError(f"{str(file)!r} is no {CONFIG} of a run; accepted: {accepted}") from None
+        raise FewstepError(f"{str(file)!r} is not the {CONFIG} of a run; accepted: {accepted}") from None
 
 
 def _plan(record: Mapping[str, Any]) -> Plan:
@@ -77,13 +77,13 @@ def _plan(record: Mapping[str, Any]) -> Plan:
 
 
 def merged_values(plans: Plans) -> dict[str, Any]:
-    """The values as one file for all stages: below the stages' names where there are several."""
+    """The values as one config file for all stages: with several stages, below the stages' names."""
     return plans[""].values if "" in plans else {name: plan.values for name, plan in plans.items()}
 
 
 @dataclass(frozen=True)
 class Words:
-    """The names that a run is asked for by; None: not given."""
+    """The names by which a user asks for a run; None where not given."""
 
     method: str | None = None
     backbone: str | None = None
@@ -92,7 +92,7 @@ class Words:
     preset: str | None = None
 
     def completed(self, plans: Plans) -> Words:
-        """With a recorded run's names for those that were not given."""
+        """These names, with those of a recorded run where none was given."""
         first = next(iter(plans.values()))
         stage = self.stage or (BOTH if len(plans) > 1 else None)
         return Words(self.method or first.method, self.backbone or first.backbone, stage, self.dataset, self.preset)
@@ -103,10 +103,10 @@ class Words:
         Raises:
             FewstepError: naming the option, what the run has, and what was given.
         """
-        first, whole = next(iter(plans.values())), self.completed(plans)
-        networks = chosen(registry().get("backbone", str(whole.backbone)), whole.stage)
+        first, words = next(iter(plans.values())), self.completed(plans)
+        networks = chosen(registry().get("backbone", str(words.backbone)), words.stage)
         runs, asked = [plan.backbone for plan in plans.values()], [entry.name for entry in networks.values()]
-        method = registry().get("objective", str(whole.method))
+        method = registry().get("objective", str(words.method))
         if method.name != first.method:
             raise _contradicts(folder, "--method", self.method, first.method)
         if runs != asked and len(asked) > 1:

@@ -1,6 +1,6 @@
-"""From names and settings to the configs of runs: defaults, preset, file, overrides and tables, checked.
+"""From names and settings to the configs of runs: defaults, preset, file, overrides and tables, merged and checked.
 
-Imports torch late.
+Importing this module imports no torch.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ def resolve_stages(
 ) -> dict[str, Resolved]:
     """The config of each stage's run, in order; without ``stage`` one run, on ``backbone`` itself.
 
-    Later wins: defaults, preset, then ``layers`` in their order.
+    Later values win, in this order: defaults, preset, ``layers``.
 
     Args:
         stage: a stage of the backbone's model, or "both".
-        layers: each ``"train.steps=400"``, the ``Path`` of a TOML file or of a run, or nested tables.
-        plans: of a run that is resumed, by stage; they stand in place of the preset.
+        layers: each is ``"train.steps=400"``, the ``Path`` of a TOML file or of a run, or nested tables.
+        plans: of a run that is resumed, by stage; they replace the preset.
 
     Raises:
-        FewstepError: for unknown names and keys and for values out of bounds, with where they came from.
+        FewstepError: for unknown names and keys and for values out of bounds, with their source.
     """
     named = registry().get("backbone", backbone)
     running, stages = chosen(named, stage), named.load().stages
@@ -71,19 +71,19 @@ def resolve_stages(
     for source, values in given:
         if source in (OVERRIDES, PYTHON):
             check_named(values, running, stages)
-    again = plans or {}
+    recorded = plans or {}
     return {
-        name: _resolve(method, network.name, preset, given, dataset, again.get(name, again.get("")))
+        name: _resolve(method, network.name, preset, given, dataset, recorded.get(name, recorded.get("")))
         for name, network in running.items()
     }
 
 
 def resolve_run(words: Words, layers: Layers = (), resume: Path | None = None) -> dict[str, Resolved]:
-    """``resolve_stages`` for names that may be missing where a recorded run says them: the one that is resumed, or
-    one among the layers.
+    """``resolve_stages`` for names that may be missing if a recorded run has them: the one that is resumed, or one
+    among the layers.
 
     Args:
-        resume: the folder of the run to go on with. Its config stands in place of the preset.
+        resume: the folder of the run to continue. Its config replaces the preset.
 
     Raises:
         FewstepError: as ``resolve_stages``, for a missing name, and for one that contradicts the resumed run.
@@ -97,7 +97,8 @@ def resolve_run(words: Words, layers: Layers = (), resume: Path | None = None) -
                 raise
     if plans is not None and resume is not None:
         words.check(resume, plans)
-    for known in [plans] if plans else [read_plans(one) for one in layers if isinstance(one, Path) and is_run(one)]:
+    runs = [layer for layer in layers if isinstance(layer, Path) and is_run(layer)]
+    for known in [plans] if plans else [read_plans(run) for run in runs]:
         words = words.completed(known)
     for option, kind, name in (("--method", "objective", words.method), ("--backbone", "backbone", words.backbone)):
         if name is None:
@@ -127,7 +128,7 @@ def _resolve(
         preset, base = plan.preset, [("the run", plan.values)]
     else:
         preset = preset_of(objective, network, preset)
-        base = [(found.source, found.read()) for found in presets.find(objective, network, preset)]
+        base = [(file.source, file.read()) for file in presets.find(objective, network, preset)]
     layers = base + list(given)
     layers = [(source, keys_of(values, own.stage, own.stages)) for source, values in layers]
     data = data_of(network, dataset or presets.data_set(layers))
@@ -143,14 +144,14 @@ def _resolve(
     except FewstepError as error:
         raise FewstepError("\n".join(_located(line, sources) for line in str(error).splitlines())) from None
     method_of_run = objective.load()(config.objective)
-    check_needs(method_of_run, own, data.load(), **names)  # those of a sum are known now
+    check_needs(method_of_run, own, data.load(), **names)  # the needs of an objective may depend on its config
     check_sampler(method_of_run, objective.name)
     method_of_run.check(config.train)
     return Resolved(objective, network, data, config, sources, preset)
 
 
 def _located(line: str, sources: dict[str, str]) -> str:
-    """An error's line with the source of the key it is about, where that is a preset or a file."""
+    """An error's line, with the source of the key that it is about if that is a preset or a file."""
     key = line.removeprefix("unknown key ").partition(":")[0].strip("'")
     source = source_of(sources, key)
     return line if source in ("default", OVERRIDES, PYTHON) else f"{line} (from {source})"
@@ -165,7 +166,7 @@ def check_needs(
     backbone: str = "",
     dataset: str = "",
 ) -> None:
-    """Compare ``Objective.needs`` with what backbone and data set provide. Finite differences meet a missing "jvp".
+    """Compare ``Objective.needs`` with what backbone and data set provide. Finite differences replace a missing "jvp".
 
     Args:
         method, backbone, dataset: the registered names for the message; by default the names of the classes.
@@ -173,14 +174,14 @@ def check_needs(
     Raises:
         FewstepError: naming all sides and what is missing.
     """
-    given = frozenset() if dataset_cls is None else dataset_cls.provides
-    missing = sorted(set(objective_cls.needs) - set(backbone_cls.provides) - set(given) - {"jvp"})
+    in_data = frozenset() if dataset_cls is None else dataset_cls.provides
+    missing = sorted(set(objective_cls.needs) - set(backbone_cls.provides) - set(in_data) - {"jvp"})
     if missing:
         data = "" if dataset_cls is None else f", nor does data set {(dataset or dataset_cls.__name__)!r}"
         raise FewstepError(
             f"method {(method or objective_cls.__name__)!r} needs {', '.join(map(repr, missing))}, which backbone "
             f"{(backbone or backbone_cls.__name__)!r} does not provide: it provides {_listed(backbone_cls.provides)}"
-            f"{data and f'{data}: it provides {_listed(given)}'}; the method needs {_listed(objective_cls.needs)}"
+            f"{data and f'{data}: it provides {_listed(in_data)}'}; the method needs {_listed(objective_cls.needs)}"
         )
 
 
@@ -189,7 +190,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def check_sampler(objective: Any, method: str) -> None:
-    """Refuse a contract whose sampler is not registered, or asks for another kind of student than is trained.
+    """Refuse a contract whose sampler is not registered, or asks for another kind of student than the one trained.
 
     Raises:
         FewstepError: naming the samplers that fit.

@@ -1,4 +1,4 @@
-"""A run that could start: what was chosen, its config, and where every key came from. Imports torch late."""
+"""A run that is ready to start: what was chosen, its config, and the source of every key."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RunConfig(Strict):
 
 @dataclass(frozen=True)
 class Resolved:
-    """A run that could start: what was chosen, its config, and where every key came from."""
+    """A run that is ready to start: what was chosen, its config, and the source of every key."""
 
     method: Entry
     backbone: Entry
@@ -54,21 +54,21 @@ class Resolved:
         return values
 
     def identity(self) -> dict[str, Any]:
-        """The config with the names of what it configures: what a resumed run is held against."""
+        """The config with the names of what it configures, which a resumed run is compared with."""
         names = {"method": self.method.name, "backbone.name": self.backbone.name, "data.name": self.dataset.name}
         return {**names, **self.tables()}
 
     @property
     def folder(self) -> Path:
-        """Where the run goes unless told otherwise."""
+        """The run's folder unless another is given."""
         return Path("runs") / f"{self.method.name}-{self.backbone.name}"
 
 
 def versions() -> dict[str, str]:
     """Versions of Python, fewstep, torch, numpy and the plugins' distributions."""
-    found = {p.distribution: p.version for p in registry().plugins if not p.error}
-    found |= {name: metadata.version(name) for name in ("torch", "numpy")}
-    return {"python": platform.python_version(), **found, "fewstep": fewstep.__version__}
+    installed = {p.distribution: p.version for p in registry().plugins if not p.error}
+    installed |= {name: metadata.version(name) for name in ("torch", "numpy")}
+    return {"python": platform.python_version(), **installed, "fewstep": fewstep.__version__}
 
 
 def model_of(method: Entry, backbone: Entry, dataset: Entry) -> type[RunConfig]:
@@ -81,7 +81,7 @@ def model_of(method: Entry, backbone: Entry, dataset: Entry) -> type[RunConfig]:
 
 
 def source_of(sources: dict[str, str], key: str) -> str:
-    """A key's source, or that of the table it was given with."""
+    """The source of a key, or of the table that it was given in."""
     while key:
         if key in sources:
             return sources[key]

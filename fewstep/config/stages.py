@@ -1,7 +1,7 @@
-"""Models of several networks one after another: which of them ``--stage`` names, and which config keys are whose.
+"""Models of several networks run one after another: which of them ``--stage`` names, and which config keys each gets.
 
-A backbone lists the stages of its model in ``Backbone.stages``. Config keys are for every stage that runs; below a
-stage's name (``slat.train.steps``) they are for that stage alone, and win.
+A backbone lists the stages of its model in ``Backbone.stages``. Config keys apply to every stage that runs; below a
+stage's name (``slat.train.steps``) they apply to that stage alone, and win.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ BOTH = "both"
 
 
 def chosen(backbone: Entry, stage: str | None) -> dict[str, Entry]:
-    """The backbones to run on by stage, in order: the named one, or those of ``stage`` ("both": all of its model's).
+    """The backbones to run on by stage, in order: the named one, or those of ``stage`` ("both": all of its model).
 
     Raises:
-        FewstepError: for a stage that is none of the model's, or a backbone without stages.
+        FewstepError: for a stage that the model does not have, or a backbone without stages.
     """
     network = backbone.load()
     if stage is None:
@@ -35,10 +35,10 @@ def chosen(backbone: Entry, stage: str | None) -> dict[str, Entry]:
 
 
 def keys_of(values: Mapping[str, Any], stage: str, stages: Iterable[str]) -> dict[str, Any]:
-    """The values for one stage: those for all, with those below its own name on top.
+    """The values for one stage: those for all stages, overridden by those below its own name.
 
     Raises:
-        FewstepError: for a stage's name with a plain value.
+        FewstepError: for a stage's name with a plain value instead of a table.
     """
     names = set(stages)
     for name in names & values.keys():
@@ -48,7 +48,7 @@ def keys_of(values: Mapping[str, Any], stage: str, stages: Iterable[str]) -> dic
 
 
 def check_named(values: Mapping[str, Any], running: Iterable[str], stages: Iterable[str]) -> None:
-    """Refuse keys of a stage that does not run: nobody would see that they do nothing.
+    """Refuse keys of a stage that does not run, which would silently have no effect.
 
     Raises:
         FewstepError: naming the stage.
@@ -62,9 +62,10 @@ def check_named(values: Mapping[str, Any], running: Iterable[str], stages: Itera
 
 
 def preset_of(method: Entry, backbone: Entry, name: str | None) -> str | None:
-    """The preset meant for this stage, where one is shipped, else ``name``.
+    """The preset for this stage if one is shipped, else ``name``.
 
-    ``mdt-dist`` stands for ``mdt-dist/slat``; without a name, ``slat`` goes before the default of all stages.
+    For the stage ``slat``, ``mdt-dist`` stands for ``mdt-dist/slat``; without a name, the preset ``slat`` is preferred
+    to the default of all stages.
     """
     stage = backbone.load().stage
     own = f"{name}/{stage}" if name is not None else stage

@@ -18,15 +18,15 @@ class LoRAConfig(Strict):
     rank: int = Field(
         default=0,
         ge=0,
-        description="rank of the trained update of each weight, beside the teacher's own weights; 0: train all weights",
+        description="rank of the trained update that is added to each frozen weight; 0: train all weights",
     )
     alpha: float | None = Field(
         default=None, gt=0, le=1e6, description="the update is scaled by alpha / rank; none: alpha = rank"
     )
     targets: tuple[str, ...] = Field(
         default=(),
-        description="linear layers with an update, each the end of a layer's name or a regular expression; empty: "
-        "those that the backbone names (TRELLIS: of attention and feed-forward networks; else all)",
+        description="linear layers that get an update, each the end of a layer's name or a regular expression; empty: "
+        "the backbone's choice (TRELLIS: those of attention and feed-forward networks; others: all)",
     )
 
 
@@ -36,35 +36,40 @@ class TrainConfig(Strict):
     steps: int = Field(default=1000, ge=1, description="optimiser iterations")
     start: Path | None = Field(
         default=None,
-        description="student to go on with in place of the teacher's weights: a run, or a student's folder",
+        description="student whose weights training starts from instead of the teacher's: a run, or a student's folder",
     )
-    batch_size: int = Field(default=16, ge=1, description="samples of one micro-batch")
+    batch_size: int = Field(default=16, ge=1, description="samples in a micro-batch")
     accumulate: int = Field(
-        default=1, ge=1, description="micro-batches of an iteration, which sees batch_size x accumulate samples"
+        default=1, ge=1, description="micro-batches per iteration, which sees batch_size x accumulate samples"
     )
     optimizer: Literal["adamw", "fused", "adamw8bit"] = Field(
         default="adamw",
-        description="torch's AdamW (on CUDA the fused one), torch's fused one on any device, or bitsandbytes' with "
-        "8-bit states (extra 'optim')",
+        description="adamw: torch's AdamW (fused on CUDA); fused: torch's fused AdamW on any device; adamw8bit: "
+        "AdamW of bitsandbytes with 8-bit states (extra 'optim')",
     )
-    lr: float = Field(default=1e-4, gt=0, le=1, description="AdamW learning rate, before a network's own factor")
+    lr: float = Field(
+        default=1e-4, gt=0, le=1, description="AdamW learning rate, which a method may multiply by a factor per network"
+    )
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="learning rate after the warm-up: kept, or to 0 at the last step"
+        default="constant",
+        description="learning rate after the warm-up: constant, or falling linearly or as a cosine to 0 at the end",
     )
     warmup: int = Field(
         default=0,
         ge=0,
-        description="iterations over which the learning rate rises from 0; a shorter run ends while it still rises",
+        description="iterations over which the learning rate rises linearly; a shorter run ends while it still rises",
     )
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="AdamW weight decay")
     betas: tuple[Rate, Rate] = Field(default=(0.9, 0.999), description="AdamW moment decays")
     clip: Literal["none", "norm", "adaptive"] = Field(
-        default="norm", description="gradient clipping: none, at clip_norm, or at a percentile of the recent norms"
+        default="norm",
+        description="gradient clipping: none; norm: at clip_norm; adaptive: at clip_norm or a percentile of recent "
+        "norms, whichever is smaller",
     )
     clip_norm: float = Field(default=1.0, gt=0, le=1e9, description="largest gradient norm (norm and adaptive)")
     clip_percentile: float = Field(default=95.0, gt=0, le=100, description="adaptive: percentile of the recent norms")
     clip_buffer: int = Field(
-        default=1000, ge=1, description="adaptive: how many recent norms; until so many, clip_norm alone"
+        default=1000, ge=1, description="adaptive: number of recent norms; until there are that many, clip_norm alone"
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32", description="autocast type; the weights stay float32 (fp16 needs CUDA)"
@@ -75,11 +80,11 @@ class TrainConfig(Strict):
     )
     ema: tuple[Rate, ...] = Field(
         default=(),
-        description="decay rates of EMAs (moving averages) of the student's weights, beside the method's",
+        description="decay rates of EMAs (moving averages) of the student's weights, in addition to the method's",
     )
     ema_warmup: bool = Field(
         default=False,
-        description="limit the decay of every EMA at its n-th update to (1 + n) / (10 + n), the method's included",
+        description="limit the decay of every EMA, also the method's, to (1 + n) / (10 + n) at its n-th update",
     )
     export: float | Literal["student"] = Field(
         default="student", description="weights of the exported student: 'student', or the rate of one of its EMAs"
@@ -87,15 +92,15 @@ class TrainConfig(Strict):
     checkpoint_every: int = Field(
         default=500, ge=1, description="iterations between checkpoints; the last is always written"
     )
-    keep: int = Field(default=2, ge=1, description="checkpoints that are kept, newest first")
+    keep: int = Field(default=2, ge=1, description="number of newest checkpoints that are kept")
     log_every: int = Field(default=10, ge=1, description="iterations between rows of metrics.jsonl")
     samples_every: int = Field(
         default=0,
         ge=0,
-        description="iterations between sample sheets, pictures of what the student makes, in samples/; 0: none",
+        description="iterations between sample sheets (pictures of the student's samples, in samples/); 0: none",
     )
     device: str = Field(default="auto", description="torch device; auto: CUDA where there is one, else the CPU")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; unset: torch's own choice")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; none: torch's own choice")
 
     @field_validator("export", mode="before")
     @classmethod

@@ -1,1 +1,1 @@
-"""The training engine: networks, optimisers, EMAs, phases and checkpoints, and nothing of any one method."""
+"""The training engine: networks, optimisers, EMAs, phases and checkpoints. It knows nothing of any one method."""

@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): frozen weights W that are shared, and a trained update of low rank.
+"""Low-rank adapters (LoRA, arXiv 2106.09685): shared frozen weights W, and a trained update of low rank.
 
-An adapted linear layer computes W x + b + (alpha / rank) B A x. A [rank, in] is drawn as a linear layer's weight, B
-[out, rank] is 0 at first. The layer keeps its class and its names; the adapter is a module ``lora`` inside it.
+An adapted linear layer computes W x + b + (alpha / rank) B A x. A [rank, in] is initialised like the weight of a linear
+layer, B [out, rank] with 0. The layer keeps its class and its names; the adapter is a module ``lora`` inside it.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def _add(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
 
 
 def adapt(network: Backbone, teacher: Backbone, config: LoRAConfig, shared: dict[str, nn.Parameter]) -> None:
-    """Freeze a student and give its linear layers adapters. What it has beyond its teacher is trained in full.
+    """Freeze a student and give its linear layers adapters. Parameters that its teacher lacks are trained in full.
 
     Args:
-        network: a student of ``teacher``, changed in place. A parameter that equals the one of this name in ``shared``
+        network: a student of ``teacher``, changed in place. A parameter that equals the one of its name in ``shared``
             is replaced by it.
-        shared: frozen parameters by name, to which those of ``network`` are added that are not among them.
+        shared: frozen parameters by name; those of ``network`` that are missing are added.
 
     Raises:
         FewstepError: for targets that fit no linear layer.
@@ -74,7 +74,7 @@ def adapt(network: Backbone, teacher: Backbone, config: LoRAConfig, shared: dict
     for key, parameter in base.items():
         parameter.requires_grad_(False)
         first = shared.setdefault(key, parameter)
-        # Tensors on the meta device have no values: there a copy of the teacher's is taken for the same.
+        # Tensors on the meta device have no values to compare: there they are taken to be equal.
         if first.dtype == parameter.dtype and (first.is_meta or torch.equal(first, parameter)):
             put(network, key, first)
     for layer in chosen.values():
@@ -82,17 +82,17 @@ def adapt(network: Backbone, teacher: Backbone, config: LoRAConfig, shared: dict
 
 
 def targeted(layers: Mapping[str, nn.Linear], targets: tuple[str, ...]) -> dict[str, nn.Linear]:
-    """The layers whose name, or its end from a dot on, is one of ``targets``, each a name or a regular expression.
+    """The layers whose name, or the end of it after a dot, matches one of ``targets``, names or regular expressions.
 
     Raises:
-        FewstepError: for a target that fits none, or is no regular expression.
+        FewstepError: for a target that fits no layer, or is not a regular expression.
     """
-    found = set()
+    chosen = set()
     for target in targets:
         try:
             fits = {name for name in layers if re.fullmatch(rf"(.*\.)?({target})", name)}
         except re.error as error:
-            raise FewstepError(f"lora.targets: got {target!r}, which is no regular expression: {error}") from None
+            raise FewstepError(f"lora.targets: got {target!r}, which is not a regular expression: {error}") from None
         if not fits:
             names = sorted({name.rpartition(".")[2] for name in layers})
             hint = nearest(target, [*names, *layers])
@@ -101,12 +101,12 @@ def targeted(layers: Mapping[str, nn.Linear], targets: tuple[str, ...]) -> dict[
                 f"as {', '.join(names[:8]) or 'none (there are no linear layers)'}, or a regular expression"
                 + (f"; did you mean {hint!r}?" if hint else "")
             )
-        found |= fits
-    return {name: layer for name, layer in layers.items() if name in found}
+        chosen |= fits
+    return {name: layer for name, layer in layers.items() if name in chosen}
 
 
 def put(network: nn.Module, key: str, parameter: nn.Parameter) -> None:
-    """Make ``parameter`` the one that the network has under this name."""
+    """Replace the network's parameter of this name."""
     owner, _, name = key.rpartition(".")
     setattr(network.get_submodule(owner), name, parameter)
 
@@ -118,12 +118,13 @@ def is_adapter(key: str) -> bool:
 
 def adapters_in(network: nn.Module) -> dict[str, Adapter]:
     """The adapters by the names of their layers."""
-    return {name[: -len(".lora")]: one for name, one in network.named_modules() if isinstance(one, Adapter)}
+    modules = network.named_modules()
+    return {name[: -len(".lora")]: module for name, module in modules if isinstance(module, Adapter)}
 
 
 @torch.no_grad()
 def merged(network: M) -> M:
-    """A copy in float32 whose weights are W + (alpha / rank) B A; a network without adapters is returned as it is."""
+    """A float32 copy whose weights are W + (alpha / rank) B A; a network without adapters is returned unchanged."""
     if not adapters_in(network):
         return network
     out = copy.deepcopy(network).float()
@@ -137,31 +138,31 @@ def merged(network: M) -> M:
 
 
 def save_adapters(folder: Path, network: Backbone, trained: Iterable[str], base: str) -> None:
-    """Write the adapters as peft does, for ``PeftModel.from_pretrained(network, folder)``; nothing without adapters.
+    """Write the adapters as peft does, for ``PeftModel.from_pretrained(network, folder)``; without any, do nothing.
 
     Args:
-        trained: names of the parameters that were trained. Those of no adapter are written in full.
-        base: name of the network that they are for, for the record.
+        trained: names of the parameters that were trained. Those outside adapters are written in full.
+        base: name of the network that the adapters are for.
     """
     adapters = adapters_in(network)
     if not adapters:
         return
-    whole = [key for key in trained if not is_adapter(key)]
-    tensors = {f"{name}.lora_{key}.weight": p for name, one in adapters.items() for key, p in one.named_parameters()}
-    tensors |= {key: network.get_parameter(key) for key in whole}
+    in_full = [key for key in trained if not is_adapter(key)]
+    tensors = {f"{name}.lora_{key}.weight": p for name, a in adapters.items() for key, p in a.named_parameters()}
+    tensors |= {key: network.get_parameter(key) for key in in_full}
     save_file(
         {f"base_model.model.{key}": p.detach().to("cpu", torch.float32).contiguous() for key, p in tensors.items()},
         folder / PEFT[0],
         metadata={"format": "pt"},
     )
-    one = next(iter(adapters.values()))
+    first = next(iter(adapters.values()))
     facts = {
         "peft_type": "LORA",
         "base_model_name_or_path": base,
-        "r": one.rank,
-        "lora_alpha": one.alpha,
+        "r": first.rank,
+        "lora_alpha": first.alpha,
         "target_modules": sorted(adapters),
-        "modules_to_save": sorted({key.rpartition(".")[0] for key in whole}) or None,
+        "modules_to_save": sorted({key.rpartition(".")[0] for key in in_full}) or None,
         "bias": "none",
         "inference_mode": True,
     }

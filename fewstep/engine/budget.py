@@ -1,9 +1,13 @@
-"""What a run costs, counted in evaluations of the backbone by forward hooks: samples, not calls.
+"""What a run costs, in evaluations of the backbone: samples, not calls, counted by forward hooks.
 
-Counted are networks that are a ``Backbone`` or hold one (a discriminator on its features). Other networks, such as a
-small head, cost next to nothing beside it and count nothing.
-``forward``: plain forward passes. ``tangent``: forward passes that carry a derivative (about two forwards each).
-``backward``: backward passes through an evaluation. A guided teacher evaluates its network twice and counts twice.
+Networks count if they are a ``Backbone`` or contain one (such as a discriminator on its features). Others, such as a
+small head, cost next to nothing in comparison and are not counted.
+
+* ``forward``: plain forward passes.
+* ``tangent``: forward passes that carry a derivative, at about twice the cost.
+* ``backward``: backward passes through an evaluation.
+
+A guided teacher evaluates its network twice and counts twice.
 """
 
 from __future__ import annotations
@@ -44,11 +48,11 @@ class Budget:
             return
         self.counts[name]["forward"] += samples
         if graph := [value for value in _tensors(out) if value.requires_grad]:
-            # Once a backward pass, whichever of several outputs (a velocity and features) it comes through first.
+            # Called once per backward pass, whichever output (the velocity or features) it comes through first.
             register_multi_grad_hook(graph, partial(self._passed, [(name, samples)]), mode="any")
 
     def attach(self, value: Tensor, carries_graph: bool) -> None:
-        """Count a backward pass through a value that ``torch.func.jvp`` gave: inside it no hook can be set."""
+        """Count a backward pass through the value of ``torch.func.jvp``, inside which no hook can be set."""
         pending, self._pending = self._pending, []
         if carries_graph and value.requires_grad:
             value.register_hook(partial(self._passed, pending))
@@ -64,7 +68,7 @@ class Budget:
             kinds.update({kind: int((counts or {}).get(name, {}).get(kind, 0)) for kind in kinds})
 
     def add(self, counts: Mapping[str, Mapping[str, int]]) -> None:
-        """Count what was spent before; of a network that is not watched here as the student's."""
+        """Add what was spent earlier. Counts of a network that is not watched here are added to the student's."""
         for name, kinds in counts.items():
             for kind, count in kinds.items():
                 self.counts[name if name in self.counts else "student"][kind] += count
@@ -75,14 +79,14 @@ class Budget:
 
 
 def backbones(module: nn.Module) -> list[Backbone]:
-    """The module itself, or the outermost backbones inside."""
+    """The module itself if it is a backbone, else the outermost backbones inside it."""
     if isinstance(module, Backbone):
         return [module]
-    return [found for child in module.children() for found in backbones(child)]
+    return [backbone for child in module.children() for backbone in backbones(child)]
 
 
 def _tensors(out: Any) -> list[Tensor]:
-    """The tensors that a network returned, alone or in tuples, lists and tables."""
+    """The tensors that a network returned, alone or in tuples, lists and mappings."""
     if isinstance(out, Tensor):
         return [out]
     parts = out.values() if isinstance(out, Mapping) else out if isinstance(out, tuple | list) else ()
@@ -90,7 +94,7 @@ def _tensors(out: Any) -> list[Tensor]:
 
 
 def _samples(values: list[Any]) -> int:
-    """A backbone is told its layout; another network's first tensor has a row a sample."""
+    """The samples of a call: by the layout that a backbone is given, else the length of the first tensor."""
     for value in values:
         if isinstance(value, Layout):
             return value.batch_size

@@ -1,4 +1,4 @@
-"""How a run differentiates: probed on two samples the first time that a phase calls ``step.jvp``."""
+"""How a run differentiates: tried on two samples the first time that a phase calls ``step.jvp``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Trial = Callable[[Tangents], None]  # loss and gradient of a small batch; raises
 
 
 class Derivatives:
-    """The run's choice, and the phases in which it was probed.
+    """The run's way to differentiate, and the phases in which it was tried.
 
     Args:
         provides: the student's declared capabilities.
@@ -35,22 +35,22 @@ class Derivatives:
         return self.wanted if self.probed else UNUSED
 
     def of(self, phase: Phase, trial: Trial) -> Tangents:
-        """How to differentiate in this phase. What fails in one phase is given up for the rest of the run.
+        """How to differentiate in this phase. A mode that fails in one phase is not used again in this run.
 
         Raises:
-            FewstepError: when even two samples do not fit into memory.
+            FewstepError: if even two samples do not fit into memory.
         """
         if phase not in self.probed:
             try:
-                found = choose_tangents(self.wanted, trial)
+                chosen = choose_tangents(self.wanted, trial)
             except torch.OutOfMemoryError as error:
                 raise FewstepError(f"out of memory while derivatives are tried on two samples: {error}") from None
-            if found != self.wanted or not self.probed:
-                text = f"derivatives: {found.mode} ({found.reason})"
-                if found.mode == "finite-difference":
-                    text = f"warning: derivatives by finite differences, which are not exact: {found.reason}"
+            if chosen != self.wanted or not self.probed:
+                text = f"derivatives: {chosen.mode} ({chosen.reason})"
+                if chosen.mode == "finite-difference":
+                    text = f"warning: derivatives by finite differences, which are not exact: {chosen.reason}"
                 self.say(text)
-            self.wanted = found
+            self.wanted = chosen
             self.probed.add(phase)
         return self.wanted
 
@@ -58,11 +58,11 @@ class Derivatives:
 def choose_tangents(wanted: Tangents, trial: Trial) -> Tangents:
     """The first way that works: ``wanted``, else two passes, else finite differences.
 
-    Activation checkpointing and some fused ops have a forward-mode derivative only where no graph is recorded: in two
-    passes.
+    Activation checkpointing and some fused ops have a forward-mode derivative only where no graph is recorded, that is
+    in two passes.
 
     Raises:
-        Exception: what ``trial`` raises under finite differences too: it has nothing to do with forward mode.
+        Exception: what ``trial`` raises even with finite differences, since forward mode is then not the cause.
     """
     tangents, failure = wanted, ""
     for mode in MODES[MODES.index(wanted.mode) + 1 :]:

@@ -12,7 +12,7 @@ from fewstep.errors import first_line, invalid
 
 
 def pick_device(name: str, key: str = "train.device") -> torch.device:
-    """The torch device of this name; "auto" is CUDA where there is one. ``key`` names it in the error.
+    """The torch device of this name; "auto" is CUDA if available, else the CPU. ``key`` names it in the error.
 
     Raises:
         FewstepError: for a name that torch does not know or a device that this machine lacks.
@@ -28,7 +28,7 @@ def pick_device(name: str, key: str = "train.device") -> torch.device:
 
 
 def emulates_bf16(device: torch.device) -> bool:
-    """Whether this is a CPU that says what it can do (Linux), and bf16 is not among it."""
+    """Whether this is a CPU whose features Linux lists without any for bf16."""
     try:
         return device.type == "cpu" and "bf16" not in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -38,8 +38,8 @@ def emulates_bf16(device: torch.device) -> bool:
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """The autocast context of ``train.precision``; none for fp32.
 
-    Its weight cache is off: a weight that is cast under ``no_grad`` (a finite difference, a tangent, a target) would be
-    used again where a graph is recorded, and get no gradient on older versions of torch.
+    Its weight cache is off: a weight that was cast under ``no_grad`` (for a finite difference, a tangent, a target)
+    would be reused where a graph is recorded, and get no gradient in older versions of torch.
 
     Raises:
         FewstepError: for fp16 off CUDA, where there is no gradient scaling.

@@ -1,7 +1,7 @@
 """Students as files: a folder with the weights in the backbone's own format and ``config.json`` beside them.
 
-``config.json`` carries the sampling contract, what the student was made with, what that cost, and checksums. The
-state that a run resumes from is ``fewstep.engine.store``.
+``config.json`` holds the sampling contract, how the student was made, what that cost, and checksums. The state that a
+run resumes from is in ``fewstep.engine.store``.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ FORMAT: Literal["fewstep-student-1"] = "fewstep-student-1"
 
 
 class StudentInfo(Strict):
-    """What ``config.json`` of a student says."""
+    """The contents of a student's ``config.json``."""
 
     format: Literal["fewstep-student-1"] = Field(default=FORMAT, description="version of this file")
     contract: Contract = Field(description="how the student is to be sampled")
     method: str = Field(description="registered objective")
-    backbone: str = Field(description="registered backbone; it reads the weights")
+    backbone: str = Field(description="registered backbone, which reads the weights")
     dataset: str = Field(description="registered data set of the run")
     plugin: str = Field(description="distribution that registers the backbone")
     weights: str = Field(description="'student', or the rate of the exported EMA")
@@ -44,7 +44,7 @@ class StudentInfo(Strict):
     budget: dict[str, dict[str, int]] = Field(description="evaluations by network: forward, tangent, backward")
     derivatives: str = Field(description="one-pass, two-pass or finite-difference, and why")
     config: dict[str, Any] = Field(description="the run's config, as resolved")
-    versions: dict[str, str] = Field(description="versions of what made it")
+    versions: dict[str, str] = Field(description="versions of Python and the packages that made it")
     fewstep: str = Field(default=fewstep.__version__, description="version of fewstep")
     sha256: dict[str, str] = Field(default_factory=dict, description="checksums of the other files")
 
@@ -52,15 +52,15 @@ class StudentInfo(Strict):
 def save_student(
     folder: Path, student: Backbone, info: StudentInfo, trained: Iterable[str] = (), *, half: bool = False
 ) -> None:
-    """Write a student; the folder appears whole or not at all, and replaces an older one. Adapters are merged into the
-    weights, and lie beside them in peft's files.
+    """Write a student. The folder appears complete or not at all, and replaces an older one. Adapters are merged into
+    the weights, and also written as peft's files.
 
     Args:
-        trained: names of the parameters that were trained; of a student with adapters.
+        trained: names of the parameters that were trained, for a student with adapters.
         half: store half-precision weights.
 
     Raises:
-        FewstepError: when the disk refuses.
+        FewstepError: if the folder cannot be written.
     """
     with new_folder(folder) as temp:
         save_adapters(temp, student, trained, info.backbone)
@@ -70,7 +70,7 @@ def save_student(
 
 
 def load_student(folder: Path) -> tuple[Backbone, StudentInfo]:
-    """A student, in evaluation mode on the CPU, and what is known about it. A run's folder stands for its student.
+    """A student, in evaluation mode on the CPU, and its ``config.json``. A run's folder stands for its student.
 
     Raises:
         FewstepError: for a missing, empty, foreign, unfinished or damaged folder, or a backbone that is not installed.
@@ -98,17 +98,17 @@ def load_student(folder: Path) -> tuple[Backbone, StudentInfo]:
 
 
 def _unchanged(path: Path, expected: str) -> bool:
-    """Whether a file has its checksum; a byte order mark that an editor put before JSON does not count."""
+    """Whether a file has this checksum; a byte order mark that an editor put before JSON is ignored."""
     if path.suffix == ".json":
         return hashlib.sha256(path.read_bytes().removeprefix(codecs.BOM_UTF8)).hexdigest() == expected
     return sha256(path) == expected
 
 
 def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
-    """Refuse weights that no training leaves behind: their samples would be empty, without a word of why.
+    """Refuse weights that no training leaves behind: their samples would be empty for no visible reason.
 
     Raises:
-        FewstepError: for values that are not finite, naming the tensors, or that are all zero.
+        FewstepError: for values that are not finite, naming the tensors, or if all are zero.
     """
     numbers = {name: value for name, value in weights.items() if value.is_floating_point() and value.numel()}
     counts = {name: int((~value.isfinite()).sum()) for name, value in numbers.items()}
@@ -128,8 +128,8 @@ def read_info(folder: Path) -> StudentInfo:
     """
     name = f"student {str(folder)!r}"
     if not folder.is_dir():
-        found = "a file" if folder.is_file() else "no such folder"
-        raise FewstepError(f"{name}: {found}; accepted: a folder that `fewstep distill` wrote")
+        kind = "a file" if folder.is_file() else "no such folder"
+        raise FewstepError(f"{name}: {kind}; accepted: a folder that `fewstep distill` wrote")
     if not any(folder.iterdir()):
         raise FewstepError(f"{name}: the folder is empty; accepted: one with {INFO}, model.safetensors and model.json")
     file = student_folder(folder) / INFO
@@ -154,17 +154,17 @@ def read_info(folder: Path) -> StudentInfo:
 
 
 def check_student(key: str, folder: Path, backbone: str) -> None:
-    """Refuse a folder, named by a config's ``key``, that holds no student of this backbone.
+    """Refuse a folder, named by the config's ``key``, that holds no student of this backbone.
 
     Raises:
         FewstepError: naming the key and both backbones, or what is wrong with the folder.
     """
     try:
-        found = read_info(folder).backbone
+        actual = read_info(folder).backbone
     except FewstepError as error:
         raise FewstepError(f"{key}: {error}") from None
-    if found != backbone:
-        raise invalid(key, str(folder), f"a student of {backbone!r}; this one is of {found!r}")
+    if actual != backbone:
+        raise invalid(key, str(folder), f"a student of {backbone!r}; this one is of {actual!r}")
 
 
 def holds_info(folder: object) -> bool:

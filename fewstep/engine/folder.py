@@ -28,32 +28,33 @@ FREE = (
 
 
 def occupied(folder: Path) -> bool:
-    """Whether something lies there that a new run must not overwrite."""
+    """Whether the folder has contents that a new run must not overwrite."""
     if not folder.exists():
         return False
     return not folder.is_dir() or any(not path.name.startswith(TEMP) for path in folder.iterdir())
 
 
 def check(folder: Path, resume: bool) -> None:
-    """Refuse to overwrite, to resume nothing, and a place that cannot be written.
+    """Refuse to overwrite a run, to resume where there is none, and to use a place that cannot be written.
 
     Raises:
-        FewstepError: saying which of ``--resume`` and ``--out`` helps.
+        FewstepError: saying whether ``--resume`` or ``--out`` helps.
     """
     check_place("--out", folder)
     if resume and not folder.is_dir():
         raise FewstepError(f"--resume: there is no run {str(folder)!r}; leave --resume out to start it")
     if resume and occupied(folder) and not (folder / CONFIG).is_file():
-        raise FewstepError(f"--resume: {str(folder)!r} is no run's folder (it has no {CONFIG}); give another --out")
+        text = f"--resume: {str(folder)!r} is not the folder of a run (it has no {CONFIG}); give another --out"
+        raise FewstepError(text)
     if not resume and occupied(folder):
         raise FewstepError(f"{str(folder)!r} exists; pass --resume to continue it or another --out")
 
 
 def check_stages(folder: Path, stages: Sequence[str], resume: bool) -> dict[str, bool]:
-    """Whether each stage's run, in a folder of its name, goes on where it was; those that had not begun start.
+    """For each stage, whether its run (in a folder of its name) is resumed; those that have not begun are started.
 
     Raises:
-        FewstepError: where one of the folders cannot be used.
+        FewstepError: if one of the folders cannot be used.
     """
     foreign = resume and occupied(folder) and not any((folder / name).is_dir() for name in stages)
     if foreign or (folder / CONFIG).is_file():
@@ -61,19 +62,19 @@ def check_stages(folder: Path, stages: Sequence[str], resume: bool) -> dict[str,
     if not resume or not folder.is_dir():
         check(folder, resume)
     begun = {name: resume and occupied(folder / name) for name in stages}
-    for name, again in begun.items():
-        check(folder / name, again)
+    for name, resumed in begun.items():
+        check(folder / name, resumed)
     return begun
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make the folder, and hold it against a second process. A killed process lets go by itself.
+    """Make the folder and lock it against a second process. The lock of a killed process is released by the system.
 
-    On a file system without locks a warning says that nothing holds it.
+    On a file system without locks, a warning says so.
 
     Raises:
-        FewstepError: when another process trains there, or the disk refuses.
+        FewstepError: if another process trains there, or the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,10 +100,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def started_with(folder: Path) -> dict[str, Any]:
-    """The identity of the run, from its ``config.json``: what ``check_unchanged`` compares.
+    """The identity of the run, from its ``config.json``, for ``check_unchanged``.
 
     Raises:
-        FewstepError: for a file that is not one.
+        FewstepError: for a file that is damaged or not of a run.
     """
     file = folder / CONFIG
     try:
@@ -112,16 +113,16 @@ def started_with(folder: Path) -> dict[str, Any]:
 
 
 def check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any], done: int, *, reads_total: bool) -> None:
-    """Compare the config of a run with the one given on resume: only keys without influence on training may differ.
+    """Compare the config of a run with the one given on resume: only keys that do not affect training may differ.
 
-    ``train.steps`` is one of them where the learning rate is constant and the objective has not read ``step.total``.
+    ``train.steps`` is one of them if the learning rate is constant and the objective has not read ``step.total``.
 
     Args:
-        old, new: config tables, with the names of method, backbone and dataset beside them.
+        old, new: config tables, with the names of method, backbone and dataset.
         done: iterations done.
 
     Raises:
-        FewstepError: listing every key that differs with both values, or for fewer steps than are done.
+        FewstepError: listing every key that differs, with both values, or for fewer steps than are done.
     """
     before, now = dict(flatten(old)), dict(flatten(new))
     open_end = now.get("train.lr_schedule") == "constant" and not reads_total

@@ -27,7 +27,7 @@ class Gradients:
         self.run, self.graphed = run, graphed_gradients(run)
 
     def accumulate(self, phase: Phase, step: int) -> dict[str, Tensor]:
-        """Accumulate the gradient of the iteration; its mean loss terms, on the device."""
+        """Accumulate the gradient of the iteration; returns its mean loss terms, on the device."""
         loss: dict[str, Tensor] = {}
         batches = self.run.reader.iteration(step)
         own = [sum(b.layout.batch_size for b in batches), sum(len(b.x0) for b in batches)]
@@ -41,7 +41,7 @@ class Gradients:
         return loss
 
     def plain(self, phase: Phase, batch: Batch, step: TrainStep, samples: int, rows: int) -> dict[str, Tensor]:
-        """Add a micro-batch's part of the gradient; its parts of the loss terms, in float64."""
+        """Add a micro-batch's part of the gradient; returns its parts of the loss terms, in float64."""
         self.seed_torch(step)
         weighted = self.weighted(phase, batch, step, samples, rows)
         self.run.scaler.scale(torch.stack(list(weighted.values())).sum()).backward()
@@ -50,14 +50,14 @@ class Gradients:
     def weighted(self, phase: Phase, batch: Batch, step: Step, samples: int, rows: int) -> dict[str, Tensor]:
         """A micro-batch's parts of the iteration's mean loss terms; ``samples`` and ``rows`` are the iteration's.
 
-        They are as many times larger as there are processes, over which losses and gradients are averaged.
+        They are multiplied by the number of processes, over which losses and gradients are averaged afterwards.
         """
         terms, ranks = self.terms(phase, batch, step), self.run.processes.ranks
         shares = {name: ranks * share_of(name, term, batch, samples, rows) for name, term in terms.items()}
         return {name: mean * shares[name] for name, mean in means(terms).items()}
 
     def seed_torch(self, step: TrainStep) -> None:
-        """torch's own generators serve dropout; they too follow from the place in the run."""
+        """Seed torch's global generators, which dropout draws from, by the place in the run."""
         index, rank = step.place
         torch.manual_seed((self.run.seed << 32) ^ zlib.crc32(f"torch/{self.run.seed}/{index}/{rank}".encode()))
 
@@ -72,7 +72,7 @@ class Gradients:
         return terms
 
     def tangents_at(self, phase: Phase, index: int, rank: int = 0) -> Tangents:
-        """How to differentiate in this phase. The first call in a phase probes it on two samples of this step."""
+        """How to differentiate in this phase. The first call in a phase tries it on two samples of this step."""
 
         def trial(tangents: Tangents) -> None:
             batch = self.run.reader.batch(index, rank)
@@ -87,15 +87,15 @@ class Gradients:
                     step = TrainStep(self.run, phase, index, rank, tangents)
                     self.seed_torch(step)
                     terms = means(self.terms(phase, small, step))
-                    torch.stack(list(terms.values())).sum().backward()  # FSDP2 knows no ``torch.autograd.grad``
+                    torch.stack(list(terms.values())).sum().backward()  # FSDP2 does not support torch.autograd.grad
             finally:
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient
 
         counts = self.run.budget.snapshot()
-        found = self.run.derivatives.of(phase, trial)
+        tangents = self.run.derivatives.of(phase, trial)
         self.run.budget.reset(counts)
-        return found
+        return tangents
 
 
 def share_of(name: str, term: Tensor, batch: Batch, samples: int, rows: int) -> float:
@@ -103,7 +103,7 @@ def share_of(name: str, term: Tensor, batch: Batch, samples: int, rows: int) -> 
 
     Args:
         name: of the term.
-        term: as the loss returned it: a value a sample, a value an element, or a scalar.
+        term: as the loss returned it: one value per sample, one per element, or a scalar.
         samples, rows: of the whole iteration; rows are the length of x0.
 
     Raises:
@@ -115,7 +115,7 @@ def share_of(name: str, term: Tensor, batch: Batch, samples: int, rows: int) -> 
     if term.dim() > 0 and len(term) == own_rows:
         return own_rows / rows
     raise FewstepError(
-        f"loss term {name!r} has shape {list(term.shape)} and cannot be weighed among micro-batches of unequal size "
-        f"(this one has {own_samples} samples of {own_rows} rows). Return error without .mean(), so that every element "
-        "counts alike, or batch.layout.mean(error), so that every sample counts alike; or set train.accumulate=1"
+        f"loss term {name!r} has shape {list(term.shape)} and cannot be weighted over micro-batches of unequal size "
+        f"(this one has {own_samples} samples with {own_rows} rows). Return the error without .mean(), so that every "
+        "element counts equally, or batch.layout.mean(error), so that every sample does; or set train.accumulate=1"
     )

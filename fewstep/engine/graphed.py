@@ -1,11 +1,11 @@
 """Loss and gradient of a micro-batch as a CUDA graph: ``train.graphs``.
 
-A graph repeats what it recorded, so whatever changes from one iteration to the next must come in as a tensor: the
-batch, the random draws, the loss scale. The first pass of a kind runs plainly and notes the draws; an objective that
-looks at the iteration's number, or draws by other means, is not recorded, and the run says so. Where it decides by the
-number (``Step.decide``) or by ``Step.choice``, each outcome is a recording of its own. Clipping, the optimiser
-and the EMAs stay outside: they are a few launches for all parameters together, and to record and check them would
-change what they update each time.
+A graph repeats what it recorded, so whatever changes from one iteration to the next must be an input tensor: the batch,
+the random draws, the loss scale. The first pass of a kind runs plainly and notes the draws. An objective that reads the
+iteration's number, or draws by other means, is not recorded, and the run says so. If it decides by the number
+(``Step.decide``) or by ``Step.choice``, each outcome has a recording of its own. Clipping, the optimiser and the EMAs
+stay outside: they take a few launches for all parameters together, and each recording and check would repeat their
+updates.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Plan:
-    """One kind of micro-batch, as its first pass showed it.
+    """One kind of micro-batch, as observed in its first pass.
 
     Args:
-        draws: how each draw is made.
-        holds: whether a step takes each decision as the first pass did.
-        refused: why it is not recorded; "" where it is.
+        draws: functions that make each draw for a step.
+        holds: for each decision, whether a step makes it as the first pass did.
+        refused: why it is not recorded; "" if it is.
         cost: evaluations of one pass. A replay calls no network that could count them.
         terms: names of the loss terms.
         reached: parameters with a gradient.
@@ -50,10 +50,10 @@ class Plan:
 
 
 class GraphedGradients:
-    """``Gradients.plain`` by CUDA graphs: the same arguments, the same numbers.
+    """``Gradients.plain`` by CUDA graphs, with the same arguments and results.
 
     Args:
-        graph: what records and replays.
+        graph: makes what records and replays.
     """
 
     def __init__(self, run: Setup, graph: Callable[[], Graph] = CudaGraph) -> None:
@@ -68,26 +68,26 @@ class GraphedGradients:
                 return self.run.gradients.plain(phase, batch, step, samples, rows)
             if all(holds(step) for holds in plan.holds):
                 return self._replayed(plan, (number, *key), batch, step)
-        found, plan = self._noted(batch, Noting(self.run, phase, *step.place), samples, rows)
+        loss, plan = self._noted(batch, Noting(self.run, phase, *step.place), samples, rows)
         known.append(plan)
-        return found
+        return loss
 
     def _noted(self, batch: Batch, noting: Noting, samples: int, rows: int) -> tuple[dict[str, Tensor], Plan]:
         before = self.run.budget.snapshot()
-        found = self.run.gradients.plain(noting.phase, batch, noting, samples, rows)
+        loss = self.run.gradients.plain(noting.phase, batch, noting, samples, rows)
         after = self.run.budget.snapshot()
         cost = {name: {kind: after[name][kind] - n for kind, n in kinds.items()} for name, kinds in before.items()}
         refused = unfit(batch) or noting.refused
         if refused and all(plan.refused != refused for plans in self.plans.values() for plan in plans):
             self.run.say(f"no CUDA graph: {refused}")
-        return found, Plan(noting.draws, noting.holds, refused, cost, tuple(found))
+        return loss, Plan(noting.draws, noting.holds, refused, cost, tuple(loss))
 
     def _replayed(self, plan: Plan, key: tuple[Any, ...], batch: Batch, step: TrainStep) -> dict[str, Tensor]:
-        run, phase, given = self.run, step.phase, list[Tensor]()
+        run, phase, of_batch = self.run, step.phase, list[Tensor]()
         _, samples, rows, *_ = key
 
         def take(x: Tensor) -> Tensor:
-            given.append(x)
+            of_batch.append(x)
             return x
 
         batch.mapped(take)
@@ -96,11 +96,11 @@ class GraphedGradients:
 
         def gradients_of(scale: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
             tensors = iter(inputs)
-            again = batch.mapped(lambda _: next(tensors))
-            weighted = run.gradients.weighted(phase, again, Given(step, inputs[len(given) :]), samples, rows)
+            inner = batch.mapped(lambda _: next(tensors))
+            weighted = run.gradients.weighted(phase, inner, Given(step, inputs[len(of_batch) :]), samples, rows)
             before = [p.grad for p in parameters]
             for parameter in parameters:
-                parameter.grad = None  # so that backward writes, and does not add
+                parameter.grad = None  # so that the backward pass writes a new gradient and does not add to one
             (torch.stack(list(weighted.values())).sum() * scale).backward()
             plan.reached = [p for p in parameters if p.grad is not None]
             gradients = [p.grad for p in plan.reached if p.grad is not None]
@@ -110,12 +110,12 @@ class GraphedGradients:
 
         run.gradients.seed_torch(step)
         counts = run.budget.snapshot()
-        values, *gradients = self.graphs(key, gradients_of, [scale, *given, *(draw(step) for draw in plan.draws)])
+        values, *gradients = self.graphs(key, gradients_of, [scale, *of_batch, *(draw(step) for draw in plan.draws)])
         run.budget.reset(counts)
         run.budget.add(plan.cost)
         alone = run.config.accumulate == 1
         for parameter, gradient in zip(plan.reached, gradients, strict=True):
-            if parameter.grad is None:  # the next replay writes over it: kept only for one micro-batch
+            if parameter.grad is None:  # the next replay overwrites it, so it is kept only if this is the only one
                 parameter.grad = gradient if alone else gradient.clone()
             else:
                 parameter.grad += gradient
@@ -123,7 +123,7 @@ class GraphedGradients:
 
 
 def graphed_gradients(run: Setup) -> GraphedGradients | None:
-    """As ``train.graphs`` says; None off CUDA."""
+    """``GraphedGradients`` if ``train.graphs`` asks for them and the run can use them, else None."""
     if run.config.graphs and run.device.type != "cuda":
         run.say(f"train.graphs has no effect on {run.device.type}")
     if run.config.graphs and run.parallel.mesh is not None:
@@ -133,7 +133,7 @@ def graphed_gradients(run: Setup) -> GraphedGradients | None:
 
 
 def unfit(batch: Batch) -> str:
-    """Why batches of this kind are not recorded; "" where they are."""
+    """Why batches of this kind are not recorded; "" if they are."""
     if not isinstance(batch.layout, Dense):
         return "the samples are ragged, so that shapes do not repeat"
     if type(batch) is not Batch or type(batch.cond) is not Condition:
@@ -142,7 +142,7 @@ def unfit(batch: Batch) -> str:
 
 
 def kind_of(batch: Batch) -> tuple[Any, ...]:
-    """What tells this batch from others beside the shapes of its tensors."""
+    """What distinguishes batches besides the shapes of tensors."""
     if unfit(batch):
         return (type(batch), type(batch.layout), type(batch.cond))
     cond = batch.cond

@@ -1,4 +1,4 @@
-"""Signs of life of a run's processes: which of them is missing when one is, and why one ended."""
+"""Heartbeats of a run's processes: they tell which process is missing, and why one ended."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from fewstep.errors import FewstepError, first_line
 from fewstep.interrupts import Interrupted
 
-BEAT = 0.5  # seconds between two signs of life
+BEAT = 0.5  # seconds between two heartbeats
 SILENCE = 3.0  # seconds without one after which a process counts as dead
-_numbers = count()  # of the groups of this process
+_numbers = count()  # numbers the groups of this process
 
 
 class Lost(FewstepError):
@@ -24,12 +24,12 @@ class Lost(FewstepError):
 
 
 class Liveness:
-    """What one process of a group leaves for the others in torch's store, and reads of them: a sign of life every
-    ``BEAT`` seconds, the reason why a process ended, and which ones wait in vain.
+    """What the processes of a group tell each other through torch's store: a heartbeat every ``BEAT`` seconds, the
+    reason why a process ended, and which ones wait in vain.
 
     Args:
         rank, ranks: which process this is, of how many.
-        timeout: seconds after which the meetings of an iteration give up, for the message.
+        timeout: seconds after which the collectives of an iteration give up, for the message.
     """
 
     def __init__(self, rank: int, ranks: int, timeout: float) -> None:
@@ -50,16 +50,16 @@ class Liveness:
                 beats.set(f"beat/{self.rank}", str(number := number + 1))
 
     def close(self) -> None:
-        """No more signs of life. A thread that still talks to the store when Python ends would abort the process."""
+        """Stop the heartbeats. A thread that still used the store when Python exits would abort the process."""
         self._over.set()
         self._beating.join(SILENCE)
 
     def ended(self, step: int, error: BaseException) -> None:
-        """Leave it for the others why this process ends."""
+        """Tell the others why this process ends."""
         self._leave(f"{place_of(step, self.rank)}: {_told(error)}")
 
     def missing(self, step: int) -> Lost:
-        """Who is missing, after a connection broke or nothing came in time."""
+        """The error that says which process is missing, after a connection broke or a collective timed out."""
         try:
             self.notes.set(f"misses/{self.rank}", "")
             before, deadline = self._beats(), time.monotonic() + SILENCE
@@ -80,7 +80,7 @@ class Liveness:
         return lost
 
     def _leave(self, reason: str) -> str:
-        """The first reason that was left stands; which one that is."""
+        """Store the reason unless there is one already; returns the first that was stored."""
         with suppress(RuntimeError):
             return self.notes.compare_set("reason", "", reason).decode()
         return reason
@@ -96,7 +96,7 @@ def disconnected(error: Exception) -> bool:
 
 
 def place_of(step: int, *ranks: int) -> str:
-    """Which processes, and the iteration (from 1; 0 before the first) where they were, in words."""
+    """Processes and their iteration (from 1; 0 before the first) in words."""
     names = ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))
     return f"step {step}, {names}" if step else names
 

@@ -1,7 +1,7 @@
 """The memory that a run will need, by part, before it starts: ``fewstep distill --dry-run --memory auto``.
 
-Nothing is loaded: networks are built without values on torch's meta device, and a forward and backward pass of each
-kind of iteration is made with them at the configured batch, while the bytes that are alive are counted.
+No weights are loaded: networks are built on torch's meta device, where tensors have no values. A forward and backward
+pass of each kind of iteration is run with them at the configured batch size, and the bytes alive at once are counted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fewstep.errors import FewstepError, first_line, invalid
 
 GB = 1e9
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-SPARE = {  # a factor and bytes beside what is counted
+SPARE = {  # a factor and bytes on top of what is counted
     "cuda": (1.1, 0.7e9),  # fragments of the allocator; the context, kernels and their workspaces
     "cpu": (1.4, 0.5e9),  # what malloc keeps of what was freed (benchmarks/scale/measure.py); Python and torch
 }
@@ -42,10 +42,10 @@ class Memory:
     """Bytes by part.
 
     Attributes:
-        parts: what stays for the whole run.
-        passes: gradients, and beyond them the most that is alive in a forward and backward pass.
-        copies: what a checkpoint copies to the host, where that is the device; it is written while training goes on.
-        notes: what the numbers rest on.
+        parts: what stays allocated for the whole run.
+        passes: gradients, and the peak of a forward and backward pass beyond them.
+        copies: on the CPU, the copies that a checkpoint is written from while training goes on.
+        notes: what the numbers are based on.
     """
 
     parts: dict[str, int] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Memory:
         return sum(self.parts.values()) + sum(self.passes.values()) + self.copies
 
     def fits(self, room: int, device: str) -> bool:
-        """Whether it fits into this many bytes of a "cuda" or "cpu" device, with some to spare."""
+        """Whether it fits into ``room`` bytes of a "cuda" or "cpu" device, with some to spare."""
         factor, fixed = SPARE.get(device, SPARE["cuda"])
         return factor * self.total + fixed <= room
 
@@ -70,7 +70,7 @@ def expected(resolved: Resolved, device: str | None = None) -> Memory:
         device: "cuda" or "cpu"; by default that of ``train.device``.
 
     Raises:
-        FewstepError: for a backbone whose size is not known without its weights, or a method that cannot be tried.
+        FewstepError: for a backbone whose size is not known without its weights, or if no batch can be made.
     """
     config, device = resolved.config, device or pick_device(resolved.config.train.device).type
     objective: Objective[Any] = resolved.method.load()(config.objective)
@@ -124,9 +124,9 @@ def outline(resolved: Resolved) -> Backbone:
 
 
 def passes(objective: Objective[Any], nets: Networks, resolved: Resolved, phase: Phase, index: int) -> tuple[int, str]:
-    """The most bytes that the forward and backward pass of a micro-batch add; what batch they were counted for.
+    """The peak of bytes that the forward and backward pass of a micro-batch add, and for which batch, in words.
 
-    Gradients are among them where there is one micro-batch; of several, each adds to those of the first.
+    It includes the gradients if there is one micro-batch; with several, they are there before the pass.
     """
     config, backbone = resolved.config, nets.teacher.backbone
     try:
@@ -144,14 +144,14 @@ def passes(objective: Objective[Any], nets: Networks, resolved: Resolved, phase:
 
 
 def _passes(objective: Objective[Any], nets: Networks, config: Any, phase: Phase, index: int, batch: Batch) -> int:
-    if type(batch) is Batch:  # what methods on the teacher's pairs are given
+    if type(batch) is Batch:  # methods on pairs of the teacher need one
         batch = Pair(batch.x0, batch.layout, batch.cond, noise=batch.x0)
     teacher, batch = nets.teacher, batch.mapped(lambda x: x.to("meta") if x.is_floating_point() else x)
     parameters = [p for name in phase.trains for p in nets.parameters[name].values()]
     peaks: list[int] = []
 
     def trial(tangents: Tangents) -> None:
-        for parameter in parameters:  # what an earlier micro-batch left behind
+        for parameter in parameters:  # with several micro-batches, an earlier one has left gradients
             parameter.grad = torch.zeros_like(parameter) if config.train.accumulate > 1 else None
         step = Step(
             index, teacher.interpolant, config.seed, 0, config.train.steps, tangents, "cpu", teacher.guidance.edges
@@ -170,10 +170,10 @@ def _passes(objective: Objective[Any], nets: Networks, config: Any, phase: Phase
 
 
 def room(given: str, device: torch.device) -> int:
-    """Bytes of a size such as "24GB"; "auto": of the device.
+    """Bytes of a size such as "24GB"; "auto" is the memory of the device.
 
     Raises:
-        FewstepError: for what is no size.
+        FewstepError: for text that is not a size.
     """
     if given != "auto":
         if not (size := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|GB)?", given.strip(), re.IGNORECASE)):

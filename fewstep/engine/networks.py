@@ -1,4 +1,4 @@
-"""The trained networks of a run: made from the teacher, switched by phase, with their moving averages (EMA)."""
+"""The trained networks of a run: made from the teacher, selected by phase, with their moving averages (EMA)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HALF = (torch.float16, torch.bfloat16)
 def ema_decay(rate: float, updates: int, warmup: bool) -> float:
     """The decay of an EMA at its update number ``updates`` (from 1).
 
-    It is ``rate``; with warm-up the smaller of it and (1 + updates) / (10 + updates), as in TensorFlow's
+    It is ``rate``, or with warm-up the smaller of ``rate`` and (1 + updates) / (10 + updates), as in TensorFlow's
     ``ExponentialMovingAverage``, so that a young EMA forgets its start sooner.
     """
     return min(rate, (1 + updates) / (10 + updates)) if warmup else rate
@@ -37,24 +37,24 @@ class Networks:
     """What an objective's ``networks()`` asks for, on one device.
 
     Parameters that a backbone (or ``build``) freezes by ``requires_grad=False`` stay frozen: no gradient, no optimiser
-    state. A network that is frozen as a whole is trained as a whole.
+    state. If all parameters of a network are frozen, all are trained instead.
 
     With ``lora`` the networks that start from the teacher or from one another are trained by adapters. All of them,
-    their EMAs and the teacher have the very same frozen parameters; where networks are sharded, each has its own.
+    their EMAs and the teacher share the same frozen parameters; where networks are sharded, each has its own.
 
     Args:
-        specs: trained networks by name. Each is a copy of the teacher's network, of an earlier one (``init`` names
-            it), or made by ``build``; half-precision weights become float32.
+        specs: trained networks by name. Each is a copy of the teacher's network or of an earlier one, as ``init`` says,
+            or made by ``build``; half-precision weights become float32.
         teacher: already on ``device``.
-        rates: of the student's EMAs, beside those of its spec.
+        rates: of the student's EMAs, in addition to those of its spec.
         seed: of the weights that ``build`` draws.
         warmup: see ``ema_decay``.
-        needs: the objective's, which the student is made for.
+        needs: of the objective, for ``Backbone.student``.
         lora: the adapters; by default none.
         parallel: how the trained networks are spread over processes; the teacher is sharded elsewhere.
 
     Raises:
-        FewstepError: for an ``init`` that names no network, without a "student", or without parameters to train.
+        FewstepError: for an ``init`` that names no network, a missing "student", or a network without parameters.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Networks:
         self.specs, self.teacher, self.warmup, self.needs = dict(specs), teacher, warmup, needs
         self.lora = lora or LoRAConfig()
         self.shared = dict(teacher.backbone.named_parameters()) if self.lora.rank else {}
-        place = "cpu" if sharded else device  # whole networks may not fit
+        place = "cpu" if sharded else device  # networks may not fit before they are sharded
         self.trained: dict[str, nn.Module] = {}
         for name, spec in specs.items():
             module = self._make(name, spec, seed).to(place)
@@ -87,7 +87,7 @@ class Networks:
         }
         shared = {id(parameter) for parameter in self.shared.values()}
         self.unsaved = {key for key, value in self._tensors().items() if id(value) in shared}
-        self.shell: Any = None  # of sharded networks: the student without its weights, for its export
+        self.shell: Any = None  # for sharded networks: the student without its weights, to export it
         if parallel is not None and sharded:
             self.shell = copy.deepcopy(self.trained["student"]).to("meta")
             for module in [*self.trained.values(), *self.emas.values()]:
@@ -124,11 +124,11 @@ class Networks:
         return module.train()
 
     def _copy(self, name: str) -> nn.Module:
-        """A copy of a network, with the same shared parameters."""
+        """A copy of a network that keeps the shared parameters themselves."""
         return copy.deepcopy(self.trained[name], {id(p): p for p in self.shared.values()})
 
     def _unshare(self, module: nn.Module) -> None:
-        """Give a network copies of the shared parameters: FSDP2 knows none that belong to two networks."""
+        """Give a network its own copies of the shared parameters, since in FSDP2 no two networks can share one."""
         for key, parameter in list(module.named_parameters()):
             if parameter is self.shared.get(key):
                 put(module, key, nn.Parameter(parameter.detach().clone(), requires_grad=False))
@@ -152,15 +152,15 @@ class Networks:
             started = dict(student.requires_grad_(False).named_parameters())
         self.shared.update({key: started[key] for key in self.shared.keys() & started.keys()})
         for module in [*(self.trained[name] for name in names), *emas]:
-            for key in self.shared.keys() & started.keys():  # the teacher keeps its own
+            for key in self.shared.keys() & started.keys():  # only here: the teacher keeps its own parameters
                 put(module, key, started[key])
             for key, tensor in tensors_in(module).items():
                 if not is_adapter(key):
                     tensor.copy_(placed(state[key], tensor))
 
     def _student(self) -> Backbone:
-        """The backbone's student. A copy of the frozen teacher gets back what was trainable before; what it grew beyond
-        that is trained as it says itself."""
+        """The backbone's student. In a copy of the frozen teacher, the parameters that were trainable before it was
+        frozen become trainable again; parameters that the student has in addition keep their ``requires_grad``."""
         module = self.teacher.backbone.student(self.needs)
         names = {key for key, _ in self.teacher.backbone.named_parameters()}
         copied = {key: p for key, p in module.named_parameters() if key in names}
@@ -182,7 +182,7 @@ class Networks:
         """Give the first network of each pair the weights and buffers of the second.
 
         Raises:
-            FewstepError: for a name that is no network's.
+            FewstepError: for a name that is not of a trained network.
         """
         for name in (name for pair in copies for name in pair):
             if name not in self.trained:
@@ -197,26 +197,26 @@ class Networks:
             self.updates[name] += 1
         for (name, rate), (own, new, buffers) in self._followed.items():
             if name in trains:
-                move = get_ema_multi_avg_fn(ema_decay(rate, self.updates[name], self.warmup))  # few launches for all
+                move = get_ema_multi_avg_fn(ema_decay(rate, self.updates[name], self.warmup))  # fused over parameters
                 move(own, new, 0)
                 for buffer, value in buffers:
                     buffer.copy_(value)
 
     @cached_property
     def _followed(self) -> dict[tuple[str, float], tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]]:
-        """By EMA: its parameters, its network's without those that both share, and pairs of buffers. All keep their
-        identity from the first update on, and to find them takes longer than to move them."""
-        found = {}
+        """For each EMA: its parameters, those of its network (both without shared ones), and pairs of buffers. Cached,
+        because collecting them takes longer than updating them; they stay the same objects from the first update on."""
+        followed = {}
         for (name, rate), module in self.emas.items():
             network = self.trained[name]
             pairs = zip(module.parameters(), network.parameters(), strict=True)
             own, new = map(list, zip(*((own, new) for own, new in pairs if own is not new), strict=True))
-            found[name, rate] = own, new, list(zip(module.buffers(), network.buffers(), strict=True))
-        return found
+            followed[name, rate] = own, new, list(zip(module.buffers(), network.buffers(), strict=True))
+        return followed
 
     def exported(self, which: float | str) -> Backbone:
-        """The network of ``train.export`` as it is written to files. Where networks are sharded, all processes have to
-        ask, and the first alone gets the weights."""
+        """The network of ``train.export`` as it is written to files. Where networks are sharded, all processes must
+        call this, and only the first gets the weights."""
         module = self.chosen(which)
         return module if self.shell is None else unsharded(module, self.shell)
 
@@ -236,8 +236,8 @@ class Networks:
         return module
 
     def state(self) -> dict[str, Tensor]:
-        """All weights and buffers by ``net/<name>/...`` and ``ema/<name>@<rate>/...``, without those that adapters
-        leave as they are."""
+        """All weights and buffers by ``net/<name>/...`` and ``ema/<name>@<rate>/...``, without the frozen ones that
+        adapters share."""
         return {key: value.detach() for key, value in self._tensors().items() if key not in self.unsaved}
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -270,8 +270,8 @@ def tensors_in(module: nn.Module) -> dict[str, Tensor]:
 
 
 def unlike(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """Which tensors of ``state`` differ from ``own`` in name, shape or type, in words; "" where none does."""
-    wanted, got = ({key: f"{list(t.shape)} {t.dtype}" for key, t in one.items()} for one in (own, state))
+    """Which tensors of ``state`` differ from ``own`` in name, shape or type, in words; "" if none does."""
+    wanted, got = ({key: f"{list(t.shape)} {t.dtype}" for key, t in table.items()} for table in (own, state))
     wrong = sorted(key for key in {**wanted, **got} if wanted.get(key) != got.get(key))
     shown = [f"{key}: got {got.get(key, 'nothing')}, accepted {wanted.get(key, 'nothing')}" for key in wrong[:3]]
     return f"{len(wrong)} tensors do not fit this run's networks: {', '.join(shown)}" if wrong else ""

@@ -17,17 +17,17 @@ from fewstep.errors import FewstepError, first_line, invalid, need
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of torch's AdamW
 MOMENTS_8BIT = ("state1", "state2")  # of bitsandbytes'
-BLOCK, SMALL = 256, 4096  # bitsandbytes has a scale for each block, and keeps small tensors in float32
+BLOCK, SMALL = 256, 4096  # bitsandbytes has a scale for each block, and keeps tensors below SMALL in float32
 
 
 @dataclass(frozen=True)
 class LRSchedule:
-    """The learning rate as a factor of ``train.lr``: a linear warm-up, then constant, or a fall to 0."""
+    """The learning rate as a factor of ``train.lr``: a linear warm-up, then constant or falling to 0."""
 
     config: TrainConfig
 
     def __call__(self, step: int) -> float:
-        """The factor of iteration ``step``, from 0."""
+        """The factor at iteration ``step``, counted from 0."""
         config = self.config
         if step < config.warmup:
             return (step + 1) / config.warmup
@@ -40,10 +40,10 @@ class LRSchedule:
 
 
 class Clipper:
-    """The largest gradient norm of the next update, and the norms it depends on, all on the device.
+    """The largest gradient norm of the next update, and the norms that it depends on, all on the device.
 
-    "adaptive" follows TRELLIS: ``clip_norm`` alone until ``clip_buffer`` norms were seen, from then on the smaller of
-    it and a percentile of the last so many (unclipped, finite) norms.
+    "adaptive" follows TRELLIS: ``clip_norm`` alone until ``clip_buffer`` norms have been seen, then the smaller of
+    ``clip_norm`` and a percentile of the last ``clip_buffer`` (unclipped, finite) norms.
     """
 
     def __init__(self, config: TrainConfig, device: torch.device | str = "cpu") -> None:
@@ -62,14 +62,14 @@ class Clipper:
         return torch.where(self._last[0].isnan(), fixed, torch.minimum(fixed, usual))
 
     def record(self, norm: Tensor) -> None:
-        """Remember the norm of an update, where it matters."""
+        """Remember the norm of an update, if it is finite and the clipping is adaptive."""
         if self.config.clip == "adaptive":
             later = torch.cat([self._last[1:], norm.detach().to(self._last)[None]])
             self._last = torch.where(norm.isfinite(), later, self._last)
 
     @property
     def norms(self) -> list[float]:
-        """What is remembered, oldest first."""
+        """The remembered norms, oldest first."""
         return [norm for norm in self._last.tolist() if not math.isnan(norm)]
 
     @norms.setter
@@ -78,13 +78,13 @@ class Clipper:
 
 
 def adamw(parameters: Iterable[nn.Parameter], lr: float, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW as ``train.optimizer`` says. torch's is fused on CUDA anyway, where its step is a few launches.
+    """AdamW as ``train.optimizer`` says; on CUDA torch's is always the fused one, whose step takes a few launches.
 
     Raises:
-        FewstepError: bitsandbytes is not installed, or there is no such AdamW for the device.
+        FewstepError: if bitsandbytes is not installed, or there is no such AdamW for the device.
     """
-    given = list(parameters)
-    device = given[0].device
+    trained = list(parameters)
+    device = trained[0].device
     options: dict[str, Any] = {"lr": lr, "betas": config.betas, "weight_decay": config.weight_decay}
 
     def made(parameters: list[nn.Parameter]) -> Any:
@@ -93,7 +93,7 @@ def adamw(parameters: Iterable[nn.Parameter], lr: float, config: TrainConfig) ->
         fused = config.optimizer == "fused" or device.type == "cuda"
         return torch.optim.AdamW(parameters, fused=fused, **options)
 
-    if config.optimizer != "adamw":  # both find out in their first step what they cannot do
+    if config.optimizer != "adamw":  # the others fail only in their first step on a device that they do not support
         probe = nn.Parameter(torch.zeros(1, device=device))
         probe.grad = torch.zeros_like(probe)
         try:
@@ -101,8 +101,8 @@ def adamw(parameters: Iterable[nn.Parameter], lr: float, config: TrainConfig) ->
         except RuntimeError as error:
             accepted = f"adamw on {device.type} ({first_line(error)})"
             raise invalid("train.optimizer", config.optimizer, accepted) from None
-    found: torch.optim.Optimizer = made(given)
-    return found
+    optimizer: torch.optim.Optimizer = made(trained)
+    return optimizer
 
 
 def state_bytes(optimizer: str, parameters: Iterable[Tensor]) -> int:
@@ -138,7 +138,7 @@ class NetOptimizer:
         return any(parameter.grad is not None for parameter in self.named.values())
 
     def update(self, step: int, scaler: torch.amp.GradScaler) -> Tensor:
-        """Clip and apply the gradients of iteration ``step``; their norm before clipping, on the device."""
+        """Clip and apply the gradients of iteration ``step``; returns their norm before clipping, on the device."""
         self.set_lr(step)
         scaler.unscale_(self.adam)
         norm = self.clip()
@@ -147,10 +147,10 @@ class NetOptimizer:
         return norm
 
     def clip(self) -> Tensor:
-        """Scale the gradients down to the limit; their norm before that, on the device."""
+        """Scale the gradients down to the limit; returns their norm before that, on the device."""
         norm = whole(nn.utils.get_total_norm([p.grad for p in self.named.values() if p.grad is not None]))
         if self.config.clip != "none":
-            # torch takes a limit that the host knows; one that only the device knows goes into the norm.
+            # torch takes a limit on the host. Ours is on the device, so its ratio to one on the host scales the norm.
             least = self.config.clip_norm
             measured = norm * (least / self.clipper.limit).to(norm)
             nn.utils.clip_grads_with_norm_(self.named.values(), least, measured)
@@ -171,7 +171,7 @@ class NetOptimizer:
         return out
 
     def places(self) -> dict[str, Tensor]:
-        """A tensor like each moment that has the shape of its parameter, by its name in ``state``."""
+        """For each moment that is shaped like its parameter, the parameter, by the moment's name in ``state``."""
         keys = MOMENTS_8BIT if self.config.optimizer == "adamw8bit" else MOMENTS
         return {f"moments/{name}/{key}": p for name, p in self.named.items() for key in keys}
 
@@ -181,7 +181,7 @@ class NetOptimizer:
         Raises:
             FewstepError: for moments of another shape or of an unknown parameter.
         """
-        places, found = self.places(), defaultdict[str, dict[str, Any]](dict)
+        places, moments_of = self.places(), defaultdict[str, dict[str, Any]](dict)
         for key, value in state.items():
             name, _, moment = key.removeprefix("moments/").rpartition("/")
             if key == "clip":
@@ -189,9 +189,9 @@ class NetOptimizer:
             if name not in self.named or (key in places and value.shape != places[key].shape):
                 accepted = list(places[key].shape) if key in places else "nothing of this name"
                 raise FewstepError(f"optimiser of {self.name!r}, {key}: got {list(value.shape)}, accepted {accepted}")
-            found[name][moment] = self._loaded(moment, value, self.named[name])
+            moments_of[name][moment] = self._loaded(moment, value, self.named[name])
         self.clipper.norms = state["clip"].tolist()
-        for name, moments in found.items():  # a parameter without a gradient so far has none
+        for name, moments in moments_of.items():  # parameters that no gradient has reached yet have none
             self.adam.state[self.named[name]] = moments
 
     def _loaded(self, moment: str, value: Tensor, parameter: nn.Parameter) -> Any:

@@ -1,4 +1,4 @@
-"""A pass of tensors without values (torch's meta device), of which only the memory is of interest.
+"""A pass on torch's meta device, whose tensors have no values, to count the memory that it would take.
 
 Times and the layout of packed samples stay real, on the CPU, since what is computed may depend on them.
 """
@@ -33,7 +33,7 @@ MATRIX |= {Tensor.matmul, Tensor.__matmul__, Tensor.bmm}
 
 
 def tensors(values: Any) -> Iterator[Tensor]:
-    """The tensors among arguments or results, those in lists and tuples included."""
+    """The tensors among arguments or results, including those in lists and tuples."""
     for value in values if isinstance(values, list | tuple) else (values,):
         if isinstance(value, Tensor):
             yield value
@@ -45,7 +45,7 @@ class Live(TorchDispatchMode):
     """Counts the bytes of the meta tensors that are made inside, forward and backward.
 
     Attributes:
-        now, peak: bytes that are alive, and the most that were at once.
+        now, peak: bytes that are alive now, and the most that were alive at once.
     """
 
     def __init__(self) -> None:
@@ -56,13 +56,13 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(x.is_meta for x in tensors(args)):
             args = [_meta(x) for x in args]
-            given = {id(x.untyped_storage()) for x in tensors(args)}  # a view of a weight is nothing new
+            existing = {id(x.untyped_storage()) for x in tensors(args)}  # a view of a weight takes no memory
         else:
-            given = set()
+            existing = set()
         out = func(*args, **(kwargs or {}))
         for x in tensors(out):
             storage = x.untyped_storage()
-            if x.is_meta and id(storage) not in self._known and id(storage) not in given:
+            if x.is_meta and id(storage) not in self._known and id(storage) not in existing:
                 self._known.add(id(storage))
                 weakref.finalize(storage, self._gone, id(storage), storage.nbytes())
                 self.now += storage.nbytes()
@@ -81,7 +81,7 @@ def _meta(value: Any) -> Any:
 
 
 class Lowered(TorchFunctionMode):
-    """Autocast for meta tensors, which torch has none for, and fused attention as on a device.
+    """Autocast, which torch lacks for meta tensors, and fused attention as on a real device.
 
     Args:
         dtype: of matrix products; None for no autocast.
@@ -101,8 +101,8 @@ class Lowered(TorchFunctionMode):
 
 @contextmanager
 def lowered(dtype: torch.dtype | None) -> Iterator[None]:
-    """``Lowered`` inside every module, also where activation checkpointing calls it again in a backward pass: there a
-    mode that was entered outside is not active."""
+    """``Lowered`` inside every module, also where activation checkpointing calls it again in the backward pass, in
+    which a mode entered outside would not be active."""
     mode, depth = Lowered(dtype), 0
 
     def enter(*_: Any) -> None:

@@ -1,5 +1,5 @@
-"""The loop of a run with all that comes out of it: metrics, progress, checkpoints, sample sheets, and what it says when
-it ends early."""
+"""The training loop with its outputs: metrics, progress, checkpoints, sample sheets, and the message when it ends
+early."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def train(
     callbacks: Sequence[Callback] = (),
     sheets: SampleSheets | None = None,
 ) -> None:
-    """The loop with its outputs; on any end the trackers are closed.
+    """The loop with its outputs; the trackers are closed however it ends.
 
     Raises:
-        FewstepError: for a loss or gradient that is not finite, or a full disk, with what is left to resume from.
+        FewstepError: for a loss or gradient that is not finite, or a full disk, saying what can be resumed from.
     """
     out, (every, last) = store.folder.parent, (resolved.config.train.log_every, resolved.config.train.steps)
 
@@ -62,7 +62,7 @@ def train(
 
     try:
         with progress, store, trainer.processes.watched():
-            if trainer.step == 0:  # what the student starts from, and what is missing is missing now
+            if trainer.step == 0:  # shows the untrained student, and fails early if drawing cannot work
                 draw(0)
             trainer.train(log, save, draw)
     except Lost as error:
@@ -83,7 +83,7 @@ def train(
 
 
 def kept(store: Store, done: int) -> str:
-    """What is left to resume from when a run ends after ``done`` iterations, in words."""
+    """In words, what a run that ends after ``done`` iterations can be resumed from."""
     steps = store.steps()
     if not steps:
         again = "--resume starts from the beginning" if done else "nothing is kept"

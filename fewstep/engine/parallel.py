@@ -1,8 +1,8 @@
 """How networks are spread over the processes of a run: replicated, or sharded by FSDP2.
 
-Gradients are means over the processes. torch's ``DistributedDataParallel`` averages in the backward pass of one forward
-pass through its wrapper. Here a loss may evaluate a network several times, under ``torch.func.jvp`` too, and reach
-another set of parameters each iteration, so replicated gradients are averaged after the last micro-batch.
+Gradients are means over the processes. torch's ``DistributedDataParallel`` expects one forward pass through its wrapper
+for each backward pass. Here a loss may evaluate a network several times, also under ``torch.func.jvp``, and reach a
+different set of parameters each iteration, so replicated gradients are averaged after the last micro-batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fewstep.engine.budget import backbones
 from fewstep.engine.processes import Processes
 from fewstep.errors import invalid
 
-LARGE = 300_000_000  # parameters of a network from which on "auto" shards
+LARGE = 300_000_000  # number of parameters from which "auto" shards a network
 BUCKET = 1 << 24  # numbers that are averaged at once
 
 
@@ -42,10 +42,11 @@ class Parallel:
         self.mesh = _mesh(config, processes.ranks, device) if self.kind == "fsdp" else None
 
     def shard(self, module: nn.Module) -> None:
-        """Shard a network by the units of its backbones. One without a backbone, such as a small head, stays whole."""
+        """Shard a network by the units of its backbones. One without a backbone, such as a small head, is not split
+        further."""
         if self.mesh is None:
             return
-        parts = [part for one in backbones(module) for part in (*one.shard_units(), one)]
+        parts = [part for backbone in backbones(module) for part in (*backbone.shard_units(), backbone)]
         if parts and parts[-1] is not module:
             parts.append(module)
         for part in parts:
@@ -54,16 +55,16 @@ class Parallel:
             fully_shard(part, mesh=self.mesh, reshard_after_forward=True)
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Average the gradients of replicated parameters. FSDP2 has averaged those of sharded ones."""
+        """Average the gradients of replicated parameters; FSDP2 has averaged those of sharded ones."""
         if self.kind == "none":
             return
-        whole = [p for p in parameters if not isinstance(p, DTensor)]
-        reached = self.processes.summed([int(p.grad is not None) for p in whole])
-        found = [p for p, count in zip(whole, reached, strict=True) if count]
-        for parameter in found:
+        replicated = [p for p in parameters if not isinstance(p, DTensor)]
+        counts = self.processes.summed([int(p.grad is not None) for p in replicated])
+        reached = [p for p, count in zip(replicated, counts, strict=True) if count]  # in any of the processes
+        for parameter in reached:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        for bucket in _buckets([cast(Tensor, p.grad) for p in found]):
+        for bucket in _buckets([cast(Tensor, p.grad) for p in reached]):
             flat = torch.cat([gradient.flatten() for gradient in bucket])
             dist.all_reduce(flat)
             flat /= self.processes.ranks
@@ -81,7 +82,7 @@ def _mesh(config: ParallelConfig, ranks: int, device: torch.device) -> DeviceMes
 
 
 def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Gradients of one type, together of about ``BUCKET`` numbers."""
+    """Groups of consecutive gradients of one type, of about ``BUCKET`` numbers each."""
     bucket: list[Tensor] = []
     for gradient in gradients:
         if bucket and (gradient.dtype != bucket[0].dtype or sum(g.numel() for g in bucket) >= BUCKET):
@@ -93,19 +94,19 @@ def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def placed(value: Tensor, like: Tensor) -> Tensor:
-    """A tensor that every process has all of, sharded as another one is."""
+    """A tensor that every process has in full, sharded like ``like``."""
     if not isinstance(like, DTensor) or isinstance(value, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def whole(value: Tensor) -> Tensor:
-    """A tensor of which every process has all."""
+    """A tensor gathered in full on every process."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def unsharded(module: nn.Module, shell: Backbone) -> Backbone:
-    """``shell``, the network without its weights, with those of ``module`` on the first process. All take part."""
+    """``shell`` with the full weights of ``module`` on the first process. All processes must call it."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state: Mapping[str, Any] = get_model_state_dict(module, options=options)
     if state:

@@ -1,4 +1,4 @@
-"""The processes of a run under torchrun, and what they tell each other.
+"""The processes of a run under torchrun, and how they communicate.
 
 ``Processes`` is a run of one process, whose methods do next to nothing; ``Group`` is a run of several.
 """
@@ -23,7 +23,7 @@ from fewstep.errors import invalid
 from fewstep.interrupts import Interrupted
 
 PATIENCE = timedelta(hours=2)  # for what one process does alone: preparing data, writing a checkpoint
-START = timedelta(minutes=10)  # until all processes are there
+START = timedelta(minutes=10)  # until all processes have started
 
 
 class Processes:
@@ -31,8 +31,8 @@ class Processes:
 
     Attributes:
         rank, ranks: which process this is, of how many.
-        step: the iteration it works on, from 1; 0 before the first. For messages.
-        writers: torch's group for the threads that write checkpoints; None for one process.
+        step: the iteration that it works on, from 1; 0 before the first. For messages.
+        writers: process group of the threads that write checkpoints; None for one process.
     """
 
     rank, ranks = 0, 1
@@ -42,7 +42,7 @@ class Processes:
         self.step = 0
 
     def share(self, micro_batches: int) -> range:
-        """Which micro-batches of an iteration are this process's."""
+        """The micro-batches of an iteration that this process computes."""
         if micro_batches % self.ranks:
             raise invalid(
                 "train.accumulate",
@@ -53,32 +53,32 @@ class Processes:
         return range(self.rank, micro_batches, self.ranks)
 
     def summed(self, values: list[int]) -> list[int]:
-        """The sums of host numbers over all processes."""
+        """The sums of host integers over all processes."""
         return values
 
     def gathered(self, values: Tensor) -> Tensor:
-        """[ranks, N] the device numbers [N] of all processes."""
+        """[ranks, N] the values [N], on the device, of all processes."""
         return values[None]
 
     def agreed(self, stop: Interrupted | None) -> Interrupted | None:
-        """The signal that any process was sent; all stop after the same iteration."""
+        """The signal that any of the processes was sent, so that all stop after the same iteration."""
         return stop
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have called this."""
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        """The block is run by the first process, and then by all others."""
+        """Run the block in the first process, and then in all others."""
         yield
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """In place of what a broken connection raises in the block, a ``Lost`` that says which process is missing."""
+        """Replace what a broken connection raises in the block by a ``Lost`` that says which process is missing."""
         yield
 
     def total(self, counts: Counts) -> Counts:
-        """Evaluations of all processes."""
+        """The evaluation counts summed over all processes."""
         values = iter(self.summed([n for kinds in counts.values() for n in kinds.values()]))
         return {name: {kind: next(values) for kind in kinds} for name, kinds in counts.items()}
 
@@ -86,8 +86,9 @@ class Processes:
 class Group(Processes):
     """Several processes.
 
-    Beside torch's own group there are three of gloo, for numbers of the host: one for the meetings of an iteration,
-    where nobody is late by more than ``timeout`` seconds, one to wait for slow work, and one of the threads that write.
+    Besides torch's default group there are three gloo groups for host values: one for the collectives of an iteration,
+    where no process is late by more than ``timeout`` seconds, one to wait for slow work, and one for the threads that
+    write checkpoints.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -101,13 +102,13 @@ class Group(Processes):
     def summed(self, values: list[int]) -> list[int]:
         numbers = torch.tensor(values)
         dist.all_reduce(numbers, group=self.quick)
-        found: list[int] = numbers.tolist()
-        return found
+        sums: list[int] = numbers.tolist()
+        return sums
 
     def gathered(self, values: Tensor) -> Tensor:
-        found = [torch.empty_like(values) for _ in range(self.ranks)]
-        dist.all_gather(found, values)
-        return torch.stack(found)
+        parts = [torch.empty_like(values) for _ in range(self.ranks)]
+        dist.all_gather(parts, values)
+        return torch.stack(parts)
 
     def agreed(self, stop: Interrupted | None) -> Interrupted | None:
         number = torch.tensor(stop.number if stop else 0)
@@ -141,13 +142,13 @@ class Group(Processes):
 
 @contextmanager
 def joined(config: ParallelConfig, device: str) -> Iterator[Processes]:
-    """The processes that torchrun started, or the one that there is. The group that is made lives as long as they do.
+    """The processes that torchrun started, or the only one. torch's default group, if made here, lives until they exit.
 
     Args:
-        device: the key ``train.device``.
+        device: value of ``train.device``.
 
     Raises:
-        FewstepError: for a kind that does not fit what was started, or too few GPUs.
+        FewstepError: for a ``parallel.kind`` that does not fit the started processes, or too few GPUs.
     """
     ranks = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
     if ranks == 1:
@@ -179,7 +180,7 @@ def _start_group(timeout: float, device: str) -> None:
                 "torchrun --nproc-per-node", f"{local + 1} or more", f"at most {there}, the GPUs of this machine"
             )
         torch.cuda.set_device(local)
-    # On GPUs the meetings of the host notice first who is missing; NCCL's own limit is the last resort.
+    # On GPUs the host's gloo collectives notice a missing process first; NCCL's own limit is the last resort.
     limit = START if cuda else timedelta(seconds=timeout)
     store, rank, ranks = next(rendezvous("env://", timeout=START))
     try:

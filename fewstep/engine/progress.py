@@ -1,4 +1,4 @@
-"""How a run shows itself: a live line on a terminal, plain lines elsewhere."""
+"""How a run shows its progress: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from rich.table import Column
 
 from fewstep.console import say
 
-STALL = 0.1  # share of an iteration that waits for its data, from which on it is shown
+STALL = 0.1  # the wait for data is shown from this share of an iteration on
 SMOOTHING = 0.9  # of the loss terms shown; metrics.jsonl has the raw ones
-MARKS = 1000  # times that are kept to tell the pace by
+MARKS = 1000  # times that are kept to compute the pace
 
 
 class Bar:
     """Work of known length: a bar with the time left on a terminal, elsewhere plain lines.
 
     Args:
-        start: what was done before this process began.
-        every: seconds between plain lines; one at the end comes always.
-        name: of what is worked on; of a run with several stages, the one that trains.
+        start: amount of work done before this process began.
+        every: seconds between plain lines; there is always one at the end.
+        name: label of the work, such as the run or the stage that trains.
     """
 
     def __init__(self, console: Console, total: int, start: int, every: float, name: str = "") -> None:
@@ -39,7 +39,7 @@ class Bar:
             self.progress.start()
 
     def pace(self, done: int) -> float | None:
-        """Seconds that one takes, over the later half of what is done, so that a change soon shows; None at first."""
+        """Seconds per unit of work, over the later half of the work done so that changes show soon; None at first."""
         if len(self.marks) == MARKS:
             self.marks = self.marks[::2]
         now, (earlier, then) = time.monotonic(), self.marks[len(self.marks) // 2]
@@ -47,10 +47,10 @@ class Bar:
         return (now - then) / (done - earlier) if done > earlier else None
 
     def show(self, done: int, total: int, what: str, details: str = "", pace: float | None = None) -> None:
-        """``done`` of ``total``. A bar is labelled by ``details``, or else by ``what``; a plain line has both.
+        """Show ``done`` of ``total``. A bar is labelled with ``details``, or else with ``what``; a plain line has both.
 
         Args:
-            pace: seconds that one takes, for the time left.
+            pace: seconds per unit of work, for the time left.
         """
         left = "" if pace is None else f"{duration(pace * (total - done))} left"
         if self.console.is_interactive:
@@ -85,12 +85,12 @@ def counting(console: Console, every: float = 5.0) -> Iterator[Callable[[int, in
 
 
 class RunProgress:
-    """Shows loss terms (smoothed), iterations a second and the time left; for the arguments see ``Bar``."""
+    """Shows smoothed loss terms, iterations per second and the time left; for the arguments see ``Bar``."""
 
     def __init__(self, console: Console, total: int, start: int = 0, every: float = 5.0, name: str = "") -> None:
         self.console, self.total, self.start, self.every, self.name = console, total, start, every, name
         self.terms: dict[str, float] = {}
-        self.waited, self.wait = 0.0, 0.0  # for data: in all, and in an iteration (smoothed)
+        self.waited, self.wait = 0.0, 0.0  # seconds waited for data: in total, and per iteration (smoothed)
 
     def __enter__(self) -> RunProgress:
         self.bar = Bar(self.console, self.total, self.start, self.every, self.name)
@@ -100,8 +100,8 @@ class RunProgress:
         self.bar.stop()
 
     def update(self, row: Mapping[str, Any], waited: float = 0.0) -> None:
-        """Take the row of an iteration. Shown is ``slat: vm 0.0312  vd 0.104  12.5 steps/s``, and after it
-        ``waits for data 35%`` where that is much.
+        """Show the row of an iteration: ``slat: vm 0.0312  vd 0.104  12.5 steps/s``, followed by ``waits for data 35%``
+        if the share is large.
 
         Args:
             waited: seconds that the run has waited for its data so far.
@@ -118,7 +118,7 @@ class RunProgress:
         self.bar.show(row["step"], self.total, "step", "  ".join([*terms, *speed]), pace)
 
     def say(self, line: str) -> None:
-        """A line above the live display, or a plain one."""
+        """Print a line above the live display, or a plain one."""
         say(self.console, line, "yellow" if line.startswith("warning") else None)
 
 

@@ -1,4 +1,4 @@
-"""Numbers on their way from the device to the host, which does not wait for them."""
+"""Copying numbers from the device to the host, which does not wait for them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class Readback:
-    """A copy of some numbers that the device is still computing, begun without waiting for it.
+    """A copy of numbers that the device is still computing, started without waiting for them.
 
     Args:
-        values: [N] on any device. From CUDA they go to page-locked memory; elsewhere they are read when asked for.
+        values: [N] on any device. From CUDA they go to page-locked memory; elsewhere they are read when needed.
     """
 
     def __init__(self, values: Tensor) -> None:
@@ -27,8 +27,8 @@ class Readback:
         return self._done is None or self._done.query()
 
     def numbers(self) -> list[float]:
-        """The numbers, waited for."""
+        """The numbers; waits until they have arrived."""
         if self._done is not None:
             self._done.synchronize()
-        found: list[float] = self._host.tolist()
-        return found
+        numbers: list[float] = self._host.tolist()
+        return numbers

@@ -1,4 +1,4 @@
-"""The micro-batches of a run, read by a thread ahead of the iteration where the data set says that reading is slow."""
+"""The micro-batches of a run, read ahead of the iteration by a thread if the data set says that reading is slow."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fewstep.core.batch import Batch
 if TYPE_CHECKING:
     from fewstep.engine.setup import Setup
 
-Read = tuple[Batch, list[str]]  # and what the data set has to say about it
+Read = tuple[Batch, list[str]]  # a batch, and the data set's notes about it
 
 
 class Reader:
-    """Reads batches, those of the next iteration while the present one is computed.
+    """Reads batches; those of the next iteration while the current one is computed.
 
-    One thread alone touches the data set then, and it reads in the order of the iterations. Which samples a batch has,
-    and how they are augmented, depends on its place in the run, so nothing changes but the time.
+    A single thread then accesses the data set, in the order of the iterations. The samples of a batch and their
+    augmentation depend only on its place in the run, so reading ahead changes nothing but the time.
 
     Attributes:
         waited: seconds that iterations have waited for their batches.
@@ -31,7 +31,7 @@ class Reader:
         self.run, self.waited = run, 0.0
         self.thread: ThreadPoolExecutor | None = None
         if run.dataset.reads_ahead:
-            # Both are settings of a thread: the number of CPU threads, and which GPU "cuda" is.
+            # The number of CPU threads, and which GPU "cuda" is, are settings of each thread.
             gpu = torch.cuda.current_device() if run.device.type == "cuda" else None
             self.thread = ThreadPoolExecutor(1, "reader", _like_the_main_thread, (torch.get_num_threads(), gpu))
         self._begun: dict[int, list[Future[Read]]] = {}
@@ -40,32 +40,32 @@ class Reader:
         """The micro-batches of this process. Waits for them, not for those of the next iteration."""
         started = time.perf_counter()
         if self.thread is None:
-            found = [self._read(step, micro) for micro in self.run.micro_batches]
+            reads = [self._read(step, micro) for micro in self.run.micro_batches]
         else:
             begun = self._begun.pop(step, None) or self._begin(self.thread, step)
             if step + 1 < self.run.config.steps:
                 self._begun = {step + 1: self._begin(self.thread, step + 1)}
-            found = [one.result() for one in begun]
+            reads = [future.result() for future in begun]
         self.waited += time.perf_counter() - started
-        return [self._told(one) for one in found]
+        return [self._told(read) for read in reads]
 
     def batch(self, step: int, micro: int = 0) -> Batch:
-        """A single one. It is read once more where it was read before."""
+        """A single micro-batch, read again even if it was read before."""
         if self.thread is None:
             return self._told(self._read(step, micro))
         return self._told(self.thread.submit(self._read, step, micro).result())
 
     def close(self) -> None:
         """Read no further ahead."""
-        for one in (one for begun in self._begun.values() for one in begun):
-            one.cancel()
+        for future in (future for begun in self._begun.values() for future in begun):
+            future.cancel()
         self._begun = {}
 
     def _begin(self, thread: ThreadPoolExecutor, step: int) -> list[Future[Read]]:
         return [thread.submit(self._read, step, micro) for micro in self.run.micro_batches]
 
     def _read(self, step: int, micro: int) -> Read:
-        """Micro-batches are drawn as ranks are: one iteration of a x b samples sees what one of ab samples sees."""
+        """Micro-batches take the place of ranks, so an iteration sees the same samples however it is divided."""
         config, dataset = self.run.config, self.run.dataset
         batch = dataset.training_batch(step, config.batch_size, self.run.seed, rank=micro, ranks=config.accumulate)
         if self.thread is not None and self.run.device.type == "cuda":
@@ -86,5 +86,5 @@ def _like_the_main_thread(threads: int, gpu: int | None) -> None:
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    """In page-locked memory, from which a GPU copies while it computes."""
+    """The tensor in page-locked memory, from which a GPU can copy while it computes."""
     return tensor if tensor.is_cuda else tensor.pin_memory()

@@ -44,40 +44,40 @@ def start(
     callbacks: Sequence[Callback] = (),
     stages: Mapping[str, Resolved] = MappingProxyType({}),
 ) -> Path:
-    """Distil, or go on where a killed run stopped, and export the student into ``student/`` of the run's folder.
+    """Distil, or continue a run that was stopped, and export the student into ``student/`` of the run's folder.
 
     Whatever can be refused is refused before the folder is made.
 
     Args:
-        out: the run's folder; returned.
+        out: the run's folder, which is also returned.
         processes: those that share the run; the first of them writes and prints.
-        trackers: registered trackers beside ``metrics.jsonl``.
+        trackers: registered trackers besides ``metrics.jsonl``.
         command: the command line, for the record.
-        callbacks: called with every row of ``metrics.jsonl``. An exception of theirs ends the run as an interrupt does.
-        stages: all stages of which this run is one, for the record: ``--resume`` then knows those that have not begun.
+        callbacks: called with every row of ``metrics.jsonl``. An exception in one ends the run as an interrupt does.
+        stages: all stages that this run is one of, recorded so that ``--resume`` knows those that have not begun.
 
     Raises:
-        FewstepError: for anything a user can put right.
+        FewstepError: for anything that a user can put right.
     """
     chosen = [registry().get("tracker", name).load() for name in trackers]
     processes = processes or Processes()
     folders.check(out, resume)
     store = Store(out / "checkpoints", resolved.config.train.keep, processes)
-    found = _resumable(resolved, out, store) if resume else None
-    if found is None:
+    checkpoint = _resumable(resolved, out, store) if resume else None
+    if checkpoint is None:
         check_start(resolved)
-    progress = RunProgress(console, resolved.config.train.steps, found.step if found else 0, name=out.name)
+    progress = RunProgress(console, resolved.config.train.steps, checkpoint.step if checkpoint else 0, name=out.name)
     with spinner(console, f"{out.name}: loading teacher and data"):
         trainer = build(resolved, progress.say, processes)
-        if found is None or resolved.config.lora.rank:  # the weights beside adapters are in no checkpoint
+        if checkpoint is None or resolved.config.lora.rank:  # checkpoints do not hold the frozen weights under adapters
             go_on_with(trainer, resolved.config.train.start)
         sheets = SampleSheets(trainer, resolved, out / "samples") if trainer.config.samples_every else None
     processes.wait()  # all have looked at the folder before the first one writes there
     with _held(trainer, out, resume) as writes:
         if writes:
             clean(store.folder)
-        if found is not None:
-            for note in restore(trainer, found):
+        if checkpoint is not None:
+            for note in restore(trainer, checkpoint):
                 progress.say(note)
         if resume:
             progress.say(f"resuming {out} after step {trainer.step}")
@@ -87,10 +87,10 @@ def start(
             outputs = [JsonLines(out, resolved.tables(), trainer.step)]
             with writing(out):
                 outputs += [tracker(out, resolved.tables(), trainer.step) for tracker in chosen]
-        window = Window(found.scalars["window"] if found else None)
+        window = Window(checkpoint.scalars["window"] if checkpoint else None)
         with counting(console) as count:
             trainer.prepare(count)
-        del found  # its tensors need not stay in memory
+        del checkpoint  # frees its tensors
         train(trainer, store, resolved, outputs, progress, window, callbacks if writes else (), sheets)
         try:
             export(trainer, resolved, out / "student")
@@ -113,7 +113,7 @@ def build(resolved: Resolved, say: Say, processes: Processes | None = None) -> T
 
 
 def check_start(resolved: Resolved) -> None:
-    """Refuse a ``train.start`` that is no student of this backbone.
+    """Refuse a ``train.start`` that is not a student of this backbone.
 
     Raises:
         FewstepError: naming both backbones, or what is wrong with the folder.
@@ -123,7 +123,7 @@ def check_start(resolved: Resolved) -> None:
 
 
 def go_on_with(trainer: Trainer, start: Path | None) -> None:
-    """Begin with another run's student. What that one cost counts as this one's."""
+    """Start from another run's student, whose cost is added to this run's."""
     if start is not None:
         student, info = load_student(start)
         trainer.nets.start_from(student)
@@ -156,12 +156,12 @@ def export(trainer: Trainer, resolved: Resolved, folder: Path) -> None:
 
 def record(resolved: Resolved, command: Sequence[str], stages: Mapping[str, Resolved]) -> dict[str, Any]:
     """``config.json`` of the run's folder; ``fewstep.config.recorded`` reads it."""
-    found = plan(resolved) | {"identity": resolved.identity(), "versions": versions(), "command": list(command)}
-    return found | ({"stages": {name: plan(one) for name, one in stages.items()}} if stages else {})
+    entries = plan(resolved) | {"identity": resolved.identity(), "versions": versions(), "command": list(command)}
+    return entries | ({"stages": {name: plan(stage) for name, stage in stages.items()}} if stages else {})
 
 
 def plan(resolved: Resolved) -> dict[str, Any]:
-    """What a run of one stage is of, with every key and its source."""
+    """The registered names of one stage's run, with every key and its source."""
     return {
         "method": resolved.method.name,
         "backbone": resolved.backbone.name,
@@ -173,21 +173,21 @@ def plan(resolved: Resolved) -> dict[str, Any]:
 
 
 def _resumable(resolved: Resolved, out: Path, store: Store) -> Checkpoint | None:
-    """The newest checkpoint, if its config is this one; None for a run that was killed before its first."""
-    found = store.newest()
-    if found is not None:
-        total = found.scalars["reads_total"]
-        folders.check_unchanged(found.config, resolved.identity(), found.step, reads_total=total)
+    """The newest checkpoint, after checking that its config is this one; None if the run has none yet."""
+    checkpoint = store.newest()
+    if checkpoint is not None:
+        total = checkpoint.scalars["reads_total"]
+        folders.check_unchanged(checkpoint.config, resolved.identity(), checkpoint.step, reads_total=total)
     elif (out / folders.CONFIG).is_file():
         folders.check_unchanged(folders.started_with(out), resolved.identity(), 0, reads_total=False)
-    return found
+    return checkpoint
 
 
 @contextmanager
 def _held(trainer: Trainer, out: Path, resume: bool) -> Iterator[bool]:
-    """The run's folder for the process that writes; whether it is this one.
+    """Hold the run's folder, and yield whether this process is the one that writes into it.
 
-    A new run that fails before its first iteration leaves no folder; an interrupted one stays, for ``--resume``.
+    A new run that fails before its first iteration leaves no folder. An interrupted one keeps it, for ``--resume``.
     """
     if trainer.processes.rank:
         yield False

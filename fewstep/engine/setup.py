@@ -1,4 +1,4 @@
-"""What a run trains with: its device, networks and optimisers, and how they are spread over processes."""
+"""The parts of a run: device, networks and optimisers, and how they are spread over processes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from fewstep.errors import invalid
 
 
 class Setup:
-    """All parts of a run, put together from its config, before its first iteration.
+    """All parts of a run, built from its config before its first iteration.
 
     Args:
-        objective: the method; it owns losses and phases.
+        objective: the method, which owns losses and phases.
         teacher: moved to the run's device here.
-        dataset: gives the batch of a step.
+        dataset: what the run trains on.
         config: the ``train`` table.
         seed: of every draw of the run.
         say: takes lines for the user.
@@ -42,7 +42,7 @@ class Setup:
         parallel: the ``parallel`` table.
 
     Raises:
-        FewstepError: for a device, precision, network, contract or EMA rate that cannot be had.
+        FewstepError: for a device, precision, network, optimiser or EMA rate that does not exist or does not fit.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Setup:
             say("warning: train.precision=bf16 is emulated by this CPU, many times slower than train.precision=fp32")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         specs, warmup = objective.networks(), config.ema_warmup
-        if adapted and config.precision == "fp32":  # what student and teacher share has one type
+        if adapted and config.precision == "fp32":  # parameters shared by student and teacher have one type
             self.teacher.backbone.float()
         self.nets = Networks(
             specs, self.teacher, self.device, config.ema, seed, warmup, objective.needs, lora, self.parallel
@@ -90,17 +90,17 @@ class Setup:
         emas = [(name, ema) for (name, _), ema in self.nets.emas.items()]
         for name, module in [("teacher", teacher.backbone), *self.nets.trained.items(), *emas]:
             self.budget.watch(name, module)
-        self.skipped = dict.fromkeys(self.optimizers, 0)  # updates in a row that fp16 overflow prevented
-        self.pending = deque[tuple[dict[str, Any], Readback]]()  # rows whose numbers are on the way
+        self.skipped = dict.fromkeys(self.optimizers, 0)  # consecutive updates that an fp16 overflow prevented
+        self.pending = deque[tuple[dict[str, Any], Readback]]()  # rows whose numbers are being copied to the host
         self.reader, self.gradients = Reader(self), Gradients(self)
 
     @property
     def evaluations(self) -> Counts:
-        """What the run has cost so far, in all processes; all of them have to ask."""
+        """What the run has cost so far, summed over all processes, each of which must call this."""
         return self.processes.total(self.budget.snapshot())
 
     def prepare(self, progress: Progress = silent) -> None:
-        """Let the data set do its slow work. What it costs counts once, whether a cache or a checkpoint has it."""
+        """Let the data set do its slow work. Its cost counts once, even if it comes from a cache or a checkpoint."""
         self.teacher.to(self.device)
         counts = self.budget.snapshot()
         with self.processes.in_turn():
@@ -108,8 +108,8 @@ class Setup:
         self.budget.reset(counts)
         if self.step == 0 and self.processes.rank == 0:
             self.budget.counts["teacher"]["forward"] += self.dataset.evaluations
-        self.parallel.shard(self.teacher.backbone)  # now, because the data may have needed it in one process
+        self.parallel.shard(self.teacher.backbone)  # only now: the data may have needed all of it in one process
         if self.parallel.mesh is not None:
             self.teacher.guidance = replace(self.teacher.guidance, always=True)
-        if self.parallel.mesh is None and not self.nets.lora.rank:  # neither shards nor what adapters share
+        if self.parallel.mesh is None and not self.nets.lora.rank:  # shards and shared parameters cannot be moved
             self.nets.view.park()

@@ -1,4 +1,4 @@
-"""Tensors of a sharded run as files: ``torch.distributed.checkpoint`` (DCP), each process its part."""
+"""Tensors of a sharded run as files of ``torch.distributed.checkpoint`` (DCP); each process writes its part."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def is_sharded(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def save_shards(tensors: Mapping[str, Tensor], folder: Path | None, processes: Processes) -> dict[str, str]:
-    """Write the tensors below ``folder``, which the first process tells the others; the checksums by file.
+    """Write the tensors below ``folder``, which the first process tells the others; returns checksums by file there.
 
     Raises:
-        OSError: on all processes, where any of them cannot write.
+        OSError: on all processes, if any of them cannot write.
     """
     told = [str(folder)]
     dist.broadcast_object_list(told, group=processes.writers)
@@ -49,22 +49,22 @@ def save_shards(tensors: Mapping[str, Tensor], folder: Path | None, processes: P
 
 
 def read_shards(folder: Path, places: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that ``save_shards`` wrote, each sharded as its namesake in ``places``; others are whole.
+    """The tensors that ``save_shards`` wrote, each sharded like the tensor of its name in ``places``, else in full.
 
     Raises:
         FewstepError: for files that cannot be read.
     """
     place = folder / SHARDS
     known = FileSystemReader(place).read_metadata().state_dict_metadata
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, about in known.items():
         if isinstance(about, TensorStorageMetadata):
-            found[name] = torch.empty(about.size, dtype=about.properties.dtype)
+            tensors[name] = torch.empty(about.size, dtype=about.properties.dtype)
             if name in places and places[name].shape == about.size:
-                found[name] = torch.empty_like(places[name])
+                tensors[name] = torch.empty_like(places[name])
     try:
-        load(found, checkpoint_id=place, no_dist=not dist.is_initialized())
+        load(tensors, checkpoint_id=place, no_dist=not dist.is_initialized())
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
         raise FewstepError(f"checkpoint {str(place)!r} cannot be resumed from: {cause}") from None
-    return found
+    return tensors

@@ -22,15 +22,15 @@ SUFFIX, SEED = ".png", 0
 
 
 class SampleSheets:
-    """Draws the student of a run as it would be exported now, in its contract's first number of steps.
+    """Draws samples of a run's student as it would be exported now, in its contract's first number of steps.
 
-    Prompts (held out where the data set has such) and noise are the same at each iteration. The run does not
-    notice: its draws are functions of seed, step and name, and modes and counted evaluations are put back.
+    Prompts (held-out ones if the data set has any) and noise are the same at each iteration. The run is not affected:
+    its draws are functions of seed, step and name, and modes and counted evaluations are restored.
 
     Args:
         trainer: of the run.
         resolved: its config.
-        folder: of the sheets.
+        folder: where sheets are written.
 
     Raises:
         FewstepError: for a backbone and data set whose samples are not pictures.
@@ -50,7 +50,7 @@ class SampleSheets:
         self.suite = suite
 
     def draw(self, step: int, outputs: Iterable[Tracker]) -> None:
-        """Write ``step-000100.png``, and give it to the trackers that take pictures. All processes have to ask.
+        """Write ``step-000100.png``, and give it to the trackers that take pictures. All processes must call this.
 
         Raises:
             FewstepError: for a package that drawing needs, or a full disk.
@@ -66,7 +66,7 @@ class SampleSheets:
 
     @cached_property
     def prompts(self) -> Batch:
-        """What all sheets are made from, on the CPU."""
+        """The prompts of all sheets, on the CPU."""
         return self.suite.prompts(self.suite.sampled)
 
     def _write(self, network: Backbone, path: Path) -> Path:
@@ -81,7 +81,7 @@ class SampleSheets:
 
     @contextmanager
     def _undisturbed(self, network: Backbone) -> Iterator[None]:
-        """The network in evaluation mode on the run's device; afterwards all is as it was."""
+        """The network in evaluation mode on the run's device; its state is restored afterwards."""
         modes, counts = {module: module.training for module in network.modules()}, self.trainer.budget.snapshot()
         network.to(self.trainer.device).eval()
         try:
@@ -90,5 +90,5 @@ class SampleSheets:
             for module, training in modes.items():
                 module.training = training
             self.trainer.budget.reset(counts)
-            if network is self.trainer.nets.shell:  # sharded networks: their weights together were for now
+            if network is self.trainer.nets.shell:  # of sharded networks: the gathered weights are no longer needed
                 network.to("meta")

@@ -1,4 +1,4 @@
-"""The ``Step`` of one micro-batch in training; and two more, by which its draws become the inputs of a CUDA graph."""
+"""The ``Step`` of one micro-batch in training, and two variants that make its draws the inputs of a CUDA graph."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class TrainStep(Step):
 
 
 class Noting(TrainStep):
-    """Notes how each draw is made again by another step, and what was decided by other means than tensors.
+    """Notes how another step can repeat each draw, and which decisions do not depend on tensors.
 
     Attributes:
-        draws: in order.
-        holds: for each decision, whether another step takes it alike.
-        refused: why a graph cannot stand for this step: what it read changes each iteration, and is no tensor.
+        draws: functions that make each draw for another step, in order.
+        holds: for each decision, whether another step makes the same one.
+        refused: why a graph cannot replace this step: it read a value that changes each iteration and is not a tensor.
     """
 
     def __init__(self, run: Setup, phase: Phase, index: int, rank: int) -> None:
@@ -75,14 +75,14 @@ class Noting(TrainStep):
         return self._index
 
     def decide(self, rule: Callable[[int], T]) -> T:
-        found = super().decide(rule)
-        self.holds.append(lambda step: step.decide(rule) == found)
-        return found
+        decision = super().decide(rule)
+        self.holds.append(lambda step: step.decide(rule) == decision)
+        return decision
 
     def choice(self, values: tuple[float, ...], name: str) -> float:
-        found = super().choice(values, name)
-        self.holds.append(lambda step: step.choice(values, name) == found)
-        return found
+        chosen = super().choice(values, name)
+        self.holds.append(lambda step: step.choice(values, name) == chosen)
+        return chosen
 
     def stream(self, name: str) -> torch.Generator:
         self.refused = self.refused or "the objective draws from a generator of its own"
@@ -99,7 +99,7 @@ class Noting(TrainStep):
 
 
 class Given(TrainStep):
-    """Gives out draws that were made before, in the same order."""
+    """Returns draws that were made before, in the same order."""
 
     def __init__(self, like: TrainStep, draws: Sequence[Tensor]) -> None:
         super().__init__(like.run, like.phase, *like.place, like.run.derivatives.tangents)

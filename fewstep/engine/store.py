@@ -1,8 +1,8 @@
-"""The checkpoints of a run as files: written whole while training goes on, and the last few kept.
+"""The checkpoints of a run as files: written atomically while training goes on, and only the last few kept.
 
-A checkpoint is a folder with tensors in safetensors, the rest in JSON and checksums. No pickle. Where networks are
-sharded, each process writes its part of the tensors by ``torch.distributed.checkpoint``, in that library's format. Any
-number of processes goes on from both.
+A checkpoint is a folder with tensors in safetensors, and the rest in JSON with checksums. There is no pickle. Where
+networks are sharded, each process writes its part of the tensors by ``torch.distributed.checkpoint``, in that library's
+format. Any number of processes can resume from either.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ class Checkpoint:
 
 
 class Store:
-    """The checkpoints of a run, the last ``keep`` of them. As a context it waits at its end for what is being written.
+    """The last ``keep`` checkpoints of a run. A ``with`` block waits at its end for the checkpoint being written.
 
     Args:
-        folder: holds one folder a checkpoint; made when the first is written.
-        processes: those of the run. All of them save; the first one writes, and every one its shards.
+        folder: holds one folder per checkpoint; made when the first is written.
+        processes: those of the run. All of them call ``save``; the first one writes, and each writes its shards.
     """
 
     def __init__(self, folder: Path, keep: int = 2, processes: Processes | None = None) -> None:
         self.folder, self.keep, self.processes = folder, keep, processes or Processes()
         self._writing: Future[None] | None = None
-        self._together = False  # whether all processes write at it
+        self._together = False  # whether all processes write to the checkpoint under way
 
     def steps(self) -> list[int]:
-        """The steps with a checkpoint, oldest first. What a killed run left half-written does not count."""
+        """The steps that have a checkpoint, oldest first, without one that a killed run left half-written."""
         names = [p.name for p in self.folder.glob("step-*") if p.is_dir()]
         return sorted(int(name[5:]) for name in names if name[5:].isdigit())
 
@@ -67,20 +67,20 @@ class Store:
     def save(
         self, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], scalars: Mapping[str, Any]
     ) -> None:
-        """Write a checkpoint, then drop the oldest beyond ``keep``. Killed at any point, the newest is whole.
+        """Write a checkpoint, then delete the oldest beyond ``keep``. The newest stays complete if the run is killed.
 
-        Returns once the tensors are copied; a thread writes the files. The checkpoint before is waited for, so that
-        there is one copy at a time.
+        Returns once the tensors are copied; a thread writes the files. It first waits for the previous checkpoint, so
+        that there is one copy at a time.
 
         Raises:
-            Unwritable: when the disk refuses; older checkpoints stay. The thread's is raised by the next call of this,
-                of ``check`` or of ``settle``.
+            Unwritable: if the disk refuses; older checkpoints stay. An error in the thread is raised by the next call
+                of ``save``, ``check`` or ``settle``.
         """
         self.settle()
         state = {"format": FORMAT, "step": step, "config": dict(config), "scalars": dict(scalars)}
         self._together = is_sharded(tensors)
         if self._together or self.processes.rank == 0:
-            # No two of the copies share storage, which safetensors would refuse: tied weights do.
+            # No two copies share storage, which safetensors would refuse; tied weights themselves do.
             copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
             self._writing = _begun(self._write, copy.deepcopy(state), copies)
         self.processes.wait()
@@ -102,12 +102,12 @@ class Store:
             discard(self.path(old))
 
     def check(self) -> None:
-        """Raise what the thread has met with, if it has ended."""
+        """Raise the error of the writing thread, if it has ended with one."""
         if self._writing is not None and self._writing.done():
             self.settle()
 
     def settle(self) -> None:
-        """Wait for the checkpoint under way."""
+        """Wait for the checkpoint under way, and raise its error if there was one."""
         begun, self._writing = self._writing, None
         if begun is not None:
             begun.result()
@@ -119,13 +119,13 @@ class Store:
         if error is None or isinstance(error, Interrupted):
             with self.processes.watched():
                 self.settle()
-                self.processes.wait()  # torchrun stops the others when one of them ends with a signal's code
-        elif not (self._together and isinstance(error, Lost)):  # the thread may wait for the one that is missing
-            with suppress(Exception):  # what ended the run says more
+                self.processes.wait()  # torchrun kills the others when one of them exits with a signal's code
+        elif not (self._together and isinstance(error, Lost)):  # the thread might wait for the missing process
+            with suppress(Exception):  # the error that ended the run says more
                 self.settle()
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint, the one under way included; None where there is none.
+        """The newest checkpoint, including the one under way; None if there is none.
 
         Raises:
             FewstepError: for a missing, truncated, changed or foreign file, naming it.
@@ -140,15 +140,15 @@ class Store:
         except OSError as error:
             raise self._damaged(file, str(error.strerror or error)) from None
         except ValueError:
-            raise self._damaged(file, "truncated or no JSON") from None
+            raise self._damaged(file, "truncated or not JSON") from None
         if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise self._damaged(file, f"no resume state of this version ({FORMAT})")
+            raise self._damaged(file, f"not a resume state of this version ({FORMAT})")
         if state.pop("digest", None) != digest(state) or state["step"] != steps[-1]:
             raise self._damaged(file, "changed since it was written (its checksum does not match)")
         folder, sums = file.parent, state["sha256"]
         for name, expected in (sums if isinstance(sums, dict) else {TENSORS: sums}).items():
             try:
-                # One process checks the shards for all.
+                # The first process checks the shards for all.
                 if (self.processes.rank == 0 or name == TENSORS) and sha256(folder / name) != expected:
                     why = "truncated or changed since it was written (its checksum does not match)"
                     raise self._damaged(folder / name, why)
@@ -168,7 +168,7 @@ class Store:
 
 
 def _begun(work: Callable[..., None], *args: Any) -> Future[None]:
-    """The work in a thread, which does not keep the process from ending."""
+    """Start the work in a daemon thread, which does not keep the process from exiting."""
     done = Future[None]()
 
     def run() -> None:

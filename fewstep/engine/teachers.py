@@ -1,4 +1,4 @@
-"""Where a run's teacher comes from: the backbone's own, a run of ``fewstep teach``, or a network before training."""
+"""Where a run's teacher comes from: the backbone, a run of ``fewstep teach``, or a network with random weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def open_teacher(backbone: Entry, config: Any) -> Teacher:
     """The network of the run (or student's folder) that ``config.teacher`` names, or the backbone's own teacher.
 
     Raises:
-        FewstepError: for a run of another backbone or an unfinished one, or a folder that is none.
+        FewstepError: for a run of another backbone, an unfinished run, or a folder that is not a run's.
     """
     own: type[Backbone] = backbone.load()
     run: Any = config.teacher
@@ -27,7 +27,7 @@ def open_teacher(backbone: Entry, config: Any) -> Teacher:
 
 
 def beginner(backbone: Entry, config: Any, seed: int) -> Teacher:
-    """In the place of a teacher, the network that training from data begins with; the student is a copy of it.
+    """The network that training from data begins with, in the place of a teacher; the student is a copy of it.
 
     Raises:
         FewstepError: for a class that is not made from its config alone.
@@ -43,7 +43,7 @@ def beginner(backbone: Entry, config: Any, seed: int) -> Teacher:
 
 
 def _own(backbone: type[Backbone], config: Any) -> Any:
-    """The config as the backbone's class declares it: without the key ``teacher`` where that was added."""
+    """The config as the backbone's class declares it: without the key ``teacher`` if the registry added that."""
     declared = backbone.Config
     if "teacher" in declared.model_fields:
         return config

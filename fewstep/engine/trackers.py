@@ -1,4 +1,4 @@
-"""Where a run's numbers go: always ``metrics.jsonl``; to registered trackers when asked for."""
+"""Where a run's numbers go: always to ``metrics.jsonl``, and to the registered trackers that are asked for."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ MEANS = ("loss", "grad_norm")
 class Tracker(Protocol):
     """A plugin registers a class that is constructed as ``cls(folder, config, step)``.
 
-    ``folder``: the run's. ``config``: as resolved. ``step``: iterations done before, so that rows beyond it (of a
-    killed run) are dropped. One that has ``picture(name, path, step)`` is also given the run's pictures, PNG files.
+    ``folder`` is the run's folder, ``config`` its resolved config, and ``step`` the number of iterations done before,
+    so that a tracker can drop later rows that a killed run has left. A tracker with ``picture(name, path, step)`` is
+    also given the run's pictures, PNG files.
     """
 
     def log(self, row: Row) -> None:
-        """Take a row: step, loss, total, grad_norm, lr, seconds, evaluations; nested tables by name."""
+        """Take a row: step, loss, total, grad_norm, lr, seconds, evaluations. Several of them are tables by name."""
 
     def flush(self) -> None:
-        """Have everything on the disk; called before a checkpoint is written."""
+        """Write everything to disk; called before a checkpoint is written."""
 
     def close(self) -> None:
         """The run ended."""
 
 
 class Window:
-    """The means of every number since the last written row, so that no phase falls between two rows.
+    """The mean of every number since the last written row, so that rows cover every iteration of every phase.
 
     Args:
         state: of a checkpoint.
@@ -45,7 +46,7 @@ class Window:
         self.state = state or {"loss": {}, "grad_norm": {}, "lr": {}}
 
     def add(self, row: Row) -> None:
-        """Take the row of an iteration; a number that is None (an overflow under fp16) does not count."""
+        """Add the row of an iteration; a number that is None (an overflow under fp16) does not count."""
         for key in MEANS:
             for name, value in row[key].items():
                 if value is not None:
@@ -62,7 +63,7 @@ class Window:
 
 
 class JsonLines:
-    """``metrics.jsonl``, a JSON object a line. Rows beyond ``step`` and a half-written last line are dropped."""
+    """``metrics.jsonl``, one JSON object per line. Rows beyond ``step`` and a half-written last line are dropped."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
         del config

@@ -1,4 +1,4 @@
-"""The training loop. It knows networks, phases and named loss terms, and no method and no backbone."""
+"""The training loop. It knows networks, phases and named loss terms, but no method and no backbone."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fewstep.errors import FewstepError
 from fewstep.interrupts import deferred
 
 Row = dict[str, Any]
-AHEAD = 2  # iterations whose numbers the host has not seen: enough to keep a GPU busy
-MAX_SKIPPED = 32  # from GradScaler's first scale of 2^16, half as many halvings end below 1
+AHEAD = 2  # iterations whose numbers the host need not have seen: enough to keep a GPU busy
+MAX_SKIPPED = 32  # GradScaler's initial scale of 2^16 is down to 1 after half as many halvings
 
 
 class NonFinite(FewstepError):
@@ -25,18 +25,18 @@ class NonFinite(FewstepError):
 
 
 class Trainer(Setup):
-    """The loop over the iterations of a run, and its place in time."""
+    """The loop over the iterations of a run."""
 
     def train(
         self, log: Callable[[Row], None], save: Callable[[], None], draw: Callable[[int], None] = lambda step: None
     ) -> None:
-        """Run to the last step: ``log`` gets a row every iteration, ``save`` is called whenever a checkpoint is due,
-        ``draw`` with the iterations done whenever a sample sheet is.
+        """Run to the last step. ``log`` gets a row for every iteration; ``save`` is called when a checkpoint is due,
+        ``draw``, with the number of iterations done, when a sample sheet is.
 
-        The host does not wait for a GPU: rows come up to ``AHEAD`` iterations late, and all before a checkpoint. A loss
-        that is not finite is found then too, so no checkpoint holds what followed it.
+        The host does not wait for a GPU: rows come up to ``AHEAD`` iterations late, but all of them before a
+        checkpoint. A loss that is not finite is noticed with its row, so no checkpoint holds what followed it.
 
-        A signal that asks the process to end is obeyed after an iteration and its checkpoint.
+        A signal that asks the process to end takes effect after the current iteration and a checkpoint.
 
         Raises:
             NonFinite: naming the step and the term.
@@ -83,7 +83,8 @@ class Trainer(Setup):
         self.pending.append((row, numbers))
 
     def _settled(self, everything: bool) -> Iterator[Row]:
-        """The rows whose numbers have arrived, in order; they count as done. ``everything`` waits for all of them."""
+        """The rows whose numbers have arrived, in order; their iterations count as done. ``everything`` waits for all
+        rows."""
         while self.pending and (everything or len(self.pending) > AHEAD or self.pending[0][1].arrived):
             row, numbers = self.pending.popleft()
             started = time.perf_counter()
@@ -103,7 +104,8 @@ class Trainer(Setup):
             }
 
     def _check(self, step: int, parts: list[dict[str, float]], norms: dict[str, float]) -> None:
-        """Raise NonFinite where this iteration was no good; ``parts`` are the loss terms of each process."""
+        """Raise NonFinite if a loss or gradient of this iteration is not finite; ``parts`` are the loss terms of each
+        process."""
         for rank, loss in enumerate(parts):
             for name, value in loss.items():
                 if not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""The networks as a loss sees them, and the teacher's weights out of the way until a loss asks for it."""
+"""The networks as a loss sees them, with the teacher's weights in host memory until a loss asks for the teacher."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class View(Nets):
         device: of the networks.
 
     Attributes:
-        parked: whether the teacher's weights are in the host's memory, since nothing has asked for it.
+        parked: whether the teacher's weights are in host memory, since nothing has asked for the teacher yet.
     """
 
     def __init__(
@@ -28,13 +28,13 @@ class View(Nets):
         self.device, self.parked = device, False
 
     def park(self) -> None:
-        """Move the teacher's weights to the host's memory. They come back with the first ``nets.teacher``."""
+        """Move the teacher's weights to host memory. The first access to ``nets.teacher`` moves them back."""
         self._modules["teacher"].to("cpu")
         self.parked = True
 
     def __getattr__(self, name: str) -> Any:
-        found = super().__getattr__(name)
+        network = super().__getattr__(name)
         if name == "teacher" and self.parked:
-            found.to(self.device)
+            network.to(self.device)
             self.parked = False
-        return found
+        return network

@@ -1,7 +1,7 @@
 """The choice of a kernel for a call.
 
 ``call`` runs the first kernel, by priority, that can do what the call needs; a rejected one says why. Which kernels
-take arguments of these types, devices and shapes is asked once and remembered, so that a call costs one look-up.
+take arguments of given types, devices and shapes is determined once and remembered, so that a call costs one look-up.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fewstep.ops.table import ALL, ENV, TAKERS, Kernel, forced, kernels
 
 EAGER = "fewstep.ops.eager"
 _UNTRACED: ContextVar[bool] = ContextVar("untraced", default=False)
-MOST = 4096  # arguments that are remembered: a long run on ragged batches meets ever new ones
+MOST = 4096  # kinds of arguments remembered at once: a long run on ragged batches keeps meeting new ones
 
 
 def dispatch(op: str, *args: Any) -> Kernel:
@@ -33,10 +33,10 @@ def dispatch(op: str, *args: Any) -> Kernel:
 
     Args:
         op: name of the op.
-        args: the call's arguments; tensors are asked whether they carry tangents or need gradients.
+        args: the call's arguments. The choice also depends on whether tensors carry tangents or need gradients.
 
     Raises:
-        FewstepError: no kernel takes the call; the text has every kernel's reason.
+        FewstepError: if no kernel takes the call, with every kernel's reason.
     """
     tensors: list[Tensor] = []
     _collect(args, [], tensors)
@@ -44,7 +44,7 @@ def dispatch(op: str, *args: Any) -> Kernel:
 
 
 def _serving(op: str, args: tuple[Any, ...], takers: list[Kernel], tensors: list[Tensor]) -> Kernel:
-    """The first kernel that gives the derivatives which the call needs."""
+    """The first kernel that provides the derivatives that the call needs."""
     refused = []
     for kernel in takers:
         if why := kernel.lacks(args, tensors):
@@ -56,13 +56,13 @@ def _serving(op: str, args: tuple[Any, ...], takers: list[Kernel], tensors: list
 
 
 def _ask(op: str, args: tuple[Any, ...]) -> list[Kernel]:
-    """The kernels that take such arguments, in order: what validation and checks say, and what is remembered."""
-    asked = kernels(op)
-    for kernel in asked:
+    """The kernels whose checks accept these arguments, in order, after validation."""
+    candidates = kernels(op)
+    for kernel in candidates:
         if kernel.validate is not None:
             kernel.validate(*args)
     takers, refused = [], []
-    for kernel in asked:
+    for kernel in candidates:
         why = None if kernel.check is None else kernel.check(*args)
         if why:
             refused.append(f"{kernel.name}: {why}")
@@ -75,7 +75,7 @@ def _ask(op: str, args: tuple[Any, ...]) -> list[Kernel]:
 
 
 def _collect(value: Any, facts: list[Any], tensors: list[Tensor]) -> None:
-    """Add what a kernel's check may look at to ``facts``, and tensors, those in tuples included, to ``tensors``."""
+    """Add what a kernel's check may depend on to ``facts``, and tensors, also those in tuples, to ``tensors``."""
     if isinstance(value, Tensor):
         facts += value.dtype, value.device, value.shape
         tensors += (value,)
@@ -93,7 +93,7 @@ def _unserved(op: str, args: tuple[Any, ...]) -> FewstepError:
 
 
 def _tell(op: str, chosen: Kernel, refused: list[str]) -> None:
-    """Warn of an oracle that serves where Triton was asked for."""
+    """Warn if an oracle serves although Triton was asked for."""
     if refused and chosen.backend == "reference" and forced() == "triton":
         _warn_of(f"{ENV}=triton: op {op!r} is served by its plain oracle ({refused[0]})")
 
@@ -103,13 +103,16 @@ def call(op: str, *args: Any) -> Any:
 
     Inside torch.compile this is a graph break: kernels read Python lists of lengths, and differentiate by
     ``autograd.Function``. Value, gradient and tangent are those of the eager call.
+
+    Raises:
+        FewstepError: as :func:`dispatch` does.
     """
-    # Once torch.compile has met an op, calls from frames that it does not compile must be kept from it too.
+    # Once torch.compile has met an op, calls from frames that it does not compile must be hidden from it too.
     if COMPILER in sys.modules and (torch.compiler.is_compiling() or (EAGER in sys.modules and not _UNTRACED.get())):
         from fewstep.ops.eager import run_eagerly
 
         return run_eagerly(_untraced, op, *args)
-    # From here on written for few function calls: each op of each block of a network comes by. So `+=`, not `append`.
+    # From here on with few function calls, hence `+=` for `append`: every op of every block of a network passes here.
     facts: list[Any] = [op]
     tensors: list[Tensor] = []
     for value in args:
@@ -137,16 +140,16 @@ def call(op: str, *args: Any) -> Any:
 def _remember(key: tuple[Any, ...], takers: list[Kernel]) -> tuple[list[Kernel], bool, bool]:
     first = takers[0]
     inside = first.guard is not None or first.direct is not None
-    found = takers, first.provides >= ALL and not inside, inside
+    entry = takers, first.provides >= ALL and not inside, inside
     if len(TAKERS) >= MOST:
         TAKERS.clear()
     with suppress(TypeError):
-        TAKERS[key] = found
-    return found
+        TAKERS[key] = entry
+    return entry
 
 
 def _untraced(op: str, *args: Any) -> Any:
-    """:func:`call`, where torch.compile does not look."""
+    """:func:`call`, marked as hidden from torch.compile."""
     token = _UNTRACED.set(True)
     try:
         return call(op, *args)
@@ -160,5 +163,5 @@ def _warn_of(text: str) -> None:
 
 
 def explain(op: str, *args: Any) -> dict[str, str | None]:
-    """For each kernel of an op, in order, None when it takes the call or its reason for not."""
+    """For each kernel of an op, in order: None if it takes the call, else the reason why it does not."""
     return {k.name: k.supports(*args) for k in kernels(op)}

@@ -1,7 +1,7 @@
-"""A call that torch.compile does not look into.
+"""A call that torch.compile does not trace.
 
-A module of its own, imported when torch.compile first meets an op: ``torch.compiler.disable`` imports torch's compiler,
-which takes seconds.
+This is a module of its own, imported when torch.compile first meets an op, because ``torch.compiler.disable`` imports
+torch's compiler, which takes seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tensors for an example call of an op, by which ``fewstep ops`` finds the kernel that is chosen on a machine."""
+"""Tensors for an example call of an op, by which ``fewstep ops`` finds out which kernel is chosen on a machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Draw:
     """Makes the tensors of an example call, all of them on one device.
 
     Args:
-        device: where.
+        device: of all tensors.
         dtype: of floating-point tensors.
         need: "forward", "backward" (tensors require gradients) or "jvp" (tensors carry tangents).
     """

@@ -1,4 +1,4 @@
-"""What the tensors of a call ask of a kernel: a forward-mode tangent, a gradient, autocast's type."""
+"""What the tensors of a call require of a kernel: a forward-mode tangent, a gradient, autocast's type."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import debug_unwrap
 
-COMPILER = "torch._dynamo"  # only asked whether it is loaded; tests/test_compile.py fails under another name
+COMPILER = "torch._dynamo"  # only checked for being loaded; tests/test_compile.py fails if torch renames it
 
 
 def in_transform(*tensors: Tensor) -> bool:
-    """True when a ``torch.func`` transform (grad, jvp, vmap or a composition) has wrapped one of the tensors."""
+    """Whether a ``torch.func`` transform (grad, jvp, vmap or a composition) has wrapped one of the tensors."""
     return any(debug_unwrap(x, recurse=False) is not x for x in tensors)
 
 
 def carries_tangent(*tensors: Tensor) -> bool:
-    """True when forward-mode differentiation goes through one of the tensors, or may do so.
+    """Whether forward-mode differentiation goes through one of the tensors, or may do so.
 
-    A kernel without forward-mode support must not be chosen then. Inside nested transforms torch shows only the
+    If so, a kernel without forward-mode support must not be chosen. Inside nested transforms torch shows only the
     innermost level, so a tensor that two transforms have wrapped counts as carrying a tangent.
     """
     return any(_carries(x) for x in tensors)
@@ -40,7 +40,7 @@ def _carries(x: Tensor) -> bool:
 
 
 def needs_backward(*tensors: Tensor) -> bool:
-    """True when autograd, plain or of ``torch.func.grad``, will want a gradient of one of the tensors."""
+    """Whether autograd, plain or of ``torch.func.grad``, may need a gradient of one of the tensors."""
     if not torch.is_grad_enabled():
         return False
     for x in tensors:  # noqa: SIM110 (half the time of any())
@@ -50,13 +50,14 @@ def needs_backward(*tensors: Tensor) -> bool:
 
 
 def plain(tensors: Sequence[Tensor], addresses: bool) -> bool:
-    """True when only values are asked for: neither a gradient nor a tangent. It may be False without need.
+    """Whether certainly only values are needed, neither a gradient nor a tangent. False may be a false alarm.
 
-    Asked at each call of a kernel, so it is written for few function calls.
+    It runs at each call of a kernel, so it makes few function calls.
 
     Args:
         tensors: of the call.
-        addresses: also, no ``torch.func`` transform may have wrapped the tensors: a kernel can be given their memory.
+        addresses: also require that no ``torch.func`` transform has wrapped the tensors, so that a kernel can use their
+            memory.
     """
     if torch.is_grad_enabled():
         return False
@@ -81,15 +82,15 @@ def plain(tensors: Sequence[Tensor], addresses: bool) -> bool:
 def lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in autocast's type where autocast is on, as a linear layer would cast them.
 
-    float64 stays, as with torch's own layers. Meta tensors have no autocast to ask about: of several types, which only
-    autocast would bring together, the smallest is taken.
+    float64 stays, as with torch's own layers. torch has no autocast for meta tensors: if their types differ, which only
+    autocast can cause, the smallest is taken.
     """
     kind = tensors[0].device.type
     if kind == "meta":
         types = {x.dtype for x in tensors if x.is_floating_point()}
         if len(types) < 2:
             return tensors
-        dtype = min(types, key=lambda found: found.itemsize)
+        dtype = min(types, key=lambda kind: kind.itemsize)
     elif torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
     else:

@@ -1,4 +1,4 @@
-"""Modulated norms and gated residuals: what adaptive layer norm does to a block, with values of each sample."""
+"""Modulated norms and gated residuals: adaptive layer norm around a block, with shift, scale and gate per sample."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from fewstep.ops.table import ALL, Kernel, register
 
 
 def of_rows(v: Tensor, layout: Packed | None) -> Tensor:
-    """[B, C] to what broadcasts against the rows: [B, 1, C] of a dense batch, [T, C] (or [1, C]) of a packed one."""
+    """[B, C] in a shape that broadcasts against the rows: [B, 1, C] for a dense batch, [T, C] (or [1, C]) for a packed
+    one."""
     if layout is None:
         return v.unsqueeze(1)
     if layout.batch_size == 1:
         return v
-    # index_select, whose backward is an index_add; that of v[index] is slower. A GPU rounds after each row it adds:
-    # in half precision a sum of ones would stop at 2,048.
-    wanted = wide(v) if needs_backward(v) else v
-    return wanted.index_select(0, layout.index).to(v.dtype)
+    # The backward pass of index_select is an index_add, which is faster than that of v[index]. A GPU rounds after each
+    # row that it adds: in half precision a sum of ones would stop at 2,048.
+    source = wide(v) if needs_backward(v) else v
+    return source.index_select(0, layout.index).to(v.dtype)
 
 
 def reference_modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, layout: Packed | None, eps: float) -> Tensor:
-    """The oracle of :func:`modulated_norm`: the norm is cast to the type of ``x`` before it is modulated."""
+    """The oracle of :func:`modulated_norm`. The norm is cast to the type of ``x`` before it is modulated."""
     normed = F.layer_norm(wide(x), x.shape[-1:], eps=eps)
     normed = normed if normed.dtype is x.dtype else normed.to(x.dtype)
     return normed * of_rows(1 + scale, layout) + of_rows(shift, layout)
@@ -58,7 +59,7 @@ def _validate_gate(x: Tensor, gate: Tensor, y: Tensor, layout: Packed | None) ->
 
 
 def _check(x: Tensor, layout: Packed | None) -> tuple[int, int]:
-    """(B, C), once x is found to be as its layout says; a meta tensor is nowhere."""
+    """(B, C), after checking that x fits its layout; a meta tensor fits on any device."""
     if not x.is_floating_point():
         raise invalid("type of x", x.dtype, "a floating-point type")
     if layout is None:
@@ -92,19 +93,19 @@ register(
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, layout: Packed | None = None, eps: float = 1e-6) -> Tensor:
-    """Layer norm without parameters, then n (1 + scale) + shift with values of each sample (adaptive layer norm).
+    """Layer norm n without parameters, then n (1 + scale) + shift per sample: adaptive layer norm.
 
     The norm is computed in float32 (float64 stays). Source: Peebles and Xie 2022, "Scalable Diffusion Models with
     Transformers".
 
     Args:
         x: [B, L, C], or [T, C] packed as ``layout``.
-        shift, scale: [B, C], as they are sliced from one projection.
+        shift, scale: [B, C]; slices of one projection are not copied.
         layout: of a packed ``x``.
         eps: added to the variance.
 
     Returns:
-        As ``x``, in the type that all three promote to.
+        Shaped like ``x``, in the type that all three promote to.
 
     Raises:
         FewstepError: for shapes, types or devices that do not fit together.
@@ -122,7 +123,7 @@ def gated_residual(x: Tensor, gate: Tensor, y: Tensor, layout: Packed | None = N
         layout: of a packed ``x``.
 
     Returns:
-        As ``x``, in the type that all three promote to.
+        Shaped like ``x``, in the type that all three promote to.
 
     Raises:
         FewstepError: for shapes, types or devices that do not fit together.

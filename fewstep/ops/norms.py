@@ -1,4 +1,4 @@
-"""Norms of queries and keys."""
+"""RMS norms of queries and keys."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Rotary = tuple[Tensor, Tensor]
 
 
 def wide(x: Tensor) -> Tensor:
-    """Half precision up to float32; float32 and float64 as they are."""
+    """Half precision converted to float32; float32 and float64 as they are."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def rotate_pairs(x: Tensor, rotary: Rotary) -> Tensor:
-    """[..., T, H, D] with channels 2i and 2i + 1 turned by the angle whose cosine and sine are [T, D/2]."""
+    """[..., T, H, D] with channels 2i and 2i + 1 rotated by the angle whose cosine and sine are [T, D/2]."""
     cos, sin = (table[:, None, :].to(x.dtype) for table in rotary)
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
@@ -37,7 +37,7 @@ def _head_norm(x: Tensor, gamma: Tensor, rotary: Rotary | None) -> Tensor:
 def reference_qk_rms_norm(
     q: Tensor, k: Tensor, q_gamma: Tensor, k_gamma: Tensor, rotary: Rotary | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The oracle of :func:`qk_rms_norm`, one elementary operation after the other."""
+    """The oracle of :func:`qk_rms_norm`, in elementary operations."""
     return _head_norm(q, q_gamma, rotary), _head_norm(k, k_gamma, rotary)
 
 
@@ -85,21 +85,21 @@ register(Kernel("rms-norm", "qk_rms_norm", fused_qk_rms_norm, ALL, 10, "torch", 
 def qk_rms_norm(
     q: Tensor, k: Tensor, q_gamma: Tensor, k_gamma: Tensor, rotary: Rotary | None = None
 ) -> tuple[Tensor, Tensor]:
-    """RMS norm of each head of the queries and the keys, then rotary position embedding where asked for.
+    """RMS norm of each head of the queries and the keys, then rotary position embedding if ``rotary`` is given.
 
     y = x / max(|x|, 1e-12) sqrt(D) gamma for each token and head, in float32 (float64 stays), then cast back: QK norm
-    (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters") without a mean. The rotary embedding
-    (Su et al. 2021, "RoFormer") turns neighbouring channels as pairs: (2i, 2i + 1).
+    (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters") without centring. The rotary
+    embedding (Su et al. 2021, "RoFormer") rotates pairs of neighbouring channels, (2i, 2i + 1).
 
     Args:
         q: [..., T, H, D], of any strides: slices of a fused projection are not copied.
         k: [..., S, H, D]; the lengths may differ.
         q_gamma, k_gamma: [H, D] gains, of any floating-point type.
-        rotary: cosines and sines, each [T, D/2], a row for each position along the token axis (dimension -3), the same
-            for q and k, and for all samples of a dense batch.
+        rotary: cosines and sines, each [T, D/2] with a row for each position along the token axis (dimension -3); they
+            are shared by q and k, so S = T, and by all samples of a dense batch.
 
     Returns:
-        q and k, in their types.
+        The normalised q and k, in their shapes and types.
 
     Raises:
         FewstepError: for shapes, types or devices that do not fit together.
@@ -110,5 +110,5 @@ def qk_rms_norm(
 
 def head_rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
     """:func:`qk_rms_norm` of queries or keys alone: [..., T, H, D] and [H, D] to [..., T, H, D]."""
-    none = x[..., :0, :, :] if x.dim() >= 3 else x
-    return qk_rms_norm(x, none, gamma, gamma)[0]
+    empty = x[..., :0, :, :] if x.dim() >= 3 else x
+    return qk_rms_norm(x, empty, gamma, gamma)[0]

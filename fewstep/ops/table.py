@@ -1,4 +1,4 @@
-"""The table of kernels: each op has a plain oracle and, beside it, faster kernels that cannot do everything.
+"""The table of kernels: each op has a plain oracle and faster kernels that cannot do everything.
 
 How a call chooses among them is in ``fewstep.ops.calls``.
 
@@ -6,8 +6,8 @@ The environment variable FEWSTEP_OPS, read once (see :func:`forcing`), forces a 
 
 * ``reference``: the oracle, always.
 * ``torch``: kernels made of torch's own ops, then the oracle.
-* ``triton``: kernels in Triton, then the oracle. torch's fused kernels are left out, so that whatever Triton does not
-  serve is plain; a call of an op that has a kernel in Triton and falls to the oracle is warned of, once a reason.
+* ``triton``: kernels in Triton, then the oracle. torch's fused kernels are left out. If an op has a Triton kernel and a
+  call falls back to the oracle, a warning says so, once per reason.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ class Kernel:
 
     Attributes:
         name: unique within the op.
-        op: what it computes, for example ``"attention"``.
+        op: the op that it implements, for example ``"attention"``.
         run: the function itself.
         provides: a subset of ``{"forward", "backward", "jvp"}``.
         priority: higher is tried first.
         backend: ``"reference"`` (plain torch, does everything), ``"torch"`` (fused ops of torch) or ``"triton"``.
-        check: returns None for arguments that it takes, else the reason why not. It may look at types, devices and
-            shapes of tensors, and at other arguments: its answer is remembered for them.
-        guard: the same for what depends on the gradients, tangents and ``torch.func`` transforms of a call. Asked at
-            each call that needs more than values.
-        direct: as ``run``, for calls that need nothing but values: without autograd.
+        check: returns None for arguments that it takes, else the reason why not. It may depend on types, devices and
+            shapes of tensors, and on other arguments: its answer is remembered for them.
+        guard: the same for what depends on the gradients, tangents and ``torch.func`` transforms of a call. It is
+            called for each call that needs more than values.
+        direct: like ``run``, without autograd, for calls that need only values.
         example: makes the arguments of a small call, for ``fewstep ops``; one kernel of each op has it.
-        validate: raises FewstepError for arguments that do not fit together. Looks at what ``check`` may look at, and
-            is asked before any kernel; one kernel of an op may have it.
+        validate: raises FewstepError for arguments that do not fit together. It may depend on what ``check`` may depend
+            on, and is called before any check; one kernel of an op may have it.
     """
 
     name: str
@@ -67,12 +67,12 @@ class Kernel:
     validate: Callable[..., None] | None = field(default=None, repr=False)
 
     def supports(self, *args: Any) -> str | None:
-        """None when this kernel can serve a call with ``args``; else the reason why not."""
+        """None if this kernel can serve a call with ``args``, else the reason why not."""
         why = None if self.check is None else self.check(*args)
         return why or self.lacks(args, [a for a in args if isinstance(a, Tensor)])
 
     def lacks(self, args: tuple[Any, ...], tensors: list[Tensor]) -> str | None:
-        """The reason why it cannot give the derivatives that the call needs; None where it can."""
+        """The reason why it cannot provide the derivatives that the call needs; None if it can."""
         if "jvp" not in self.provides and carries_tangent(*tensors):
             return "no forward-mode derivative, and an input carries a tangent"
         if "backward" not in self.provides and needs_backward(*tensors):
@@ -81,16 +81,16 @@ class Kernel:
 
 
 _TABLE: dict[str, dict[str, Kernel]] = {}
-# By op and all that ``check`` may look at (layouts by weak reference): the kernels that take such arguments, in order;
-# whether the first one serves whatever a call needs; and whether it is particular about ``torch.func`` transforms.
+# By op and all that ``check`` may depend on (layouts by weak reference): the kernels that take such arguments, in
+# order; whether the first of them serves every such call; and whether it has to know about ``torch.func`` transforms.
 TAKERS: dict[tuple[Any, ...], tuple[list[Kernel], bool, bool]] = {}
 
 
 def register(kernel: Kernel) -> Kernel:
-    """Add a kernel to the table; one that is there already, say by an alias of its plugin's name, stays as it is.
+    """Add a kernel to the table. Adding the same kernel again, for instance under a plugin's alias, changes nothing.
 
     Raises:
-        FewstepError: another kernel of the op has this name, or a word is unknown.
+        FewstepError: if another kernel of the op has this name, or for an unknown backend or capability.
     """
     if kernel.backend not in BACKENDS:
         raise unknown(f"backend of kernel {kernel.name!r}", kernel.backend, BACKENDS)
@@ -103,7 +103,7 @@ def register(kernel: Kernel) -> Kernel:
 
 
 def forget() -> None:
-    """Read the environment anew and ask every kernel again."""
+    """Forget the environment variable and the kernels' answers, so that both are read again."""
     forced.cache_clear()
     _in_order.cache_clear()
     TAKERS.clear()
@@ -111,7 +111,7 @@ def forget() -> None:
 
 @contextmanager
 def forcing(backend: str) -> Iterator[None]:
-    """Ops inside are served by this backend: as by the environment variable FEWSTEP_OPS, which is set meanwhile."""
+    """Serve ops inside by this backend. The environment variable FEWSTEP_OPS is set meanwhile."""
     if forced() == backend:
         yield
         return
@@ -130,7 +130,11 @@ def forcing(backend: str) -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def forced() -> str | None:
-    """The backend asked for in the environment variable FEWSTEP_OPS, or None. Raises FewstepError for others."""
+    """The backend that the environment variable FEWSTEP_OPS asks for, or None.
+
+    Raises:
+        FewstepError: for an unknown backend.
+    """
     backend = os.environ.get(ENV, "")
     if backend and backend not in BACKENDS:
         raise unknown(f"environment variable {ENV}", backend, BACKENDS)
@@ -139,7 +143,7 @@ def forced() -> str | None:
 
 @lru_cache(maxsize=1)
 def _load_plugins() -> None:
-    """Add every kernel that a plugin registers; one that cannot be loaded is a warning, the others serve."""
+    """Add every kernel that a plugin registers. One that cannot be loaded is left out with a warning."""
     for name in registry().names("kernel"):
         try:
             register(registry().get("kernel", name).load())
@@ -148,15 +152,16 @@ def _load_plugins() -> None:
 
 
 def table() -> dict[str, dict[str, Kernel]]:
-    """Every kernel, those of plugins included, by op and by name."""
+    """Every kernel by op and name, including those of plugins."""
     _load_plugins()
     return _TABLE
 
 
 def kernels(op: str) -> list[Kernel]:
-    """The kernels of an op in the order in which they are tried, those that FEWSTEP_OPS leaves out excluded.
+    """The kernels of an op in the order in which they are tried, without those that FEWSTEP_OPS leaves out.
 
-    Raises FewstepError for an op without kernels.
+    Raises:
+        FewstepError: for an op without kernels.
     """
     return _in_order(op, forced())
 
@@ -165,5 +170,5 @@ def kernels(op: str) -> list[Kernel]:
 def _in_order(op: str, backend: str | None) -> list[Kernel]:
     if op not in table():
         raise unknown("op", op, _TABLE)
-    found = [k for k in _TABLE[op].values() if backend is None or k.backend in (backend, "reference")]
-    return sorted(found, key=lambda k: (k.backend == backend, k.priority), reverse=True)
+    usable = [k for k in _TABLE[op].values() if backend is None or k.backend in (backend, "reference")]
+    return sorted(usable, key=lambda k: (k.backend == backend, k.priority), reverse=True)

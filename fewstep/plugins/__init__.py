@@ -1,1 +1,1 @@
-"""Plugins: the hooks that they implement, and the registry of what they offer. Imports no torch."""
+"""Plugins: the hooks that they implement, and the registry of what they offer. Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""What a name of the registry stands for: something that a plugin registered, or a sum of methods, ``cm+dmd2``."""
+"""What a name in the registry stands for: something that a plugin registered, or a sum of methods, ``cm+dmd2``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLUS = "+"
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered thing. ``target`` and ``config`` are "package.module:Name" and load on use."""
+    """One registered item. ``target`` and ``config`` are "package.module:Name", imported on first use."""
 
     kind: str
     name: str
@@ -38,12 +38,12 @@ class Entry:
         """The target.
 
         Raises:
-            FewstepError: when it cannot be imported, naming the plugin.
+            FewstepError: if it cannot be imported, naming the plugin.
         """
         return self._import(self.target)
 
     def load_config(self) -> Any:
-        """The config class: the one registered, or the target's own ``Config``; a backbone's with a key ``teacher``."""
+        """The config class: the one registered, or the target's ``Config``; for a backbone with the key ``teacher``."""
         own = self._import(self.config) if self.config else self.load().Config
         return _with_teacher(own) if self.kind == "backbone" else own
 
@@ -63,12 +63,13 @@ class Entry:
 
 @lru_cache
 def _with_teacher(own: Any) -> Any:
-    """The config class of a backbone or, where it has no key ``teacher``, one derived from it that has."""
+    """The config class of a backbone or, if it has no key ``teacher``, a class derived from it that does."""
     if "teacher" in own.model_fields:
         return own
     from pydantic import Field, create_model
 
-    field = Field(None, description="a run of `fewstep teach` in place of the backbone's own teacher; none: that one")
+    text = "a run of `fewstep teach` whose network is the teacher; none: the backbone's own teacher"
+    field = Field(None, description=text)
     return create_model(own.__name__, __base__=own, __doc__=own.__doc__, teacher=(Path | None, field))
 
 
@@ -80,7 +81,7 @@ class Combined(Entry):
 
     @cached_property
     def parts(self) -> tuple[Entry, ...]:
-        """The methods; those of other plugins need not be there before this is asked for.
+        """The methods, looked up on first use, since plugins that load later may register them.
 
         Raises:
             FewstepError: for a method that is not registered, or named twice.
@@ -109,5 +110,5 @@ def combined(names: str, find: Callable[[str], Entry]) -> Combined:
 
 
 def word(kind: str) -> str:
-    """A kind as users say it."""
+    """The word that users know for a kind."""
     return "method" if kind == "objective" else kind

@@ -1,8 +1,8 @@
-"""The eight hooks. A plugin implements those it needs with ``@fewstep.hookimpl`` and is found by the entry-point
-group "fewstep"; none of them should import torch (targets and configs are "package.module:Name", loaded on use).
+"""The eight hooks. A plugin implements those it needs with ``@fewstep.hookimpl`` and is found through the entry-point
+group "fewstep". Hooks should not import torch: targets and configs are "package.module:Name", imported on first use.
 
-Each ``register_*`` hook is called with ``register(name, target=..., config=..., summary="...", aliases=())``, except
-the last two, which are about commands.
+Each ``register_*`` hook is given a function ``register(name, target=..., config=..., summary="...", aliases=())``,
+except the last two, which are about commands.
 """
 
 from __future__ import annotations
@@ -23,13 +23,21 @@ SHARED_COMMANDS = {
     "data inspect": "Count what a data set holds, and say what is left out and why.",
     "data prepare": "Turn a raw source into a data set.",
 }
-ANY = "*"  # in place of a backbone's name: every backbone that has no implementation of its own
+ANY = "*"  # in place of a backbone's name: every backbone without an implementation of its own
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 
 
 class Register(Protocol):
-    """The callback a ``register_*`` hook is given; ``target`` and ``config`` are "package.module:Name"."""
+    """The callback of the other ``register_*`` hooks.
+
+    Args:
+        name: what users call it.
+        target: "package.module:Name" of the class, function or instance.
+        config: "package.module:Name" of the config class; by default the target's ``Config``.
+        summary: one line.
+        aliases: further names.
+    """
 
     def __call__(
         self, name: str, *, target: str, config: str | None = None, summary: str = "", aliases: tuple[str, ...] = ()
@@ -57,8 +65,8 @@ class RegisterShared(Protocol):
 def register_objectives(register: Register) -> None:
     """Distillation methods: subclasses of ``fewstep.core.objective.Objective``.
 
-    ``target="scm+dmd2"`` names a sum of registered methods. Weights, starts and whatever else makes it are values of
-    its preset ``presets/<name>/default.toml``.
+    ``target="scm+dmd2"`` names a sum of registered methods. Its weights, starts and other settings are values of its
+    preset ``presets/<name>/default.toml``.
     """
 
 

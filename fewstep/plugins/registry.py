@@ -1,7 +1,7 @@
 """What is installed: entries by kind and name, clashes and broken plugins.
 
-A broken plugin is reported and never fatal; a name that two plugins claim is an error for whoever asks for that name,
-and nothing else is affected. Finding plugins imports no torch.
+A broken plugin is reported and never fatal. A name that two plugins claim is an error only when that name is asked for.
+Finding plugins imports no torch.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ class Registry:
             self._entries[entry.kind, name].append(entry)
 
     def remove(self, plugin: Installed) -> None:
-        """Forget the entries of a plugin: one that broke half-way leaves nothing behind."""
-        gone = (plugin.name, plugin.distribution)
-        for key, found in list(self._entries.items()):
-            self._entries[key] = [e for e in found if (e.plugin, e.distribution) != gone]
+        """Forget the entries of a plugin, so that one that broke half-way leaves nothing behind."""
+        removed = (plugin.name, plugin.distribution)
+        for key, entries in list(self._entries.items()):
+            self._entries[key] = [e for e in entries if (e.plugin, e.distribution) != removed]
             if not self._entries[key]:
                 del self._entries[key]
 
@@ -103,58 +103,59 @@ class Registry:
         return names + self.command_clashes
 
     def get(self, kind: str, name: str) -> Entry:
-        """The entry of that name or alias; of methods also a sum of several, ``cm+dmd2``.
+        """The entry of that name or alias; for methods also a sum of several, ``cm+dmd2``.
 
         Raises:
-            FewstepError: unknown (with broken plugins named, since they may be the reason) or claimed twice.
+            FewstepError: for a name that is unknown (broken plugins are named too, since they may be the reason) or
+                claimed twice.
         """
-        found = self._entries.get((kind, name), [])
-        if kind == "objective" and PLUS in name and not found:
+        entries = self._entries.get((kind, name), [])
+        if kind == "objective" and PLUS in name and not entries:
             return combined(name, partial(self.get, kind))
-        if len(found) > 1:
-            raise FewstepError(_clash(kind, name, found))
-        if found:
-            return found[0]
+        if len(entries) > 1:
+            raise FewstepError(_clash(kind, name, entries))
+        if entries:
+            return entries[0]
         other = [word(k) for k in KINDS if (k, name) in self._entries]
         also = f"; {name!r} is the name of a {other[0]}" if other else ""
         broken = "".join(f"\nplugin {p.name!r} did not load: {p.error}" for p in self.plugins if p.error)
         raise FewstepError(f"{unknown(word(kind), name, self.names(kind))}{also}{broken}")
 
 
-def _clash(kind: str, name: str, found: list[Entry]) -> str:
-    owners = " and ".join(entry.owner for entry in found)
+def _clash(kind: str, name: str, entries: list[Entry]) -> str:
+    owners = " and ".join(entry.owner for entry in entries)
     return f"{word(kind)} {name!r} is claimed by the plugins {owners}: uninstall one of them or rename its entry"
 
 
-def discover(found: Registry) -> None:
+def discover(into: Registry) -> None:
     """Load every entry point of the group "fewstep", by name."""
     for point in sorted(metadata.entry_points(group=hookspecs.GROUP), key=lambda p: p.name):
-        load(found, point)
+        load(into, point)
 
 
-def load(found: Registry, point: metadata.EntryPoint) -> None:
+def load(into: Registry, point: metadata.EntryPoint) -> None:
     """Import one plugin and collect what it registers; whatever it raises is kept as its error."""
     installed = Installed(point.name, *_origin(point))
-    found.plugins.append(installed)
+    into.plugins.append(installed)
 
     def register_all() -> None:
         plugin = point.load()
-        found.manager.register(plugin, name=installed.key)
+        into.manager.register(plugin, name=installed.key)
         _check(plugin)
-        found.manager.check_pending()  # a hook that we do not have: a misspelling, or a newer fewstep's
+        into.manager.check_pending()  # refuses an unknown hook: a misspelling, or one of a newer fewstep
         for kind in KINDS:
-            call(found, installed, f"register_{kind}s", register=_registrar(found, kind, installed))
-        call(found, installed, "register_shared_commands", register=_shared_registrar(found, installed))
+            call(into, installed, f"register_{kind}s", register=_registrar(into, kind, installed))
+        call(into, installed, "register_shared_commands", register=_shared_registrar(into, installed))
 
     error = problem(register_all)
     if error:
-        found.remove(installed)
-        found.manager.unregister(name=installed.key)
-        found.update(installed, error=error)
+        into.remove(installed)
+        into.manager.unregister(name=installed.key)
+        into.update(installed, error=error)
 
 
 def problem(work: Callable[[], object]) -> str | None:
-    """Run a plugin's code; what it raised as one line, or None."""
+    """Run a plugin's code; returns what it raised as one line, or None."""
     try:
         with redirect_stdout(sys.stderr):  # standard output is a command's own, which may be JSON
             work()
@@ -166,36 +167,36 @@ def problem(work: Callable[[], object]) -> str | None:
     return None
 
 
-def call(found: Registry, installed: Installed, hook: str, **arguments: Any) -> None:
+def call(into: Registry, installed: Installed, hook: str, **arguments: Any) -> None:
     """Call one hook of one plugin."""
-    manager = found.manager
+    manager = into.manager
     others = [other for name, other in manager.list_name_plugin() if name != installed.key]
     manager.subset_hook_caller(hook, others)(**arguments)
 
 
-def _registrar(found: Registry, kind: str, installed: Installed) -> hookspecs.Register:
+def _registrar(into: Registry, kind: str, installed: Installed) -> hookspecs.Register:
     def register(
         name: str, *, target: str, config: str | None = None, summary: str = "", aliases: tuple[str, ...] = ()
     ) -> None:
         values = (kind, name, installed.name, target, config, summary, tuple(aliases), installed.distribution)
         if kind == "objective" and PLUS in target:
-            found.add(Combined(*values, find=partial(found.get, kind)))
+            into.add(Combined(*values, find=partial(into.get, kind)))
             return
         for path in (target, *([config] if config else [])):
             _check_path(f"{kind} {name!r}", path)
-        found.add(Entry(*values))
+        into.add(Entry(*values))
 
     return register
 
 
-def _shared_registrar(found: Registry, installed: Installed) -> hookspecs.RegisterShared:
+def _shared_registrar(into: Registry, installed: Installed) -> hookspecs.RegisterShared:
     def register(command: str, name: str, *, target: str, summary: str = "", function: str | None = None) -> None:
         if command not in hookspecs.SHARED_COMMANDS:
             raise unknown("shared command", command, hookspecs.SHARED_COMMANDS)
         for kind, path in ((f"{command} command", target), (f"{command} function", function)):
             if path is not None:
                 _check_path(f"{kind} {name!r}", path)
-                found.add(Entry(kind, name, installed.name, path, None, summary, (), installed.distribution))
+                into.add(Entry(kind, name, installed.name, path, None, summary, (), installed.distribution))
 
     return register
 
@@ -207,7 +208,7 @@ def _check_path(key: str, path: str) -> None:
 
 
 def _check(plugin: Any) -> None:
-    """A function with the name of a hook but without the mark would be silently ignored."""
+    """Refuse a function with the name of a hook but without the mark, which pluggy would silently ignore."""
     for name in (n for n in vars(hookspecs) if n.startswith("register_")):
         function = getattr(plugin, name, None)
         if callable(function) and not hasattr(function, "fewstep_impl"):
@@ -225,10 +226,10 @@ def _origin(point: metadata.EntryPoint) -> tuple[str, str]:
 @lru_cache(maxsize=1)
 def registry() -> Registry:
     """The registry of this process, filled from the entry points on the first call."""
-    found = Registry()
-    found.manager.add_hookspecs(hookspecs)
+    filled = Registry()
+    filled.manager.add_hookspecs(hookspecs)
     for kind, (module, names) in BUILTIN.items():
         for name, summary in names.items():
-            found.add(Entry(kind, name, "fewstep", f"fewstep.{module}:{name}", None, summary))
-    discover(found)
-    return found
+            filled.add(Entry(kind, name, "fewstep", f"fewstep.{module}:{name}", None, summary))
+    discover(filled)
+    return filled

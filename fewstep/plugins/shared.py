@@ -10,7 +10,7 @@ from fewstep.errors import FewstepError, nearest
 from fewstep.plugins.hookspecs import ANY
 from fewstep.plugins.registry import Entry, registry
 
-SHIPPED = "fewstep"  # our own distribution, which wins where the user does not choose
+SHIPPED = "fewstep"  # our own distribution, which wins unless the user chooses
 
 
 def implementations(command: str) -> list[Entry]:
@@ -19,28 +19,28 @@ def implementations(command: str) -> list[Entry]:
 
 
 def choose(command: str, name: str | None = None) -> Entry:
-    """One implementation: the one named, else the only one, else the first that fewstep itself ships. One for ``ANY``
-    backbone serves those without their own.
+    """One implementation: the one named, else the first that fewstep itself ships, else the only one. An implementation
+    for ``ANY`` serves the backbones without their own.
 
     Args:
         command: one of ``hookspecs.SHARED_COMMANDS``.
         name: of a backbone (for "data prepare": the kind of source).
 
     Raises:
-        FewstepError: nobody offers the command, or not for this name, or there are several and none is ours.
+        FewstepError: if no plugin offers the command or offers it for this name, or several do and none is ours.
     """
-    found = implementations(command)
-    if not found:
+    entries = implementations(command)
+    if not entries:
         raise FewstepError(f"no installed plugin offers `fewstep {command}`")
-    own = [entry for entry in found if entry.name != ANY]
-    offered = [entry.name for entry in own]
+    named = [entry for entry in entries if entry.name != ANY]
+    offered = [entry.name for entry in named]
     accepted = ", ".join(dict.fromkeys(offered))
     if name is None:
-        ours = [entry.name for entry in own if entry.distribution == SHIPPED]
+        ours = [entry.name for entry in named if entry.distribution == SHIPPED]
         if not ours and len(set(offered)) > 1:
             raise FewstepError(f"several backbones offer `fewstep {command}`; accepted: --backbone with {accepted}")
         name = (ours or offered or [ANY])[0]
-    elif name not in offered and len(own) < len(found):
+    elif name not in offered and len(named) < len(entries):
         registry().get("backbone", name)  # refuses one that is not registered
         name = ANY
     elif name not in offered:
