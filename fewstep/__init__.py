@@ -7,8 +7,8 @@
     samples = student.sample(8, steps=1)
     table = fewstep.bench(backbone="toy", students={"mine": run}, steps=[1, 2])
 
-What an author of an objective, a backbone or a data set needs is in ``fewstep.core``; plugins are registered with
-``hookimpl``. Importing this package imports no torch: the names below load on first use.
+What authors of objectives, backbones and data sets need is in ``fewstep.core``; plugins register with ``hookimpl``.
+Importing this package imports no torch: the names below load on first use.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fewstep.benchmark.api import BenchTable, bench
 
 __version__ = "0.1.0"
-IMPORTED = time.perf_counter()  # about when the program began
+IMPORTED = time.perf_counter()  # approximately when the program began
 
 LAZY = {
     "Run": "fewstep.api.distillation",

@@ -1,4 +1,4 @@
-"""What is printed: on a console that takes any encoding, as lines that stay as they are, and as commands to copy."""
+"""Printing: a console for any encoding, lines printed unchanged, and commands for the user to copy."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rich.status import Status
 from rich.table import Column, Table
 from rich.text import Text
 
-WIDE = 10_000  # columns of what is no terminal: nothing is cut or wrapped
-HELP = 160  # columns of the help there; its frames fill the width
+WIDE = 10_000  # columns where there is no terminal, so that nothing is cut or wrapped
+HELP = 160  # columns of the help there, whose frames fill the width
 LOOKALIKES = {
     "\u2026": "...",
     **dict.fromkeys("\u2018\u2019", "'"),
@@ -31,12 +31,12 @@ LOOKALIKES = {
     "\u2192": "->",
     "\u2264": "<=",
     "\u2265": ">=",
-    "\u03bc": "u",  # what the sign of a millionth decomposes into
+    "\u03bc": "u",  # the micro sign decomposes into this letter
 }
 
 
 def lookalike(char: str) -> str:
-    """A character in ASCII: a like one, its base letter, or its code as an escape (``\\u4e2d``)."""
+    """A character in ASCII: one that looks similar, its base letter, or its code as an escape (``\\u4e2d``)."""
     if char in LOOKALIKES:
         return LOOKALIKES[char]
     if "\u2500" <= char < "\u2580":  # the corners and crossings of boxes
@@ -60,12 +60,12 @@ codecs.register_error(LENIENT, _encode_lookalikes)
 
 
 def speaks() -> bool:
-    """Whether this process shows things to the user: of several that torchrun started, the first."""
+    """Whether this process prints for the user: of several that torchrun started, only the first does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 class _Lenient:
-    """A text stream that is handed only what its encoding has."""
+    """A text stream wrapped so that it is only given characters of its encoding."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -79,9 +79,9 @@ class _Lenient:
 
 
 class Console(rich.console.Console):
-    """A console on standard output or error: no text raises, whatever the encoding, and none is read as markup.
+    """A console on standard output or error. Any text can be printed, whatever the encoding, and none is markup.
 
-    A terminal keeps its width; in a pipe or a file nothing is cut.
+    On a terminal it has the terminal's width; in a pipe or a file nothing is cut.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
@@ -98,17 +98,17 @@ class Console(rich.console.Console):
 
 
 def say(console: rich.console.Console, line: str, style: str | None = None) -> None:
-    """Print a line as it is: not wrapped, highlighted or read as markup."""
+    """Print a line unchanged: not wrapped, highlighted or read as markup."""
     console.print(Text(line), style=style, soft_wrap=True, highlight=False)
 
 
 def listing(*columns: str, title: str | None = None) -> Table:
-    """An empty table whose cells are folded, never cut, where a terminal is narrow."""
+    """An empty table whose cells are folded, never cut, on a narrow terminal."""
     return Table(*(Column(column, overflow="fold") for column in columns), title=title, title_justify="left")
 
 
 def spinner(console: rich.console.Console, what: str) -> Status:
-    """A spinner beside what is being done, on a terminal; of ASCII, which every one has. Nothing of it stays."""
+    """A spinner in ASCII beside ``what`` is being done, on a terminal. It disappears at the end."""
     return console.status(Text(what), spinner="line")
 
 
@@ -124,9 +124,9 @@ def number_of(count: int, thing: str) -> str:
 
 @contextmanager
 def printable() -> Iterator[None]:
-    """Whatever the process prints in the block can be printed, ``print`` and the help included.
+    """Within the block the process can print any text, also by ``print`` and in the help.
 
-    A closed standard stream (``>&-``) becomes the null device.
+    A closed standard stream (``>&-``) is replaced by the null device.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -136,7 +136,7 @@ def printable() -> Iterator[None]:
             stream.reconfigure(errors=LENIENT)
     before = os.environ.get("COLUMNS")
     if before is None and not sys.stdout.isatty():
-        os.environ["COLUMNS"] = str(HELP)  # where rich, and so the help, looks for the width
+        os.environ["COLUMNS"] = str(HELP)  # where rich, which prints the help, looks for the width
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Writing: files and folders that appear whole or not at all, one message where the disk refuses; checksums."""
+"""Writing files and folders that appear complete or not at all, with one message if the disk refuses; checksums."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 from fewstep.errors import FewstepError
 
 TEMP = ".tmp-"  # prefix of what a killed run may leave behind
-NO_SYNC = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of a file system without fsync
+NO_SYNC = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # from file systems without fsync
 
 
 class Unwritable(FewstepError):
@@ -30,7 +30,7 @@ class Unwritable(FewstepError):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Whatever a writer raises because of the disk, as one ``Unwritable`` that names ``path``."""
+    """Turn whatever the block raises because of the disk into one ``Unwritable`` that names ``path``."""
     try:
         yield
     except FewstepError as error:
@@ -48,7 +48,7 @@ def _refusal(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, OSError):
             return error.strerror or str(error)
-        if code := re.search(r"\(os error (\d+)\)", str(error)):  # SafetensorError, which is no OSError
+        if code := re.search(r"\(os error (\d+)\)", str(error)):  # SafetensorError, which is not an OSError
             return os.strerror(int(code[1]))
         if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):  # torch.save, a RuntimeError
             return "the file is incomplete; is the disk full?"
@@ -60,10 +60,10 @@ def _refusal(error: BaseException | None) -> str | None:
 def new_file(final: Path) -> Iterator[Path]:
     """A temporary file of the same suffix to write into; at the end it replaces ``final``. Missing folders are made.
 
-    The mode follows the umask, whatever the writer makes of it.
+    Its mode follows the umask, even if the writer changes it.
 
     Raises:
-        Unwritable: when the disk refuses (full, read-only); nothing is left behind then.
+        Unwritable: if the disk refuses (full, read-only); nothing is left behind then.
     """
     real = Path(os.path.realpath(final))
     temp = real.parent / f"{TEMP}{secrets.token_hex(6)}{real.suffix}"
@@ -83,12 +83,12 @@ def new_file(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """A temporary sibling to write into; it takes the name ``final`` at the end, replacing what had it.
+    """A temporary sibling folder to write into; at the end it replaces ``final``.
 
-    Modes follow the umask.
+    Modes of files follow the umask.
 
     Raises:
-        Unwritable: when the disk refuses (full, read-only); nothing is left behind then.
+        Unwritable: if the disk refuses (full, read-only); nothing is left behind then.
     """
     real = Path(os.path.realpath(final))
     temp = real.parent / f"{TEMP}{secrets.token_hex(6)}"
@@ -111,11 +111,11 @@ def new_folder(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def _new_parents(path: Path) -> Iterator[None]:
-    """Make the folders above ``path``; where that or what follows fails, those that were not there go again."""
+    """Make the folders above ``path``. If that or the block fails, the new ones are removed again."""
     missing = [parent for parent in path.parents if not parent.exists()]
     above = path.parents[len(missing)]
-    if not above.is_dir():  # mkdir would say that it exists
-        raise NotADirectoryError(errno.ENOTDIR, f"{above} is no folder")
+    if not above.is_dir():  # the message of mkdir would be that it exists
+        raise NotADirectoryError(errno.ENOTDIR, f"{above} is not a folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
@@ -127,7 +127,7 @@ def _new_parents(path: Path) -> Iterator[None]:
 
 
 def check_place(key: str, path: Path) -> None:
-    """Before any work: that a file or folder can be written at ``path``, by writing a block there.
+    """Check, before any work, that a file or folder can be written at ``path``, by writing a block there.
 
     Args:
         key: the option that names the path, for the message.
@@ -144,7 +144,7 @@ def check_place(key: str, path: Path) -> None:
         with tempfile.TemporaryFile(prefix=TEMP, dir=folder) as file:
             file.write(bytes(4096))
     except NotADirectoryError:
-        raise _no_place(key, path, f"{folder} is no folder") from None
+        raise _no_place(key, path, f"{folder} is not a folder") from None
     except OSError as error:
         raise _no_place(key, path, f"{error.strerror or error}") from None
 
@@ -154,7 +154,7 @@ def _no_place(key: str, path: Path, reason: str) -> FewstepError:
 
 
 def discard(path: Path) -> None:
-    """Remove a folder or file; at no moment is half of a folder there under its name."""
+    """Remove a folder or file. A folder is renamed first, so that its name never holds half of it."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
@@ -173,25 +173,25 @@ def clean(parent: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file in one move; raises as ``new_file`` does."""
+    """Replace a file atomically; raises as ``new_file`` does."""
     with new_file(path) as temp:
         temp.write_bytes(content)
 
 
 def write_file(path: Path, text: str) -> None:
-    """Replace a text file in one move; raises as ``new_file`` does."""
+    """Replace a text file atomically; raises as ``new_file`` does."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file in one move."""
+    """Replace a JSON file atomically; raises as ``new_file`` does."""
     write_file(path, json.dumps(value, indent=2) + "\n")
 
 
 def file_suffix(path: Path | str) -> str:
-    """The suffix of a file that the user names (".glb", in lower case); "" where the name can only be a folder's.
+    """The suffix, in lower case, of a file that a user names (".glb"); "" for the name of a folder.
 
-    A folder is what is one already, a name that ends in a slash, and one whose last dot begins no kind of file
+    That is a folder that exists, a name that ends in a slash, and one whose last dot does not begin a file type
     ("out_v1.0", "run.v2").
     """
     suffix = Path(path).suffix.lower()
@@ -201,10 +201,10 @@ def file_suffix(path: Path | str) -> str:
 
 
 class LineFile:
-    """A text file that lines are added to. A line that the disk refuses leaves the file as it was before.
+    """A text file that lines are appended to. If the disk refuses a line, the file stays as it was.
 
     Raises:
-        Unwritable: here and in ``write``.
+        Unwritable: if the disk refuses, also from ``write``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -214,7 +214,7 @@ class LineFile:
             self.file = path.open("ab", buffering=0)
 
     def write(self, text: str) -> None:
-        """Add text; it is in the file when this returns."""
+        """Append text, without buffering."""
         size, rest = self.file.tell(), memoryview(text.encode())
         with writing(self.path):
             try:
@@ -236,7 +236,7 @@ def cache_folder() -> Path:
 
 
 def sync(path: Path) -> None:
-    """Have a file or folder on the disk; not every file system can."""
+    """Flush a file or folder to disk, where the file system supports that."""
     try:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -249,7 +249,7 @@ def sync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The checksum of a file, in hexadecimal."""
+    """The SHA-256 checksum of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -258,5 +258,5 @@ def sha256(path: Path) -> str:
 
 
 def digest(value: Any) -> str:
-    """The checksum of a JSON value, whatever the order of its keys."""
+    """The SHA-256 checksum of a JSON value; it does not depend on the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

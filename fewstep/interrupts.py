@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: the first one ends the work in order, a second one ends the process at once."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first signal ends the work in an orderly way, a second one the process at once."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """128 and the signal's number, as a shell has it."""
+        """128 plus the signal's number, as in a shell."""
         return 128 + self.number
 
 
 class _Deferral:
-    """Whether work is under way that ends in order by itself, and the signal that it has not looked at yet."""
+    """Whether the current work checks for signals itself, and the signal that has arrived meanwhile."""
 
     active = False
     signal: Interrupted | None = None
@@ -38,7 +38,7 @@ def handled(ending: bool = False) -> Iterator[None]:
     """Within the block a signal raises ``Interrupted`` in the main thread, unless it is deferred.
 
     Signals that the process was started to ignore (``nohup``) stay ignored. In another thread nothing is installed. At
-    the end the handlers are what they were; where the process is ``ending`` then, a second signal stays deadly.
+    the end the handlers are restored, except after a signal in a process that is ``ending``, which a second one kills.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -50,7 +50,7 @@ def handled(ending: bool = False) -> Iterator[None]:
     def first(number: int, frame: Any) -> None:
         for each in ours:
             signal.signal(each, signal.SIG_DFL)
-        if os.getpid() != process:  # a forked worker ends as if we had never been there
+        if os.getpid() != process:  # a forked worker ends by the default action
             os.kill(os.getpid(), number)
             return
         received.append(number)
@@ -71,7 +71,7 @@ def handled(ending: bool = False) -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], Interrupted | None]]:
-    """Within the block a signal raises nothing: the function returns it, for work that stops between two steps."""
+    """Within the block a signal raises nothing. The yielded function returns it, for work that stops between steps."""
     _Deferral.active, _Deferral.signal = True, None
     try:
         yield lambda: _Deferral.signal
@@ -80,7 +80,8 @@ def deferred() -> Iterator[Callable[[], Interrupted | None]]:
 
 
 def _show_cursor() -> None:
-    """On both streams, by their numbers: the handler may have come amid a write. A terminal that is gone is let go."""
+    """Show the cursor on both streams, unbuffered since the signal may have interrupted a write. A stream whose
+    terminal is gone is replaced by the null device."""
     for stream in (1, 2):
         try:
             os.write(stream, SHOW_CURSOR if os.isatty(stream) else b"")

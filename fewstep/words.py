@@ -1,4 +1,4 @@
-"""Numbers and names as people read them: in tables, charts, progress lines and messages."""
+"""Numbers and names for people to read: in tables, charts, progress lines and messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 
 def number(value: float, digits: int = 3) -> str:
-    """``1138``, ``24.4``, ``0.00124``: significant digits, without an exponent from a millionth to a billion."""
+    """``1138``, ``24.4``, ``0.00124``: significant digits, with an exponent only below 1e-6 and from 1e9 on."""
     if not math.isfinite(value):
         return "not finite"
     short = f"{value:.{digits - 1}e}"
@@ -17,12 +17,12 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def decimals(value: float, digits: int) -> int:
-    """How many decimals show so many significant digits of a finite value."""
+    """The number of decimals that shows ``digits`` significant digits of a finite value."""
     return max(digits - 1 - math.floor(math.log10(abs(value))), 0) if value else 0
 
 
 def fixed(value: float, places: int) -> str:
-    """With so many decimals; never a negative zero."""
+    """The number with ``places`` decimals; never a negative zero."""
     if not math.isfinite(value):
         return "not finite"
     text = f"{value:.{places}f}"
@@ -30,16 +30,16 @@ def fixed(value: float, places: int) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """The text, or its beginning and its end around an ellipsis."""
+    """The text, or its beginning and end around an ellipsis if it is longer than ``most`` characters."""
     return text if len(text) <= most else f"{text[: most // 2]}…{text[len(text) - (most - most // 2 - 1) :]}"
 
 
 def markdown_escaped(text: str) -> str:
-    """The text with nothing in it that Markdown, its HTML or its formulas would read as a mark."""
+    """The text with every character escaped that Markdown, HTML in it or its formulas would interpret."""
     text = re.sub(r"([\\`*{}\[\]<>|#~$&])", r"\\\1", text)
-    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # within a word an underscore is one
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # within a word an underscore is plain text
 
 
 def chart_escaped(text: str) -> str:
-    """The text with no formula in it for matplotlib."""
+    """The text with dollar signs escaped, which matplotlib would read as a formula."""
     return text.replace("$", r"\$")

@@ -504,7 +504,7 @@ def test_a_measure_that_one_cell_lacks_leaves_the_others(tmp_path: Path, cell: i
 def test_a_measure_that_a_method_lacks_on_every_seed_is_an_empty_cell(tmp_path: Path) -> None:
     found = bench(tmp_path / "b", suite=Gappy(lambda number: {"w2"} if number % 7 == 3 else ()))
     text = (found.report.folder / "table.md").read_text()
-    (line,) = (line for line in text.partition("time a sample")[0].splitlines() if "| perfect | 1 |" in line)
+    (line,) = (line for line in text.partition("time per sample")[0].splitlines() if "| perfect | 1 |" in line)
     assert line.split("|")[5:7] == ["  ", "  "]  # w2 and the share of its gap
     assert "±" in line  # the other measure is there
 
@@ -638,7 +638,7 @@ def test_compare_with_no_file_or_no_text(tmp_path: Path) -> None:
     with pytest.raises(FewstepError, match=r"--compare: .*none.csv.*No such file.*accepted"):
         bench(tmp_path / "b", compare=tmp_path / "none.csv")
     (tmp_path / "picture.csv").write_bytes(b"\xff\xfe\x00\x89PNG")
-    with pytest.raises(FewstepError, match=r"--compare: .*picture.csv: no text in UTF-16"):
+    with pytest.raises(FewstepError, match=r"--compare: .*picture.csv: not text in UTF-16"):
         bench(tmp_path / "b", compare=tmp_path / "picture.csv")
 
 

@@ -133,7 +133,7 @@ def test_the_chart_s_axes_are_in_words_and_methods_stand_at_their_tick(tmp_path:
     chart(lines("a", "b"), ["w2"], Watched(), tmp_path / "c.png", "title")
     by_steps, by_time = figures
     assert by_steps.get_ylabel() == "distance of \\$points\\$\n(lower is better)"
-    assert by_time.get_xlabel() == "sampling time, ms a sample (log scale)"
+    assert by_time.get_xlabel() == "sampling time, ms per sample (log scale)"
     assert [text.get_text() for text in by_steps.get_xticklabels()] == ["1", "2"]
     drawn = {one.get_label(): one.get_xdata() for one in by_steps.lines if len(one.get_xdata()) == 2}
     places = np.array([drawn[f"{charting.PLAIN}{name}"] for name in ("undistilled", "a", "b")])

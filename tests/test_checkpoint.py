@@ -96,7 +96,7 @@ def cut(file: Path) -> None:
         (lambda s: shutil.rmtree(s), "no such folder"),
         (lambda s: (shutil.rmtree(s), s.mkdir()), "the folder is empty"),
         (lambda s: (s / "config.json").unlink(), "holds no config.json"),
-        (lambda s: cut(s / "config.json"), "config.json: truncated or no JSON"),
+        (lambda s: cut(s / "config.json"), "config.json: truncated or not JSON"),
         (lambda s: (s / "config.json").write_text('{"_class_name": "Flux"}'), "format None; accepted: 'fewstep-stud"),
         (lambda s: (s / "config.json").write_text("[1]"), "format None"),
         (lambda s: edit(s, format="fewstep-student-9"), "format 'fewstep-student-9'; accepted: 'fewstep-student-1'"),

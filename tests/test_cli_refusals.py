@@ -100,7 +100,7 @@ CASES = {
     "sample-foreign": (("sample", "foreign", "--out", "new"), "student 'foreign': holds no config.json"),
     "sample-truncated": (("sample", "truncated", "--out", "new"), "student 'truncated/model.safetensors': truncated or changed"),
     "sample-tampered": (("sample", "tampered", "--out", "new"), "student 'tampered/model.safetensors': truncated or changed"),
-    "sample-unreadable": (("sample", "unreadable", "--out", "new"), "student unreadable/config.json: truncated or no JSON"),
+    "sample-unreadable": (("sample", "unreadable", "--out", "new"), "student unreadable/config.json: truncated or not JSON"),
     "sample-no-weights": (("sample", "no-weights", "--out", "new"), "student 'no-weights': model.safetensors is missing"),
     "sample-format": (("sample", "other-format", "--out", "new"), "format 'fewstep-student-9'; accepted: 'fewstep-student-1'"),
     "sample-backbone": (("sample", "other-backbone", "--out", "new"), "unknown backbone 'toys'", "did you mean 'toy'?"),

@@ -184,7 +184,7 @@ def test_a_config_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(FewstepError, match=r"is not valid TOML.*line 2"):
         read_toml(tmp_path / "bad.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(FewstepError, match=r"binary.toml: no text in UTF-16.*save it in UTF-8; accepted: a TOML file"):
+    with pytest.raises(FewstepError, match=r"binary.toml: not text in UTF-16.*save it in UTF-8; accepted: a TOML file"):
         read_toml(tmp_path / "binary.toml")
 
 

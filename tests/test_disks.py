@@ -77,7 +77,7 @@ def test_a_file_below_a_new_folder_is_named_by_the_folder(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     with pytest.raises(Unwritable) as caught, new_folder(tmp_path / "student") as temp:
         write_json(temp / ".." / "file" / "b", 1)
-    assert str(caught.value) == f"{tmp_path / 'student'}: cannot be written: {tmp_path / 'file'} is no folder"
+    assert str(caught.value) == f"{tmp_path / 'student'}: cannot be written: {tmp_path / 'file'} is not a folder"
 
 
 @pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
@@ -130,7 +130,7 @@ def test_a_refused_line_leaves_the_lines_before_it(tmp_path: Path, monkeypatch: 
 def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "at all")
-    for name, reason in (("file/below/it", "is no folder"), ("link", "does not exist"), ("x" * 300, "too long")):
+    for name, reason in (("file/below/it", "is not a folder"), ("link", "does not exist"), ("x" * 300, "too long")):
         with pytest.raises(FewstepError, match=rf"^--out: got .*accepted: a path to write to \(.*{reason}"):
             check_place("--out", tmp_path / name)
     check_place("--out", tmp_path / "a" / "b")

@@ -213,7 +213,7 @@ def test_released_weights_say_what_is_assumed(go: Go, tmp_path: Path) -> None:
         (["disc.png", "--student", "none", "--student", "x"], "or 'none' alone"),
         (["disc.png", "--device", "tpu9"], "--device: got 'tpu9'"),
         (["disc.png", "--background", "blur"], "unknown --background 'blur'"),
-        (["disc.png", "-o", "disc.png/x.glb"], "is no folder"),
+        (["disc.png", "-o", "disc.png/x.glb"], "is not a folder"),
     ],
 )
 def test_bad_input_is_one_message_and_nothing_is_written(go: Go, arguments: list[str], text: str) -> None:

@@ -278,7 +278,7 @@ DAMAGE = {
     "cut picture": (f"renders_cond/{sha(2)}/*.png", halved, "OSError|SyntaxError"),
     "no renders": (f"renders_cond/{sha(2)}", lambda p: shutil.rmtree(p), "cannot be read: No such file"),
     "no views": (f"renders_cond/{sha(2)}/transforms.json", lambda p: p.write_text('{"frames": []}'), "no frames"),
-    "no json": (f"renders_cond/{sha(2)}/transforms.json", lambda p: p.write_text("{"), "truncated or no JSON"),
+    "no json": (f"renders_cond/{sha(2)}/transforms.json", lambda p: p.write_text("{"), "truncated or not JSON"),
     "no alpha": (f"renders_cond/{sha(2)}/*.png", grey, "mode RGB; accepted: RGBA"),
     "nothing seen": (f"renders_cond/{sha(2)}/*.png", empty, "transparent everywhere"),
     "no picture": (f"renders_cond/{sha(2)}/*.png", lambda p: p.write_bytes(b"x"), "UnidentifiedImageError"),

@@ -93,7 +93,7 @@ def test_resume_goes_on_with_the_keys_of_the_start(tmp_path: Path) -> None:
     assert again.engine == {"train": {"steps": 9, "lr": 1e-5}}
     assert Keys.read(True, [], tmp_path, False).config == TeachConfig(), "without --resume nothing is taken over"
     (tmp_path / "teach.json").write_text("{")
-    with pytest.raises(FewstepError, match=r"teach\.json: truncated or no JSON"):
+    with pytest.raises(FewstepError, match=r"teach\.json: truncated or not JSON"):
         Keys.read(True, [], tmp_path, True)
 
 

@@ -39,11 +39,11 @@ def test_what_is_no_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(FewstepError, match="cannot be read: Is a directory"):
         read_text(tmp_path)
     file.write_bytes("é".encode("latin-1"))
-    with pytest.raises(FewstepError, match=r"a: no text in UTF-8: byte 0 .*save it in UTF-8"):
+    with pytest.raises(FewstepError, match=r"a: not text in UTF-8: byte 0 .*save it in UTF-8"):
         read_text(file)
     for text in ('{"a": ', "[" * 100000):
         file.write_text(text)
-        with pytest.raises(FewstepError, match="a: truncated or no JSON"):
+        with pytest.raises(FewstepError, match="a: truncated or not JSON"):
             read_json(file)
 
 
@@ -85,5 +85,5 @@ def test_every_reader_takes_every_mark_and_line_end(tmp_path: Path, reader: str,
 def test_every_reader_refuses_what_is_no_text(tmp_path: Path, reader: str) -> None:
     name, text, read, _ = READERS[reader]
     (tmp_path / name).write_bytes(text.encode() + b"\xe9\xe8")
-    with pytest.raises(FewstepError, match=r"no text in UTF-8|damaged, or not written by fewstep"):
+    with pytest.raises(FewstepError, match=r"not text in UTF-8|damaged, or not written by fewstep"):
         read(tmp_path / name)

@@ -179,7 +179,7 @@ def test_a_failed_write_leaves_the_old_file(
 
 
 def test_a_place_that_is_a_file(saved: Path, model: SparseStructureFlowModel) -> None:
-    with pytest.raises(FewstepError, match=r"cannot be written: .*safetensors is no folder"):
+    with pytest.raises(FewstepError, match=r"cannot be written: .*safetensors is not a folder"):
         save_model(model, saved / "below")
 
 

@@ -48,37 +48,37 @@ def bench(
     resume: bool = False,
     report: bool = False,
 ) -> BenchTable:
-    """Measure quality and time of students by steps, beside the teacher and the undistilled network.
+    """Measure the quality and time of students by steps, along with the teacher and the undistilled network.
 
-    ``steps``, ``seeds``, ``samplers``, ``limit``, ``device`` and ``against`` win over the same keys of ``config``, and
-    that over the preset.
+    ``steps``, ``seeds``, ``samplers``, ``limit``, ``device`` and ``against`` override the same keys of ``config``,
+    which overrides the preset.
 
     Args:
         backbone: registered name of the network.
         methods: shipped students to measure, by method.
-        students: folders by label. In place of a folder: anything with one as its ``folder``, as
-            ``fewstep.distill`` and ``fewstep.load`` return it. A list may hold folders, named by their methods, or
-            (label, folder); one alone needs no list, as with ``methods``, ``steps`` and ``seeds``. Several folders of
-            one label (a list, or a pattern as ``runs/mine-*``) are replicates: they differ in their training seed only.
-            Without ``methods`` and ``students`` all shipped students are measured.
+        students: folders by label. Instead of a folder: a ``Run`` or ``Student``, or any object with a ``folder``. A
+            list may hold folders, named by their methods, or pairs (label, folder); a single one needs no list, as with
+            ``methods``, ``steps`` and ``seeds``. Several folders of one label (a list, or a pattern such as
+            ``runs/mine-*``) are replicates: they differ only in their training seed. Without ``methods`` and
+            ``students`` all shipped students are measured.
         steps: step counts, by default 1, 2, 4. Those that a student's contract does not name are marked ``*``.
-        seeds: seeds of the starting noise, by default 0, 1, 2; the noise is the same for all methods. Where a method
-            has replicates, number r is sampled with seed number r alone.
-        samplers: samplers that each student is measured with beside its contract's own, in rows of their own:
-            "gamma", or "gamma:0.3" with the share of fresh noise.
+        seeds: seeds of the starting noise, by default 0, 1, 2; the noise is the same for all methods. If a method has
+            replicates, number r is sampled with seed number r alone.
+        samplers: samplers that each student is measured with besides its contract's, in rows of their own: "gamma", or
+            "gamma:0.3" with the share of fresh noise.
         stage: a stage of the backbone's model, or "both": each stage samples on what the one before it decoded.
         dataset: registered data set; by default the backbone's own.
         preset: named settings that the backbone's plugin ships.
-        limit: only so many held-out samples.
-        device: torch device; "auto" is CUDA where there is one.
-        out: a new folder for the report; by default one under ``runs``, numbered where it exists.
+        limit: largest number of held-out samples; by default all.
+        device: torch device; "auto" is CUDA if available.
+        out: a new folder for the report; by default one under ``runs``, numbered if that exists.
         compare: ``rows.csv`` of an earlier bench, to report what changed.
         against: label of the method that the others are compared with, by default the first.
         config: nested keys of ``BenchConfig``, for example ``{"teacher_steps": 50, "backbone": {...}}``.
         console: shows the progress; by default on standard output.
-        resume: go on with the bench in ``out``: what it has measured is kept, and its report is drawn anew.
-        report: write ``report.html`` too, a page with tables, charts and, where objects have three dimensions, all of
-            them to turn; with ``resume`` also of a bench that ended.
+        resume: continue the bench in ``out``: what it has measured is kept, and its report is redrawn.
+        report: also write ``report.html``, a page with tables, charts and, if objects are three-dimensional, all of
+            them to rotate; with ``resume`` also for a bench that has ended.
 
     Raises:
         FewstepError: for unknown names or keys, unusable values, an ``out`` that exists, or a package of the extra
@@ -87,17 +87,17 @@ def bench(
     named = registry().get("backbone", backbone)
     networks = chosen(named, stage)
     asked = {"steps": steps, "seeds": seeds, "samplers": samplers}
-    counts = {name: None if one is None else several(one) for name, one in asked.items()}
-    given = {**counts, "limit": limit, "device": device, "against": against}
+    lists = {name: None if value is None else several(value) for name, value in asked.items()}
+    given = {**lists, "limit": limit, "device": device, "against": against}
     values = merge(config or {}, {name: value for name, value in given.items() if value is not None})
     configs = configure(networks, dataset, preset, values)
-    for package in ("scipy", "matplotlib"):  # needed at the end only, so refuse before measuring
+    for package in ("scipy", "matplotlib"):  # needed only at the end: refuse before measuring
         need(package)
     default = default_folder(named.name, stage)
     folder = Path(out) if out is not None else default if resume else _fresh(default)
     check_place("--out", folder)
-    pairs = list(students.items()) if isinstance(students, Mapping) else several(students)
-    labelled = [one if isinstance(one, tuple) else (None, one) for one in pairs]
+    listed = list(students.items()) if isinstance(students, Mapping) else several(students)
+    labelled = [item if isinstance(item, tuple) else (None, item) for item in listed]
     first, threads, many = next(iter(configs.values())), torch.get_num_threads(), len(networks) > 1
     entrants = with_samplers(load_students(networks, several(methods), labelled), first.samplers)
     name = f"{named.name} {'+'.join(networks)}" if many else next(iter(networks.values())).name
@@ -106,7 +106,7 @@ def bench(
         torch.set_num_threads(first.threads or threads)
         console = console or Console()
         with spinner(console, f"{name}: loading teacher and data"):
-            stages = [_stage(one if many else "", networks[one], configs[one], dataset) for one in networks]
+            stages = [_stage(key if many else "", networks[key], configs[key], dataset) for key in networks]
         return run_bench(
             name, stages, entrants, first, folder, compare=earlier, console=console, resume=resume, report=report
         )
@@ -115,17 +115,17 @@ def bench(
 
 
 def default_folder(backbone: str, stage: str | None) -> Path:
-    """Where the report of a bench goes unless told otherwise."""
+    """The folder of a bench's report unless another is given."""
     return Path("runs") / f"bench-{backbone}{f'-{stage}' if stage else ''}"
 
 
 def _fresh(folder: Path) -> Path:
     """``folder``, or the first free one of ``folder-2``, ``folder-3``, ..."""
-    number, found = 1, folder
-    while occupied(found):
+    number, free = 1, folder
+    while occupied(free):
         number += 1
-        found = folder.with_name(f"{folder.name}-{number}")
-    return found
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
 
 
 def _stage(name: str, network: Entry, config: BenchConfig, dataset: str | None) -> Stage:

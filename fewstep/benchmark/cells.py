@@ -1,4 +1,5 @@
-"""The records of a bench on disk, a file a cell, so that objects are paired and resampled without sampling again."""
+"""The records of a bench on disk, one file per cell, so that objects can be paired and resampled without sampling
+again."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ FOLDER = "cells"  # below that of the bench
 
 
 def objects_in(record: Record) -> int:
-    """How many objects a record is of."""
+    """The number of objects in a record."""
     return len(next(iter(record.values())))
 
 
@@ -33,7 +34,8 @@ class Cells:
         self.folder = folder / FOLDER
 
     def path(self, cell: Cell) -> Path:
-        """The file of a cell. A label may hold what file names may not, so a checksum tells alike ones apart."""
+        """The file of a cell. Characters of the label that file names cannot have are replaced; a checksum tells
+        similar labels apart."""
         label, steps, (training, seed) = cell
         name = f"{re.sub('[^a-z0-9]+', '-', label.lower())[:40]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
         numbers = {"steps": steps, "training": training, "seed": seed}
@@ -41,13 +43,13 @@ class Cells:
         return self.folder / f"{'-'.join([name, *parts])}.npz"
 
     def write(self, cell: Cell, record: Record) -> None:
-        """Keep a record; raises as ``new_file`` does."""
+        """Write a cell's record; raises as ``new_file`` does."""
         with new_file(self.path(cell)) as temp:
             arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in record.items()}
             np.savez(temp, **arrays)
 
     def read(self, cell: Cell) -> Record | None:
-        """A cell's record; None where there is none.
+        """A cell's record; None if there is none.
 
         Raises:
             FewstepError: for a damaged file.
@@ -63,11 +65,11 @@ class Cells:
 
 
 class Scorer:
-    """Measures from the records of a bench.
+    """Computes measures from the records of a bench.
 
     Args:
         order: seeds of all noise in the bench.
-        teacher_steps: of the teacher that all is measured against.
+        teacher_steps: step count of the teacher that everything is compared with.
     """
 
     def __init__(self, suite: Suite, cells: Cells, order: Sequence[int], teacher_steps: int) -> None:
@@ -75,10 +77,10 @@ class Scorer:
         self._teachers: dict[int, Record] = {}
 
     def __call__(self, cell: Cell, counts: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """The suite's measures, [B] each, of the objects as they are or of resamples.
+        """The suite's measures, [B] each, of the objects (B = 1) or of resamples.
 
         Args:
-            counts: as ``Suite.score`` takes them.
+            counts: the resamples, as ``Suite.score`` takes them.
         """
         record, seed = self.record(cell), self.against(cell)
         if counts is None:
@@ -87,11 +89,11 @@ class Scorer:
         return self.suite.score(record, self._teacher(seed), other, counts)
 
     def record(self, cell: Cell) -> Record:
-        """The record of a cell. Raises FewstepError where it is not there."""
-        found = self.cells.read(cell)
-        if found is None:
+        """The record of a cell. Raises FewstepError if there is none."""
+        record = self.cells.read(cell)
+        if record is None:
             raise FewstepError(f"{self.cells.path(cell)}: no such file; accepted: the records of a whole bench")
-        return found
+        return record
 
     def _teacher(self, seed: int) -> Record:
         if seed not in self._teachers:
@@ -99,14 +101,14 @@ class Scorer:
         return self._teachers[seed]
 
     def against(self, cell: Cell) -> int:
-        """The seed of the teacher's samples that a cell's objects are compared with one by one: its own; the next one
-        in the row of other noise, where the teacher is compared with itself."""
+        """The seed of the teacher's samples that a cell's objects are compared with one by one: the cell's own, or the
+        next one for "teacher, other noise", which compares the teacher with itself."""
         label, _, (_, seed) = cell
         if seed is None:
             return self.order[0]
         return self.order[(self.order.index(seed) + 1) % len(self.order)] if label == OTHER_NOISE else seed
 
     def _before(self, seed: int) -> int:
-        """The seed of the teacher's samples from other noise: the one before; the first has the second, so that seeds
-        that are added change nothing."""
+        """The seed of the teacher's samples from other noise: the one before it; for the first the second, so that
+        adding seeds changes nothing."""
         return self.order[abs(self.order.index(seed) - 1)]

@@ -17,22 +17,22 @@ from fewstep.console import number_of
 from fewstep.core.suite import Suite
 from fewstep.words import chart_escaped, number, shortened
 
-# The palette of Okabe and Ito, told apart by colour-blind readers; markers and dashes tell lines apart in grey.
+# The palette of Okabe and Ito, safe for colour-blind readers; markers and dashes distinguish lines in greyscale.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = "osD^vPX*"
 DASHES = ("-", (0, (6, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2, 2, 2)))
 Style = tuple[str, str, Any]  # colour, marker, dashes
 GREY: Style = ("#6f6f6f", "x", "--")
 LEVELS = {TEACHER: "-", OTHER_NOISE: "-.", TRUTH: ":"}  # horizontal lines and their styles
-WIDTH, HEIGHT, DPI = 9.2, 2.9, 110  # inches, of the chart and of a row: 1012 pixels wide, about what a page shows
+WIDTH, HEIGHT, DPI = 9.2, 2.9, 110  # inches, width of the chart and height of a row: 1012 pixels fit a page's width
 NAME, LINE, AXIS = 32, 140, 34  # characters of a name, of a line of the legend, and of one beside an axis
 PLAIN = "entry "  # before a name: matplotlib leaves names that begin with an underscore out of a legend
-DODGE, SPREAD = 0.07, 0.6  # between methods at one step count, and all of them together at most
+DODGE, SPREAD = 0.07, 0.6  # distance of methods at one step count, and their largest total extent
 
 
 @contextmanager
 def drawing(path: Path, width: float, height: float, dpi: int = DPI) -> Iterator[Any]:
-    """A matplotlib figure in its default style whatever the user's is; written to ``path`` at the end."""
+    """A matplotlib figure in the default style, whatever the user's is; written to ``path`` at the end."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ def drawing(path: Path, width: float, height: float, dpi: int = DPI) -> Iterator
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # in a user's name; it is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a user's label; it is drawn as a box
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
@@ -48,7 +48,7 @@ def drawing(path: Path, width: float, height: float, dpi: int = DPI) -> Iterator
 
 
 def style(index: int) -> Style:
-    """Colour, marker and dashes of a line; 280 of them differ."""
+    """Colour, marker and dashes of a line; 280 combinations are distinct."""
     return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)]
 
 
@@ -61,7 +61,7 @@ def styles_of(lines: Sequence[Line]) -> dict[str, Style]:
 def chart(lines: Sequence[Line], names: Sequence[str], suite: Suite, path: Path, title: str) -> None:
     """Write the chart: panels against steps and against time for each measure in ``names``, with 95 % intervals."""
     cells = by_cell(lines)
-    times = {key: 1000 * seconds(found.values(), FLOW) for key, found in cells.items()}
+    times = {key: 1000 * seconds(cell.values(), FLOW) for key, cell in cells.items()}
     styles = styles_of(lines)
     with drawing(path, WIDTH, HEIGHT * len(names) + 0.9) as figure:
         panels = figure.subplots(len(names), 2, squeeze=False, sharey="row")
@@ -80,7 +80,7 @@ def chart(lines: Sequence[Line], names: Sequence[str], suite: Suite, path: Path,
             words = [*textwrap.wrap(suite.in_words(name), AXIS), f"({better} is better)"]
             by_steps.set_ylabel(chart_escaped("\n".join(words)))
         panels[-1, 0].set_xlabel("sampling steps")
-        panels[-1, 1].set_xlabel("sampling time, ms a sample (log scale)")
+        panels[-1, 1].set_xlabel("sampling time, ms per sample (log scale)")
         _legend(figure, panels)
         figure.suptitle(chart_escaped(shortened(title, LINE)), x=0.01, ha="left", fontsize=10, weight="bold")
         if any(line.half is not None for line in lines):
@@ -88,7 +88,7 @@ def chart(lines: Sequence[Line], names: Sequence[str], suite: Suite, path: Path,
 
 
 def _legend(figure: Any, panels: Any) -> None:
-    """One for all panels, below them."""
+    """Draw one legend for all panels, below them."""
     entries: dict[str, Any] = {}
     for axes in panels.flat:
         handles, names = axes.get_legend_handles_labels()
@@ -101,7 +101,7 @@ def _legend(figure: Any, panels: Any) -> None:
 
 
 def _dodged(values: dict[Key, Line], styles: dict[str, Style], steps: Sequence[int]) -> dict[Key, float]:
-    """Where each point stands: the step counts are categories, and the methods stand side by side at each."""
+    """The place of each point: step counts are categories, at each of which the methods stand side by side."""
     shown = [label for label in styles if any(key[0] == label for key in values)]
     apart = min(DODGE, SPREAD / max(len(shown), 1))
     shifts = {label: apart * (place - (len(shown) - 1) / 2) for place, label in enumerate(shown)}
@@ -116,13 +116,13 @@ def _panel(
     times: dict[Key, float],
     floor: float,
 ) -> None:
-    """One line a method where ``places`` has its points, and the references as levels."""
+    """Draw one line for each method with points in ``places``, and the references as horizontal levels."""
     for label, (colour, marker, dashes) in styles.items():
         keys = sorted((key for key in values if key[0] == label and key in places), key=lambda key: key[1])
         if not keys:
             continue
-        at, found = [places[key] for key in keys], [values[key] for key in keys]
-        middle, low, high = bounds(found, floor)
+        at, points = [places[key] for key in keys], [values[key] for key in keys]
+        middle, low, high = bounds(points, floor)
         text = PLAIN + label
         axes.plot(at, middle, color=colour, marker=marker, ls=dashes, lw=1.6, ms=5, label=text)
         axes.vlines(at, low, high, color=colour, lw=1.2, alpha=0.8)
@@ -132,19 +132,19 @@ def _panel(
 
 
 def floor_of(suite: Suite, name: str, lines: Iterable[Line]) -> float:
-    """What no interval of a measure reaches below: 0, but for those that can be negative."""
+    """The lower bound of a measure's intervals: 0, or -inf if it can be negative."""
     return 0.0 if name not in suite.signed and all(line.value >= 0 for line in lines) else -inf
 
 
 def bounds(lines: Sequence[Line], floor: float) -> tuple[list[float], list[float], list[float]]:
-    """Values, and both ends of their intervals: the value itself where there is none, and nowhere below ``floor``."""
+    """Values, and both ends of their intervals, not below ``floor``; without an interval both are the value."""
     values, halves = [line.value for line in lines], [line.half or 0.0 for line in lines]
     low = [max(value - half, floor) for value, half in zip(values, halves, strict=True)]
     return values, low, [value + half for value, half in zip(values, halves, strict=True)]
 
 
 def _levels(axes: Any, values: dict[Key, Line], times: dict[Key, float], floor: float) -> None:
-    """The teacher with its interval as a band; the other references where they say something else and lie in view."""
+    """Draw the teacher with its interval as a band, and other references that differ from it and lie in view."""
     levels = {key[0]: line for key, line in values.items() if key[0] in LEVELS}
     teacher = levels.get(TEACHER)
     _, low, high = bounds([line for key, line in values.items() if key[0] not in (TRUTH, OTHER_NOISE)], floor)
@@ -160,7 +160,7 @@ def _levels(axes: Any, values: dict[Key, Line], times: dict[Key, float], floor: 
 
 
 def _time_axis(axes: Any) -> None:
-    """A logarithmic axis with a few plain numbers, also where all times are alike."""
+    """A logarithmic axis with a few plain numbers, also if all times are similar."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.set_xscale("log")

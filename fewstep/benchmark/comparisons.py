@@ -1,4 +1,4 @@
-"""Further tables: differences of methods, equal cost, tails over the objects, and what training took."""
+"""Further tables: differences between methods, equal cost, tails over the objects, and the cost of training."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from fewstep.console import number_of
 from fewstep.core.suite import Suite
 from fewstep.words import fixed, number
 
-LEVEL = 0.05  # of adjusted p-values
+LEVEL = 0.05  # significance level for adjusted p-values
 
 
 def difference_table(found: Sequence[Difference], suite: Suite, reference: str) -> Table | None:
-    """The headline of each method minus that of the reference method and of undistilled, in as many steps; None where
-    nothing is compared. Bold: better, and the adjusted p is below 0.05."""
-    names = [name for name in dict.fromkeys((reference, UNDISTILLED)) if any(one.against == name for one in found)]
+    """The headline measure of each method minus that of the reference method and of undistilled, in equally many steps;
+    None if nothing is compared. Bold: better, and the adjusted p is below 0.05."""
+    names = [name for name in dict.fromkeys((reference, UNDISTILLED)) if any(d.against == name for d in found)]
     heads = [(f"minus {name}", "p (Holm)", *([f"nearer than {name}"] if suite.nearness else [])) for name in names]
     cells: dict[Key, dict[str, Difference]] = {}
-    for one in found:
-        if one.metric == suite.headline:
-            cells.setdefault((one.label, one.steps), {})[one.against] = one
+    for difference in found:
+        if difference.metric == suite.headline:
+            cells.setdefault((difference.label, difference.steps), {})[difference.against] = difference
     if not cells:
         return None
     table = new_table(f"differences in {suite.headline}", ["method", "steps", *(head for row in heads for head in row)])
@@ -40,27 +40,27 @@ def difference_table(found: Sequence[Difference], suite: Suite, reference: str) 
     return table
 
 
-def _compared(one: Difference | None, nearness: bool) -> list[Text]:
-    if one is None:
+def _compared(difference: Difference | None, nearness: bool) -> list[Text]:
+    if difference is None:
         return [Text("")] * (2 + nearness)
-    sure = one.better is True and one.p_holm is not None and one.p_holm < LEVEL
-    p = "" if one.p_holm is None else p_value(one.p_holm)
-    nearer = "" if one.nearer is None else f"{fixed(100 * one.nearer, 0)} %"
-    nearer += "" if not nearer or one.nearer_half is None else f" ±{fixed(100 * one.nearer_half, 0)}"
+    sure = difference.better is True and difference.p_holm is not None and difference.p_holm < LEVEL
+    p = "" if difference.p_holm is None else p_value(difference.p_holm)
+    nearer = "" if difference.nearer is None else f"{fixed(100 * difference.nearer, 0)} %"
+    nearer += "" if not nearer or difference.nearer_half is None else f" ±{fixed(100 * difference.nearer_half, 0)}"
     return [
-        Text(signed(one.difference, one.half), "bold" if sure else ""),
+        Text(signed(difference.difference, difference.half), "bold" if sure else ""),
         Text(p),
         *([Text(nearer)] if nearness else []),
     ]
 
 
 def p_value(p: float) -> str:
-    """Two digits, and no more zeros than anyone reads."""
+    """A p-value with two digits, and ``<0.001`` below that."""
     return "<0.001" if p < 0.001 else number(p, 2) if p < 0.1 else fixed(p, 2)
 
 
 def cost_table(lines: Sequence[Line], found: Mapping[Key, Mapping[str, Difference]], headline: str) -> Table | None:
-    """What ``at_equal_cost`` found: as many evaluations, and as much time. None without any."""
+    """The comparisons of ``at_equal_cost``: at equal evaluations, and at equal time. None without any."""
     if not found:
         return None
     cells = by_cell(lines)
@@ -76,16 +76,19 @@ def cost_table(lines: Sequence[Line], found: Mapping[Key, Mapping[str, Differenc
     return table
 
 
-def _beside(one: Difference | None, cells: Cells, cost: str) -> list[str]:
-    if one is None:
+def _beside(difference: Difference | None, cells: Cells, cost: str) -> list[str]:
+    if difference is None:
         return ["", ""]
-    other = cells[one.against, one.against_steps].values()
+    other = cells[difference.against, difference.against_steps].values()
     took = f"{next(iter(other)).nfe:g}" if cost == NFE else f"{milliseconds(seconds(other, FLOW))} ms"
-    return [f"{one.against}, {number_of(one.against_steps, 'step')}: {took}", signed(one.difference, one.half)]
+    return [
+        f"{difference.against}, {number_of(difference.against_steps, 'step')}: {took}",
+        signed(difference.difference, difference.half),
+    ]
 
 
 def detail_table(lines: Sequence[Line]) -> Table | None:
-    """Median, 5th and 95th percentile over the objects; None where no measure has them."""
+    """Median, 5th and 95th percentile over the objects; None if no measure has them."""
     cells = by_cell(line for line in lines if "/" in line.metric and is_quality(line.metric))
     names = list(dict.fromkeys(name for found in cells.values() for name in found))
     if not names:
@@ -101,15 +104,16 @@ def detail_table(lines: Sequence[Line]) -> Table | None:
 
 
 def training_table(lines: Sequence[Line], students: Sequence[Mapping[str, Any]]) -> Table | None:
-    """What training took, the mean over replicates, and the training seeds; None without students."""
+    """The cost of training, as the mean over replicates, and the training seeds; None without students."""
     if not students:
         return None
     table = new_table("training", ["method", "trainings", "evaluations", "seconds", "iterations", "seeds"])
-    labels = dict.fromkeys(one["label"] for one in students)
+    labels = dict.fromkeys(student["label"] for student in students)
     took = {line.label: line for line in lines if line.label in labels}
     for label, line in ((label, took[label]) for label in labels if label in took):
-        own = [one for one in students if one["label"] == label]
-        seeds = ", ".join(str(one["seed"]) for one in own if one["seed"] is not None)
+        replicates = [student for student in students if student["label"] == label]
+        seeds = ", ".join(str(student["seed"]) for student in replicates if student["seed"] is not None)
         evaluations, spent = f"{line.evaluations or 0:,.0f}", f"{line.training_seconds or 0:,.0f}"
-        table.add_row(*map(Text, (label, str(len(own)), evaluations, spent, f"{own[0]['step']:,}", seeds)))
+        iterations = f"{replicates[0]['step']:,}"
+        table.add_row(*map(Text, (label, str(len(replicates)), evaluations, spent, iterations, seeds)))
     return table

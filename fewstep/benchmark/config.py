@@ -1,4 +1,4 @@
-"""The config of a bench: its keys, and how preset and given values make one for each stage."""
+"""The config of a bench: its keys, and how preset and given values are combined for each stage."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class BenchConfig(Strict):
         (1, 2, 4), min_length=1, description="step counts"
     )
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_once)] = Field(
-        (0, 1, 2), min_length=1, description="seeds of the noise; replicate number r of a method has number r of them"
+        (0, 1, 2), min_length=1, description="seeds of the noise; replicate number r of a method uses the r-th of them"
     )
     samplers: tuple[str, ...] = Field(
-        (), description="samplers that each student is measured with beside its own; NAME:NOISE sets a share of noise"
+        (), description="samplers that each student is measured with besides its own; NAME:NOISE sets a share of noise"
     )
-    limit: int | None = Field(None, ge=2, description="only so many held-out samples")
+    limit: int | None = Field(None, ge=2, description="largest number of held-out samples; none: all")
     against: str = Field("", description="label of the method that the others are compared with; by default the first")
     resamples: int = Field(500, ge=2, description="resamples of the held-out objects, for the intervals")
-    teacher_steps: int = Field(25, ge=1, description="steps of the teacher that all is measured against")
-    device: str = Field("auto", description="torch device; auto: CUDA where there is one, else the CPU")
+    teacher_steps: int = Field(25, ge=1, description="steps of the teacher that students are compared with")
+    device: str = Field("auto", description="torch device; auto: CUDA if available, else the CPU")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; none: torch's own choice")
     columns: int = Field(8, ge=1, description="objects on the contact sheet")
     backbone: Any = None
@@ -47,7 +47,7 @@ class BenchConfig(Strict):
 def configure(
     networks: Mapping[str, Entry], dataset: str | None, preset: str | None, values: Mapping[str, Any]
 ) -> dict[str, BenchConfig]:
-    """A config for each stage. Later wins: defaults, the preset ``presets/bench/<preset>.toml``, ``values``.
+    """A config for each stage. Later values win: defaults, the preset ``presets/bench/<preset>.toml``, ``values``.
 
     Args:
         networks: the registered backbone of each stage.
@@ -55,7 +55,7 @@ def configure(
 
     Raises:
         FewstepError: for unknown keys or values, a key below one stage that belongs to the whole bench, or a data set
-            that cannot be had or measured.
+            that is not available or cannot be measured.
     """
     first = next(iter(networks.values()))
     known = first.load().stages

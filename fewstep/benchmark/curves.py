@@ -1,4 +1,4 @@
-"""What the charts of a page show, as JSON: quality against steps, time and training."""
+"""The data of a page's charts, as JSON: quality against steps, time and training."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fewstep.benchmark.tables import measures
 from fewstep.console import number_of
 from fewstep.core.suite import Suite
 
-WIDTH = 2.4  # of the lines, which dashes are measured in
+WIDTH = 2.4  # of the lines, the unit of dash lengths
 NAMED = {"-": (), "--": (3.7, 1.6), "-.": (6.4, 1.6, 1, 1.6), ":": (1, 1.65)}  # dashes of matplotlib's styles
 Cell = Mapping[str, Line]  # by measure
 
 
 def curves(lines: Sequence[Line], suite: Suite) -> dict[str, Any]:
-    """Measures; a series of points for each label, and for each method with several budgets; levels of references."""
+    """Measures; series of points for each label and for each method with several budgets; levels of references."""
     cells, styles = by_cell(lines), styles_of(lines)
     named: dict[str, list[tuple[int, Cell]]] = {}
     for (label, steps), found in cells.items():
@@ -57,51 +57,51 @@ def curves(lines: Sequence[Line], suite: Suite) -> dict[str, Any]:
 
 
 def _by_budget(cells: Mapping[tuple[str, int], Cell], styles: Mapping[str, Style]) -> list[dict[str, Any]]:
-    """A line a method through its students of different budgets, each in its fewest steps."""
-    found: dict[str, dict[str, tuple[int, Cell]]] = {}
+    """One line per method through its students of different budgets, each in its fewest steps."""
+    by_method: dict[str, dict[str, tuple[int, Cell]]] = {}
     for (label, steps), cell in sorted(cells.items(), key=lambda item: item[0][1]):
         line = next(iter(cell.values()))
         if label not in RESERVED and _budget(cell):
-            found.setdefault(line.method, {}).setdefault(label, (steps, cell))
+            by_method.setdefault(line.method, {}).setdefault(label, (steps, cell))
     return [
         {
             "label": method,
             **_style(styles[next(iter(students))]),
             "points": [_point(label, *cell) for label, cell in students.items()],
         }
-        for method, students in found.items()
+        for method, students in by_method.items()
         if len({_budget(cell) for _, cell in students.values()}) > 1
     ]
 
 
-def _point(label: str, steps: int, found: Cell) -> dict[str, Any]:
+def _point(label: str, steps: int, cell: Cell) -> dict[str, Any]:
     return {
         "name": f"{label}, {number_of(steps, 'step')}",
         "steps": steps,
-        "milliseconds": 1000 * seconds(found.values(), FLOW),
-        "budget": _budget(found),
-        "values": _values(found),
+        "milliseconds": 1000 * seconds(cell.values(), FLOW),
+        "budget": _budget(cell),
+        "values": _values(cell),
     }
 
 
-def _budget(found: Cell) -> float:
-    """Evaluations that training took; 0 of what is no student."""
-    return next(iter(found.values())).evaluations or 0.0
+def _budget(cell: Cell) -> float:
+    """Evaluations that training took; 0 for anything but a student."""
+    return next(iter(cell.values())).evaluations or 0.0
 
 
-def _values(found: Cell) -> dict[str, tuple[float, float, float]]:
+def _values(cell: Cell) -> dict[str, tuple[float, float, float]]:
     """Value and ends of the interval of every measure that is a number."""
-    halves = {name: line.half or 0.0 for name, line in found.items()}
-    values = {name: (line.value, line.value - halves[name], line.value + halves[name]) for name, line in found.items()}
+    halves = {name: line.half or 0.0 for name, line in cell.items()}
+    values = {name: (line.value, line.value - halves[name], line.value + halves[name]) for name, line in cell.items()}
     return {name: ends for name, ends in values.items() if all(map(isfinite, ends))}
 
 
-def _style(found: Style) -> dict[str, str]:
-    colour, _, dashes = found
+def _style(style: Style) -> dict[str, str]:
+    colour, _, dashes = style
     return {"colour": colour, "dashes": _dashes(dashes)}
 
 
 def _dashes(dashes: Any) -> str:
-    """A line style of matplotlib as SVG has it."""
+    """A line style of matplotlib as an SVG dash array."""
     lengths = NAMED[dashes] if isinstance(dashes, str) else dashes[1]
     return " ".join(f"{WIDTH * length:g}" for length in lengths)

@@ -1,4 +1,5 @@
-"""Methods against a reference method and against the undistilled network, in as many steps and from the same noise."""
+"""Methods compared with a reference method and with the undistilled network, in equally many steps and from the same
+noise."""
 
 from __future__ import annotations
 
@@ -20,10 +21,10 @@ NFE, TIME = "NFE", "time"
 class Difference:
     """A measure of one method minus that of another (``against``) in ``against_steps`` steps.
 
-    ``half`` is half the 95 % interval of the difference, ``p`` its two-sided p-value, ``p_holm`` that adjusted for all
-    methods that are compared with the same one in as many steps. ``count`` is the number of units that share their
-    noise. ``nearer`` is the share of objects that are nearer to the truth than the other's, by the suite's measure for
-    that, with half its interval; of the headline measure alone.
+    ``half`` is half the 95 % interval of the difference, ``p`` its two-sided p-value, ``p_holm`` the p-value adjusted
+    for all methods that are compared with the same one in equally many steps. ``count`` is the number of units that
+    share their noise. ``nearer`` is the share of objects that are nearer to the truth than the other method's, by the
+    suite's ``nearness``, and ``nearer_half`` half its interval; both for the headline measure alone.
     """
 
     label: str
@@ -42,7 +43,7 @@ class Difference:
 
 
 def differences(rows: Sequence[Row], suite: Suite, draws: Draws, reference: str) -> list[Difference]:
-    """Of every student and step count, in every measure: minus the reference method's, and minus undistilled's."""
+    """Every measure of every student and step count, minus the reference method's and minus undistilled's."""
     groups = grouped(rows)
     found = []
     for (label, steps, metric), own in groups.items():
@@ -54,19 +55,20 @@ def differences(rows: Sequence[Row], suite: Suite, draws: Draws, reference: str)
                 found.append(difference(own, other, suite, draws))
     adjusted: dict[int, float] = {}
     families: dict[tuple[str, int, str], dict[int, float]] = {}
-    for place, one in enumerate(found):
-        if one.p is not None:
-            families.setdefault((one.against, one.steps, one.metric), {})[place] = one.p
+    for place, entry in enumerate(found):
+        if entry.p is not None:
+            families.setdefault((entry.against, entry.steps, entry.metric), {})[place] = entry.p
     for family in families.values():
         adjusted |= holm(family)
-    return [replace(one, p_holm=adjusted.get(place)) for place, one in enumerate(found)]
+    return [replace(entry, p_holm=adjusted.get(place)) for place, entry in enumerate(found)]
 
 
 def at_equal_cost(
     rows: Sequence[Row], lines: Iterable[Line], suite: Suite, draws: Draws
 ) -> dict[Key, dict[str, Difference]]:
-    """The headline of every student, minus that of undistilled, or of the teacher, where they cost at least as much by
-    ``NFE`` or ``TIME``: at their cheapest such step count that was measured, so that the comparison favours them."""
+    """The headline measure of every student minus that of undistilled or of the teacher at equal cost, by ``NFE`` and
+    by ``TIME``. They are taken at their cheapest measured step count that costs at least as much as the student, so
+    that the comparison favours them."""
     groups, cells = grouped(rows), by_cell(lines)
     costs = {
         key: {NFE: next(iter(cell.values())).nfe, TIME: seconds(cell.values(), FLOW)} for key, cell in cells.items()
@@ -90,7 +92,7 @@ def difference(own: Mapping[Unit, Row], other: Mapping[Unit, Row], suite: Suite,
     first, second = pairs[0]
     a, b = (draws.mean([pair[side] for pair in pairs]) for side in (0, 1))
     resampled = None if a is None or b is None else a - b
-    found = estimate([mine.value - theirs.value for mine, theirs in pairs], resampled, draws.objects)
+    estimated = estimate([mine.value - theirs.value for mine, theirs in pairs], resampled, draws.objects)
     sign = -1 if first.metric.partition("/")[0] in suite.lower_is_better else 1
     nearer = _nearer(pairs, suite, draws) if first.metric == suite.headline else None
     return Difference(
@@ -99,10 +101,10 @@ def difference(own: Mapping[Unit, Row], other: Mapping[Unit, Row], suite: Suite,
         metric=first.metric,
         against=second.label,
         against_steps=second.steps,
-        difference=found.value,
-        half=found.half,
-        p=found.p,
-        better=None if found.half is None else sign * found.value > found.half,
+        difference=estimated.value,
+        half=estimated.half,
+        p=estimated.p,
+        better=None if estimated.half is None else sign * estimated.value > estimated.half,
         count=len(pairs),
         nearer=None if nearer is None else nearer.value,
         nearer_half=None if nearer is None else nearer.half,

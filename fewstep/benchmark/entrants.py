@@ -25,9 +25,9 @@ RESERVED = (TEACHER, UNDISTILLED, OTHER_NOISE, TRUTH)
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of what is measured: a teacher, sampled by Euler at its own guidance, and the suite that decodes."""
+    """One stage of the model: its teacher, sampled by Euler with its own guidance, and the suite that decodes."""
 
-    name: str  # for the columns of times; "" where there is one stage
+    name: str  # for the columns of times; "" if there is only one stage
     teacher: Teacher
     suite: Suite
 
@@ -52,8 +52,8 @@ class Model:
 class Entrant:
     """What is sampled: a model for each stage, all in the same number of steps.
 
-    Students of one label are replicates: trainings that differ in their seed only. ``training`` is the number among
-    them, None for what is no student.
+    Students of one label are replicates: trainings that differ only in their seed. ``training`` is the number among
+    them, None for anything but a student.
     """
 
     label: str
@@ -63,23 +63,23 @@ class Entrant:
 
     @property
     def infos(self) -> list[StudentInfo]:
-        """What is known of the student of each stage; of anything else nothing."""
+        """The ``config.json`` of the student of each stage; empty for anything but a student."""
         return [model.info for model in self.models if model.info is not None]
 
     @property
     def evaluations(self) -> float | None:
-        """Of all networks while the student was trained: forward, tangent and backward passes of a sample each."""
+        """Evaluations of all networks in training: forward, tangent and backward passes, counted per sample."""
         counts = [sum(by_kind.values()) for info in self.infos for by_kind in info.budget.values()]
         return float(sum(counts)) if self.infos else None
 
     @property
     def training_seconds(self) -> float | None:
-        """Of training the student, all stages together."""
+        """Training time, summed over stages."""
         return sum(info.seconds for info in self.infos) if self.infos else None
 
     @property
     def training_seeds(self) -> list[int | None]:
-        """Of each stage's run."""
+        """The training seed of each stage's run."""
         return [info.config.get("seed") for info in self.infos]
 
     @property
@@ -98,7 +98,7 @@ class Entrant:
 
 
 def student(label: str | None, networks: Iterable[tuple[Backbone, StudentInfo]]) -> Entrant:
-    """A student of one network a stage; without a label it is named by its methods."""
+    """A student with one network per stage; without a label it is named after its methods."""
     models, methods = [], []
     for network, info in networks:
         guidance = info.contract.guidance
@@ -109,25 +109,25 @@ def student(label: str | None, networks: Iterable[tuple[Backbone, StudentInfo]])
 
 
 def with_samplers(students: Sequence[Entrant], samplers: Sequence[str]) -> list[Entrant]:
-    """Each student, and after it the same under the label ``LABEL, SAMPLER`` for every other one of ``samplers``.
+    """Each student, followed by copies labelled ``LABEL, SAMPLER`` for those of ``samplers`` that are not its own.
 
     Raises:
         FewstepError: for a sampler that a student cannot be sampled with.
     """
-    found = []
-    for one in students:
-        found.append(one)
-        seen = {one.samplers}
+    entrants = []
+    for own in students:
+        entrants.append(own)
+        seen = {own.samplers}
         for sampler in samplers:
             try:
-                models = tuple(replace(model, contract=model.contract.sampled_by(sampler)) for model in one.models)
+                models = tuple(replace(model, contract=model.contract.sampled_by(sampler)) for model in own.models)
             except FewstepError as error:
-                raise FewstepError(f"--samplers {sampler}: student {one.label!r}: {error}") from None
-            other = replace(one, models=models)
+                raise FewstepError(f"--samplers {sampler}: student {own.label!r}: {error}") from None
+            other = replace(own, models=models)
             if other.samplers not in seen:
                 seen.add(other.samplers)
-                found.append(replace(other, label=f"{one.label}, {other.samplers}"))
-    return found
+                entrants.append(replace(other, label=f"{own.label}, {other.samplers}"))
+    return entrants
 
 
 def line_up(
@@ -136,8 +136,8 @@ def line_up(
     """Who is sampled in how many steps: the teacher, undistilled at the other ``steps``, the students at ``steps``.
 
     Raises:
-        FewstepError: for a label that is reserved or holds what cannot be printed, and for students of one label that
-            are no replicates.
+        FewstepError: for a label that is reserved or not printable, and for students of one label that are not
+            replicates.
     """
     students = _numbered(students)
     few, models = [n for n in steps if n != teacher_steps], []
@@ -146,36 +146,36 @@ def line_up(
         contract = Contract(steps=(teacher_steps, *few), rescale_t=teacher.rescale_t, guidance=teacher.guidance.scale)
         models.append(Model(teacher, teacher.backbone, contract))
     first, undistilled = (Entrant(name, name, tuple(models)) for name in (TEACHER, UNDISTILLED))
-    others = [(undistilled, n) for n in few] + [(one, n) for one in students for n in steps]
+    others = [(undistilled, n) for n in few] + [(entrant, n) for entrant in students for n in steps]
     return [(first, teacher_steps), *others]
 
 
 def _numbered(students: Sequence[Entrant]) -> list[Entrant]:
-    """Students of one label become its replicates 0, 1, 2, ..."""
-    found: dict[str, list[Entrant]] = {}
+    """Number the students of each label as its replicates 0, 1, 2, ..."""
+    by_label: dict[str, list[Entrant]] = {}
     numbered = []
-    for one in students:
-        if not one.label.isprintable():
+    for entrant in students:
+        if not entrant.label.isprintable():
             raise FewstepError(
-                f"--student: label {one.label!r}; accepted: letters, digits, signs and spaces on one line"
+                f"--student: label {entrant.label!r}; accepted: letters, digits, signs and spaces on one line"
             )
-        others = found.setdefault(one.label, [])
-        unlike = "reserved" if one.label in RESERVED else _unlike(others, one)
+        others = by_label.setdefault(entrant.label, [])
+        unlike = "reserved" if entrant.label in RESERVED else _unlike(others, entrant)
         if unlike:
             accepted = "another label, or as replicates of one label runs that differ in their training seed only"
-            raise FewstepError(f"--student: label {one.label!r} is taken ({unlike}); accepted: {accepted}")
-        others.append(one)
-        numbered.append(replace(one, training=len(others) - 1))
+            raise FewstepError(f"--student: label {entrant.label!r} is taken ({unlike}); accepted: {accepted}")
+        others.append(entrant)
+        numbered.append(replace(entrant, training=len(others) - 1))
     return numbered
 
 
-def _unlike(others: Sequence[Entrant], one: Entrant) -> str:
-    """Why a student is no further replicate of these; "" where it is one."""
+def _unlike(others: Sequence[Entrant], entrant: Entrant) -> str:
+    """Why a student is not a further replicate of these; "" if it is."""
     if not others:
         return ""
-    if one.training_seeds in (other.training_seeds for other in others):
-        return f"two students with training seed {', '.join(map(str, one.training_seeds))}"
-    for first, info in zip(others[0].infos, one.infos, strict=True):
+    if entrant.training_seeds in (other.training_seeds for other in others):
+        return f"two students with training seed {', '.join(map(str, entrant.training_seeds))}"
+    for first, info in zip(others[0].infos, entrant.infos, strict=True):
         for name in ("method", "contract", "step", "weights"):
             if getattr(first, name) != getattr(info, name):
                 return f"{name} is not the same in all"

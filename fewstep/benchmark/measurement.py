@@ -1,4 +1,4 @@
-"""One cell of a bench: sample all prompts through every stage, count evaluations, take times, measure the objects."""
+"""One cell of a bench: sample all prompts through every stage, count evaluations, time it, and measure the objects."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class Measurement:
         self.condition = self._condition_seconds()
 
     def expected(self, entrant: Entrant, steps: int) -> float:
-        """About how many evaluations a cell takes: guidance counts twice."""
+        """The approximate number of evaluations of a cell; with guidance each step counts twice."""
         return self.samples * steps * sum(2.0 if model.contract.guidance != 1.0 else 1.0 for model in entrant.models)
 
     def _condition_seconds(self) -> float:
-        """Seconds a sample of the condition encoder."""
+        """Seconds per sample of the condition encoder."""
         count, times = min(CONDITION_PROMPTS, self.samples), []
         for _ in range(CONDITION_REPEATS):
             began = clock(self.device)
@@ -68,11 +68,11 @@ class Measurement:
     def cell(self, entrant: Entrant, steps: int, seed: int, measured: bool = False) -> list[Row]:
         """Sample and decode stage after stage, each on what the one before it decoded, and measure the objects.
 
-        Where records are kept, the teacher's cells of all seeds come before the others: distances to its samples from
-        other noise need them. Their own rows are those of ``teacher_rows``.
+        Where records are kept, the teacher's cells of all seeds must come first, because distances to its samples from
+        other noise need them. Their own rows are returned by ``teacher_rows``.
 
         Args:
-            measured: the rows are known already; only the objects are made, and no rows.
+            measured: the rows are known already; make only the objects, and return no rows.
         """
         nfe, broken, objects, layout = 0.0, 0.0, None, self.batches[0].layout
         times = {"seconds_condition": self.condition}
@@ -117,12 +117,12 @@ class Measurement:
         return [] if measured else _rows(row, {**self._measure(row, objects), **rest})
 
     def teacher_rows(self) -> list[Row]:
-        """Of the teacher's cells since the last call, where records are kept."""
+        """The rows of the teacher's cells since the last call, where records are kept."""
         waiting, self._waiting = self._waiting, []
-        return [found for row, rest in waiting for found in _rows(row, {**self._scored(row), **rest})]
+        return [filled for row, rest in waiting for filled in _rows(row, {**self._scored(row), **rest})]
 
     def _measure(self, row: Row, objects: Any) -> dict[str, float]:
-        """The suite's measures, of a record that is kept where the suite has one."""
+        """The suite's measures; if it has records, from a record that is written first."""
         teacher = self._teacher[self.scorer.against(row.cell)]
         if not self.keeps_records:
             return self.suite.measure(objects, teacher)
@@ -133,11 +133,11 @@ class Measurement:
         return {name: float(value) for name, value in self.scorer(row.cell).items()}
 
     def references(self) -> list[Row]:
-        """The decoded truth and, from two seeds on, the teacher against itself from other noise."""
+        """Rows of the decoded truth and, from two seeds on, of the teacher against itself from other noise."""
         true, row = self.batches[-1], self._teacher_row
         blank = replace(row, label=TRUTH, method=TRUTH, steps=0, nfe=0.0, guidance=1.0, sampler="", seed=None)
         rows = _rows(blank, self._measure(blank, self.suite.decode(true.x0, true.layout)))
-        last = len(self.seeds) if len(self.seeds) > 2 else -1  # each pair of seeds once, none of one with itself
+        last = len(self.seeds) if len(self.seeds) > 2 else -1  # each pair of seeds once, and no seed with itself
         for seed in self.seeds[:last]:
             again = replace(row, label=OTHER_NOISE, method=OTHER_NOISE, seed=seed)
             rows += _rows(again, self._measure(again, self._teacher[seed]))
@@ -145,5 +145,5 @@ class Measurement:
 
 
 def _rows(row: Row, values: Mapping[str, float]) -> list[Row]:
-    """A row for each measure."""
+    """Copies of ``row`` for each measure."""
     return [replace(row, metric=name, value=value) for name, value in values.items()]

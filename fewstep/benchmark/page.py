@@ -1,4 +1,5 @@
-"""Pages that open from disk and need no network: ``report.html``, the whole result of a bench, and objects alone."""
+"""Pages that open from disk without a network connection: ``report.html``, the result of a bench, and a viewer of
+objects."""
 
 from __future__ import annotations
 
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
     from fewstep.benchmark.report import BenchTable
 
-LIMIT = 12_000_000  # characters of models in a page: with the rest it stays below 15 MB
-PICTURE, TRUTH = "picture.png", "true-object"  # beside the models of an object
-ROOM = 15  # of 100, the quality of JPEG that is given up for a small page
+LIMIT = 12_000_000  # characters of models in a page, which keeps the page below 15 MB
+PICTURE, TRUTH = "picture.png", "true-object"  # file names beside the models of an object
+ROOM = 15  # by how much the JPEG quality is below 100, for a small page
 
 
 def write_page(table: BenchTable, suite: Suite, rows: Sequence[SheetRow], overview: Sequence[int], count: int) -> None:
@@ -36,8 +37,8 @@ def write_page(table: BenchTable, suite: Suite, rows: Sequence[SheetRow], overvi
     Args:
         table: the result, whose ``sheet.png`` is there.
         rows: of the contact sheet.
-        overview: which of them the viewer shows first.
-        count: objects to turn, at most.
+        overview: indices of the rows that the viewer shows first.
+        count: largest number of objects in the viewer.
     """
     exhibits = suite.gallery(rows, count)
     for exhibit in exhibits:
@@ -77,11 +78,11 @@ def write_report(
         path: of the page.
         texts: "brand", "title", and "objects", a line above the objects.
         sheet: a PIL image.
-        data: of charts and objects to turn, as the page's script reads it.
+        data: charts and objects of the viewer, as the page's script reads them.
     """
     parts = {name: escape(text) for name, text in texts.items()} | {
         "verdicts": _list(verdicts, ' class="verdicts"'),
-        "tables": "\n".join(f'<div class="wide">{html(one)}</div>' for one in tables),
+        "tables": "\n".join(f'<div class="wide">{html(table)}</div>' for table in tables),
         "sheet": _sheet(sheet),
         "notes": _list(notes),
     }
@@ -92,14 +93,14 @@ def write_report(
 def write_viewer(
     path: Path, title: str, exhibits: Sequence[Exhibit], rows: Sequence[SheetRow], overview: Sequence[int], note: str
 ) -> None:
-    """Write a page with objects to turn and nothing else.
+    """Write a page with objects to rotate and nothing else.
 
     Args:
         path: of the page.
         title: its heading.
-        exhibits: the objects; one without a picture is called by its name.
+        exhibits: the objects; one without a picture is labelled with its name.
         rows: whose models they are.
-        overview: which of them it shows first.
+        overview: indices of the rows that it shows first.
         note: a line above the objects.
     """
     parts = {"brand": "fewstep view", "title": escape(title), "verdicts": "", "objects": escape(note), "more": ""}
@@ -107,7 +108,7 @@ def write_viewer(
 
 
 def _shown(rows: Sequence[SheetRow], overview: Sequence[int], packed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the viewer is told."""
+    """The data that the viewer reads."""
     labels = [{"label": row.label, "group": row.group} for row in rows]
     return {"rows": labels, "overview": list(overview), "exhibits": packed}
 
@@ -118,13 +119,13 @@ def _asset(name: str) -> str:
 
 
 def _filled(name: str, parts: Mapping[str, str]) -> str:
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _asset(name))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset(name))
 
 
 def _write(path: Path, parts: Mapping[str, str], data: Mapping[str, Any]) -> None:
     fixed = {
         "style": _asset("page.css"),
-        "data": json.dumps(data).replace("<", "\\u003c"),  # nothing in it can end the element
+        "data": json.dumps(data).replace("<", "\\u003c"),  # so that nothing in it can close the script element
         "viewer": _asset("viewer.js") if data["exhibits"] else "",
         "script": _asset("page.js"),
     }
@@ -149,8 +150,8 @@ def _url(content: bytes, kind: str) -> str:
 def _packed(exhibit: Exhibit) -> dict[str, Any]:
     """An exhibit as JSON: models compressed, in base64."""
     truth, *models = (
-        base64.b64encode(gzip.compress(one, mtime=0)).decode() if one else ""
-        for one in (exhibit.truth, *exhibit.models)
+        base64.b64encode(gzip.compress(model, mtime=0)).decode() if model else ""
+        for model in (exhibit.truth, *exhibit.models)
     )
     picture = _url(exhibit.picture, "image/png") if exhibit.picture else ""
     return {"name": exhibit.name, "picture": picture, "truth": truth, "models": models, "azimuth": exhibit.azimuth}
@@ -161,7 +162,7 @@ def _size(packed: Mapping[str, Any]) -> int:
 
 
 def _write_objects(exhibit: Exhibit, rows: Sequence[SheetRow], folder: Path) -> None:
-    """Picture, truth and models as files."""
+    """Write picture, truth and models as files."""
     names = [TRUTH]
     for row in rows:
         name = _slug(row.label)
@@ -173,5 +174,5 @@ def _write_objects(exhibit: Exhibit, rows: Sequence[SheetRow], folder: Path) -> 
 
 
 def _slug(text: str) -> str:
-    """A short name for a file: letters, digits, dots within and dashes."""
+    """A short file name of letters, digits, underscores, dashes and inner dots."""
     return re.sub(r"[^\w.]+", "-", text)[:NAME].strip("-.") or "object"

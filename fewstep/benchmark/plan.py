@@ -1,4 +1,4 @@
-"""What a bench is to sample: all of its cells, or with ``--resume`` those that its ``rows.csv`` lacks."""
+"""What a bench has to sample: all of its cells, or with ``--resume`` those that its ``rows.csv`` lacks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Kept = list[tuple[Row, dict[str, str]]]  # rows that were measured before, each 
 
 @dataclass(frozen=True)
 class Todo:
-    """A cell to sample; ``known``: it was measured before, and only its objects are needed."""
+    """A cell to sample. If it is ``known``, it was measured before, and only its objects are needed."""
 
     entrant: Entrant
     steps: int
@@ -31,17 +31,17 @@ class Todo:
 
     @property
     def cell(self) -> Cell:
-        """What it is called."""
+        """The cell's key."""
         return self.entrant.label, self.steps, (self.entrant.training, self.seed)
 
 
 def remaining(
     cells: Sequence[tuple[Entrant, int]], seeds: Sequence[int], scorer: Scorer, kept: Kept
 ) -> tuple[list[Todo], Kept, bool]:
-    """What is to be sampled, what stays of the rows that were measured before, and whether nothing is to be measured.
+    """The cells to sample, the earlier rows to keep, and whether nothing has to be measured.
 
-    Cells that were measured are sampled again where their objects are needed: those of the first seed for the contact
-    sheet, and the teacher's to compare with. The references are measured anew with every cell that is added.
+    Measured cells are sampled again if their objects are needed: those of the first seed for the contact sheet, and the
+    teacher's for comparison. The references are measured again whenever a cell is added.
     """
     kept = [(row, line) for row, line in kept if _planned(cells, scorer.order, row.cell)]
     have, recorded = {row.cell for row, _ in kept}, scorer.suite.keeps_records
@@ -54,8 +54,8 @@ def remaining(
     if recorded:  # the teacher's records of all seeds are needed by every other cell
         todos.sort(key=lambda todo: todo.entrant.label != TEACHER)
     whole = all(todo.known for todo in todos) and any(label == TRUTH for label, _, _ in have)
-    again = {todo.cell for todo in todos if not todo.known}
-    kept = [one for one in kept if one[0].cell not in again and (whole or one[0].label not in REFERENCES)]
+    new = {todo.cell for todo in todos if not todo.known}
+    kept = [(row, line) for row, line in kept if row.cell not in new and (whole or row.label not in REFERENCES)]
 
     def needed(todo: Todo) -> bool:
         teacher, drawn = todo.entrant.label == TEACHER, todo.seed == seeds[0] and not todo.entrant.training
@@ -65,22 +65,22 @@ def remaining(
 
 
 def _planned(cells: Sequence[tuple[Entrant, int]], order: Sequence[int], cell: Cell) -> bool:
-    """Whether a cell belongs to the bench: of several replicates each has the seed of its number, so that all methods
-    share the noise of a replicate; anything else has all seeds."""
+    """Whether a cell belongs to the bench. Each of several replicates is sampled with the seed of its number, so that
+    all methods share the noise of a replicate; anything else with all seeds."""
     label, _, (training, seed) = cell
-    if training is None or not any(one.label == label and one.training for one, _ in cells):
+    if training is None or not any(entrant.label == label and entrant.training for entrant, _ in cells):
         return True
     return seed == order[training % len(order)]
 
 
 def measured(folder: Path, settings: Mapping[str, Any]) -> tuple[Kept, dict[str, Any]]:
-    """The rows of all whole cells of an earlier bench in ``folder``, and the settings of both together.
+    """The rows of all complete cells of an earlier bench in ``folder``, and the settings of both benches combined.
 
-    The last cell of a bench that was stopped may be torn, so it counts only in one that ended. The references at the
-    end are kept in one that ended too.
+    The last cell of a bench that was stopped may be incomplete, so it counts only in a bench that has ended; so do the
+    references, which come last.
 
     Args:
-        settings: what the bench is started with, as ``environment.json`` records it.
+        settings: of the new bench, as ``environment.json`` records them.
 
     Raises:
         FewstepError: for a folder without a bench, a damaged file, or a bench of other settings.
@@ -89,7 +89,7 @@ def measured(folder: Path, settings: Mapping[str, Any]) -> tuple[Kept, dict[str,
         old = json.loads((folder / RECORD).read_text(encoding="utf-8-sig"))
         text = (folder / "rows.csv").read_text(encoding="utf-8-sig")
         _check(old, settings)
-        lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)  # the last line of a stopped bench may be half
+        lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)  # without a half-written last line
         kept = [(as_row(line), line) for line in csv.DictReader(lines)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error, ValidationError) as error:
         why = error.strerror if isinstance(error, OSError) else "damaged"
@@ -97,22 +97,22 @@ def measured(folder: Path, settings: Mapping[str, Any]) -> tuple[Kept, dict[str,
         raise FewstepError(f"--resume: {str(folder)!r} holds no bench to go on with ({why}); {accepted}") from None
     if "seconds" not in old and kept:
         last = kept[-1][0].cell
-        kept = [one for one in kept if one[0].cell != last and one[0].label not in REFERENCES]
+        kept = [(row, line) for row, line in kept if row.cell != last and row.label not in REFERENCES]
     both = {name: list(dict.fromkeys((*old[name], *settings[name]))) for name in ("seeds", "steps")}
-    students = {_training(one): one for one in settings["students"]}
-    others = [one for one in old["students"] if _training(one) not in students]
+    students = {_training(student): student for student in settings["students"]}
+    others = [student for student in old["students"] if _training(student) not in students]
     return kept, {**settings, **both, "students": [*students.values(), *others]}
 
 
 def _check(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Seeds, steps and students may be added; all else is as it was."""
+    """Refuse changes of anything but seeds, steps and students, which may be added."""
     pairs = [(name, old[name], new[name]) for name in ("backbone", "samples", "teacher")]
-    known = {_training(one): one for one in old["students"]}
-    pairs += [(f"student {one['label']!r}", known.get(_training(one), one), one) for one in new["students"]]
+    known = {_training(student): student for student in old["students"]}
+    pairs += [(f"student {s['label']!r}", known.get(_training(s), s), s) for s in new["students"]]
     for name, before, now in pairs:
         if _settled(before) != _settled(now):
             raise FewstepError(
-                f"--resume: {name} is another one than the bench in the folder has measured ({_short(before)} then, "
+                f"--resume: {name} differs from what the bench in the folder measured ({_short(before)} then, "
                 f"{_short(now)} now); accepted: the same, or another --out"
             )
 
@@ -123,7 +123,7 @@ def _training(student: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def _settled(record: Any) -> Any:
-    """An entrant with the first of its contract's steps alone: the teacher's further ones are what is asked for."""
+    """A record with only the first step count of each contract: the teacher's others are those of the bench."""
     if not isinstance(record, dict):
         return record
     if "steps" in record:  # a contract

@@ -1,4 +1,4 @@
-"""How a bench shows itself: the cell that is measured, from its start on, and the time left."""
+"""How a bench shows its progress: the cell being measured, and the time left."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from fewstep.console import say
 from fewstep.engine.progress import duration
 
-REST = 1 / 3  # of the teacher's sampling: what decoding and measuring take, until a cell has shown it
+REST = 1 / 3  # assumed time of decoding and measuring, relative to the teacher's sampling, until a cell has ended
 
 
 class CellProgress:
-    """The time left comes from the evaluations of the network that are left, and from what a cell takes beside them.
+    """Estimates the time left from the evaluations that are left, and from the time that cells take besides them.
 
     Args:
         costs: evaluations of each cell, the teacher's first.
@@ -24,8 +24,8 @@ class CellProgress:
 
     def __init__(self, console: Console, costs: Sequence[float]) -> None:
         self.console, self.costs = console, costs
-        self.number, self.done, self.sampling = 0, 0.0, 0.0  # cells, evaluations, seconds of these
-        self.rests: list[float] = []  # seconds of each cell beside its sampling
+        self.number, self.done, self.sampling = 0, 0.0, 0.0  # cells, evaluations and their seconds so far
+        self.rests: list[float] = []  # seconds that each cell took besides its sampling
         text, cell, left = (
             TextColumn(text, markup=False)
             for text in ("{task.description}", "{task.fields[cell]}", "{task.fields[left]}")
@@ -44,7 +44,7 @@ class CellProgress:
         self._show()
 
     def tick(self, evaluations: float) -> None:
-        """So many evaluations of the cell were begun."""
+        """This many further evaluations of the cell have begun."""
         if self.console.is_interactive:
             self.ticks, self.seconds = self.ticks + evaluations, time.monotonic() - self.began
             self._show()
@@ -53,7 +53,7 @@ class CellProgress:
         """The cell ends.
 
         Args:
-            found: what it showed.
+            found: its result in words.
             sampling: seconds that its evaluations took.
         """
         self.done, self.sampling = self.done + self.costs[self.number], self.sampling + sampling
@@ -64,7 +64,7 @@ class CellProgress:
             say(self.console, f"{self.what}  {found}  cell {self.number}/{len(self.costs)}{left}")
 
     def left(self) -> float | None:
-        """Seconds; None before the first evaluation."""
+        """Seconds left; None before the first evaluation."""
         done = self.done + self.ticks
         if not done:
             return None

@@ -1,4 +1,5 @@
-"""The chart of many methods: a row each, ordered by the headline measure in the fewest steps, a panel a step count."""
+"""The chart of many methods: one row per method, ordered by the headline measure in the fewest steps, and one panel
+per step count."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from fewstep.words import chart_escaped, number, shortened
 
 MANY = 10  # methods beyond which lines in one panel cannot be told apart
 ROW, HEAD = 0.19, 1.15  # inches of a row, and of title, axis and legend together
-RATIO = 8  # largest over smallest value from which on the axis is logarithmic
+RATIO = 8  # the axis is logarithmic if the largest value is more than this times the smallest
 
 
 def ranking(lines: Sequence[Line], suite: Suite, path: Path, title: str) -> None:
@@ -52,7 +53,7 @@ def ranking(lines: Sequence[Line], suite: Suite, path: Path, title: str) -> None
 
 
 def _order(found: dict[tuple[str, int], Line], steps: Sequence[int], lower: bool) -> list[str]:
-    """Labels from the best to the worst in the fewest steps; those that were not measured there come last."""
+    """Labels from best to worst in the fewest steps; those that were not measured there come last."""
 
     def place(label: str) -> float:
         line = found.get((label, steps[0]))
@@ -74,7 +75,7 @@ def _panel(axes: Any, shown: dict[int, Line], first: str, floor: float) -> None:
 
 
 def _scale(panels: Sequence[Any], values: Sequence[float]) -> None:
-    """One axis for all panels, by the values: an interval that is much wider runs out of the panel."""
+    """The same axis for all panels, chosen by the values: a much wider interval runs out of the panel."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     low, high = min(values, default=0.0), max(values, default=1.0)

@@ -1,4 +1,4 @@
-"""What a bench returns and leaves behind: ``BenchTable``, and the files of the report."""
+"""What a bench returns and writes: ``BenchTable``, and the files of the report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fewstep.files import new_file, write_file
 from fewstep.words import markdown_escaped, shortened
 
 OBJECTS = 4  # on a strip
-WIDTH = 240  # characters of a table as plain text: nothing is folded
+WIDTH = 240  # characters of a table as plain text, so that nothing is folded
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,10 +40,10 @@ class BenchTable:
         rows: every measurement, by method, steps, seed and measure.
         lines: the rows summarised over seeds.
         title: what was measured.
-        tables: quality, time a sample, and what moved since an earlier bench.
-        notes: how the columns are to be read.
+        tables: quality, differences, time per sample, and what moved since an earlier bench, among others.
+        notes: how to read the columns.
         verdicts: a sentence for each student.
-        differences: of every student to the reference method and to undistilled, in every measure.
+        differences: of every student from the reference method and from undistilled, in every measure.
     """
 
     folder: Path
@@ -85,7 +85,7 @@ class BenchTable:
         """A ``pandas.DataFrame`` with a record for each measurement, in the columns of ``Row``.
 
         Raises:
-            FewstepError: where pandas is not installed.
+            FewstepError: if pandas is not installed.
         """
         try:
             import pandas  # type: ignore[import-untyped,import-not-found,unused-ignore]
@@ -110,11 +110,11 @@ class BenchTable:
         self.notes.extend([*notes, verdict(changes)])
 
     def write(self, suite: Suite, shown: Mapping[tuple[str, int], Any], columns: int, page: bool = False) -> None:
-        """Write ``summary.csv`` and ``table.md``, then chart, contact sheet and strip, and where asked for the page.
+        """Write ``summary.csv`` and ``table.md``, then chart, contact sheet, strip and, if ``page``, the page.
 
         Args:
             shown: objects for the sheet by (label, steps); ``columns`` of each are drawn.
-            page: write ``report.html`` and the folder ``objects`` too.
+            page: also write ``report.html`` and the folder ``objects``.
         """
         lines = ({**asdict(line), **line.bounds()} for line in self.lines)
         self._write_csv("summary.csv", Line, lines, ("low", "high"))
@@ -135,7 +135,7 @@ class BenchTable:
             suite.sheet(rows, path, columns)
         few = _overview(keys)
         with new_file(self.folder / "strip.png") as path:
-            suite.strip([rows[one] for one in few], path, min(columns, OBJECTS))
+            suite.strip([rows[index] for index in few], path, min(columns, OBJECTS))
         if page:
             write_page(self, suite, rows, few, columns)
 
@@ -149,17 +149,17 @@ class BenchTable:
         """A row for each of ``shown``, with its score and its time."""
         cells, rows = by_cell(self.lines), []
         for (label, steps), objects in shown.items():
-            found, count = cells[label, steps], number_of(steps, "step")
-            notes = [f"{milliseconds(seconds(found.values(), FLOW))} ms a sample"]
-            if suite.headline in found:
-                notes.insert(0, f"{suite.in_words(suite.headline)} {mean(found[suite.headline])}")
+            cell, count = cells[label, steps], number_of(steps, "step")
+            notes = [f"{milliseconds(seconds(cell.values(), FLOW))} ms per sample"]
+            if suite.headline in cell:
+                notes.insert(0, f"{suite.in_words(suite.headline)} {mean(cell[suite.headline])}")
             group = TEACHER if label == TEACHER else count
             rows.append(SheetRow(f"{shortened(label, NAME)}, {count}", objects, tuple(notes), group))
         return rows
 
 
 def _overview(keys: Sequence[tuple[str, int]]) -> list[int]:
-    """What a strip shows: the teacher, undistilled in the fewest steps, and the first student in its two fewest."""
+    """The rows of a strip: the teacher, undistilled in the fewest steps, and the first student in its two fewest."""
     first = next((label for label, _ in keys if label not in RESERVED), UNDISTILLED)
     places = {name: [at for at, key in enumerate(keys) if key[0] == name] for name in (TEACHER, UNDISTILLED, first)}
     return list(dict.fromkeys([*places[TEACHER], *places[UNDISTILLED][:1], *places[first][:2]]))

@@ -1,8 +1,8 @@
-"""Held-out objects resampled: what every cell's measures would be on other draws of the objects.
+"""Bootstrap over held-out objects: what every cell's measures would be on other draws of the objects.
 
-A bench has two sources of chance: the trainings (and the noise each is sampled with), and the objects. The spread of
-the first is seen from replicate to replicate. That of the second comes from a bootstrap, in which all cells share their
-resampled objects, so that a difference of two methods is resampled as a difference. ``estimate`` adds the two.
+A bench has two sources of variance: the trainings (with the noise each is sampled from), and the objects. The first is
+the variance between replicates. The second comes from a bootstrap, in which all cells share their resampled objects, so
+that a difference of two methods is resampled as a difference. ``estimate`` adds the two.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ class Draws:
 
     @property
     def objects(self) -> int:
-        """How many there are."""
+        """The number of objects."""
         return int(self.counts.shape[1])
 
     def mean(self, rows: Collection[Row | EarlierRow]) -> Array | None:
-        """Of what the rows measure, [B]; None unless all of their cells are here."""
+        """[B] the mean of what the rows measure; None unless all of their cells are here."""
         if not rows or not all(row.metric in self.values.get(row.cell, {}) for row in rows):
             return None
-        found: Array = np.mean([self.values[row.cell][row.metric] for row in rows], axis=0)
-        return found
+        averaged: Array = np.mean([self.values[row.cell][row.metric] for row in rows], axis=0)
+        return averaged
 
 
 def resample(scorer: Scorer, cells: Iterable[Cell], resamples: int, console: Console) -> Draws:
-    """Resample the objects of all cells. The resamples depend on the number of objects alone."""
+    """Resample the objects of all cells that have records. The resamples depend only on the number of objects."""
     cells, name = [cell for cell in cells if scorer.cells.path(cell).is_file()], scorer.suite.nearness
     values, nearness = {}, {}
     if not cells:
@@ -67,7 +67,7 @@ def resample(scorer: Scorer, cells: Iterable[Cell], resamples: int, console: Con
     with counting(console) as count:
         for number, cell in enumerate(cells):
             count(number, len(cells), what)
-            values[cell] = {metric: found.double().numpy() for metric, found in scorer(cell, tensor).items()}
+            values[cell] = {metric: drawn.double().numpy() for metric, drawn in scorer(cell, tensor).items()}
             if name:
                 nearness[cell] = scorer.record(cell)[name].double().numpy()
     return Draws(counts, values, nearness)
@@ -75,7 +75,7 @@ def resample(scorer: Scorer, cells: Iterable[Cell], resamples: int, console: Con
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with half its 95 % interval and the p-value that it is 0; both None where nothing tells its spread."""
+    """A mean with half its 95 % interval and the p-value of its being 0; both are None if its spread is unknown."""
 
     value: float
     half: float | None = None
@@ -83,13 +83,14 @@ class Estimate:
 
 
 def estimate(units: Sequence[float], draws: Array | None = None, objects: int = 0) -> Estimate:
-    """The mean of a value by unit (a training and its noise), with both sources of chance.
+    """The mean over units (a training and its noise), with both sources of variance.
 
-    Its variance is that of the units' mean, plus that of the resampled mean, with as many degrees of freedom as there
-    are objects less 1. Percentiles of a bootstrap over three or five units would be far too narrow.
+    The variance is that of the units' mean plus that of the resampled mean, whose degrees of freedom are the number of
+    objects less 1. Percentiles of a bootstrap over three or five units would be far too narrow.
 
     Args:
-        draws: the mean on resampled objects, [B].
+        units: the value of each unit.
+        draws: [B] the mean on resampled objects.
         objects: how many were resampled.
     """
     parts = variance_of_mean(units)
@@ -99,13 +100,13 @@ def estimate(units: Sequence[float], draws: Array | None = None, objects: int = 
 
 
 def variance_of_mean(values: Sequence[float]) -> list[tuple[float, int]]:
-    """s^2 / n with its n - 1 degrees of freedom; nothing of a single value."""
+    """s^2 / n with its n - 1 degrees of freedom; empty for a single value."""
     return [(variance(values) / len(values), len(values) - 1)] if len(values) > 1 else []
 
 
 def welch(value: float, parts: Collection[tuple[float, int]]) -> Estimate:
-    """A value by the variances in it and their degrees of freedom: interval and p are Student's, with the degrees of
-    freedom of the sum (Welch and Satterthwaite)."""
+    """The estimate of a value from its variances and their degrees of freedom: interval and p are those of Student's t
+    with the degrees of freedom of the sum (Welch and Satterthwaite)."""
     total = sum(part for part, _ in parts)
     if not parts or not math.isfinite(value) or not math.isfinite(total):
         return Estimate(value)
@@ -118,22 +119,23 @@ def welch(value: float, parts: Collection[tuple[float, int]]) -> Estimate:
 
 
 def matched(first: Collection[Unit], second: Collection[Unit]) -> list[tuple[Unit, Unit]]:
-    """Units that share their noise: of two methods with replicates those of one number, else those of one seed."""
+    """Pairs of units that share their noise: for two methods with replicates those of equal numbers, else those of
+    equal seeds."""
     if all(len({training for training, _ in units}) > 1 for units in (first, second)):
         return [(unit, unit) for unit in first if unit in second]
     if len(second) > len(first):
-        return [(one, other) for other, one in matched(second, first)]
+        return [(unit, other) for other, unit in matched(second, first)]
     by_seed = {unit[1]: unit for unit in second}
     return [(unit, by_seed[unit[1]]) for unit in first if unit[1] in by_seed]
 
 
 def holm(values: Mapping[Any, float]) -> dict[Any, float]:
-    """p-values adjusted for as many tests: the chance of one false claim among them stays below the level.
+    """p-values adjusted for multiple tests, so that the probability of any false claim stays below the level.
 
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
     """
-    found, largest = {}, 0.0
+    adjusted, largest = {}, 0.0
     for place, (key, p) in enumerate(sorted(values.items(), key=lambda item: item[1])):
         largest = max(largest, min((len(values) - place) * p, 1.0))
-        found[key] = largest
-    return found
+        adjusted[key] = largest
+    return adjusted

@@ -1,4 +1,4 @@
-"""What a bench measures: rows by training and seed, lines over all of them; and the CSV files that hold them."""
+"""What a bench measures: rows by training and seed, lines that summarise them, and their CSV files."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Cell = tuple[str, int, Unit]  # label, steps, unit
 class Measured:
     """One measure of one method at one step count.
 
-    ``made_for``: the student's contract names this step count. ``evaluations`` and ``training_seconds`` are what
-    training the student took (None: not a student), evaluations of all networks together.
+    ``made_for`` says that the student's contract names this step count. ``evaluations`` (of all networks together) and
+    ``training_seconds`` are what training the student took, None for anything but a student.
     """
 
     label: str
@@ -48,8 +48,8 @@ class Measured:
 class Row(Measured):
     """A measure of one training under one seed of the noise.
 
-    ``training`` is the number of the replicate, from 0 (None: not a student); ``seed`` is None where no noise has a
-    part.
+    ``training`` is the number of the replicate, from 0, None for anything but a student; ``seed`` is None if no noise
+    is involved.
     """
 
     training: int | None = None
@@ -57,16 +57,16 @@ class Row(Measured):
 
     @property
     def cell(self) -> Cell:
-        """What the row is of."""
+        """The cell that the row belongs to."""
         return self.label, self.steps, (self.training, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line(Measured):
-    """A measure over all trainings and seeds that have it.
+    """A measure summarised over all trainings and seeds that have it.
 
-    ``value`` is the mean, for times the median; ``half`` is half the width of the 95 % interval (None: a single value
-    of a suite without records, or a time); ``count`` is the number of values, ``trainings`` that of trainings in them.
+    ``value`` is the mean, for times the median; ``half`` is half the width of the 95 % interval, None for times and for
+    a single value of a suite without records; ``count`` is the number of values, ``trainings`` that of trainings.
     """
 
     half: float | None
@@ -74,7 +74,7 @@ class Line(Measured):
     trainings: int = 0
 
     def bounds(self) -> dict[str, float]:
-        """The ends of the interval, where there is one."""
+        """The ends of the interval; empty if there is none."""
         return {} if self.half is None else {"low": self.value - self.half, "high": self.value + self.half}
 
 
@@ -91,15 +91,15 @@ def write_csv(
     none: str = "n/a",
     kept: Iterable[Mapping[str, Any]] = (),
 ) -> None:
-    """Write a CSV file, a row at a time: a process that is killed leaves what it wrote.
+    """Write a CSV file row by row, so that a process that is killed leaves what it has written.
 
     Args:
-        record: the dataclass whose fields are the columns; ``further`` columns follow, empty where a value lacks.
+        record: the dataclass whose fields are the columns; ``further`` columns follow, empty where a row lacks them.
         none: stands for None.
-        kept: rows that come first. They replace an earlier file in one move, so that none of them can be lost.
+        kept: rows that come first. They replace an earlier file atomically, so that none of them can be lost.
 
     Raises:
-        Unwritable: when the disk refuses; the rows before stay.
+        Unwritable: if the disk refuses; earlier rows stay.
     """
     columns, begin = [*(f.name for f in fields(record)), *further], io.StringIO()
     first = csv.DictWriter(begin, columns, lineterminator="\n")
@@ -113,7 +113,7 @@ def write_csv(
 
 
 def as_text(value: Any, none: str = "n/a") -> Any:
-    """None and truth values as the files have them."""
+    """None and booleans as they are written in files; other values unchanged."""
     return none if value is None else ("no", "yes")[value] if isinstance(value, bool) else value
 
 
@@ -121,7 +121,7 @@ _ROW = TypeAdapter(Row)
 
 
 def as_row(line: Mapping[str, str]) -> Row:
-    """A line of ``rows.csv``, in which nothing stands for None. Raises KeyError and pydantic's ValidationError."""
+    """A line of ``rows.csv``, in which an empty field is None. Raises KeyError and pydantic's ValidationError."""
     optional = ("seed", "training", "evaluations", "training_seconds")
     values = {f.name: line[f.name] for f in fields(Row)}
     return _ROW.validate_python(
@@ -147,7 +147,7 @@ class EarlierRow(BaseModel):
 
     @property
     def cell(self) -> Cell:
-        """As of a ``Row``."""
+        """The cell that the row belongs to."""
         return self.label, self.steps, (self.training, self.seed)
 
 
@@ -155,7 +155,7 @@ def read_rows(path: Path) -> list[EarlierRow]:
     """The rows of an earlier ``rows.csv``.
 
     Raises:
-        FewstepError: for a file that is missing, no CSV, empty, without a needed column, or with a value of another
+        FewstepError: for a file that is missing, not CSV, empty, without a required column, or with a value of another
             type.
     """
     key, accepted = f"--compare: {str(path)!r}", "accepted: rows.csv of an earlier bench"
@@ -165,7 +165,7 @@ def read_rows(path: Path) -> list[EarlierRow]:
     except FewstepError as error:
         raise FewstepError(f"--compare: {error}; {accepted}") from None
     except csv.Error as error:
-        raise FewstepError(f"{key}: is no CSV ({error}); {accepted}") from None
+        raise FewstepError(f"{key}: is not CSV ({error}); {accepted}") from None
     missing = [name for name, field in EarlierRow.model_fields.items() if field.is_required() and name not in columns]
     if missing:
         hints = "".join(f"; {near!r} instead of {name!r}?" for name in missing if (near := nearest(name, columns)))
@@ -173,12 +173,12 @@ def read_rows(path: Path) -> list[EarlierRow]:
         raise FewstepError(f"{key}: columns {', '.join(missing)} are missing (it has: {has}){hints}; {accepted}")
     if not rows:
         raise FewstepError(f"{key}: holds no rows; {accepted}")
-    found = []
+    parsed = []
     for line, row in enumerate(rows, 2):
         try:
-            found.append(EarlierRow.model_validate(row))
+            parsed.append(EarlierRow.model_validate(row))
         except ValidationError as error:
             first = error.errors()[0]
             got = f"{first['loc'][0]} is {first['input']!r} ({first['msg']})"
             raise FewstepError(f"{key}, line {line}: {got}; {accepted}") from None
-    return found
+    return parsed

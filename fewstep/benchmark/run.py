@@ -53,26 +53,26 @@ def run_bench(
     resume: bool = False,
     report: bool = False,
 ) -> BenchTable:
-    """Measure ``students`` by steps by seeds, with the teacher and its undistilled network, and write the report.
+    """Measure ``students`` by steps and seeds, with the teacher and its undistilled network, and write the report.
 
     ``out``, ``compare``, ``resume`` and ``report`` are those of ``fewstep.bench``.
 
     Args:
-        name: of what is measured, for the record.
+        name: name of what is measured, for the record.
         stages: each samples on what the one before it decoded; the objects of the last one are measured.
         students: with a model for each stage.
 
     Raises:
-        FewstepError: for an ``out`` that is occupied, a label twice, stages with other prompts, an unusable
-            ``compare``, or a bench of other settings to go on with.
+        FewstepError: for an ``out`` that is occupied, a label that is used twice, stages whose prompts differ, an
+            unusable ``compare``, or a bench of other settings to resume.
     """
     cells = line_up(stages, students, config.steps, config.teacher_steps)
     reference = _reference(config.against, cells)
     old = read_rows(compare) if compare is not None else None
     if occupied(out) and not resume:
         raise FewstepError(
-            f"--out: {str(out)!r} exists; accepted: a folder that does not, nothing is overwritten; or --resume to go "
-            "on with the bench in it"
+            f"--out: {str(out)!r} exists; accepted: a folder that does not, nothing is overwritten; or --resume to "
+            "continue the bench in it"
         )
     console, began = console or Console(), time.monotonic()
     scorer = Scorer(stages[-1].suite, Cells(out), config.seeds, config.teacher_steps)
@@ -85,7 +85,7 @@ def run_bench(
         "seeds": list(config.seeds),
         "steps": list(config.steps),
         "teacher": _recorded(cells[0][0]),
-        "students": [_recorded(one) for one in dict.fromkeys(one for one, _ in cells) if one.training is not None],
+        "students": [_recorded(e) for e in dict.fromkeys(entrant for entrant, _ in cells) if e.training is not None],
         "command": sys.argv,
     }
     kept, record = measured(out, record) if resume else ([], record)
@@ -105,16 +105,16 @@ def run_bench(
                 for path in (out / "rows.csv", out / RECORD):
                     path.unlink(missing_ok=True)
                 shutil.rmtree(scorer.cells.folder, ignore_errors=True)
-                with suppress(OSError):  # other files may lie there
+                with suppress(OSError):  # the folder may hold other files
                     out.rmdir()
         write_json(out / RECORD, {**record, "seconds": round(time.monotonic() - began, 1)})
     _as_asked(rows, cells)
-    found = list(dict.fromkeys(row.cell for row in rows)) if suite.keeps_records else []
-    draws = resample(scorer, found, config.resamples, console)
+    recorded = list(dict.fromkeys(row.cell for row in rows)) if suite.keeps_records else []
+    draws = resample(scorer, recorded, config.resamples, console)
     table = tabulate(out, suite, rows, record, draws, reference)
     try:
         if old is not None and compare is not None:
-            before = comparing.resampled(compare, scorer, draws, console) if found else None
+            before = comparing.resampled(compare, scorer, draws, console) if recorded else None
             table.add_changes(comparing.compare(old, rows, draws, before), comparing.unlike(old, same))
         with spinner(console, f"{name}: drawing"):
             table.write(suite, measurement.shown, min(config.columns, samples), report)
@@ -134,7 +134,7 @@ def _reference(against: str, cells: Sequence[tuple[Entrant, int]]) -> str:
 
 
 def _as_asked(rows: list[Row], cells: Sequence[tuple[Entrant, int]]) -> None:
-    """Sorts the rows of a bench that went on: labels in the order of this call, then all others as they were."""
+    """Sort the rows of a resumed bench: labels in the order of this call, then all others as they were."""
     place = {label: at for at, label in enumerate(dict.fromkeys(entrant.label for entrant, _ in cells))}
     rows.sort(key=lambda row: place.get(row.label, len(place)))
 
@@ -142,7 +142,7 @@ def _as_asked(rows: list[Row], cells: Sequence[tuple[Entrant, int]]) -> None:
 def _measured(
     measurement: Measurement, todos: Sequence[Todo], references: bool, rows: list[Row], console: rich.console.Console
 ) -> Iterator[Row]:
-    """Measure cell after cell, and at last the references; ``rows`` takes what is found."""
+    """Measure cell after cell, and finally the references. Rows are yielded and also appended to ``rows``."""
     progress = CellProgress(console, [measurement.expected(todo.entrant, todo.steps) for todo in todos])
     teachers = sum(todo.entrant.label == TEACHER for todo in todos) if measurement.keeps_records else 0
     try:
@@ -152,18 +152,18 @@ def _measured(
             which = f", training {todo.entrant.training}" if todo.entrant.training else ""
             progress.begin(f"seed {todo.seed}  {todo.entrant.label}{which}, {number_of(todo.steps, 'step')}")
             began = measurement.sampling
-            found = measurement.cell(todo.entrant, todo.steps, todo.seed, todo.known)
-            written = measurement.teacher_rows() if number == teachers else found
+            of_cell = measurement.cell(todo.entrant, todo.steps, todo.seed, todo.known)
+            written = measurement.teacher_rows() if number == teachers else of_cell
             rows += written
             yield from written
-            shown = _shown(found, measurement.suite.headline) or ("drawn again" if todo.known else "sampled")
+            shown = _shown(of_cell, measurement.suite.headline) or ("drawn again" if todo.known else "sampled")
             progress.end(shown, measurement.sampling - began)
     finally:
         progress.stop()
     if references:
-        found = measurement.references()
-        rows += found
-        yield from found
+        of_references = measurement.references()
+        rows += of_references
+        yield from of_references
 
 
 def _shown(rows: Sequence[Row], headline: str) -> str:
@@ -176,7 +176,7 @@ def _shown(rows: Sequence[Row], headline: str) -> str:
 
 
 def _recorded(entrant: Entrant) -> dict[str, Any]:
-    """An entrant as JSON: its contract, what a student cost, and under "then" the same of the stages that follow."""
+    """An entrant as JSON: its contract, what a student cost, and under "then" the same for the stage that follows."""
     record: dict[str, Any] = {}
     for model in reversed(entrant.models):
         method, info = entrant.method if model.info is None else model.info.method, model.info
@@ -190,9 +190,9 @@ def _recorded(entrant: Entrant) -> dict[str, Any]:
 
 
 def machine(device: torch.device) -> str:
-    """Processor (and accelerator), cores usable here and torch's threads: ``AMD EPYC, 2 cores, 2 threads``."""
+    """Processor (and accelerator), usable cores and torch's threads: ``AMD EPYC, 2 cores, 2 threads``."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    info = Path("/proc/cpuinfo")  # where platform.processor() says no more than the architecture
+    info = Path("/proc/cpuinfo")  # on Linux platform.processor() returns only the architecture
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     text = (

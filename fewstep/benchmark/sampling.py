@@ -1,4 +1,4 @@
-"""Sampling of all prompts by one network, in chunks: its evaluations counted, its time taken."""
+"""Sampling all prompts by one network, in chunks, counting evaluations and time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fewstep.core.layout import Layout, Packed
 from fewstep.core.objective import Step
 from fewstep.errors import FewstepError
 
-CHUNK, ELEMENTS = 64, 2**18  # samples in a chunk: at least 64, more where they are small
+CHUNK, ELEMENTS = 64, 2**18  # smallest number of samples in a chunk; elements in a chunk if samples are small
 ROWS = 2**15  # rows in a chunk of samples of unequal length; at least one sample
-Tick = Callable[[float], None]  # told of evaluations
+Tick = Callable[[float], None]  # called with the number of evaluations begun
 
 
 def sample(
@@ -30,9 +30,10 @@ def sample(
     device: torch.device,
     tick: Tick = lambda evaluations: None,
 ) -> tuple[Tensor, float, float]:
-    """Sample all prompts chunk by chunk: x like ``noise``, on the CPU; evaluations a sample; seconds a sample.
+    """Sample all prompts chunk by chunk; returns samples like ``noise``, on the CPU, and evaluations and seconds per
+    sample.
 
-    Noise that a sampler adds on its way depends on (seed, chunk) alone.
+    Noise that a sampler adds depends only on (seed, chunk).
     """
     layout, parts, seconds = prompts.layout, [], 0.0
     with counted(model.network, tick) as sizes, torch.inference_mode():
@@ -51,7 +52,7 @@ def sample(
 
 @contextmanager
 def counted(network: nn.Module, tick: Tick) -> Iterator[list[int]]:
-    """Collect the batch size of every call of a network, and tell ``tick``."""
+    """Collect the batch size of every call of a network, and pass it to ``tick``."""
     sizes: list[int] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -67,23 +68,23 @@ def counted(network: nn.Module, tick: Tick) -> Iterator[list[int]]:
 
 
 def chunks(prompts: Batch) -> list[Tensor]:
-    """Sample indices of each chunk, a function of the prompts alone: all methods have the same chunks.
+    """Sample indices of each chunk. They depend only on the prompts, so all methods have the same chunks.
 
-    Samples of unequal length share a chunk while their rows fit into ``ROWS``.
+    Samples of unequal length share a chunk as long as their rows fit into ``ROWS``.
     """
     layout = prompts.layout
     if not isinstance(layout, Packed):
         size = max(CHUNK, ELEMENTS * layout.batch_size // prompts.x0.numel())
         return list(torch.arange(layout.batch_size).split(size))
-    found: list[list[int]] = []
+    filled: list[list[int]] = []
     room = 0
     for index, length in enumerate(layout.lengths_list):
-        if not found or length > room:
-            found.append([])
+        if not filled or length > room:
+            filled.append([])
             room = ROWS
-        found[-1].append(index)
+        filled[-1].append(index)
         room -= length
-    return [torch.tensor(chunk) for chunk in found]
+    return [torch.tensor(chunk) for chunk in filled]
 
 
 def prompts_on(layout: Layout, prompts: Batch) -> Batch:
@@ -109,13 +110,13 @@ def check_alike(batches: Sequence[Batch]) -> None:
 
 
 def warm_up(model: Model, prompts: Batch, device: torch.device) -> None:
-    """Two samples in one step: the first call allocates memory and chooses kernels, and is not to be timed."""
+    """Sample two prompts in one step: the first call allocates memory and chooses kernels, and must not be timed."""
     two = prompts.select(torch.arange(min(2, prompts.layout.batch_size)))
     sample(model, two, torch.zeros_like(two.x0), 1, 0, device)
 
 
 def clock(device: torch.device) -> float:
-    """Seconds, once the device has done all its work."""
+    """The time in seconds, read after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""Students to measure: found by method, by folder or by a pattern of folders."""
+"""Students to measure, found by method, by folder or by a pattern of folders."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from fewstep.plugins.registry import Entry, registry
 def load_students(
     networks: Mapping[str, Entry], methods: Sequence[str], given: Iterable[tuple[str | None, Any]]
 ) -> list[Entrant]:
-    """Shipped students of ``methods``, then the ``given`` ones; all shipped ones where neither is named.
+    """Shipped students of ``methods``, then the ``given`` ones; all shipped students if both are empty.
 
     Args:
         networks: the registered backbone of each stage.
-        given: (label, student), as ``fewstep.bench`` takes them; a label of None is the method's name, and a list or a
-            pattern (``runs/mine-*``) holds replicates.
+        given: (label, student), as ``fewstep.bench`` takes them. A label of None stands for the method's name; a list
+            or a pattern (``runs/mine-*``) holds replicates.
 
     Raises:
-        FewstepError: for a method of which a stage ships no student, a folder without a student of each stage, or a
-            student of another backbone.
+        FewstepError: for a method whose student is not shipped for every stage, a folder without a student of each
+            stage, or a student of another backbone.
     """
-    named = [(label, _folders(one, list(networks))) for label, several in given for one in _each(several)]
+    named = [(label, _folders(part, list(networks))) for label, several in given for part in _each(several)]
     shipped = [(None, folders) for folders in _shipped(networks, methods)] if methods or not named else []
     return [
         student(label, [_load(folders[stage], network) for stage, network in networks.items()])
@@ -39,9 +39,9 @@ def load_students(
 
 
 def _shipped(networks: Mapping[str, Entry], methods: Sequence[str]) -> list[dict[str, Path]]:
-    """The folders by stage of the shipped students of ``methods``; without, of every method that all stages ship."""
+    """The folders by stage of the shipped students of ``methods``; without any, of all that every stage ships."""
     shipped: dict[str, dict[str, Path]] = {stage: network.load().students() for stage, network in networks.items()}
-    complete = [name for name in next(iter(shipped.values())) if all(name in found for found in shipped.values())]
+    complete = [name for name in next(iter(shipped.values())) if all(name in folders for folders in shipped.values())]
     names = [registry().get("objective", name).name for name in methods] or complete
     for name in names:
         if name not in complete:
@@ -54,19 +54,20 @@ def _shipped(networks: Mapping[str, Entry], methods: Sequence[str]) -> list[dict
 
 
 def _each(student: Any) -> list[Any]:
-    """The replicates of a list or of a pattern that is no folder itself; of anything else that alone."""
+    """The replicates of a list or of a pattern (unless that is itself a folder); anything else gives a list of one."""
     if isinstance(student, list | tuple):
-        return [one for part in student for one in _each(part)]
+        return [replicate for part in student for replicate in _each(part)]
     if not isinstance(student, str | os.PathLike) or Path(student).exists() or not has_magic(str(student)):
         return [student]
-    found = sorted(path for path in glob(str(student)) if os.path.isdir(path))
-    if not found:
-        raise FewstepError(f"--student {str(student)!r}: matches no folder; accepted: a folder, or a pattern of some")
-    return list(found)
+    folders = sorted(path for path in glob(str(student)) if os.path.isdir(path))
+    if not folders:
+        accepted = "a folder, or a pattern that matches folders"
+        raise FewstepError(f"--student {str(student)!r}: matches no folder; accepted: {accepted}")
+    return list(folders)
 
 
 def _folders(student: Any, stages: list[str]) -> dict[str, Path]:
-    """A student's folder of each stage: its subfolder of that name, or with one stage also the folder itself."""
+    """A student's folder for each stage: its subfolder of that name, or with one stage also the folder itself."""
     value = getattr(student, "folder", student)
     if not isinstance(value, str | os.PathLike):
         raise invalid("students", student, "a folder, or what fewstep.distill or fewstep.load returned")

@@ -1,4 +1,4 @@
-"""Rows summarised: means with intervals, medians of times, speed-ups, the share of the gap closed."""
+"""Summaries of rows: means with intervals, medians of times, speed-ups, the share of the gap closed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Groups = dict[tuple[str, int, str], dict[Unit, R]]  # by label, steps and metric
 
 
 def summarise(rows: Iterable[Row], lower_is_better: frozenset[str], draws: Draws | None = None) -> list[Line]:
-    """Lines in the order of the rows; then ``gap_closed/<measure>`` and the two speed-ups of each cell. Without
+    """Lines in the order of the rows, then ``gap_closed/<measure>`` and the two speed-ups of each cell. Without
     ``draws`` of the objects, intervals are over trainings and seeds alone."""
     groups, draws = grouped(rows), draws or Draws()
     lines = [_line(list(group.values()), draws) for group in groups.values()]
@@ -52,11 +52,12 @@ def gap_closed(
 ) -> tuple[float, float | None] | None:
     """The share of the gap between undistilled and teacher that the student closes, and half its 95 % interval.
 
-    0 is no better than undistilled at the same steps, 1 is the teacher at its many steps. The interval is that of a
-    ratio of means over paired units (linearised), as ``estimate`` has it. None where undistilled is no worse than the
-    teacher, so that there is no gap.
+    0 is as good as undistilled at the same steps, 1 as good as the teacher at its many steps. The interval is that of a
+    linearised ratio of means over paired units, by ``estimate``. None if undistilled is no worse than the teacher, so
+    that there is no gap.
 
     Args:
+        undistilled, student, teacher: the values of each unit, paired.
         draws: the means of the three on resampled objects, [B] each.
         objects: how many were resampled.
     """
@@ -68,13 +69,13 @@ def gap_closed(
     share = fmean(closed) / fmean(gaps)
     u, s, t = draws or (None, None, None)
     resampled = None if u is None or s is None or t is None else sign * ((u - s) - share * (u - t))
-    found = estimate([c - share * g for c, g in zip(closed, gaps, strict=True)], resampled, objects)
-    return share, None if found.half is None else found.half / fmean(gaps)
+    residual = estimate([c - share * g for c, g in zip(closed, gaps, strict=True)], resampled, objects)
+    return share, None if residual.half is None else residual.half / fmean(gaps)
 
 
 def seconds(measured: Iterable[Measured], prefix: str = SECONDS) -> float:
-    """The sum of the times whose name begins like this."""
-    return sum(one.value for one in measured if one.metric.startswith(prefix))
+    """The sum of the times whose names begin with ``prefix``."""
+    return sum(time.value for time in measured if time.metric.startswith(prefix))
 
 
 def _line(group: list[Row], draws: Draws) -> Line:
@@ -82,8 +83,8 @@ def _line(group: list[Row], draws: Draws) -> Line:
     if first.metric.startswith(SECONDS):
         value, half = median(values), None
     else:
-        found = estimate(values, draws.mean(group), draws.objects)
-        value, half = found.value, found.half
+        estimated = estimate(values, draws.mean(group), draws.objects)
+        value, half = estimated.value, estimated.half
     same = {f.name: getattr(first, f.name) for f in fields(Measured)}
     for name in ("evaluations", "training_seconds"):  # of replicates: the mean
         took = [getattr(row, name) for row in group if getattr(row, name) is not None]
@@ -93,7 +94,7 @@ def _line(group: list[Row], draws: Draws) -> Line:
 
 
 def _gap(groups: Groups[Row], line: Line, lower_is_better: bool, draws: Draws) -> Line | None:
-    """The share of the gap over the units that share their noise with undistilled and teacher."""
+    """The share of the gap closed, over the units that share their noise with undistilled and teacher."""
     if not is_quality(line.metric) or "/" in line.metric:
         return None
     teacher = next((group for key, group in groups.items() if key[0] == TEACHER and key[2] == line.metric), {})
@@ -105,17 +106,17 @@ def _gap(groups: Groups[Row], line: Line, lower_is_better: bool, draws: Draws) -
     ]
     if not rows:
         return None
-    sets = list(zip(*rows, strict=True))
-    u, s, t = ([row.value for row in one] for one in sets)
-    resampled = [draws.mean(one) for one in sets]
-    found = gap_closed(u, s, t, lower_is_better, resampled, draws.objects)
-    return found and replace(line, metric=GAP + line.metric, value=found[0], half=found[1], count=len(rows))
+    columns = list(zip(*rows, strict=True))
+    u, s, t = ([row.value for row in column] for column in columns)
+    resampled = [draws.mean(column) for column in columns]
+    closed = gap_closed(u, s, t, lower_is_better, resampled, draws.objects)
+    return closed and replace(line, metric=GAP + line.metric, value=closed[0], half=closed[1], count=len(rows))
 
 
 def _speedups(lines: Sequence[Line]) -> list[Line]:
-    """The teacher's time over that of each cell, of sampling and of all parts."""
+    """The teacher's time divided by that of each cell, for sampling alone and for all parts."""
     cells = by_cell(line for line in lines if line.metric.startswith(SECONDS))
-    teacher = next((found for (label, _), found in cells.items() if label == TEACHER), {})
+    teacher = next((cell for (label, _), cell in cells.items() if label == TEACHER), {})
     speedups = []
     for times in cells.values():
         for name, prefix in (("speedup_flow", FLOW), ("speedup_total", SECONDS)):

@@ -1,4 +1,4 @@
-"""Tables of quality and of time a sample: for the console (rich), as Markdown and as HTML."""
+"""Tables of quality and of time per sample: for the console (rich), as Markdown and as HTML."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from fewstep.words import decimals, fixed, markdown_escaped, number
 
 T = TypeVar("T")
 Cells = Mapping[Key, Mapping[str, Line]]  # by label and steps, then by measure
-LEFT = ("method", "measure", "pairing", "with its NFE", "with its time")  # columns that are flush left
-FARTHEST = (-1.0, 2.0)  # shares of the gap that are told as numbers
-WIDE = 0.5  # half the interval of a share: from here on it is wider than the gap itself
+LEFT = ("method", "measure", "pairing", "with its NFE", "with its time")  # left-aligned columns
+FARTHEST = (-1.0, 2.0)  # shares of the gap beyond these are not shown as numbers
+WIDE = 0.5  # if half the interval of a share is larger, the interval is wider than the gap
 
 
 def new_table(title: str, header: Iterable[str]) -> Table:
-    """A table without rows. A narrow console folds its cells. Rows are of ``Text``; bold marks the best value."""
+    """A table without rows. A narrow console folds its cells. Cells are ``Text``; bold marks the best value."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in header:
         table.add_column(name, justify="left" if name in LEFT else "right", overflow="fold")
@@ -48,14 +48,14 @@ def html(table: Table) -> str:
 
 
 def _texts(table: Table, escaped: Callable[[str], str], before: str, after: str) -> list[list[str]]:
-    """The rows, with marks around what is bold."""
+    """The rows as escaped texts, with marks around bold ones."""
     columns = [cast("Iterable[Text]", column.cells) for column in table.columns]
     texts = [[(escaped(cell.plain), cell.style == "bold") for cell in row] for row in zip(*columns, strict=True)]
     return [[f"{before}{text}{after}" if bold else text for text, bold in row] for row in texts]
 
 
 def quality_table(lines: Sequence[Line], headline: str, lower_is_better: frozenset[str]) -> Table:
-    """Every measure as mean and half its 95 % interval, the best of each step count bold; headline first."""
+    """Every measure as its mean and half its 95 % interval, headline first; the best of each step count is bold."""
     cells, names = by_cell(lines), measures(lines, headline)
     heads = [f"{name} {'↓' if name in lower_is_better else '↑'}" for name in names]
     broken = ["not finite"] if any(NON_FINITE in found for found in cells.values()) else []
@@ -77,10 +77,10 @@ def quality_table(lines: Sequence[Line], headline: str, lower_is_better: frozens
 
 
 def time_table(lines: Sequence[Line]) -> Table:
-    """Milliseconds a sample by part of the work, and how much faster than the teacher."""
+    """Milliseconds per sample by part of the work, and the speed-up over the teacher."""
     parts = list(dict.fromkeys(line.metric for line in lines if line.metric.startswith(SECONDS)))
     heads = [f"{name.removeprefix(SECONDS).replace('_', ' ')} ms" for name in parts]
-    table = new_table("time a sample", ["method", "steps", "NFE", *heads, "x flow", "x whole"])
+    table = new_table("time per sample", ["method", "steps", "NFE", *heads, "x flow", "x whole"])
     for section in sections(by_cell(lines)):
         for found in section.values():
             if found.keys() & set(parts):
@@ -99,7 +99,7 @@ def measures(lines: Iterable[Line], headline: str) -> list[str]:
 
 
 def sections(cells: Mapping[Key, T]) -> list[dict[Key, T]]:
-    """The teacher and the other references first, then one section a step count."""
+    """The teacher and the other references first, then one section per step count."""
     references = [key for key in cells if key[0] in RESERVED and key[0] != UNDISTILLED]
     others = [key for key in cells if key not in references]
     steps = sorted({key[1] for key in others})
@@ -122,18 +122,18 @@ def milliseconds(seconds: float) -> str:
 
 
 def places_of(values: Sequence[float]) -> int:
-    """Decimals that leave the largest value of a column three digits."""
+    """The number of decimals with which the largest value of a column has three digits."""
     return decimals(max((abs(value) for value in values if math.isfinite(value)), default=0.0), 3)
 
 
 def mean(line: Line | None, places: int | None = None) -> str:
-    """``275 ±18``; without ± for a single seed. The interval has two digits unless ``places`` says otherwise."""
+    """``275 ±18``, or without ± if there is no interval. The interval has two digits unless ``places`` is given."""
     if line is None:
         return ""
     if places is None:
         places = min(places_of([line.value]), decimals(line.half, 2) if line.half else 6)
     if 1e-6 <= abs(line.value) < math.inf:
-        places = max(places, decimals(line.value, 1))  # what is small beside the others of its column is no 0
+        places = max(places, decimals(line.value, 1))  # so that a value that is small in its column is not shown as 0
     spread = "" if line.half is None else f" ±{fixed(line.half, min(places, 6))}"
     return fixed(line.value, min(places, 6)) + spread
 
@@ -145,12 +145,12 @@ def signed(difference: float, half: float | None) -> str:
 
 
 def resolved(share: Line) -> bool:
-    """Whether a share of the gap says anything: its interval is narrower than the gap, or does not hold 0."""
+    """Whether a share of the gap is meaningful: its interval is narrower than the gap, or does not contain 0."""
     return share.half is None or share.half <= WIDE or share.half < abs(share.value)
 
 
 def share(line: Line | None) -> str:
-    """``63 % ±26`` of the gap closed; far beyond 0 and 100 % the gap is small, and only the side is told."""
+    """``63 % ±26`` of the gap closed. Far beyond 0 and 100 % the gap is small, and only the side is shown."""
     if line is None:
         return ""
     if not resolved(line):
@@ -162,7 +162,7 @@ def share(line: Line | None) -> str:
 
 
 def _best(section: Cells, name: str, lower_is_better: frozenset[str]) -> Key | None:
-    """The cell with the best finite value; None where there are fewer than two."""
+    """The cell with the best finite value; None if there are fewer than two."""
     sign = 1 if name in lower_is_better else -1
     values = {key: sign * found[name].value for key, found in section.items() if name in found}
     finite = {key: value for key, value in values.items() if math.isfinite(value)}

@@ -1,4 +1,4 @@
-"""Rows summarised and set in tables, with notes on how to read the columns, and the verdict on each student."""
+"""Rows summarised in tables, with notes on how to read the columns, and a verdict on each student."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from fewstep.words import fixed, number
 def tabulate(
     folder: Path, suite: Suite, rows: list[Row], record: Mapping[str, Any], draws: Draws, reference: str
 ) -> BenchTable:
-    """Summarise the rows and set them in tables, with notes on how to read the columns.
+    """Summarise the rows in tables, with notes on how to read the columns.
 
     Args:
         record: the content of ``environment.json``.
-        draws: of the objects.
+        draws: resamples of the objects.
         reference: the label that the others are compared with.
     """
     lines, seeds = summarise(rows, suite.lower_is_better, draws), len(record["seeds"])
-    found = differences(rows, suite, draws, reference)
+    compared = differences(rows, suite, draws, reference)
     title = f"{record['backbone']}: {number_of(record['samples'], 'held-out sample')}, {number_of(seeds, 'seed')}"
-    made = (
+    candidates = (
         quality_table(lines, suite.headline, suite.lower_is_better),
-        difference_table(found, suite, reference),
+        difference_table(compared, suite, reference),
         time_table(lines),
         cost_table(lines, at_equal_cost(rows, lines, suite, draws), suite.headline),
         detail_table(lines),
         training_table(lines, record["students"]),
     )
-    tables = [table for table in made if table is not None]
+    tables = [table for table in candidates if table is not None]
     teacher = record["teacher"]["contract"]["steps"][0]
     notes = [
         f"{record['machine']}; all methods start from the same noise; {_interval(lines, seeds, draws)}.",
@@ -50,7 +50,7 @@ def tabulate(
         "time: a sample's share of its batch, median over seeds; x flow, x whole: times faster than the teacher in "
         "sampling alone and in all parts.",
     ]
-    if found:
+    if compared:
         nearer = f"; nearer: share of objects nearer to the truth by {suite.nearness}" if suite.nearness else ""
         notes.append(
             "minus: of the same objects from the same noise; p (Holm): two-sided, adjusted for the methods compared in "
@@ -68,11 +68,11 @@ def tabulate(
     notes += [
         f"{name}!: {100 * value:.0f} % of the samples were not finite, set to 0" for name, value in broken.items()
     ]
-    return BenchTable(folder, rows, lines, title, tables, notes, verdicts(lines, suite, found), found)
+    return BenchTable(folder, rows, lines, title, tables, notes, verdicts(lines, suite, compared), compared)
 
 
 def _interval(lines: Iterable[Line], seeds: int, draws: Draws) -> str:
-    """What ± stands for."""
+    """What ± stands for, in words."""
     trainings = max((line.trainings for line in lines), default=0)
     units = "over the trainings, each with noise of its own," if trainings > 1 else "over the seeds of the noise"
     if draws.objects:
@@ -95,14 +95,14 @@ def verdicts(lines: Sequence[Line], suite: Suite, differences: Sequence[Differen
         if label not in RESERVED:
             fewest[label] = min(steps, fewest.get(label, steps))
     if fewest:
-        told = {(one.label, one.steps): one for one in differences
-                if one.metric == suite.headline and one.against != UNDISTILLED}  # fmt: skip
+        compared = {(d.label, d.steps): d for d in differences
+                    if d.metric == suite.headline and d.against != UNDISTILLED}  # fmt: skip
         return [
-            f"{_sentence(cells[label, steps], suite, steps)}{_against(told.get((label, steps)))}."
+            f"{_sentence(cells[label, steps], suite, steps)}{_against(compared.get((label, steps)))}."
             for label, steps in fewest.items()
         ]
     few = min((steps for label, steps in cells if label == UNDISTILLED), default=0)
-    teacher = next((found for (label, _), found in cells.items() if label == TEACHER), {})
+    teacher = next((cell for (label, _), cell in cells.items() if label == TEACHER), {})
     plain = cells.get((UNDISTILLED, few), {})
     if suite.headline not in teacher or suite.headline not in plain:
         return ["No student was measured."]
@@ -111,29 +111,29 @@ def verdicts(lines: Sequence[Line], suite: Suite, differences: Sequence[Differen
             f"{mean(plain[suite.headline])}."]  # fmt: skip
 
 
-def _sentence(found: dict[str, Line], suite: Suite, steps: int) -> str:
-    label = next(iter(found.values())).label
-    speed = f", {_faster(found['speedup_flow'].value)} flow" if "speedup_flow" in found else ""
-    return f"{label}, {number_of(steps, 'step')}: {_closed(found, suite)}{speed}"
+def _sentence(cell: dict[str, Line], suite: Suite, steps: int) -> str:
+    label = next(iter(cell.values())).label
+    speed = f", {_faster(cell['speedup_flow'].value)} flow" if "speedup_flow" in cell else ""
+    return f"{label}, {number_of(steps, 'step')}: {_closed(cell, suite)}{speed}"
 
 
-def _against(one: Difference | None) -> str:
+def _against(difference: Difference | None) -> str:
     """How the method compares with the reference method."""
-    if one is None or not math.isfinite(one.difference):
+    if difference is None or not math.isfinite(difference.difference):
         return ""
-    side = "higher" if one.difference > 0 else "lower"
-    text = f"; {one.metric} {number(abs(one.difference))} {side} than {one.against}"
-    if one.half is None or one.p_holm is None:
+    side = "higher" if difference.difference > 0 else "lower"
+    text = f"; {difference.metric} {number(abs(difference.difference))} {side} than {difference.against}"
+    if difference.half is None or difference.p_holm is None:
         return text
-    judged = "no difference is shown" if one.p_holm >= LEVEL else "better" if one.better else "worse"
-    return f"{text} (±{number(one.half, 2)}, p {p_value(one.p_holm)}), {judged}"
+    judged = "no difference is shown" if difference.p_holm >= LEVEL else "better" if difference.better else "worse"
+    return f"{text} (±{number(difference.half, 2)}, p {p_value(difference.p_holm)}), {judged}"
 
 
-def _closed(found: dict[str, Line], suite: Suite) -> str:
-    line = found.get(GAP + suite.headline)
-    if NON_FINITE in found:
-        return f"{fixed(100 * found[NON_FINITE].value, 0)} % of the samples are not finite"
-    if suite.headline not in found:
+def _closed(cell: dict[str, Line], suite: Suite) -> str:
+    line = cell.get(GAP + suite.headline)
+    if NON_FINITE in cell:
+        return f"{fixed(100 * cell[NON_FINITE].value, 0)} % of the samples are not finite"
+    if suite.headline not in cell:
         return f"{suite.in_words(suite.headline)} was not measured"
     if line is None:
         return f"no gap to close, undistilled is no worse than the teacher ({suite.in_words(suite.headline)})"

@@ -1,4 +1,4 @@
-"""The command line. Everything a user can get wrong is one message on stderr and exit code 2, never a traceback."""
+"""The command line. A user's mistake gives one message on stderr and exit code 2, never a traceback."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from fewstep.interrupts import Interrupted, handled
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 done, 2 bad input, 128 and the number of a signal."""
+    """Run the command line and return its exit code: 0 for success, 2 for bad input, 1 if the output cannot be written,
+    128 plus the number of a signal that interrupted it."""
     typed = sys.argv[1:] if arguments is None else arguments
     began = fewstep.IMPORTED if arguments is None else time.perf_counter()
     with invoked(typed, began), printable(), handled(ending=arguments is None), warnings_as_lines():
@@ -63,12 +64,12 @@ def _run(arguments: Sequence[str]) -> int:
         if not hasattr(error, "format_message"):  # not a usage error of the parser: a bug, with its traceback
             shorten(error)
             raise error
-        return _say(_usage(error), 2) if error.format_message() else 2  # no message: the help was asked for
+        return _say(_usage(error), 2) if error.format_message() else 2  # no message: the help was printed
 
 
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """A Python warning for the user becomes one line on stderr, each text once."""
+    """Print Python warnings for the user as one line on stderr, each text once."""
     seen: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
@@ -102,8 +103,8 @@ def _nearest_command(text: str, context: Any) -> str:
 
 
 def _drop_output() -> None:
-    """Nobody takes the standard output: let it go, for Python flushes it once more at the process's end."""
-    with suppress(OSError):  # a stream without a number
+    """Redirect standard output, which nobody reads, to the null device, since Python flushes it again at exit."""
+    with suppress(OSError):  # a stream without a file descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""The app: the core's commands, the shared ones, then each plugin's own; none of the last can break the rest."""
+"""The app: the core's commands, the shared ones, then those of plugins, which cannot break the others."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ IGNORE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option
 
 
 def new_app(help: str | None = None) -> typer.Typer:
-    """An app with the settings that all of ours share."""
+    """A typer app with the settings that all of ours share."""
     return typer.Typer(
         help=help, no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False
     )
 
 
 def build() -> Any:
-    """The whole command group. A plugin whose commands fail is reported by ``fewstep plugins``."""
+    """The group of all commands. A plugin whose commands fail is reported by ``fewstep plugins``."""
     app = new_app("Few-step distillation of flow models: a slow teacher in, a one-step student out.")
     app.callback()(_root)
     for command in (distill, bench, sample, push, *LISTS):
@@ -50,40 +50,42 @@ def _version(asked: bool) -> None:
 
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_version)
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)
     ] = False,
 ) -> None:
     del version
 
 
-def add_plugin_commands(found: Registry, group: Any) -> None:
-    """Add what ``register_commands`` of each plugin offers; a name that is taken is a clash."""
+def add_plugin_commands(registered: Registry, group: Any) -> None:
+    """Add the commands that each plugin registers by ``register_commands``; a name that is taken is a clash."""
     shared = [command.partition(" ")[0] for command in SHARED_COMMANDS]
     owners = dict.fromkeys([*group.commands, *shared], "fewstep")
-    for installed in [p for p in found.plugins if p.error is None]:
+    for installed in [p for p in registered.plugins if p.error is None]:
         theirs: dict[str, Any] = {}
-        error = problem(lambda p=installed, t=theirs: t.update(_commands(found, p)))  # type: ignore[misc]
-        if error:  # what else the plugin registered stays usable
-            found.update(installed, error=f"its commands are left out: {error}")
+        error = problem(lambda p=installed, t=theirs: t.update(_commands(registered, p)))  # type: ignore[misc]
+        if error:  # everything else that the plugin registered stays usable
+            registered.update(installed, error=f"its commands are left out: {error}")
             continue
-        found.update(installed, commands=tuple(sorted(theirs)))
+        registered.update(installed, commands=tuple(sorted(theirs)))
         for name, command in theirs.items():
-            _add(found, group, owners, installed, name, command)
+            _add(registered, group, owners, installed, name, command)
 
 
-def _commands(found: Registry, installed: Installed) -> dict[str, Any]:
+def _commands(registered: Registry, installed: Installed) -> dict[str, Any]:
     app = new_app()
-    call(found, installed, "register_commands", app=app)
+    call(registered, installed, "register_commands", app=app)
     return dict(get_group(app).commands) if app.registered_commands or app.registered_groups else {}
 
 
-def _add(found: Registry, group: Any, owners: dict[str, str], installed: Installed, name: str, command: Any) -> None:
+def _add(
+    registered: Registry, group: Any, owners: dict[str, str], installed: Installed, name: str, command: Any
+) -> None:
     owner = owners.setdefault(name, installed.name)
     if owner == installed.name:
         group.add_command(command, name)
         return
     text = f"command {name!r} is claimed by {owner!r} and {installed.name!r}: uninstall one of them or rename it"
-    found.command_clashes.append(text)
+    registered.command_clashes.append(text)
     if owner != "fewstep":  # our own names cannot be taken
         group.add_command(_clash(name, text), name)
 

@@ -31,29 +31,31 @@ def bench(
         list[str] | None,
         Option(
             metavar="[LABEL=]PATH",
-            help="A student's folder; repeatable. Several of one label, or a pattern: its replicates.",
+            help="A student's folder; repeatable. Several under one label, or a pattern, are its replicates.",
         ),
     ] = None,
     preset: Annotated[str | None, Option("--preset", "-p", help="Named settings that a plugin ships.")] = None,
     steps: Annotated[str | None, Option(help="Step counts; by default 1,2,4.")] = None,
     seeds: Annotated[str | None, Option(help="Seeds of the noise, for the intervals; by default 0,1,2.")] = None,
     samplers: Annotated[
-        str | None, Option(help="Samplers beside each student's own: jump,gamma:0.3 (share of fresh noise).")
+        str | None, Option(help="Samplers besides each student's own: jump,gamma:0.3 (share of fresh noise).")
     ] = None,
-    limit: Annotated[int | None, whole("--limit", "Only so many held-out samples.", 2)] = None,
+    limit: Annotated[int | None, whole("--limit", "Use only this many held-out samples.", 2)] = None,
     device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1; by default auto.")] = None,
     out: Annotated[Path | None, Option("--out", "-o", help="Folder of the report; must not exist.")] = None,
-    resume: Annotated[bool, Option("--resume", help="Go on with the bench in --out, or draw its report anew.")] = False,
-    report: Annotated[bool, Option("--report", help="Write report.html too: charts, and objects to turn.")] = False,
+    resume: Annotated[bool, Option("--resume", help="Continue the bench in --out, or redraw its report.")] = False,
+    report: Annotated[
+        bool, Option("--report", help="Also write report.html, with charts and objects that can be rotated.")
+    ] = False,
     against: Annotated[
         str | None, Option(help="Label that the others are compared with; by default the first.")
     ] = None,
-    compare: Annotated[Path | None, Option(help="rows.csv of an earlier bench: what moved.")] = None,
+    compare: Annotated[Path | None, Option(help="rows.csv of an earlier bench, to report what changed.")] = None,
 ) -> None:
-    """Measure students: quality and time by steps.
+    """Measure the quality and time of students by steps.
 
-    The teacher and the undistilled network are always measured beside them. With --stage both, one stage samples on
-    what the one before it decoded, all in as many steps, and a student is a folder with one of each stage.
+    The teacher and the undistilled network are always measured too. With --stage both, each stage samples on what the
+    one before it decoded, in the same number of steps, and a student is a folder with one of each stage.
     """
     named = registry().get("backbone", needed("--backbone", "backbone", backbone))
     counts, noises = integers("--steps", steps, 1), integers("--seeds", seeds, 0)
@@ -98,7 +100,7 @@ def bench(
 
 
 def _labelled(text: str) -> tuple[str | None, Path]:
-    """``LABEL=PATH`` or ``PATH``; a path that exists as it stands is a path, and both parts may hold a ``=``."""
+    """The parts of ``LABEL=PATH`` or ``PATH``. Both may contain ``=``; text that is an existing path has no label."""
     if "=" not in text or Path(text).exists():
         return None, Path(text)
     parts = text.split("=")
@@ -107,4 +109,4 @@ def _labelled(text: str) -> tuple[str | None, Path]:
     if not splits:
         raise FewstepError(f"--student {text!r}: accepted is PATH or LABEL=PATH")
     label, path = next(((label, path) for label, path in splits if Path(path).expanduser().exists()), splits[0])
-    return label, Path(path).expanduser()  # a shell leaves ~ after = as it is
+    return label, Path(path).expanduser()  # a shell does not expand ~ after =

@@ -22,7 +22,7 @@ DATA = "Prepare and inspect data sets."
 
 
 class Deferred(TyperCommand):
-    """A command that is built when it is called, from the arguments that it is called with.
+    """A command that is built when it is called, from its arguments.
 
     Args:
         name: of the command.
@@ -43,7 +43,7 @@ class Kinds(TyperGroup):
     """The kinds of source that ``fewstep data prepare`` reads, as commands."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of this kind. Raises FewstepError for one that no plugin reads."""
+        """The command of this kind of source. Raises FewstepError for one that no plugin reads."""
         if cmd_name not in self.commands:
             raise unknown("kind of source", cmd_name, self.commands)
         return super().get_command(ctx, cmd_name)
@@ -53,13 +53,13 @@ def add_shared_commands(group: Any) -> None:
     """Add every shared command that some plugin implements to the command line's group."""
     data = TyperGroup(name="data", help=DATA, no_args_is_help=True, rich_markup_mode="rich")
     for command, summary in SHARED_COMMANDS.items():
-        found = implementations(command)
+        entries = implementations(command)
         above, _, name = command.rpartition(" ")
-        if found and command in BY_KIND:
+        if entries and command in BY_KIND:
             added: Any = Kinds(name=name, help=summary, no_args_is_help=True, rich_markup_mode="rich")
-            for entry in found:
+            for entry in entries:
                 added.add_command(Deferred(entry.name, entry.summary, partial(_of_kind, command, entry.name)))
-        elif found:
+        elif entries:
             added = Deferred(name, summary, partial(_of_backbone, command))
         else:
             continue
@@ -79,7 +79,7 @@ def _of_backbone(command: str, args: Sequence[str]) -> Any:
     if entry.name != ANY:
         option = _app(_option).params[0]
         option.expose_value = False
-        names = [found.name for found in sorted(implementations(command), key=lambda found: found.name == ANY)]
+        names = [entry.name for entry in sorted(implementations(command), key=lambda entry: entry.name == ANY)]
         option.help = f"Backbone whose command this is: {', '.join(names).replace(ANY, 'any other')}."
         built.params.append(option)
     return built
@@ -100,11 +100,11 @@ def _option(backbone: Annotated[str | None, typer.Option(OPTION)] = None) -> Non
 
 
 def asked(args: Sequence[str]) -> str | None:
-    """What ``--backbone`` says in arguments that are not parsed yet; the last one counts."""
-    found, rest = None, list(args)
+    """The value of ``--backbone`` in arguments that are not parsed yet; the last one counts."""
+    value, rest = None, list(args)
     while rest and (word := rest.pop(0)) != "--":
         if word == OPTION and rest:
-            found = rest.pop(0)
+            value = rest.pop(0)
         elif word.startswith(f"{OPTION}="):
-            found = word.partition("=")[2]
-    return found
+            value = word.partition("=")[2]
+    return value

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 STAGE = Option(
     "--stage",
-    help="Which stage of the backbone's model, or both; by default the stage that the backbone itself is.",
+    help="A stage of the backbone's model, or both; by default the stage of the backbone that is named.",
 )
 Overrides = Annotated[
     list[str] | None,
@@ -33,22 +33,22 @@ Preset = Annotated[str | None, Option("--preset", "-p", help="Named settings tha
 Config = Annotated[Path | None, Option("--config", "-c", help="TOML file of config keys, or a run.")]
 Out = Annotated[Path | None, Option("--out", "-o", help="Folder of the run; new, unless --resume.")]
 Resume = Annotated[
-    bool, Option("--resume", help="Go on with the run in --out, by its own config: --resume --out RUN is enough.")
+    bool, Option("--resume", help="Continue the run in --out with its own config: --resume --out RUN is enough.")
 ]
 DryRun = Annotated[bool, Option("--dry-run", help="Print the resolved config and start nothing.")]
 Room = Annotated[
     str | None,
-    Option("--memory", help="With --dry-run: the expected memory, and if it fits into e.g. 24GB; auto: the device."),
+    Option("--memory", help="With --dry-run: the expected memory, and whether it fits into 24GB; auto: the device."),
 ]
-Toml = Annotated[bool, Option("--toml", help="With --dry-run: as a TOML file that --config takes.")]
-HelpConfig = Annotated[bool, Option("--help-config", help="List every config key of this choice.")]
-Trackers = Annotated[list[str] | None, Option(help="Where numbers go beside metrics.jsonl; repeatable.")]
+Toml = Annotated[bool, Option("--toml", help="With --dry-run: print a TOML file that --config takes.")]
+HelpConfig = Annotated[bool, Option("--help-config", help="List every config key of this method and backbone.")]
+Trackers = Annotated[list[str] | None, Option(help="Registered tracker besides metrics.jsonl; repeatable.")]
 
 
 def distill(
     overrides: Overrides = None,
     method: Annotated[str | None, Option("--method", "-m", help="Distillation method; see fewstep plugins.")] = None,
-    backbone: Annotated[str | None, Option("--backbone", "-b", help="Whose teacher is distilled.")] = None,
+    backbone: Annotated[str | None, Option("--backbone", "-b", help="Network whose teacher is distilled.")] = None,
     stage: Annotated[str | None, STAGE] = None,
     dataset: DataSet = None,
     preset: Preset = None,
@@ -64,7 +64,7 @@ def distill(
 ) -> None:
     """Distill a teacher into a few-step student.
 
-    Later wins: defaults, --preset, --config, KEY=VALUE.
+    Later values win, in this order: defaults, --preset, --config, KEY=VALUE.
     """
     from fewstep.config.recorded import Words
     from fewstep.config.resolve import resolve_run
@@ -86,16 +86,16 @@ def distill(
     if toml:
         say(console, as_toml(resolved).rstrip())
     elif dry_run:
-        for name, one in resolved.items():
-            show_config(console, one, name if len(resolved) > 1 else "")
+        for name, run in resolved.items():
+            show_config(console, run, name if len(resolved) > 1 else "")
             if memory is not None:
-                show_memory(console, one, memory)
+                show_memory(console, run, memory)
     else:
         _start(resolved, out, resume, tracker or [], console)
 
 
 def needed(option: str, kind: str, value: str | None) -> str:
-    """The value. Raises FewstepError, with the registered names, where it is missing."""
+    """The value of a required option. Raises FewstepError, with the registered names, if it is missing."""
     if value is None:
         names = ", ".join(registry().names(kind)) or "nothing is registered"
         raise FewstepError(f"{option}: missing; accepted: {names}")
@@ -103,7 +103,7 @@ def needed(option: str, kind: str, value: str | None) -> str:
 
 
 def show_keys(console: Console, method: str, backbone: str, stage: str | None, dataset: str | None) -> None:
-    """Every key with what it accepts, its default and its meaning."""
+    """Print every key with what it accepts, its default and its meaning."""
     from fewstep.config.resolve import pick
     from fewstep.config.run import model_of
 
@@ -117,7 +117,7 @@ def show_keys(console: Console, method: str, backbone: str, stage: str | None, d
 
 
 def show_config(console: Console, resolved: Resolved, stage: str = "") -> None:
-    """The resolved config with sources, and the versions."""
+    """Print the resolved config with sources, and the versions."""
     from fewstep.config.run import versions
 
     title = f"resolved config{f' of stage {stage}' if stage else ''} (nothing was started)"
@@ -132,7 +132,7 @@ def show_config(console: Console, resolved: Resolved, stage: str = "") -> None:
 
 
 def show_memory(console: Console, resolved: Resolved, given: str) -> None:
-    """The expected memory by part, and whether it fits."""
+    """Print the expected memory by part, and whether it fits."""
     from fewstep.engine.device import pick_device
     from fewstep.engine.memory import GB, expected, room
 
@@ -140,19 +140,19 @@ def show_memory(console: Console, resolved: Resolved, given: str) -> None:
     there, kind = room(given, device), device.type if given == "auto" else "cuda"
     try:
         with spinner(console, "counting memory"):
-            found = expected(resolved, kind)
-    except Exception as error:  # of whatever plugin: a dry run shows the config in any case
+            memory = expected(resolved, kind)
+    except Exception as error:  # also a plugin's: a dry run shows the config in any case
         say(console, f"expected memory: not known: {first_line(error)}")
         return
     table = listing("part", "GB", title="expected memory of one process")
-    for part, size in {**found.parts, **found.passes}.items():
+    for part, size in {**memory.parts, **memory.passes}.items():
         table.add_row(part, f"{size / GB:.3f}")
-    if found.copies:
-        table.add_row("copy for a checkpoint", f"{found.copies / GB:.3f}")
-    table.add_row("at most together", f"{found.total / GB:.3f}")
+    if memory.copies:
+        table.add_row("copy for a checkpoint", f"{memory.copies / GB:.3f}")
+    table.add_row("at most together", f"{memory.total / GB:.3f}")
     console.print(table)
-    verdict = "fits into" if found.fits(there, kind) else "does not fit into"
-    say(console, f"{verdict} {there / GB:.1f} GB ({'; '.join(found.notes)}; batch {resolved.config.train.batch_size})")
+    verdict = "fits into" if memory.fits(there, kind) else "does not fit into"
+    say(console, f"{verdict} {there / GB:.1f} GB ({'; '.join(memory.notes)}; batch {resolved.config.train.batch_size})")
 
 
 def _start(
@@ -167,9 +167,9 @@ def _start(
 
     with going_on(hint):
         run = run_resolved(resolved, folder, resume, console, trackers=trackers, command=words())
-    for one, made in zip(resolved.values(), run.folders.values(), strict=True):
-        if one.method.load().teaches:
-            words_next = ("--backbone", one.backbone.name, f"backbone.teacher={made}")
+    for stage, made in zip(resolved.values(), run.folders.values(), strict=True):
+        if stage.method.load().teaches:
+            words_next = ("--backbone", stage.backbone.name, f"backbone.teacher={made}")
             say(console, f"teacher: {made}\nnext: {command('fewstep', 'distill', '--method', 'NAME', *words_next)}")
         else:
             say(console, f"student: {made / 'student'}\nnext: {command('fewstep', 'sample', made)}")

@@ -1,4 +1,4 @@
-"""The traceback of a bug: without the frames of the command line's parser, and naming a plugin's own line."""
+"""The traceback of a bug, without the frames of the command-line parser and with a note that names a plugin's line."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ PARSER = ("typer", "click")
 
 
 def shorten(error: BaseException) -> None:
-    """Take the frames of the parser, and of the function that caught the error, out of its traceback.
+    """Remove the frames of the parser, and of the function that caught the error, from its traceback.
 
-    From Python 3.11 on a note names the last line that is a plugin's.
+    From Python 3.11 on, a note names the innermost line in a plugin.
     """
     frames = []
-    found = error.__traceback__
-    while found is not None:
-        frames.append(found)
-        found = found.tb_next
+    current = error.__traceback__
+    while current is not None:
+        frames.append(current)
+        current = current.tb_next
     kept = [frame for frame in frames[1:] if _package(frame) not in PARSER]
     for frame, following in zip(kept, [*kept[1:], None], strict=True):
         frame.tb_next = following

@@ -1,4 +1,4 @@
-"""The command line of this call, and what is said when it is interrupted."""
+"""The command line of this call, and the hint that is printed when it is interrupted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _began: ContextVar[float] = ContextVar("began")
 
 @contextmanager
 def invoked(arguments: Sequence[str], began: float) -> Iterator[None]:
-    """Within the block these are the arguments of the command line, and when it began by ``time.perf_counter``."""
+    """Within the block, ``words`` and ``began`` return these arguments and this time of ``time.perf_counter``."""
     tokens = _arguments.set(arguments), _began.set(began)
     try:
         yield
@@ -26,17 +26,17 @@ def invoked(arguments: Sequence[str], began: float) -> Iterator[None]:
 
 
 def began() -> float:
-    """When this command began, by ``time.perf_counter``: with the program, or with a call of ``main``."""
+    """When this command began, by ``time.perf_counter``: the start of the program, or of a call of ``main``."""
     return _began.get(time.perf_counter())
 
 
 def words() -> list[str]:
-    """The command that was typed, the program's name first."""
+    """The command that was typed, beginning with the program's name."""
     return ["fewstep", *_arguments.get()]
 
 
 def again(*more: str) -> str:
-    """The command that was typed, to be typed again, with ``more`` options where they lack."""
+    """The command that was typed, to be copied, with those of the options ``more`` added that it lacks."""
     kept = words()
     end = kept.index("--") if "--" in kept else len(kept)
     kept[end:end] = [word for word in more if word not in kept]
@@ -45,7 +45,7 @@ def again(*more: str) -> str:
 
 @contextmanager
 def going_on(hint: Callable[[], str]) -> Iterator[None]:
-    """On Ctrl-C, SIGTERM or SIGHUP within the block, ``hint`` says what is kept and how to go on."""
+    """On Ctrl-C, SIGTERM or SIGHUP within the block, take from ``hint`` what is kept and how to continue."""
     try:
         yield
     except KeyboardInterrupt as error:

@@ -1,4 +1,4 @@
-"""``fewstep students``, ``presets``, ``samplers``, ...: what there is, and where it comes from."""
+"""``fewstep students``, ``presets``, ``samplers``, ...: what is available, and where it comes from."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def students() -> None:
 def presets() -> None:
     """List the presets that --preset takes, and the files that each is made of."""
     table = listing("preset", "method", "stage", "from", "file")
-    for found in files.shipped():
-        table.add_row(found.name, found.method or "any", found.stage or "any", found.package, str(found.path))
+    for preset in files.shipped():
+        table.add_row(preset.name, preset.method or "any", preset.stage or "any", preset.package, str(preset.path))
     _show(table)
 
 
@@ -47,7 +47,7 @@ def metrics() -> None:
 
 
 def trackers() -> None:
-    """List the trackers that --tracker takes, beside metrics.jsonl, which every run writes."""
+    """List the trackers that --tracker takes, besides metrics.jsonl, which every run writes."""
     _show(entries("tracker"))
 
 
@@ -57,7 +57,7 @@ def origin(entry: Entry) -> str:
 
 
 def entries(kind: str) -> Table:
-    """What is registered of a kind: names, who brings it, what it is."""
+    """The registered entries of a kind: names, origin and summary."""
     table = listing(kind, "from", "what it is")
     for entry in registry().entries(kind):
         table.add_row(", ".join((entry.name, *entry.aliases)), origin(entry), entry.summary)

@@ -10,14 +10,14 @@ import typer
 
 from fewstep.errors import FewstepError, invalid
 
-DEVICE = typer.Option("--device", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")
+DEVICE = typer.Option("--device", help="auto (CUDA if available), cpu, cuda, cuda:1, ...")
 
 
 Text = TypeVar("Text", str, "str | None")
 
 
 def home(path: Text) -> Text:
-    """A path with ``~/`` spelled out, which a shell leaves as it is in ``--out=~/chair.glb``."""
+    """A path with ``~/`` expanded, which a shell does not do in ``--out=~/chair.glb``."""
     return os.path.expanduser(path) if path is not None and path.startswith("~/") else path
 
 
@@ -46,36 +46,36 @@ def names(option: str, text: str | None) -> list[str]:
     """The names of a comma-separated list, in order.
 
     Raises:
-        FewstepError: an empty item (``a,,b``) or a name twice.
+        FewstepError: for an empty item (``a,,b``) or a name that comes twice.
     """
     if text is None:
         return []
-    found = [part.strip() for part in text.split(",")]
-    if not all(found):
+    items = [part.strip() for part in text.split(",")]
+    if not all(items):
         raise invalid(option, text, "a comma-separated list without empty items")
-    return _once(option, found)
+    return _once(option, items)
 
 
 def integers(option: str, text: str | None, least: int) -> list[int] | None:
-    """The integers of a comma-separated list, in order; None where the option was not given.
+    """The integers of a comma-separated list, in order; None if the option was not given.
 
     Raises:
-        FewstepError: something that is no integer, lies below ``least``, or comes twice.
+        FewstepError: for an item that is not an integer, is below ``least``, or comes twice.
     """
     if text is None:
         return None
     accepted = f"integers from {least} on, separated by commas, for example 1,2,4"
     try:
-        found = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
         raise invalid(option, text, accepted) from None
-    if min(found) < least:
+    if min(numbers) < least:
         raise invalid(option, text, accepted)
-    return [int(one) for one in _once(option, [str(one) for one in found])]
+    return [int(item) for item in _once(option, [str(number) for number in numbers])]
 
 
-def _once(option: str, found: list[str]) -> list[str]:
-    twice = sorted({one for one in found if found.count(one) > 1})
+def _once(option: str, items: list[str]) -> list[str]:
+    twice = sorted({item for item in items if items.count(item) > 1})
     if twice:
         raise FewstepError(f"{option}: {', '.join(twice)} comes twice; accepted: each once")
-    return found
+    return items

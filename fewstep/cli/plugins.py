@@ -18,25 +18,25 @@ DESCRIBED = ("sampler", "metric", "tracker")
 def plugins() -> None:
     """Show the installed plugins, what each registers, the broken ones and the clashes; then the samplers, metrics and
     trackers."""
-    found, console = registry(), Console()
+    registered, console = registry(), Console()
     table = listing("plugin", "distribution", "version", "registers", title="plugins")
     core = Installed("fewstep", "", fewstep.__version__)
-    table.add_row("(core)", "fewstep", core.version, _offer(found, core))
-    for installed in found.plugins:
-        table.add_row(installed.name, installed.distribution, installed.version, _offer(found, installed))
+    table.add_row("(core)", "fewstep", core.version, _offer(registered, core))
+    for installed in registered.plugins:
+        table.add_row(installed.name, installed.distribution, installed.version, _offer(registered, installed))
     console.print(table)
-    for installed in (p for p in found.plugins if p.error):
+    for installed in (p for p in registered.plugins if p.error):
         say(console, f"broken: plugin {installed.name!r}: {installed.error}", "red")
-    for line in found.clashes():
+    for line in registered.clashes():
         say(console, f"clash: {line}", "yellow")
     for kind in DESCRIBED:
         console.print(entries(kind))
 
 
-def _offer(found: Registry, installed: Installed) -> Text:
+def _offer(registered: Registry, installed: Installed) -> Text:
     mine, lines = (installed.name, installed.distribution), []
     for kind in dict.fromkeys((*KINDS, *DESCRIBED)):
-        names = [e.name for e in found.entries(kind) if (e.plugin, e.distribution) == mine]
+        names = [e.name for e in registered.entries(kind) if (e.plugin, e.distribution) == mine]
         if names:
             lines.append(f"{WORDS.get(kind, kind + 's')}: {', '.join(names)}")
     shared = [

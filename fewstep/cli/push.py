@@ -13,21 +13,21 @@ from fewstep.console import Console, say
 
 def push(
     student: Annotated[str, Argument(help="A run's folder, or a student's.")],
-    repository: Annotated[str, Argument(help="OWNER/NAME on the hub; made there if need be.")],
+    repository: Annotated[str, Argument(help="OWNER/NAME on the hub; created there if it does not exist.")],
     out: Annotated[Path | None, Option("--out", "-o", help="Folder to write; by default runs/hub/OWNER/NAME.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Write the folder and upload nothing.")] = False,
     bench: Annotated[Path | None, Option(help="A bench's folder, whose table and pictures go into the card.")] = None,
     teacher: Annotated[
         str | None, Option(help="OWNER/NAME of the model that was distilled, for the card's base_model.")
     ] = None,
-    license: Annotated[str | None, Option(help="Key of a licence as the hub has them: mit, apache-2.0, ...")] = None,
-    private: Annotated[bool, Option("--private", help="Of a new repository: only you see it.")] = False,
+    license: Annotated[str | None, Option(help="Licence identifier of the hub: mit, apache-2.0, ...")] = None,
+    private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
     force: Annotated[bool, Option("--force", help="Replace a folder that exists.")] = False,
 ) -> None:
     """Upload a student to the Hugging Face hub, with a model card.
 
     Needs the extra trellis (huggingface_hub), and `hf auth login` once. The card, README.md of the folder, says how to
-    sample the student, its contract, what it was made with and what a bench measured.
+    sample the student and how it was made, and shows its contract and what a bench measured.
     """
     from fewstep.api.push import push as run
     from fewstep.engine.hub import upload_command

@@ -1,4 +1,4 @@
-"""``fewstep sample``: draw from an exported student as its contract says."""
+"""``fewstep sample``: sample an exported student as its contract says."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ BACKGROUND = ("remove", "keep")
 
 
 def sample(
-    path: Annotated[str, Argument(help="A student's folder, the run's that made it, a shipped name or a hub name.")],
+    path: Annotated[str, Argument(help="A student's folder, its run's folder, a shipped name or a hub name.")],
     overrides: Annotated[
         list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Keys of the prompts' data set, e.g. data.seed=1.")
     ] = None,
     steps: Annotated[int | None, whole("--steps", "Sampling steps; by default its contract's first.", 1, 1000)] = None,
     sampler: Annotated[str | None, Option(help="NAME, or NAME:NOISE with its share of fresh noise.")] = None,
     guidance: Annotated[
-        float | None, Option(help="Strength w, of a student that takes it as an input; by default its contract's.")
+        float | None, Option(help="Strength w, for a student that takes it as an input; by default its contract's.")
     ] = None,
     count: Annotated[int, whole("--count", "How many samples.", 1, 4096, "-n")] = 8,
     seed: Annotated[int, whole("--seed", "Seed of the noise.", 0, 2**31 - 1)] = 0,
@@ -35,8 +35,10 @@ def sample(
     dataset: Annotated[
         str | None, Option("--dataset", "-d", help="Data set of the prompts; by default the student's own.")
     ] = None,
-    image: Annotated[str | None, Option(help="Condition on this picture, not on held-out prompts.")] = None,
-    background: Annotated[str, Option(help="Of an opaque --image: remove (needs rembg) or keep.")] = "remove",
+    image: Annotated[str | None, Option(help="Condition on this picture instead of held-out prompts.")] = None,
+    background: Annotated[
+        str, Option(help="What to do with the background of an opaque --image: remove (needs rembg) or keep.")
+    ] = "remove",
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
     """Sample from a student."""
@@ -73,7 +75,7 @@ def sample(
 
 
 def _check_out(out: Path, given: str | None) -> None:
-    """Before any work: nothing is overwritten, and what lies above ``out`` is a folder."""
+    """Check, before any work, that nothing would be overwritten and that ``out`` can be written."""
     if not (given or "").strip():
         raise invalid("--out", given, "a file or folder that does not exist")
     check_place("--out", out)
@@ -82,12 +84,12 @@ def _check_out(out: Path, given: str | None) -> None:
 
 
 def _check_image(image: Path | None) -> None:
-    """Before the networks are loaded: a picture that can be decoded to its end."""
+    """Check, before the networks are loaded, that the picture can be fully decoded."""
     if image is None:
         return
     from PIL import Image
 
-    if not os.path.isfile(image):  # unlike Path.is_file, of any text
+    if not os.path.isfile(image):  # unlike Path.is_file, it takes any text
         raise invalid("--image", str(image), "a picture file; there is none of this name")
     try:
         with Image.open(image) as picture:

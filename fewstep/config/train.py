@@ -99,7 +99,7 @@ class TrainConfig(Strict):
         ge=0,
         description="iterations between sample sheets (pictures of the student's samples, in samples/); 0: none",
     )
-    device: str = Field(default="auto", description="torch device; auto: CUDA where there is one, else the CPU")
+    device: str = Field(default="auto", description="torch device; auto: CUDA if available, else the CPU")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; none: torch's own choice")
 
     @field_validator("export", mode="before")

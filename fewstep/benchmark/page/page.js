@@ -175,7 +175,7 @@ function legend(measure) {
 }
 
 function charts() {
-  const kinds = [["steps", "sampling steps"], ["milliseconds", "sampling time, ms a sample (log scale)"],
+  const kinds = [["steps", "sampling steps"], ["milliseconds", "sampling time, ms per sample (log scale)"],
                  ["budget", "training, network evaluations (log scale)"]];
   const measures = DATA.measures.filter((measure) => linesOf("steps", measure.name).length);
   if (!measures.length) return;
