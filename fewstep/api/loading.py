@@ -39,7 +39,7 @@ def load(
     Args:
         student: a run or its folder, a student's folder, a shipped student's name ("mdt-vd", "slat-mdt-vd", or with its
             backbone "trellis/mdt-vd"), or a hub repository ("owner/name", or "owner/name/folder").
-        device: "auto" is CUDA where there is one, else the CPU.
+        device: "auto" is CUDA if available, else the CPU.
         dataset: registered data set that the prompts come from; by default the training data set.
         data: config keys of that data set; those of the training are kept if it is the same data set.
 

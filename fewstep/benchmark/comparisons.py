@@ -20,13 +20,13 @@ from fewstep.words import fixed, number
 LEVEL = 0.05  # significance level for adjusted p-values
 
 
-def difference_table(found: Sequence[Difference], suite: Suite, reference: str) -> Table | None:
+def difference_table(differences: Sequence[Difference], suite: Suite, reference: str) -> Table | None:
     """The headline measure of each method minus that of the reference method and of undistilled, in equally many steps;
     None if nothing is compared. Bold: better, and the adjusted p is below 0.05."""
-    names = [name for name in dict.fromkeys((reference, UNDISTILLED)) if any(d.against == name for d in found)]
+    names = [name for name in dict.fromkeys((reference, UNDISTILLED)) if any(d.against == name for d in differences)]
     heads = [(f"minus {name}", "p (Holm)", *([f"nearer than {name}"] if suite.nearness else [])) for name in names]
     cells: dict[Key, dict[str, Difference]] = {}
-    for difference in found:
+    for difference in differences:
         if difference.metric == suite.headline:
             cells.setdefault((difference.label, difference.steps), {})[difference.against] = difference
     if not cells:
@@ -59,14 +59,14 @@ def p_value(p: float) -> str:
     return "<0.001" if p < 0.001 else number(p, 2) if p < 0.1 else fixed(p, 2)
 
 
-def cost_table(lines: Sequence[Line], found: Mapping[Key, Mapping[str, Difference]], headline: str) -> Table | None:
+def cost_table(lines: Sequence[Line], compared: Mapping[Key, Mapping[str, Difference]], headline: str) -> Table | None:
     """The comparisons of ``at_equal_cost``: at equal evaluations, and at equal time. None without any."""
-    if not found:
+    if not compared:
         return None
     cells = by_cell(lines)
     header = ["method", "steps", "NFE", "flow ms", "with its NFE", "minus it", "with its time", "minus it"]
     table = new_table(f"{headline} at equal cost", header)
-    for section in sections(found):
+    for section in sections(compared):
         for key, by_cost in section.items():
             texts = [*row_head(cells[key])[:3], milliseconds(seconds(cells[key].values(), FLOW))]
             for cost in (NFE, TIME):
@@ -90,15 +90,15 @@ def _beside(difference: Difference | None, cells: Cells, cost: str) -> list[str]
 def detail_table(lines: Sequence[Line]) -> Table | None:
     """Median, 5th and 95th percentile over the objects; None if no measure has them."""
     cells = by_cell(line for line in lines if "/" in line.metric and is_quality(line.metric))
-    names = list(dict.fromkeys(name for found in cells.values() for name in found))
+    names = list(dict.fromkeys(name for cell in cells.values() for name in cell))
     if not names:
         return None
     table = new_table("objects: median and tails", ["method", "steps", *(name.replace("/", " ") for name in names)])
-    places = {name: places_of([found[name].value for found in cells.values() if name in found]) for name in names}
+    places = {name: places_of([cell[name].value for cell in cells.values() if name in cell]) for name in names}
     for section in sections(cells):
-        for found in section.values():
-            values = (fixed(found[name].value, places[name]) if name in found else "" for name in names)
-            table.add_row(*map(Text, (*row_head(found)[:2], *values)))
+        for cell in section.values():
+            values = (fixed(cell[name].value, places[name]) if name in cell else "" for name in names)
+            table.add_row(*map(Text, (*row_head(cell)[:2], *values)))
         table.add_section()
     return table
 

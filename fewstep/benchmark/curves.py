@@ -23,8 +23,8 @@ def curves(lines: Sequence[Line], suite: Suite) -> dict[str, Any]:
     """Measures; series of points for each label and for each method with several budgets; levels of references."""
     cells, styles = by_cell(lines), styles_of(lines)
     named: dict[str, list[tuple[int, Cell]]] = {}
-    for (label, steps), found in cells.items():
-        named.setdefault(label, []).append((steps, found))
+    for (label, steps), measured in cells.items():
+        named.setdefault(label, []).append((steps, measured))
     names = measures(lines, suite.headline)
     seen = [name for name in dict.fromkeys((suite.headline, *suite.charts, *names)) if name in names]
     series = [

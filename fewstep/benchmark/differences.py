@@ -45,22 +45,22 @@ class Difference:
 def differences(rows: Sequence[Row], suite: Suite, draws: Draws, reference: str) -> list[Difference]:
     """Every measure of every student and step count, minus the reference method's and minus undistilled's."""
     groups = grouped(rows)
-    found = []
+    compared = []
     for (label, steps, metric), own in groups.items():
         if label in RESERVED or not is_quality(metric):
             continue
         for against in (reference, UNDISTILLED):
             other = groups.get((against, steps, metric), {})
             if against != label and matched(own, other):
-                found.append(difference(own, other, suite, draws))
+                compared.append(difference(own, other, suite, draws))
     adjusted: dict[int, float] = {}
     families: dict[tuple[str, int, str], dict[int, float]] = {}
-    for place, entry in enumerate(found):
+    for place, entry in enumerate(compared):
         if entry.p is not None:
             families.setdefault((entry.against, entry.steps, entry.metric), {})[place] = entry.p
     for family in families.values():
         adjusted |= holm(family)
-    return [replace(entry, p_holm=adjusted.get(place)) for place, entry in enumerate(found)]
+    return [replace(entry, p_holm=adjusted.get(place)) for place, entry in enumerate(compared)]
 
 
 def at_equal_cost(
@@ -74,7 +74,7 @@ def at_equal_cost(
         key: {NFE: next(iter(cell.values())).nfe, TIME: seconds(cell.values(), FLOW)} for key, cell in cells.items()
     }
     teachers = [key for key in cells if key[0] in (TEACHER, UNDISTILLED)]
-    found: dict[Key, dict[str, Difference]] = {}
+    compared: dict[Key, dict[str, Difference]] = {}
     for key in (key for key in cells if key[0] not in RESERVED):
         own = groups.get((*key, suite.headline), {})
         for cost in (NFE, TIME):
@@ -82,8 +82,8 @@ def at_equal_cost(
             cheapest = min(enough, key=lambda other: enough[other], default=("", 0))
             other = groups.get((*cheapest, suite.headline), {})
             if matched(own, other):
-                found.setdefault(key, {})[cost] = difference(own, other, suite, draws)
-    return found
+                compared.setdefault(key, {})[cost] = difference(own, other, suite, draws)
+    return compared
 
 
 def difference(own: Mapping[Unit, Row], other: Mapping[Unit, Row], suite: Suite, draws: Draws) -> Difference:

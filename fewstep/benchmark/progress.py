@@ -49,11 +49,11 @@ class CellProgress:
             self.ticks, self.seconds = self.ticks + evaluations, time.monotonic() - self.began
             self._show()
 
-    def end(self, found: str, sampling: float) -> None:
+    def end(self, result: str, sampling: float) -> None:
         """The cell ends.
 
         Args:
-            found: its result in words.
+            result: the cell's result in words.
             sampling: seconds that its evaluations took.
         """
         self.done, self.sampling = self.done + self.costs[self.number], self.sampling + sampling
@@ -61,7 +61,7 @@ class CellProgress:
         self.number, self.ticks, self.seconds = self.number + 1, 0.0, 0.0
         if not self.console.is_interactive:
             left = f"  {duration(self.left() or 0)} left"
-            say(self.console, f"{self.what}  {found}  cell {self.number}/{len(self.costs)}{left}")
+            say(self.console, f"{self.what}  {result}  cell {self.number}/{len(self.costs)}{left}")
 
     def left(self) -> float | None:
         """Seconds left; None before the first evaluation."""

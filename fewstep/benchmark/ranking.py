@@ -23,16 +23,18 @@ RATIO = 8  # the axis is logarithmic if the largest value is more than this time
 def ranking(lines: Sequence[Line], suite: Suite, path: Path, title: str) -> None:
     """Write the chart of the headline measure, with 95 % intervals. The first student stands out in colour."""
     of_headline = [line for line in lines if line.metric == suite.headline and isfinite(line.value)]
-    found = {(line.label, line.steps): line for line in of_headline if line.label not in (TEACHER, OTHER_NOISE, TRUTH)}
+    measured = {
+        (line.label, line.steps): line for line in of_headline if line.label not in (TEACHER, OTHER_NOISE, TRUTH)
+    }
     teacher = next((line for line in of_headline if line.label == TEACHER), None)
-    steps = sorted({count for _, count in found})
-    order = _order(found, steps, suite.headline in suite.lower_is_better)
-    first = next((label for label, _ in found if label != UNDISTILLED), "")
+    steps = sorted({count for _, count in measured})
+    order = _order(measured, steps, suite.headline in suite.lower_is_better)
+    first = next((label for label, _ in measured if label != UNDISTILLED), "")
     floor = floor_of(suite, suite.headline, of_headline)
     with drawing(path, WIDTH, ROW * len(order) + HEAD) as figure:
         panels = figure.subplots(1, max(len(steps), 1), squeeze=False, sharey=True)[0]
         for axes, count in zip(panels, steps, strict=False):
-            shown = {at: found[label, count] for at, label in enumerate(order) if (label, count) in found}
+            shown = {at: measured[label, count] for at, label in enumerate(order) if (label, count) in measured}
             _panel(axes, shown, first, floor)
             axes.set_title(number_of(count, "step"), fontsize=9)
             if teacher is not None:
@@ -40,7 +42,7 @@ def ranking(lines: Sequence[Line], suite: Suite, path: Path, title: str) -> None
                 text = f"teacher, {number_of(teacher.steps, 'step')}"
                 axes.axvline(value, color="black", lw=1.0, label=text, zorder=1)
                 axes.axvspan(low, high, color="black", alpha=0.09, lw=0, zorder=0)
-        _scale(panels, [line.value for line in (*found.values(), *([teacher] if teacher else []))])
+        _scale(panels, [line.value for line in (*measured.values(), *([teacher] if teacher else []))])
         panels[0].set_yticks(range(len(order)), [chart_escaped(shortened(label, NAME)) for label in order], fontsize=8)
         panels[0].set_ylim(len(order) - 0.4, -0.6)
         better = "lower" if suite.headline in suite.lower_is_better else "higher"
@@ -52,14 +54,14 @@ def ranking(lines: Sequence[Line], suite: Suite, path: Path, title: str) -> None
         figure.suptitle(chart_escaped(shortened(title, LINE)), x=0.01, ha="left", fontsize=10, weight="bold")
 
 
-def _order(found: dict[tuple[str, int], Line], steps: Sequence[int], lower: bool) -> list[str]:
+def _order(measured: dict[tuple[str, int], Line], steps: Sequence[int], lower: bool) -> list[str]:
     """Labels from best to worst in the fewest steps; those that were not measured there come last."""
 
     def place(label: str) -> float:
-        line = found.get((label, steps[0]))
+        line = measured.get((label, steps[0]))
         return inf if line is None else line.value if lower else -line.value
 
-    return sorted(dict.fromkeys(label for label, _ in found), key=place)
+    return sorted(dict.fromkeys(label for label, _ in measured), key=place)
 
 
 def _panel(axes: Any, shown: dict[int, Line], first: str, floor: float) -> None:

@@ -58,20 +58,18 @@ def quality_table(lines: Sequence[Line], headline: str, lower_is_better: frozens
     """Every measure as its mean and half its 95 % interval, headline first; the best of each step count is bold."""
     cells, names = by_cell(lines), measures(lines, headline)
     heads = [f"{name} {'↓' if name in lower_is_better else '↑'}" for name in names]
-    broken = ["not finite"] if any(NON_FINITE in found for found in cells.values()) else []
+    broken = ["not finite"] if any(NON_FINITE in cell for cell in cells.values()) else []
     table = new_table("quality", ["method", "steps", "NFE", "guidance", *heads[:1], "gap closed", *heads[1:], *broken])
-    places = {name: places_of([found[name].value for found in cells.values() if name in found]) for name in names}
+    places = {name: places_of([cell[name].value for cell in cells.values() if name in cell]) for name in names}
     for index, section in enumerate(sections(cells)):
         best = {name: _best(section, name, lower_is_better) for name in names} if index else {}
-        for key, found in section.items():
+        for key, cell in section.items():
             values = [
-                Text(mean(found.get(name), places[name]), "bold" if best.get(name) == key else "") for name in names
+                Text(mean(cell.get(name), places[name]), "bold" if best.get(name) == key else "") for name in names
             ]
-            first = map(Text, row_head(found))
-            shares = [
-                Text(f"{fixed(100 * found[NON_FINITE].value, 0)} %" if NON_FINITE in found else "") for _ in broken
-            ]
-            table.add_row(*first, *values[:1], Text(share(found.get(GAP + headline))), *values[1:], *shares)
+            first = map(Text, row_head(cell))
+            shares = [Text(f"{fixed(100 * cell[NON_FINITE].value, 0)} %" if NON_FINITE in cell else "") for _ in broken]
+            table.add_row(*first, *values[:1], Text(share(cell.get(GAP + headline))), *values[1:], *shares)
         table.add_section()
     return table
 
@@ -82,11 +80,11 @@ def time_table(lines: Sequence[Line]) -> Table:
     heads = [f"{name.removeprefix(SECONDS).replace('_', ' ')} ms" for name in parts]
     table = new_table("time per sample", ["method", "steps", "NFE", *heads, "x flow", "x whole"])
     for section in sections(by_cell(lines)):
-        for found in section.values():
-            if found.keys() & set(parts):
-                times = [milliseconds(found[name].value) if name in found else "" for name in parts]
-                faster = [number(found[n].value, 2) if n in found else "" for n in ("speedup_flow", "speedup_total")]
-                table.add_row(*map(Text, (*row_head(found)[:3], *times, *faster)))
+        for cell in section.values():
+            if cell.keys() & set(parts):
+                times = [milliseconds(cell[name].value) if name in cell else "" for name in parts]
+                faster = [number(cell[n].value, 2) if n in cell else "" for n in ("speedup_flow", "speedup_total")]
+                table.add_row(*map(Text, (*row_head(cell)[:3], *times, *faster)))
         table.add_section()
     return table
 
@@ -107,12 +105,12 @@ def sections(cells: Mapping[Key, T]) -> list[dict[Key, T]]:
     return [{key: cells[key] for key in section} for section in keys]
 
 
-def row_head(found: Mapping[str, Line]) -> list[str]:
+def row_head(cell: Mapping[str, Line]) -> list[str]:
     """Label, steps, NFE and guidance of a cell."""
-    line = next(iter(found.values()))
+    line = next(iter(cell.values()))
     if not line.steps:
         return [line.label, "", "", ""]
-    broken = "!" if NON_FINITE in found else ""
+    broken = "!" if NON_FINITE in cell else ""
     return [line.label + broken, f"{line.steps}{'' if line.made_for else '*'}", f"{line.nfe:g}", f"{line.guidance:g}"]
 
 
@@ -164,6 +162,6 @@ def share(line: Line | None) -> str:
 def _best(section: Cells, name: str, lower_is_better: frozenset[str]) -> Key | None:
     """The cell with the best finite value; None if there are fewer than two."""
     sign = 1 if name in lower_is_better else -1
-    values = {key: sign * found[name].value for key, found in section.items() if name in found}
+    values = {key: sign * cell[name].value for key, cell in section.items() if name in cell}
     finite = {key: value for key, value in values.items() if math.isfinite(value)}
     return min(finite, key=lambda key: finite[key]) if len(finite) > 1 else None

@@ -38,7 +38,9 @@ Resume = Annotated[
 DryRun = Annotated[bool, Option("--dry-run", help="Print the resolved config and start nothing.")]
 Room = Annotated[
     str | None,
-    Option("--memory", help="With --dry-run: the expected memory, and whether it fits into 24GB; auto: the device."),
+    Option(
+        "--memory", help="With --dry-run: expected memory, and whether it fits into a size (24GB) or device (auto)."
+    ),
 ]
 Toml = Annotated[bool, Option("--toml", help="With --dry-run: print a TOML file that --config takes.")]
 HelpConfig = Annotated[bool, Option("--help-config", help="List every config key of this method and backbone.")]

@@ -123,17 +123,17 @@ def _resolve(
     method: str, backbone: str, preset: str | None, given: Sequence[Layer], dataset: str | None, plan: Plan | None
 ) -> Resolved:
     objective, network = registry().get("objective", method), registry().get("backbone", backbone)
-    own = network.load()
+    backbone_cls = network.load()
     if plan is not None:
         preset, base = plan.preset, [("the run", plan.values)]
     else:
         preset = preset_of(objective, network, preset)
         base = [(file.source, file.read()) for file in presets.find(objective, network, preset)]
     layers = base + list(given)
-    layers = [(source, keys_of(values, own.stage, own.stages)) for source, values in layers]
+    layers = [(source, keys_of(values, backbone_cls.stage, backbone_cls.stages)) for source, values in layers]
     data = data_of(network, dataset or presets.data_set(layers))
     names = {"method": objective.name, "backbone": network.name, "dataset": data.name}
-    check_needs(objective.load(), own, data.load(), **names)
+    check_needs(objective.load(), backbone_cls, data.load(), **names)
     layers = [(source, {k: v for k, v in values.items() if k != presets.DATASET}) for source, values in layers]
     sources = {} if plan is None else dict(plan.sources)
     for source, values in layers if plan is None else layers[1:]:
@@ -144,7 +144,7 @@ def _resolve(
     except FewstepError as error:
         raise FewstepError("\n".join(_located(line, sources) for line in str(error).splitlines())) from None
     method_of_run = objective.load()(config.objective)
-    check_needs(method_of_run, own, data.load(), **names)  # the needs of an objective may depend on its config
+    check_needs(method_of_run, backbone_cls, data.load(), **names)  # the needs of an objective may depend on its config
     check_sampler(method_of_run, objective.name)
     method_of_run.check(config.train)
     return Resolved(objective, network, data, config, sources, preset)

@@ -45,7 +45,7 @@ class Backbone(nn.Module):
     Config: ClassVar[type[Strict]]
     config: Any  # an instance of ``Config``, which ``save`` writes
     provides: ClassVar[frozenset[str]] = frozenset()  # what this network or its ``student`` can do
-    dataset: ClassVar[str]  # name of the registered data set that a run uses unless told otherwise
+    dataset: ClassVar[str]  # name of the registered data set that a run uses by default
     interpolant: Interpolant = Interpolant()
     strength_channels: int  # width of the embedding that the guidance strength is added to
     adapted: ClassVar[tuple[str, ...]] = (".*",)  # linear layers that get LoRA adapters by default: ``lora.targets``

@@ -137,7 +137,7 @@ def sum_of(parts: Sequence[Entry]) -> type[Methods]:
 
 def _merged(name: str, a: NetSpec, b: NetSpec) -> NetSpec:
     for key in ("init", "lr_scale", "build", "frozen"):
-        one, other = getattr(a, key), getattr(b, key)
-        if one != other:
-            raise FewstepError(f"network {name!r}: summed objectives disagree about its {key}: {one!r}, {other!r}")
+        first, second = getattr(a, key), getattr(b, key)
+        if first != second:
+            raise FewstepError(f"network {name!r}: summed objectives disagree about its {key}: {first!r}, {second!r}")
     return NetSpec(a.init, a.lr_scale, tuple(dict.fromkeys(a.ema + b.ema)), a.build, a.frozen)

@@ -84,20 +84,20 @@ def expected(resolved: Resolved, device: str | None = None) -> Memory:
         )  # fmt: skip
     except (TypeError, NotImplementedError, RuntimeError) as error:
         raise FewstepError(f"the size of {resolved.backbone.name!r} is not known: {first_line(error)}") from error
-    found, seen = Memory(), set[int]()
+    memory, seen = Memory(), set[int]()
 
     def own(module: nn.Module) -> int:
         fresh = [x for x in (*module.parameters(), *module.buffers()) if id(x) not in seen]
         seen.update(map(id, fresh))
         return size(fresh)
 
-    found.parts["teacher"] = own(teacher)
-    found.parts |= {f"network {name!r}": own(module) for name, module in nets.trained.items()}
-    found.parts["averages (EMA)"] = sum(map(own, nets.emas.values()))
+    memory.parts["teacher"] = own(teacher)
+    memory.parts |= {f"network {name!r}": own(module) for name, module in nets.trained.items()}
+    memory.parts["averages (EMA)"] = sum(map(own, nets.emas.values()))
     trained = [p for parameters in nets.parameters.values() for p in parameters.values()]
-    found.parts["optimiser states"] = state_bytes(config.train.optimizer, trained)
+    memory.parts["optimiser states"] = state_bytes(config.train.optimizer, trained)
     if device == "cpu":
-        found.copies = size(nets.state().values()) + found.parts["optimiser states"]
+        memory.copies = size(nets.state().values()) + memory.parts["optimiser states"]
     nets.view.parked = device != "cpu" and not config.lora.rank
     total = config.train.steps
     numbers = [*range(min(total, 100)), *range(max(0, total - 100), total)]
@@ -105,13 +105,13 @@ def expected(resolved: Resolved, device: str | None = None) -> Memory:
         gradients = size(p for name in phase.trains for p in nets.parameters[name].values())
         live, what = passes(objective, nets, resolved, phase, index)
         beyond = live if config.train.accumulate > 1 else max(0, live - gradients)
-        if gradients + beyond > sum(found.passes.values()):
-            found.passes = {"gradients": gradients, "activations": beyond}
-        found.notes = [what]
+        if gradients + beyond > sum(memory.passes.values()):
+            memory.passes = {"gradients": gradients, "activations": beyond}
+        memory.notes = [what]
     if nets.view.parked:
-        found.parts["teacher"] = 0
-        found.notes.append("no loss asks for the teacher, whose weights wait in the host's memory")
-    return found
+        memory.parts["teacher"] = 0
+        memory.notes.append("no loss asks for the teacher, whose weights wait in the host's memory")
+    return memory
 
 
 def outline(resolved: Resolved) -> Backbone:
@@ -119,8 +119,8 @@ def outline(resolved: Resolved) -> Backbone:
     config = resolved.config.backbone
     if holds_info(config.teacher):
         return load_student(config.teacher)[0].to("meta")
-    own: type[Backbone] = resolved.backbone.load()
-    return own.outline(config)
+    backbone_cls: type[Backbone] = resolved.backbone.load()
+    return backbone_cls.outline(config)
 
 
 def passes(objective: Objective[Any], nets: Networks, resolved: Resolved, phase: Phase, index: int) -> tuple[int, str]:

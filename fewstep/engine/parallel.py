@@ -42,8 +42,8 @@ class Parallel:
         self.mesh = _mesh(config, processes.ranks, device) if self.kind == "fsdp" else None
 
     def shard(self, module: nn.Module) -> None:
-        """Shard a network by the units of its backbones. One without a backbone, such as a small head, is not split
-        further."""
+        """Shard a network by the units of its backbones. One without a backbone, such as a small head, is not
+        sharded."""
         if self.mesh is None:
             return
         parts = [part for backbone in backbones(module) for part in (*backbone.shard_units(), backbone)]

@@ -111,5 +111,5 @@ class Setup:
         self.parallel.shard(self.teacher.backbone)  # only now: the data may have needed all of it in one process
         if self.parallel.mesh is not None:
             self.teacher.guidance = replace(self.teacher.guidance, always=True)
-        if self.parallel.mesh is None and not self.nets.lora.rank:  # shards and shared parameters cannot be moved
+        if self.parallel.mesh is None and not self.nets.lora.rank:  # shards and shared parameters must not be moved
             self.nets.view.park()

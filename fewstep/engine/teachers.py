@@ -18,10 +18,10 @@ def open_teacher(backbone: Entry, config: Any) -> Teacher:
     Raises:
         FewstepError: for a run of another backbone, an unfinished run, or a folder that is not a run's.
     """
-    own: type[Backbone] = backbone.load()
+    backbone_cls: type[Backbone] = backbone.load()
     run: Any = config.teacher
-    if run is None or ("teacher" in own.Config.model_fields and not holds_info(run)):
-        return own.teacher(_own(own, config))
+    if run is None or ("teacher" in backbone_cls.Config.model_fields and not holds_info(run)):
+        return backbone_cls.teacher(_own(backbone_cls, config))
     check_student("backbone.teacher", run, backbone.name)
     return load_student(run)[0].as_teacher(config)
 
@@ -32,10 +32,10 @@ def beginner(backbone: Entry, config: Any, seed: int) -> Teacher:
     Raises:
         FewstepError: for a class that is not made from its config alone.
     """
-    own: type[Backbone] = backbone.load()
+    backbone_cls: type[Backbone] = backbone.load()
     torch.manual_seed(seed)
     try:
-        return own.initial(_own(own, config)).as_teacher(config)
+        return backbone_cls.initial(_own(backbone_cls, config)).as_teacher(config)
     except TypeError as error:
         raise FewstepError(
             f"backbone {backbone.name!r} makes no network from its config ({error}); accepted: one with `initial`"

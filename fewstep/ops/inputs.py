@@ -82,8 +82,8 @@ def plain(tensors: Sequence[Tensor], addresses: bool) -> bool:
 def lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in autocast's type where autocast is on, as a linear layer would cast them.
 
-    float64 stays, as with torch's own layers. torch has no autocast for meta tensors: if their types differ, which only
-    autocast can cause, the smallest is taken.
+    float64 stays, as with torch's own layers. torch has no autocast for meta tensors: if their types differ, which is
+    accepted only under autocast, the smallest is taken.
     """
     kind = tensors[0].device.type
     if kind == "meta":

@@ -26,7 +26,7 @@ __all__ = ["BUILTIN", "KINDS", "Combined", "Entry", "Installed", "Registry", "re
 KINDS = ("objective", "backbone", "dataset", "sampler", "kernel", "tracker")
 SAMPLERS = {
     "euler": "first order along the velocity",
-    "heun": "second order, two evaluations a step",
+    "heun": "second order, two evaluations per step",
     "consistency": "jump to the data, put noise on it, a share of it fresh (by default all)",
     "jump": "two-time jump F(x, t, s)",
     "gamma": "two-time jump past s, fresh noise up to s; gamma from 0 (jump) to 1 (all fresh), by default 0.5",
@@ -87,19 +87,21 @@ class Registry:
 
     def entries(self, kind: str) -> list[Entry]:
         """Entries of a kind by their main names, clashing ones included."""
-        return [e for (k, name), found in sorted(self._entries.items()) if k == kind for e in found if e.name == name]
+        return [e for (k, name), claims in sorted(self._entries.items()) if k == kind for e in claims if e.name == name]
 
     def all(self) -> list[Entry]:
         """Entries of every kind."""
-        return [entry for found in self._entries.values() for entry in found]
+        return [entry for claims in self._entries.values() for entry in claims]
 
     def names(self, kind: str) -> list[str]:
         """Every usable name of a kind, aliases included, clashing ones left out."""
-        return sorted(name for (k, name), found in self._entries.items() if k == kind and len(found) == 1)
+        return sorted(name for (k, name), claims in self._entries.items() if k == kind and len(claims) == 1)
 
     def clashes(self) -> list[str]:
         """One line for each name that more than one plugin claims."""
-        names = [_clash(kind, name, found) for (kind, name), found in sorted(self._entries.items()) if len(found) > 1]
+        names = [
+            _clash(kind, name, claims) for (kind, name), claims in sorted(self._entries.items()) if len(claims) > 1
+        ]
         return names + self.command_clashes
 
     def get(self, kind: str, name: str) -> Entry:
