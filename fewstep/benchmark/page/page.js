@@ -1,4 +1,4 @@
-// The page of a bench, and of objects alone: charts, sortable tables, objects to turn. All that comes from outside is set as text, never as HTML.
+// The page of a bench, and of objects alone: charts, sortable tables, objects to rotate. All that comes from outside is set as text, never as HTML.
 "use strict";
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const find = (id) => document.getElementById(id);

@@ -97,7 +97,7 @@ def check_roots(roots: Sequence[Path]) -> None:
         raise invalid("data.roots", "", f"folders with a {NAME}, joined by commas: data.roots=FOLDER,FOLDER")
     for root in roots:
         if not (root / NAME).is_file():
-            got = "which has none" if root.is_dir() else "which is no folder"
+            got = "which has none" if root.is_dir() else "which is not a folder"
             raise invalid("data.roots", f"{root}, {got}", f"folders with a {NAME}, joined by commas")
 
 
