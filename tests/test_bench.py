@@ -803,7 +803,7 @@ def test_a_bench_of_other_settings_is_refused(tmp_path: Path) -> None:
         "teacher": {"teacher_steps": 3},
         "student 'perfect'": {"students": other},
     }.items():
-        with pytest.raises(FewstepError, match=f"--resume: {what} is another one"):
+        with pytest.raises(FewstepError, match=f"--resume: {what} differs from what the bench"):
             bench(tmp_path / "b", resume=True, **options)
     (tmp_path / "b" / "environment.json").write_text("{")
     with pytest.raises(FewstepError, match="damaged"):
