@@ -20,7 +20,7 @@ def view(
     device: Annotated[str, DEVICE] = "auto",
     show: Annotated[bool, OPEN] = True,
 ) -> None:
-    """Look at results: writes one HTML page with objects that you can rotate, beside their pictures and true objects."""
+    """Look at results: writes one HTML page with objects to rotate, beside their pictures and true objects."""
     from fewstep_shapes3d.view.page import page_of
 
     page = page_of(Path(home(result)), device)
