@@ -179,7 +179,7 @@ def test_keys_that_do_not_fit_are_listed_in_one_error(tmp_path: Path) -> None:
         image_conditioner(tmp_path / "wrong.safetensors")
     text = str(caught.value)
     assert "2 missing: norm.bias, blocks.0.ls1.gamma" in text
-    assert "1 not known: head.weight" in text
+    assert "1 unknown: head.weight" in text
     assert "1 wrong shape: cls_token [1, 1, 7] instead of [1, 1, 128]" in text
 
 
@@ -201,9 +201,7 @@ def test_a_damaged_folder_is_one_error(tmp_path: Path) -> None:
     state = load_file(weights)
     del state["layernorm.weight"]
     save_file({**state, "surplus": torch.zeros(2)}, weights, metadata={"format": "pt"})
-    with pytest.raises(
-        FewstepError, match=r"folder does not fit Dinov2W.*1 missing: layernorm\.weight; 1 not known: s"
-    ):
+    with pytest.raises(FewstepError, match=r"folder does not fit Dinov2W.*1 missing: layernorm\.weight; 1 unknown: s"):
         image_conditioner(tmp_path / "folder")
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(FewstepError, match=r"--image-encoder: got '.*folder'; accepted: config.json and complete"):

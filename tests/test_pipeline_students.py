@@ -162,7 +162,7 @@ def test_weights_of_neither_flow_are_one_error_with_every_kind_of_misfit(tmp_pat
     with pytest.raises(FewstepError) as error:
         find_students([str(path)], pipeline)
     message = str(error.value)
-    assert "1 missing: out_layer.bias; 1 not known: brand.new; 1 wrong shape: input_layer.weight [32, 1]" in message
+    assert "1 missing: out_layer.bias; 1 unknown: brand.new; 1 wrong shape: input_layer.weight [32, 1]" in message
     assert "does not fit SparseStructureFlowModel" in message
     assert "does not fit SLatFlowModel" in message
 

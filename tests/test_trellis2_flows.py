@@ -200,7 +200,7 @@ def test_files_with_and_without_rope_phases(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda t: t.pop("blocks.1.modulation"), "1 missing: blocks.1.modulation"),
-        (lambda t: t.update(stray=torch.ones(1)), "1 not known: stray"),
+        (lambda t: t.update(stray=torch.ones(1)), "1 unknown: stray"),
         (lambda t: t.update({"out_layer.bias": torch.ones(9)}), r"out_layer.bias \[9\] instead of \[2\]"),
     ],
 )

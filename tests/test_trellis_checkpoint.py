@@ -106,13 +106,13 @@ def test_all_misfits_in_one_message(saved: Path) -> None:
     text = str(caught.value)
     assert str(saved) in text
     assert "1 missing: out_layer.bias" in text
-    assert "1 not known: out_layer.bais" in text
+    assert "1 unknown: out_layer.bais (did you mean 'out_layer.bias'?)" in text
     assert "input_layer.weight [12, 3] instead of [12, 2]" in text
 
 
 def test_long_lists_are_cut(saved: Path) -> None:
     save_file({"a": torch.zeros(1)}, saved)
-    with pytest.raises(FewstepError, match=r"\d+ missing: .* and \d+ more; 1 not known: a"):
+    with pytest.raises(FewstepError, match=r"\d+ missing: .* and \d+ more; 1 unknown: a$"):
         load_model(saved)
 
 

@@ -191,7 +191,7 @@ def test_adapters_are_not_taken_for_the_weight(stem: Path, raw: State) -> None:
     with pytest.raises(FewstepError, match=r"base_layer\.weight and .*lora_A\.weight are both 'out_layer\.weight'"):
         load_model(stem)
     torch.save({**raw, "out_layer.weight": weight, "out_layer.lora_A.weight": weight}, f"{stem}.pt")
-    with pytest.raises(FewstepError, match=r"1 not known: out_layer\.lora_A\.weight"):
+    with pytest.raises(FewstepError, match=r"1 unknown: out_layer\.lora_A\.weight"):
         load_model(stem)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from torch import Tensor, nn
 
 from fewstep.engine.export import check_finite
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, nearest
 from fewstep_trellis.models.arguments import Rebuildable
 from fewstep_trellis.weightfiles import State, dotted
 
@@ -105,10 +105,11 @@ def _notes(
             yield f"{source}: {average!r} was not taken: it lacks some of the network's keys"
 
 
-def _some(items: Iterable[str], limit: int = 8) -> str:
-    names = list(items)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+def _some(names: Sequence[str], accepted: Iterable[str] = (), limit: int = 8) -> str:
+    """The first names, each with the nearest of ``accepted`` where one is near."""
+    hints = [nearest(name, accepted, cutoff=0.8) for name in names[:limit]]
+    shown = [name + (f" (did you mean {hint!r}?)" if hint else "") for name, hint in zip(names, hints, strict=False)]
+    return ", ".join(shown) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
@@ -128,9 +129,9 @@ def _same_kind(own: Tensor, given: Tensor) -> bool:
 
 
 def listing(missing: Sequence[str], extra: Sequence[str], shapes: Sequence[str]) -> list[str]:
-    """The keys that do not fit, as clauses of a message; empty if all fit."""
-    found = {"missing": missing, "not known": extra, "wrong shape": shapes}
-    return [f"{len(names)} {what}: {_some(names)}" for what, names in found.items() if names]
+    """The keys that do not fit, as clauses (unknown ones with the nearest missing one); empty if all fit."""
+    found = {"missing": (missing, ()), "unknown": (extra, missing), "wrong shape": (shapes, ())}
+    return [f"{len(names)} {what}: {_some(names, near)}" for what, (names, near) in found.items() if names]
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -142,7 +143,7 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         source: where the tensors come from, for the messages.
 
     Raises:
-        FewstepError: keys are missing, not known or wrongly shaped, all of them in one message; or values that are not
+        FewstepError: keys are missing, unknown or wrongly shaped, all of them in one message; or values that are not
             finite, or all zero.
     """
     own = model.state_dict()

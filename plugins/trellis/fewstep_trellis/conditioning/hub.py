@@ -103,7 +103,7 @@ def build(kind: Kind, config: dict[str, Any], state: dict[str, Tensor], source: 
     """A model of these arguments and tensors, named as in transformers' files, in float32 and eval mode.
 
     Raises:
-        FewstepError: keys are missing, not known or wrongly shaped; ``source`` says where they come from.
+        FewstepError: keys are missing, unknown or wrongly shaped; ``source`` says where they come from.
     """
     with quiet():
         model, report = transformers(kind.model).from_pretrained(
@@ -128,7 +128,7 @@ def model_type(folder: Path, kind: Kind) -> str | None:
 
 
 def check(report: dict[str, Any], kind: Kind, source: str) -> None:
-    """Raise one FewstepError that lists the keys that were missing, not known or wrongly shaped."""
+    """Raise one FewstepError that lists the keys that were missing, unknown or wrongly shaped."""
     extra = [key for key in report["unexpected_keys"] if not key.startswith(kind.ignored)]
     shapes = [f"{key} {list(got)} instead of {list(own)}" for key, got, own in report["mismatched_keys"]]
     if found := listing(sorted(report["missing_keys"]), sorted(extra), sorted(shapes)) + report["error_msgs"]:

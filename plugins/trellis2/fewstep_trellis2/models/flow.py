@@ -57,7 +57,7 @@ class FlowTransformer(StudentInputs):
         guidance_input: the guidance strength as an input, likewise.
 
     Raises:
-        FewstepError: arguments that do not fit together or are not known.
+        FewstepError: arguments that do not fit together, or an unknown one.
     """
 
     block: ClassVar[type[ModulatedCrossBlock]]
