@@ -75,6 +75,15 @@ def test_networks_are_merged_with_the_ema_rates_of_all() -> None:
     assert specs == {"student": NetSpec(ema=(0.9, 0.5)), "fake": NetSpec(init="student")}
 
 
+def test_an_average_that_was_not_declared_is_refused() -> None:
+    nets = trainer(ema=[0.99]).nets.view
+    for name, rate in (("student", 0.9), ("studnet", 0.99)):
+        with pytest.raises(FewstepError) as caught:
+            nets.ema(name, rate)
+        assert str(caught.value).startswith(f"nets.ema: got {name!r} at {rate}; accepted: 'student' at 0.99; ")
+    assert isinstance(nets.ema("student", 0.99), nn.Module)
+
+
 def test_consistency_with_an_ema_target_and_velocity_matching_train_together() -> None:
     class Both(Sum[ConsistencyConfig]):
         Config = ConsistencyConfig

@@ -19,6 +19,7 @@ from fewstep.core.derivatives import Function, Tangents, Tensors
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Layout
 from fewstep.core.times import TimeSampler
+from fewstep.errors import FewstepError
 
 if TYPE_CHECKING:
     from fewstep.config.train import TrainConfig
@@ -76,7 +77,15 @@ class Nets:
         return modules[name]
 
     def ema(self, name: str, rate: float) -> nn.Module:
-        """The exponential moving average of a network, at a rate that its NetSpec declares."""
+        """The exponential moving average of a network, at a rate that its NetSpec declares.
+
+        Raises:
+            FewstepError: for a rate that was not declared, or an unknown network.
+        """
+        if (name, rate) not in self._emas:
+            declared = ", ".join(f"{network!r} at {rate}" for network, rate in self._emas)
+            text = f"{declared or 'none'}; rates are declared in NetSpec(ema=...) and, for the student, in train.ema"
+            raise FewstepError(f"nets.ema: got {name!r} at {rate}; accepted: {text}")
         return self._emas[name, rate]
 
 
