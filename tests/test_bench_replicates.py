@@ -96,7 +96,10 @@ def test_what_a_training_took_is_in_rows_lines_and_environment(table: BenchTable
     found = [one for one in record["students"] if one["label"] == "vm"]
     assert [(one["training"], one["seed"]) for one in found] == [(0, 0), (1, 1), (2, 2)]
     infos = [json.loads(Path(f"vm-{seed}/student/config.json").read_text()) for seed in range(3)]
-    took = [sum(n for kinds in info["budget"].values() for n in kinds.values()) for info in infos]
+    took = [  # a backward pass costs two forward passes, and a tangent one more than its forward pass
+        sum(kinds["forward"] + 2 * kinds["tangent"] + 2 * kinds["backward"] for kinds in info["budget"].values())
+        for info in infos
+    ]
     rows = {row.training: row for row in table.rows if row.label == "vm"}
     assert [rows[n].evaluations for n in range(3)] == took
     (line,) = (line for line in table.lines if (line.label, line.metric) == ("vm", "mmd"))

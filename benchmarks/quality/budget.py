@@ -23,6 +23,7 @@ from rich.console import Console
 
 import fewstep
 from fewstep.config.base import merge, parse_override
+from fewstep.engine.budget import evaluations as in_passes
 from fewstep.errors import FewstepError, invalid
 
 PROBE = 20  # iterations of the shorter run; divisible by the usual shares and ratios
@@ -31,8 +32,7 @@ DOUBLINGS = 6  # at most, of PROBE, for a method that refuses so short a run
 
 def evaluations(run: fewstep.Run) -> int:
     """The network evaluations that a run has spent."""
-    counts = run.metrics()[-1]["evaluations"].values()
-    return sum(n["forward"] + 2 * n["tangent"] + 2 * n["backward"] for n in counts)
+    return int(in_passes(run.metrics()[-1]["evaluations"]))
 
 
 def iterations(budget: int, distill: Callable[..., fewstep.Run], config: dict[str, Any], folder: Path) -> int:

@@ -39,6 +39,7 @@ from fewstep.config.base import merge, parse_override
 from fewstep.config.resolve import resolve_stages
 from fewstep.config.run import Resolved, versions
 from fewstep.console import Console, say
+from fewstep.engine.budget import evaluations
 from fewstep.engine.session import build
 from fewstep.engine.trainer import Row, Trainer
 from fewstep.errors import FewstepError, invalid
@@ -70,12 +71,7 @@ class Cost:
     @property
     def evaluations(self) -> float:
         """All kinds together, in units of a forward pass."""
-        return together({"forward": self.forward, "tangent": self.tangent, "backward": self.backward})
-
-
-def together(counts: Mapping[str, float]) -> float:
-    """Evaluations of all kinds in units of a forward pass."""
-    return counts["forward"] + 2 * counts["tangent"] + 2 * counts["backward"]
+        return evaluations({"": {"forward": self.forward, "tangent": self.tangent, "backward": self.backward}})
 
 
 def plan(method: str, backbone: str, keys: Mapping[str, Any]) -> Resolved:
@@ -158,7 +154,7 @@ def cost(method: Resolved, base: Resolved, base_memory: int, rounds: int) -> Cos
         **counts,
         memory=memory,
         seconds=median(seconds for seconds, _ in own),
-        x_evaluations=together(counts) / together(base_counts),
+        x_evaluations=evaluations({"": counts}) / evaluations({"": base_counts}),
         x_memory=memory / base_memory,
         x_time=ratio,
         rounds=rounds,

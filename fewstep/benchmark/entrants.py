@@ -15,6 +15,7 @@ from fewstep.core.contract import Contract
 from fewstep.core.guidance import Guidance
 from fewstep.core.samplers import Sampler
 from fewstep.core.suite import Suite
+from fewstep.engine.budget import evaluations
 from fewstep.engine.export import StudentInfo
 from fewstep.errors import FewstepError
 
@@ -68,9 +69,9 @@ class Entrant:
 
     @property
     def evaluations(self) -> float | None:
-        """Evaluations of all networks in training: forward, tangent and backward passes, counted per sample."""
-        counts = [sum(by_kind.values()) for info in self.infos for by_kind in info.budget.values()]
-        return float(sum(counts)) if self.infos else None
+        """Evaluations of all networks in training, a sample each, in units of a forward pass: a backward pass counts 2,
+        and so does a forward pass with its tangent."""
+        return float(sum(evaluations(info.budget) for info in self.infos)) if self.infos else None
 
     @property
     def training_seconds(self) -> float | None:

@@ -5,7 +5,7 @@ small head, cost next to nothing in comparison and are not counted.
 
 * ``forward``: plain forward passes.
 * ``tangent``: forward passes that carry a derivative, at about twice the cost.
-* ``backward``: backward passes through an evaluation.
+* ``backward``: backward passes through an evaluation, at about twice the cost of the forward pass.
 
 A guided teacher evaluates its network twice and counts twice.
 """
@@ -24,6 +24,12 @@ from fewstep.core.layout import Layout
 from fewstep.ops.inputs import carries_tangent
 
 Counts = dict[str, dict[str, int]]
+COST = {"forward": 1, "tangent": 2, "backward": 2}  # in forward passes
+
+
+def evaluations(counts: Mapping[str, Mapping[str, float]]) -> float:
+    """The evaluations of all networks in units of a forward pass."""
+    return sum(COST[kind] * count for kinds in counts.values() for kind, count in kinds.items())
 
 
 class Budget:
