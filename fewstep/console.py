@@ -8,7 +8,7 @@ import shlex
 import sys
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any, cast
 
 import rich.console
@@ -95,6 +95,16 @@ class Console(rich.console.Console):
             emoji=False,
             quiet=not speaks(),
         )
+
+    def on_broken_pipe(self) -> None:
+        """Go on without printing where nobody reads any more (``| head``): the work and its files are still wanted."""
+        discard(self.file)
+
+
+def discard(stream: IO[str]) -> None:
+    """Redirect a standard stream, which nobody reads, to the null device, since Python flushes it again at exit."""
+    with suppress(OSError):  # a stream without a file descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def say(console: rich.console.Console, line: str, style: str | None = None) -> None:

@@ -167,3 +167,14 @@ def test_the_decoder_has_no_use_for_it() -> None:
 def test_our_console_is_a_rich_one() -> None:
     assert isinstance(Console(), rich.console.Console)
     assert os.environ.get("COLUMNS") != "160"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
+@pytest.mark.parametrize("pipe", ["| true", "2>&1 | true"])
+def test_work_goes_on_when_nobody_reads_any_more(tmp_path: Path, pipe: str) -> None:
+    keys = "train.steps=6 train.batch_size=8 backbone.pretrain=2 backbone.width=8 train.threads=1 train.log_every=1"
+    run = command(sys.executable, "-m", "fewstep", "distill", "-m", "mdt-vm", "-b", "toy", "--out", "run")
+    script = f"({run} {keys}; echo $? > code) {pipe}"
+    subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, check=True, timeout=120)
+    assert (tmp_path / "code").read_text() == "0\n"
+    assert (tmp_path / "run/student/model.safetensors").is_file()

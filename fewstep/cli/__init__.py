@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -17,7 +16,7 @@ import typer
 import fewstep
 from fewstep.cli.failures import shorten
 from fewstep.cli.invocation import again, invoked
-from fewstep.console import printable, speaks
+from fewstep.console import discard, printable, speaks
 from fewstep.errors import FewstepError, missing, nearest
 from fewstep.interrupts import Interrupted, handled
 
@@ -46,14 +45,14 @@ def _run(arguments: Sequence[str]) -> int:
         stopped = error if isinstance(error, Interrupted) else Interrupted()
         text = f"interrupted; {stopped.hint or f'to start again: {again()}'}"
         return _say(text, stopped.exit_code) if speaks() else stopped.exit_code
-    except BrokenPipeError:  # `fewstep plugins | head`
-        _drop_output()
+    except BrokenPipeError:  # what is printed without a console: `fewstep generate --json | head`
+        discard(sys.stdout)
         return 0
     except OSError as error:
         if error.errno != errno.ENOSPC:
             shorten(error)
             raise error
-        _drop_output()
+        discard(sys.stdout)
         return _say(f"error: {error.filename or 'the output'} cannot be written: {error.strerror}", 1)
     except ImportError as error:
         if sentence := missing(error):
@@ -76,7 +75,10 @@ def warnings_as_lines() -> Iterator[None]:
         text = str(message)
         if issubclass(category, UserWarning) and text not in seen:
             seen.add(text)
-            print(f"warning: {text}", file=sys.stderr)
+            try:
+                print(f"warning: {text}", file=sys.stderr)
+            except BrokenPipeError:  # `2>&1 | head`
+                discard(sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
@@ -100,12 +102,6 @@ def _nearest_command(text: str, context: Any) -> str:
     known, got = getattr(getattr(context, "command", None), "commands", {}), re.search(r"No such command '(.+)'", text)
     hint = nearest(got[1], known) if got and "Did you mean" not in text else None
     return f" Did you mean {hint!r}?" if hint else ""
-
-
-def _drop_output() -> None:
-    """Redirect standard output, which nobody reads, to the null device, since Python flushes it again at exit."""
-    with suppress(OSError):  # a stream without a file descriptor
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(text: str, code: int) -> int:
