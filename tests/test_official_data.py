@@ -117,10 +117,15 @@ class TestObjects:
     def test_roots_that_are_none(self, tmp_path: Path, encoder: Pixels) -> None:
         with pytest.raises(FewstepError, match=r"data\.roots: got ''; accepted: folders with a metadata\.csv"):
             slat(Path(), roots="")
-        with pytest.raises(FewstepError, match=r"data\.roots: got .*nowhere, which is not a folder"):
+        with pytest.raises(FewstepError, match=r"data\.roots: got '.*nowhere'; accepted: .*; this is not a folder"):
             slat(tmp_path / "nowhere")
         (tmp_path / "empty").mkdir()
-        with pytest.raises(FewstepError, match=r"empty, which has none.; accepted: folders with a metadata\.csv"):
+        with pytest.raises(
+            FewstepError, match=r"empty'; accepted: folders with a metadata\.csv, .*; this one has none$"
+        ):
+            slat(tmp_path / "empty")
+        (tmp_path / "empty/manifest.json").touch()
+        with pytest.raises(FewstepError, match=r"empty/manifest\.json says what this prepared set holds$"):
             slat(tmp_path / "empty")
         with pytest.raises(FewstepError, match=r"no object passes the filters\n.*Aesthetic score >= 9\.0: 0"):
             slat(make_root(tmp_path / "root", 2), min_aesthetic=9)
@@ -364,7 +369,7 @@ class TestFailures:
     def test_a_disk_that_is_gone_is_no_matter_of_one_object(self, tmp_path: Path, encoder: Pixels) -> None:
         data = slat(make_root(tmp_path / "root"))
         (tmp_path / "root").rename(tmp_path / "away")
-        with pytest.raises(FewstepError, match="which is not a folder"):
+        with pytest.raises(FewstepError, match="this is not a folder"):
             data.batch([1], torch.Generator())
 
     def test_captions_that_are_no_list(self, tmp_path: Path, encoder: Pixels) -> None:
@@ -556,7 +561,7 @@ class TestInspect:
         for words, text in (
             ((root, "--stage", "slt"), "unknown --stage 'slt': accepted are slat, ss; did you mean 'slat'?"),
             ((root, "min_asthetic=5"), "did you mean 'min_aesthetic'?"),
-            ((root + "x",), "which is not a folder"),
+            ((root + "x",), "this is not a folder"),
             (("",), "data.roots: got ''"),
         ):
             assert main(["data", "inspect", *words]) == 2

@@ -57,7 +57,7 @@ def test_without_the_training_data_the_backbones_own_make_the_prompts(
     try:
         student = fewstep.load(made / "ss")
         with pytest.warns(
-            UserWarning, match="'trellis-ss' is not available .*which is not a folder.*: the prompts are 'sweethome3d'"
+            UserWarning, match="'trellis-ss' is not available .*this is not a folder.*: the prompts are 'sweethome3d'"
         ):
             latents = student.sample(made / "picture.png", steps=1)
         assert latents.shape == (1, 8, 8, 8, 8)

@@ -97,8 +97,10 @@ def check_roots(roots: Sequence[Path]) -> None:
         raise invalid("data.roots", "", f"folders with a {NAME}, joined by commas: data.roots=FOLDER,FOLDER")
     for root in roots:
         if not (root / NAME).is_file():
-            got = "which has none" if root.is_dir() else "which is not a folder"
-            raise invalid("data.roots", f"{root}, {got}", f"folders with a {NAME}, joined by commas")
+            found = "this one has none" if root.is_dir() else "this is not a folder"
+            if (root / "manifest.json").is_file():  # a set of fewstep data prepare, which describes itself
+                found += f"; {root / 'manifest.json'} says what this prepared set holds"
+            raise invalid("data.roots", str(root), f"folders with a {NAME}, joined by commas; {found}")
 
 
 def _check(row: Row) -> None:
