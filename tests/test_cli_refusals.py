@@ -121,6 +121,9 @@ CASES = {
     "data-out-exists": (("data", "prepare", "sweethome3d", "--source", "empty", "--out", "run"), "got 'run'; accepted: a folder that does not exist yet"),
     "data-resolution": (("data", "prepare", "sweethome3d", "--source", "empty", "--out", "new", "--resolution", "33"), "resolution", "33", "even"),
     # lists and numbers
+    "guidance-word": (("sample", "run", "--guidance", "strong", "--out", "new"), "--guidance: got 'strong'; accepted: a number"),
+    "size-unit": (("generate", "picture.png", "--size", "1m", "-o", "new"), "--size: got '1m'; accepted: a number"),
+    "texture-word": (("generate", "picture.png", "--texture", "1k", "-o", "new"), "--texture: got '1k'; accepted: an integer from 0 to 8192"),
     "steps-word": ((*BENCH, "--steps", "1,two"), "--steps: got '1,two'; accepted: integers from 1 on, separated by commas"),
     "steps-zero": ((*BENCH, "--steps", "0,1"), "--steps: got '0,1'; accepted: integers from 1 on"),
     "steps-empty": ((*BENCH, "--steps", ""), "--steps: got ''; accepted: integers from 1 on"),

@@ -401,7 +401,7 @@ def test_a_damaged_set_is_a_clear_error(tmp_path: Path, damage: object, says: st
     with pytest.raises(FewstepError, match=says) as caught:
         PreparedSet.load(folder)
     assert str(folder) in str(caught.value)
-    assert "fewstep data prepare sweethome3d --source DIR --out DIR" in str(caught.value)
+    assert "fewstep data prepare meshes --source DIR --out DIR" in str(caught.value)
 
 
 @pytest.mark.parametrize("damage", [drop("pictures.png"), cut("pictures.png")])

@@ -42,6 +42,18 @@ def _within(option: str, least: int, most: int | None) -> Callable[[str], int]:
     return parse
 
 
+def real(name: str, help: str) -> Any:
+    """A typer option that takes a number, with our message for anything else."""
+
+    def parse(text: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            raise invalid(name, text, "a number") from None
+
+    return typer.Option(name, parser=parse, metavar="<float>", help=help)
+
+
 def names(option: str, text: str | None) -> list[str]:
     """The names of a comma-separated list, in order.
 

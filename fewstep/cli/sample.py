@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from fewstep.cli.options import DEVICE, home, whole
+from fewstep.cli.options import DEVICE, home, real, whole
 from fewstep.config.base import merge, parse_override
 from fewstep.console import Console, number_of, say
 from fewstep.errors import FewstepError, invalid, unknown
@@ -25,7 +25,8 @@ def sample(
     steps: Annotated[int | None, whole("--steps", "Sampling steps; by default its contract's first.", 1, 1000)] = None,
     sampler: Annotated[str | None, Option(help="NAME, or NAME:NOISE with its share of fresh noise.")] = None,
     guidance: Annotated[
-        float | None, Option(help="Strength w, for a student that takes it as an input; by default its contract's.")
+        float | None,
+        real("--guidance", "Strength w, for a student that takes it as an input; by default its contract's."),
     ] = None,
     count: Annotated[int, whole("--count", "How many samples.", 1, 4096, "-n")] = 8,
     seed: Annotated[int, whole("--seed", "Seed of the noise.", 0, 2**31 - 1)] = 0,

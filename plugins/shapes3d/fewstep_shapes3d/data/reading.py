@@ -20,7 +20,9 @@ from fewstep_shapes3d.data.clusters import LEFT_OUT, TRAIN
 from fewstep_shapes3d.data.setfiles import ARRAYS, FORMAT, MANIFEST, TABLE, VERSION
 from fewstep_shapes3d.measures.features import TOKENS, WIDTH
 
-HOW = "make one with: fewstep data prepare sweethome3d --source DIR --out DIR"
+HOW = (
+    "make one with: fewstep data prepare meshes --source DIR --out DIR (or from another source: furniture, sweethome3d)"
+)
 NAMED = 20  # left-out objects that have a line of their own
 Arrays = dict[str, npt.NDArray[Any]]
 

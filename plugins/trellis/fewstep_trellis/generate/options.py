@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Option
 
-from fewstep.cli.options import whole
+from fewstep.cli.options import real, whole
 
 Samples = Annotated[int, whole("--samples", "Objects per input.", 1, 64, "-n")]
 Seed = Annotated[int, whole("--seed", "Seed of the noise.", 0, 2**31 - 1)]
@@ -17,13 +17,15 @@ Graphs = Annotated[
     bool, Option("--graphs", help="Keep models on the GPU, and the structure stage as CUDA graphs: for many inputs.")
 ]
 LargestPart = Annotated[bool, Option("--largest-part", help="Keep only the largest connected part of each object.")]
-Simplify = Annotated[float, Option(help="Share of the mesh's faces to remove, such as 0.9 (extra mesh).")]
+Simplify = Annotated[float, real("--simplify", "Share of the mesh's faces to remove, such as 0.9 (extra mesh).")]
 Texels = Annotated[
     int,
-    Option(help="Texels on a side of a texture in the .glb, such as 1024 (extra mesh); 0: vertex colours."),
+    whole(
+        "--texture", "Texels on a side of a texture in the .glb, such as 1024 (extra mesh); 0: vertex colours.", 0, 8192
+    ),
 ]
 Up = Annotated[str, Option(help="The axis that points up in the .glb, y or z.")]
-Size = Annotated[float | None, Option(help="Metres of the longest side in the .glb.")]
+Size = Annotated[float | None, real("--size", "Metres of the longest side in the .glb.")]
 Preview = Annotated[bool, Option(help="Write a turntable beside the result.")]
 Force = Annotated[bool, Option("--force", help="Overwrite existing results.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Say what would be done, and stop.")]
