@@ -97,6 +97,14 @@ class NoGraph(Good):
         return {k: v.detach() for k, v in super().loss(batch, nets, step).items()}
 
 
+class OneTermWithoutGraph(Good):
+    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
+        t_B, x_t, v = self.parts(batch, nets, step)
+        with torch.no_grad():  # one line too many
+            error = nets.student(x_t, t_B, batch.cond, batch.layout) - v
+        return super().loss(batch, nets, step) | {"matched": error.square()}
+
+
 class IgnoresStudent(Good):
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         weight = next(nets.student.parameters())
@@ -187,6 +195,16 @@ class TwoTimesUndeclared(Good):
         return {"two": batch.layout.mean(error.square()).mean()}
 
 
+class BackwardsInTime(Good):
+    needs: ClassVar[frozenset[str]] = frozenset({"two_time"})
+    sampler: ClassVar[str] = "jump"
+
+    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
+        t_B, x_t, v = self.parts(batch, nets, step)
+        error = nets.student(x_t, 0.5 * t_B, batch.cond, batch.layout, s_B=t_B) - v
+        return {"two": batch.layout.mean(error.square()).mean()}
+
+
 class DetachedTime(Good):
     def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
         t_B, x_t, v = self.parts(batch, nets, step)
@@ -207,6 +225,17 @@ class NoStudent(Good):
 class UnknownNetwork(Good):
     def phase(self, step: int) -> Phase:
         return Phase(("student",)) if step < 5 else Phase(("critic",))
+
+
+class UnknownLoss(Good):
+    def phase(self, step: int) -> Phase:
+        return Phase(loss="critic")
+
+
+class CountsPhases(Good):
+    def phase(self, step: int) -> Phase:
+        self.calls = getattr(self, "calls", 0) + 1
+        return Phase() if self.calls < 4 else Phase(loss="parts")
 
 
 class UnusedNetwork(Good):
@@ -239,7 +268,8 @@ def test_a_good_objective_passes() -> None:
 @pytest.mark.parametrize(
     ("cls", "sentence"),
     [
-        (NoGraph, "does not depend on student: it has no graph"),
+        (NoGraph, "the terms ['good'] have no graph: they do not depend on student"),
+        (OneTermWithoutGraph, "the terms ['matched'] have no graph: they do not depend on student"),
         (IgnoresStudent, "does not depend on student, which its phase trains"),
         (OddShape, "the terms ['odd'] have neither one value per sample nor one per element"),
         (NotFinite, "the terms ['nan'] are not finite tensors"),
@@ -254,9 +284,12 @@ def test_a_good_objective_passes() -> None:
         (Underflows, "the terms ['relative'] are not finite tensors"),
         (Undeclared, "uses jvp and does not declare that in needs"),
         (TwoTimesUndeclared, "uses two_time and does not declare that in needs"),
+        (BackwardsInTime, "asks the student for s_B above t_B"),
         (DetachedTime, "finite differences disagree"),
         (NoStudent, "one must be 'student'"),
         (UnknownNetwork, "trains critic, which networks() does not have"),
+        (UnknownLoss, "a phase names the loss 'critic', and there is no such method"),
+        (CountsPhases, "phase(1) differs from call to call"),
         (UnusedNetwork, "does not depend on critic, which its phase trains"),
         (UnknownSampler, "its sampler 'eular' is none of"),
         (NeedsMuch, "needs discrete, which the network does not provide"),
@@ -349,6 +382,29 @@ class RefusesTwoTimes(TinyBackbone):
         return super().forward(x, t_B, cond, layout)
 
 
+class IgnoresTargetTime(TinyBackbone):
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        return super().forward(x, t_B, cond, layout)
+
+
+class SingularAtNoise(TinyBackbone):
+    """The data as a noise prediction gives it, (x - t eps) / (1 - t), without a limit at t = 1."""
+
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        eps, t = super().forward(x, t_B, cond, layout, s_B=s_B), layout.expand(t_B, x)
+        return eps - (x - t * eps) / (1 - t)
+
+
+class SingularAtData(TinyBackbone):
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        return (x - super().forward(x, t_B, cond, layout, s_B=s_B)) / layout.expand(t_B, x)
+
+
+class NamedTaps(TinyBackbone):
+    def taps(self) -> Any:
+        return {"inner": self.width}
+
+
 class WrongTaps(TinyBackbone):
     def taps(self) -> list[tuple[nn.Module, int]]:
         return [(self.inner, self.width + 1)]
@@ -399,6 +455,10 @@ class LoadsAnother(TinyBackbone):
         (WrongJvp, "its tangent is not its finite difference"),
         (SilentTwoTimes, "yet takes s_B silently"),
         (RefusesTwoTimes, "provides 'two_time' and refuses s_B"),
+        (IgnoresTargetTime, "its velocity does not depend on s_B"),
+        (SingularAtNoise, "not finite at t = 1, where every sampler starts"),
+        (SingularAtData, "not finite at t = 0, where heun ends"),
+        (NamedTaps, "taps() gives {'inner': 16}; it must be a list of pairs (module, channels)"),
         (WrongTaps, "from a layer of 17 channels, which come last"),
         (Typo, "provides dence; known are"),
         (NotDense, "does not provide 'dense'"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.core.backbone import Backbone
 from fewstep.core.batch import Batch
@@ -28,12 +29,12 @@ WIDTHS = (1e-7, 1e-5, 1e-3)  # of finite differences: narrow for features of 100
 def check_backbone(backbone: Backbone, batch: Batch) -> None:
     """Check what samplers, objectives and the engine rely on in a backbone.
 
-    Checked: the velocity is finite and has the shape and type of ``x``; a sample gives the same alone as in the batch;
-    tangents, if "jvp" is provided, agree with finite differences; a target time is taken if "two_time" is provided, and
-    refused if not; negative times, if provided, are told from positive ones; features and policies, if provided, have
-    the right shapes and values; an input for the guidance strength, if provided, changes nothing at first, then tells
-    strengths apart, and survives ``save`` and ``load``; gradients reach the parameters; ``save`` and ``load`` give the
-    same network, in full and in half precision.
+    Checked: the velocity is finite, also at t = 0 and t = 1, and has the shape and type of ``x``; a sample gives the
+    same alone as in the batch; tangents, if "jvp" is provided, agree with finite differences; a target time has an
+    effect if "two_time" is provided, and is refused if not; negative times, if provided, are told from positive ones;
+    features and policies, if provided, have the right shapes and values; an input for the guidance strength, if
+    provided, changes nothing at first, then tells strengths apart, and survives ``save`` and ``load``; gradients reach
+    the parameters; ``save`` and ``load`` give the same network, in full and in half precision.
 
     Args:
         backbone: the network; a copy of it is run in float64, in evaluation mode.
@@ -91,6 +92,10 @@ class Probe:
         self.claim(v.shape == x.shape, f"gives {list(v.shape)} for x {list(x.shape)}; a velocity has the shape of x")
         self.claim(v.dtype == x.dtype, f"gives {v.dtype} for x in {x.dtype}; a velocity has the type of x")
         self.claim(bool(v.isfinite().all()), "gives values that are not finite")
+        for t, where in ((1.0, "where every sampler starts"), (0.0, "where heun ends")):
+            v = self.backbone(x, torch.full_like(self.t_B, t), self.batch.cond, self.batch.layout)
+            self.claim(bool(v.isfinite().all()), f"gives values that are not finite at t = {t:g}, {where}")
+        v = self.velocity()
         self.claim(torch.equal(v, self.velocity()), "gives another velocity on a second call in evaluation mode")
         self.claim(not torch.equal(v, self.velocity(factor=0.5)), "does not depend on the time")
 
@@ -108,13 +113,17 @@ class Probe:
         provided, network = "two_time" in self.backbone.provides, self.backbone
         if provided:  # a teacher's network may have one time, and its student grows the second
             network = self.backbone.student(frozenset({"two_time"})).double().eval()
+        given = (self.batch.x0, self.t_B, self.batch.cond, self.batch.layout)
         try:
-            v = network(self.batch.x0, self.t_B, self.batch.cond, self.batch.layout, s_B=0.5 * self.t_B)
+            v = network(*given, s_B=0.5 * self.t_B)
         except (FewstepError, TypeError) as error:
             self.claim(not provided, f"provides 'two_time' and refuses s_B: {error}")
             return
         self.claim(provided, "does not provide 'two_time' and yet takes s_B silently; raise a FewstepError")
         self.claim(v.shape == self.batch.x0.shape, "gives another shape with s_B")
+        stir(network.parameters())  # the input for the target time may have no effect before training
+        told = not torch.equal(network(*given, s_B=0.5 * self.t_B), network(*given, s_B=0 * self.t_B))
+        self.claim(told, "provides 'two_time', but its velocity does not depend on s_B, whatever its weights")
 
     def tells_negative_times(self) -> None:
         v = self.velocity(factor=-1.0)
@@ -131,11 +140,7 @@ class Probe:
         text = "provides 'guidance_input', but"
         self.claim(torch.equal(ask(student, 3.0), self.velocity()), f"{text} a new student is not as the teacher")
         names = {name for name, _ in self.backbone.named_parameters()}
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for name, parameter in student.named_parameters():
-                if name not in names:
-                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+        stir(parameter for name, parameter in student.named_parameters() if name not in names)
         told = ask(student, 3.0)
         self.claim(not torch.equal(told, ask(student, 8.0)), f"{text} its student does not tell strengths apart")
         with tempfile.TemporaryDirectory() as folder:
@@ -145,6 +150,8 @@ class Probe:
 
     def gives_features(self) -> None:
         batch, layers = self.batch, self.backbone.taps()
+        pairs = isinstance(layers, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in layers)
+        self.claim(pairs, f"taps() gives {layers!r:.60}; it must be a list of pairs (module, channels)")
         v, features = self.backbone.features(batch.x0, self.t_B, batch.cond, batch.layout, range(len(layers)))
         self.claim(torch.equal(v, self.velocity()), "gives another velocity beside its features")
         samples = batch.layout.batch_size
@@ -196,3 +203,11 @@ class Probe:
             text = f"save(half={half}) and load() give another network"
             expected = self.velocity(source.double())
             self.claim(near(self.velocity(again.double().eval()), expected, tolerance), text)
+
+
+@torch.no_grad()
+def stir(parameters: Iterable[nn.Parameter]) -> None:
+    """Change weights at random, for inputs that have no effect at first."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in parameters:
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.config.base import Strict
 from fewstep.core.backbone import Backbone, Teacher
@@ -21,6 +21,7 @@ from fewstep.plugins.registry import registry
 from fewstep.testing.backbones import CAPABILITIES
 from fewstep.testing.tiny import TinyBackbone, tiny_batch
 
+ROUNDING = 1e-6  # of times
 TOTAL = 100  # iterations of the run that the trial pretends to be part of
 
 
@@ -107,11 +108,19 @@ class Bench:
         dtype = torch.float32 if bfloat16 else torch.float64
         teacher, nets = self._networks(phase, dtype)
         batch, spy, used = (batch or self.batch).cast(dtype), Spy(mode, step=width), set[str]()
-        nets.trained["student"].register_forward_pre_hook(
-            lambda _module, _args, kwargs: used.add("two_time") if kwargs.get("s_B") is not None else None,
-            with_kwargs=True,
-        )
+
+        def look(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if (s_B := kwargs.get("s_B")) is not None:
+                used.add("two_time")
+                t_B = args[1] if len(args) > 1 else kwargs["t_B"]
+                beyond = bool((s_B.abs() > t_B.abs() + ROUNDING).any())  # at negative times, too
+                late = beyond and torch.is_grad_enabled() and mode == "one-pass"  # finite differences move the times
+                self.claim(not late, f"{phase.loss}() asks the student for s_B above t_B: a jump ends at s <= t")
+
+        nets.trained["student"].register_forward_pre_hook(look, with_kwargs=True)
         modules, x0 = {"teacher": teacher, **nets.trained}, batch.x0
+        found = callable(getattr(self.objective, phase.loss, None))
+        self.claim(found, f"a phase names the loss {phase.loss!r}, and there is no such method")
 
         def state() -> dict[str, list[Tensor]]:
             values = {name: module.state_dict().values() for name, module in modules.items()} | {"the batch": [x0]}
@@ -165,7 +174,7 @@ class Bench:
         odd = [k for k, v in terms.items() if v.dim() and len(v) not in sizes]
         self.claim(not odd, f"{phase.loss}(): the terms {odd} have neither one value per sample nor one per element")
         total = torch.stack(list(means(terms).values())).sum()
-        self.claim(
-            total.requires_grad, f"{phase.loss}() does not depend on {' or '.join(phase.trains)}: it has no graph"
-        )
+        constant = [k for k, v in terms.items() if not v.requires_grad]
+        trained = " or ".join(phase.trains)
+        self.claim(not constant, f"{phase.loss}(): the terms {constant} have no graph: they do not depend on {trained}")
         return total
