@@ -113,6 +113,16 @@ def test_a_student_is_sampled_by_its_contract(run: fewstep.Run) -> None:
         student.sample(prompts, steps=0)
 
 
+def test_a_suite_that_does_not_say_what_it_wrote_is_named(
+    run: fewstep.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = type(run.student().suite)
+    monkeypatch.setattr(suite, "write", lambda self, objects, path, prompts=None: None)
+    assert main(["sample", str(run.folder), "-n", "6", "-o", str(tmp_path / "a.png")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{suite.__name__}.write: returned None; accepted: the list of files that it wrote" in said
+
+
 def test_python_and_the_command_line_draw_the_same_samples(run: fewstep.Run, tmp_path: Path) -> None:
     assert main(["sample", str(run.folder), "-n", "6", "--seed", "2", "-o", str(tmp_path / "a.png")]) == 0
     student = run.student()

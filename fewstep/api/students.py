@@ -178,9 +178,16 @@ class Student:
         objects, path = self.decode(latents, prompts), Path(path)
         if file_suffix(path) or path.exists():
             with writing(path):
-                return self.suite.write(objects, path, prompts)
+                return self._written(objects, path, prompts)
         with new_folder(path) as temp:
-            return [path / file.relative_to(temp) for file in self.suite.write(objects, temp, prompts)]
+            return [path / file.relative_to(temp) for file in self._written(objects, temp, prompts)]
+
+    def _written(self, objects: Any, path: Path, prompts: Batch) -> list[Path]:
+        files = self.suite.write(objects, path, prompts)
+        if not isinstance(files, list):
+            name = f"{type(self.suite).__name__}.write"
+            raise FewstepError(f"{name}: returned {files!r}; accepted: the list of files that it wrote")
+        return files
 
     def __repr__(self) -> str:
         what = f"{self.info.method} of {self.info.backbone}, {self.contract.made_for}"
