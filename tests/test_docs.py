@@ -76,7 +76,7 @@ def commands(page: str) -> list[list[str]]:
 def test_the_pages_own_tests_pass(site: Path, demo: Cli) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:dash", str(site)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=site, timeout=300, check=False)
-    assert "7 passed" in done.stdout, done.stdout + done.stderr
+    assert "8 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_pages_commands_run(demo: Cli) -> None:
