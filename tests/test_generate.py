@@ -168,6 +168,24 @@ def test_a_dry_run_reads_no_weights_and_writes_nothing(go: Go, monkeypatch: pyte
     assert not Path("generated").exists()
 
 
+@pytest.mark.parametrize("role", ["slat_flow_model", "slat_decoder_mesh", "sparse_structure_decoder"])
+def test_a_dry_run_names_a_model_that_is_missing_or_cut_short(
+    go: Go, tiny_pipeline: Path, tmp_path: Path, role: str
+) -> None:
+    picture(Path("disc.png"))
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_pipeline, folder)
+    weights = folder / f"{Pipeline.open(folder).spec.models[role]}.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    said = refused(go("disc.png", "--dry-run", teacher=folder))
+    assert f"got '{weights}'; accepted: a complete safetensors file" in said
+    assert said == refused(go("disc.png", teacher=folder))
+    weights.unlink()
+    said = refused(go("disc.png", "--dry-run", teacher=folder))
+    assert "is missing; looked for" in said
+    assert said == refused(go("disc.png", teacher=folder))
+
+
 def test_a_student_and_its_contract(go: Go, tmp_path: Path) -> None:
     picture(Path("disc.png"))
     folder = student(tmp_path / "slat")

@@ -325,7 +325,10 @@ def test_one_frame_for_both_keeps_a_difference_of_size(folders: Path, tmp_path: 
         (["score", "{f}/none", "{f}/true"], "it does not exist"),
         (["score", "{f}/good", "{f}/true/box.glb"], "a folder of mesh files"),
         (["score", "{f}/good", "{f}/good", "{f}/true"], "two folders are called 'good'"),
-        (["score", "{f}/good", "{f}/true", "--align", "ridgid"], "rigid"),
+        (
+            ["score", "{f}/good", "{f}/true", "--align", "ridgid"],
+            "unknown --align 'ridgid': accepted are rigid, similarity, unaligned; did you mean 'rigid'?",
+        ),
         (["score", "{f}/good", "{f}/true", "--thresholds", "0.1,x"], "numbers separated by commas"),
         (["score", "{f}/good", "{f}/true", "--thresholds", "2"], "thresholds"),
         (["score", "{f}/good", "{f}/true", "--inception", "{f}/none.pt"], "inception-2015-12-05.pt"),

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -72,6 +73,26 @@ def check_file(path: Path) -> None:
         raise invalid("checkpoint", str(path), "a file with content; this one is empty (0 bytes)")
 
 
+def check_complete(path: Path) -> None:
+    """Raise FewstepError for a file that is missing or empty, or a safetensors file that is cut short, by its header.
+
+    Files of other formats show only when they are read.
+    """
+    check_file(path)
+    with path.open("rb") as file:
+        head = file.read(32)
+    if head[8:9] == b"{":
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except Exception as error:
+            raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> FewstepError:
+    return invalid("checkpoint", str(path), f"{WANTED}; reading it failed ({_reason(error)})")
+
+
 def read_tensors(path: Path, key: str | None = None) -> State:
     """All tensors of a file by name, those in a dict within it as ``dict/name``.
 
@@ -107,7 +128,7 @@ def _read(path: Path) -> State:
     except FewstepError:
         raise
     except Exception as error:  # on a damaged file the two libraries raise almost anything
-        raise invalid("checkpoint", str(path), f"{WANTED}; reading it failed ({_reason(error)})") from error
+        raise _unreadable(path, error) from error
     state = dict(_tensors(found, ""))
     if not state:
         raise invalid("checkpoint", str(path), f"{WANTED}; this one holds other objects")

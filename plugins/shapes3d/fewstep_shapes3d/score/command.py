@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from typer import Argument, Option
 
@@ -11,7 +11,7 @@ from fewstep.cli.invocation import going_on
 from fewstep.cli.options import DEVICE, names, whole
 from fewstep.console import Console, say
 from fewstep.engine.progress import counting
-from fewstep.errors import FewstepError, invalid
+from fewstep.errors import FewstepError, invalid, unknown
 
 UP = "Axis that points up in {} meshes: y, z, or auto: y in glTF and OBJ, z in the others."
 
@@ -62,12 +62,22 @@ def score(
             workers=workers,
             device=device,
             progress=progress,
-            align=names("--align", align),
+            align=_alignments(align),
             thresholds=_numbers("--thresholds", thresholds),
             **settings,
         )
     scores.show(console)
     say(console, f"wrote {out / 'report.html'}, objects.csv, summary.csv, scores.json")
+
+
+def _alignments(text: str) -> list[str]:
+    from fewstep_shapes3d.score.settings import Alignment
+
+    found = names("--align", text)
+    for name in found:
+        if name not in get_args(Alignment):
+            raise unknown("--align", name, get_args(Alignment))
+    return found
 
 
 def _numbers(option: str, text: str) -> list[float]:

@@ -35,6 +35,7 @@ from fewstep_trellis.generate.report import announce, memory_line, time_table, t
 from fewstep_trellis.pipeline.export import save_pipeline
 from fewstep_trellis.pipeline.memory import peak_memory
 from fewstep_trellis.pipeline.request import Unusable
+from fewstep_trellis.pipeline.spec import STAGES, STRUCTURE_DECODER
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class Run:
             chosen, failed = self._chosen(), 0
             formats, planned = self._plan(chosen, inputs, texts)
             pick_device(self.options.device, "--device")
+            chosen.pipeline.check(self._needed(chosen, formats))
             for job, target in planned:
                 try:
                     opened(job, self.options.background, self.options.encoder or chosen.pipeline.spec.encoder)
@@ -108,6 +110,11 @@ class Run:
                     failed += 1
                     say(self.errors, f"would fail: {job.label}: {error}")
         return 1 if failed else 0
+
+    def _needed(self, chosen: Any, formats: Sequence[str]) -> list[str]:
+        """Roles of the models that the run loads from the pipeline."""
+        flows = [role for stage, role in STAGES.items() if stage not in chosen.students]
+        return [*flows, STRUCTURE_DECODER, *(self.roles[kind] for kind in decoded(formats))]
 
     def _generator(self, chosen: Any) -> Any:
         return Generator(chosen, self.options)

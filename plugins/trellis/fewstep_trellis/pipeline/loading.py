@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from fewstep_trellis import models
 from fewstep_trellis.backbone import StructureFlow
 from fewstep_trellis.checkpoint import read_config
 from fewstep_trellis.flow import Flow, load_as
-from fewstep_trellis.pipeline.source import Absent, Source, checkpoint, open_source
+from fewstep_trellis.pipeline.source import Absent, Folder, Source, checkpoint, open_source, places
 from fewstep_trellis.pipeline.spec import (
     GAUSSIANS,
     MESH,
@@ -28,6 +28,7 @@ from fewstep_trellis.pipeline.spec import (
     read_spec,
 )
 from fewstep_trellis.slat import StructuredLatentFlow
+from fewstep_trellis.weightfiles import check_complete, tensor_file
 
 FLOWS: dict[str, type[Flow]] = {"ss": StructureFlow, "slat": StructuredLatentFlow}
 CLASSES: dict[str, type[nn.Module]] = {
@@ -100,6 +101,17 @@ class Described(Generic[S]):
         if role not in self.spec.models:
             raise unknown(f"model of {self.name}", role, self.spec.models)
         return checkpoint(self.source, self.spec.models[role], weights=weights)
+
+    def check(self, roles: Iterable[str]) -> None:
+        """Look whether the checkpoints of these roles are there and whole, without reading weights. What may be on the
+        hub is not fetched for it.
+
+        Raises:
+            FewstepError: as :meth:`model`, for a file that is missing or cut short.
+        """
+        for role in roles:
+            if all(isinstance(place, Folder) for place, _ in places(self.source, self.spec.models[role])):
+                check_complete(tensor_file(self.stem(role)))
 
     def model(self, role: str) -> nn.Module:
         """The model of a role, for inference, on the CPU.

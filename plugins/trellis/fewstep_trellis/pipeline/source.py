@@ -117,7 +117,7 @@ def checkpoint(source: Source, value: str, *, weights: bool = True) -> Path:
         FewstepError: in neither place, naming both; or the hub cannot be reached.
     """
     tried, failure = [], None
-    for place, stem in _places(source, value):
+    for place, stem in places(source, value):
         try:
             config = place.fetch(f"{stem}.json")
             if weights:
@@ -131,7 +131,8 @@ def checkpoint(source: Source, value: str, *, weights: bool = True) -> Path:
     raise failure or FewstepError(text)
 
 
-def _places(source: Source, value: str) -> Iterator[tuple[Source, str]]:
+def places(source: Source, value: str) -> Iterator[tuple[Source, str]]:
+    """Where a model may be, in order: (place, path in it)."""
     yield source, value
     owner, _, rest = value.partition("/")
     repository, _, stem = rest.partition("/")

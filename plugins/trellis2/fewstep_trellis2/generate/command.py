@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,6 +31,10 @@ class Run(command.Run):
 
     def _choose(self) -> Any:
         return choose(self.models)
+
+    def _needed(self, chosen: Any, formats: Sequence[str]) -> list[str]:
+        del chosen, formats
+        return []  # which models run depends on the type and on a given mesh; they are checked when they are read
 
     def _generator(self, chosen: Any) -> Any:
         return Generator(chosen, self.options)
