@@ -83,7 +83,8 @@ class Suite(ABC):
 
     There are two ways to measure. With ``record`` and ``score`` a bench keeps the records, resamples objects, and pairs
     them with an earlier bench. With ``measure`` alone, intervals are over seeds and trainings only. ``nearness`` names
-    the array [N] of the record that says how near each object is to the truth, for win rates.
+    the tensor [N] of the record that says how near each object is to the truth, for win rates; high is near, unless the
+    name is in ``lower_is_better``.
     """
 
     headline: str = ""
@@ -129,7 +130,7 @@ class Suite(ABC):
         raise FewstepError(f"{type(self).__name__}: no stage is sampled on its objects; accepted: one --stage alone")
 
     def record(self, objects: Any, teacher_objects: Any) -> Record:
-        """What the measures are computed from: arrays [N, ...] with a row for each object, such as features, or its
+        """What the measures are computed from: tensors [N, ...] with a row for each object, such as features, or its
         distance to the teacher's object from the same noise (``teacher_objects``)."""
         raise NotImplementedError(f"{type(self).__name__} keeps no records")
 
