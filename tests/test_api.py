@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +113,30 @@ def test_a_student_is_sampled_by_its_contract(run: fewstep.Run) -> None:
         student.sample(prompts, sampler="euler")
     with pytest.raises(fewstep.FewstepError, match="steps: got 0"):
         student.sample(prompts, steps=0)
+
+
+def test_numbers_that_cannot_be_are_named(run: fewstep.Run) -> None:
+    student = fewstep.load(run)
+    for wrong, message in (
+        ({"steps": 1.5}, "steps: got 1.5; accepted: an integer from 1 on"),
+        ({"steps": math.nan}, "steps: got nan"),
+        ({"seed": "x"}, "seed: got 'x'; accepted: an integer from 0 on"),
+        ({"seed": -1}, "seed: got -1"),
+        ({"prompts": -1}, "prompts: got -1; accepted: an integer from 1 on"),
+        ({"prompts": 0}, "prompts: got 0"),
+    ):
+        with pytest.raises(fewstep.FewstepError, match=re.escape(message)):
+            student.sample(**wrong)
+    with pytest.raises(fewstep.FewstepError, match="count: got 0"):
+        student.prompts(count=0)
+    with pytest.raises(fewstep.FewstepError, match="student: got 3; accepted: a run"):
+        fewstep.load(3)  # type: ignore[arg-type]
+
+
+def test_a_student_as_the_teacher_gives_a_warning(run: fewstep.Run, tmp_path: Path) -> None:
+    tables = {**SMALL, "config": {"backbone": {"teacher": str(run.folder)}}}
+    with pytest.warns(UserWarning, match="is a student of mdt-vm, made for 1, 2, 4 steps, not a teacher's flow"):
+        fewstep.distill("cm", "toy", out=tmp_path / "run", **tables)
 
 
 def test_a_suite_that_does_not_say_what_it_wrote_is_named(

@@ -304,9 +304,12 @@ def test_an_object_at_the_border_of_the_grid_is_closed() -> None:
         ({"texture": 10}, "--texture"),
         ({"up": "x"}, "--up"),
         ({"size": 0.0}, "--size"),
+        ({"simplify": "90%"}, "--simplify: got '90%'"),
+        ({"texture": "1k"}, "--texture: got '1k'"),
+        ({"size": "1m"}, "--size: got '1m'"),
     ],
 )
-def test_what_cannot_be_is_refused(options: dict[str, float], name: str) -> None:
+def test_what_cannot_be_is_refused(options: dict[str, float | str], name: str) -> None:
     with pytest.raises(FewstepError, match=name):
         Finish(**options)  # type: ignore[arg-type]
 

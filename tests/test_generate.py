@@ -437,6 +437,8 @@ def test_python_takes_students_as_paths_and_as_objects(
         ({"steps": 1.5}, "--steps: got 1.5"),
         ({"steps": (1, 2, 3)}, "a number from 1 on, or two"),
         ({"device": "tpu9"}, "--device: got 'tpu9'"),
+        ({"stpes": 1}, "unknown option of generate 'stpes'"),
+        ({"stpes": 1}, "did you mean 'steps'?"),
         ({"background": "blur"}, "unknown --background"),
         ({"student": ["none", "x"]}, "'none' alone"),
         ({"backbone": "toy"}, "'toy' does not offer `fewstep generate`; accepted: trellis"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, unknown
 from fewstep.plugins.registry import registry
 from fewstep.plugins.shared import choose
 
@@ -21,9 +22,14 @@ def generate(inputs: Any, *, backbone: str | None = None, **options: Any) -> Any
         A result, or a list of them for a list of inputs.
 
     Raises:
-        FewstepError: for a backbone that does not generate, or bad input to the one that does.
+        FewstepError: for a backbone that does not generate, an unknown option, or bad input to the one that does.
     """
     name = choose("generate", backbone).name
     if name not in registry().names("generate function"):
         raise FewstepError(f"backbone {name!r} offers `fewstep generate` on the command line only")
-    return registry().get("generate function", name).load()(inputs, **options)
+    function = registry().get("generate function", name).load()
+    accepted = list(inspect.signature(function).parameters)[1:]
+    for option in options:
+        if option not in accepted:
+            raise unknown("option of generate", option, accepted)
+    return function(inputs, **options)

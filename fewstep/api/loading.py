@@ -16,7 +16,7 @@ from fewstep.config.base import Strict, validate
 from fewstep.engine.device import pick_device
 from fewstep.engine.export import StudentInfo, load_student, read_info
 from fewstep.engine.hub import fetched
-from fewstep.errors import FewstepError, nearest
+from fewstep.errors import FewstepError, invalid, nearest
 from fewstep.plugins.registry import Entry, registry
 
 
@@ -47,6 +47,8 @@ def load(
         FewstepError: for a student that is missing, damaged, or of a backbone that is not installed; and, before any
             weights load, for a data set that cannot be read.
     """
+    if not isinstance(student, Path | str) and not hasattr(student, "folder"):
+        raise invalid("student", student, "a run, a folder, a shipped student's name or a name of the hub")
     folder = _find(str(student)) if isinstance(student, Path | str) else student.folder
     place = pick_device(str(device), "--device")
     chosen = _data_of(read_info(folder), dataset, data) if dataset or data else None

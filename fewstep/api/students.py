@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import warnings
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fewstep.core.dataset import Dataset
 from fewstep.core.objective import Step
 from fewstep.core.suite import Suite, Unmeasured
 from fewstep.engine.export import StudentInfo
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, invalid
 from fewstep.files import file_suffix, new_folder, writing
 from fewstep.plugins.registry import Entry, registry
 
@@ -97,8 +98,12 @@ class Student:
             background: of an opaque picture, "remove" (which needs rembg) or "keep".
 
         Raises:
-            FewstepError: for a picture that cannot be read, or a backbone that takes none.
+            FewstepError: for a picture that cannot be read, a backbone that takes none, or a number below 1.
         """
+        if source is not None and not isinstance(source, Batch | Path | str):
+            _check_whole("prompts", source, 1)
+        if count is not None:
+            _check_whole("count", count, 1)
         if isinstance(source, Batch):
             batch = source
         elif isinstance(source, Path | str):
@@ -133,10 +138,11 @@ class Student:
 
         Raises:
             FewstepError: for a sampler that is not registered or does not fit the student, a strength for a student
-                without that input, or steps below 1.
+                without that input, steps below 1 or a seed below 0.
         """
-        if steps is not None and steps < 1:
-            raise FewstepError(f"steps: got {steps}; accepted: an integer from 1 on")
+        if steps is not None:
+            _check_whole("steps", steps, 1)
+        _check_whole("seed", seed, 0)
         contract = self.contract.sampled_by(sampler or self.contract.sampler)
         contract = contract if guidance is None else contract.with_strength(guidance)
         steps = steps or contract.steps[0]
@@ -219,3 +225,8 @@ def on_this_machine(entry: Entry, values: dict[str, Any]) -> dict[str, Any]:
 def _is_missing_path(model: Any, name: str, value: object) -> bool:
     field = model.model_fields.get(name)
     return isinstance(value, str) and field is not None and field.annotation is Path and not Path(value).parent.exists()
+
+
+def _check_whole(key: str, value: object, least: int) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
+        raise invalid(key, value, f"an integer from {least} on")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -9,11 +10,13 @@ import torch
 from fewstep.core.backbone import Backbone, Teacher
 from fewstep.engine.export import check_student, holds_info, load_student
 from fewstep.errors import FewstepError
-from fewstep.plugins.registry import Entry
+from fewstep.plugins.registry import Entry, registry
 
 
 def open_teacher(backbone: Entry, config: Any) -> Teacher:
     """The network of the run (or student's folder) that ``config.teacher`` names, or the backbone's own teacher.
+
+    A run of a method that does not teach gives a warning: few-step students are no flows in general.
 
     Raises:
         FewstepError: for a run of another backbone, an unfinished run, or a folder that is not a run's.
@@ -23,7 +26,14 @@ def open_teacher(backbone: Entry, config: Any) -> Teacher:
     if run is None or ("teacher" in backbone_cls.Config.model_fields and not holds_info(run)):
         return backbone_cls.teacher(_own(backbone_cls, config))
     check_student("backbone.teacher", run, backbone.name)
-    return load_student(run)[0].as_teacher(config)
+    student, info = load_student(run)
+    if not registry().get("objective", info.method).load().teaches:
+        steps = ", ".join(map(str, info.contract.steps))
+        warnings.warn(
+            f"backbone.teacher: {run} is a student of {info.method}, made for {steps} steps, not a teacher's flow",
+            stacklevel=2,
+        )
+    return student.as_teacher(config)
 
 
 def beginner(backbone: Entry, config: Any, seed: int) -> Teacher:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from fewstep.errors import invalid, need, unknown
@@ -32,13 +33,13 @@ class Finish:
     size: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.simplify < 1:
+        if not isinstance(self.simplify, Real) or not 0 <= self.simplify < 1:
             raise invalid("--simplify", self.simplify, "the share of the faces to remove, from 0 to below 1")
-        if self.texture and not LEAST <= self.texture <= MOST:
+        if self.texture and not (isinstance(self.texture, Integral) and LEAST <= self.texture <= MOST):
             raise invalid("--texture", self.texture, f"texels on a side, {LEAST} to {MOST} (0: vertex colours)")
         if self.up not in UP:
             raise unknown("--up", self.up, UP)
-        if self.size is not None and not 0 < self.size < math.inf:
+        if self.size is not None and not (isinstance(self.size, Real) and 0 < self.size < math.inf):
             raise invalid("--size", self.size, "metres, above 0")
         if self.simplify:
             need("fast_simplification")
