@@ -21,6 +21,7 @@ from rich.console import Console
 
 from fewstep.config.presets import available
 from fewstep.config.run import Resolved
+from fewstep.core.objective import Phase
 from fewstep.engine import session
 from fewstep.engine.progress import RunProgress, duration
 from fewstep.engine.trackers import JsonLines
@@ -34,6 +35,7 @@ from fewstep import hookimpl
 def register_{kind}s(register):
     register("{name}", target="engine_helpers:{target}")
 """
+PHASES = (*2 * [Phase(("critic",), "critic_loss")], Phase())  # the student comes third
 METHOD = {
     "fit/paper.toml": "[train]\nlr = 0.5\nsteps = 7\n[objective]\nweight = 2.0\n",
     "fit/default.toml": "[train]\nbatch_size = 3\n",
@@ -164,6 +166,19 @@ def test_a_run_writes_config_metrics_checkpoint_and_student(tiny: Resolved, tmp_
     assert rows[-1]["evaluations"]["student"]["forward"] == 10
     assert sorted(path.name for path in out.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl", "student"]
     assert "step 5/5  fit " in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_a_student_that_was_never_trained_is_reported(
+    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_helpers.Critic, "phase", lambda self, step: PHASES[step])
+    engine_helpers.install()
+    keys = [f"train.steps={steps}", "train.batch_size=2", "train.device=cpu", "train.threads=1"]
+    console = quiet()
+    session.start(engine_helpers.resolve("tiny-critic", "tiny", layers=keys), tmp_path / "run", False, console)
+    warned = "none of the 2 iterations trained the student" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert warned == (steps == 2)
 
 
 def test_default_folder(tiny: Resolved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
