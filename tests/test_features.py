@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -9,7 +10,14 @@ import numpy as np
 import pytest
 import torch
 from fewstep_shapes3d.data.prepared import PreparedSet
-from fewstep_shapes3d.measures.features import ImageEncoder, MetricEncoder, fit_basis, preprocess, tile_colours
+from fewstep_shapes3d.measures.features import (
+    ImageEncoder,
+    MetricEncoder,
+    fit_basis,
+    preprocess,
+    tile_colours,
+    with_positions,
+)
 from fewstep_shapes3d.pictures.loading import load_picture
 from PIL import Image
 
@@ -94,6 +102,19 @@ def test_tiles_tell_the_colour_of_what_they_show() -> None:
     assert not tiles[2:].any()
 
 
+def test_a_token_says_where_its_tile_is() -> None:
+    tokens = torch.randn(2, 49, 5, generator=torch.Generator().manual_seed(0))
+    found = with_positions(tokens).view(2, 7, 7, 17)
+    assert torch.equal(found[..., :5], tokens.view(2, 7, 7, 5))
+    for k in range(1, 7):
+        for tile in range(7):
+            wave = pytest.approx(math.cos(math.pi * k * (tile + 0.5) / 7), abs=1e-6)
+            assert found[0, tile, 3, 4 + k].item() == wave, "rows"
+            assert found[1, 2, tile, 10 + k].item() == wave, "columns"
+    between = torch.cdist(found[0, ..., 5:].flatten(0, 1), found[0, ..., 5:].flatten(0, 1))
+    assert (between + torch.eye(49) * 9).min() > 1, "no two tiles are close"
+
+
 def test_tokens_and_metric_features_differ_between_objects(tmp_path: Path) -> None:
     disc().save(tmp_path / "a.png")
     Image.new("RGB", (64, 64), (90, 20, 160)).save(tmp_path / "b.jpg")
@@ -103,7 +124,7 @@ def test_tokens_and_metric_features_differ_between_objects(tmp_path: Path) -> No
     assert (tokens[0] - tokens[1]).abs().mean() > 0.05
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     based = ImageEncoder(fit_basis(tokens, 8)).encode_files([tmp_path / "a.png"])
-    assert torch.allclose(based[0], fit_basis(tokens, 8)(tokens[0]), atol=1e-3)
+    assert torch.allclose(based[0], with_positions(fit_basis(tokens, 8)(tokens[0])), atol=1e-3)
 
 
 def test_metric_features_take_grey_and_colour() -> None:

@@ -245,7 +245,7 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     numbers = {"mean": [0.1] * 4, "std": [1.5] * 4}
     encoder = {"resolution": 32, "in_channels": 11, "model_channels": 16, "latent_channels": 4, "num_blocks": 1}
-    sizes = {"resolution": 32, "in_channels": 4, "out_channels": 4, "model_channels": 16, "cond_channels": 52}
+    sizes = {"resolution": 32, "in_channels": 4, "out_channels": 4, "model_channels": 16, "cond_channels": 64}
     flow = SLatFlowModel(**sizes, num_blocks=1, num_heads=2, io_block_channels=[8], num_io_res_blocks=1)
     save_model(randomised(SLatEncoder(**encoder, num_heads=2), 1), folder / "slat_encoder")
     save_model(randomised(flow, 2), folder / "slat_flow")

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from fewstep_shapes3d.data import SWEETHOME3D
 from fewstep_shapes3d.data.prepared import PreparedSet
-from fewstep_shapes3d.measures.features import COLOURS
+from fewstep_shapes3d.measures.features import COLOURS, POSITIONS
 from torch import Tensor
 
 from fewstep.errors import FewstepError
@@ -45,7 +45,7 @@ def main() -> None:
         data = PreparedSet.load(parser.parse_args().set)
         rows = [*data.train, *data.test]
         colours = torch.stack([(data.surface(int(at))[1][:, 8:].double().mean(0) + 1) / 2 for at in rows])
-        tokens = data.tokens(rows).double()
+        tokens = data.tokens(rows)[..., :-POSITIONS].double()
     except FewstepError as wrong:
         sys.exit(f"error: {wrong}")
     count = len(data.train)

@@ -86,7 +86,8 @@ class Maker:
                 continue
             rows.append(row)
             made.append(one)
-            tokens.append((encode_views(self.encoder, one.pictures) / scale).round().clamp(-127, 127).to(torch.int8))
+            found = encode_views(self.encoder, one.pictures)[..., : -features.POSITIONS]  # the same for all pictures
+            tokens.append((found / scale).round().clamp(-127, 127).to(torch.int8))
         arrays = {"rows": np.array(rows, np.int64), "skipped": np.array(skipped, str).reshape(-1, 2)}
         if made:
             arrays |= {

@@ -86,7 +86,7 @@ def prepare_furniture(
     codes = np.array([series.split(number) for number in range(len(made))], dtype=np.uint8)
     arrays = {"occupancy": np.stack([item.bits for item in made]), "split": codes, "tokens": held_back(tokens, codes)}
     more = {**asdict(series), "near_duplicates": _near_duplicates(made, codes, maker.like.resolution)}
-    settings = {"resolution": maker.like.resolution, "channels": maker.like.channels, **more}
+    settings = {"resolution": maker.like.resolution, "channels": maker.like.manifest["channels"], **more}
     manifest = write_set(target, [], made, [], np.arange(len(made)), codes, arrays | maker.shared, settings)
     discard(folder)
     return manifest

@@ -137,7 +137,13 @@ def prepare_meshes(
     labels, codes = divide(made, skipped, sources, resolution, test_clusters or 96, fewer, seed)
     bits = np.stack([item.bits for item in made])
     arrays = {"occupancy": bits, "split": codes, "tokens": held_back(tokens, codes), **maker.shared}
-    settings = {"resolution": resolution, "views": views, "channels": maker.like.channels, "seed": seed, "up": up}
+    settings = {
+        "resolution": resolution,
+        "views": views,
+        "channels": maker.like.manifest["channels"],
+        "seed": seed,
+        "up": up,
+    }
     manifest = write_set(target, [], made, skipped, labels, codes, arrays, settings)
     discard(folder)
     return manifest

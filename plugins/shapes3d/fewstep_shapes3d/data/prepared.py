@@ -21,7 +21,7 @@ from fewstep_shapes3d.data.reading import Arrays, broken, check, leave_out, read
 from fewstep_shapes3d.data.setfiles import ACROSS, PICTURE, PICTURES, SURFACE
 from fewstep_shapes3d.data.surface import Bytes
 from fewstep_shapes3d.data.voxels import unpack
-from fewstep_shapes3d.measures.features import TokenBasis
+from fewstep_shapes3d.measures.features import POSITIONS, TokenBasis, with_positions
 
 Indices = Sequence[int] | npt.NDArray[np.int64] | Tensor
 HeldOutSplit = Literal["test", "validation"]
@@ -75,8 +75,8 @@ class PreparedSet:
 
     @property
     def channels(self) -> int:
-        """Width of a token."""
-        return int(self.arrays["tokens"].shape[-1])
+        """Width of a token: the channels that are stored, and those of its position."""
+        return int(self.arrays["tokens"].shape[-1]) + POSITIONS
 
     @property
     def train(self) -> npt.NDArray[np.int64]:
@@ -131,7 +131,7 @@ class PreparedSet:
         return self.occupancy([index], flip)[0, 0].nonzero()
 
     def tokens(self, indices: Indices, view: int = 0, flip: bool = False) -> Tensor:
-        """Float32 [B,49,C]: the picture's tokens, row by row from the top left.
+        """Float32 [B,49,C]: the picture's tokens with their positions, row by row from the top left.
 
         Raises:
             FewstepError: no such view, or one of the objects has no picture there (test objects: view 0 only).
@@ -142,7 +142,7 @@ class PreparedSet:
         stored = self.arrays["tokens"][at, view, int(flip)]
         if not stored.any((-1, -2)).all():
             raise invalid("indices", at.tolist(), f"objects that have view {view}{' flipped' * flip} in the set")
-        return torch.from_numpy(stored).float() * torch.from_numpy(self.arrays["token_scale"])
+        return with_positions(torch.from_numpy(stored).float() * torch.from_numpy(self.arrays["token_scale"]))
 
     def basis(self) -> TokenBasis:
         """The map that makes tokens of new pictures fit this set: ``ImageEncoder(prepared.basis())``."""

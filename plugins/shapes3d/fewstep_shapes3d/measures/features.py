@@ -23,7 +23,9 @@ from fewstep.errors import invalid, need
 if TYPE_CHECKING:
     from PIL import Image
 
-TOKENS, SIZE = 49, 224
+SIDE, SIZE = 7, 224  # tiles and pixels on a side
+TOKENS = SIDE**2
+POSITIONS = 2 * (SIDE - 1)  # channels: where in the picture a tile is
 COLOURS = 4  # channels: the mean colour of the object in a tile, and its share of the tile
 WIDTH = 1280 + COLOURS  # the network's last map first
 ENCODER = "efficientnet-lite0/7x7x1280+colour"
@@ -89,13 +91,28 @@ def tile_colours(images: Tensor) -> Tensor:
     All four are 0 if a tile shows nothing of the object.
     """
     shown = (images > BLACK).any(1, keepdim=True).to(images)
-    share = F.adaptive_avg_pool2d(shown, 7)
-    colour = F.adaptive_avg_pool2d(images * shown, 7) / share.clamp(min=1e-6)
+    share = F.adaptive_avg_pool2d(shown, SIDE)
+    colour = F.adaptive_avg_pool2d(images * shown, SIDE) / share.clamp(min=1e-6)
     return rearrange(torch.cat([colour, share], 1), "b c h w -> b (h w) c")
 
 
+def with_positions(tokens: Tensor) -> Tensor:
+    """Tokens [...,49,C], row by row from the top left, followed by 12 channels that tell where their tile is.
+
+    These are cos(pi k (i + 1/2) / 7) for k = 1 to 6, i the tile's row and then its column. Cross attention takes
+    tokens in any order, and the network's features do not say in which column a tile is.
+    """
+    at = torch.arange(SIDE, dtype=torch.float32) + 0.5
+    wave = (torch.pi / SIDE * at[:, None] * torch.arange(1, SIDE)).cos()
+    grid = torch.cat([wave.repeat_interleave(SIDE, 0), wave.repeat(SIDE, 1)], -1)
+    return torch.cat([tokens, grid.to(tokens).expand(*tokens.shape[:-1], POSITIONS)], -1)
+
+
 class ImageEncoder(nn.Module):
-    """EfficientNet-Lite0's last map and its tiles' colours: 49 tokens per picture, 1284 wide, or C with a basis."""
+    """EfficientNet-Lite0's last map and its tiles' colours: 49 tokens per picture, 1284 wide.
+
+    With a basis of C channels, tokens are C + 12 wide: the last 12 tell their position.
+    """
 
     def __init__(self, basis: TokenBasis | None = None) -> None:
         super().__init__()
@@ -104,19 +121,19 @@ class ImageEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """[B,3,224,224] in [0,1] to tokens [B,49,C], row by row from the top left."""
+        """[B,3,224,224] in [0,1] to tokens [B,49,1284] or [B,49,C+12], row by row from the top left."""
         deep = self.net.extract_features(_normalise(images)).flatten(2).transpose(1, 2)
         tokens = torch.cat([deep, tile_colours(images)], -1)
-        return tokens if self.basis is None else self.basis(tokens)
+        return tokens if self.basis is None else with_positions(self.basis(tokens))
 
     def encode(self, pictures: Sequence[Rgb], batch: int = 32) -> Tensor:
-        """Tokens [N,49,C] of pictures that :func:`preprocess` made, on the encoder's device."""
+        """Tokens of pictures that :func:`preprocess` made, as ``forward`` gives them, on the encoder's device."""
         device = next(self.parameters()).device
         parts = [torch.from_numpy(np.stack(pictures[at : at + batch])) for at in range(0, len(pictures), batch)]
         return torch.cat([self(rearrange(part.to(device), "b h w c -> b c h w").float() / 255) for part in parts])
 
     def encode_files(self, paths: Sequence[Path | str]) -> Tensor:
-        """Tokens [N,49,C] of picture files, prepared as in training. Raises FewstepError, naming the file."""
+        """Tokens of picture files, prepared as in training. Raises FewstepError, naming the file."""
         from fewstep_shapes3d.pictures.loading import load_picture
 
         return self.encode([preprocess(load_picture(path), str(path)) for path in paths])

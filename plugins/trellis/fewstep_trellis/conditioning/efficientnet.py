@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from fewstep_shapes3d.data import SWEETHOME3D
 from fewstep_shapes3d.data.prepared import PreparedSet
-from fewstep_shapes3d.measures.features import SIZE, ImageEncoder, TokenBasis
+from fewstep_shapes3d.measures.features import POSITIONS, SIZE, ImageEncoder, TokenBasis
 from fewstep_shapes3d.pictures.preprocess import Background, prepare_once
 from PIL import Image
 from torch import Tensor, nn
@@ -19,10 +19,10 @@ NAME = "efficientnet-lite0"
 
 
 class EfficientNetConditioner(nn.Module):
-    """Pictures to tokens [B, 49, C] on a basis of C channels.
+    """Pictures to tokens [B, 49, C]: the channels of a basis, and of the token's position.
 
     Args:
-        basis: of the prepared set that the models were trained on, with C channels.
+        basis: of the prepared set that the models were trained on.
         name: for records.
     """
 
@@ -30,7 +30,7 @@ class EfficientNetConditioner(nn.Module):
 
     def __init__(self, basis: TokenBasis, name: str = NAME) -> None:
         super().__init__()
-        self.encoder, self.name, self.channels = ImageEncoder(basis), name, int(basis.basis.shape[1])
+        self.encoder, self.name, self.channels = ImageEncoder(basis), name, int(basis.basis.shape[1]) + POSITIONS
 
     @classmethod
     def of(cls, data: Path | str = SWEETHOME3D) -> EfficientNetConditioner:
