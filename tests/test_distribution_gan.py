@@ -187,7 +187,9 @@ def test_refusals() -> None:
             check_needs(cls(config), Closed, method="m")  # type: ignore[arg-type]
     check_needs(DMD2(DMD2Config()), Closed, method="m")
     assert SiD.needs == DMD2.needs == frozenset()
-    build = DMD2(DMD2Config(gan=0.1, taps=(0, 3))).networks()["head"].build
+    networks = DMD2(DMD2Config(gan=0.1, taps=(0, 3), head_betas=(0.0, 0.99))).networks()
+    assert (networks["head"].betas, networks["critic"].betas) == ((0.0, 0.99), None)
+    build = networks["head"].build
     assert build is not None
     with pytest.raises(FewstepError, match=r"objective\.taps.*3.*-1 to 0"):
         build(TinyBackbone())

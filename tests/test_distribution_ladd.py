@@ -142,7 +142,9 @@ def test_what_it_trains_and_how_it_is_sampled() -> None:
     nets.student.register_forward_pre_hook(lambda _module, args: asked.extend(args[1].tolist()))
     objective.loss(batch, nets, Step(0, Interpolant()))
     assert sorted(set(asked)) == sorted(contract.grid(4)[:-1])
-    build = LADD(LADDConfig(taps=(0, 3))).networks()["discriminator"].build
+    spec = LADD(LADDConfig(taps=(0, 3), head_betas=(0.0, 0.99))).networks()["discriminator"]
+    assert spec.betas == (0.0, 0.99)
+    build = spec.build
     assert build is not None
     with pytest.raises(FewstepError, match=r"objective\.taps.*3.*-1 to 0"):
         build(TinyBackbone())

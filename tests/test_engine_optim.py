@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from fewstep.config.base import validate
 from fewstep.config.train import TrainConfig
-from fewstep.core.objective import means
+from fewstep.core.objective import NetSpec, means
 from fewstep.engine.networks import ema_decay
 from fewstep.engine.optim import Clipper, LRSchedule, NetOptimizer
 from fewstep.engine.step import TrainStep
@@ -43,10 +43,26 @@ def test_schedule_without_warmup_starts_at_the_full_rate_and_all_warmup_ends_the
 
 
 def test_network_scale_multiplies_the_rate() -> None:
-    optimizer = NetOptimizer("critic", dict(Tiny().named_parameters()), 0.5, config(lr=1e-2, steps=4, warmup=2))
+    optimizer = NetOptimizer(
+        "critic", dict(Tiny().named_parameters()), NetSpec(lr_scale=0.5), config(lr=1e-2, steps=4, warmup=2)
+    )
     optimizer.set_lr(0)
     assert optimizer.lr(0) == pytest.approx(2.5e-3)
     assert optimizer.adam.param_groups[0]["lr"] == pytest.approx(2.5e-3)
+
+
+def test_a_network_may_have_betas_and_weight_decay_of_its_own() -> None:
+    """After a step with gradient g, the moment is (1 - beta_1) g and the weight w (1 - lr decay) - lr sign(g)."""
+    spec, keys = NetSpec(betas=(0.25, 0.5), weight_decay=0.1), config(lr=1e-2, betas=(0.9, 0.99), weight_decay=0.0)
+    weight = torch.nn.Parameter(torch.tensor([2.0, -3.0]))
+    optimizer = NetOptimizer("critic", {"weight": weight}, spec, keys)
+    weight.grad = torch.tensor([0.5, -0.4])
+    optimizer.update(0, torch.amp.GradScaler("cpu", enabled=False))
+    assert optimizer.state()["moments/weight/exp_avg"].tolist() == pytest.approx([0.375, -0.3])
+    assert optimizer.state()["moments/weight/exp_avg_sq"].tolist() == pytest.approx([0.125, 0.08])
+    assert weight.tolist() == pytest.approx([2 * 0.999 - 0.01, -3 * 0.999 + 0.01], abs=1e-6)
+    plain = NetOptimizer("student", {"weight": weight}, NetSpec(), keys)
+    assert plain.adam.param_groups[0]["betas"] == (0.9, 0.99)
 
 
 @pytest.mark.parametrize("percentile", [50.0, 90.0, 95.0])
@@ -73,7 +89,7 @@ def test_adaptive_buffer_skips_overflows_and_other_kinds_keep_none() -> None:
 def test_clipping_scales_the_gradient_and_reports_its_norm_before(clip: str, after: float) -> None:
     net = torch.nn.Linear(2, 1, bias=False)
     net.weight.grad = torch.tensor([[3.0, 4.0]])
-    optimizer = NetOptimizer("student", dict(net.named_parameters()), 1.0, config(clip=clip, clip_norm=1.0))
+    optimizer = NetOptimizer("student", dict(net.named_parameters()), NetSpec(), config(clip=clip, clip_norm=1.0))
     assert float(optimizer.clip()) == pytest.approx(5.0)
     assert float(net.weight.grad.norm()) == pytest.approx(after, rel=1e-4)
 

@@ -22,7 +22,7 @@ def test_adamw_by_hand() -> None:
     first, second, lr, decay = 0.7, 0.8, 0.1, 0.05
     config = TrainConfig(lr=lr, betas=(first, second), weight_decay=decay, clip="none")
     weight = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
-    optimizer = NetOptimizer("student", {"weight": weight}, 1.0, config)
+    optimizer = NetOptimizer("student", {"weight": weight}, NetSpec(), config)
     p, m, v = weight.detach().clone(), torch.zeros(2), torch.zeros(2)
     for step, gradient in enumerate(
         (torch.tensor([0.3, -0.1]), torch.tensor([-0.2, 0.4]), torch.tensor([0.1, 0.1])), 1
@@ -49,7 +49,7 @@ def test_each_update_is_made_at_its_own_rate() -> None:
 def test_adaptive_clipping_remembers_norms_as_they_were_before() -> None:
     weight = nn.Parameter(torch.zeros(2))
     config = TrainConfig(clip="adaptive", clip_norm=1.0, clip_buffer=4)
-    optimizer = NetOptimizer("student", {"weight": weight}, 1.0, config)
+    optimizer = NetOptimizer("student", {"weight": weight}, NetSpec(), config)
     for size in (3.0, 0.5):
         weight.grad = torch.tensor([size, 0.0])
         optimizer.clip()

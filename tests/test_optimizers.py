@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fewstep.cli import main
 from fewstep.config.train import TrainConfig
+from fewstep.core.objective import NetSpec
 from fewstep.engine.optim import NetOptimizer, adamw, state_bytes
 from fewstep.errors import FewstepError
 
@@ -31,7 +32,7 @@ def fitted(kind: str, steps: int = 20) -> tuple[Tensor, NetOptimizer]:
     torch.manual_seed(0)
     weights = {"matrix": nn.Parameter(torch.randn(80, 80)), "vector": nn.Parameter(torch.randn(80))}
     targets = {name: torch.randn_like(p) for name, p in weights.items()}
-    optimizer = NetOptimizer("student", weights, 1.0, TrainConfig(optimizer=kind, lr=0.01, weight_decay=0.1))
+    optimizer = NetOptimizer("student", weights, NetSpec(), TrainConfig(optimizer=kind, lr=0.01, weight_decay=0.1))
     for step in range(steps):
         sum((p - targets[name]).square().sum() for name, p in weights.items()).backward()  # type: ignore[union-attr]
         optimizer.update(step, torch.amp.GradScaler("cpu", enabled=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -136,8 +137,8 @@ def sum_of(parts: Sequence[Entry]) -> type[Methods]:
 
 
 def _merged(name: str, a: NetSpec, b: NetSpec) -> NetSpec:
-    for key in ("init", "lr_scale", "build", "frozen"):
+    for key in ("init", "lr_scale", "betas", "weight_decay", "build", "frozen"):
         first, second = getattr(a, key), getattr(b, key)
         if first != second:
             raise FewstepError(f"network {name!r}: summed objectives disagree about its {key}: {first!r}, {second!r}")
-    return NetSpec(a.init, a.lr_scale, tuple(dict.fromkeys(a.ema + b.ema)), a.build, a.frozen)
+    return replace(a, ema=tuple(dict.fromkeys(a.ema + b.ema)))

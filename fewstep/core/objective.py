@@ -37,6 +37,7 @@ class NetSpec:
     Args:
         init: "teacher", or the name of an earlier network, whose weights it starts from.
         lr_scale: factor on ``train.lr``.
+        betas, weight_decay: of its AdamW; None: those of ``train``.
         ema: decay rates of its exponential moving averages (EMA), each a network of its own.
         build: makes the network instead of ``init``. It is given a copy of the network that the student starts from, to
             keep or to change: for most backbones the teacher's own with its weights, and where the teacher is a closed
@@ -46,6 +47,8 @@ class NetSpec:
 
     init: str = "teacher"
     lr_scale: float = 1.0
+    betas: tuple[float, float] | None = None
+    weight_decay: float | None = None
     ema: tuple[float, ...] = ()
     build: Callable[[Backbone], nn.Module] | None = None
     frozen: bool = False

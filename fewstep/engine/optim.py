@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.config.train import TrainConfig
+from fewstep.core.objective import NetSpec
 from fewstep.engine.parallel import placed, whole
 from fewstep.errors import FewstepError, first_line, invalid, need
 
@@ -119,13 +120,15 @@ class NetOptimizer:
     Args:
         name: the network's name, for errors and the checkpoint.
         parameters: by name.
-        scale: the network's factor on ``train.lr``.
+        spec: the network's own settings, in place of the run's.
     """
 
-    def __init__(self, name: str, parameters: Mapping[str, nn.Parameter], scale: float, config: TrainConfig) -> None:
-        self.name, self.scale, self.config = name, scale, config
+    def __init__(self, name: str, parameters: Mapping[str, nn.Parameter], spec: NetSpec, config: TrainConfig) -> None:
+        own = {"betas": spec.betas, "weight_decay": spec.weight_decay}
+        config = config.model_copy(update={key: value for key, value in own.items() if value is not None})
+        self.name, self.scale, self.config = name, spec.lr_scale, config
         self.named = dict(parameters)
-        self.adam = adamw(self.named.values(), config.lr * scale, config)
+        self.adam = adamw(self.named.values(), config.lr * self.scale, config)
         self.clipper = Clipper(config, next(iter(self.named.values())).device)
 
     def lr(self, step: int) -> float:

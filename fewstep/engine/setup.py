@@ -83,7 +83,7 @@ class Setup:
         )
         self.derivatives = Derivatives(self.nets.chosen(config.export).provides, say)
         self.optimizers = {
-            name: NetOptimizer(name, parameters, self.nets.specs[name].lr_scale, config)
+            name: NetOptimizer(name, parameters, specs[name], config)
             for name, parameters in self.nets.parameters.items()
         }
         self.step, self.seconds, self.reads_total, self.budget = 0, 0.0, False, Budget()

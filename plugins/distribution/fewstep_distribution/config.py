@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fewstep.config.base import Strict
+from fewstep.config.train import Rate
 from fewstep.core.pairs import PairsConfig
 from fewstep.core.times import TimeSampler
 from fewstep.methods.point import NoisyConfig, PointConfig, Strengths
@@ -45,6 +46,7 @@ class AdversarialConfig(CriticConfig):
         0.01, gt=0, description="weight of the head's loss, relative to the critic's flow-matching loss"
     )
     head_lr: float = Field(1.0, gt=0, description="the head's learning rate as a multiple of train.lr")
+    head_betas: tuple[Rate, Rate] | None = Field(None, description="the head's AdamW moment decays; none: train.betas")
     taps: tuple[int, ...] = Field(
         (-1,),
         min_length=1,
@@ -113,6 +115,7 @@ class LADDConfig(Strict):
         description="indices of the teacher's inner layers with a head; negative: counted from the last one; none: all",
     )
     head_lr: float = Field(1.0, gt=0, description="the heads' learning rate as a multiple of train.lr")
+    head_betas: tuple[Rate, Rate] | None = Field(None, description="the heads' AdamW moment decays; none: train.betas")
     head_ratio: int = Field(5, ge=1, description="updates of the heads per update of the student")
     real: Literal["data", "pairs"] = Field(
         "data", description="the discriminator's real samples: the data, or the teacher's samples (published)"

@@ -78,9 +78,11 @@ class Adversarial(Critical[C]):
 
     def networks(self) -> dict[str, NetSpec]:
         """The student, the critic and, where there is one, the head."""
+        if not self.has_head:
+            return super().networks()
         build = partial(head_on, taps=self.config.taps)
-        head = {"head": NetSpec(build=build, lr_scale=self.config.head_lr)} if self.has_head else {}
-        return super().networks() | head
+        head = NetSpec(build=build, lr_scale=self.config.head_lr, betas=self.config.head_betas)
+        return {**super().networks(), "head": head}
 
     def phase(self, step: int) -> Phase:
         return Phase(super().phase(step).trains + (("head",) if self.has_head else ()))

@@ -49,7 +49,8 @@ class LADD(Objective[LADDConfig]):
 
     def networks(self) -> dict[str, NetSpec]:
         """The student and the discriminator heads."""
-        return {"student": NetSpec(), "discriminator": NetSpec(build=self._heads, lr_scale=self.config.head_lr)}
+        heads = NetSpec(build=self._heads, lr_scale=self.config.head_lr, betas=self.config.head_betas)
+        return {"student": NetSpec(), "discriminator": heads}
 
     def phase(self, step: int) -> Phase:
         return Phase(("discriminator",) if step % self.config.head_ratio else ("student", "discriminator"))
