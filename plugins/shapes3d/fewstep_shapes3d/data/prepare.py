@@ -44,7 +44,7 @@ def prepare_sweethome3d(
         out: the folder to make. It must not exist.
         resolution: voxels on a side, a multiple of 2.
         views: pictures of each object.
-        channels: width of the picture tokens; four of them are colours.
+        channels: of a picture token besides its position; four of them are colours.
         seed: of the cameras and the split.
         test_clusters: clusters kept for testing; with ``limit`` at most a quarter of the clusters.
         limit: read only this many models, spread over the catalogues: for a trial.
