@@ -27,7 +27,9 @@ def prepare(
     out: Annotated[Path, Option("--out", "-o", help="Folder to make; must not exist.")],
     resolution: Annotated[int, whole("--resolution", "Voxels on a side, an even number.", 2, 256)] = 32,
     views: Views = 2,
-    channels: Annotated[int, whole("--channels", "Channels of a picture token besides its position, four of them colours.", 5, 1284)] = 52,
+    channels: Annotated[
+        int, whole("--channels", "Channels of a token besides its position, four of them colours.", 5, 1284)
+    ] = 52,
     seed: Annotated[int, whole("--seed", "Seed of cameras and split.", 0, 2**31 - 1)] = 0,
     test_clusters: Annotated[int, whole("--test-clusters", "Clusters of near-duplicates kept for testing.", 1)] = 96,
     limit: Annotated[int | None, whole("--limit", "Read only this many models, for a trial.", 2)] = None,
