@@ -1,9 +1,11 @@
-"""Teaching the second stage: crops, losses, the data set of latents, the description."""
+"""Teaching: crops, losses, the data set of latents, the description, and what a flow makes of its picture."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from fewstep_trellis.checkpoint import save_model
 from fewstep_trellis.models import SLatEncoder
 from fewstep_trellis.normalisation import Normalisation
 from fewstep_trellis.slat_dataset import PreparedLatents, PreparedLatentsConfig, cube_around
+from fewstep_trellis.teach.condition import told_by_picture
 from fewstep_trellis.teach.crops import WALL, Crop, cut, layout_of
 from fewstep_trellis.teach.describe import write_pipeline
 from fewstep_trellis.teach.slat_gs import gaussian_terms
@@ -21,8 +24,10 @@ from fewstep_trellis.teach.slat_quality import channel_statistics, compare, samp
 from fewstep_trellis.teach.slat_vae import BITS, at_corners, field_terms
 from torch import Tensor
 
-from fewstep.core.backbone import Backbone
-from fewstep.core.layout import Packed
+from fewstep.core.backbone import Backbone, Teacher
+from fewstep.core.batch import Batch, Condition
+from fewstep.core.interpolant import Interpolant
+from fewstep.core.layout import Dense, Packed
 from fewstep.errors import FewstepError
 
 R = 4
@@ -45,6 +50,22 @@ def target() -> Target:
 
 def crop() -> Crop:
     return cut(COORDS, torch.arange(5.0)[:, None].expand(5, 11), target(), torch.tensor([0, 1, 3]), R)
+
+
+def test_the_first_step_tells_what_the_picture_told() -> None:
+    """Knowing a share of what sets an object apart from the mean explains 1 - (1 - share)^2 of the variance."""
+    draws = torch.Generator().manual_seed(0)
+    x0, noise = torch.randn(6, 2, 4, 4, 4, generator=draws) + 3, torch.randn(6, 2, 4, 4, 4, generator=draws)
+    batch = Batch(x0, Dense(6), Condition(torch.zeros(6, 1, 1)))
+    for share in (0.0, 0.5, 1.0):
+        guess = x0.mean(0) + share * (x0 - x0.mean(0))
+
+        def velocity(x: Tensor, t: Tensor, *_: Any, guess: Tensor = guess, **__: Any) -> Tensor:
+            assert (t == 1).all()
+            return Interpolant(1e-5).velocity(guess, x)
+
+        field = cast(Teacher, Mock(side_effect=velocity, interpolant=Interpolant(1e-5)))
+        assert told_by_picture(field, batch, noise) == pytest.approx(1 - (1 - share) ** 2, abs=1e-3)
 
 
 def test_the_greatest_cube_that_fits_is_taken() -> None:
