@@ -28,8 +28,10 @@ def generate(inputs: Any, *, backbone: str | None = None, **options: Any) -> Any
     if name not in registry().names("generate function"):
         raise FewstepError(f"backbone {name!r} offers `fewstep generate` on the command line only")
     function = registry().get("generate function", name).load()
-    accepted = list(inspect.signature(function).parameters)[1:]
+    _, *accepted = inspect.signature(function).parameters.values()
+    names = [parameter.name for parameter in accepted]
     for option in options:
-        if option not in accepted:
-            raise unknown("option of generate", option, accepted)
+        # One that takes **options checks them itself.
+        if option not in names and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted):
+            raise unknown("option of generate", option, names)
     return function(inputs, **options)
