@@ -30,8 +30,8 @@ def generate(inputs: Any, *, backbone: str | None = None, **options: Any) -> Any
     function = registry().get("generate function", name).load()
     _, *accepted = inspect.signature(function).parameters.values()
     names = [parameter.name for parameter in accepted]
-    for option in options:
-        # One that takes **options checks them itself.
-        if option not in names and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted):
-            raise unknown("option of generate", option, names)
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted):  # **options: it checks them itself
+        for option in options:
+            if option not in names:
+                raise unknown("option of generate", option, names)
     return function(inputs, **options)

@@ -100,7 +100,7 @@ def with_positions(tokens: Tensor) -> Tensor:
     """Tokens [...,49,C], row by row from the top left, followed by 12 channels that tell where their tile is.
 
     These are cos(pi k (i + 1/2) / 7) for k = 1 to 6, i the tile's row and then its column. Cross attention takes
-    tokens in any order, and the network's features do not say in which column a tile is.
+    tokens in any order, and the network's features hardly say in which column a tile is.
     """
     at = torch.arange(SIDE, dtype=torch.float32) + 0.5
     wave = (torch.pi / SIDE * at[:, None] * torch.arange(1, SIDE)).cos()
