@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # The optional packages by the extra that installs them, under their import names. A package of several extras (Pillow,
@@ -67,6 +69,22 @@ def invalid(key: str, got: object, accepted: str) -> FewstepError:
 def first_line(error: BaseException) -> str:
     """The first line of another library's error, cut to fit into one of our sentences."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def note(error: BaseException, text: str) -> None:
+    """Add a line that is printed below an error's traceback, from Python 3.11 on."""
+    if sys.version_info >= (3, 11):
+        error.add_note(text)
+
+
+@contextmanager
+def noted(text: str) -> Iterator[None]:
+    """Say in a note what was being done when an error is raised within the block."""
+    try:
+        yield
+    except Exception as error:
+        note(error, text)
+        raise
 
 
 def install(extra: str) -> str:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -748,6 +749,28 @@ def test_a_bench_that_was_stopped_goes_on(done: Bench, tmp_path: Path, cell: int
     sampled = [calls for calls, _ in found.teacher.calls if calls > 2]
     assert sum(sampled) <= sum(calls for calls, _ in done.teacher.calls if calls > 2)
     assert found.suite.sheets == done.suite.sheets
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions take notes since Python 3.11")
+def test_an_error_of_a_plugin_says_what_was_being_measured(tmp_path: Path) -> None:
+    class Faulty(Gaussian):
+        def forward(self, x: Tensor, *args: Any, **keys: Any) -> Tensor:
+            if len(self.calls) >= calls:
+                raise ZeroDivisionError("a bug of a plugin")
+            return super().forward(x, *args, **keys)
+
+    def notes() -> list[str]:
+        with pytest.raises(ZeroDivisionError, match="a bug of a plugin") as found:
+            bench(tmp_path / "b", students=[("mine", Faulty(0.0), info("bug"))], steps=(1, 2), seeds=(0,))
+        return found.value.__notes__
+
+    calls = 0
+    assert notes() == ["while trying mine (method bug) on two samples"]
+    assert not (tmp_path / "b").exists()  # nothing was measured
+    calls = 2
+    assert notes() == ["while measuring mine, 2 steps, seed 0"]
+    with (tmp_path / "b" / "rows.csv").open() as file:
+        assert {row["label"] for row in csv.DictReader(file)} == {"teacher", "undistilled", "mine"}
 
 
 def test_what_is_there_is_not_measured_again_and_the_report_is_drawn_anew(done: Bench, tmp_path: Path) -> None:

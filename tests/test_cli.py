@@ -73,6 +73,19 @@ def test_a_dry_run_prints_the_config_and_starts_nothing(capsys: pytest.CaptureFi
     assert [path.name for path in folder.iterdir()] == ["my.toml"]
 
 
+def test_a_dry_run_looks_for_the_folders_that_the_config_names(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["distill", "-m", "mdt-vd", "-b", "trellis", "--dry-run"]
+    for key, message in {
+        "data.root=nowhere": "error: prepared set: there is no folder nowhere; make one with",
+        "train.start=nowhere": "error: train.start: student 'nowhere': no such folder",
+    }.items():
+        assert main([*words, key]) == 2
+        out, err = capsys.readouterr()
+        assert "nowhere" in out  # the config is shown all the same
+        assert err.startswith(message)
+    assert main([*words, "--toml", "data.root=nowhere"]) == 0  # a file for another machine
+
+
 def test_a_preset_is_a_source(capsys: pytest.CaptureFixture[str]) -> None:
     assert "preset paper (fewstep_mdt)" in works(capsys, *RUN, "--preset", "paper", "--dry-run")
 
@@ -210,6 +223,20 @@ def test_the_module_and_the_script_are_the_same() -> None:
     script = Path(sys.executable).parent / "fewstep"
     out = subprocess.run([str(script), "--version"], capture_output=True, text=True, check=True).stdout
     assert out == f"fewstep {fewstep.__version__}\n"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions take notes since Python 3.11")
+def test_a_bench_that_fails_says_what_is_kept(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    def broken(*_: object, out: Path, **__: object) -> None:
+        out.mkdir()
+        (out / "rows.csv").touch()
+        raise ZeroDivisionError("a bug of a plugin")
+
+    monkeypatch.setattr("fewstep.benchmark.api.bench", broken)
+    with pytest.raises(ZeroDivisionError) as found:
+        main(["bench", "-b", "toy", "--out", "b"])
+    wanted = "measured so far: b/rows.csv; to go on: fewstep bench -b toy --out b --resume"
+    assert found.value.__notes__[0] == wanted
 
 
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ CASES = {
     # files
     "no-config": ((*RUN, "--config", "nowhere.toml"), "config nowhere.toml: cannot be read: No such file", "accepted: a TOML file"),
     "bad-config": ((*RUN, "--config", "bad.toml"), "config 'bad.toml' is not valid TOML", "line 1"),
-    "config-is-folder": ((*RUN, "--config", "empty"), "'empty' is not the folder of a run (it has no config.json); accepted: a folder that `fewstep distill` wrote, or for --config a TOML"),
+    "config-is-folder": ((*RUN, "--config", "empty"), "'empty' is not the folder of a run (it has no config.json); accepted: a folder that `fewstep distill` or `fewstep teach` wrote, or for --config a TOML"),
     "key-in-config": ((*RUN, "--config", "unknown.toml"), "unknown key 'train.step'", "did you mean 'train.steps'? (from unknown.toml)"),
     "out-exists": (("distill", *CHOICE, "--out", "run", *QUICK), "'run' exists; pass --resume to continue it or another --out"),
     "out-is-file": (("distill", *CHOICE, "--out", "file", *QUICK), "'file' exists"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from fewstep_shapes3d.pictures import background
+from fewstep_shapes3d.result import Result
 from fewstep_trellis.pipeline.loading import Pipeline
 from fewstep_trellis.pipeline.run import Runner
 from PIL import Image
@@ -145,3 +149,34 @@ def test_an_undistilled_flow_in_few_steps_is_said(go: Go, tmp_path: Path) -> Non
     assert "latents" not in said
     assert go("disc.png", "--student", "none", "--steps", "1", "--dry-run").err == ""
     assert go("disc.png", "--student", folder, "--dry-run").err == ""
+
+
+def test_an_interrupted_run_goes_on(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("in").mkdir()
+    for name in "abc":
+        picture(Path(f"in/{name}.png"))
+    asked = ("in", "-o", "out", "--formats", "npz,glb")
+    real, calls = Result.save, list[Path]()
+
+    def interrupted(self: Result, path: Path, name: str) -> Path:
+        calls.append(path)
+        if len(calls) == 4:  # a.npz, a.glb and b.npz are written
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, path, name)
+
+    monkeypatch.setattr(Result, "save", interrupted)
+    done = go(*asked)
+    assert done.code == 128 + signal.SIGTERM
+    assert "1 made, 0 failed, 2 not tried" in done.err
+    assert re.search(r"\ninterrupted; finished objects stay; to go on: fewstep generate .* --resume\n$", done.err)
+    names = ["a.glb", "a.npz", "a.preview.png", "b.npz"]
+    assert sorted(path.name for path in Path("out").iterdir()) == names
+    before = {path: path.stat().st_ino for path in Path("out").iterdir()}
+    assert "choose one" in refused(go(*asked, "--resume", "--force"))
+    assert "would write out/b.npz" in go(*asked, "--resume", "--dry-run").out
+    done = go(*asked, "--resume")
+    assert done.code == 0, done.err
+    assert "--resume: 1 object made before, 2 to make" in done.out
+    assert [path.name for path, number in before.items() if path.stat().st_ino != number] == ["b.npz"]  # half of b
+    assert len(list(Path("out").iterdir())) == 9
+    assert "3 objects made before, 0 to make" in go(*asked, "--resume").out

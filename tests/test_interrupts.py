@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,6 +74,20 @@ def test_any_other_command_says_how_to_start_again(
     monkeypatch.setattr("fewstep.api.loading.load", lambda *_, **__: kill(number))
     assert main(["sample", "a student", "-o", "x.png"]) == 128 + number
     assert capsys.readouterr().err == "interrupted; to start again: fewstep sample 'a student' -o x.png\n"
+
+
+def test_a_signal_while_the_commands_are_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Finder:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            if name == "fewstep.cli.app":
+                kill(signal.SIGINT)
+
+    monkeypatch.delitem(sys.modules, "fewstep.cli.app")
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    assert main(["plugins"]) == 130
+    assert capsys.readouterr().err == "interrupted; to start again: fewstep plugins\n"
 
 
 def test_a_second_signal_is_deadly() -> None:

@@ -231,6 +231,8 @@ def test_a_browser_shows_turns_and_sorts(hostile: tuple[Page, Bench], tmp_path: 
         const said = {panes: before.length, turned: before.filter((one, at) => one !== after[at]).length,
           up, down: values(), charts: document.querySelectorAll("#panels svg").length,
           legend: [...document.querySelectorAll("#legend li")].map((one) => one.textContent),
+          numbers: ["47,952", "810", "<0.001", "+1.5e-05 \u00b12", "1*", "62 %", "1 step"]
+            .map((textContent) => sortable({textContent})),
           trouble: document.getElementById("trouble").hidden};
         console.log("said:" + btoa(unescape(encodeURIComponent(JSON.stringify(said)))) + ":");
       };
@@ -250,6 +252,7 @@ def test_a_browser_shows_turns_and_sorts(hostile: tuple[Page, Bench], tmp_path: 
     assert (said["panes"], said["turned"], said["charts"], said["trouble"]) == (2, 2, 2, True)
     assert said["up"] == sorted(said["up"])
     assert said["down"] == sorted(said["up"], reverse=True)
+    assert said["numbers"] == [47952, 810, 0.001, 1.5e-05, 1, 62, 1]
     assert said["legend"][1:-1][: len(HOSTILE)] == list(HOSTILE)
     with Image.open(picture) as shot:
         assert np.asarray(shot.convert("L")).std() > 10

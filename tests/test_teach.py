@@ -205,6 +205,29 @@ def test_what_is_no_teacher_is_refused_before_anything_starts(capsys: pytest.Cap
     assert "unknown backbone 'tyo'" in refused(capsys, "teach", "--backbone", "tyo")
 
 
+def test_the_run_of_the_teacher_decides_what_its_network_was_made_from(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("data.size=64", "train.batch_size=8", "train.steps=1")
+    works(capsys, "teach", "--backbone", "toy", *small, *TINY, "backbone.target=moons", "--out", "t")
+    words = ("--backbone", "toy", "backbone.teacher=t", *small)
+    works(capsys, "distill", "--method", "cm", *words, "--out", "s")
+    recorded = json.loads(Path("s/config.json").read_text())
+    assert (recorded["config"]["backbone"]["width"], recorded["config"]["backbone"]["target"]) == (16, "moons")
+    assert recorded["sources"]["backbone.width"] == "the teacher's run"
+    assert recorded["config"]["backbone"] == json.loads(Path("s/student/config.json").read_text())["config"]["backbone"]
+    asked = ("distill", "--method", "cm", *words, "--out", "other")
+    wanted = "backbone.width: got 64; accepted: 16, as in the run of backbone.teacher"
+    assert refused(capsys, *asked, "backbone.width=64").startswith(wanted)
+    Path("wide.toml").write_text("[backbone]\nwidth = 64\n")
+    assert refused(capsys, *asked, "--config", "wide.toml").startswith(wanted)
+    assert refused(capsys, "bench", *words[:3], "--student", "s", "backbone.width=64").startswith(wanted)
+    works(capsys, "distill", "--method", "cm", *words, "backbone.width=16", "backbone.guidance=2", "--out", "same")
+    keys = ("backbone.width=16", "backbone.depth=2", "backbone.pretrain=2")
+    works(capsys, "distill", "--method", "cm", *small, "--backbone", "toy", *keys, "--out", "plain")
+    works(capsys, *asked, "--config", "plain")  # an earlier run gives way
+    assert json.loads(Path("other/config.json").read_text())["config"]["backbone"]["depth"] == 1
+    works(capsys, "distill", "--resume", "--out", "s")
+
+
 # A backbone of another package: a network, a config and data, no pretrained weights.
 
 
@@ -256,7 +279,8 @@ def test_a_backbone_of_another_package_is_taught_for_free(bare: Entry, capsys: p
     works(capsys, "teach", *words, "backbone.width=5", "--out", "t")
     distil = ("distill", "--method", "mdt-vm", *words, "--out", "s")
     assert "Bare has no teacher of its own; accepted: a run of `fewstep teach`" in refused(capsys, *distil)
-    assert "no such folder" in refused(capsys, *distil, "backbone.teacher=nowhere")
+    wrote = "no such folder; accepted: a folder that `fewstep distill` or `fewstep teach` wrote"
+    assert wrote in refused(capsys, *distil, "backbone.teacher=nowhere")
     works(capsys, *distil, "backbone.teacher=t")
     assert [t.shape for t in weights("s")] == [t.shape for t in weights("t")]
     assert open_teacher(bare, bare.load_config()(teacher="t", guidance=2.0)).guidance.scale == 2.0

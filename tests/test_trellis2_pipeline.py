@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,7 @@ from fewstep_trellis2.generate.models import choose, models_of
 from fewstep_trellis2.generate.page import Trellis2Maker
 from fewstep_trellis2.models import MODELS
 from fewstep_trellis2.pipeline import grids
+from fewstep_trellis2.pipeline.loading import Pipeline
 from fewstep_trellis2.pipeline.networks import Prompts
 from fewstep_trellis2.pipeline.run import Runner
 from fewstep_trellis2.pipeline.spec import KINDS, SHAPE_512, SHAPE_1024, TEXTURE_512, TEXTURE_1024, Kind
@@ -288,6 +290,43 @@ def test_an_exported_pipeline_samples_as_its_student(folder: Path, tmp_path: Pat
     assert main(["export", "--backbone", "trellis2", f"texture={path}", *asked, "-o", str(out)]) == 2
 
 
+@pytest.mark.parametrize("kind", ["512", "1024", "1024_cascade"])
+@pytest.mark.parametrize("decode", [True, False])
+def test_the_models_that_a_dry_run_looks_at_are_those_that_a_run_loads(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, decode: bool
+) -> None:
+    names = [] if decode else [f"structure={folder}/ckpts/sparse_structure_flow_model"]
+    chosen, loaded = choose(models_of(folder, names, kind=kind)), set[str]()
+    real = Pipeline.model
+    monkeypatch.setattr(Pipeline, "model", lambda self, role: (loaded.add(role), real(self, role))[1])
+    made = Runner(chosen.pipeline, kind, chosen.recipes, chosen.students)
+    (one,) = made(prompts(), seed=3)
+    if decode:
+        made.decode(one)
+    assert set(chosen.needed(decode=decode)) == loaded
+
+
+@pytest.mark.parametrize("role", [SHAPE_512, "shape_slat_decoder"])
+def test_a_dry_run_names_a_model_that_is_missing_or_cut_short(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, role: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    disc()
+    shutil.copytree(folder, "damaged")
+    weights = Path(f"damaged/ckpts/{role}.safetensors")
+    words = ["generate", "--backbone", "trellis2", "disc.png", "--teacher", "damaged", "--dry-run", "--type"]
+    assert main([*words, "512"]) == 0
+    weights.write_bytes(weights.read_bytes()[:-100])
+    capsys.readouterr()
+    assert main([*words, "512"]) == 2
+    assert f"got '{weights}'; accepted: a complete safetensors file" in capsys.readouterr().err
+    weights.unlink()
+    assert main([*words, "512"]) == 2
+    assert f"model 'ckpts/{role}' is missing; looked for" in capsys.readouterr().err
+    if role == SHAPE_512:  # another type does not load it
+        assert main([*words, "1024"]) == 0
+
+
 @pytest.mark.parametrize(
     ("student", "message"),
     [
@@ -322,15 +361,21 @@ def test_what_is_no_pipeline(tmp_path: Path, change: dict[str, Any], message: st
         choose(models_of(tmp_path))
 
 
+def disc() -> Image.Image:
+    """A picture of a disc, written to disc.png."""
+    image = Image.new("RGBA", (64, 64))
+    ImageDraw.Draw(image).ellipse((12, 20, 48, 40), fill="red")
+    image.save("disc.png")
+    return image
+
+
 def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
     monkeypatch.chdir(tmp_path)
     sizes = {"hidden_size": COND, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     DINOv3ViTModel(DINOv3ViTConfig(**sizes, num_register_tokens=4)).save_pretrained("dino")
-    image = Image.new("RGBA", (64, 64))
-    ImageDraw.Draw(image).ellipse((12, 20, 48, 40), fill="red")
-    image.save("disc.png")
+    image = disc()
     asked = ["generate", "--backbone", "trellis2", "disc.png", "--teacher", str(folder), "--image-encoder", "dino"]
     assert main([*asked, "--type", "512", "-o", "thing.glb", "--steps", "2,1,1", "--dry-run"]) == 0
     assert "would write thing.glb" in capsys.readouterr().out

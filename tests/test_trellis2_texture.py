@@ -152,6 +152,11 @@ def test_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     surface().subdivide().export("box.glb")
     asked = ["generate", "--backbone", "trellis2", "disc.png", "--teacher", str(folder), "--image-encoder", "dino"]
     asked += ["--mesh", "box.glb"]
+    weights = Path("ckpts/shape_slat_encoder.safetensors")  # loaded with a mesh alone
+    weights.rename("aside")
+    assert main([*asked, "--type", "512", "--dry-run"]) == 2
+    assert "model 'ckpts/shape_slat_encoder' is missing" in capsys.readouterr().err
+    Path("aside").rename(weights)
     assert main([*asked, "-o", "thing.glb", "--type", "512", "--steps", "1", "--formats", "glb,npz"]) == 0
     assert "texture: the pipeline's own flow, 1 step" in capsys.readouterr().out
     (mesh,) = trimesh.load("thing.glb", process=False).geometry.values()

@@ -13,6 +13,7 @@ from pydantic import Field, create_model
 
 from fewstep.api.students import Student, on_this_machine
 from fewstep.config.base import Strict, validate
+from fewstep.config.recorded import WRITTEN
 from fewstep.engine.device import pick_device
 from fewstep.engine.export import StudentInfo, load_student, read_info
 from fewstep.engine.hub import fetched
@@ -88,8 +89,8 @@ def _find(name: str) -> Path:
     names = sorted(_shipped())
     hint = nearest(name, names)
     raise FewstepError(
-        f"student {name!r}: no such folder; accepted: a folder that `fewstep distill` wrote, owner/name on the hub, or "
-        f"a shipped student ({', '.join(names)})" + (f"; did you mean {hint!r}?" if hint else "")
+        f"student {name!r}: no such folder; accepted: {WRITTEN}, owner/name on the hub, or a shipped student "
+        f"({', '.join(names)})" + (f"; did you mean {hint!r}?" if hint else "")
     )
 
 

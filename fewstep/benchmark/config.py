@@ -11,6 +11,7 @@ from fewstep.config import presets
 from fewstep.config.base import Strict, merge, validate
 from fewstep.config.resolve import data_of
 from fewstep.config.stages import check_named, keys_of
+from fewstep.config.teacher import taught
 from fewstep.errors import FewstepError, unknown
 from fewstep.plugins.registry import Entry
 
@@ -73,7 +74,8 @@ def configure(
         tables = {"backbone": network.load_config(), "data": data.load_config()}
         fields: dict[str, Any] = {table: (config, Field(default_factory=config)) for table, config in tables.items()}
         typed = create_model("Bench", __base__=BenchConfig, **fields)
-        configs[name] = validate(typed, keys_of(merged, name, known))
+        keys = keys_of(merged, name, known)
+        configs[name] = validate(typed, merge(keys, taught(network, [keys], [keys])))
         data.load().check_config(configs[name].data)
     return configs
 

@@ -14,6 +14,7 @@ from fewstep.benchmark.entrants import OTHER_NOISE, TEACHER, TRUTH, Entrant, Sta
 from fewstep.benchmark.rows import NON_FINITE, Row
 from fewstep.benchmark.sampling import Tick, check_alike, clock, prompts_on, sample, warm_up
 from fewstep.core.suite import Suite
+from fewstep.errors import noted
 
 CONDITION_PROMPTS, CONDITION_REPEATS = 16, 3
 
@@ -49,7 +50,8 @@ class Measurement:
         for entrant in entrants:
             for model, batch in zip(entrant.models, self.batches, strict=True):
                 model.field.to(self.device)
-                warm_up(model, batch, self.device)
+                with noted(f"while trying {entrant.label} (method {entrant.method}) on two samples"):
+                    warm_up(model, batch, self.device)
         self.condition = self._condition_seconds()
 
     def expected(self, entrant: Entrant, steps: int) -> float:

@@ -36,7 +36,7 @@ from fewstep.config.run import versions
 from fewstep.console import Console, number_of, spinner
 from fewstep.engine.device import pick_device
 from fewstep.engine.folder import locked, occupied
-from fewstep.errors import FewstepError, unknown
+from fewstep.errors import FewstepError, noted, unknown
 from fewstep.files import Unwritable, write_json
 from fewstep.words import number
 
@@ -150,9 +150,11 @@ def _measured(
         measurement.tick = progress.tick
         for number, todo in enumerate(todos, 1):
             which = f", training {todo.entrant.training}" if todo.entrant.training else ""
-            progress.begin(f"seed {todo.seed}  {todo.entrant.label}{which}, {number_of(todo.steps, 'step')}")
+            what = f"{todo.entrant.label}{which}, {number_of(todo.steps, 'step')}"
+            progress.begin(f"seed {todo.seed}  {what}")
             began = measurement.sampling
-            of_cell = measurement.cell(todo.entrant, todo.steps, todo.seed, todo.known)
+            with noted(f"while measuring {what}, seed {todo.seed}"):
+                of_cell = measurement.cell(todo.entrant, todo.steps, todo.seed, todo.known)
             written = measurement.teacher_rows() if number == teachers else of_cell
             rows += written
             yield from written

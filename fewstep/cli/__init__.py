@@ -31,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    from fewstep.cli.app import build
-
     try:
+        from fewstep.cli.app import build  # takes half a second, in which Ctrl-C is to be caught too
+
         with build().make_context("fewstep", list(arguments)) as context:
             code = context.command.invoke(context)
         return code if isinstance(code, int) else 0

@@ -12,7 +12,7 @@ from fewstep.cli.invocation import again, going_on
 from fewstep.cli.options import integers, names, whole
 from fewstep.config.base import merge, parse_override
 from fewstep.console import Console, say
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, note
 from fewstep.plugins.registry import registry
 
 KEYS = (
@@ -75,26 +75,33 @@ def bench(
         )
 
     with going_on(hint):
-        table = api.bench(
-            named.name,
-            wanted,
-            folders,
-            counts,
-            noises,
-            samplers=others or None,
-            stage=stage,
-            dataset=dataset,
-            preset=preset,
-            limit=limit,
-            device=device,
-            out=folder,
-            compare=compare,
-            against=against,
-            config=config,
-            console=console,
-            resume=resume,
-            report=report,
-        )
+        try:
+            table = api.bench(
+                named.name,
+                wanted,
+                folders,
+                counts,
+                noises,
+                samplers=others or None,
+                stage=stage,
+                dataset=dataset,
+                preset=preset,
+                limit=limit,
+                device=device,
+                out=folder,
+                compare=compare,
+                against=against,
+                config=config,
+                console=console,
+                resume=resume,
+                report=report,
+            )
+        except FewstepError:
+            raise
+        except Exception as error:  # of a plugin, or a bug of ours
+            if (folder / "rows.csv").exists():
+                note(error, hint())
+            raise
     say(console, f"written: {table.folder}")
     table.show(console)
 

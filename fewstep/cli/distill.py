@@ -71,6 +71,7 @@ def distill(
     from fewstep.config.recorded import Words
     from fewstep.config.resolve import resolve_run
     from fewstep.config.written import as_toml
+    from fewstep.engine.session import check_folders
 
     console, keys = Console(), overrides or []
     if help_config:
@@ -92,6 +93,8 @@ def distill(
             show_config(console, run, name if len(resolved) > 1 else "")
             if memory is not None:
                 show_memory(console, run, memory)
+        for run in resolved.values():
+            check_folders(run)
     else:
         _start(resolved, out, resume, tracker or [], console)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
 from types import TracebackType
 
+from fewstep.errors import note
 from fewstep.plugins.registry import registry
 
 PARSER = ("typer", "click")
@@ -25,8 +25,8 @@ def shorten(error: BaseException) -> None:
     for frame, following in zip(kept, [*kept[1:], None], strict=True):
         frame.tb_next = following
     error.__traceback__ = kept[0] if kept else None
-    if sys.version_info >= (3, 11) and (place := _place(kept)):
-        error.add_note(place)
+    if place := _place(kept):
+        note(error, place)
 
 
 def _place(frames: list[TracebackType]) -> str | None:

@@ -14,6 +14,7 @@ from fewstep.plugins.registry import registry
 from fewstep.texts import read_json
 
 CONFIG = "config.json"
+WRITTEN = "a folder that `fewstep distill` or `fewstep teach` wrote"
 
 
 @dataclass(frozen=True)
@@ -48,21 +49,20 @@ def read_plans(path: Path) -> Plans:
         FewstepError: for a folder without a run, or a file that is not of a run.
     """
     if not path.exists():
-        raise FewstepError(f"there is no run {str(path)!r}; accepted: a folder that `fewstep distill` wrote")
+        raise FewstepError(f"there is no run {str(path)!r}; accepted: {WRITTEN}")
     file = path
     if path.is_dir():
         inner = sorted(path.glob(f"*/{CONFIG}"))
         file = path / CONFIG if (path / CONFIG).is_file() or not inner else inner[0]
     if not file.is_file():
-        accepted = "a folder that `fewstep distill` wrote, or for --config a TOML file"
+        accepted = f"{WRITTEN}, or for --config a TOML file"
         raise FewstepError(f"{str(path)!r} is not the folder of a run (it has no {CONFIG}); accepted: {accepted}")
     record = read_json(file)
     try:
         stages = {"": record} if file.parent == path or file == path else record["stages"]
         return {name: _plan(stage) for name, stage in stages.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        accepted = "one that `fewstep distill` wrote"
-        raise FewstepError(f"{str(file)!r} is not the {CONFIG} of a run; accepted: {accepted}") from None
+        raise FewstepError(f"{str(file)!r} is not the {CONFIG} of a run; accepted: that of {WRITTEN}") from None
 
 
 def _plan(record: Mapping[str, Any]) -> Plan:

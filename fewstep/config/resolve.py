@@ -14,6 +14,7 @@ from fewstep.config.base import flatten, merge, parse_override, read_toml, valid
 from fewstep.config.recorded import Plan, Plans, Words, is_run, merged_values, read_plans
 from fewstep.config.run import TABLES, Resolved, model_of, source_of
 from fewstep.config.stages import check_named, chosen, keys_of, preset_of
+from fewstep.config.teacher import SOURCE, taught
 from fewstep.errors import FewstepError, invalid
 from fewstep.plugins.registry import Entry, registry
 
@@ -131,6 +132,11 @@ def _resolve(
         base = [(file.source, file.read()) for file in presets.find(objective, network, preset)]
     layers = base + list(given)
     layers = [(source, keys_of(values, backbone_cls.stage, backbone_cls.stages)) for source, values in layers]
+    if plan is None and not objective.load().teaches:
+        typed = (OVERRIDES, PYTHON)
+        written = [values for source, values in layers[len(base) :] if source in typed or not is_run(Path(source))]
+        if made := taught(network, [values for _, values in layers], written):
+            layers.append((SOURCE, made))
     data = data_of(network, dataset or presets.data_set(layers))
     names = {"method": objective.name, "backbone": network.name, "dataset": data.name}
     check_needs(objective.load(), backbone_cls, data.load(), **names)

@@ -44,6 +44,7 @@ class Backbone(nn.Module):
 
     Config: ClassVar[type[Strict]]
     config: Any  # an instance of ``Config``, which ``save`` writes
+    made_from: ClassVar[frozenset[str]] = frozenset()  # keys of ``Config`` that a run as ``backbone.teacher`` decides
     provides: ClassVar[frozenset[str]] = frozenset()  # what this network or its ``student`` can do
     dataset: ClassVar[str]  # name of the registered data set that a run uses by default
     interpolant: Interpolant = Interpolant()

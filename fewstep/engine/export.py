@@ -17,6 +17,7 @@ from torch import Tensor
 
 import fewstep
 from fewstep.config.base import Strict, validate
+from fewstep.config.recorded import WRITTEN
 from fewstep.core.backbone import Backbone
 from fewstep.core.contract import Contract
 from fewstep.engine.adapters import merged, save_adapters
@@ -129,13 +130,13 @@ def read_info(folder: Path) -> StudentInfo:
     name = f"student {str(folder)!r}"
     if not folder.is_dir():
         kind = "a file" if folder.is_file() else "no such folder"
-        raise FewstepError(f"{name}: {kind}; accepted: a folder that `fewstep distill` wrote")
+        raise FewstepError(f"{name}: {kind}; accepted: {WRITTEN}")
     if not any(folder.iterdir()):
         raise FewstepError(f"{name}: the folder is empty; accepted: one with {INFO}, model.safetensors and model.json")
     file = student_folder(folder) / INFO
     if not file.is_file():
         inside = sorted(path.name for path in folder.iterdir() if (student_folder(path) / INFO).is_file())
-        accepted = f"one of its students {', '.join(inside)}" if inside else "a folder that `fewstep distill` wrote"
+        accepted = f"one of its students {', '.join(inside)}" if inside else WRITTEN
         raise FewstepError(f"{name}: holds no {INFO}; accepted: {accepted}")
     try:
         values = read_json(file)
@@ -146,7 +147,7 @@ def read_info(folder: Path) -> StudentInfo:
         raise FewstepError(f"{name}: this run has not finished, so it has no student; continue it with --resume")
     got = values.get("format")
     if got != FORMAT:
-        raise FewstepError(f"student {str(file)!r}: format {got!r}; accepted: {FORMAT!r}, as `fewstep distill` writes")
+        raise FewstepError(f"student {str(file)!r}: format {got!r}; accepted: {FORMAT!r}, in {WRITTEN}")
     try:
         return validate(StudentInfo, values)
     except FewstepError as error:

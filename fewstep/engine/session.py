@@ -64,8 +64,7 @@ def start(
     folders.check(out, resume)
     store = Store(out / "checkpoints", resolved.config.train.keep, processes)
     checkpoint = _resumable(resolved, out, store) if resume else None
-    if checkpoint is None:
-        check_start(resolved)
+    check_folders(resolved, begun=checkpoint is not None)
     progress = RunProgress(console, resolved.config.train.steps, checkpoint.step if checkpoint else 0, name=out.name)
     with spinner(console, f"{out.name}: loading teacher and data"):
         trainer = build(resolved, progress.say, processes)
@@ -105,7 +104,6 @@ def build(resolved: Resolved, say: Say, processes: Processes | None = None) -> T
     """A trainer at step 0: the teacher, its data and the networks."""
     config, dataset_cls = resolved.config, resolved.dataset.load()
     objective: Objective[Any] = resolved.method.load()(config.objective)
-    dataset_cls.check_config(config.data)
     if objective.teaches:
         teacher = beginner(resolved.backbone, config.backbone, config.seed)
     else:
@@ -114,13 +112,15 @@ def build(resolved: Resolved, say: Say, processes: Processes | None = None) -> T
     return Trainer(objective, teacher, dataset, config.train, config.seed, say, config.lora, processes, config.parallel)
 
 
-def check_start(resolved: Resolved) -> None:
-    """Refuse a ``train.start`` that is not a student of this backbone.
+def check_folders(resolved: Resolved, *, begun: bool = False) -> None:
+    """Refuse, before anything is loaded, data that are not there and, unless the run has begun, a ``train.start`` that
+    is not a student of this backbone.
 
     Raises:
-        FewstepError: naming both backbones, or what is wrong with the folder.
+        FewstepError: naming the key, and both backbones or what is wrong with the folder.
     """
-    if (start := resolved.config.train.start) is not None:
+    resolved.dataset.load().check_config(resolved.config.data)
+    if not begun and (start := resolved.config.train.start) is not None:
         check_student("train.start", start, resolved.backbone.name)
 
 

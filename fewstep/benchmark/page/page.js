@@ -193,7 +193,8 @@ function charts() {
 
 // What a cell is sorted by: its first number, else its text.
 function sortable(cell) {
-  const text = cell.textContent, found = text.match(/-?\d+(\.\d+)?/);
+  const text = cell.textContent.replace(/(\d),(?=\d{3})/g, "$1"); // 48,000 is one number
+  const found = text.match(/-?\d+(\.\d+)?(e[-+]?\d+)?/);
   return found && !/[a-z]/i.test(text.slice(0, found.index)) ? Number(found[0]) : text;
 }
 

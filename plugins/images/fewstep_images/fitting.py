@@ -28,7 +28,7 @@ EVERY = 5.0  # seconds between progress lines
 
 def fitted(config: ImagesConfig) -> ImageFlow:
     """A network that already approximates the velocity; fitted once per config, and kept in the cache on disk."""
-    keys = set(ImagesConfig.model_fields) - {"guidance", "points"}
+    keys = {"teacher", *ImageFlow.made_from}
     return copy.deepcopy(_fit(ImagesConfig(**config.model_dump(include=keys))))
 
 

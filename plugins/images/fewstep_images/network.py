@@ -52,6 +52,7 @@ class ImageFlow(Backbone):
         {"dense", "jvp", "two_time", "negative_time", "features", "guidance_input", "policy"}
     )
     dataset = "images"
+    made_from = frozenset({"source", "smoothing", "conditional", "width", "depth", "pretrain", "seed"})
 
     def __init__(self, config: ImagesConfig) -> None:
         super().__init__()

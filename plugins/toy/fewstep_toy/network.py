@@ -41,6 +41,7 @@ class ToyFlow(Backbone):
         {"dense", "packed", "jvp", "two_time", "negative_time", "features", "guidance_input", "policy"}
     )
     dataset = "toy"
+    made_from = frozenset({"target", "conditional", "sigma_min", "width", "depth", "pretrain", "seed"})
 
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
@@ -130,8 +131,7 @@ def span_features(span_B: Tensor) -> Tensor:
 
 def fitted(config: ToyConfig) -> ToyFlow:
     """A student that already approximates the target's velocity; fitted once per process and config."""
-    keys = {"target", "conditional", "sigma_min", "width", "depth", "pretrain", "seed"}
-    return copy.deepcopy(_fit(ToyConfig(**config.model_dump(include=keys))))
+    return copy.deepcopy(_fit(ToyConfig(**config.model_dump(include=set(ToyFlow.made_from)))))
 
 
 @lru_cache(maxsize=16)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from fewstep.cli.invocation import going_on
+from fewstep.cli.invocation import again, going_on
 from fewstep.cli.options import whole
 from fewstep.console import Console, number_of, say
 from fewstep.engine.progress import counting
@@ -73,7 +73,7 @@ def furniture(
     from fewstep_shapes3d.data.pieces import prepare_furniture
 
     console = Console()
-    with going_on(lambda: "to go on: the same command again"), counting(console) as progress:
+    with going_on(lambda: f"to go on: {again()}"), counting(console) as progress:
         manifest = prepare_furniture(
             out,
             pieces=pieces,

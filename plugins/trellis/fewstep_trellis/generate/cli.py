@@ -9,7 +9,7 @@ import typer
 from fewstep_shapes3d.app.options import HOST, OPEN, PORT
 from typer import Argument, Option
 
-from fewstep.cli.invocation import again, going_on
+from fewstep.cli.invocation import going_on
 from fewstep.cli.options import home
 from fewstep.console import Console
 from fewstep_trellis.generate import options as opt
@@ -52,6 +52,7 @@ def generate(
     size: opt.Size = None,
     preview: opt.Preview = True,
     force: opt.Force = False,
+    resume: opt.Resume = False,
     dry_run: opt.DryRun = False,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -65,10 +66,10 @@ def generate(
     models = models_of(home(teacher), [home(one) for one in student or []], steps, guidance, sampler)
     how = multi_image, background, device, low_memory, home(encoder), largest_part, graphs
     options = Options(samples, seed, *how, Finish(simplify, texture, up, size))
-    output = command.Output(home(out), formats, preview, force, as_json)
+    output = command.Output(home(out), formats, preview, force, as_json, resume)
     run = command.Run(models, options, output, Console(stderr=as_json), Console(stderr=True))
     places = [home(one) for one in inputs or []]
-    with going_on(lambda: f"finished objects stay; to make all anew: {again('--force')}"):
+    with going_on(lambda: opt.going_on_with(force)):
         raise typer.Exit(run.dry(places, text or []) if dry_run else run(places, text or []))
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fewstep.cli.invocation import began
-from fewstep.console import command, say, spinner
+from fewstep.console import command, number_of, say, spinner
 from fewstep.engine.device import pick_device
 from fewstep.errors import FewstepError
 from fewstep_trellis.conditioning.factory import DINO
@@ -40,14 +40,19 @@ from fewstep_trellis.pipeline.spec import STAGES, STRUCTURE_DECODER
 
 @dataclass(frozen=True)
 class Output:
-    """Where results go: ``--out``, ``--formats``, whether to write a preview, to overwrite files, and to print a JSON
-    line for each result on standard output."""
+    """Where results go: ``--out``, ``--formats``, whether to write a preview, to overwrite files, to print a JSON line
+    for each result on standard output, and to leave out (``resume``) what has been made."""
 
     out: str
     formats: str | None = None
     preview: bool = True
     force: bool = False
     as_json: bool = False
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        if self.force and self.resume:
+            raise FewstepError("--resume leaves out what has been made, and --force makes it anew: choose one")
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ class Run:
         with told(self.errors):
             chosen = self._chosen()
             formats, planned = self._plan(chosen, inputs, texts)
+            if not planned:
+                return 0
             make, failed, done = self._generator(chosen), list[str](), 0
             try:
                 for job, target in planned:
@@ -140,9 +147,15 @@ class Run:
         for kind in decoded(formats):
             if (role := self.roles.get(kind, kind)) not in spec.models:
                 raise FewstepError(f"--formats {','.join(formats)}: needs {role}, which {chosen.pipeline.name} lacks")
-        files = [path for target in found for path in self._files(target, formats)]
-        check_free(files, [path for job in jobs for path in job.pictures], force=output.force)
-        return formats, list(zip(jobs, found, strict=True))
+        files = {target: self._files(target, formats) for target in found}
+        if output.resume:
+            files = {target: paths for target, paths in files.items() if not all(path.exists() for path in paths)}
+            made = number_of(len(found) - len(files), "object")
+            say(self.console, f"--resume: {made} made before, {len(files)} to make")
+        written = [path for paths in files.values() for path in paths]
+        taken = [path for job in jobs for path in job.pictures]
+        check_free(written, taken, force=output.force or output.resume)
+        return formats, [(job, target) for job, target in zip(jobs, found, strict=True) if target in files]
 
     def _files(self, target: Target, formats: Sequence[str]) -> list[Path]:
         """The paths that a job may write."""

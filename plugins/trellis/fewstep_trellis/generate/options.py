@@ -6,6 +6,7 @@ from typing import Annotated
 
 from typer import Option
 
+from fewstep.cli.invocation import again
 from fewstep.cli.options import real, whole
 
 Samples = Annotated[int, whole("--samples", "Objects per input.", 1, 64, "-n")]
@@ -28,7 +29,15 @@ Up = Annotated[str, Option(help="The axis that points up in the .glb, y or z.")]
 Size = Annotated[float | None, real("--size", "Metres of the longest side in the .glb.")]
 Preview = Annotated[bool, Option(help="Write a turntable beside the result.")]
 Force = Annotated[bool, Option("--force", help="Overwrite existing results.")]
+Resume = Annotated[
+    bool, Option("--resume", help="Go on after an interruption: leave out inputs whose files are all there.")
+]
 DryRun = Annotated[bool, Option("--dry-run", help="Say what would be done, and stop.")]
 AsJson = Annotated[
     bool, Option("--json", help="A JSON line for each result on standard output, all else on standard error.")
 ]
+
+
+def going_on_with(force: bool) -> str:
+    """What is said when the command is interrupted; with ``--force`` it is not known which files are of this run."""
+    return "finished objects stay; " + (f"to make all anew: {again()}" if force else f"to go on: {again('--resume')}")

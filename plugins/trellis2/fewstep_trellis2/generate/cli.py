@@ -10,7 +10,7 @@ from fewstep_shapes3d.app.options import HOST, OPEN, PORT
 from fewstep_trellis.generate import options as opt
 from typer import Argument, Option
 
-from fewstep.cli.invocation import again, going_on
+from fewstep.cli.invocation import going_on
 from fewstep.cli.options import home
 from fewstep.console import Console
 
@@ -49,6 +49,7 @@ def generate(
     size: opt.Size = None,
     preview: opt.Preview = True,
     force: opt.Force = False,
+    resume: opt.Resume = False,
     dry_run: opt.DryRun = False,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -67,12 +68,12 @@ def generate(
     run = command.Run(
         models,
         options,
-        Output(home(out), formats, preview, force, as_json),
+        Output(home(out), formats, preview, force, as_json, resume),
         Console(stderr=as_json),
         Console(stderr=True),
     )
     places = [home(one) for one in inputs or []]
-    with going_on(lambda: f"finished objects stay; to make all anew: {again('--force')}"):
+    with going_on(lambda: opt.going_on_with(force)):
         raise typer.Exit(run.dry(places, []) if dry_run else run(places, []))
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from fewstep.console import command as shell
 from fewstep.console import say
 from fewstep_trellis2.generate.api import TEXTS, Generator
-from fewstep_trellis2.generate.models import Models, choose
+from fewstep_trellis2.generate.models import Chosen, Models, choose
 from fewstep_trellis2.pipeline.export import save_pipeline
 from fewstep_trellis2.pipeline.loading import Pipeline
 from fewstep_trellis2.pipeline.spec import TEXTURE_DECODER
@@ -32,9 +32,8 @@ class Run(command.Run):
     def _choose(self) -> Any:
         return choose(self.models)
 
-    def _needed(self, chosen: Any, formats: Sequence[str]) -> list[str]:
-        del chosen, formats
-        return []  # which models run depends on the type and on a given mesh; they are checked when they are read
+    def _needed(self, chosen: Chosen, formats: Sequence[str]) -> list[str]:
+        return chosen.needed(decode=bool(command.decoded(formats)))
 
     def _generator(self, chosen: Any) -> Any:
         return Generator(chosen, self.options)

@@ -15,7 +15,17 @@ from fewstep_trellis.pipeline.students import Student
 from fewstep.errors import unknown
 from fewstep_trellis2.flow import RELEASED
 from fewstep_trellis2.pipeline.loading import AnyPipeline, Pipeline, TexturingPipeline
-from fewstep_trellis2.pipeline.spec import KINDS, SAMPLERS, STAGE, group
+from fewstep_trellis2.pipeline.spec import (
+    KINDS,
+    SAMPLERS,
+    SHAPE_DECODER,
+    SHAPE_ENCODER,
+    STAGE,
+    STRUCTURE_DECODER,
+    STRUCTURE_FLOW,
+    TEXTURE_DECODER,
+    group,
+)
 from fewstep_trellis2.pipeline.students import find_students
 from fewstep_trellis2.pipeline.texture import given_mesh
 
@@ -81,6 +91,23 @@ class Chosen:
         """Which model and students are used, a line each."""
         found = [f"pipeline: {self.pipeline.name}, type {self.kind}"]
         return found + [told(stage, self.students.get(stage), recipe) for stage, recipe in self.recipes.items()]
+
+    def needed(self, *, decode: bool) -> list[str]:
+        """Roles of the models that a run loads from the pipeline.
+
+        Args:
+            decode: whether meshes are made, and not latents alone.
+        """
+        way, decoders = KINDS[self.kind], [TEXTURE_DECODER] * decode
+        if self.given is not None:
+            return [SHAPE_ENCODER, *self._flows(way.texture), *decoders]
+        cascade = len(way.shape) > 1  # the coarse shape is decoded to find the cells of the fine one
+        shape = [SHAPE_DECODER] * (decode or cascade)
+        flows = self._flows(*way.shape, way.texture)
+        return [*self._flows(STRUCTURE_FLOW), STRUCTURE_DECODER, *flows, *shape, *decoders]
+
+    def _flows(self, *roles: str) -> list[str]:
+        return [role for role in roles if STAGE[role] not in self.students]
 
 
 def choose(models: Models) -> Chosen:
