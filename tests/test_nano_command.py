@@ -72,7 +72,14 @@ def test_structure_stage_from_a_prepared_set_to_its_measure(
 ) -> None:
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
-    small = ("vae.steps=2", "vae.channels=[4, 8, 8]", "flow.width=24", "flow.blocks=1", "guidances=[1.0]")
+    small = (
+        "vae.steps=2",
+        "decoder.steps=2",
+        "vae.channels=[4, 8, 8]",
+        "flow.width=24",
+        "flow.blocks=1",
+        "guidances=[1.0]",
+    )
     train = ("train.steps=2", "train.batch_size=2", "train.warmup=1")
     assert teach(prepared, out, "--stage", "all", "--device", "cpu", *small, *train) == 0
     for name in ("ss_encoder", "ss_decoder", "ss_flow"):

@@ -124,7 +124,7 @@ def test_an_interrupted_structure_vae_ends_where_an_unbroken_one_does(tmp_path: 
 def test_a_stage_that_is_done_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = Job(TeachConfig(), tmp_path, {}, torch.device("cpu"), True, Console())
     assert not job.finished("vae")
-    (tmp_path / "ss_decoder.safetensors").touch()
+    (tmp_path / "ss_vae_decoder.safetensors").touch()
     assert job.finished("vae")
     assert "vae: done before" in capsys.readouterr().out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from fewstep_shapes3d.data.targets import matching
 
 from fewstep.console import Console, say
@@ -13,15 +14,18 @@ from fewstep.engine.progress import counting
 from fewstep.errors import FewstepError, invalid, unknown
 from fewstep.files import Unwritable, check_place
 from fewstep_trellis.backbone import StructureFlow, load_decoder
+from fewstep_trellis.checkpoint import save_model
 from fewstep_trellis.dataset import PreparedConfig, PreparedObjects, load_encoder
-from fewstep_trellis.models import SparseStructureFlowModel
+from fewstep_trellis.flow import load_as
+from fewstep_trellis.models import SparseStructureDecoder, SparseStructureFlowModel
 from fewstep_trellis.teach import slat_command as slat
 from fewstep_trellis.teach.condition import structure_condition_test
 from fewstep_trellis.teach.config import Job
+from fewstep_trellis.teach.decoder import train_decoder
 from fewstep_trellis.teach.flows import STRUCTURE_FLOW, start_from, train_flow, write_structure_initial
 from fewstep_trellis.teach.keys import Keys, show_keys
 from fewstep_trellis.teach.loop import recorded
-from fewstep_trellis.teach.vae import teach_vae
+from fewstep_trellis.teach.vae import FIRST_DECODER, quality, teach_vae
 from fewstep_trellis.weightfiles import tensor_file
 
 
@@ -99,8 +103,22 @@ def vae(job: Job) -> None:
     with recorded(out / "vae.jsonl", recipe.steps, job.console) as log:
         figures = teach_vae(recipe, job.data, out, job.device, log)
     job.write("vae_quality.json", {**figures, "recipe": recipe.model_dump(mode="json")})
-    test, train = figures["test_iou"], figures["train_iou"]
-    job.console.print(f"VAE: reconstruction IoU {test:.3f} held out, {train:.3f} trained on")
+    job.show(figures)
+
+
+def decoder(job: Job) -> None:
+    """Train the structure decoder further, on noisy latents; save it in half precision, and its quality."""
+    out, recipe = job.out, job.config.decoder
+    if job.finished("decoder"):
+        return
+    encoder = load_encoder(out / "ss_encoder").to(job.device)
+    first = load_as(SparseStructureDecoder, out / FIRST_DECODER).to(job.device)
+    with recorded(out / "decoder.jsonl", recipe.steps, job.console) as log:
+        found = train_decoder(recipe, encoder, first, job.data, out / "decoder.state", log)
+    save_model(found, out / "ss_decoder", dtype=torch.float16)
+    figures = quality(encoder, found, job.data)
+    job.write("decoder_quality.json", {**figures, "recipe": recipe.model_dump(mode="json")})
+    job.show(figures)
 
 
 def flow(job: Job) -> None:
@@ -131,7 +149,7 @@ def measure(job: Job) -> None:
     job.write("quality.json", {"steps": 25, "seed": 0, "rows": rows})
 
 
-STRUCTURE = {"vae": vae, "flow": flow, "measure": measure}
+STRUCTURE = {"vae": vae, "decoder": decoder, "flow": flow, "measure": measure}
 LATENTS = {
     "targets": slat.targets,
     "slat-vae": slat.vae,

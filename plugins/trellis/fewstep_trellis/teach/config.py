@@ -18,6 +18,7 @@ from fewstep.config.base import Strict
 from fewstep.console import Console
 from fewstep.errors import FewstepError
 from fewstep.files import write_json
+from fewstep_trellis.teach.decoder import DecoderConfig
 from fewstep_trellis.teach.flows import SlatFlowConfig, StructureFlowConfig
 from fewstep_trellis.teach.slat_gs import GaussianConfig
 from fewstep_trellis.teach.slat_vae import MeshConfig, SlatVaeConfig
@@ -30,6 +31,7 @@ class TeachConfig(Strict):
 
     root: Folders = Field((SWEETHOME3D,), description="prepared sets, joined by commas")
     vae: VaeConfig = Field(default_factory=VaeConfig, description="recipe of the structure VAE")
+    decoder: DecoderConfig = Field(default_factory=DecoderConfig, description="further training of its decoder")
     flow: StructureFlowConfig = Field(default_factory=StructureFlowConfig, description="size of the structure flow")
     guidances: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (1.0, 2.0, 3.0, 5.0), min_length=1, description="guidance scales that are measured"
@@ -48,7 +50,8 @@ class TeachConfig(Strict):
 
 # By stage: what it writes last, and what an unfinished one leaves.
 FILES = {
-    "vae": ("ss_decoder.safetensors", "vae.state"),
+    "vae": ("ss_vae_decoder.safetensors", "vae.state"),
+    "decoder": ("ss_decoder.safetensors", "decoder.state"),
     "flow": ("ss_flow.safetensors", "flow"),
     "slat-vae": ("pipeline.json", "slat_vae.state"),
     "slat-mesh": ("slat_decoder_mesh.json", "slat_mesh.state"),
@@ -56,7 +59,8 @@ FILES = {
     "slat-flow": ("slat_flow.safetensors", "slat-flow"),
 }
 NEEDS = {  # by stage: the stage whose models it works on
-    "flow": "vae",
+    "decoder": "vae",
+    "flow": "decoder",
     "measure": "flow",
     "slat-mesh": "slat-vae",
     "slat-gs": "slat-vae",

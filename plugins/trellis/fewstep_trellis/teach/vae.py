@@ -17,6 +17,10 @@ from fewstep_trellis.checkpoint import save_model
 from fewstep_trellis.models import SparseStructureDecoder, SparseStructureEncoder
 from fewstep_trellis.teach.loop import Log, Loop, LoopConfig
 
+WEIGHTS = {"bce": 10.0, "dice": 1.0}
+FIRST_DECODER = "ss_vae_decoder"
+NOISE = 0.5  # about as far as the shipped flow's samples are off
+
 
 class VaeConfig(LoopConfig):
     """Recipe of the structure VAE."""
@@ -47,18 +51,23 @@ def symmetric(grid: Tensor, generator: torch.Generator) -> Tensor:
     return grid.permute(0, 1, *[2 + axis for axis in order]).flip(flips)
 
 
+def reconstruction(logits: Tensor, grid: Tensor) -> dict[str, Tensor]:
+    """Mean cross-entropy per voxel and Dice loss of ``logits`` [B, 1, R, R, R] against ``grid`` in {0, 1}."""
+    inside = logits.sigmoid()
+    dice = 1 - (2 * (inside * grid).sum((1, 2, 3, 4)) + 1) / (inside.sum((1, 2, 3, 4)) + grid.sum((1, 2, 3, 4)) + 1)
+    return {"bce": F.binary_cross_entropy_with_logits(logits, grid), "dice": dice.mean()}
+
+
 def terms(
     encoder: SparseStructureEncoder, decoder: SparseStructureDecoder, grid: Tensor, noise: Tensor
 ) -> dict[str, Tensor]:
-    """Mean cross-entropy per voxel, Dice loss and mean KL divergence."""
+    """The terms of ``reconstruction`` and the mean KL divergence."""
     # bfloat16 convolutions: two thirds of the time on a CPU that has them; weights and losses stay in float32.
     with torch.autocast(grid.device.type, dtype=torch.bfloat16, enabled=not emulates_bf16(grid.device)):
         mean, logvar = (part.float() for part in encoder.encode(grid))
         logits = decoder(mean + (0.5 * logvar).exp() * noise).float()
-    inside = logits.sigmoid()
-    dice = 1 - (2 * (inside * grid).sum((1, 2, 3, 4)) + 1) / (inside.sum((1, 2, 3, 4)) + grid.sum((1, 2, 3, 4)) + 1)
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return {"bce": F.binary_cross_entropy_with_logits(logits, grid), "dice": dice.mean(), "kl": kl}
+    return reconstruction(logits, grid) | {"kl": kl}
 
 
 def train(
@@ -76,7 +85,7 @@ def train(
         noise = torch.randn(len(grid), config.latent_channels, edge, edge, edge, generator=generator)
         return terms(encoder, decoder, grid.to(device), noise.to(device))
 
-    Loop(config, both, state, beta2=0.999).run(of_batch, {"bce": 10.0, "dice": 1.0, "kl": config.kl}, log)
+    Loop(config, both, state, beta2=0.999).run(of_batch, WEIGHTS | {"kl": config.kl}, log)
     return encoder.eval(), decoder.eval()
 
 
@@ -102,24 +111,33 @@ def unit_scale(encoder: SparseStructureEncoder, decoder: SparseStructureDecoder,
 
 @torch.no_grad()
 def quality(encoder: SparseStructureEncoder, decoder: SparseStructureDecoder, data: PreparedSet) -> dict[str, float]:
-    """Mean volume IoU of the reconstruction on held-out and on training objects."""
+    """Mean volume IoU of the reconstruction on held-out and on training objects, and of held-out objects from latents
+    with noise of standard deviation ``NOISE`` (``noisy_iou``, seed 0)."""
+    generator = torch.Generator().manual_seed(0)
 
-    def mean_iou(rows: Tensor) -> float:
+    def mean_iou(rows: Tensor, noise: float = 0.0) -> float:
         total = 0.0
         for chunk in rows.split(8):
             grid = data.occupancy(chunk.numpy()).to(next(encoder.parameters()).device) > 0
-            found = decoder(encoder.encode(grid.float())[0]) > 0
+            latents = encoder.encode(grid.float())[0]
+            latents = latents + noise * torch.randn(latents.shape, generator=generator).to(latents)
+            found = decoder(latents) > 0
             total += float(volume_iou(found, grid).sum())
         return total / len(rows)
 
     train_rows = torch.as_tensor(data.train[:: max(1, len(data.train) // 96)])
-    return {"test_iou": mean_iou(torch.as_tensor(data.test)), "train_iou": mean_iou(train_rows)}
+    test_rows = torch.as_tensor(data.test)
+    return {
+        "test_iou": mean_iou(test_rows),
+        "train_iou": mean_iou(train_rows),
+        "noisy_iou": mean_iou(test_rows, NOISE),
+    }
 
 
 def teach_vae(config: VaeConfig, data: PreparedSet, out: Path, device: torch.device, log: Log) -> dict[str, float]:
-    """Train, scale, measure and save ``ss_encoder`` and ``ss_decoder`` (half precision) into ``out``."""
+    """Train, scale, measure and save ``ss_encoder`` and ``ss_vae_decoder`` (half precision) into ``out``."""
     encoder, decoder = train(config, data, device, out / "vae.state", log)
     unit_scale(encoder, decoder, data)
     save_model(encoder, out / "ss_encoder", dtype=torch.float16)
-    save_model(decoder, out / "ss_decoder", dtype=torch.float16)
+    save_model(decoder, out / FIRST_DECODER, dtype=torch.float16)
     return quality(encoder, decoder, data)
