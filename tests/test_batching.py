@@ -113,6 +113,13 @@ class Ragged(Dataset):
         return Batch(torch.cat(rows), Packed.of_lengths([len(row) for row in rows]), Condition(cond))
 
 
+class Hollow(Ragged):
+    """Every third sample has no rows."""
+
+    def loads(self) -> list[int]:
+        return [length if i % 3 else 0 for i, length in enumerate(super().loads())]
+
+
 def ragged(**keys: Any) -> Ragged:
     return Ragged(RaggedConfig(**keys), TinyBackbone())
 
@@ -199,19 +206,23 @@ class Readme(Objective[LevelConfig]):
         return {"mine": {"element": error, "sample": sample, "scalar": error.mean()}[self.how]}
 
 
-def one_iteration(objective: Objective[Any], batch_size: int, accumulate: int) -> tuple[dict[str, float], Tensor]:
+def one_iteration(
+    objective: Objective[Any], batch_size: int, accumulate: int, data: type[Ragged] = Ragged
+) -> tuple[dict[str, float], Tensor]:
     """Loss terms and gradient of eight ragged samples, in so many micro-batches."""
     config = TrainConfig(steps=1, batch_size=batch_size, accumulate=accumulate, device="cpu")
-    trainer = Trainer(objective, Teacher(TinyBackbone()), ragged(), config)
+    trainer = Trainer(objective, Teacher(TinyBackbone()), data(RaggedConfig(), TinyBackbone()), config)
     loss = {name: float(value) for name, value in trainer.gradients.accumulate(objective.phase(0), 0).items()}
     return loss, torch.cat([p.grad.flatten() for p in trainer.nets.view.student.parameters()])
 
 
+@pytest.mark.parametrize("data", [Ragged, Hollow])
 @pytest.mark.parametrize("how", ["element", "sample"])
-def test_one_micro_batch_of_eight_is_eight_of_one(how: str) -> None:
+def test_one_micro_batch_of_eight_is_eight_of_one(how: str, data: type[Ragged]) -> None:
     objective = Readme(LevelConfig())
     objective.how = how
-    (one, one_gradient), (eight, eight_gradient) = one_iteration(objective, 8, 1), one_iteration(objective, 1, 8)
+    one, one_gradient = one_iteration(objective, 8, 1, data)
+    eight, eight_gradient = one_iteration(objective, 1, 8, data)
     assert one["mine"] == pytest.approx(eight["mine"], rel=1e-5)
     torch.testing.assert_close(one_gradient, eight_gradient, rtol=1e-4, atol=1e-6)
 

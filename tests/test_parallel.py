@@ -26,6 +26,7 @@ from fewstep.engine.trainer import Trainer
 from fewstep.errors import FewstepError
 
 SHORT = "train.steps=6"
+DRAWN = ("objective.steps=2", "objective.guidance=[0.0,2.0]")  # draws decide how often networks are evaluated
 
 
 def at(step: int, victim: int, act: Any, rank: int) -> None:
@@ -73,7 +74,7 @@ def spoil(step: int, victim: int, rank: int) -> None:
     [
         ("mdt-vd", "ddp", ("data.layout=packed",)),
         ("meanflow", "fsdp", ()),
-        ("dmd2", "fsdp", ("data.layout=packed", "objective.gan=0.01", "objective.critic_ratio=2")),
+        ("dmd2", "fsdp", ("data.layout=packed", "objective.gan=0.01", "objective.critic_ratio=2", *DRAWN)),
     ],
 )
 def test_two_processes_train_what_one_trains(tmp_path: Path, method: str, kind: str, keys: tuple[str, ...]) -> None:

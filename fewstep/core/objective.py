@@ -161,8 +161,8 @@ class Step:
             self._streams[name] = self._fresh(name)
         return self._streams[name]
 
-    def _fresh(self, name: str, device: torch.device | str | None = None) -> torch.Generator:
-        key = zlib.crc32(f"{self.seed}/{self._index}/{self.rank}/{name}".encode())
+    def _fresh(self, name: str, device: torch.device | str | None = None, rank: int | None = None) -> torch.Generator:
+        key = zlib.crc32(f"{self.seed}/{self._index}/{self.rank if rank is None else rank}/{name}".encode())
         return torch.Generator(device or self.device).manual_seed((self.seed << 32) ^ key)
 
     def randn_like(self, x: Tensor, name: str | None = None) -> Tensor:
@@ -175,10 +175,11 @@ class Step:
         return sampler.draw(layout.batch_size, self._fresh(name), self.device)
 
     def choice(self, values: tuple[float, ...], name: str) -> float:
-        """One of ``values``, by a named draw on the host, since it decides what is computed."""
+        """One of ``values``, by a named draw on the host, since it decides what is computed. All micro-batches of the
+        iteration get the same one: processes must call a sharded network equally often."""
         if len(values) == 1:
             return values[0]
-        return values[int(torch.randint(len(values), (1,), generator=self._fresh(name, "cpu")))]
+        return values[int(torch.randint(len(values), (1,), generator=self._fresh(name, "cpu", rank=0)))]
 
     def jvp(
         self, f: Function, primals: Tensors, tangents: Tensors, layout: Layout | None = None
@@ -258,5 +259,6 @@ def per(reduction: Reduction, error: Tensor, layout: Layout) -> Tensor:
 
 
 def means(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The scalar mean of each loss term, in float32 at least."""
-    return {name: term.to(torch.promote_types(term.dtype, torch.float32)).mean() for name, term in terms.items()}
+    """The scalar mean of each loss term, in float32 at least; 0 for one without elements, of an empty sample alone."""
+    exact = {name: term.to(torch.promote_types(term.dtype, torch.float32)) for name, term in terms.items()}
+    return {name: term.mean() if term.numel() else term.sum() for name, term in exact.items()}
