@@ -209,6 +209,8 @@ def test_contracts_and_refusals() -> None:
         ConsistencyConfig(kind="continuous", loss="l2", target="ema")
     with pytest.raises(ValidationError, match="loss 'l2' alone"):
         ConsistencyConfig(kind="continuous")
+    with pytest.raises(ValidationError, match="no teacher that could be guided"):
+        ConsistencyConfig(velocity="data", guidance=4.0)
 
 
 @pytest.mark.parametrize("name", ["cm", "pcm"])

@@ -114,5 +114,12 @@ def test_a_student_learns_the_mean_and_the_width() -> None:
     assert largest(student.scale.abs(), torch.ones(2)) < 0.25
 
 
+def test_an_empty_sample_has_no_loss() -> None:
+    batch = tiny_batch((3, 0, 2), packed=True)
+    term = Drifting(DriftingConfig()).loss(batch, tiny_nets(), Step(0, Interpolant()))["drifting"]
+    assert term[1] == 0
+    assert bool(term.isfinite().all())
+
+
 def test_conformance() -> None:
     check_objective(Drifting, DriftingConfig(p_uncond=0.5), coupled=True)

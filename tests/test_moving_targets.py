@@ -54,6 +54,28 @@ def test_the_average_predicts_at_the_earlier_time(batch: Batch, nets: Nets, diff
     assert not found.v_tgt.requires_grad
 
 
+@pytest.mark.parametrize("keys", [{"kind": "cm"}, {"kind": "discrete", "difference": "euler"}])
+def test_an_interval_that_ends_at_a_jump_of_the_teacher_is_the_shorter_one(
+    batch: Batch, nets: Nets, keys: dict[str, Any]
+) -> None:
+    """The first two times are less than D above the edge, so the teacher's Euler step ends there."""
+    edge, step = 0.4, given(batch)
+    step.edges = (edge,)
+    step.draws["t"] = torch.tensor([0.385, 0.39, 0.5, 0.6, 0.7, 0.8], dtype=torch.float64)
+    found = VelocityMatching(VMConfig(**EMA, **keys)).targets(batch, nets, step)
+    t_B = found.t_B
+    length_B = torch.where(t_B > edge, torch.minimum(t_B - edge, torch.full_like(t_B, D)), D)
+    assert (length_B < D).tolist() == [True, True, False, False, False, False]
+    t, length = t_B[:, None], length_B[:, None]
+    x_t = (1 - t) * batch.x0 + t * step.draws["noise"]
+    v = nets.teacher(x_t, t_B, batch.cond, batch.layout)
+    earlier = x_t - length * v
+    before = nets.ema("student", 0.9)(earlier, t_B - length_B, batch.cond, batch.layout)
+    jump, target = x_t - t * nets.student(x_t, t_B, batch.cond, batch.layout), earlier - (t - length) * before
+    apart = found.v_pred - found.v_tgt
+    assert largest(apart if keys["kind"] == "cm" else -length * apart, jump - target) < 1e-12
+
+
 def test_distillation_keeps_the_students_own_velocity(batch: Batch, nets: Nets) -> None:
     plain = MDTConfig(**{**EMA, "target": "student"})
     one = VelocityDistillation(MDTConfig(**EMA)).targets(batch, nets, given(batch))

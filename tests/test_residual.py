@@ -59,6 +59,16 @@ def test_no_difference_crosses_an_edge(interval: Any) -> None:
         assert t_B.max() <= 1
 
 
+def test_a_central_difference_stays_on_one_side_of_an_edge() -> None:
+    def student(x: Tensor, t_B: Tensor) -> Tensor:
+        return x + torch.where(t_B < 0.6, t_B, 7 * t_B - 3.6)[:, None]
+
+    t_B, x = torch.tensor([0.595, 0.605], dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
+    step = Step(0, Interpolant(), edges=(0.6,))
+    slope = Derivative("central", 0.01).residual(student, x, t_B, x, Dense(2), step).derivative
+    assert slope[:, 0].tolist() == pytest.approx([1.0, 7.0])
+
+
 def test_times_on_a_grid_of_intervals_are_those_of_a_sampler_with_as_many_steps() -> None:
     u_B = TimeSampler(kind="grid", points=4).draw(4000, torch.Generator().manual_seed(0))
     times, counts = Derivative("discrete", 0.25).times(u_B, 0.0).unique(return_counts=True)
@@ -90,6 +100,13 @@ def test_all_evaluations_of_a_finite_difference_see_the_same_random_state() -> N
     torch.testing.assert_close(slope, torch.full_like(x, 3.0), rtol=0, atol=1e-9)
     torch.manual_seed(0)
     assert torch.equal(value, f(x, t_B))  # and the value sees what it would see alone
+
+
+def test_a_finite_difference_touches_the_random_state_of_its_own_device_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine of several GPUs torch would save the state of all, and warn about it."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: pytest.fail(f"reads the state of GPU {device}"))
+    finite_difference(torch.sin, (torch.ones(3),), (torch.ones(3),), 1e-3)
 
 
 @pytest.mark.parametrize(("kind", "end"), [("discrete", 0.0), ("continuous", 0.5)])

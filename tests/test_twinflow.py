@@ -127,6 +127,17 @@ def test_the_formulas_of_the_published_code(lengths: tuple[int, ...], keys: dict
         assert max(float(g.abs().max()) for g in wanted) > 1e-3
 
 
+def test_no_step_along_the_teachers_path_crosses_a_jump() -> None:
+    """Times less than D above the edge, where the teacher's guidance begins."""
+    nets, step = tiny_nets(), Step(0, Interpolant(), edges=(0.5,))
+    times: list[Tensor] = []
+    nets.student.register_forward_pre_hook(lambda _module, args: times.append(args[1].abs().double()))
+    TwinFlow(TwinFlowConfig(interval=0.4)).loss(tiny_batch((1,) * 64), nets, step)
+    _, late, early, *_ = times  # behind those of the fakes
+    assert bool(((late > 0.5) & (late - 0.4 < 0.5)).any())
+    assert not bool(((late > 0.5) & (early < 0.5 - 1e-12)).any())
+
+
 # Gaussians.
 
 

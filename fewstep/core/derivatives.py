@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,6 +57,12 @@ class Tangents:
         return f(*primals), tangent
 
 
+def forked_rng(device: torch.device) -> AbstractContextManager[None]:
+    """torch's random state on the CPU and this device is as before at the end of the block. On a machine of several
+    GPUs torch would save that of all, and warn."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
 def finite_difference(
     f: Function,
     primals: Tensors,
@@ -86,7 +93,7 @@ def finite_difference(
                 at.append(primal.double() + offset_B * direction.double())
             else:
                 at.append(primal + _expand(offset_B, primal, layout) * direction)
-        with torch.random.fork_rng():
+        with forked_rng(primals[0].device):
             return f(*at)
 
     with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.batch import Batch
-from fewstep.core.derivatives import Tangents
+from fewstep.core.derivatives import Tangents, forked_rng
 from fewstep.core.objective import Phase, Step, means
 from fewstep.engine.device import autocast
 from fewstep.engine.graphed import graphed_gradients
@@ -83,7 +83,7 @@ class Gradients:
             for parameter in parameters:
                 parameter.grad = None
             try:
-                with torch.enable_grad(), torch.random.fork_rng():
+                with torch.enable_grad(), forked_rng(self.run.device):
                     step = TrainStep(self.run, phase, index, rank, tangents)
                     self.seed_torch(step)
                     terms = means(self.terms(phase, small, step))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from fewstep.config.base import Strict
@@ -41,6 +41,10 @@ class Range(Strict):
 
 
 Strengths = Strength | Annotated[tuple[Strength, ...], Field(min_length=1)] | Ramp | Range | None
+GUIDANCE = (
+    "teacher's w in (1 + w) c - w u: a number, a list or {low, high} to draw from at each step, {start, end} for a "
+    "ramp over the run; none: the teacher's own"
+)
 
 
 class NoisyConfig(Strict):
@@ -61,6 +65,18 @@ class PointConfig(NoisyConfig):
         "teacher",
         description="velocity at the noisy sample: the guided teacher's, or eps - x0 of the training sample and noise",
     )
+
+
+class GuidedConfig(PointConfig):
+    """Those keys, and the teacher's guidance for objectives that have one term."""
+
+    guidance: Strengths = Field(None, description=GUIDANCE)
+
+    @model_validator(mode="after")
+    def _data_has_no_guidance(self) -> GuidedConfig:
+        if self.velocity == "data" and self.guidance is not None:
+            raise ValueError("velocity 'data' has no teacher that could be guided: guidance must be left out")
+        return self
 
 
 @dataclass(frozen=True)
@@ -114,7 +130,7 @@ class Look:
             previous: the network that predicts at t - D in place of the student.
             t_B: [B] the times; None draws them.
         """
-        layout, knobs = batch.layout, self._knobs(step)
+        layout, knobs = batch.layout, self.knobs_at(step)
         x_t, t_B, noise = self.noisy(batch, step, t_B)
         cond = dropped(batch, step, self.config.p_uncond, f"drop/{self.name}")
         with torch.no_grad():
@@ -142,9 +158,10 @@ class Look:
         """[B] times from a draw u, with s = ``sigma_min``: s + D + (1 - D - s) u for a finite difference, s + (1 - s) u
         for jvp."""
         u_B = step.times(batch.layout, self.t or self.config.t, self._draw("t"))
-        return self._knobs(step).times(u_B, step.interpolant.sigma_min)
+        return self.knobs_at(step).times(u_B, step.interpolant.sigma_min)
 
-    def _knobs(self, step: Step) -> Derivative:
+    def knobs_at(self, step: Step) -> Derivative:
+        """``knobs`` with the times at which this step's teacher jumps."""
         return replace(self.knobs, edges=step.edges)
 
     def _draw(self, name: str) -> str:

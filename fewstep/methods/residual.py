@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -111,7 +112,7 @@ class Derivative:
             jvp = step.jvp
             if self.kind == "central":
                 assert not callable(self.interval)
-                jvp = Tangents("finite-difference", self.interval)
+                jvp = partial(Tangents("finite-difference", self.interval), edges=step.edges)
             value, slope = jvp(student, (x_t, t_B), (velocity, torch.ones_like(t_B)), layout)
             value, slope = value.to(dtype), slope.to(dtype)
         else:

@@ -7,19 +7,14 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from fewstep.core.times import TimeSampler
-from fewstep.methods.point import PointConfig, Strengths
+from fewstep.methods.point import GuidedConfig
 from fewstep.methods.residual import TangentConfig
 from fewstep.methods.targets import TargetConfig
 
 
-class OneTimeConfig(PointConfig):
+class OneTimeConfig(GuidedConfig):
     """Keys of every objective of this plugin."""
 
-    guidance: Strengths = Field(
-        None,
-        description="teacher's w in (1 + w) c - w u: a number, a list or {low, high} to draw from at each step, "
-        "{start, end} for a ramp over the run; none: the teacher's own",
-    )
     t: TimeSampler = Field(
         default_factory=lambda: TimeSampler(kind="uniform"), description="distribution of the training time"
     )

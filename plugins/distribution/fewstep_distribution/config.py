@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from fewstep.config.base import Strict
 from fewstep.config.train import Rate
 from fewstep.core.pairs import PairsConfig
 from fewstep.core.times import TimeSampler
-from fewstep.methods.point import NoisyConfig, PointConfig, Strengths
+from fewstep.methods.point import GUIDANCE, GuidedConfig, NoisyConfig, Strengths
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -23,11 +23,7 @@ class CriticConfig(NoisyConfig):
     )
     critic_ratio: int = Field(5, ge=1, description="updates of the critic per update of the student")
     critic_lr: float = Field(1.0, gt=0, description="the critic's learning rate as a multiple of train.lr")
-    guidance: Strengths = Field(
-        None,
-        description="teacher's w in (1 + w) c - w u: a number, a list or {low, high} to draw from at each step, "
-        "{start, end} for a ramp over the run; none: the teacher's own",
-    )
+    guidance: Strengths = Field(None, description=GUIDANCE)
     t: TimeSampler = Field(
         default_factory=lambda: TimeSampler(kind="uniform"),
         description="distribution of the time to which samples are noised",
@@ -123,14 +119,9 @@ class LADDConfig(Strict):
     pairs: PairsConfig = Field(default_factory=PairsConfig, description="the teacher's samples (real = pairs)")
 
 
-class TwinFlowConfig(PointConfig):
+class TwinFlowConfig(GuidedConfig):
     """TwinFlow."""
 
-    guidance: Strengths = Field(
-        None,
-        description="teacher's w in (1 + w) c - w u: a number, a list or {low, high} to draw from at each step, "
-        "{start, end} for a ramp over the run; none: the teacher's own",
-    )
     t: TimeSampler = Field(
         default_factory=lambda: TimeSampler(kind="uniform"), description="distribution of the training times"
     )
@@ -139,9 +130,3 @@ class TwinFlowConfig(PointConfig):
     clip: float = Field(1.0, gt=0, description="bound on each element of the residual and of the velocity difference")
     weight: float = Field(0.5, ge=0, description="weight of the velocity-difference term (gap)")
     power: float = Field(0.5, ge=0, description="p of the weight 1 / m^p, m the sample's mean squared error; 0: none")
-
-    @model_validator(mode="after")
-    def _data_has_no_guidance(self) -> TwinFlowConfig:
-        if self.velocity == "data" and self.guidance is not None:
-            raise ValueError("velocity 'data' has no teacher that could be guided: guidance must be left out")
-        return self

@@ -48,7 +48,7 @@ class Drifting(Objective[DriftingConfig]):
                 alike &= kinds_B[:, None] == kinds_B
             scale, drift = drifts(rows, as_rows(batch.x0, layout)[0], sizes_B, alike, self.config.temperatures)
         error = (rows - rows.detach()) / scale - drift
-        return {"drifting": error.square().sum(1) / sizes_B}
+        return {"drifting": error.square().sum(1) / sizes_B.clamp(min=1)}
 
 
 def drifts(

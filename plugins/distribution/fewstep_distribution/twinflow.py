@@ -15,7 +15,7 @@ from fewstep.core.layout import Dense
 from fewstep.core.objective import Nets, Objective, Step
 from fewstep.methods.distance import distance
 from fewstep.methods.point import UNIFORM, Look, dropped
-from fewstep.methods.residual import Derivative, Residual
+from fewstep.methods.residual import Derivative
 from fewstep_distribution.config import TwinFlowConfig
 
 Average = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, t_B, s_B) -> F, with condition and layout bound
@@ -38,7 +38,8 @@ class TwinFlow(Objective[TwinFlowConfig]):
     error is divided by its mean square to the power ``power``. v is the guided teacher's velocity; the paper uses the
     data's, with the student's own guidance, and needs no teacher.
 
-    The residual is the published first-order one, [(t - s) F(x_t, t, s) - (t - D - s) F(x_t - D v, t - D, s)] / D - v.
+    The residual is the published first-order one, [(t - s) F(x_t, t, s) - (t - D - s) F(x_t - D v, t - D, s)] / D - v,
+    and F - v where t - s < D.
     Left out are the published code's second-order variant, its EMA of the student there, and its weight by t - s.
     Every evaluation runs on the whole batch; masks select the parts.
     """
@@ -73,10 +74,17 @@ class TwinFlow(Objective[TwinFlowConfig]):
             x0 = torch.where(fake, start - student(start, ones_B, 0 * ones_B), batch.x0)
         at, noise, twin_B = replace(batch, x0=x0), step.randn_like(x0, "noise"), (part_B == FAKE).to(t_B)
         x_t, sign_B = step.interpolant.interpolate(x0, noise, t_B, layout), 1 - 2 * twin_B
-        average = student(x_t, sign_B * t_B, sign_B * s_B)
         with torch.no_grad():
-            velocity = self.look().velocity(at, noise, x_t, t_B, nets, step).to(x_t.dtype)
-            error = self.residual(student, average, velocity, x_t, t_B, s_B, batch)
+            velocity = self.look().velocity(at, noise, x_t, t_B, nets, step)
+
+        def towards_s(x: Tensor, t_B: Tensor) -> Tensor:
+            return student(x, sign_B * t_B, sign_B * s_B)
+
+        knobs = self.look().knobs_at(step)
+        residual = knobs.residual(towards_s, x_t, t_B, velocity, layout, step)
+        average, span_B = residual.value, (t_B - s_B - knobs.interval_at(t_B).to(t_B)).clamp(min=0)
+        with torch.no_grad():
+            error = residual.tangent(layout.expand(span_B, average)).clamp(-config.clip, config.clip)
             error = torch.where(fake, average - step.interpolant.velocity(x0, noise), error)
             gap = torch.where(one, self.gap(student, replace(batch, x0=x_t - average), step), 0.0)
 
@@ -86,9 +94,8 @@ class TwinFlow(Objective[TwinFlowConfig]):
             return distance(average - (average - gradient).detach(), weight_B, layout, None, config.reduction)
 
         terms = {"flow": descent(error, 1 - twin_B), "twin": descent(error, twin_B)}
-        return terms | {
-            "gap": descent(gap, 4 * config.weight * ones_B)
-        }  # 4: the weight refers to the mean over the quarter
+        # 4: the weight refers to the mean over the quarter.
+        return terms | {"gap": descent(gap, 4 * config.weight * ones_B)}
 
     def times(self, part_B: Tensor, batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
         """[B] t > 0 and s <= t; for the fake part the student takes them with the opposite sign."""
@@ -97,15 +104,6 @@ class TwinFlow(Objective[TwinFlowConfig]):
         share_B = torch.where(part_B == NEAR, self.config.near * share_B, share_B)
         share_B = torch.where(part_B == ONE, 1.0, torch.where(part_B == FAKE, 0.0, share_B))
         return t_B, t_B - share_B * t_B
-
-    def residual(
-        self, student: Average, average: Tensor, velocity: Tensor, x_t: Tensor, t_B: Tensor, s_B: Tensor, batch: Batch
-    ) -> Tensor:
-        """d/dt [(t - s) F] - v along v, clipped; F - v where t - s < D."""
-        interval = self.config.interval
-        slope = (average - student(x_t - interval * velocity, t_B.double() - interval, s_B.double())) / interval
-        span = batch.layout.expand((t_B - s_B - interval).clamp(min=0), slope)
-        return Residual(average, slope, velocity).tangent(span).clamp(-self.config.clip, self.config.clip)
 
     def gap(self, student: Average, fakes: Batch, step: Step) -> Tensor:
         """The velocity of the fakes minus the student's own, at noisy fakes, clipped."""

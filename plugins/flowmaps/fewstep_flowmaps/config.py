@@ -7,19 +7,14 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from fewstep.core.times import TimeSampler
-from fewstep.methods.point import PointConfig, Strengths
+from fewstep.methods.point import GuidedConfig
 from fewstep.methods.residual import TangentConfig
 from fewstep.methods.targets import TargetConfig
 
 
-class MapConfig(PointConfig):
+class MapConfig(GuidedConfig):
     """Keys of every flow-map objective."""
 
-    guidance: Strengths = Field(
-        None,
-        description="teacher's w in (1 + w) c - w u: a number, a list or {low, high} to draw from at each step, "
-        "{start, end} for a ramp over the run; none: the teacher's own",
-    )
     t: TimeSampler = Field(
         default_factory=lambda: TimeSampler(kind="uniform"), description="distribution of the training times"
     )
@@ -29,12 +24,6 @@ class MapConfig(PointConfig):
         le=1,
         description="sampler for several steps: jumps (0), or gamma-sampling with this share of fresh noise",
     )
-
-    @model_validator(mode="after")
-    def _data_has_no_guidance(self) -> MapConfig:
-        if self.velocity == "data" and self.guidance is not None:
-            raise ValueError("velocity 'data' has no teacher that could be guided: guidance must be left out")
-        return self
 
 
 class FlowMapConfig(MapConfig):

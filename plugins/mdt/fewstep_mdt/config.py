@@ -7,13 +7,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from fewstep.core.times import TimeSampler
-from fewstep.methods.point import PointConfig, Strengths
+from fewstep.methods.point import GUIDANCE, PointConfig, Strengths
 from fewstep.methods.targets import TargetConfig
-
-GUIDANCE = (
-    "teacher's w in (1 + w) c - w u: a number, a list or {low, high} to draw from at each step, {start, end} for a "
-    "ramp over the run; none: the teacher's own"
-)
 
 
 class VMConfig(PointConfig, TargetConfig):

@@ -55,10 +55,11 @@ def match(config: VMConfig, batch: Batch, nets: Nets, step: Step, term: str) -> 
     look = Look(config, derivative(config), getattr(config, f"guidance_{term}"), config.multiphase, term, own)
     previous = config.network(nets) if term == "vm" else None  # VD's velocity is the student's own
     at = look.at(batch, nets, step, previous)
-    span = at.span - config.interval if config.kind == "discrete" and config.difference == "euler" else at.span
+    interval = batch.layout.expand(at.interval_B, at.x_t)
+    span = at.span - interval if config.kind == "discrete" and config.difference == "euler" else at.span
     pair = at.residual.value, at.residual.target(span)
     if config.kind == "cm":
-        pair = at.residual.states(at.x_t, at.span, config.interval)
+        pair = at.residual.states(at.x_t, at.span, interval)
     v_path = step.interpolant.velocity(batch.x0, at.noise)
     return Targets(*pair, at.t_B, at.end_B, at.residual.velocity, v_path)
 
