@@ -1,7 +1,8 @@
 """Students that take the guidance strength w as an input, where ``objective.guidance`` is a list or a range.
 
-Each iteration draws one strength, for the teacher's guidance and for the student's input. When the student is sampled,
-one evaluation per step is enough for any strength (LCM, arXiv 2310.04378; iMeanFlow, arXiv 2512.02012).
+A strength is drawn for each iteration (from a list) or micro-batch (from a range), for the teacher's guidance and for
+the student's input. When the student is sampled, one evaluation per step is enough for any strength (LCM, arXiv
+2310.04378; iMeanFlow, arXiv 2512.02012).
 """
 
 from __future__ import annotations

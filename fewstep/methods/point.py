@@ -34,7 +34,7 @@ class Ramp(Strict):
 
 
 class Range(Strict):
-    """A range of guidance strengths, from which each iteration draws one."""
+    """A range of guidance strengths, from which each micro-batch draws one."""
 
     low: Strength = Field(description="least strength w")
     high: Strength = Field(description="largest strength w")

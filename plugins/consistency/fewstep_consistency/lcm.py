@@ -7,8 +7,8 @@ step along a rectified flow. ``interval`` is k / N and ``t.points`` is N - k + 1
 paper; N = 50, k = 1 and an EMA of rate 0.95 in the code.
 
 The paper draws the guidance strength w from [2, 14] for each sample and gives it to the student as an input. Here
-``guidance = {low = 2, high = 14}``, or a list, does so with one w per iteration. A number, a ramp, or the teacher's own
-guidance is baked in instead.
+``guidance = {low = 2, high = 14}``, or a list, does so with one w per micro-batch. A number, a ramp, or the teacher's
+own guidance is baked in instead.
 """
 
 from __future__ import annotations

@@ -10,8 +10,7 @@ from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
 from fewstep.core.objective import Nets, Objective, Step
 from fewstep.core.times import TimeSampler
-
-UNIFORM = TimeSampler(kind="uniform")
+from fewstep.methods.point import UNIFORM
 
 
 class FlowMatchingConfig(Strict):

@@ -13,8 +13,7 @@ from fewstep.core.layout import Layout
 from fewstep.core.pairs import PairsConfig
 from fewstep.core.times import TimeSampler
 from fewstep.methods.distance import distance
-
-UNIFORM = TimeSampler(kind="uniform")
+from fewstep.methods.point import UNIFORM
 
 
 class DistanceConfig(Strict):

@@ -12,9 +12,7 @@ from fewstep.core.batch import Condition
 from fewstep.core.guidance import VelocityField
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Step
-from fewstep.core.times import TimeSampler
-
-UNIFORM = TimeSampler(kind="uniform")
+from fewstep.methods.point import UNIFORM
 
 
 @torch.no_grad()

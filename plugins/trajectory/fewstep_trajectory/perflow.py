@@ -9,8 +9,9 @@ from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
 from fewstep.core.objective import Nets, Objective, Step
 from fewstep.core.times import step_grid
+from fewstep.methods.point import UNIFORM
 from fewstep_trajectory.config import PeRFlowConfig
-from fewstep_trajectory.path import UNIFORM, average_velocity, drawn_piece
+from fewstep_trajectory.path import average_velocity, drawn_piece
 
 
 class PeRFlow(Objective[PeRFlowConfig]):

@@ -10,8 +10,9 @@ from torch import Tensor
 from fewstep.core.batch import Batch
 from fewstep.core.contract import Contract
 from fewstep.core.objective import Nets, Objective, Step
+from fewstep.methods.point import UNIFORM
 from fewstep_trajectory.config import PiFlowConfig
-from fewstep_trajectory.path import UNIFORM, drawn_piece
+from fewstep_trajectory.path import drawn_piece
 
 
 class PiFlow(Objective[PiFlowConfig]):
