@@ -184,6 +184,13 @@ class Underflows(Good):
         return {"relative": batch.layout.mean(error.square() / (0 * v.square() + 1e-60)).mean() * 1e-60}
 
 
+class DividesByRows(Good):
+    def loss(self, batch: Batch, nets: Nets, step: Step) -> dict[str, Tensor]:
+        t_B, x_t, v = self.parts(batch, nets, step)
+        error = (nets.student(x_t, t_B, batch.cond, batch.layout) - v).square()
+        return {"by hand": batch.layout.sum(error) / batch.layout.sum(torch.ones_like(error))}
+
+
 class Undeclared(Good):
     needs: ClassVar[frozenset[str]] = frozenset()
 
@@ -282,6 +289,7 @@ def test_a_good_objective_passes() -> None:
         (TimeNotSpread, "dense and packed disagree"),
         (NormOfBatch, "samples influence one another"),
         (Underflows, "the terms ['relative'] are not finite tensors"),
+        (DividesByRows, "the terms ['by hand'] are not finite tensors (one sample of this batch is empty)"),
         (Undeclared, "uses jvp and does not declare that in needs"),
         (TwoTimesUndeclared, "uses two_time and does not declare that in needs"),
         (BackwardsInTime, "asks the student for s_B above t_B"),

@@ -32,9 +32,9 @@ def check_objective(
     Checked at the first iteration of every phase that occurs in 32 iterations: each term is finite and depends on the
     trained networks; gradients reach each of them and never the teacher; nothing is changed in place; all draws come
     from ``step``; dense and packed batches give the same; samples do not influence one another; the loss is finite
-    under bfloat16 autocast; exact tangents agree with finite differences; target times are not above times; everything
-    it uses is in ``needs``; the contract names a registered sampler that fits ``needs``. To check a term that starts
-    later, pass a config with which it starts at once.
+    under bfloat16 autocast and where a sample is empty; exact tangents agree with finite differences; target times are
+    not above times; everything it uses is in ``needs``; the contract names a registered sampler that fits ``needs``. To
+    check a term that starts later, pass a config with which it starts at once.
 
     Args:
         objective_cls: the class.
@@ -102,5 +102,5 @@ def _layouts(bench: Bench, index: int, phase: Phase) -> None:
     text = "dense and packed disagree: reduce and broadcast through batch.layout alone"
     bench.claim(near(packed.flat, dense.flat, EXACT), f"{phase.loss}(): {text}")
     ragged = bench.run(index, phase, batch=tiny_batch((2, 5, 0, 1), packed=True))
-    text = "not finite on samples of unequal length, one of them empty"
+    text = "the gradient is not finite on samples of unequal length, one of them empty"
     bench.claim(bool(ragged.flat.isfinite().all()), f"{phase.loss}(): {text}")

@@ -169,7 +169,8 @@ class Bench:
         fine = isinstance(terms, dict) and len(terms) > 0
         self.claim(fine, f"{phase.loss}() returned {type(terms).__name__}; it must be a dict of named terms")
         bad = [k for k, v in terms.items() if not isinstance(v, Tensor) or not v.isfinite().all()]
-        self.claim(not bad, f"{phase.loss}(): the terms {bad} are not finite tensors")
+        empty = " (one sample of this batch is empty)" if 0 in getattr(batch.layout, "lengths_list", ()) else ""
+        self.claim(not bad, f"{phase.loss}(): the terms {bad} are not finite tensors{empty}")
         sizes = {batch.layout.batch_size, len(batch.x0)}
         odd = [k for k, v in terms.items() if v.dim() and len(v) not in sizes]
         self.claim(not odd, f"{phase.loss}(): the terms {odd} have neither one value per sample nor one per element")
