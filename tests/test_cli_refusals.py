@@ -77,6 +77,7 @@ CASES = {
     "bound": ((*RUN, "train.lr=-1"), "train.lr: got -1; accepted: a number > 0"),
     "choice": ((*RUN, "train.precision=fp61"), "train.precision: got 'fp61'; accepted: 'fp32', 'bf16', 'fp16'; did you mean 'fp16'?"),
     "table-as-value": ((*RUN, "train=3"), "train: got 3; accepted: a table (accumulate, "),
+    "list-with-spaces": (("bench", "-b", "toy", "--steps", "1", "2"), "the numbers of a list are joined by commas: 1,2"),
     "no-value": ((*RUN, "train.steps"), "override 'train.steps': accepted is KEY=VALUE"),
     "empty-value": ((*RUN, "train.steps="), "override 'train.steps=': no value after the ="),
     "bad-list": ((*RUN, "train.ema=[0.9,"), "override 'train.ema=[0.9,': the value is not valid TOML"),

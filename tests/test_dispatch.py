@@ -38,6 +38,7 @@ def test_each_backbone_has_its_own_options(cli: Cli, site: Path) -> None:
     cli.paths.append(second(site))
     assert cli.works("generate", "--backbone", "scenes", "a street", "--cameras", "5") == "scene a street 5\n"
     assert cli.works("generate", "a street", "--backbone=scenes") == "scene a street 3\n"
+    assert cli.works("generate", "-b", "scenes", "a street") == "scene a street 3\n"
     theirs = cli.works("generate", "--backbone", "scenes", "--help")
     assert "Number of cameras." in theirs
     assert "--low-memory" not in theirs
@@ -73,7 +74,7 @@ def test_a_backbone_that_does_not_offer_a_command_is_told_who_does(cli: Cli, sit
     message = cli.refuses("generate", "--backbone", "toy", "x")
     assert message == "--backbone: 'toy' does not offer `fewstep generate`; accepted: scenes, trellis, trellis2"
     assert "did you mean 'trellis'?" in cli.refuses("generate", "--backbone", "treliss", "--help")
-    assert "unknown backbone 'scenes'" in cli.refuses("teach", "--backbone", "scenes")  # others are taught by anyone
+    assert "unknown backbone 'scenes'" in cli.refuses("teach", "-b", "scenes")  # others are taught by anyone
 
 
 def test_two_plugins_for_one_backbone_clash(cli: Cli, site: Path) -> None:

@@ -16,7 +16,7 @@ from fewstep.plugins.registry import Entry
 from fewstep.plugins.shared import choose, implementations
 
 BY_KIND = ("data prepare",)  # chosen by the kind of source, not by backbone
-OPTION = "--backbone"
+OPTION, SHORT = "--backbone", "-b"
 RUNS_WITHOUT_ARGUMENTS = ("app", "teach")
 DATA = "Prepare and inspect data sets."
 
@@ -96,14 +96,14 @@ def _app(function: Callable[..., Any], **settings: Any) -> Any:
     return get_command(app)
 
 
-def _option(backbone: Annotated[str | None, typer.Option(OPTION)] = None) -> None: ...
+def _option(backbone: Annotated[str | None, typer.Option(OPTION, SHORT)] = None) -> None: ...
 
 
 def asked(args: Sequence[str]) -> str | None:
-    """The value of ``--backbone`` in arguments that are not parsed yet; the last one counts."""
+    """The value of ``--backbone`` or ``-b`` in arguments that are not parsed yet; the last one counts."""
     value, rest = None, list(args)
     while rest and (word := rest.pop(0)) != "--":
-        if word == OPTION and rest:
+        if word in (OPTION, SHORT) and rest:
             value = rest.pop(0)
         elif word.startswith(f"{OPTION}="):
             value = word.partition("=")[2]

@@ -69,7 +69,8 @@ def parse_override(text: str) -> dict[str, Any]:
     """
     key, sep, value = (part.strip() for part in text.partition("="))
     if not sep or not key or "\n" in text:
-        raise FewstepError(f"override {text!r}: accepted is KEY=VALUE, {EXAMPLE}")
+        several = "; the numbers of a list are joined by commas: 1,2" if text.strip().isdigit() else ""
+        raise FewstepError(f"override {text!r}: accepted is KEY=VALUE, {EXAMPLE}{several}")
     if not value:
         raise FewstepError(f'override {text!r}: no value after the =; accepted is KEY=VALUE, {key}="" for empty text')
     try:

@@ -26,7 +26,7 @@ from fewstep.cli.options import DEVICE
 
 def teach(
     overrides: Overrides = None,
-    backbone: Annotated[str | None, Option("--backbone", help="Network to train.")] = None,
+    backbone: Annotated[str | None, Option("--backbone", "-b", help="Network to train.")] = None,
     stage: Annotated[str | None, STAGE] = None,
     dataset: DataSet = None,
     preset: Preset = None,
