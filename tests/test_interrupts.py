@@ -84,7 +84,7 @@ def test_a_signal_while_the_commands_are_imported(
             if name == "fewstep.cli.app":
                 kill(signal.SIGINT)
 
-    monkeypatch.delitem(sys.modules, "fewstep.cli.app")
+    monkeypatch.delitem(sys.modules, "fewstep.cli.app", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
     assert main(["plugins"]) == 130
     assert capsys.readouterr().err == "interrupted; to start again: fewstep plugins\n"
