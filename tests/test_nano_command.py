@@ -84,7 +84,9 @@ def test_structure_stage_from_a_prepared_set_to_its_measure(
     assert teach(prepared, out, "--stage", "all", "--device", "cpu", *small, *train) == 0
     for name in ("ss_encoder", "ss_decoder", "ss_flow"):
         load_model(out / name)
-    (row,) = json.loads((out / "quality.json").read_text())["rows"]
+    quality = json.loads((out / "quality.json").read_text())
+    assert quality["reconstruction"].keys() == {"test_iou", "train_iou", "noisy_iou"}
+    (row,) = quality["rows"]
     assert row["guidance"] == 1.0
     assert row["objects"] == 2
     assert json.loads((out / "flow" / "config.json").read_text())["config"]["train"]["device"] == "cpu"

@@ -135,18 +135,20 @@ def flow(job: Job) -> None:
 
 
 def measure(job: Job) -> None:
-    """The condition test at each guidance scale, into ``quality.json``."""
+    """Reconstruction by the autoencoder, and the condition test at each guidance scale, into ``quality.json``."""
     teacher = StructureFlow.teacher(StructureFlow.Config(teacher=job.out / "ss_flow")).to(job.device)
     data = PreparedObjects(PreparedConfig(root=job.config.root, encoder=job.out / "ss_encoder"), teacher.backbone)
     decoder = load_decoder(job.out / "ss_decoder").to(job.device)
-    rows = []
+    scales, rows = job.config.guidances, []
     with counting(job.console) as count:
-        for number, guidance in enumerate(job.config.guidances):
-            count(number, len(job.config.guidances), "guidance scales")
+        count(0, 1 + len(scales), "measures")
+        reconstruction = quality(load_encoder(job.out / "ss_encoder").to(job.device), decoder, job.data)
+        for number, guidance in enumerate(scales, 1):
+            count(number, 1 + len(scales), "measures")
             rows.append(structure_condition_test(teacher, decoder, data, guidance=guidance, device=job.device))
-    for row in rows:
+    for row in (reconstruction, *rows):
         job.show(row)
-    job.write("quality.json", {"steps": 25, "seed": 0, "rows": rows})
+    job.write("quality.json", {"steps": 25, "seed": 0, "reconstruction": reconstruction, "rows": rows})
 
 
 STRUCTURE = {"vae": vae, "decoder": decoder, "flow": flow, "measure": measure}
