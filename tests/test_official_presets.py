@@ -55,11 +55,12 @@ def test_published_values(stage: str, steps: int, lr: float) -> None:
 def test_dry_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "250")
     base = ["distill", "--method", "mdt-vd", "--backbone", "trellis"]
-    assert main([*base, "--stage", "slat", "--preset", "mdt-dist/slat", "--dry-run"]) == 0
-    out = capsys.readouterr().out
+    assert main([*base, "--stage", "slat", "--preset", "mdt-dist/slat", "--dry-run"]) == 2  # it shows all, then refuses
+    out, refused = capsys.readouterr()
+    assert "data.roots: got ''; accepted: folders with a metadata.csv" in refused
     assert "preset mdt-dist/slat (fewstep_mdt)" in out
     assert "preset mdt-dist/slat (fewstep_trellis)" in out
-    assert main([*base, "--stage", "both", "--preset", "mdt-dist", "--dry-run"]) == 0
+    assert main([*base, "--stage", "both", "--preset", "mdt-dist", "--dry-run"]) == 2
     out = capsys.readouterr().out
     assert "preset mdt-dist/ss" in out
     assert "preset mdt-dist/slat" in out

@@ -71,7 +71,7 @@ def distill(
     from fewstep.config.recorded import Words
     from fewstep.config.resolve import resolve_run
     from fewstep.config.written import as_toml
-    from fewstep.engine.session import check_folders
+    from fewstep.engine.inputs import check_inputs
 
     console, keys = Console(), overrides or []
     if help_config:
@@ -94,7 +94,7 @@ def distill(
             if memory is not None:
                 show_memory(console, run, memory)
         for run in resolved.values():
-            check_folders(run)
+            check_inputs(run)
     else:
         _start(resolved, out, resume, tracker or [], console)
 

@@ -15,7 +15,8 @@ from fewstep.config.run import Resolved, versions
 from fewstep.console import spinner
 from fewstep.core.objective import Objective
 from fewstep.engine import folder as folders
-from fewstep.engine.export import StudentInfo, check_student, load_student, save_student
+from fewstep.engine.export import StudentInfo, load_student, save_student
+from fewstep.engine.inputs import check_inputs
 from fewstep.engine.outputs import Callback, kept, train
 from fewstep.engine.processes import Processes
 from fewstep.engine.progress import RunProgress, counting
@@ -64,7 +65,7 @@ def start(
     folders.check(out, resume)
     store = Store(out / "checkpoints", resolved.config.train.keep, processes)
     checkpoint = _resumable(resolved, out, store) if resume else None
-    check_folders(resolved, begun=checkpoint is not None)
+    check_inputs(resolved, begun=checkpoint is not None)
     progress = RunProgress(console, resolved.config.train.steps, checkpoint.step if checkpoint else 0, name=out.name)
     with spinner(console, f"{out.name}: loading teacher and data"):
         trainer = build(resolved, progress.say, processes)
@@ -110,18 +111,6 @@ def build(resolved: Resolved, say: Say, processes: Processes | None = None) -> T
         teacher = open_teacher(resolved.backbone, config.backbone)
     dataset = objective.data(dataset_cls(config.data, teacher.backbone), teacher)
     return Trainer(objective, teacher, dataset, config.train, config.seed, say, config.lora, processes, config.parallel)
-
-
-def check_folders(resolved: Resolved, *, begun: bool = False) -> None:
-    """Refuse, before anything is loaded, data that are not there and, unless the run has begun, a ``train.start`` that
-    is not a student of this backbone.
-
-    Raises:
-        FewstepError: naming the key, and both backbones or what is wrong with the folder.
-    """
-    resolved.dataset.load().check_config(resolved.config.data)
-    if not begun and (start := resolved.config.train.start) is not None:
-        check_student("train.start", start, resolved.backbone.name)
 
 
 def go_on_with(trainer: Trainer, start: Path | None) -> None:
