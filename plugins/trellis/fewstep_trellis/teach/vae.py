@@ -19,7 +19,7 @@ from fewstep_trellis.teach.loop import Log, Loop, LoopConfig
 
 WEIGHTS = {"bce": 10.0, "dice": 1.0}
 FIRST_DECODER = "ss_vae_decoder"
-NOISE = 0.5  # about as far as the shipped flow's samples are off
+NOISE = 0.5  # standard deviation on the latents, whose own is 1, in ``quality``
 
 
 class VaeConfig(LoopConfig):
