@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from fewstep_shapes3d.data.targets import matching
 
-from fewstep.console import Console, say
+from fewstep.console import Console, say, spinner
 from fewstep.engine.device import autocast, pick_device
 from fewstep.engine.progress import counting
 from fewstep.errors import FewstepError, invalid, unknown
@@ -116,7 +116,8 @@ def decoder(job: Job) -> None:
     with recorded(out / "decoder.jsonl", recipe.steps, job.console) as log:
         found = train_decoder(recipe, encoder, first, job.data, out / "decoder.state", log)
     save_model(found, out / "ss_decoder", dtype=torch.float16)
-    figures = quality(encoder, found, job.data)
+    with spinner(job.console, "measuring the reconstruction"):
+        figures = quality(encoder, found, job.data)
     job.write("decoder_quality.json", {**figures, "recipe": recipe.model_dump(mode="json")})
     job.show(figures)
 
