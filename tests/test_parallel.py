@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,10 @@ def at(step: int, victim: int, act: Any, rank: int) -> None:
     Trainer._iteration = iteration  # type: ignore[method-assign]
 
 
-def die() -> None:
+def die(checkpoint: Path) -> None:
+    """Once the checkpoint is whole: a process that dies before its shard is written leaves none, rightly."""
+    while not checkpoint.is_dir():
+        time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -102,7 +106,8 @@ def test_processes_evaluate_a_sharded_teacher_equally_often(tmp_path: Path) -> N
 @pytest.mark.parametrize(("kind", "others"), [("fsdp", 1), ("ddp", 2)])
 def test_a_process_that_dies_is_named_and_the_run_goes_on(tmp_path: Path, kind: str, others: int) -> None:
     keys = (SHORT, "train.checkpoint_every=3", f"parallel.kind={kind}")
-    run = toy(2, tmp_path / "run", "mdt-vd", *keys, before=partial(at, 5, 1, die))
+    death = partial(die, tmp_path / "run" / "checkpoints" / "step-00000003")
+    run = toy(2, tmp_path / "run", "mdt-vd", *keys, before=partial(at, 5, 1, death))
     assert run.wait() == [2, -signal.SIGKILL]
     assert "error: step 5, rank 1: the process has died or is frozen. The checkpoint of step 3" in run.printed(0)
     assert "Traceback" not in run.printed(0)
