@@ -17,14 +17,14 @@ from fewstep_trellis.backbone import StructureFlow, load_decoder
 from fewstep_trellis.checkpoint import save_model
 from fewstep_trellis.dataset import PreparedConfig, PreparedObjects, load_encoder
 from fewstep_trellis.flow import load_as
-from fewstep_trellis.models import SparseStructureDecoder, SparseStructureFlowModel
+from fewstep_trellis.models import SparseStructureDecoder, SparseStructureEncoder, SparseStructureFlowModel
 from fewstep_trellis.teach import slat_command as slat
 from fewstep_trellis.teach.condition import structure_condition_test
 from fewstep_trellis.teach.config import Job
 from fewstep_trellis.teach.decoder import train_decoder
 from fewstep_trellis.teach.flows import STRUCTURE_FLOW, start_from, train_flow, write_structure_initial
 from fewstep_trellis.teach.keys import Keys, show_keys
-from fewstep_trellis.teach.loop import recorded
+from fewstep_trellis.teach.loop import LoopConfig, recorded
 from fewstep_trellis.teach.vae import FIRST_DECODER, quality, teach_vae
 from fewstep_trellis.weightfiles import tensor_file
 
@@ -101,9 +101,8 @@ def vae(job: Job) -> None:
     if job.finished("vae"):
         return
     with recorded(out / "vae.jsonl", recipe.steps, job.console) as log:
-        figures = teach_vae(recipe, job.data, out, job.device, log)
-    job.write("vae_quality.json", {**figures, "recipe": recipe.model_dump(mode="json")})
-    job.show(figures)
+        encoder, first = teach_vae(recipe, job.data, out, job.device, log)
+    measure_reconstruction(job, encoder, first, "vae_quality.json", recipe)
 
 
 def decoder(job: Job) -> None:
@@ -116,9 +115,16 @@ def decoder(job: Job) -> None:
     with recorded(out / "decoder.jsonl", recipe.steps, job.console) as log:
         found = train_decoder(recipe, encoder, first, job.data, out / "decoder.state", log)
     save_model(found, out / "ss_decoder", dtype=torch.float16)
+    measure_reconstruction(job, encoder, found, "decoder_quality.json", recipe)
+
+
+def measure_reconstruction(
+    job: Job, encoder: SparseStructureEncoder, decoder: SparseStructureDecoder, file: str, recipe: LoopConfig
+) -> None:
+    """Show how well the set's objects are reconstructed, and write it with the recipe into ``file``."""
     with spinner(job.console, "measuring the reconstruction"):
-        figures = quality(encoder, found, job.data)
-    job.write("decoder_quality.json", {**figures, "recipe": recipe.model_dump(mode="json")})
+        figures = quality(encoder, decoder, job.data)
+    job.write(file, {**figures, "recipe": recipe.model_dump(mode="json")})
     job.show(figures)
 
 

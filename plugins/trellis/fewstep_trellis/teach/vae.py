@@ -134,10 +134,12 @@ def quality(encoder: SparseStructureEncoder, decoder: SparseStructureDecoder, da
     }
 
 
-def teach_vae(config: VaeConfig, data: PreparedSet, out: Path, device: torch.device, log: Log) -> dict[str, float]:
-    """Train, scale, measure and save ``ss_encoder`` and ``ss_vae_decoder`` (half precision) into ``out``."""
+def teach_vae(
+    config: VaeConfig, data: PreparedSet, out: Path, device: torch.device, log: Log
+) -> tuple[SparseStructureEncoder, SparseStructureDecoder]:
+    """Train, scale and save ``ss_encoder`` and ``ss_vae_decoder`` (half precision) into ``out``."""
     encoder, decoder = train(config, data, device, out / "vae.state", log)
     unit_scale(encoder, decoder, data)
     save_model(encoder, out / "ss_encoder", dtype=torch.float16)
     save_model(decoder, out / FIRST_DECODER, dtype=torch.float16)
-    return quality(encoder, decoder, data)
+    return encoder, decoder
