@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from parallel_faults import killed_after
 from parallel_helpers import apart, distilled, rows, start, toy
 from torch import Tensor
 
@@ -23,43 +22,10 @@ from fewstep.core.objective import Phase
 from fewstep.engine.gradients import Gradients
 from fewstep.engine.processes import Group, Processes, joined
 from fewstep.engine.step import TrainStep
-from fewstep.engine.trainer import Trainer
 from fewstep.errors import FewstepError
 
 SHORT = "train.steps=6"
 DRAWN = ("objective.steps=2", "objective.guidance=[0.0,2.0]")  # draws decide how often networks are evaluated
-
-
-def at(step: int, victim: int, act: Any, rank: int) -> None:
-    """In the process of rank ``victim``, do something as iteration ``step`` (from 1) begins."""
-    real = Trainer._iteration
-
-    def iteration(self: Trainer, index: int) -> None:
-        if rank == victim and index + 1 == step:
-            self.processes.step = step
-            act()
-        real(self, index)
-
-    Trainer._iteration = iteration  # type: ignore[method-assign]
-
-
-def die(checkpoint: Path) -> None:
-    """Once the checkpoint is whole: a process that dies before its shard is written leaves none, rightly."""
-    while not checkpoint.is_dir():
-        time.sleep(0.01)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def freeze() -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
-def hang() -> None:
-    signal.pause()
-
-
-def fail() -> None:
-    raise FewstepError("a file of the data set is damaged")
 
 
 def spoil(step: int, victim: int, rank: int) -> None:
@@ -106,10 +72,9 @@ def test_processes_evaluate_a_sharded_teacher_equally_often(tmp_path: Path) -> N
 @pytest.mark.parametrize(("kind", "others"), [("fsdp", 1), ("ddp", 2)])
 def test_a_process_that_dies_is_named_and_the_run_goes_on(tmp_path: Path, kind: str, others: int) -> None:
     keys = (SHORT, "train.checkpoint_every=3", f"parallel.kind={kind}")
-    death = partial(die, tmp_path / "run" / "checkpoints" / "step-00000003")
-    run = toy(2, tmp_path / "run", "mdt-vd", *keys, before=partial(at, 5, 1, death))
+    run = toy(2, tmp_path / "run", "mdt-vd", *keys, before=partial(killed_after, 3, tmp_path / "run"))
     assert run.wait() == [2, -signal.SIGKILL]
-    assert "error: step 5, rank 1: the process has died or is frozen. The checkpoint of step 3" in run.printed(0)
+    assert "error: step 6, rank 1: the process has died or is frozen. The checkpoint of step 3" in run.printed(0)
     assert "Traceback" not in run.printed(0)
 
     words = ("distill", "--resume", "--out", str(tmp_path / "run"), "parallel.kind=auto")

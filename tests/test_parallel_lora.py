@@ -6,9 +6,9 @@ import signal
 from functools import partial
 from pathlib import Path
 
+from parallel_faults import killed_after
 from parallel_helpers import apart, distilled, start, toy
 from safetensors.torch import load_file
-from test_parallel_saving import killed_after
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from fewstep.engine.adapters import PEFT

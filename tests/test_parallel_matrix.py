@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from parallel_faults import at, die, fail, freeze, hang
 from parallel_helpers import CONTEXT, apart, distilled, start, toy
-from test_parallel import at, die, fail, freeze, hang
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from parallel_faults import at, freeze, killed_after
 from parallel_helpers import apart, distilled, start, toy
-from test_parallel import SHORT, at, die, freeze
+from test_parallel import SHORT
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from fewstep.engine import store as stores
@@ -25,12 +26,6 @@ FSDP = "parallel.kind=fsdp"
 
 def stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def written(out: Path, step: int) -> None:
-    """Wait for a checkpoint."""
-    while step not in Store(out / "checkpoints").steps():
-        time.sleep(0.01)
 
 
 def held_back(step: int, rank: int) -> None:
@@ -47,17 +42,6 @@ def held_back(step: int, rank: int) -> None:
         return save(*args)
 
     Trainer._iteration, stores.save_shards = begin, late  # type: ignore[method-assign]
-
-
-def killed_after(step: int, out: Path, rank: int) -> None:
-    """The second process dies in iteration 6, when the checkpoint of ``step`` is there; both wait for that."""
-
-    def act() -> None:
-        written(out, step)
-        if rank == 1:
-            die()
-
-    at(6, rank, act, rank)
 
 
 def held_back_and_killed(out: Path, rank: int) -> None:
