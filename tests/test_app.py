@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browser import CHROMIUM
 from conftest import refusal
 from fewstep_shapes3d.app import run, server
 from fewstep_shapes3d.app.jobs import KEPT, MOST_WAITING
@@ -26,7 +27,6 @@ from fewstep_shapes3d.export.glb import glb
 from fewstep_shapes3d.mesh.voxels import voxel_mesh
 from PIL import Image
 from rich.console import Console
-from test_report import CHROMIUM
 
 from fewstep.cli import main
 from fewstep.errors import FewstepError

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import torch
+from browser import CHROMIUM
 from fewstep_shapes3d.export import write_glb
 from fewstep_shapes3d.export.glb import glb
 from fewstep_shapes3d.finish import Finish
@@ -28,7 +29,6 @@ from fewstep_shapes3d.finish.finish import finished
 from fewstep_shapes3d.representations import Mesh
 from fewstep_trellis.generate.api import generate
 from test_finish import sphere
-from test_report import CHROMIUM
 
 pytestmark = pytest.mark.slow
 CHAIR = Path(__file__).parent.parent / "docs/pictures/chair.png"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from browser import CHROMIUM, Browser
 from conftest import refusal
 from fewstep_shapes3d.export.glb import glb
 from fewstep_shapes3d.mesh.voxels import voxel_mesh
 from fewstep_shapes3d.view import command, page
 from fewstep_shapes3d.view.page import page_of
 from PIL import Image
-from test_report import CHROMIUM, Page
+from test_report import Page
 
 from fewstep.benchmark.page import PICTURE, TRUTH
 from fewstep.cli import main
@@ -143,14 +143,8 @@ def test_a_browser_shows_models_of_any_size_with_their_textures(tmp_path: Path) 
     shape.visual = trimesh.visual.TextureVisuals(np.zeros((8, 2)), image=image)
     shape.export(tmp_path / "box.glb")
     written = page_of(tmp_path / "box.glb")
-    shot = tmp_path / "page.png"
-    flags = ["--headless=new", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-             "--virtual-time-budget=20000", "--enable-logging=stderr", "--window-size=900,700",
-             f"--user-data-dir={tmp_path / 'profile'}"]  # fmt: skip
-    command = [str(CHROMIUM), *flags, f"--screenshot={shot}", written.as_uri()]
-    printed = subprocess.run(command, capture_output=True, timeout=120).stderr
-    assert b"Uncaught" not in printed, printed.decode()
-    with Image.open(shot) as picture:
-        red, green, blue = np.asarray(picture.convert("RGB")).astype(int).transpose(2, 0, 1)
+    with Browser(written.as_uri(), tmp_path / "profile", (900, 700)) as browser:
+        browser.run("await until(() => [...document.querySelectorAll('canvas')].some(dark));")
+        red, green, blue = np.asarray(browser.picture()).astype(int).transpose(2, 0, 1)
     seen = (red > 80) & (red > 2 * green) & (red > 2 * blue)
     assert 50_000 < seen.sum() < 200_000  # of the 480 x 480 of its pane
