@@ -22,7 +22,7 @@ KEYS = (
 
 
 def bench(
-    overrides: Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", help=KEYS)] = None,
+    overrides: Annotated[list[str] | None, Argument(metavar="KEY=VALUE", help=KEYS)] = None,
     backbone: Annotated[str | None, Option("--backbone", "-b", help="The network that is measured.")] = None,
     stage: Annotated[str | None, STAGE] = None,
     dataset: Annotated[str | None, Option("--dataset", "-d", help="Data set; by default the backbone's own.")] = None,

@@ -80,7 +80,7 @@ def _of_backbone(command: str, args: Sequence[str]) -> Any:
         option = _app(_option).params[0]
         option.expose_value = False
         names = [entry.name for entry in sorted(implementations(command), key=lambda entry: entry.name == ANY)]
-        option.help = f"Backbone whose command this is: {', '.join(names).replace(ANY, 'any other')}."
+        option.help = f"Which backbone's version of this command: {', '.join(names).replace(ANY, 'any other')}."
         built.params.append(option)
     return built
 

@@ -42,7 +42,7 @@ def samplers() -> None:
 
 
 def metrics() -> None:
-    """List the measures of ``fewstep.metrics``, which the suites of ``fewstep bench`` are made of."""
+    """List the measures that `fewstep bench` can be built from (the functions of fewstep.metrics)."""
     _show(entries("metric"))
 
 

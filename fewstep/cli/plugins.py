@@ -16,8 +16,7 @@ DESCRIBED = ("sampler", "metric", "tracker")
 
 
 def plugins() -> None:
-    """Show the installed plugins, what each registers, the broken ones and the clashes; then the samplers, metrics and
-    trackers."""
+    """Show the installed plugins, what each registers and what is wrong; then the samplers, metrics and trackers."""
     registered, console = registry(), Console()
     table = listing("plugin", "distribution", "version", "registers", title="plugins")
     core = Installed("fewstep", "", fewstep.__version__)

@@ -20,7 +20,7 @@ BACKGROUND = ("remove", "keep")
 def sample(
     path: Annotated[str, Argument(help="A student's folder, its run's folder, a shipped name or a hub name.")],
     overrides: Annotated[
-        list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Keys of the prompts' data set, e.g. data.seed=1.")
+        list[str] | None, Argument(metavar="KEY=VALUE", help="Keys of the prompts' data set, e.g. data.seed=1.")
     ] = None,
     steps: Annotated[int | None, whole("--steps", "Sampling steps; by default its contract's first.", 1, 1000)] = None,
     sampler: Annotated[str | None, Option(help="NAME, or NAME:NOISE with its share of fresh noise.")] = None,

@@ -22,10 +22,10 @@ OFF = "left out by FEWSTEP_OPS"
 
 
 def ops(
-    device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1 and so on"),
-    dtype: str | None = typer.Option(None, help="fp16, bf16 or fp32 (default: fp16 on cuda, fp32 on a cpu)"),
-    need: str = typer.Option("forward", help="what a call needs: forward, backward or jvp"),
-    as_json: bool = typer.Option(False, "--json", help="print JSON"),
+    device: str = typer.Option("auto", help="auto (CUDA if available), cpu, cuda, cuda:1, ..."),
+    dtype: str | None = typer.Option(None, help="fp16, bf16 or fp32; by default fp16 on CUDA, fp32 on a CPU."),
+    need: str = typer.Option("forward", help="What a call needs: forward, backward or jvp."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Show every op's kernels, what they can do, and which one serves a call on this machine."""
     rows = _rows(device, dtype, _known("--need", need, NEEDS))

@@ -15,7 +15,7 @@ from fewstep.console import Console
 def inspect(
     roots: Annotated[str, Argument(help="JSON files of roots in TRELLIS.2's own layout, joined by commas.")],
     overrides: Annotated[
-        list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Keys of the data set, e.g. min_aesthetic=5.5.")
+        list[str] | None, Argument(metavar="KEY=VALUE", help="Keys of the data set, e.g. min_aesthetic=5.5.")
     ] = None,
     stage: Annotated[str, Option(help="structure, shape, shape-1024 or texture.")] = "shape",
     files: Annotated[int, whole("--files", "How many objects' files to read, to find unusable ones.", 0)] = 0,
