@@ -173,9 +173,14 @@ def go(
     monkeypatch.chdir(tmp_path / "cwd")
     monkeypatch.setenv("COLUMNS", "200")
 
-    def call(*arguments: str | Path, teacher: str | Path = tiny_pipeline, command: str = "generate") -> Done:
-        encoder = ["--image-encoder", tiny_encoder] if command == "generate" else []
-        code = main([command, *map(str, arguments), "--teacher", str(teacher), *map(str, encoder)])
+    def call(
+        *arguments: str | Path,
+        teacher: str | Path = tiny_pipeline,
+        encoder: str | Path = tiny_encoder,
+        command: str = "generate",
+    ) -> Done:
+        more = ["--image-encoder", str(encoder)] if command == "generate" else []
+        code = main([command, *map(str, arguments), "--teacher", str(teacher), *more])
         return Done(code, *capsys.readouterr())
 
     return call

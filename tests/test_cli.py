@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Cli
+from fewstep_trellis.shipped import NANO
 
 import fewstep
 from fewstep.cli import main
@@ -73,17 +75,41 @@ def test_a_dry_run_prints_the_config_and_starts_nothing(capsys: pytest.CaptureFi
     assert [path.name for path in folder.iterdir()] == ["my.toml"]
 
 
-def test_a_dry_run_looks_for_the_folders_that_the_config_names(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_looks_for_what_the_config_names(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     words = ["distill", "-m", "mdt-vd", "-b", "trellis", "--dry-run"]
-    for key, message in {
-        "data.root=nowhere": "error: prepared set: there is no folder nowhere; make one with",
-        "train.start=nowhere": "error: train.start: student 'nowhere': no such folder",
-    }.items():
+    for name in ("cut", "foreign"):
+        shutil.copy(NANO / "ss_flow.json", f"{name}.json")
+    weights = (NANO / "ss_flow.safetensors").read_bytes()
+    (folder / "cut.safetensors").write_bytes(weights[:-1])
+    (folder / "foreign.safetensors").write_text("no weights")
+    (folder / "my_set").mkdir()
+    (folder / "my_set" / "manifest.json").touch()
+    for key, *parts in (
+        ("data.root=my_sets", "data.root: got 'my_sets'; accepted: a prepared set", "did you mean 'my_set'?"),
+        (f"data.encoder={NANO}/ss_decoder", "data.encoder: ", "holds a SparseStructureDecoder; accepted: a Sparse"),
+        ("train.start=nowhere", "train.start: student 'nowhere': no such folder"),
+        ("backbone.teacher=nowhere", "backbone.teacher: got 'nowhere', which does not exist; accepted: a checkpoint"),
+        (f"backbone.teacher={NANO}/slat_flow", "backbone.teacher: ", "slat_flow: holds a SLatFlowModel; accepted: a S"),
+        ("backbone.teacher=cut", "backbone.teacher: checkpoint: got 'cut.safetensors'; accepted: a complete"),
+        ("backbone.teacher=foreign", "backbone.teacher: checkpoint: got 'foreign.safetensors'; accepted: a complete"),
+        ("backbone.teacher=my_set", "backbone.teacher: checkpoint: got 'my_set.json'; accepted: a file that exists"),
+        ("backbone.decoder=nowhere", "backbone.decoder: got 'nowhere', which does not exist"),
+    ):
         assert main([*words, key]) == 2
         out, err = capsys.readouterr()
-        assert "nowhere" in out  # the config is shown all the same
-        assert err.startswith(message)
+        assert key.partition("=")[0] in out  # the config is shown all the same
+        assert err.startswith(f"error: {parts[0]}")
+        assert all(part in err for part in parts)
+    assert main(["distill", "-m", "cm", "-b", "toy", "--dry-run", "backbone.teacher=nowhere"]) == 2
+    assert "unknown backbone.teacher 'nowhere': accepted are a run of fewstep teach" in capsys.readouterr().err
+    for word in (f"backbone.teacher={NANO}/ss_flow.safetensors", "backbone.teacher=owner/repository/ss_flow"):
+        assert main([*words, word]) == 0  # what may be on the hub is not fetched
     assert main([*words, "--toml", "data.root=nowhere"]) == 0  # a file for another machine
+
+
+def test_the_memory_of_a_run_needs_no_teacher(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["distill", "-m", "mdt-vd", "-b", "trellis", "--dry-run", "--memory", "24GB"]
+    assert "at most together" in works(capsys, *words, "backbone.teacher=ss_flow_img_dit_L_16l8_fp16")
 
 
 def test_a_preset_is_a_source(capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,8 @@ CASES = {
     "key": ((*RUN, "sed=1"), "unknown key 'sed': accepted at the top are ", "did you mean 'seed'?"),
     "nested-key": ((*RUN, "train.stesp=1"), "unknown key 'train.stesp': accepted under train are ", "did you mean 'train.steps'?"),
     "deep-key": ((*RUN, "objective.t.knd=uniform"), "unknown key 'objective.t.knd'", "did you mean 'objective.t.kind'?"),
+    "teach-teacher": (("teach", "--backbone", "toy", "--out", "new", "backbone.teacher=learned"), "backbone.teacher: got 'learned'; accepted: to leave it out", "train.start=RUN"),
+    "teach-teacher-dry": (("teach", "--backbone", "images", "--dry-run", "backbone.teacher=run"), "backbone.teacher: got 'run'; accepted: to leave it out"),
     "key-elsewhere": ((*RUN, "lr=0.1"), "unknown key 'lr'", "did you mean 'train.lr'?"),
     "key-in-wrong-table": ((*RUN, "objective.lr=0.1"), "unknown key 'objective.lr'", "did you mean 'train.lr'?"),
     "option-for-key": ((*RUN, "--train.steps=4"), "No such option: --train.steps", "a config key is given as KEY=VALUE, here train.steps=..."),

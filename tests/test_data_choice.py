@@ -59,7 +59,7 @@ def test_prompts_are_of_the_data_set_that_was_asked_for(run: str, tmp_path: Path
         (("bench", "--dataset", "images"), "SmoothedImages has no held-out objects; accepted: --dataset toy"),
         (("bench", "--dataset", "tyo"), "unknown dataset 'tyo'"),
         (("bench", "data.held_uot=5"), "did you mean 'data.held_out'?"),
-        (("bench", "--backbone", "trellis", "data.root=nowhere"), "there is no folder nowhere"),
+        (("bench", "--backbone", "trellis", "data.root=nowhere"), "data.root: got 'nowhere'; accepted: a prepared set"),
         (("bench", "--backbone", "trellis", "--dataset", "trellis-ss", "data.roots=x"), "no held-out objects"),
     ],
 )

@@ -186,6 +186,29 @@ def test_a_dry_run_names_a_model_that_is_missing_or_cut_short(
     assert said == refused(go("disc.png", teacher=folder))
 
 
+def test_a_dry_run_looks_for_the_image_encoder(go: Go, tiny_encoder: Path, tmp_path: Path) -> None:
+    picture(Path("disc.png"))
+    damaged, other = tmp_path / "damaged", tmp_path / "other"
+    for folder in (damaged, other):
+        shutil.copytree(tiny_encoder, folder)
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (other / "config.json").write_text('{"model_type": "clip"}')
+    for name, part in {
+        "nowhere.pth": "--image-encoder: unknown image encoder 'nowhere.pth': accepted are dinov2_vitb14_reg",
+        "dinov2_vitl14_rge": "did you mean 'dinov2_vitl14_reg'?",
+        "disc.png": "--image-encoder: checkpoint: got 'disc.png'; accepted: a complete safetensors file",
+        ".": "--image-encoder: got '.'; accepted: a folder with config.json",
+        str(other): "accepted: a model of type dinov2_with_registers; this one is 'clip'",
+        str(damaged): "accepted: config.json and complete safetensors (checkpoint: got",
+    }.items():
+        assert part in refused(go("disc.png", "--dry-run", encoder=name))
+    weights.unlink()
+    assert "there is none here" in refused(go("disc.png", "--dry-run", encoder=damaged))
+    for name in ("owner/name", "dinov2_vitl14_reg"):  # what may be on the hub is not fetched
+        assert go("disc.png", "--dry-run", encoder=name).code == 0
+
+
 def test_a_student_and_its_contract(go: Go, tmp_path: Path) -> None:
     picture(Path("disc.png"))
     folder = student(tmp_path / "slat")

@@ -50,7 +50,7 @@ from fewstep.errors import FewstepError
         ("targets", "workers=1", "source: got nothing"),
         ("flow", "train.steps=1", "--stage flow: there is no "),
         ("slat-measure", "measure_objects=2", "accepted: --stage slat-flow first, which makes it"),
-        ("vae", "root=nowhere", "there is no folder nowhere"),
+        ("vae", "root=nowhere", "root: got 'nowhere'; accepted: a prepared set"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(
@@ -78,6 +78,8 @@ def test_dry_run_and_help_start_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     out = " ".join(capsys.readouterr().out.split())
     for part in ("vae.steps", "command line", "flow (nothing was started)", "train.steps", "preset ss"):
         assert part in out
+    assert main([*words, "--dry-run", "root=nowhere"]) == 2
+    assert "root: got 'nowhere'; accepted: a prepared set" in capsys.readouterr().err
     assert main([*words, "--help-config", "--stage", "slat"]) == 0
     out = capsys.readouterr().out
     assert "slat_gs.gaussians" in out

@@ -379,6 +379,8 @@ def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     asked = ["generate", "--backbone", "trellis2", "disc.png", "--teacher", str(folder), "--image-encoder", "dino"]
     assert main([*asked, "--type", "512", "-o", "thing.glb", "--steps", "2,1,1", "--dry-run"]) == 0
     assert "would write thing.glb" in capsys.readouterr().out
+    assert main([*asked[:-1], "nowhere", "--type", "512", "--dry-run"]) == 2
+    assert "--image-encoder: got 'nowhere'; accepted: a folder with config.json" in capsys.readouterr().err
     assert main([*asked, "--type", "512", "-o", "thing.glb", "--steps", "2,1,1", "--formats", "glb,npz"]) == 0
     done = capsys.readouterr()
     assert "structure: the pipeline's own flow, 2 steps, euler, guidance 2.5" in done.out

@@ -26,7 +26,7 @@ STAGE = Option(
 )
 Overrides = Annotated[
     list[str] | None,
-    Argument(metavar="[KEY=VALUE]...", help="Config, e.g. train.steps=400; of one stage: slat.train.steps=400."),
+    Argument(metavar="KEY=VALUE", help="Config, e.g. train.steps=400; of one stage: slat.train.steps=400."),
 ]
 DataSet = Annotated[str | None, Option("--dataset", "-d", help="Data set; by default the backbone's own.")]
 Preset = Annotated[str | None, Option("--preset", "-p", help="Named settings that a plugin ships.")]
@@ -35,7 +35,9 @@ Out = Annotated[Path | None, Option("--out", "-o", help="Folder of the run; new,
 Resume = Annotated[
     bool, Option("--resume", help="Continue the run in --out with its own config: --resume --out RUN is enough.")
 ]
-DryRun = Annotated[bool, Option("--dry-run", help="Print the resolved config and start nothing.")]
+DryRun = Annotated[
+    bool, Option("--dry-run", help="Print the resolved config, check the files that it names, and start nothing.")
+]
 Room = Annotated[
     str | None,
     Option(
@@ -64,7 +66,7 @@ def distill(
     tracker: Trackers = None,
     device: Annotated[str | None, DEVICE] = None,
 ) -> None:
-    """Distill a teacher into a few-step student.
+    """Distil a teacher into a few-step student.
 
     Later values win, in this order: defaults, --preset, --config, KEY=VALUE.
     """
@@ -94,7 +96,7 @@ def distill(
             if memory is not None:
                 show_memory(console, run, memory)
         for run in resolved.values():
-            check_inputs(run)
+            check_inputs(run, teacher=memory is None)
     else:
         _start(resolved, out, resume, tracker or [], console)
 

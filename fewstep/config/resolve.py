@@ -14,7 +14,7 @@ from fewstep.config.base import flatten, merge, parse_override, read_toml, valid
 from fewstep.config.recorded import Plan, Plans, Words, is_run, merged_values, read_plans
 from fewstep.config.run import TABLES, Resolved, model_of, source_of
 from fewstep.config.stages import check_named, chosen, keys_of, preset_of
-from fewstep.config.teacher import SOURCE, taught
+from fewstep.config.teacher import SOURCE, check_unused, taught
 from fewstep.errors import FewstepError, invalid
 from fewstep.plugins.registry import Entry, registry
 
@@ -147,6 +147,8 @@ def _resolve(
     merged = merge({table: {} for table in TABLES}, *(values for _, values in layers))
     try:
         config = validate(model_of(objective, network, data), merged)
+        if plan is None:
+            check_unused(objective, network, config.backbone)
     except FewstepError as error:
         raise FewstepError("\n".join(_located(line, sources) for line in str(error).splitlines())) from None
     method_of_run = objective.load()(config.objective)

@@ -1,4 +1,4 @@
-"""What a run that ``backbone.teacher`` names decides: the keys that its network was made from."""
+"""The key ``backbone.teacher``: what a run that it names decides, and where it would have no effect."""
 
 from __future__ import annotations
 
@@ -43,6 +43,19 @@ def taught(network: Entry, layers: Sequence[Values], given: Sequence[Values]) ->
                 accepted = f"{value!r}, as in the run of backbone.teacher, whose network this is; or leave it out"
                 raise invalid(f"backbone.{key}", got, accepted)
     return {"backbone": made} if made else {}
+
+
+def check_unused(method: Entry, network: Entry, config: Any) -> None:
+    """Refuse a teacher in the ``config`` of a backbone for a run that trains one from random weights, where it would
+    silently have no effect. Raises FewstepError."""
+    if not method.load().teaches or network.load().begins_with_teacher:
+        return
+    if config.teacher != type(config).model_fields["teacher"].default:
+        accepted = (
+            f"to leave it out: method {method.name!r} trains from random weights; train.start=RUN begins with those "
+            "of a run"
+        )
+        raise invalid("backbone.teacher", str(config.teacher), accepted)
 
 
 def _of(values: Values, key: str, default: Any = None) -> Any:

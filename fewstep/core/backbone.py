@@ -45,6 +45,7 @@ class Backbone(nn.Module):
     Config: ClassVar[type[Strict]]
     config: Any  # an instance of ``Config``, which ``save`` writes
     made_from: ClassVar[frozenset[str]] = frozenset()  # keys of ``Config`` that a run as ``backbone.teacher`` decides
+    begins_with_teacher: ClassVar[bool] = False  # whether ``initial`` reads ``config.teacher``
     provides: ClassVar[frozenset[str]] = frozenset()  # what this network or its ``student`` can do
     dataset: ClassVar[str]  # name of the registered data set that a run uses by default
     interpolant: Interpolant = Interpolant()
@@ -120,6 +121,12 @@ class Backbone(nn.Module):
         raise FewstepError(
             f"backbone.teacher: {cls.__name__} has no teacher of its own; accepted: a run of `fewstep teach`"
         )
+
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        """Refuse what can be refused before weights are read, such as a checkpoint that is not there. Not called where
+        ``config.teacher`` is a run of ``fewstep teach``. Raises FewstepError."""
+        del config  # the base class knows none of its keys
 
     @classmethod
     def initial(cls, config: Any) -> Backbone:

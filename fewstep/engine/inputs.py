@@ -1,18 +1,24 @@
-"""What a run reads and does not write: whether its data and the student it starts from are there."""
+"""What a run reads and does not write: whether its data, its teacher and the student it starts from are there."""
 
 from __future__ import annotations
 
 from fewstep.config.run import Resolved
 from fewstep.engine.export import check_student
+from fewstep.engine.teachers import check_teacher
 
 
-def check_inputs(resolved: Resolved, *, begun: bool = False) -> None:
-    """Refuse, before anything is loaded, data that are not there and, unless the run has begun, a ``train.start`` that
-    is not a student of this backbone.
+def check_inputs(resolved: Resolved, *, begun: bool = False, teacher: bool = True) -> None:
+    """Refuse, before anything is loaded, data or a teacher that are not there and, unless the run has begun, a
+    ``train.start`` that is not a student of this backbone.
+
+    Args:
+        teacher: look at the teacher too; the memory of a run can be computed without it.
 
     Raises:
-        FewstepError: naming the key, and both backbones or what is wrong with the folder.
+        FewstepError: naming the key, and both backbones or what is wrong with the file or folder.
     """
     resolved.dataset.load().check_config(resolved.config.data)
+    if teacher:
+        check_teacher(resolved.backbone, resolved.config.backbone, teaches=resolved.method.load().teaches)
     if not begun and (start := resolved.config.train.start) is not None:
         check_student("train.start", start, resolved.backbone.name)

@@ -23,7 +23,7 @@ def open_teacher(backbone: Entry, config: Any) -> Teacher:
     """
     backbone_cls: type[Backbone] = backbone.load()
     run: Any = config.teacher
-    if run is None or ("teacher" in backbone_cls.Config.model_fields and not holds_info(run)):
+    if not _is_run(backbone_cls, run):
         return backbone_cls.teacher(_own(backbone_cls, config))
     check_student("backbone.teacher", run, backbone.name)
     student, info = load_student(run)
@@ -34,6 +34,24 @@ def open_teacher(backbone: Entry, config: Any) -> Teacher:
             stacklevel=2,
         )
     return student.as_teacher(config)
+
+
+def check_teacher(backbone: Entry, config: Any, *, teaches: bool = False) -> None:
+    """Check, without reading weights, what ``open_teacher`` reads or, where the method ``teaches``, ``beginner``.
+
+    Raises:
+        FewstepError: as those two, as far as the backbone can tell.
+    """
+    backbone_cls: type[Backbone] = backbone.load()
+    if not teaches and _is_run(backbone_cls, config.teacher):
+        check_student("backbone.teacher", config.teacher, backbone.name)
+    else:
+        backbone_cls.check_config(_own(backbone_cls, config))
+
+
+def _is_run(backbone: type[Backbone], teacher: Any) -> bool:
+    """Whether a teacher is the run of ``fewstep teach`` (or what shall be one), not what the class itself opens."""
+    return teacher is not None and ("teacher" not in backbone.Config.model_fields or holds_info(teacher))
 
 
 def beginner(backbone: Entry, config: Any, seed: int) -> Teacher:

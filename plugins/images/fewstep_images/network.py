@@ -101,6 +101,11 @@ class ImageFlow(Backbone):
         return cond.tokens
 
     @classmethod
+    def check_config(cls, config: ImagesConfig) -> None:
+        if isinstance(config.teacher, Path):
+            raise unknown("backbone.teacher", str(config.teacher), ("exact", "learned", "a run of fewstep teach"))
+
+    @classmethod
     def teacher(cls, config: ImagesConfig) -> Teacher:
         """The exact velocity, or the network trained on the images.
 
@@ -109,8 +114,7 @@ class ImageFlow(Backbone):
         """
         from fewstep_images.fitting import fitted
 
-        if isinstance(config.teacher, Path):
-            raise unknown("backbone.teacher", str(config.teacher), ("exact", "learned", "a run of fewstep teach"))
+        cls.check_config(config)
         backbone = ExactFlow(config) if config.teacher == "exact" else fitted(config)
         return backbone.as_teacher(config)
 

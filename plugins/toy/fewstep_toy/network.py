@@ -97,9 +97,13 @@ class ToyFlow(Backbone):
         return cond.tokens
 
     @classmethod
-    def teacher(cls, config: ToyConfig) -> Teacher:
+    def check_config(cls, config: ToyConfig) -> None:
         if isinstance(config.teacher, Path):
             raise unknown("backbone.teacher", str(config.teacher), ("analytic", "learned", "a run of fewstep teach"))
+
+    @classmethod
+    def teacher(cls, config: ToyConfig) -> Teacher:
+        cls.check_config(config)
         backbone = AnalyticFlow(config) if config.teacher == "analytic" else fitted(config)
         return backbone.as_teacher(config)
 

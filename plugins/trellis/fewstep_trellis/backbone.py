@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Dense, Layout
-from fewstep_trellis.flow import Flow, FlowConfig, load_frozen
+from fewstep_trellis.flow import Flow, FlowConfig, check_checkpoint, load_frozen
 from fewstep_trellis.models import SparseStructureDecoder, SparseStructureFlowModel
 from fewstep_trellis.shipped import NANO, shipped_students
 
@@ -49,6 +49,12 @@ class StructureFlow(Flow):
 
     def taps(self) -> list[tuple[nn.Module, int]]:
         return [(block, self.model.out_layer.in_features) for block in self.model.blocks]
+
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        super().check_config(config)
+        if hasattr(config, "decoder"):  # the stages of TRELLIS.2 have none
+            check_checkpoint(SparseStructureDecoder, "backbone.decoder", config.decoder)
 
     @classmethod
     def students(cls) -> dict[str, Path]:

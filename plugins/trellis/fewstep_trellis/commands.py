@@ -13,15 +13,15 @@ from fewstep.cli.options import DEVICE, whole
 from fewstep.console import Console
 
 STAGES = (
-    "Structure: vae, flow, measure, or all of these (all). Structured latents: targets, slat-vae, slat-mesh, slat-gs, "
-    "slat-measure-vae, slat-flow, slat-measure, or all of these (slat)."
+    "Structure: vae, decoder, flow, measure, or all of these (all). Structured latents: targets, slat-vae, slat-mesh, "
+    "slat-gs, slat-measure-vae, slat-flow, slat-measure, or all of these (slat)."
 )
 
 
 def inspect(
     roots: Annotated[str, Argument(help="Data roots in TRELLIS's own layout, joined by commas.")],
     overrides: Annotated[
-        list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Keys of the data set, e.g. min_aesthetic=5.5.")
+        list[str] | None, Argument(metavar="KEY=VALUE", help="Keys of the data set, e.g. min_aesthetic=5.5.")
     ] = None,
     stage: Annotated[str, Option(help="ss or slat.")] = "slat",
     files: Annotated[int, whole("--files", "How many objects' files to read, to find unusable ones.", 0)] = 0,
@@ -37,16 +37,18 @@ def inspect(
 def teach(
     overrides: Annotated[
         list[str] | None,
-        Argument(metavar="[KEY=VALUE]...", help="root, source, vae.*, flow.*, slat_vae.*, train.*, ..."),
+        Argument(metavar="KEY=VALUE", help="root, source, vae.*, flow.*, slat_vae.*, train.*, ..."),
     ] = None,
     stage: Annotated[str, Option(help=STAGES)] = "all",
     out: Annotated[Path, Option("--out", "-o", help="Folder of the models.")] = Path("runs/teach"),
     device: Annotated[str, DEVICE] = "auto",
     resume: Annotated[bool, Option("--resume", help="Go on where a killed run stopped, with the same keys.")] = False,
-    dry_run: Annotated[bool, Option("--dry-run", help="Print the config and start nothing.")] = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Print the config, check the files that it names, and start nothing.")
+    ] = False,
     help_config: Annotated[bool, Option("--help-config", help="List every key of these stages.")] = False,
 ) -> None:
-    """Train VAE and flow teacher of either stage on a prepared set, at a size for a CPU by default."""
+    """Train the VAE and the teacher flow of a stage on a prepared set; by default at a size for a CPU."""
     from fewstep_trellis.teach.command import teach as run
 
     keys = overrides or []

@@ -19,12 +19,11 @@ from fewstep.core.backbone import Backbone
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.dataset import Dataset, Progress, silent
 from fewstep.core.layout import Dense
-from fewstep.errors import FewstepError
-from fewstep_trellis.checkpoint import load_model
+from fewstep_trellis.flow import check_checkpoint, load_frozen
 from fewstep_trellis.latents import encode, training_latents
 from fewstep_trellis.models import SparseStructureEncoder
 from fewstep_trellis.official.network import check_width
-from fewstep_trellis.shipped import NANO, existing
+from fewstep_trellis.shipped import NANO
 
 
 class PreparedConfig(Strict):
@@ -48,6 +47,7 @@ class PreparedObjects(Dataset):
     def check_config(cls, config: Any) -> None:
         for folder in config.root:
             read_manifest(folder)
+        check_checkpoint(SparseStructureEncoder, "data.encoder", config.encoder)
 
     def __init__(self, config: PreparedConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
@@ -96,9 +96,7 @@ def load_encoder(path: Path) -> SparseStructureEncoder:
     Raises:
         FewstepError: for a missing checkpoint or one of another class.
     """
-    model = load_model(existing("data.encoder", path))
-    if not isinstance(model, SparseStructureEncoder):
-        raise FewstepError(f"{path}: holds a {type(model).__name__}; accepted: a SparseStructureEncoder")
+    model = load_frozen(SparseStructureEncoder, "data.encoder", path)
     # Channels last: on a CPU, convolutions and norms over channels take half the time.
     model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    return model.eval().requires_grad_(False)
+    return model

@@ -22,7 +22,8 @@ from fewstep.errors import FewstepError
 from fewstep_trellis.checkpoint import build_model, load_model, read_config, save_model
 from fewstep_trellis.configs import FOLDER, official_config
 from fewstep_trellis.models import MODELS, Rebuildable
-from fewstep_trellis.shipped import existing
+from fewstep_trellis.shipped import existing, is_here
+from fewstep_trellis.weightfiles import check_complete, split_key, stem_of, tensor_file
 
 SIGMA_MIN = 1e-5
 F = TypeVar("F", bound="Flow")
@@ -57,6 +58,7 @@ class Flow(Backbone):
     network: ClassVar[type[nn.Module]]
     models: ClassVar[Mapping[str, type[Rebuildable]]] = MODELS  # by the names in checkpoints
     published: ClassVar[Path] = FOLDER  # json files of the published models
+    begins_with_teacher = True
     stored: ClassVar[torch.dtype] = torch.float16  # what ``save`` writes where asked for half precision
     interpolant = Interpolant(SIGMA_MIN)
     adapted = (r"blocks\.\d+\.(self_attn|cross_attn|mlp)\..*",)
@@ -78,6 +80,10 @@ class Flow(Backbone):
         # Scaled in float64, then rounded, as in the reference: rounding first would lose digits of a sampler's times.
         t_B, s_B = (1000 * t_B.double()).to(x.dtype), None if s_B is None else (1000 * s_B.double()).to(x.dtype)
         return self.velocity(x, t_B, s_B, cond, layout)
+
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        check_checkpoint(cls.network, "backbone.teacher", config.teacher, cls.models)
 
     @classmethod
     def initial(cls, config: Any) -> Flow:
@@ -136,13 +142,36 @@ class Flow(Backbone):
         return cls.load_file(folder / "model")
 
 
+def check_checkpoint(
+    wanted: type[nn.Module], key: str, path: Path, models: Mapping[str, type[Rebuildable]] = MODELS
+) -> None:
+    """Look whether the checkpoint that the config's ``key`` names is there, of this class and whole, without reading
+    weights. What may be on the hub is not fetched for it.
+
+    Raises:
+        FewstepError: naming the key.
+    """
+    if not is_here(key, path):
+        return
+    place, _ = split_key(path)
+    try:
+        model = build_model(*read_config(Path(f"{stem_of(place)}.json")), "meta", models)
+        _check_class(model, wanted, path)
+        check_complete(tensor_file(place))
+    except FewstepError as error:
+        raise FewstepError(f"{key}: {error}") from None
+
+
 def load_as(wanted: type[M], path: Path, models: Mapping[str, type[Rebuildable]] = MODELS) -> M:
     """The model of a checkpoint, which must be of this class among those of ``models``.
 
     Raises:
         FewstepError: for a damaged checkpoint, or one of another class.
     """
-    model = load_model(path, models=models)
+    return _check_class(load_model(path, models=models), wanted, path)
+
+
+def _check_class(model: nn.Module, wanted: type[M], path: Path) -> M:
     if not isinstance(model, wanted):
         raise FewstepError(f"{path}: holds a {type(model).__name__}; accepted: a {wanted.__name__}")
     return model

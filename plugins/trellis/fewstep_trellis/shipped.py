@@ -36,15 +36,26 @@ def existing(key: str, path: Path) -> Path:
     Raises:
         FewstepError: otherwise, naming the key of the config.
     """
+    if is_here(key, path):
+        return path
+    try:
+        return _fetched(path)
+    except FewstepError as error:
+        raise FewstepError(f"{key}: got {str(path)!r}, which does not exist here; {error}") from None
+
+
+def is_here(key: str, path: Path) -> bool:
+    """Whether ``path`` names a checkpoint pair or a folder on this machine, and not one on the hub.
+
+    Raises:
+        FewstepError: for what can be neither, naming the key of the config.
+    """
     from fewstep_trellis.weightfiles import split_key, tensor_file  # imports torch
 
     if os.path.exists(path) or os.path.exists(tensor_file(split_key(path)[0])):  # unlike Path.exists, for any text
-        return path
+        return True
     if len(path.parts) > 2 and not path.is_absolute() and not os.path.exists(path.parts[0]):
-        try:
-            return _fetched(path)
-        except FewstepError as error:
-            raise FewstepError(f"{key}: got {str(path)!r}, which does not exist here; {error}") from None
+        return False
     raise FewstepError(
         f"{key}: got {str(path)!r}, which does not exist; accepted: a checkpoint (json + safetensors), or "
         "owner/repository/path/of/one on the hub"

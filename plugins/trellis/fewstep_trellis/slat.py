@@ -15,7 +15,7 @@ from fewstep.core.layout import Layout, Packed
 from fewstep.errors import FewstepError
 from fewstep.files import write_json
 from fewstep.texts import read_json
-from fewstep_trellis.flow import Flow, FlowConfig, load_frozen
+from fewstep_trellis.flow import Flow, FlowConfig, check_checkpoint, load_frozen
 from fewstep_trellis.models import SLatFlowModel, SLatMeshDecoder
 from fewstep_trellis.normalisation import KEY, Normalisation
 from fewstep_trellis.shipped import NANO, existing, shipped_students
@@ -95,6 +95,12 @@ class StructuredLatentFlow(Flow):
         if file.is_file():
             backbone.normalisation = validate(Normalisation, read_json(file))
         return backbone
+
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        super().check_config(config)
+        if hasattr(config, "decoder"):  # the stages of TRELLIS.2 have none
+            check_checkpoint(SLatMeshDecoder, "backbone.decoder", config.decoder)
 
     @classmethod
     def students(cls) -> dict[str, Path]:

@@ -19,7 +19,7 @@ from fewstep.core.backbone import Backbone
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.dataset import Dataset, PackedDataConfig, Progress, silent
 from fewstep.core.layout import Packed
-from fewstep_trellis.flow import load_frozen
+from fewstep_trellis.flow import check_checkpoint, load_frozen
 from fewstep_trellis.latents import encode_surfaces, surface_latents
 from fewstep_trellis.models import SLatEncoder
 from fewstep_trellis.normalisation import Normalisation
@@ -54,6 +54,7 @@ class PreparedLatents(Dataset):
     def check_config(cls, config: Any) -> None:
         for folder in config.root:
             read_manifest(folder)
+        check_checkpoint(SLatEncoder, "data.encoder", config.encoder)
 
     def __init__(self, config: PreparedLatentsConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)

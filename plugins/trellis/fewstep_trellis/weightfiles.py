@@ -9,6 +9,7 @@ import pickle
 import re
 import types
 import warnings
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ INDEX = (".safetensors.index.json", ".bin.index.json")  # of weights in several 
 SUFFIXES = (".safetensors", INDEX[0], ".pt", ".pth", ".ckpt", ".bin", INDEX[1])
 WANTED = "a complete safetensors file, or a torch file (.pt, .pth, .ckpt, .bin) with tensors by name"
 LFS = b"version https://git-lfs"
+ZIPPED, PICKLED = b"PK", b"\x80"  # how a file of torch begins, and one that it wrote before version 1.6
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # Plain data that checkpoints hold beside tensors. torch refuses every other class.
 _SCALAR = np.float64(0).__reduce__()[0]
@@ -74,19 +76,26 @@ def check_file(path: Path) -> None:
 
 
 def check_complete(path: Path) -> None:
-    """Raise FewstepError for a file that is missing or empty, or a safetensors file that is cut short, by its header.
+    """Look at the beginning and the end of a file, or of all files of an index, without reading weights.
 
-    Files of other formats show only when they are read.
+    Raises:
+        FewstepError: one is missing, empty, cut short, or in no format that weights have. Files that torch wrote before
+            version 1.6 are not looked into.
     """
-    check_file(path)
-    with path.open("rb") as file:
-        head = file.read(32)
-    if head[8:9] == b"{":
-        try:
+    if path.name.endswith(INDEX):
+        for name in sorted(set(_index(path).values())):
+            check_complete(path.with_name(name))
+        return
+    head = _head(path)
+    try:
+        if head[8:9] == b"{" or not head.startswith((ZIPPED, PICKLED)):
             with safe_open(path, "pt"):
                 pass
-        except Exception as error:
-            raise _unreadable(path, error) from error
+        elif head.startswith(ZIPPED):
+            with zipfile.ZipFile(path):
+                pass
+    except Exception as error:
+        raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> FewstepError:
@@ -117,12 +126,18 @@ def dotted(name: str) -> str:
     return name.replace("/", ".")
 
 
-def _read(path: Path) -> State:
+def _head(path: Path) -> bytes:
+    """The first bytes of a file. Raises FewstepError if it is missing, empty or a git-lfs pointer."""
     check_file(path)
     with path.open("rb") as file:
         head = file.read(32)
     if head.startswith(LFS):
         raise FewstepError(f"{path}: a git-lfs pointer, not the file itself; run `git lfs pull` in its clone")
+    return head
+
+
+def _read(path: Path) -> State:
+    head = _head(path)
     try:
         found = load_file(path) if head[8:9] == b"{" else _read_pickle(path)
     except FewstepError:
@@ -165,13 +180,19 @@ def _tensors(found: Any, place: str) -> Iterator[tuple[str, Tensor]]:
 
 def _read_parts(index: Path) -> State:
     """Weights in several files: each tensor from the file that the index names for it."""
-    content = read_json(index)
-    places = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(v, str) and v == Path(v).name for v in places.values()):
-        raise invalid("checkpoint", str(index), 'an index with a "weight_map" from names to files beside it')
+    places = _index(index)
     parts = {name: _read(index.with_name(name)) for name in sorted(set(places.values()))}
     if missing := [key for key, name in places.items() if key not in parts[name]]:
         raise FewstepError(
             f"{index.with_name(places[missing[0]])}: lacks {missing[0]!r}, which {index.name} places there"
         )
     return {key: parts[name][key] for key, name in places.items()}
+
+
+def _index(path: Path) -> dict[str, str]:
+    """The file of each tensor by the index of weights in several files."""
+    content = read_json(path)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(v, str) and v == Path(v).name for v in places.values()):
+        raise invalid("checkpoint", str(path), 'an index with a "weight_map" from names to files beside it')
+    return places

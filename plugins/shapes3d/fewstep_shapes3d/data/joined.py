@@ -46,25 +46,25 @@ class JoinedSet(PreparedSet):
         return self.parts[number].picture(index - int(starts[number]))
 
 
-def load_sets(folders: Sequence[Path], held_out: HeldOutSplit = "test") -> PreparedSet:
+def load_sets(folders: Sequence[Path], held_out: HeldOutSplit = "test", key: str = "data.root") -> PreparedSet:
     """The prepared set in a folder, or the sets of several folders as one.
 
     Sets go together if they share resolution, views and the map from pictures to tokens, as does a set that
-    `fewstep data prepare furniture` makes ``--like`` another.
+    `fewstep data prepare furniture` makes ``--like`` another. ``key`` is what the user gave them as, for messages.
 
     Raises:
         FewstepError: no folder, a set that cannot be read, or sets that do not go together.
     """
     if not folders:
-        raise invalid("data.root", "nothing", "folders made by `fewstep data prepare`, joined by commas")
-    parts = tuple(PreparedSet.load(folder, held_out) for folder in folders)
+        raise invalid(key, "nothing", "folders made by `fewstep data prepare`, joined by commas")
+    parts = tuple(PreparedSet.load(folder, held_out, key) for folder in folders)
     first = parts[0]
     for part in parts[1:]:
         for name in ("resolution", "views", "channels"):
             if getattr(part, name) != getattr(first, name):
-                raise _apart(first, part, f"{name} {getattr(first, name)} and {getattr(part, name)}")
+                raise _apart(key, first, part, f"{name} {getattr(first, name)} and {getattr(part, name)}")
         if any(not np.array_equal(part.arrays[key], first.arrays[key]) for key in SHARED):
-            raise _apart(first, part, "different maps from pictures to tokens")
+            raise _apart(key, first, part, "different maps from pictures to tokens")
     if len(parts) == 1:
         return first
     rows = {key: np.concatenate([part.arrays[key] for part in parts]) for key in ("occupancy", "split", "tokens")}
@@ -79,6 +79,6 @@ def load_sets(folders: Sequence[Path], held_out: HeldOutSplit = "test") -> Prepa
     )
 
 
-def _apart(first: PreparedSet, other: PreparedSet, why: str) -> Exception:
+def _apart(key: str, first: PreparedSet, other: PreparedSet, why: str) -> Exception:
     text = f"sets that go together; these have {why}. `fewstep data prepare furniture --like SET` makes one that does"
-    return invalid("data.root", f"{first.folder},{other.folder}", text)
+    return invalid(key, f"{first.folder},{other.folder}", text)

@@ -77,7 +77,7 @@ def prepare_furniture(
         got = workers if name == "workers" else getattr(series, name)
         if got < least:
             raise invalid(name, got, f"{least} or more")
-    maker = Maker(PreparedSet.load(like), views, seed, workers, pick_device(device, "--device"))
+    maker = Maker(PreparedSet.load(like, key="--like"), views, seed, workers, pick_device(device, "--device"))
     entries = [Piece.draw(seed, number) for number in range(pieces + 2 * held_out)]
     folder = target.with_name(f"{target.name}.parts")
     made, tokens, skipped = maker.all(entries, folder, progress or (lambda done, total, name: None))

@@ -128,7 +128,7 @@ def prepare_meshes(
         if value < 1:
             raise invalid(name, value, "1 or more")
     entries = spread(find_meshes(source, up), limit)
-    maker = Maker(PreparedSet.load(like), views, seed, workers, pick_device(device, "--device"))
+    maker = Maker(PreparedSet.load(like, key="--like"), views, seed, workers, pick_device(device, "--device"))
     folder = target.with_name(f"{target.name}.parts")
     made, tokens, skipped = maker.all(entries, folder, progress or (lambda done, total, name: None))
     fewer = test_clusters is None or limit is not None

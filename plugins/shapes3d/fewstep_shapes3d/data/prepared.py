@@ -42,18 +42,21 @@ class PreparedSet:
     held_out: HeldOutSplit = "test"
 
     @classmethod
-    def load(cls, folder: Path | str = SWEETHOME3D, held_out: HeldOutSplit = "test") -> PreparedSet:
+    def load(
+        cls, folder: Path | str = SWEETHOME3D, held_out: HeldOutSplit = "test", key: str = "data.root"
+    ) -> PreparedSet:
         """Load and check a set; without an argument the shipped one (710 training and 96 test objects).
 
         Args:
             held_out: the split that ``test`` stands for. Choose settings on "validation", report on "test".
+            key: what the user gave the folder as, for the message.
 
         Raises:
             FewstepError: the folder is missing, empty, not a prepared set, of another version, or damaged; or it lacks
                 the validation objects that are asked for.
         """
         folder = Path(folder)
-        manifest, arrays = read_manifest(folder), read_arrays(folder)
+        manifest, arrays = read_manifest(folder, key), read_arrays(folder)
         check(folder, manifest, arrays)
         table = read_table(folder, len(arrays["split"]))
         if held_out == "validation" and VALIDATION not in arrays["split"]:

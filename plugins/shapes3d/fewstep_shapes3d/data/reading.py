@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, invalid, nearest
 from fewstep.texts import read_json, read_text
 from fewstep_shapes3d.data.clusters import LEFT_OUT, TRAIN
 from fewstep_shapes3d.data.setfiles import ARRAYS, FORMAT, MANIFEST, TABLE, VERSION
@@ -32,13 +32,21 @@ def broken(path: Path, why: object) -> FewstepError:
     return FewstepError(f"prepared set: {path} cannot be used: {why}; {HOW}")
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest. Raises FewstepError if there is no such set, or it is damaged or of another version."""
+def read_manifest(folder: Path, key: str = "data.root") -> dict[str, Any]:
+    """The manifest of a set.
+
+    Args:
+        key: what the user gave the folder as, for the message.
+
+    Raises:
+        FewstepError: there is no such set, or it is damaged or of another version.
+    """
     path = folder / MANIFEST
-    if not folder.is_dir():
-        raise FewstepError(f"prepared set: there is no folder {folder}; {HOW}")
     if not path.is_file():
-        raise FewstepError(f"prepared set: {folder} is not one, it has no {MANIFEST}; {HOW}")
+        why = f"this folder has no {MANIFEST}" if folder.is_dir() else "there is no folder of this name"
+        close = nearest(folder.name, (found.parent.name for found in folder.parent.glob(f"*/{MANIFEST}")))
+        hint = f"; did you mean {str(folder.with_name(close))!r}?" if close else ""
+        raise invalid(key, str(folder), f"a prepared set, and {why}; {HOW}{hint}")
     try:
         manifest = read_json(path)
     except FewstepError as error:

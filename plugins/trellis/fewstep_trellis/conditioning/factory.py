@@ -45,6 +45,35 @@ def image_conditioner(name: str | Path, *, data: Path | str = SWEETHOME3D) -> Im
     return dino.DinoConditioner.from_folder(_downloaded(text, dino.KIND, DINO, NANO), text)
 
 
+def check_image_conditioner(name: str | Path) -> None:
+    """Look whether the image encoder of this name is there, of the right kind and whole, without reading weights. What
+    may be on the hub is not fetched for it.
+
+    Raises:
+        FewstepError: as :func:`image_conditioner`.
+    """
+    text, place = str(name), Path(name)
+    if text == NANO:
+        return
+    if os.path.exists(place):
+        if (file := _original_file(place)) is None:
+            hub.check_folder(place, dino.KIND)
+        else:
+            hub.check_file(file, dino.KIND)
+    elif (cached := _torch_hub_file(text)) is not None:
+        hub.check_file(cached, dino.KIND)
+    else:
+        _repository(text, dino.KIND, DINO, NANO)
+
+
+def check_text_conditioner(name: str | Path) -> None:
+    """The same for the text encoder of this name."""
+    if os.path.exists(name):
+        hub.check_folder(Path(name), clip.KIND)
+    else:
+        _repository(str(name), clip.KIND, {CLIP: CLIP})
+
+
 def text_conditioner(name: str | Path = CLIP) -> TextConditioner:
     """The text encoder of this name: a hub repository of a CLIP, or a folder in transformers' format.
 
@@ -58,15 +87,22 @@ def text_conditioner(name: str | Path = CLIP) -> TextConditioner:
 
 
 def _dino_on_disk(place: Path) -> ImageConditioner:
-    if not place.is_dir():
-        return dino.DinoConditioner.from_original(place)
-    if (place / hub.CONFIG).exists():
+    if (file := _original_file(place)) is None:
         return dino.DinoConditioner.from_folder(place)
+    return dino.DinoConditioner.from_original(file, str(place))
+
+
+def _original_file(place: Path) -> Path | None:
+    """The file in DINOv2's own layout: the place itself, or the one file in it; None for a folder of transformers."""
+    if not place.is_dir():
+        return place
+    if (place / hub.CONFIG).exists():
+        return None
     files = sorted(path for path in place.iterdir() if path.suffix in hub.WEIGHTS)
     if len(files) != 1:
         wanted = f"a folder with {hub.CONFIG} and model.safetensors, or with one file of DINOv2's own"
         raise invalid(OPTION_IMAGE, str(place), f"{wanted}; this one has {len(files)} such files")
-    return dino.DinoConditioner.from_original(files[0], str(place))
+    return files[0]
 
 
 def _torch_hub_file(name: str) -> Path | None:
@@ -79,18 +115,31 @@ def _downloaded(name: str, kind: hub.Kind, known: dict[str, str], *also: str) ->
     """The folder of a name's files, from the hub or its cache.
 
     Args:
+        name, kind, known, also: as of ``_repository``.
+
+    Raises:
+        FewstepError: the name cannot be a repository's, or the repository cannot be downloaded.
+    """
+    repository = _repository(name, kind, known, *also)
+    close = [] if name in known else get_close_matches(name, known.values(), n=1, cutoff=0.8)
+    return hub.download(repository, kind, "".join(f"; did you mean {other!r}?" for other in close if other != name))
+
+
+def _repository(name: str, kind: hub.Kind, known: dict[str, str], *also: str) -> str:
+    """The hub repository of a name, as owner/name.
+
+    Args:
         name: one of ``known`` or owner/name.
         kind: of encoder.
         known: names, with their repositories.
         also: further accepted names, without a repository.
 
     Raises:
-        FewstepError: the name cannot be a repository's, or the repository cannot be downloaded.
+        FewstepError: the name cannot be a repository's.
     """
     repository = known.get(name, name)
     if hub.is_repository(repository):
-        close = [] if name in known else get_close_matches(name, known.values(), n=1, cutoff=0.8)
-        return hub.download(repository, kind, "".join(f"; did you mean {other!r}?" for other in close if other != name))
+        return repository
     names = sorted([*also, *known])
     hint = f"; did you mean {close_name!r}?" if (close_name := nearest(name, names)) else ""
     accepted = f"{', '.join(names)}, an owner/name on the hub, or an existing folder or file"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError, invalid, need
 from fewstep.texts import read_json
+from fewstep_trellis.weightfiles import check_complete, tensor_file
 from fewstep_trellis.weights import listing
 
 CONFIG = "config.json"
@@ -74,15 +75,41 @@ def download(name: str, kind: Kind, hint: str = "") -> Path:
         ) from error
 
 
+def check_folder(folder: Path, kind: Kind) -> None:
+    """Look whether a folder in transformers' format holds such a model with complete weights, without reading them.
+
+    Raises:
+        FewstepError: as :func:`load`, as far as file headers tell.
+    """
+    check_type(folder, kind)
+    try:
+        check_complete(tensor_file(folder / "model"))
+    except FewstepError as error:
+        raise invalid(kind.option, str(folder), f"{CONFIG} and complete safetensors ({error})") from None
+
+
+def check_file(path: Path, kind: Kind) -> None:
+    """Look whether a file of weights is whole, without reading them. Raises FewstepError, naming the option."""
+    try:
+        check_complete(path)
+    except FewstepError as error:
+        raise FewstepError(f"{kind.option}: {error}") from None
+
+
+def check_type(folder: Path, kind: Kind) -> None:
+    """Raise FewstepError, naming the option, for a folder without config.json, or with one of another kind of model."""
+    found = model_type(folder, kind)
+    if found not in kind.types:
+        raise invalid(kind.option, str(folder), f"a model of type {' or '.join(kind.types)}; this one is {found!r}")
+
+
 def load(folder: Path, kind: Kind) -> Any:
     """The model of a folder in transformers' format, in float32 and eval mode.
 
     Raises:
         FewstepError: no such folder, another kind of model, or weights that do not fit their config; names the option.
     """
-    found = model_type(folder, kind)
-    if found not in kind.types:
-        raise invalid(kind.option, str(folder), f"a model of type {' or '.join(kind.types)}; this one is {found!r}")
+    check_type(folder, kind)
     with quiet():
         try:
             model, report = transformers(kind.model).from_pretrained(

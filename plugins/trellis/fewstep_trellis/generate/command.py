@@ -16,7 +16,7 @@ from fewstep.cli.invocation import began
 from fewstep.console import command, number_of, say, spinner
 from fewstep.engine.device import pick_device
 from fewstep.errors import FewstepError
-from fewstep_trellis.conditioning.factory import DINO
+from fewstep_trellis.conditioning.factory import DINO, check_image_conditioner, check_text_conditioner
 from fewstep_trellis.generate.api import ROLES, Generator, Options
 from fewstep_trellis.generate.inputs import TEXTS, Job, jobs_of
 from fewstep_trellis.generate.models import Models, choose
@@ -107,6 +107,7 @@ class Run:
             formats, planned = self._plan(chosen, inputs, texts)
             pick_device(self.options.device, "--device")
             chosen.pipeline.check(self._needed(chosen, formats))
+            self._check_encoder(chosen.pipeline.spec)
             for job, target in planned:
                 try:
                     opened(job, self.options.background, self.options.encoder or chosen.pipeline.spec.encoder)
@@ -122,6 +123,10 @@ class Run:
         """Roles of the models that the run loads from the pipeline."""
         flows = [role for stage, role in STAGES.items() if stage not in chosen.students]
         return [*flows, STRUCTURE_DECODER, *(self.roles[kind] for kind in decoded(formats))]
+
+    def _check_encoder(self, spec: Any) -> None:
+        check = check_image_conditioner if spec.kind == "image" else check_text_conditioner
+        check(self.options.encoder or spec.encoder)
 
     def _generator(self, chosen: Any) -> Any:
         return Generator(chosen, self.options)

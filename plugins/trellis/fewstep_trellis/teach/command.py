@@ -48,7 +48,7 @@ def teach(
 
     Args:
         resume: go on in ``out``, with the keys it was started with.
-        dry_run: print the config and start nothing.
+        dry_run: print the config, check what it names and start nothing.
         help_config: print every key.
 
     Raises:
@@ -61,11 +61,12 @@ def teach(
     if help_config:
         return show_keys(chosen[0] in STRUCTURE, console)
     keys, found = Keys.read(chosen[0] in STRUCTURE, overrides, out, resume), pick_device(device, "--device")
+    job = Job(keys.config, out, keys.engine, found, resume, console)
     if dry_run:
-        return keys.show(out, found, console)
+        keys.show(out, found, console)
+        return check(job, chosen)
     train = keys.flow(out, found).config.train  # refuse now what the flow's run would refuse hours later
     autocast(train.precision, pick_device(train.device))
-    job = Job(keys.config, out, keys.engine, found, resume, console)
     check(job, chosen)
     keys.record(out)
     try:

@@ -89,7 +89,7 @@ class Job:
     @cached_property
     def data(self) -> PreparedSet:
         """The prepared set."""
-        return load_sets(self.config.root)
+        return load_sets(self.config.root, key="root")
 
     def check_files(self, stage: str, others: Sequence[str]) -> None:
         """Check the files of a stage before the first of ``others`` starts.

@@ -80,14 +80,32 @@ def image_conditioner(name: str | Path) -> DinoV3Conditioner:
             how to get them.
     """
     text = str(name)
-    if os.path.isdir(name):  # unlike Path.is_dir, for any text
+    if _is_folder(name):
         return DinoV3Conditioner(hub.load(Path(name), KIND), text)
-    if os.path.exists(name) or not hub.is_repository(text):
-        raise FewstepError(
-            f"{KIND.option}: got {text!r}; accepted: a folder with {hub.CONFIG} and model.safetensors of a DINOv3, or "
-            "its owner/name on the hub"
-        )
     return DinoV3Conditioner(hub.load(hub.download(text, KIND, _how_to_get(text)), KIND), text)
+
+
+def check_image_conditioner(name: str | Path) -> None:
+    """Look whether the image encoder of this name is there, of the right kind and whole, without reading weights. What
+    may be on the hub is not fetched for it.
+
+    Raises:
+        FewstepError: as :func:`image_conditioner`.
+    """
+    if _is_folder(name):
+        hub.check_folder(Path(name), KIND)
+
+
+def _is_folder(name: str | Path) -> bool:
+    """Whether this is a folder, and not a repository on the hub. Raises FewstepError for what can be neither."""
+    if os.path.isdir(name):  # unlike Path.is_dir, for any text
+        return True
+    if os.path.exists(name) or not hub.is_repository(str(name)):
+        raise FewstepError(
+            f"{KIND.option}: got {str(name)!r}; accepted: a folder with {hub.CONFIG} and model.safetensors of a "
+            "DINOv3, or its owner/name on the hub"
+        )
+    return False
 
 
 def _how_to_get(name: str) -> str:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from fewstep.console import command as shell
 from fewstep.console import say
+from fewstep_trellis2.conditioning.dino import check_image_conditioner
 from fewstep_trellis2.generate.api import TEXTS, Generator
 from fewstep_trellis2.generate.models import Chosen, Models, choose
 from fewstep_trellis2.pipeline.export import save_pipeline
@@ -34,6 +35,9 @@ class Run(command.Run):
 
     def _needed(self, chosen: Chosen, formats: Sequence[str]) -> list[str]:
         return chosen.needed(decode=bool(command.decoded(formats)))
+
+    def _check_encoder(self, spec: Any) -> None:
+        check_image_conditioner(self.options.encoder or spec.encoder)
 
     def _generator(self, chosen: Any) -> Any:
         return Generator(chosen, self.options)
