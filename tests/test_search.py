@@ -17,6 +17,7 @@ from benchmarks.quality.search import Search
 from benchmarks.quality.search_plan import Plan, Trial, drawn
 from benchmarks.quality.search_tables import summary
 from fewstep.config.base import merge, validate
+from fewstep.engine.folder import locked
 from fewstep.errors import FewstepError
 
 BUDGET = 1200
@@ -127,6 +128,8 @@ def test_a_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(calls) == 8
     with pytest.raises(FewstepError, match="another plan"):
         Search(plan_of(budget=BUDGET + 1), tmp_path).run(1, 0.0)
+    with locked(tmp_path), pytest.raises(FewstepError, match="another process trains there"):
+        Search(plan, tmp_path).run(1, 0.0)
 
 
 def test_an_interrupted_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,8 @@ from benchmarks.quality.search_tables import summary
 from fewstep.benchmark.config import configure
 from fewstep.config.base import merge, read_toml, validate
 from fewstep.config.run import versions
+from fewstep.engine.folder import locked
+from fewstep.engine.progress import counting
 from fewstep.errors import FewstepError
 from fewstep.files import new_file
 from fewstep.plugins.registry import registry
@@ -121,19 +123,25 @@ class Search:
             yield [trial for trials in kept.values() for first in trials for trial in repeated(first, seeds)]
 
     def run(self, jobs: int, seconds: float) -> bool:
-        """Run the trials that are left; returns whether all are done. After ``seconds`` no further trial is begun."""
-        self.begin()
-        until, plan = time.monotonic() + seconds, self.plan.model_dump_json()
-        for trials in self.rounds():
-            left = [trial for trial in trials if trial.id not in self.rows]
-            for row in _carried_out(left, plan, self.out, jobs, until):
-                self.record(row)
-                print(
-                    f"{len(self.rows) - 1:4} {row['method']:8} {row.get(self.rank, row.get('note'))} {row['settings']}"
-                )
-                sys.stdout.flush()
-            if any(trial.id not in self.rows for trial in trials):
-                return False
+        """Run the trials that are left; returns whether all are done. After ``seconds`` no further trial is begun.
+
+        Raises:
+            FewstepError: if another process searches in the same folder, or it holds a search by another plan.
+        """
+        until, plan, console = time.monotonic() + seconds, self.plan.model_dump_json(), Console(soft_wrap=True)
+        with locked(self.out), counting(console) as progress:
+            self.begin()
+            for trials in self.rounds():
+                left = [trial for trial in trials if trial.id not in self.rows]
+                before, total = len(trials) - len(left), len(trials)
+                progress(before, total, "trials")
+                for done, row in enumerate(_carried_out(left, plan, self.out, jobs, until), before + 1):
+                    self.record(row)
+                    value = row.get(self.rank, row.get("note"))
+                    console.print(f"{row['method']:8} {value} {row['settings']}", markup=False, highlight=False)
+                    progress(done, total, "trials")
+                if any(trial.id not in self.rows for trial in trials):
+                    return False
         return True
 
 
