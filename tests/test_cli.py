@@ -105,6 +105,8 @@ def test_a_dry_run_looks_for_what_the_config_names(capsys: pytest.CaptureFixture
     for word in (f"backbone.teacher={NANO}/ss_flow.safetensors", "backbone.teacher=owner/repository/ss_flow"):
         assert main([*words, word]) == 0  # what may be on the hub is not fetched
     assert main([*words, "--toml", "data.root=nowhere"]) == 0  # a file for another machine
+    taught = ["distill", "-m", "flow-matching", *words[3:], "backbone.decoder=later"]
+    assert main(taught) == 0  # `fewstep teach` may make the decoder meanwhile
 
 
 def test_the_memory_of_a_run_needs_no_teacher(capsys: pytest.CaptureFixture[str]) -> None:

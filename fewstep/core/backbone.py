@@ -124,8 +124,8 @@ class Backbone(nn.Module):
 
     @classmethod
     def check_config(cls, config: Any) -> None:
-        """Refuse what can be refused before weights are read, such as a checkpoint that is not there. Not called where
-        ``config.teacher`` is a run of ``fewstep teach``. Raises FewstepError."""
+        """Refuse what distillation can refuse before weights are read, such as a checkpoint that is not there. Not
+        called where ``config.teacher`` is a run of ``fewstep teach``. Raises FewstepError."""
         del config  # the base class knows none of its keys
 
     @classmethod

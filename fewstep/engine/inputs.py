@@ -12,13 +12,13 @@ def check_inputs(resolved: Resolved, *, begun: bool = False, teacher: bool = Tru
     ``train.start`` that is not a student of this backbone.
 
     Args:
-        teacher: look at the teacher too; the memory of a run can be computed without it.
+        teacher: look at the backbone's files too; the memory of a run can be computed without them.
 
     Raises:
         FewstepError: naming the key, and both backbones or what is wrong with the file or folder.
     """
     resolved.dataset.load().check_config(resolved.config.data)
-    if teacher:
-        check_teacher(resolved.backbone, resolved.config.backbone, teaches=resolved.method.load().teaches)
+    if teacher and not resolved.method.load().teaches:
+        check_teacher(resolved.backbone, resolved.config.backbone)
     if not begun and (start := resolved.config.train.start) is not None:
         check_student("train.start", start, resolved.backbone.name)

@@ -36,14 +36,14 @@ def open_teacher(backbone: Entry, config: Any) -> Teacher:
     return student.as_teacher(config)
 
 
-def check_teacher(backbone: Entry, config: Any, *, teaches: bool = False) -> None:
-    """Check, without reading weights, what ``open_teacher`` reads or, where the method ``teaches``, ``beginner``.
+def check_teacher(backbone: Entry, config: Any) -> None:
+    """Check, without reading weights, what ``open_teacher`` reads.
 
     Raises:
-        FewstepError: as those two, as far as the backbone can tell.
+        FewstepError: as ``open_teacher``, as far as the backbone can tell.
     """
     backbone_cls: type[Backbone] = backbone.load()
-    if not teaches and _is_run(backbone_cls, config.teacher):
+    if _is_run(backbone_cls, config.teacher):
         check_student("backbone.teacher", config.teacher, backbone.name)
     else:
         backbone_cls.check_config(_own(backbone_cls, config))
