@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from fewstep_trellis.pipeline.loading import Pipeline
 from fewstep_trellis.pipeline.recipe import Asked, Recipe, recipe_of
 from fewstep_trellis.pipeline.request import Prompt, Request
 from fewstep_trellis.pipeline.run import Runner
+from fewstep_trellis.pipeline.spec import STAGES
 from fewstep_trellis.pipeline.students import Student, find_students
 from fewstep_trellis.shipped import NANO
 from fewstep_trellis.slat import StructuredLatentFlow
@@ -44,8 +45,8 @@ def backbone(stage: str, seed: int = 9) -> Backbone:
     return StructureFlow(net) if stage == "ss" else StructuredLatentFlow(net, Normalisation(**NORMALISATION))
 
 
-def distilled(folder: Path, stage: str, contract: Contract = CONTRACT) -> Path:
-    """A folder as ``fewstep distill`` writes it."""
+def distilled(folder: Path, stage: str, contract: Contract = CONTRACT, config: Mapping[str, Any] | None = None) -> Path:
+    """A folder as ``fewstep distill`` writes it; ``config`` is that of its run."""
     info = StudentInfo(
         contract=contract,
         method="mdt-vd",
@@ -57,7 +58,7 @@ def distilled(folder: Path, stage: str, contract: Contract = CONTRACT) -> Path:
         seconds=0.0,
         budget={},
         derivatives="none",
-        config={},
+        config=dict(config or {}),
         versions={},
     )
     save_student(folder, backbone(stage), info)
@@ -73,6 +74,21 @@ def only(names: list[str | Path], pipeline: Pipeline) -> Student:
     found = find_students(list(map(str, names)), pipeline)
     assert len(found) == 1
     return next(iter(found.values()))
+
+
+@pytest.mark.parametrize("stage", ["ss", "slat"])
+def test_a_student_of_another_decoder_gives_a_warning(
+    stage: str, pipeline: Pipeline, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    role = {"ss": "sparse_structure_decoder", "slat": "slat_decoder_mesh"}[stage]
+    default = NANO / {"ss": "ss_decoder", "slat": "slat_decoder_mesh"}[stage]
+    for number, decoder in enumerate((pipeline.stem(role), default, tmp_path / "nowhere", "owner/repository/decoder")):
+        only([distilled(tmp_path / str(number), stage, config={"backbone": {"decoder": str(decoder)}})], pipeline)
+    assert not [one for one in recwarn if "decoder" in str(one.message)]
+    other = pipeline.stem(STAGES[stage])  # a file here
+    folder = distilled(tmp_path / "other", stage, config={"backbone": {"decoder": str(other)}})
+    with pytest.warns(UserWarning, match=f"distilled for the decoder {other}, but the pipeline decodes with "):
+        only([folder], pipeline)
 
 
 def weights_of(stage: str, seed: int = 9) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from fewstep_trellis.checkpoint import read_config
 from fewstep_trellis.flow import Flow, load_as
 from fewstep_trellis.models import MODELS
 from fewstep_trellis.normalisation import PIPELINE
+from fewstep_trellis.pipeline.decoders import compare_decoders
 from fewstep_trellis.pipeline.loading import CLASSES, FLOWS, Pipeline
 from fewstep_trellis.pipeline.released import load_released, stage_of_file
 from fewstep_trellis.pipeline.source import Absent, Repository
@@ -130,6 +131,7 @@ def _of_folder(folder: Path, pipeline: Pipeline) -> Student:
     if not issubclass(backbone, Flow):
         raise FewstepError(f"--student {str(folder)!r}: a student of {info.backbone!r}; accepted: of a TRELLIS flow")
     check_folder_fits(folder, pipeline.name, pipeline.arguments[backbone.stage][1])
+    compare_decoders(folder, info.config, backbone, pipeline)
     return Student(backbone.stage, folder, info.method, info.contract, lambda: distilled(folder))
 
 
