@@ -25,9 +25,10 @@ def compare_decoders(folder: Path, config: Mapping[str, Any], backbone: type[Flo
         folder: of the student.
         config: of its run.
     """
+    defaults: Any = backbone.Config()
     own = Path(config.get("backbone", {}).get("decoder", ""))
     value = pipeline.spec.models.get(DECODERS[backbone.stage])
-    if value is None or own == backbone.Config().decoder or not tensor_file(own).is_file():
+    if value is None or own == defaults.decoder or not tensor_file(own).is_file():
         return
     if not all(isinstance(place, Folder) for place, _ in places(pipeline.source, value)):
         return
