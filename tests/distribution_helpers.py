@@ -19,6 +19,8 @@ from fewstep.core.layout import Layout
 from fewstep.core.objective import Nets
 from fewstep.testing import TinyBackbone
 
+DROPPED = 0.5  # p_uncond; of three samples the condition of the first is dropped
+
 
 def objective_of(cls: type[Critical[Any]], **keys: Any) -> Critical[Any]:
     return cls(cls.Config(**keys))
@@ -30,13 +32,20 @@ def tiny_nets() -> Nets:
 
 
 def drawn(batch: Batch, seed: int = 0) -> dict[str, Tensor]:
-    """Noise and times of a one-step student's terms, by the names of their draws."""
+    """Noise and times of a one-step student's terms, and which conditions it drops, by the names of their draws."""
     g = torch.Generator().manual_seed(seed)
     names = ("dmd", "sid", "vsd", "gan", "ladd", "fakes")
     noise = {name: torch.randn(batch.x0.shape, generator=g, dtype=torch.float64) for name in names}
     times = {name: 0.1 + 0.8 * torch.rand(batch.layout.batch_size, generator=g, dtype=torch.float64) for name in noise}
     found = {f"noise/{name}": value for name, value in noise.items()} | {f"t/{k}": v for k, v in times.items()}
+    found["drop/fake"] = torch.linspace(0.2, 0.9, batch.layout.batch_size, dtype=torch.float64)
     return found | {"noise_fake": torch.randn(batch.x0.shape, generator=g, dtype=torch.float64)}
+
+
+def told(batch: Batch, draws: dict[str, Tensor], i: int) -> Condition:
+    """The condition that sample i's student sees under ``DROPPED``."""
+    own = batch.select(torch.tensor([i])).cond
+    return own.negative() if float(draws["drop/fake"][i]) < DROPPED else own
 
 
 def logit(network: TinyBackbone, head: Head, x: Tensor, t: float, cond: Condition, layer: int = 0) -> Tensor:

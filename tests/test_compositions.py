@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from closed_forms import GAUSSIAN, Given, exact_nets, gradients, largest, total
-from distribution_helpers import MEAN, STD, drawn, tiny_nets
+from distribution_helpers import DROPPED, MEAN, STD, drawn, tiny_nets, told
 from fewstep_distribution.config import DMD2Config
 from fewstep_distribution.jumps import JumpDMD2
 from fewstep_toy.analytic import GaussianMap
@@ -98,12 +98,12 @@ def test_the_shipped_settings_pass_the_conformance_kit(method: str, late: str) -
 # DMD2 on jumps.
 
 
-def jumped(batch: Batch, nets: Nets, noise: Tensor, times: list[float]) -> list[Tensor]:
+def jumped(batch: Batch, nets: Nets, draws: dict[str, Tensor], times: list[float]) -> list[Tensor]:
     """Each sample's fake, made alone."""
-    found, one = [], torch.ones(1, dtype=torch.float64)
+    found, one, noise = [], torch.ones(1, dtype=torch.float64), draws["noise_fake"]
     for i in range(batch.layout.batch_size):
-        rows = torch.tensor([i])
-        x, cond = batch.layout.select(noise, rows)[0].reshape(1, -1, noise.shape[-1]), batch.select(rows).cond
+        rows, cond = torch.tensor([i]), told(batch, draws, i)
+        x = batch.layout.select(noise, rows)[0].reshape(1, -1, noise.shape[-1])
         for t, s in pairwise(times):
             x = x - (t - s) * nets.student(x, t * one, cond, Dense(1), s_B=s * one)
         found.append(x)
@@ -122,14 +122,15 @@ def test_the_gradient_is_dmds_through_all_jumps(lengths: tuple[int, ...]) -> Non
     """Of 4 steps the second one, 3/4 to 1/2, is trained: 1 to 3/4 to 1/2 to 0."""
     batch, nets = tiny_batch(lengths, packed=lengths[0] != lengths[1]), tiny_nets()
     draws = drawn(batch)
-    losses = JumpDMD2(DMD2Config(steps=4, reduction="sample")).loss(batch, nets, Chosen(draws))
+    losses = JumpDMD2(DMD2Config(steps=4, reduction="sample", p_uncond=DROPPED)).loss(batch, nets, Chosen(draws))
     terms = []
-    for i, x in enumerate(jumped(batch, nets, draws["noise_fake"], [1.0, 0.75, 0.5, 0.0])):
+    for i, x in enumerate(jumped(batch, nets, draws, [1.0, 0.75, 0.5, 0.0])):
         cond, t = batch.select(torch.tensor([i])).cond, draws["t/dmd"][i : i + 1]
         eps = batch.layout.select(draws["noise/dmd"], torch.tensor([i]))[0].reshape(x.shape)
         with torch.no_grad():
             x_t = (1 - t) * x + t * eps
-            real, fake = (x_t - t * net(x_t, t, cond, Dense(1)) for net in (nets.teacher, nets.critic))
+            real = x_t - t * nets.teacher(x_t, t, cond, Dense(1))
+            fake = x_t - t * nets.critic(x_t, t, told(batch, draws, i), Dense(1))
             direction = (fake - real) / (x - real).abs().mean()
         terms.append((x * direction).mean())
     wanted = torch.autograd.grad(torch.stack(terms).mean(), list(nets.student.parameters()), allow_unused=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from closed_forms import Given, exact_nets, gradients, largest, total
 from distribution_helpers import (
+    DROPPED,
     MEAN,
     STD,
     TEACHER,
@@ -21,6 +22,7 @@ from distribution_helpers import (
     objective_of,
     quadrature,
     tiny_nets,
+    told,
 )
 from fewstep_distribution.config import CriticConfig, DMD2Config, SiDConfig, VSDConfig
 from fewstep_distribution.critic import Critical
@@ -81,8 +83,11 @@ def published(name: str, alpha: float = 1.0) -> Callable[[Sample], Tensor]:
     return {"dmd": dmd, "sid": sid, "vsd": vsd}[name]
 
 
-def by_hand(name: str, alpha: float, batch: Batch, nets: Nets, draws: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """(student's loss, critic's loss) of every sample, element by element."""
+def by_hand(
+    name: str, alpha: float, w: float, batch: Batch, nets: Nets, draws: dict[str, Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """(student's loss, critic's loss) of every sample, element by element. The critic sees the condition that the fake
+    was made under, which may be dropped, and the teacher, of guidance strength w, the sample's own."""
 
     def call(net: nn.Module, x: Tensor, t: float, cond: Condition) -> Tensor:
         out: Tensor = net(x, torch.tensor([t], dtype=torch.float64), cond, Dense(1))
@@ -90,32 +95,35 @@ def by_hand(name: str, alpha: float, batch: Batch, nets: Nets, draws: dict[str, 
 
     found = []
     for i in range(batch.layout.batch_size):
-        one, cond = batch.select(torch.tensor([i])), batch.select(torch.tensor([i])).cond
+        one, seen = batch.select(torch.tensor([i])), told(batch, draws, i)
 
         def of(key: str, shape: torch.Size = one.x0.shape, row: int = i) -> Tensor:
             return batch.layout.select(draws[key], torch.tensor([row]))[0].reshape(1, -1, shape[-1])
 
         z = of("noise_fake")
-        x = z - call(nets.student, z, 1.0, cond)
+        x = z - call(nets.student, z, 1.0, seen)
         t, eps = float(draws[f"t/{name}"][i]), of(f"noise/{name}")
         x_t = (1 - t) * x + t * eps
-        real, fake = (x_t - t * call(net, x_t, t, cond) for net in (nets.teacher, nets.critic))
+        c, u = (call(nets.teacher.backbone, x_t, t, cond) for cond in (one.cond, one.cond.negative()))
+        real, fake = x_t - t * ((1 + w) * c - w * u), x_t - t * call(nets.critic, x_t, t, seen)
         at, t, eps = t, float(draws["t/fakes"][i]), of("noise/fakes")
-        flow = call(nets.critic, ((1 - t) * x + t * eps).detach(), t, cond) - (eps - x).detach()
+        flow = call(nets.critic, ((1 - t) * x + t * eps).detach(), t, seen) - (eps - x).detach()
         found.append((published(name, alpha)((x, real, fake, x_t, at)), flow.square()))
     return found
 
 
 @pytest.mark.parametrize(("cls", "keys"), METHODS)
-@pytest.mark.parametrize("lengths", [(4, 4, 4), (2, 5, 1)])
+@pytest.mark.parametrize(("lengths", "guidance"), [((4, 4, 4), None), ((2, 5, 1), 0.5)])
 @pytest.mark.parametrize("reduction", ["element", "sample"])
 def test_the_formulas_of_the_papers(
-    cls: type[Critical[Any]], keys: dict[str, Any], lengths: tuple[int, ...], reduction: str
+    cls: type[Critical[Any]], keys: dict[str, Any], lengths: tuple[int, ...], guidance: float | None, reduction: str
 ) -> None:
+    """Without a strength of its own, the objective takes the teacher's guidance, of strength 1."""
     batch, nets = tiny_batch(lengths, packed=lengths[0] != lengths[1]), tiny_nets()
     draws, name = drawn(batch), TERMS[cls]
-    losses = objective_of(cls, reduction=reduction, **keys).loss(batch, nets, Given(draws))
-    hand = by_hand(name, keys.get("alpha", 1.0), batch, nets, draws)
+    objective = objective_of(cls, reduction=reduction, p_uncond=DROPPED, guidance=guidance, **keys)
+    losses = objective.loss(batch, nets, Given(draws))
+    hand = by_hand(name, keys.get("alpha", 1.0), 1.0 if guidance is None else guidance, batch, nets, draws)
     for key, network, own in ((name, nets.student, 0), ("critic", nets.critic, 1)):
         parts = [one[own].reshape(-1) for one in hand]
         value = torch.cat(parts).mean() if reduction == "element" else torch.stack([p.mean() for p in parts]).mean()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from closed_forms import Given, exact_nets, gradients, largest, total
 from distribution_helpers import (
+    DROPPED,
     MEAN,
     STD,
     TEACHER,
@@ -20,6 +21,7 @@ from distribution_helpers import (
     objective_of,
     quadrature,
     tiny_nets,
+    told,
 )
 from fewstep_distribution.config import DMD2Config, FDistillConfig
 from fewstep_distribution.dmd2 import DMD2
@@ -59,15 +61,14 @@ def test_the_adversarial_terms(lengths: tuple[int, ...]) -> None:
     batch, nets = tiny_batch(lengths, packed=lengths[0] != lengths[1]), tiny_nets()
     head, draws = Head([16]).double(), drawn(batch)
     nets = Nets({**nets._modules, "head": head}, {})
-    losses = objective_of(DMD2, gan=0.3, gan_critic=0.2).loss(batch, nets, Given(draws))
-    misled, told = [], []
+    losses = objective_of(DMD2, gan=0.3, gan_critic=0.2, p_uncond=DROPPED).loss(batch, nets, Given(draws))
+    misled, found_out = [], []
     for i in range(len(lengths)):
-        one = batch.select(torch.tensor([i]))
 
         def of(values: Tensor, row: int = i) -> Tensor:
             return batch.layout.select(values, torch.tensor([row]))[0].reshape(-1, 3)
 
-        z, data, cond = of(draws["noise_fake"]), of(batch.x0), one.cond
+        z, data, cond = of(draws["noise_fake"]), of(batch.x0), told(batch, draws, i)
         x = z - nets.student(z[None], torch.ones(1, dtype=torch.float64), cond, Dense(1))[0]
 
         def noised(x: Tensor, name: str, cond: Condition = cond, row: int = i) -> Tensor:
@@ -75,10 +76,10 @@ def test_the_adversarial_terms(lengths: tuple[int, ...]) -> None:
             return logit(nets.critic, head, (1 - t) * x + t * of(draws[f"noise/{name}"], row), t, cond)
 
         misled.append(0.3 * softplus(-noised(x, "gan")))
-        told.append(0.2 * (softplus(noised(x.detach(), "fakes")) + softplus(-noised(data, "fakes"))))
+        found_out.append(0.2 * (softplus(noised(x.detach(), "fakes")) + softplus(-noised(data, "fakes"))))
     trained = [nets.student, nets.critic, head]
     parameters = [p for network in trained for p in network.parameters()]
-    for name, parts in (("gan", misled), ("head", told)):
+    for name, parts in (("gan", misled), ("head", found_out)):
         value = torch.stack(parts).mean()
         assert largest(total({name: losses[name]}), value) < 1e-12
         reached = list(nets.student.parameters()) if name == "gan" else parameters
@@ -149,20 +150,41 @@ def test_with_an_exact_head_the_gradient_is_that_of_the_forward_divergence(t: fl
     assert largest(got, wanted) < 1e-6 * max(float(g.abs().max()) for g in wanted)
 
 
-def test_the_ratio_is_clipped() -> None:
+def test_the_ratio_is_the_heads_at_the_noisy_fake() -> None:
+    """Sample by sample the gradient is DMD2's times h, here sqrt(exp(logit))."""
+    batch, nets, head = tiny_batch(), tiny_nets(), Head([16]).double()
+    nets, draws = Nets({**nets._modules, "head": head}, {}), drawn(batch)
+    keys = {"reduction": "sample", "p_uncond": DROPPED}
+    methods = (objective_of(DMD2, **keys), objective_of(FDistill, divergence="hellinger", clip=(1e-9, 1e9), **keys))
+    plain, ours = (method.loss(batch, nets, Given(draws))["dmd"] for method in methods)
+    for i in range(3):
+        z, eps, t = draws["noise_fake"][i], draws["noise/dmd"][i], float(draws["t/dmd"][i])
+        cond = told(batch, draws, i)
+        x = z - nets.student(z[None], torch.ones(1, dtype=torch.float64), cond, Dense(1))[0]
+        h = (logit(nets.critic, head, ((1 - t) * x + t * eps).reshape(-1, 3), t, cond) / 2).exp().detach()
+        without, found = (
+            torch.autograd.grad(term[i], list(nets.student.parameters()), retain_graph=True) for term in (plain, ours)
+        )
+        assert largest(found, [h * g for g in without]) < 1e-12
+        assert abs(float(h) - 1) > 1e-3
+
+
+@pytest.mark.parametrize(("sure", "clip", "double"), [(50.0, (0.1, 2.0), (0.1, 4.0)), (-50.0, (0.1, 2.0), (0.2, 2.0))])
+def test_the_ratio_is_clipped(sure: float, clip: tuple[float, float], double: tuple[float, float]) -> None:
     """Where the head is sure, h is that of a bound."""
     nets, batch = tiny_nets(), tiny_batch()
 
     class Sure(nn.Module):
         def forward(self, features: list[Tensor], layout: Layout) -> Tensor:
-            return torch.full((layout.batch_size,), 50.0, dtype=torch.float64)
+            return torch.full((layout.batch_size,), sure, dtype=torch.float64)
 
     losses = {}
-    for label, head, clip in (("clipped", Sure(), (0.1, 2.0)), ("double", Sure(), (0.1, 4.0))):
-        given = Nets({**nets._modules, "head": head}, {})
-        objective = objective_of(FDistill, clip=clip, gan=0.0)
+    for label, bounds in (("clipped", clip), ("double", double)):
+        given = Nets({**nets._modules, "head": Sure()}, {})
+        objective = objective_of(FDistill, clip=bounds, gan=0.0)
         losses[label] = gradients({"dmd": objective.loss(batch, given, Given(drawn(batch)))["dmd"]}, nets.student)
     assert largest(losses["double"], [2 * g for g in losses["clipped"]]) < 1e-12
+    assert max(float(g.abs().max()) for g in losses["clipped"]) > 1e-3
 
 
 @pytest.mark.parametrize("backbone", [TinyBackbone(), ToyFlow(ToyConfig(width=8, depth=3))])
@@ -187,8 +209,9 @@ def test_refusals() -> None:
             check_needs(cls(config), Closed, method="m")  # type: ignore[arg-type]
     check_needs(DMD2(DMD2Config()), Closed, method="m")
     assert SiD.needs == DMD2.needs == frozenset()
-    networks = DMD2(DMD2Config(gan=0.1, taps=(0, 3), head_betas=(0.0, 0.99))).networks()
+    networks = DMD2(DMD2Config(gan=0.1, taps=(0, 3), head_lr=3.0, head_betas=(0.0, 0.99))).networks()
     assert (networks["head"].betas, networks["critic"].betas) == ((0.0, 0.99), None)
+    assert (networks["head"].lr_scale, networks["critic"].lr_scale) == (3.0, 1.0)
     build = networks["head"].build
     assert build is not None
     with pytest.raises(FewstepError, match=r"objective\.taps.*3.*-1 to 0"):

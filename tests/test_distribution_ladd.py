@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 import torch
 from closed_forms import Given, gradients, largest, total
-from distribution_helpers import MEAN, STD, TEACHER, LinearStudent, drawn, logit, noisy, quadrature, tiny_nets
+from distribution_helpers import (
+    DROPPED,
+    MEAN,
+    STD,
+    TEACHER,
+    LinearStudent,
+    drawn,
+    logit,
+    noisy,
+    quadrature,
+    tiny_nets,
+    told,
+)
 from fewstep_distribution.config import LADDConfig
 from fewstep_distribution.gan import Head
 from fewstep_distribution.ladd import LADD
@@ -38,13 +50,14 @@ def with_heads(count: int) -> Nets:
 
 @pytest.mark.parametrize("lengths", [(4, 4, 4), (2, 5, 1)])
 def test_the_formulas_of_the_paper(lengths: tuple[int, ...]) -> None:
-    """The hinge loss of each head alone, on noisy data and noisy fakes; the student's gradient through the teacher."""
+    """The hinge loss of each head alone, on noisy data and noisy fakes; the student's gradient through the teacher,
+    which never sees a dropped condition."""
     batch, nets = tiny_batch(lengths, packed=lengths[0] != lengths[1]), with_heads(2)
     draws = drawn(batch) | {"jump": torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)}
     for p in nets.discriminator.parameters():  # some logits beyond the hinge
         p.data.mul_(4)
-    losses = LADD(LADDConfig(steps=2, taps=(0, -1))).loss(batch, nets, Given(draws))
-    misled, told = [], []
+    losses = LADD(LADDConfig(steps=2, taps=(0, -1), p_uncond=DROPPED)).loss(batch, nets, Given(draws))
+    misled, found_out = [], []
     for i in range(len(lengths)):
         one = batch.select(torch.tensor([i]))
 
@@ -53,7 +66,8 @@ def test_the_formulas_of_the_paper(lengths: tuple[int, ...]) -> None:
 
         s = 1.0 if float(draws["jump"][i]) < 0.5 else 0.5
         x_s = (1 - s) * of(batch.x0) + s * of(draws["noise_fake"])
-        x = x_s - s * nets.student(x_s[None], torch.tensor([s], dtype=torch.float64), one.cond, Dense(1))[0]
+        s_B = torch.tensor([s], dtype=torch.float64)
+        x = x_s - s * nets.student(x_s[None], s_B, told(batch, draws, i), Dense(1))[0]
         t, eps = float(draws["t/ladd"][i]), of(draws["noise/ladd"])
 
         def judged(x: Tensor, t: float = t, eps: Tensor = eps, cond: Condition = one.cond) -> list[Tensor]:
@@ -62,10 +76,10 @@ def test_the_formulas_of_the_paper(lengths: tuple[int, ...]) -> None:
 
         misled.append(-sum(judged(x)) / 2)
         pairs = zip(judged(of(batch.x0)), judged(x.detach()), strict=True)
-        told.append(sum((1 - real).clamp(min=0) + (1 + fake).clamp(min=0) for real, fake in pairs) / 2)
+        found_out.append(sum((1 - real).clamp(min=0) + (1 + fake).clamp(min=0) for real, fake in pairs) / 2)
     for name, parts, trained, other in (
         ("ladd", misled, nets.student, nets.discriminator),
-        ("discriminator", told, nets.discriminator, nets.student),
+        ("discriminator", found_out, nets.discriminator, nets.student),
     ):
         value = torch.stack([torch.as_tensor(part) for part in parts]).mean()
         assert largest(total({name: losses[name]}), value) < 1e-12
@@ -138,12 +152,13 @@ def test_what_it_trains_and_how_it_is_sampled() -> None:
     objective = LADD(LADDConfig(steps=4, rescale_t=3.0))
     contract = objective.contract()
     assert (contract.sampler, contract.steps, contract.rescale_t) == ("consistency", (4,), 3.0)
+    assert contract.times == pytest.approx([3 * u / (1 + 2 * u) for u in (1, 0.75, 0.5, 0.25)])
     batch, nets, asked = tiny_batch((2,) * 40), with_heads(1), []
     nets.student.register_forward_pre_hook(lambda _module, args: asked.extend(args[1].tolist()))
     objective.loss(batch, nets, Step(0, Interpolant()))
     assert sorted(set(asked)) == sorted(contract.grid(4)[:-1])
-    spec = LADD(LADDConfig(taps=(0, 3), head_betas=(0.0, 0.99))).networks()["discriminator"]
-    assert spec.betas == (0.0, 0.99)
+    spec = LADD(LADDConfig(taps=(0, 3), head_lr=3.0, head_betas=(0.0, 0.99))).networks()["discriminator"]
+    assert (spec.lr_scale, spec.betas) == (3.0, (0.0, 0.99))
     build = spec.build
     assert build is not None
     with pytest.raises(FewstepError, match=r"objective\.taps.*3.*-1 to 0"):

@@ -54,13 +54,14 @@ def by_hand(
 
 @pytest.mark.parametrize("lengths", [(4, 4, 4, 4), (2, 5, 2, 2)], ids=["dense", "ragged"])
 def test_loss_and_gradient_are_the_published_ones(lengths: tuple[int, ...]) -> None:
-    """The last sample has another condition than the first three."""
+    """The last sample has another condition than the first three; the second one's is dropped for the student alone."""
     batch, nets = tiny_batch(lengths, packed=len(set(lengths)) > 1), tiny_nets()
     tokens = torch.tensor([[0.1, 0.2]] * 3 + [[0.3, 0.2]], dtype=torch.float64)
     batch = Batch(batch.x0, batch.layout, Condition(tokens))
     noise = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    config = DriftingConfig(temperatures=(0.2, 1.0))
-    losses = Drifting(config).loss(batch, nets, Given({"noise_fake": noise}))
+    config = DriftingConfig(temperatures=(0.2, 1.0), p_uncond=0.5)
+    given = {"noise_fake": noise, "drop/fake": torch.tensor([0.9, 0.1, 0.6, 0.7])}
+    losses = Drifting(config).loss(batch, nets, Given(given))
 
     def one(x: Tensor, i: int) -> Tensor:
         return batch.layout.select(x, torch.tensor([i]))[0].reshape(1, -1, 3)
@@ -68,7 +69,9 @@ def test_loss_and_gradient_are_the_published_ones(lengths: tuple[int, ...]) -> N
     one_B, xs = torch.ones(1, dtype=torch.float64), []
     for i in range(4):
         z = one(noise, i)
-        xs.append(z - nets.student(z, one_B, Condition(tokens[i : i + 1]), Dense(1)))
+        xs.append(
+            z - nets.student(z, one_B, Condition(0 * tokens[i : i + 1] if i == 1 else tokens[i : i + 1]), Dense(1))
+        )
     own, data = ([x.detach().reshape(-1) for x in found] for found in (xs, [one(batch.x0, i) for i in range(4)]))
     alike = [[lengths[i] == lengths[j] and (i < 3) == (j < 3) for j in range(4)] for i in range(4)]
     found = [by_hand(own, data, alike, t) for t in config.temperatures]

@@ -102,6 +102,13 @@ def test_times_are_a_groups_own() -> None:
     assert bool((s_B <= t_B).all())
 
 
+@pytest.mark.parametrize("t", [1.0, 0.9999])
+def test_the_earlier_time_of_pure_noise_is_that_of_the_largest_ratio(t: float) -> None:
+    """A ratio beyond 160 counts as 160: r / (1 - r) = 160 - gap, where 1 / (1 - t) would divide by 0."""
+    r = float(MomentMatching(IMMConfig(gap=2.0)).before(torch.tensor([t], dtype=torch.float64)))
+    assert r / (1 - r) == pytest.approx(158)
+
+
 @pytest.mark.parametrize("keys", [{}, {"particles": 1}, {"velocity": "data", "p_uncond": 0.3}])
 def test_conformance(keys: dict[str, Any]) -> None:
     check_objective(MomentMatching, IMMConfig(**keys), coupled=True)

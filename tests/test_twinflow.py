@@ -28,7 +28,7 @@ from fewstep.testing import TinyBackbone, check_objective, tiny_batch
 
 KEYS: list[dict[str, Any]] = [
     {},
-    {"power": 0.0, "clip": 100.0, "near": 0.3},
+    {"power": 0.0, "clip": 100.0, "near": 0.3, "guidance": 0.5},
     {"velocity": "data", "reduction": "sample", "p_uncond": 0.5},
     {"guidance": [0.0, 2.0]},
 ]
@@ -61,13 +61,15 @@ LENGTHS = [(3,) * 9, (2, 5, 1, 3, 4, 1, 2, 6, 1)]
 @pytest.mark.parametrize("keys", [*KEYS[:2], {"velocity": "data", "reduction": "sample"}])
 @pytest.mark.parametrize("first", [0, 2])
 def test_the_formulas_of_the_published_code(lengths: tuple[int, ...], keys: dict[str, Any], first: int) -> None:
-    batch, nets, config = tiny_batch(lengths, packed=lengths[0] != lengths[1]), tiny_nets(), TwinFlowConfig(**keys)
+    """The teacher's own guidance has strength 1; it never sees a dropped condition."""
+    config = TwinFlowConfig(**keys, p_uncond=0.5)
+    batch, nets = tiny_batch(lengths, packed=lengths[0] != lengths[1]), tiny_nets()
     g, count = torch.Generator().manual_seed(0), len(lengths)
     one, near, _, fake = parts(count, first)
     draws = beginning(first)
     for name in ("noise", "noise_fake", "noise/gap"):
         draws[name] = torch.randn(batch.x0.shape, generator=g, dtype=torch.float64)
-    for name in ("t", "s", "t/gap"):
+    for name in ("t", "s", "t/gap", "drop/main"):
         draws[name] = 0.1 + 0.8 * torch.rand(count, generator=g, dtype=torch.float64)
     losses = TwinFlow(config).loss(batch, nets, Given(draws))
 
@@ -89,7 +91,8 @@ def test_the_formulas_of_the_published_code(lengths: tuple[int, ...], keys: dict
 
     found: dict[str, list[Tensor]] = {"flow": [], "twin": [], "gap": []}
     for i in range(count):
-        cond, z, zeros = batch.select(torch.tensor([i])).cond, of(i, "noise"), torch.zeros_like(of(i)).reshape(-1)
+        own, z, zeros = batch.select(torch.tensor([i])).cond, of(i, "noise"), torch.zeros_like(of(i)).reshape(-1)
+        cond = own.negative() if float(draws["drop/main"][i]) < 0.5 else own
         t = config.interval + (1 - config.interval) * float(draws["t"][i])
         t, s = (1.0, 0.0) if i in one else (t, t - float(draws["s"][i]) * t * (config.near if i in near else 1))
         if i in fake:
@@ -101,7 +104,9 @@ def test_the_formulas_of_the_published_code(lengths: tuple[int, ...], keys: dict
             x_t = (1 - t) * of(i) + t * z
             pred, v = call(x_t, t, s, cond), z - of(i)
             if config.velocity == "teacher":
-                v = nets.teacher(x_t, torch.tensor([t], dtype=torch.float64), cond, Dense(1))
+                t_B, w = torch.tensor([t], dtype=torch.float64), float(keys.get("guidance", 1.0))
+                c, u = (nets.teacher.backbone(x_t, t_B, seen, Dense(1)) for seen in (own, own.negative()))
+                v = (1 + w) * c - w * u
             t_m = max(t - config.interval, s)
             rest = call(x_t - config.interval * v, t_m, s, cond) * (t_m - s)
             near_end = t < s + config.interval
