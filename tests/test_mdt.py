@@ -309,6 +309,33 @@ def test_phases_shorten_the_span(batch: Batch, kind: str) -> None:
     assert bool(((one.v_tgt - two.v_tgt)[~early].abs() > 1e-6).all())
 
 
+def test_phase_ends_are_warped_as_the_samplers_times(batch: Batch) -> None:
+    nets, step = exact_nets(random_student(RING), RING), given(batch)
+    step.draws["t"] = torch.linspace(0.1, 0.95, 6, dtype=torch.float64)
+    found = VelocityMatching(VMConfig(multiphase=2, rescale_t=3.0)).targets(batch, nets, step)
+    assert found.end_B.tolist() == pytest.approx([0.75 if t - 0.02 >= 0.75 else 0.0 for t in found.t_B.tolist()])
+    assert len(set(found.end_B.tolist())) == 2
+
+
+def test_matching_by_the_pseudo_huber_distance(batch: Batch) -> None:
+    """lambda (sqrt(m + c^2) - c), m the mean square of a sample's error."""
+    nets = exact_nets(random_student(RING), RING)
+    config = VMConfig(loss="pseudo-huber", huber=0.2, lambda_vm=3.0, reduction="sample")
+    found = VelocityMatching(config).targets(batch, nets, given(batch))
+    wanted = 3 * ((found.v_pred - found.v_tgt).square().mean(1) + 0.04).sqrt() - 3 * 0.2
+    assert largest(VelocityMatching(config).loss(batch, nets, given(batch))["vm"], wanted) < 1e-12
+
+
+def test_the_exact_derivative_has_one_factor(batch: Batch) -> None:
+    """``difference`` is of the finite difference alone."""
+    nets = exact_nets(random_student(RING), RING)
+    one, two = (
+        VelocityMatching(VMConfig(kind="continuous", difference=way)).targets(batch, nets, given(batch))
+        for way in ("published", "euler")
+    )
+    assert torch.equal(one.v_tgt, two.v_tgt)
+
+
 def test_contract() -> None:
     assert MDT(MDTConfig()).contract().model_dump() == {
         "sampler": "euler",
@@ -321,6 +348,7 @@ def test_contract() -> None:
         "strengths": None,
         "two_time": False,
     }
+    assert VelocityMatching(VMConfig(multiphase=2)).contract().steps == (2,)
     phased = VelocityMatching(VMConfig(multiphase=3, rescale_t=3.0)).contract()
     assert phased.steps == (3,)
     assert phased.grid(3) == step_grid(3, 3.0)

@@ -18,6 +18,7 @@ from closed_forms import (
     gradients,
     largest,
     random_student,
+    ring_batch,
 )
 from fewstep_consistency.config import ConsistencyConfig
 from fewstep_mdt.config import MDTConfig, VMConfig
@@ -190,6 +191,7 @@ def test_the_terms_of_an_iteration() -> None:
     matching, both = ["vm"], ["vm", "vd"]
     assert terms(MDTConfig(vd_after=0.5)) == [matching] * 4 + [both] * 4
     assert terms(MDTConfig(vd_after=3)) == [matching] * 3 + [both] * 5
+    assert terms(MDTConfig(vd_after=1)) == [matching] + [both] * 7  # one iteration, not the whole run
     assert terms(MDTConfig(vd_after=0.25, score="twin")) == [["vm", "twin"]] * 2 + [[*both, "twin"]] * 6
     assert terms(MDTConfig(vd_after=0.5, score="critic")) == [matching] * 4 + [[*both, "critic"]] * 4
     turn = [[*both, "critic"], ["critic"], ["critic"]]
@@ -228,6 +230,49 @@ def test_vd_may_have_times_of_its_own(score: str) -> None:
             assert float(distilling.t_B.min()) > 0.9
         elif score == "self":
             assert torch.equal(matching.t_B, distilling.t_B)
+    asked: list[Tensor] = []
+    if score == "critic":  # it learns at these times too
+        fakes.register_forward_pre_hook(lambda _module, args: asked.append(args[1]))
+        apart.loss(batch, nets, step)
+        assert len(asked) == 2
+        assert float(torch.cat(asked).min()) > 0.9
+
+
+@pytest.mark.parametrize("score", ["critic", "twin"])
+def test_a_score_is_of_the_condition_that_the_samples_were_made_under(score: str) -> None:
+    """Which may be dropped. The teacher sees the sample's own, and guides by VD's strength."""
+    batch = ring_batch()
+    student, critic, sign = random_student(RING), random_student(RING, 1), -1 if score == "twin" else 1
+    nets = Nets({**exact_nets(student, RING)._modules, "critic": critic}, {})
+    step = given(batch)
+    step.draws["drop/fake"] = torch.tensor([0.1, 0.9, 0.2, 0.8, 0.3, 0.7])
+    tokens, drop = batch.cond.tokens, step.draws["drop/fake"][:, None] < 0.5
+    assert tokens is not None
+    told = Condition(torch.where(drop, 0 * tokens, tokens))
+    objective = objective_of(score, p_uncond=0.5, guidance_vm=7.0, guidance_vd=2.0)
+    found, losses = objective.targets(batch, nets, step), objective.loss(batch, nets, step)
+    x = step.draws["noise_fake"] - student(step.draws["noise_fake"], torch.ones(6).double(), told, batch.layout)
+    network = student if score == "twin" else critic
+    for own in (False, True):
+        t_B, noise = (step.draws[f"{name}/fakes" if own else name] for name in ("t", "noise"))
+        x_t = Interpolant().interpolate(x.detach(), noise, t_B, batch.layout)
+        v = network(x_t, sign * t_B, told, batch.layout)
+        if own:
+            assert largest(losses[score], (v - (noise - x)).square()) < 1e-9
+            continue
+        c, u = (nets.teacher.backbone(x_t, t_B, cond, batch.layout) for cond in (batch.cond, batch.cond.negative()))
+        assert largest(found.v_pred, v) < 1e-9
+        assert largest(found.v_tgt, 3 * c - 2 * u) < 1e-9
+
+
+def test_the_twins_term_has_a_weight() -> None:
+    batch, (student, fakes) = gaussian_batch(4), shifted()
+    for score, factor in (("twin", 3.0), ("critic", 1.0)):
+        nets = nets_with(score, student, fakes)
+        one, three = (
+            objective_of(score, lambda_twin=w).loss(batch, nets, Step(0, Interpolant()))[score] for w in (1.0, 3.0)
+        )
+        assert largest(three, factor * one) < 1e-12
 
 
 def test_guidance_ramps_over_the_run() -> None:
