@@ -83,10 +83,15 @@ def policy_student(seed: int = 0) -> ToyFlow:
 LENGTHS = [1, 3, 2]
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["dense", "ragged"])
-def test_loss_and_gradient_are_the_papers(packed: bool) -> None:
-    """Two steps, so from 1 to 1/2 and from 1/2 to 0; each sample and state alone, its path solved in small steps."""
-    g, count, window = torch.Generator().manual_seed(1), len(LENGTHS), 0.1
+@pytest.mark.parametrize(
+    ("packed", "middle", "rescale_t", "window"),
+    [(False, 0.5, 1.0, 0.1), (True, 0.75, 3.0, 0.3)],
+    ids=["dense", "ragged, warped, a step shorter than the window"],
+)
+def test_loss_and_gradient_are_the_papers(packed: bool, middle: float, rescale_t: float, window: float) -> None:
+    """Two steps, from 1 to ``middle`` and from there to 0; each sample and state alone, its path solved in small
+    steps."""
+    g, count = torch.Generator().manual_seed(1), len(LENGTHS)
     layout: Layout = Packed.of_lengths(LENGTHS) if packed else Dense(count)
     x0 = torch.randn(sum(LENGTHS) if packed else count, 2, generator=g, dtype=torch.float64)
     tokens = torch.nn.functional.one_hot(torch.tensor([0, 3, 5]), 8).double()
@@ -99,18 +104,18 @@ def test_loss_and_gradient_are_the_papers(packed: bool) -> None:
     }
     student = policy_student()
     nets = exact_nets(student, RING)
-    losses = PiFlow(PiFlowConfig(steps=2, states=2, window=window)).loss(batch, nets, Given(draws))
-    starts, terms = [1.0, 0.5, 1.0], []
-    for i, t in enumerate(starts):
-        rows, end = torch.tensor([i]), t - 0.5
+    losses = PiFlow(PiFlowConfig(steps=2, states=2, window=window, rescale_t=rescale_t)).loss(batch, nets, Given(draws))
+    terms = []
+    for i, (t, end) in enumerate([(1.0, middle), (middle, 0.0), (1.0, middle)]):
+        rows, length = torch.tensor([i]), min(window, t - end)
         cond, one = Condition(tokens[i : i + 1]), torch.ones(1, dtype=torch.float64)
         data, eps = (layout.select(x, rows)[0][None] for x in (x0, noise))
         x_t = (1 - t) * data + t * eps
         u = student.rest(first_layer(student, x_t, t * one, cond)).unflatten(-1, (3, 2)).movedim(-2, 0)
         for j in range(2):
-            a = end + window + float(draws[f"state/{j}"][i]) * (t - end - window)
+            a = end + length + float(draws[f"state/{j}"][i]) * (t - end - length)
             x_a = followed(u, x_t, t, x_t, t, a).detach()
-            mean = (x_a - followed(u, x_t, t, x_a, a, a - window)) / window
+            mean = (x_a - followed(u, x_t, t, x_a, a, a - length)) / length
             target = nets.teacher(x_a, a * one, cond, Dense(1)).detach()
             terms.append((mean - target).square().mean())
     wanted = torch.stack(terms).mean()

@@ -200,12 +200,13 @@ def sample_of(batch: Batch, i: int) -> Batch:
 
 
 @pytest.mark.parametrize("weight", ["velocity", "truncated-snr"])
-@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize(("stage", "rescale_t"), [(0, 3.0), (1, 1.0)])
 @pytest.mark.parametrize("kind", BATCHES)
-def test_progressive_is_the_papers_algorithm(kind: str, stage: int, weight: str) -> None:
+def test_progressive_is_the_papers_algorithm(kind: str, stage: int, rescale_t: float, weight: str) -> None:
     """Algorithm 2 of arXiv 2202.00512, sample by sample: two DDIM steps, a target of x, its weighted distance. For a
     path without alpha^2 + sigma^2 = 1 the weight of x is divided by t^2 where the distance of velocities has none."""
-    config, (student, teacher, earlier, nets) = ProgressiveConfig(steps=(4, 2), iterations=10, weight=weight), trio()
+    config = ProgressiveConfig(steps=(4, 2), iterations=10, weight=weight, rescale_t=rescale_t)
+    student, teacher, earlier, nets = trio()
     batch, steps = BATCHES[kind], (4, 2)[stage]
     step = Given(
         {"piece": torch.tensor([0.0, 0.49, 0.99], dtype=torch.float64), "noise": NOISE[kind]}, index=10 * stage
@@ -214,8 +215,8 @@ def test_progressive_is_the_papers_algorithm(kind: str, stage: int, weight: str)
     lines = []
     for i, number in enumerate([0, 1, 3] if steps == 4 else [0, 0, 1]):
         one, eps = sample_of(batch, i), batch.layout.select(NOISE[kind], torch.tensor([i]))[0]
-        t = 1 - number / steps
-        middle, end = t - 0.5 / steps, t - 1 / steps
+        even = [1 - (number + part) / steps for part in (0, 0.5, 1)]
+        t, middle, end = (rescale_t * at / (1 + (rescale_t - 1) * at) for at in even)
 
         def ddim(z: Tensor, at: float, to: float, one: Batch = one) -> Tensor:
             field, at_B = teacher if stage == 0 else earlier, torch.tensor([at], dtype=torch.float64)
