@@ -61,3 +61,9 @@ def test_a_given_negative_is_not_blank() -> None:
     assert not Condition(tokens, 0 * tokens).negative().blank
     assert not Condition(tokens).dropped(torch.tensor([True, False])).blank
     assert Condition(tokens).negative().select(torch.tensor([1])).blank
+
+
+def test_a_dropped_condition_is_the_given_negative() -> None:
+    found = Condition(torch.ones(2, 3), torch.full((2, 3), -2.0)).dropped(torch.tensor([True, False])).tokens
+    assert found is not None
+    assert found.tolist() == [[-2.0] * 3, [1.0] * 3]

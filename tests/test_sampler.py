@@ -139,6 +139,35 @@ def test_reported_data_are_the_students_jumps(name: str, noise: Tensor, exact: G
     assert largest(seen[0], transported(noise)) < 1e-12
 
 
+@pytest.mark.parametrize("sampler", [euler, jump, gamma.with_noise(0.0)], ids=["euler", "jump", "gamma"])
+def test_reported_data_are_where_the_line_through_both_states_ends(
+    sampler: Sampler, noise: Tensor, exact: GaussianMap
+) -> None:
+    states, ends = [noise], []
+    run(sampler, exact, noise, 3, on_step=lambda i, state, data: (states.append(state), ends.append(data)))
+    for (x_t, x_s), (t, s), end in zip(pairwise(states), pairwise(step_grid(3)), ends, strict=True):
+        assert largest(end, x_t - t / (t - s) * (x_t - x_s)) < 1e-12
+
+
+def test_the_data_that_heun_reports_are_those_of_the_velocity_after_the_step(noise: Tensor) -> None:
+    """Up to the second order of the step: it knows that velocity at an Euler step's end."""
+    flow, missed = AnalyticFlow(GAUSSIAN).double(), []
+    half = torch.full((COUNT,), 0.5, dtype=torch.float64)
+    for steps in (20, 40):
+        seen: list[tuple[Tensor, Tensor]] = []
+        run(heun, flow, noise, steps, on_step=lambda i, state, data, seen=seen: seen.append((state, data)))
+        x, data = seen[steps // 2 - 1]
+        missed.append(largest(data, x - 0.5 * flow(x, half, Condition(), Dense(COUNT))))
+    assert 3 < missed[0] / missed[1] < 5
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_the_data_of_the_last_step_are_the_result(name: str, noise: Tensor, exact: GaussianMap) -> None:
+    seen: list[Tensor] = []
+    x = run(SAMPLERS[name], exact, noise, 3, on_step=lambda i, state, data: seen.append(data))
+    assert largest(seen[-1], x) < 1e-12
+
+
 @pytest.mark.parametrize("name", list(SAMPLERS))
 def test_packed_is_dense(name: str, noise: Tensor, exact: GaussianMap) -> None:
     dense = run(SAMPLERS[name], exact, noise, 3)
@@ -190,6 +219,21 @@ def test_both_ends_of_a_guidance_interval_are_guided(t: float, inside: bool) -> 
     positive, negative = torch.ones(1, 2), torch.zeros(1, 2)
     assert guidance.guided(positive, negative, t_B, Dense(1)).tolist() == [[3.0 if inside else 1.0] * 2]
     assert not Guidance(1.0).active(t)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.25, 1.0, 3.0])
+def test_any_scale_but_1_mixes_both_predictions(scale: float) -> None:
+    """u + g (c - u), here with c = 2 and u = 1; a scale below 1 too."""
+    asked = []
+
+    def field(x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        assert cond.tokens is not None
+        asked.append(float(cond.tokens[0, 0]))
+        return 1 + cond.tokens
+
+    found = Guidance(scale).of(field, torch.zeros(1, 1), torch.ones(1), Condition(torch.ones(1, 1)), Dense(1))
+    assert found.tolist() == [[1 + scale]]
+    assert asked == ([1.0] if scale == 1 else [1.0, 0.0])
 
 
 @pytest.mark.parametrize("lengths", [None, [5, 2, 9]])
