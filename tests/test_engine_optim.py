@@ -94,6 +94,30 @@ def test_clipping_scales_the_gradient_and_reports_its_norm_before(clip: str, aft
     assert float(net.weight.grad.norm()) == pytest.approx(after, rel=1e-4)
 
 
+def test_a_buffer_that_was_read_back_half_full_goes_on_as_it_was() -> None:
+    keys = config(clip="adaptive", clip_norm=10.0, clip_buffer=3)
+    first, again = Clipper(keys), Clipper(keys)
+    for norm in (1.0, 2.0):
+        first.record(torch.tensor(norm))
+    again.norms = first.norms
+    for norm, limit in ((4.0, 10.0), (5.0, 3.8), (6.0, 4.9)):  # percentile 95 of 1, 2, 4 and of 2, 4, 5
+        assert (float(first.limit), float(again.limit)) == pytest.approx((limit, limit))
+        for clipper in (first, again):
+            clipper.record(torch.tensor(norm))
+
+
+def test_adaptive_clipping_is_by_the_norms_before_this_one() -> None:
+    """Of three updates the first two fill the buffer; the third is scaled to their median, which leaves itself out."""
+    weight, after = torch.nn.Parameter(torch.zeros(2)), []
+    keys = config(clip="adaptive", clip_norm=10.0, clip_percentile=50.0, clip_buffer=2)
+    optimizer = NetOptimizer("student", {"weight": weight}, NetSpec(), keys)
+    for norm in (1.0, 3.0, 8.0, 3.0):
+        weight.grad = torch.tensor([0.6 * norm, 0.8 * norm])
+        optimizer.clip()
+        after.append(float(weight.grad.norm()))
+    assert after == pytest.approx([1.0, 3.0, 2.0, 3.0], rel=1e-4)
+
+
 @pytest.mark.parametrize("warmup", [False, True])
 def test_ema_follows_its_formula(warmup: bool) -> None:
     run = trainer(ema=(0.8, 0.3), lr=0.05, steps=12, ema_warmup=warmup)

@@ -18,6 +18,7 @@ import pytest
 from engine_helpers import OBJECTIVES, Regress
 from fewstep_trackers.services import TensorBoard, WandB, flat
 from rich.console import Console
+from safetensors.torch import load_file
 
 from fewstep.config.presets import available
 from fewstep.config.run import Resolved
@@ -192,6 +193,20 @@ def test_a_mistake_found_early_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(FewstepError, match=r"train\.export"):
         session.start(resolved, tmp_path / "run", False, quiet())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("export", "source"), [("student", "net/student/"), ("0.5", "ema/student@0.5/")])
+def test_the_exported_weights_are_those_that_were_asked_for(tmp_path: Path, export: str, source: str) -> None:
+    engine_helpers.install()
+    keys = ["train.steps=3", "train.device=cpu", "train.lr=0.05", "train.ema=[0.9, 0.5]", f"train.export={export}"]
+    resolved = engine_helpers.resolve("tiny-regress", "tiny", layers=keys)
+    out = session.start(resolved, tmp_path / "run", False, quiet())
+    state = load_file(out / "checkpoints/step-00000003/state.safetensors")
+    written = load_file(out / "student/model.safetensors")
+    for name, weight in written.items():
+        alike = [key.removesuffix(name) for key in state if key.endswith(f"/{name}") and state[key].equal(weight)]
+        assert source in alike
+        assert not [key for key in alike if key != source and not key.startswith("optim/")]
 
 
 def test_loss_that_is_no_number_says_what_is_kept(tmp_path: Path) -> None:
