@@ -39,6 +39,7 @@ from fewstep.core.objective import Nets, Step
 from fewstep.core.samplers import consistency
 from fewstep.core.times import step_grid
 from fewstep.errors import FewstepError
+from fewstep.methods.point import UNIFORM
 from fewstep.testing import TinyBackbone, check_objective, tiny_batch
 
 METHODS: list[tuple[type[Critical[Any]], dict[str, Any]]] = [(DMD2, {}), (SiD, {}), (SiD, {"alpha": 1.2}), (VSD, {})]
@@ -247,7 +248,9 @@ class Watched(TinyBackbone):
 
 
 def test_a_student_of_several_steps_is_trained_where_its_sampler_takes_it() -> None:
-    objective, batch, nets = objective_of(DMD2, steps=4, rescale_t=3.0, critic_ratio=1), tiny_batch(), tiny_nets()
+    """Under the condition that it sees, which may be dropped."""
+    objective = objective_of(DMD2, steps=4, rescale_t=3.0, critic_ratio=1, p_uncond=0.5)
+    batch, nets = tiny_batch(), tiny_nets()
     contract, student = objective.contract(), Watched().double()
     nets = Nets({**nets._modules, "student": student}, {})
     trained = set()
@@ -258,7 +261,8 @@ def test_a_student_of_several_steps_is_trained_where_its_sampler_takes_it() -> N
         simulated = copy.copy(student.asked)
         student.asked.clear()
         noise = step.randn_like(batch.x0, "noise_fake")
-        consistency(student, noise, batch.cond, batch.layout, contract.grid(4), step)
+        seen = batch.cond.dropped(step.times(batch.layout, UNIFORM, "drop/fake") < 0.5)
+        consistency(student, noise, seen, batch.layout, contract.grid(4), step)
         for (x, t_B), (x_sampler, t_sampler) in zip(simulated, student.asked, strict=False):
             assert largest(x, x_sampler) < 1e-12
             assert largest(t_B, t_sampler) < 1e-12

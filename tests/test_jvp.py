@@ -258,7 +258,8 @@ def test_a_run_knows_where_its_teacher_jumps() -> None:
     run = trainer("tiny-transport")
     run.teacher.guidance = Guidance(3.0, (0.6, 1.0))
     assert TrainStep(run, run.objective.phase(0), 0, 0).edges == (0.6,)
-    assert Guidance(1.0, (0.6, 0.9)).edges == ()
+    assert Guidance(1.0, (0.6, 0.9)).edges == Guidance(3.0).edges == ()
+    assert Guidance(3.0, (0.0, 0.9)).edges == (0.9,)
 
 
 def test_finite_differences_on_packed_states_need_the_layout() -> None:
