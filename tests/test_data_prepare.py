@@ -226,8 +226,8 @@ def test_prepare_makes_a_whole_set_and_names_what_it_skips(
         workers=2,
         progress=lambda done, total, name: calls.append(done),
     )
-    assert calls[:12] == list(range(1, 13))
-    assert calls[12:] == list(range(1, manifest["counts"]["train"] + 1))
+    assert calls[:13] == list(range(13))
+    assert calls[13:] == list(range(1, manifest["counts"]["train"] + 1))
     assert manifest["counts"]["objects"] == 8
     unusable = {bad["what"].split("(m/")[1].split("/")[0] for bad in manifest["skipped"] if "(m/" in bad["what"]}
     assert unusable == {"empty", "faceless", "point", "noise"}
@@ -285,6 +285,13 @@ def test_split_keeps_test_clusters_out_of_training() -> None:
     assert (codes == clusters.split(labels, counts, 5, seed=3)).all()
     with pytest.raises(FewstepError, match="test_clusters: got 30"):
         clusters.split(labels, counts, 30)
+
+
+@pytest.mark.parametrize(("objects", "test"), [(2, 1), (3, 2), (4, 2), (7, 2), (12, 3)])
+def test_of_a_few_objects_two_are_held_out(objects: int, test: int) -> None:
+    codes = clusters.split(np.arange(objects), np.full(objects, 500), 96, fewer=True)
+    assert (codes == clusters.TEST).sum() == test
+    assert (codes == clusters.TRAIN).sum() == objects - test
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from fewstep_shapes3d.export.contact import SPACE
-from fewstep_shapes3d.measures.held_out import SHEET_TILE, from_best_to_worst
+from fewstep_shapes3d.measures.held_out import SHEET_TILE, HeldOut, from_best_to_worst
 from fewstep_shapes3d.measures.occupancy import chamfer, volume_iou
 from fewstep_shapes3d.measures.shapes import Shapes, ViewEncoder, distances
 from fewstep_shapes3d.voxel_render import AZIMUTHS, render_views
@@ -236,6 +237,9 @@ def test_arguments_that_do_not_fit() -> None:
         suite(azimuths=[0.0])
     with pytest.raises(FewstepError, match="decode returned"):
         suite().measure(torch.zeros(3), torch.zeros(3))
+    lone: Any = SimpleNamespace(test=np.arange(1), folder=Path("lone"))
+    with pytest.raises(FewstepError, match=r"data\.root: got 'lone'; .*at least 2 held-out objects; this one has 1"):
+        HeldOut.of(lone)
 
 
 def test_measures_separate_noise_from_shapes_with_the_real_encoder() -> None:

@@ -61,7 +61,8 @@ def split(
         counts: occupied voxels [N]. A test object has 200 to 6000 at resolution 32 (in proportion to R^2 at others):
             fewer is a speck, more a block. A cluster without such a member is for training.
         test_clusters: how many clusters to test on, at least 1.
-        fewer: take fewer if there are not enough, or if they are more than a quarter of all clusters.
+        fewer: take fewer if there are not enough, or if they are more than a quarter of all clusters; but 2, without
+            which no suite can measure, where there are 3.
 
     Raises:
         FewstepError: there are not enough clusters for that and at least one to train on.
@@ -72,7 +73,7 @@ def split(
     distinct = len(np.unique(labels))
     most = min(len(eligible), distinct - 1)
     if fewer:
-        test_clusters = min(test_clusters, max(1, distinct // 4), max(1, most))
+        test_clusters = min(test_clusters, max(2, distinct // 4), max(1, most))
     if not 1 <= test_clusters <= most:
         raise invalid("test_clusters", test_clusters, f"1 to {most}: the source has no more distinct objects")
     draw = np.random.default_rng(seed)

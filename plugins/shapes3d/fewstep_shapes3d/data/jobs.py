@@ -87,8 +87,11 @@ def make_object(entry: Item, resolution: int, views: int, seed: int) -> Made | S
 def make_all(
     entries: Sequence[Item], resolution: int, views: int, seed: int, workers: int, progress: Progress
 ) -> Generator[Made | Skipped, None, None]:
-    """All objects in the order of the entries; ``progress(done, total, name)`` after each."""
+    """All objects in the order of the entries; ``progress(done, total, name)`` after each, and before the first, since
+    workers take seconds to start."""
     job = partial(make_object, resolution=resolution, views=views, seed=seed)
+    if entries:
+        progress(0, len(entries), "objects")
     with closing(in_processes(job, entries, workers)) as results:
         for done, (result, entry) in enumerate(zip(results, entries, strict=True), 1):
             progress(done, len(entries), entry.name)

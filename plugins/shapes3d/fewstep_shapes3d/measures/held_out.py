@@ -52,7 +52,10 @@ class HeldOut:
 
     @classmethod
     def of(cls, data: PreparedSet) -> HeldOut:
-        """The held-out objects of a set, the same for every stage."""
+        """The held-out objects of a set, the same for every stage. Raises FewstepError if there are fewer than 2."""
+        if (count := len(data.test)) < 2:
+            accepted = f"a set with at least 2 held-out objects; this one has {count}: prepare more objects"
+            raise invalid("data.root", str(data.folder), accepted)
         order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
         rows = [int(row) for row in data.test[order.numpy()]]
         pictures = [data.picture(row) for row in rows]
