@@ -90,7 +90,11 @@ def test_structure_stage_from_a_prepared_set_to_its_measure(
     assert row["guidance"] == 1.0
     assert row["objects"] == 2
     assert json.loads((out / "flow" / "config.json").read_text())["config"]["train"]["device"] == "cpu"
-    assert "encoding latents" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "encoding latents" in said
+    keys = f"data.encoder={out}/ss_encoder backbone.teacher={out}/ss_flow backbone.decoder={out}/ss_decoder"
+    assert f"to distil it: fewstep distill --method NAME --backbone trellis data.root={prepared}" in said
+    assert keys in said
     assert teach(prepared, out, "--stage", "vae", "--device", "abacus") != 0
     assert "--device: got 'abacus'" in capsys.readouterr().err
 

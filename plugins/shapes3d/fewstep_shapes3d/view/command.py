@@ -15,7 +15,7 @@ from fewstep_shapes3d.browser import open_page
 
 def view(
     result: Annotated[
-        str, Argument(help="A .glb file, a folder of them, the folder of a bench, or that of a run with its student.")
+        str, Argument(help="A .glb file, a folder of them or of such folders, the folder of a bench, or a run.")
     ],
     device: Annotated[str, DEVICE] = "auto",
     show: Annotated[bool, OPEN] = True,

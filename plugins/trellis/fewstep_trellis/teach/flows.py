@@ -14,6 +14,7 @@ from fewstep.api.distillation import run_resolved
 from fewstep.config.base import Strict
 from fewstep.config.resolve import resolve_stages
 from fewstep.config.run import Resolved
+from fewstep.console import command, say
 from fewstep.engine.device import emulates_bf16
 from fewstep.errors import invalid
 from fewstep_trellis.checkpoint import load_model, save_model
@@ -167,6 +168,13 @@ class FlowRun:
         (found,) = resolve_stages(METHOD, self.backbone, layers=[tables, keys]).values()
         return found
 
+    def distillation(self, job: Job) -> str:
+        """The command that distils the trained flow, for the user to copy."""
+        root = ",".join(map(str, job.config.root))
+        places = {"data.encoder": self.encoder, "backbone.teacher": self.name, "backbone.decoder": self.decoder}
+        keys = [f"data.root={root}", *(f"{key}={job.out / name}" for key, name in places.items())]
+        return command("fewstep", "distill", "--method", "NAME", "--backbone", self.backbone, *keys)
+
 
 METHOD = "flow-matching"
 STRUCTURE_FLOW = FlowRun("trellis", "initial", "ss_encoder", "ss_decoder", run="flow", name="ss_flow")
@@ -181,4 +189,4 @@ def train_flow(job: Job, flow: FlowRun) -> None:
     resolved = flow.resolve(job.out, job.config.root, job.device, job.engine)
     found = run_resolved({"": resolved}, folder, job.resume and folder.exists(), job.console)
     save_model(load_model(found.folder / "student" / "model"), job.out / flow.name, dtype=torch.float16)
-    job.console.print(f"teacher: {job.out / flow.name}.safetensors")
+    say(job.console, f"teacher: {job.out / flow.name}.safetensors\nto distil it: {flow.distillation(job)}")
