@@ -50,7 +50,8 @@ def prepare_sweethome3d(
         limit: read only this many models, spread over the catalogues: for a trial.
         workers: processes.
         device: where the pictures are encoded.
-        progress: called as ``progress(done, total, name)`` after each model, then anew as its pictures are encoded.
+        progress: called as ``progress(done, total, name)`` at the start and after each model, then anew as the pictures
+            are encoded.
 
     Returns:
         The manifest, as written to ``manifest.json``.
@@ -113,7 +114,7 @@ def prepare_meshes(
             teachers understand the pictures and both can be joined.
         workers: processes.
         device: where the pictures are encoded.
-        progress: called as ``progress(done, total, name)`` after each file.
+        progress: called as ``progress(done, total, name)`` at the start and after each file.
 
     Returns:
         The manifest, as written to ``manifest.json``.
