@@ -17,8 +17,10 @@ from fewstep.core.batch import Batch, Condition
 from fewstep.core.guidance import Guidance
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Nets
+from fewstep.core.times import TimeSampler
 from fewstep.testing import TinyBackbone
 
+LATE = TimeSampler(mean=5.0, std=0.1)  # times above 0.98
 DROPPED = 0.5  # p_uncond; of three samples the condition of the first is dropped
 
 

@@ -12,6 +12,7 @@ import torch
 from closed_forms import Given, exact_nets, gradients, largest, total
 from distribution_helpers import (
     DROPPED,
+    LATE,
     MEAN,
     STD,
     TEACHER,
@@ -224,6 +225,15 @@ def test_no_term_reaches_the_network_of_the_other(cls: type[Critical[Any]], keys
         assert max(float(g.abs().max()) for g in gradients({term: losses[term]}, trained)) > 0
         assert max(float(g.abs().max()) for g in gradients({term: losses[term]}, other)) == 0
     assert all(p.grad is None for p in nets.teacher.parameters())
+
+
+@pytest.mark.parametrize(("cls", "keys"), METHODS)
+def test_both_terms_draw_their_times_as_the_config_says(cls: type[Critical[Any]], keys: dict[str, Any]) -> None:
+    nets, asked = tiny_nets(), list[Tensor]()
+    nets.critic.register_forward_pre_hook(lambda _module, args: asked.append(args[1]))
+    objective_of(cls, t=LATE, **keys).loss(tiny_batch(), nets, Step(0, Interpolant()))
+    assert len(asked) == 2
+    assert float(torch.cat(asked).min()) > 0.98
 
 
 def test_the_student_moves_once_in_so_many_iterations() -> None:

@@ -11,6 +11,7 @@ import torch
 from closed_forms import Given, gradients, largest, total
 from distribution_helpers import (
     DROPPED,
+    LATE,
     MEAN,
     STD,
     TEACHER,
@@ -25,6 +26,8 @@ from distribution_helpers import (
 from fewstep_distribution.config import LADDConfig
 from fewstep_distribution.gan import Head
 from fewstep_distribution.ladd import LADD
+from fewstep_toy.config import ToyConfig
+from fewstep_toy.network import ToyFlow
 from torch import Tensor, nn
 
 import fewstep
@@ -163,6 +166,17 @@ def test_what_it_trains_and_how_it_is_sampled() -> None:
     assert build is not None
     with pytest.raises(FewstepError, match=r"objective\.taps.*3.*-1 to 0"):
         build(TinyBackbone())
+
+
+def test_times_are_drawn_as_the_config_says_and_every_layer_has_a_head() -> None:
+    nets, asked = with_heads(1), list[Tensor]()
+    nets.teacher.backbone.register_forward_pre_hook(lambda _module, args: asked.append(args[1]))
+    objective = LADD(LADDConfig(t=LATE))
+    objective.loss(tiny_batch(), nets, Step(0, Interpolant()))
+    assert float(torch.cat(asked).min()) > 0.98
+    build, network = objective.networks()["discriminator"].build, ToyFlow(ToyConfig(width=8, depth=3))
+    assert build is not None
+    assert len(build(network).layers) == len(network.taps()) > 1  # type: ignore[arg-type]
 
 
 def test_a_closed_form_has_no_inner_layers() -> None:

@@ -73,6 +73,13 @@ def test_the_weights_at_both_ends() -> None:
     assert bool((weights > -1e-9).all())
 
 
+def test_the_velocity_at_t_is_what_the_average_tends_to() -> None:
+    u = torch.randn(4, 1, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t_B = torch.tensor([0.8], dtype=torch.float64)
+    assert largest(average(u, t_B, None, Dense(1)), average(u, t_B, 0.9999 * t_B, Dense(1))) < 1e-2
+    assert largest(u[0], u[-1]) > 0.1
+
+
 def policy_student(seed: int = 0) -> ToyFlow:
     """Of three points, all weights random."""
     with torch.random.fork_rng():

@@ -26,10 +26,10 @@ from fewstep.core.dataset import Dataset
 from fewstep.core.guidance import Guidance
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout
-from fewstep.core.objective import Nets, Objective
+from fewstep.core.objective import Nets, Objective, Step
 from fewstep.core.pairs import Pair, PairsConfig, TeacherPairs
 from fewstep.core.samplers import euler
-from fewstep.core.times import step_grid
+from fewstep.core.times import TimeSampler, step_grid
 from fewstep.errors import FewstepError
 from fewstep.testing import TinyBackbone, check_objective, tiny_batch
 
@@ -91,6 +91,14 @@ def test_reflow_is_the_papers_loss(kind: str, keys: dict[str, Any]) -> None:
     expected = plain([F - (noise - data) for F, noise, data in parts_of], config)
     assert float(total(ours)) == pytest.approx(float(expected), rel=1e-12)
     assert largest(gradients(ours, student), list(torch.autograd.grad(expected, list(student.parameters())))) < 1e-12
+
+
+def test_reflow_draws_its_times_as_the_config_says() -> None:
+    student, asked = TinyBackbone().double(), list[Tensor]()
+    student.register_forward_pre_hook(lambda _module, args: asked.append(args[1]))
+    config = ReflowConfig(t=TimeSampler(mean=5.0, std=0.1))
+    Reflow(config).loss(pair_of(BATCHES["dense"]), Nets({"student": student}, {}), Step(0, Interpolant()))
+    assert float(torch.cat(asked).min()) > 0.98
 
 
 @pytest.mark.parametrize("method", [KnowledgeDistillation, Reflow])
@@ -363,6 +371,7 @@ def test_contracts() -> None:
     kd, reflow = KnowledgeDistillation(KDConfig()).contract(), Reflow(ReflowConfig(rescale_t=2.0)).contract()
     assert (kd.sampler, kd.steps) == ("euler", (1,))
     assert (reflow.sampler, reflow.steps, reflow.rescale_t) == ("euler", (1, 2, 4), 2.0)
-    assert Progressive(ProgressiveConfig(steps=(8, 4))).contract().steps == (4,)
+    progressive = Progressive(ProgressiveConfig(steps=(8, 4), rescale_t=3.0)).contract()
+    assert (progressive.steps, progressive.rescale_t) == ((4,), 3.0)
     perflow = PeRFlow(PeRFlowConfig(windows=4, rescale_t=3.0)).contract()
     assert (perflow.sampler, perflow.steps, perflow.rescale_t) == ("euler", (4, 8), 3.0)

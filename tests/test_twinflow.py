@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from closed_forms import GAUSSIAN, Given, gaussian_batch, gradients, largest, total
-from distribution_helpers import STD, TEACHER, ExactCritic, LinearStudent, quadrature
+from distribution_helpers import LATE, STD, TEACHER, ExactCritic, LinearStudent, quadrature
 from fewstep_distribution.config import TwinFlowConfig
 from fewstep_distribution.twinflow import TwinFlow
 from fewstep_toy.analytic import AnalyticFlow, GaussianMap
@@ -217,6 +217,15 @@ def test_the_twin_learns_the_velocity_of_the_samples(t: float, exact: bool) -> N
     losses = TwinFlow(config).loss(batch, exactly(Twin(average, TEACHER, twin)), Given(draws))
     found = torch.autograd.grad((weights * losses["twin"]).sum(), list(twin.parameters()))
     assert (max(float(g.abs().max()) for g in found) < 1e-12) == exact
+
+
+def test_all_times_are_drawn_as_the_config_says() -> None:
+    """Of the flow, of the fakes and of the gap; a finite difference reaches back by its interval."""
+    nets, asked = tiny_nets(), list[Tensor]()
+    nets.student.register_forward_pre_hook(lambda _module, args: asked.append(args[1].abs()))
+    TwinFlow(TwinFlowConfig(t=LATE, interval=0.01)).loss(tiny_batch((1,) * 16), nets, Step(0, Interpolant()))
+    assert len(asked) == 5
+    assert float(torch.cat(asked).min()) > 0.97
 
 
 def test_the_parts_take_turns() -> None:
