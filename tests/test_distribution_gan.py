@@ -92,6 +92,17 @@ def test_the_adversarial_terms(lengths: tuple[int, ...]) -> None:
         assert max(float(g.abs().max()) for g in wanted) > 0
 
 
+def test_the_critics_term_is_the_same_with_a_head() -> None:
+    batch, nets = tiny_batch((2, 5, 1), packed=True), tiny_nets()
+    given = Nets({**nets._modules, "head": Head([16]).double()}, {})
+    for reduction in ("element", "sample"):
+        plain, headed = (
+            objective_of(DMD2, gan=gan, reduction=reduction).loss(batch, given, Given(drawn(batch)))["critic"]
+            for gan in (0.0, 0.3)
+        )
+        assert largest(headed, plain) < 1e-12
+
+
 DIVERGENCES = {
     "forward-kl": lambda r: r * r.log(),
     "jensen-shannon": lambda r: r * r.log() - (r + 1) * ((r + 1) / 2).log(),

@@ -16,7 +16,7 @@ from fewstep.core.layout import Dense
 from fewstep.core.objective import Step
 from fewstep.core.times import TimeSampler
 from fewstep.methods.point import Look, PointConfig
-from fewstep.methods.residual import Derivative
+from fewstep.methods.residual import Derivative, faded_in
 
 TIMES = torch.tensor([0.3, 0.9, 0.7000001])  # float32, as the engine draws them
 
@@ -57,6 +57,17 @@ def test_no_difference_crosses_an_edge(interval: Any) -> None:
     if not callable(interval):
         assert length_B.min() >= 0.05 - 1e-7
         assert t_B.max() <= 1
+
+
+def test_a_time_at_an_edge_keeps_its_interval() -> None:
+    """The edge itself belongs to what is below it: there is nothing to cut off, and D is not 0."""
+    knobs = Derivative("discrete", 0.1, edges=(0.6,))
+    assert knobs.interval_at(torch.tensor([0.6, 0.65], dtype=torch.float64)).tolist() == pytest.approx([0.1, 0.05])
+
+
+def test_a_warm_up_of_1_is_one_iteration() -> None:
+    found = [faded_in(Step(index, Interpolant(), total=10), warmup) for warmup in (1, 0.5) for index in (0, 1, 5)]
+    assert found == pytest.approx([0, 1, 1, 0, 0.2, 1])
 
 
 def test_a_central_difference_stays_on_one_side_of_an_edge() -> None:

@@ -22,6 +22,7 @@ from fewstep.core.samplers import Sampler, consistency, euler, gamma, heun, jump
 from fewstep.core.times import step_grid
 from fewstep.errors import FewstepError
 from fewstep.methods.residual import phase_end
+from fewstep.testing import TinyBackbone, tiny_batch
 
 COUNT = 200
 SAMPLERS: dict[str, Sampler] = {
@@ -264,6 +265,25 @@ def test_rescaling_leaves_what_it_cannot_rescale() -> None:
         assert torch.equal(guidance.rescaled(flat, flat, flat, t_B, Dense(1), Interpolant()), flat)
     x = torch.tensor([[1.0, 2.0]])
     assert torch.equal(Guidance(0.0, rescale=1.0).rescaled(x, 3 * x, x, t_B, Dense(1), Interpolant()), x)
+
+
+def test_gamma_sampling_never_jumps_beyond_the_data(noise: Tensor, exact: GaussianMap) -> None:
+    """At gamma = 1 no noise is kept, less than sigma_min: the jump ends at 0 and not at a negative time."""
+    asked: list[Tensor] = []
+    hook = exact.register_forward_pre_hook(lambda _module, args, more: asked.append(more["s_B"]), with_kwargs=True)
+    run(gamma.with_noise(1.0), exact, noise, 3, step=Step(0, Interpolant(0.1)))
+    hook.remove()
+    assert torch.stack(asked).unique().tolist() == [0.0]
+
+
+def test_a_contracts_guidance_is_a_scale() -> None:
+    """g c + (1 - g) u, in one step from noise to data."""
+    network, batch = TinyBackbone().double(), tiny_batch()
+    ones_B, step = torch.ones(3, dtype=torch.float64), Step(0, Interpolant())
+    with torch.no_grad():
+        found = Contract(guidance=3.0).sample(network, batch.x0, batch.cond, batch.layout, 1, step)
+        c, u = (network(batch.x0, ones_B, cond, batch.layout) for cond in (batch.cond, batch.cond.negative()))
+    assert largest(found, batch.x0 - (3 * c - 2 * u)) < 1e-12
 
 
 def test_a_contract_counts_in_words() -> None:
