@@ -326,6 +326,25 @@ def test_matching_by_the_pseudo_huber_distance(batch: Batch) -> None:
     assert largest(VelocityMatching(config).loss(batch, nets, given(batch))["vm"], wanted) < 1e-12
 
 
+def test_distillation_knows_the_path_of_its_samples_and_reduces_by_sample(batch: Batch) -> None:
+    nets, step = exact_nets(random_student(RING), RING), given(batch)
+    objective = VelocityDistillation(MDTConfig(lambda_vd=0.3, reduction="sample"))
+    found = objective.targets(batch, nets, step)
+    assert found.x_fake is not None
+    assert largest(found.v_path, step.draws["noise"] - found.x_fake) < 1e-12
+    wanted = 0.3 * (found.v_pred - found.v_tgt).square().mean(1)
+    assert largest(objective.loss(batch, nets, step)["vd"], wanted) < 1e-12
+
+
+def test_times_and_the_datas_velocity_respect_sigma_min(batch: Batch) -> None:
+    """t from sigma_min on, and (1 - sigma_min) eps - x0."""
+    step = Given(given(batch).draws, interpolant=Interpolant(0.2))
+    config = VMConfig(velocity="data", kind="continuous", d_norm_constant=1e12)
+    found = VelocityMatching(config).targets(batch, exact_nets(random_student(RING), RING), step)
+    assert largest(found.t_B, 0.2 + 0.8 * step.draws["t"]) < 1e-12
+    assert largest(found.v_tgt, 0.8 * step.draws["noise"] - batch.x0) < 1e-9
+
+
 def test_the_exact_derivative_has_one_factor(batch: Batch) -> None:
     """``difference`` is of the finite difference alone."""
     nets = exact_nets(random_student(RING), RING)
