@@ -80,8 +80,12 @@ def plan(method: str, backbone: str, keys: Mapping[str, Any]) -> Resolved:
     Raises:
         FewstepError: for unknown keys, or a method that does not fit the backbone.
     """
-    known = registry().get("objective", method).load_config().model_fields
+    objective = registry().get("objective", method)
+    known = objective.load_config().model_fields
     short = {"objective": {key: value for key, value in SHORT.items() if key in known}}
+    if objective.load().teaches and not registry().get("backbone", backbone).load().begins_with_teacher:
+        network = {key: value for key, value in keys.get("backbone", {}).items() if key != "teacher"}
+        keys = {**keys, "backbone": network}  # fine-tuning has no teacher
     train = {"steps": ITERATIONS, "warmup": 0, "ema": [], "export": "student", "checkpoint_every": ITERATIONS}
     return next(iter(resolve_stages(method, backbone, layers=[merge(short, keys, {"train": train})]).values()))
 
@@ -208,7 +212,7 @@ def main() -> None:
     base = plan(BASE, chosen.backbone, keys)
     alike = ("batch_size", "accumulate", "precision", "device", "threads")  # override every method's preset
     keys = merge({"train": {name: base.tables()["train"][name] for name in alike}}, keys)
-    tables = {name: value for name, value in base.tables().items() if name != "objective"}
+    tables = {name: value for name, value in merge(base.tables(), keys).items() if name != "objective"}
     facts = {"backbone": chosen.backbone, "config": tables, "machine": machine(torch.device("cpu"))}
     record, costs = chosen.out / "environment.json", read(chosen.out / "steps.csv")
     if costs and json.loads(record.read_text())["config"] != tables:
