@@ -67,6 +67,30 @@ def test_students_are_folders_or_what_has_one() -> None:
         run(students={"mine": 3})
 
 
+def test_a_student_of_another_teacher_is_named_with_the_keys_that_give_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run's own keys end the warning; a file of another machine cannot be compared."""
+    network = ("backbone.width=8", "backbone.pretrain=0")
+    quick = ("train.steps=2", "train.batch_size=4", "train.threads=1", "train.device=cpu", *network)
+    own, out = tmp_path / "teacher", str(tmp_path / "run")
+    assert main(["teach", "--backbone", "toy", "--out", str(own), *quick]) == 0
+    assert main(["distill", "-m", "mdt-vm", "-b", "toy", "-o", out, *quick, f"backbone.teacher={own}"]) == 0
+    words = ["bench", "-b", "toy", "--student", f"mine={out}", "--steps", "1", "--seeds", "0", "--limit", "20"]
+
+    def warned(name: str, *keys: str) -> str:
+        assert main([*words, "--out", str(tmp_path / name), "teacher_steps=2", "resamples=2", *keys]) == 0
+        printed = capsys.readouterr().err
+        return printed if "other files than the bench has" in printed else ""
+
+    assert "student 'mine' was distilled with other files" in (text := warned("a", *network))
+    assert text.endswith(f"give the bench backbone.teacher={own}\n")
+    assert warned("b", f"backbone.teacher={own}") == ""
+    file = Path(out) / "student" / "config.json"
+    file.write_text(file.read_text().replace(str(own), "/another/machine/teacher"))
+    assert warned("c", *network) == ""
+
+
 def test_arguments_win_over_config_and_config_over_defaults(table: BenchTable) -> None:
     found = bench("duo", students=["pair/first"], steps=[2], seeds=[0], out="wins", console=QUIET,
                   config={"steps": [1], "teacher_steps": 3, "device": "cpu"})  # fmt: skip

@@ -13,7 +13,7 @@ from fewstep.benchmark.config import BenchConfig, configure, unmeasured
 from fewstep.benchmark.entrants import Stage, with_samplers
 from fewstep.benchmark.report import BenchTable
 from fewstep.benchmark.run import run_bench
-from fewstep.benchmark.students import load_students
+from fewstep.benchmark.students import load_students, warn_of_other_teachers
 from fewstep.config.base import merge, several
 from fewstep.config.resolve import data_of
 from fewstep.config.stages import chosen
@@ -99,7 +99,9 @@ def bench(
     listed = list(students.items()) if isinstance(students, Mapping) else several(students)
     labelled = [item if isinstance(item, tuple) else (None, item) for item in listed]
     first, threads, many = next(iter(configs.values())), torch.get_num_threads(), len(networks) > 1
-    entrants = with_samplers(load_students(networks, several(methods), labelled), first.samplers)
+    loaded = load_students(networks, several(methods), labelled)
+    warn_of_other_teachers(loaded, configs)
+    entrants = with_samplers(loaded, first.samplers)
     name = f"{named.name} {'+'.join(networks)}" if many else next(iter(networks.values())).name
     earlier = Path(compare) if compare else None
     try:

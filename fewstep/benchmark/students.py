@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from fewstep.benchmark.config import BenchConfig
 from fewstep.benchmark.entrants import Entrant, student
 from fewstep.core.backbone import Backbone
 from fewstep.engine.export import StudentInfo, load_student
@@ -36,6 +38,36 @@ def load_students(
         student(label, [_load(folders[stage], network) for stage, network in networks.items()])
         for label, folders in [*shipped, *named]
     ]
+
+
+def warn_of_other_teachers(students: Iterable[Entrant], configs: Mapping[str, BenchConfig]) -> None:
+    """Warn of each label whose run had another teacher or decoder than the bench: it would be compared with a teacher
+    that it was not distilled from. What is not on this machine is not compared.
+
+    Args:
+        configs: of the bench, for each stage.
+    """
+    others: dict[str, list[str]] = {}
+    for entrant in students:
+        for (stage, config), info in zip(configs.items(), entrant.infos, strict=True):
+            run, prefix = info.config.get("backbone", {}), f"{stage}." if len(configs) > 1 else ""
+            for key, field in type(config.backbone).model_fields.items():
+                is_path = Path in (field.annotation, *get_args(field.annotation))
+                if is_path and _other(run.get(key), getattr(config.backbone, key)):
+                    others.setdefault(entrant.label, []).append(f"{prefix}backbone.{key}={run[key]}")
+    for label, keys in others.items():
+        warnings.warn(
+            f"student {label!r} was distilled with other files than the bench has; to compare it with its own teacher, "
+            f"give the bench {' '.join(dict.fromkeys(keys))}",
+            stacklevel=3,
+        )
+
+
+def _other(recorded: Any, own: Path | str | None) -> bool:
+    """Whether a run's recorded path (or name) is another one than the bench's, in a folder of this machine."""
+    if not isinstance(recorded, str) or not os.path.isdir(os.path.dirname(recorded) or "."):
+        return False
+    return own is None or os.path.realpath(recorded) != os.path.realpath(own)
 
 
 def _shipped(networks: Mapping[str, Entry], methods: Sequence[str]) -> list[dict[str, Path]]:
