@@ -40,6 +40,7 @@ from benchmarks.quality.search_tables import summary
 from fewstep.benchmark.config import configure
 from fewstep.config.base import merge, read_toml, validate
 from fewstep.config.run import versions
+from fewstep.console import spinner
 from fewstep.engine.folder import locked
 from fewstep.engine.progress import counting
 from fewstep.errors import FewstepError
@@ -130,7 +131,8 @@ class Search:
         """
         until, plan, console = time.monotonic() + seconds, self.plan.model_dump_json(), Console(soft_wrap=True)
         with locked(self.out), counting(console) as progress:
-            self.begin()
+            with spinner(console, "judging the undistilled network"):
+                self.begin()
             for trials in self.rounds():
                 left = [trial for trial in trials if trial.id not in self.rows]
                 before, total = len(trials) - len(left), len(trials)
