@@ -32,7 +32,7 @@ Force = Annotated[bool, Option("--force", help="Overwrite existing results.")]
 Resume = Annotated[
     bool, Option("--resume", help="Go on after an interruption: leave out inputs whose files are all there.")
 ]
-DryRun = Annotated[bool, Option("--dry-run", help="Check everything, say what would be done, and stop.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Check files and pictures, say what would be done, and stop.")]
 AsJson = Annotated[
     bool, Option("--json", help="A JSON line for each result on standard output, all else on standard error.")
 ]
