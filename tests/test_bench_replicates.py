@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -129,6 +130,16 @@ def test_replicates_of_other_settings_name_the_key() -> None:
     )
     with pytest.raises(FewstepError, match=r"label 'a' is taken \(objective.interval is not the same in all\)"):
         run("refused", students={"a": ["vm-0", "other"]})
+
+
+def test_a_replicate_recorded_before_a_key_existed_has_its_default(tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    shutil.copytree("vm-1/student", older)
+    recorded = json.loads((older / "config.json").read_text())
+    del recorded["config"]["objective"]["interval"], recorded["config"]["backbone"]["guidance"]
+    (older / "config.json").write_text(json.dumps(recorded))
+    replicates = run(str(tmp_path / "b"), students={"a": ["vm-0", older]}).rows
+    assert units(replicates, "a") == {(0, 5), (1, 3)}
 
 
 def test_units_that_share_their_noise() -> None:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
+from fewstep.config.base import validate
+from fewstep.config.run import model_of
 from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.contract import Contract
 from fewstep.core.guidance import Guidance
@@ -18,6 +21,7 @@ from fewstep.core.suite import Suite
 from fewstep.engine.budget import evaluations
 from fewstep.engine.export import StudentInfo
 from fewstep.errors import FewstepError
+from fewstep.plugins.registry import registry
 
 TEACHER, UNDISTILLED = "teacher", "undistilled"
 OTHER_NOISE, TRUTH = "teacher, other noise", "truth, decoded"
@@ -180,9 +184,21 @@ def _unlike(others: Sequence[Entrant], entrant: Entrant) -> str:
         for name in ("method", "contract", "step", "weights"):
             if getattr(first, name) != getattr(info, name):
                 return f"{name} is not the same in all"
+        one, other = _completed(first), _completed(info)
         for table in ("objective", "backbone", "data"):
-            then, now = first.config.get(table), info.config.get(table)
+            then, now = one.get(table), other.get(table)
             if then != now:
                 keys = [key for key in now if then.get(key) != now[key]] if then and now else []
                 return f"{', '.join(f'{table}.{key}' for key in keys) or table} is not the same in all"
     return ""
+
+
+def _completed(info: StudentInfo) -> dict[str, Any]:
+    """The run's config, with the defaults of keys that did not exist yet when it was recorded; as recorded, if a plugin
+    that it needs is not installed or refuses it."""
+    parts = {"objective": info.method, "backbone": info.backbone, "dataset": info.dataset}
+    try:
+        run = model_of(*(registry().get(kind, name) for kind, name in parts.items()))
+        return validate(run, info.config).model_dump(mode="json")
+    except FewstepError:
+        return info.config
