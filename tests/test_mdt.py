@@ -252,6 +252,9 @@ def test_a_list_of_guidance_is_drawn_from_each_step(batch: Batch) -> None:
         MDTConfig(guidance_vm=())
     with pytest.raises(ValidationError):
         MDTConfig(guidance_vm=-1.0)
+    for key in ("guidance_vm", "guidance_vd"):
+        with pytest.raises(ValidationError, match=f"no teacher that could be guided: {key} must be none"):
+            MDTConfig(velocity="data", **{key: 2.0})
 
 
 class Watch(torch.nn.Module):

@@ -265,5 +265,5 @@ def test_refusals() -> None:
     with pytest.raises(FewstepError, match=r"(?s)'twinflow' needs 'negative_time'.*'OneSided'"):
         check_needs(TwinFlow(TwinFlowConfig()), OneSided, method="twinflow")
     check_sampler(TwinFlow(TwinFlowConfig()), "twinflow")
-    with pytest.raises(ValidationError, match="guidance must be left out"):
+    with pytest.raises(ValidationError, match="guidance must be none"):
         TwinFlowConfig(velocity="data", guidance=2.0)

@@ -75,7 +75,7 @@ class GuidedConfig(PointConfig):
     @model_validator(mode="after")
     def _data_has_no_guidance(self) -> GuidedConfig:
         if self.velocity == "data" and self.guidance is not None:
-            raise ValueError("velocity 'data' has no teacher that could be guided: guidance must be left out")
+            raise ValueError("velocity 'data' has no teacher that could be guided: guidance must be none")
         return self
 
 

@@ -44,6 +44,9 @@ class VMConfig(PointConfig, TargetConfig):
             raise ValueError("kind 'continuous' has no second network: target must be 'student'")
         if self.multiphase > 1 and self.sampler == "consistency":
             raise ValueError("sampler 'consistency' jumps to the data; with multiphase > 1 use 'euler'")
+        for key in ("guidance_vm", "guidance_vd"):
+            if self.velocity == "data" and getattr(self, key, None) is not None:
+                raise ValueError(f"velocity 'data' has no teacher that could be guided: {key} must be none")
         return self
 
 
