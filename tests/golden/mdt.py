@@ -41,6 +41,8 @@ def config_of(settings: Record) -> MDTConfig:
     values = {RENAMED.get(k, k): v for k, v in settings.items() if k not in ELSEWHERE}
     values |= {"d_norm": "sample" if settings.get("d_norm") else "none", "d_norm_constant": 0.1}
     values["velocity"] = "data" if settings.get("teacher") == "none" else "teacher"
+    if values["velocity"] == "data":  # the published trainer ignores the guidance of a teacher that it does not have
+        values |= {"guidance_vm": None, "guidance_vd": None}
     if "t_schedule" in settings:
         values["t"] = sampler_of(settings["t_schedule"])
     return MDTConfig(**values)
