@@ -12,7 +12,7 @@ plugin registered the sum) wins over them and also falls back to "default".
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -105,14 +105,21 @@ def _files(inner: str, method: Entry, backbone: Entry, name: str) -> list[Preset
 
 
 def _unknown(name: str, method: Entry, backbone: Entry) -> FewstepError:
-    stages = backbone.load().stages
-    return unknown("preset", name, {_typed(preset, stages) for preset in available(method, backbone)})
+    network, found = backbone.load(), available(method, backbone)
+    typed = (preset.removesuffix(f"/{network.stage}") for preset in found)  # the stage is added automatically
+    here = sorted(preset for preset in typed if "/" not in preset)
+    others = [stage for stage in network.stages if f"{name}/{stage}" in found]
+    if not others:
+        return unknown("preset", name, set(here))
+    only = f"preset {name!r}: shipped for stage {' and '.join(others)} only"
+    return FewstepError(f"{only}; accepted for {network.stage}: {', '.join(dict.fromkeys(here))}")
 
 
 def _of_others(name: str, method: Entry, backbone: Entry) -> str:
     """Which other methods have a preset of this name on this backbone, in words."""
+    names = {name, f"{name}/{backbone.load().stage}"}
     others = [entry for entry in registry().entries("objective") if entry.name != method.name]
-    having = [entry.name for entry in others if any(p.split("/")[0] == name for p in available(entry, backbone))]
+    having = [entry.name for entry in others if names.intersection(available(entry, backbone))]
     return f"; of this name {', '.join(having)} {'have' if len(having) > 1 else 'has'} one" if having else ""
 
 
@@ -158,12 +165,6 @@ def available(method: Entry, backbone: Entry) -> list[str]:
     }
     own = (name for name in names if "/" not in name or name.rpartition("/")[2] in stages)
     return sorted(name for name in own if name.partition("/")[0] not in others or "/" not in name)
-
-
-def _typed(name: str, stages: Collection[str]) -> str:
-    """What a user types for a preset: ``mdt-dist`` for ``mdt-dist/slat``, since the stage is added automatically."""
-    above, _, last = name.rpartition("/")
-    return above if above and last in stages else name
 
 
 def _folders(*entries: Entry) -> list[tuple[str, Path]]:
