@@ -20,7 +20,7 @@ from fewstep_trackers.services import TensorBoard, WandB, flat
 from rich.console import Console
 from safetensors.torch import load_file
 
-from fewstep.config.presets import available, find
+from fewstep.config.presets import available
 from fewstep.config.run import Resolved
 from fewstep.core.objective import Phase
 from fewstep.engine import session
@@ -111,15 +111,6 @@ class TestResolve:
     def test_preset_names_with_a_slash(self) -> None:
         assert resolve("small/slat").config.backbone.width == 4
         assert resolve("fit/small/slat").config.backbone.width == 4
-
-    def test_a_preset_of_another_stage_is_named_with_its_stage(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        entries = registry().get("objective", "fit"), registry().get("backbone", "net")
-        for name, value in (("stage", "ss"), ("stages", {"ss": "net", "slat": "net-2"})):
-            monkeypatch.setattr(entries[1].load(), name, value)
-        with pytest.raises(FewstepError) as caught:
-            find(*entries, "small")
-        accepted = "bad, broken, default, paper, quick"
-        assert str(caught.value) == f"preset 'small': shipped for stage slat only; accepted for ss: {accepted}"
 
     def test_unknown_preset_lists_all_with_the_nearest(self) -> None:
         with pytest.raises(FewstepError) as caught:

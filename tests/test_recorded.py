@@ -19,7 +19,7 @@ from fewstep.config.resolve import resolve_stages
 from fewstep.config.run import Resolved
 from fewstep.config.written import _key, _value, as_toml
 from fewstep.errors import FewstepError
-from fewstep.plugins.registry import registry
+from fewstep.plugins.registry import Entry, registry
 
 SMALL = ("backbone.pretrain=0", "backbone.width=8", "data.size=64", "train.batch_size=8", "train.checkpoint_every=2")
 NAMES = ("--method", "mdt-vm", "--backbone", "toy")
@@ -141,11 +141,17 @@ def choices() -> list[tuple[str, str, str | None, str | None]]:
             continue
         if "features" in needs:  # which the second stage does not provide
             stages = {}
-        named = {name.split("/")[0] for name in presets.available(method, backbone)} - {*backbone.load().stages}
-        first = stages and next(iter(stages.values())) == backbone.name  # "both" is the same from every stage
-        for preset, stage in product((None, *sorted(named)), (None, "both") if first else (None,)):
-            found.append((method.name, backbone.name, stage, preset))
+        found += [(method.name, backbone.name, None, preset) for preset in (None, *sorted(named(method, backbone)))]
+        if stages and next(iter(stages.values())) == backbone.name:  # "both" is the same from every stage
+            of_all = set.intersection(*(named(method, registry().get("backbone", name)) for name in stages.values()))
+            found += [(method.name, backbone.name, "both", preset) for preset in (None, *sorted(of_all))]
     return found
+
+
+def named(method: Entry, backbone: Entry) -> set[str]:
+    """The presets that can be typed for this network."""
+    own = {name.removesuffix(f"/{backbone.load().stage}") for name in presets.available(method, backbone)}
+    return {name for name in own if "/" not in name and name not in backbone.load().stages}
 
 
 @pytest.mark.parametrize(("method", "backbone", "stage", "preset"), choices())

@@ -63,6 +63,14 @@ def test_trellis_is_its_structure_stage_unless_told_otherwise() -> None:
     assert (found["slat"].config.train.steps, found["ss"].config.train.steps) == (7, 810)
 
 
+def test_a_preset_of_another_stage_is_named_with_its_stage() -> None:
+    (found,) = resolve_stages("mdt-vd", "trellis", preset="long").values()
+    assert (found.preset, found.config.train.steps) == ("long/ss", 1620)
+    for stage in ("slat", "both"):
+        with pytest.raises(FewstepError, match=r"preset 'long': shipped for stage ss only; accepted for slat: default"):
+            resolve_stages("mdt-vd", "trellis", stage, preset="long")
+
+
 @pytest.mark.parametrize("command", ["distill", "bench"])
 def test_stages_that_are_not_there(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     method = ("--method", "mdt-vd") if command == "distill" else ()

@@ -4,9 +4,10 @@
     python -m benchmarks.quality.rung digits --budgets 0.25 0.5 1 2 4 --out runs/quality/digits-budgets
     python -m benchmarks.quality.rung ring --methods all --evaluations 600000 --steps 1 2 4 8
 
-Methods are trained with the backbone's presets; with ``--evaluations``, for that many network evaluations each. Rerun
-the same command to continue after an interruption. The structure rungs generate their furniture first (25 minutes for
-2,000 pieces, 6 for 400) and measure on the held-out pieces.
+Methods are trained with the backbone's default presets, on ``structure-long`` with those called long; with
+``--evaluations``, for that many network evaluations each. Rerun the same command to continue after an interruption. The
+structure rungs generate their furniture first (25 minutes for 2,000 pieces, 6 for 400) and measure on the held-out
+pieces.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Rung:
         searched: the plan of the search for the methods' settings; its methods are the family.
         furniture: folder of the set of procedural furniture, generated before the first training.
         pieces: number of these pieces to train on.
+        preset: of every method; None for the default.
     """
 
     backbone: str
@@ -59,6 +61,7 @@ class Rung:
     searched: str = "checkerboard"
     furniture: Path | None = None
     pieces: int = 0
+    preset: str | None = None
 
 
 def toy(target: str) -> Rung:
@@ -74,11 +77,11 @@ def learned(source: str) -> Rung:
     return Rung("images", {"backbone": keys}, batch, searched="family-digits")
 
 
-def structure(furniture: str, pieces: int) -> Rung:
+def structure(furniture: str, pieces: int, preset: str | None = None) -> Rung:
     """The nano structure flow on the catalogue's objects and procedural furniture, measured on held-out furniture."""
     keys, measured = {"data": {"root": f"{CATALOGUE},{furniture}"}}, {"data": {"root": furniture}}
     batch = {"batch_size": 8, "lr_schedule": "cosine", "warmup": 10}
-    return Rung("trellis", keys, batch, measured, "family-structure", Path(furniture), pieces)
+    return Rung("trellis", keys, batch, measured, "family-structure", Path(furniture), pieces, preset)
 
 
 RUNGS = {
@@ -90,6 +93,7 @@ RUNGS = {
     "digits-learned": learned("digits"),
     "mnist-learned": learned("mnist"),
     "structure": structure("runs/furniture", 2000),
+    "structure-long": structure("runs/furniture", 2000, "long"),
     "structure-400": structure("runs/furniture-400", 400),
 }
 
@@ -118,9 +122,9 @@ def steps_of(rung: str, method: str, evaluations: int | None) -> int:
     chosen = RUNGS[rung]
     config = merge({"train": {"threads": 1}}, chosen.keys, {"train": chosen.train})
     if evaluations is None:
-        (resolved,) = resolve_stages(method, chosen.backbone, layers=[config]).values()
+        (resolved,) = resolve_stages(method, chosen.backbone, preset=chosen.preset, layers=[config]).values()
         return resolved.config.train.steps
-    quiet = partial(fewstep.distill, method, chosen.backbone, console=Console(file=io.StringIO()))
+    quiet = partial(fewstep.distill, method, chosen.backbone, preset=chosen.preset, console=Console(file=io.StringIO()))
     with tempfile.TemporaryDirectory() as scratch:
         return iterations(evaluations, quiet, config, Path(scratch) / "run")
 
@@ -138,7 +142,7 @@ def train(one: Training, out: Path) -> tuple[Path, str]:
             steps = steps_of(one.rung, one.method, one.evaluations)
             own = {"seed": one.seed, "train": {"threads": 1, "steps": int(steps * one.budget)}}
             config = merge(rung.keys, {"train": rung.train}, own)
-            fewstep.distill(one.method, rung.backbone, config=config, out=folder, console=quiet)
+            fewstep.distill(one.method, rung.backbone, preset=rung.preset, config=config, out=folder, console=quiet)
     except FewstepError as error:  # a loss that is not finite does not stop the other trainings
         return folder, str(error)
     return folder, ""
