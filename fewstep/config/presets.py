@@ -107,12 +107,12 @@ def _files(inner: str, method: Entry, backbone: Entry, name: str) -> list[Preset
 def _unknown(name: str, method: Entry, backbone: Entry) -> FewstepError:
     network, found = backbone.load(), available(method, backbone)
     typed = (preset.removesuffix(f"/{network.stage}") for preset in found)  # the stage is added automatically
-    here = sorted(preset for preset in typed if "/" not in preset)
+    here = {preset for preset in typed if "/" not in preset}
     others = [stage for stage in network.stages if f"{name}/{stage}" in found]
     if not others:
-        return unknown("preset", name, set(here))
+        return unknown("preset", name, here)
     only = f"preset {name!r}: shipped for stage {' and '.join(others)} only"
-    return FewstepError(f"{only}; accepted for {network.stage}: {', '.join(dict.fromkeys(here))}")
+    return FewstepError(f"{only}; accepted for {network.stage}: {', '.join(sorted(here))}")
 
 
 def _of_others(name: str, method: Entry, backbone: Entry) -> str:
