@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fewstep.config.base import Strict
+from fewstep.core.backbone import Backbone
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.layout import Layout
 from fewstep.core.objective import Nets, NetSpec, Objective, Phase, Step
@@ -418,6 +419,37 @@ class WrongTaps(TinyBackbone):
         return [(self.inner, self.width + 1)]
 
 
+class OneTarget(TinyBackbone):
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        if s_B is not None and s_B.dim() == 2:
+            s_B = s_B[:1].expand_as(s_B)
+        return super().forward(x, t_B, cond, layout, s_B=s_B)
+
+
+class PolicyFromScratch(TinyBackbone):
+    def student(self, needs: frozenset[str] = frozenset()) -> Backbone:
+        return type(self)(seed=1) if "policy" in needs else super().student(needs)
+
+
+class ForgetsPolicy(TinyBackbone):
+    """A policy has a weight of its own, which the file does not keep."""
+
+    def student(self, needs: frozenset[str] = frozenset()) -> Backbone:
+        student = cast(ForgetsPolicy, super().student(needs))
+        if "policy" in needs:
+            student.own = nn.Parameter(torch.zeros(()))
+        return student
+
+    def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
+        v = super().forward(x, t_B, cond, layout, s_B=s_B)  # which calls this for each of several targets
+        return v if s_B is not None and s_B.dim() == 2 else v + getattr(self, "own", 0)
+
+    def save(self, folder: Path, *, half: bool = False) -> None:
+        kept = TinyBackbone(self.width)
+        kept.load_state_dict(self.state_dict(), strict=False)
+        kept.save(folder, half=half)
+
+
 class Typo(TinyBackbone):
     provides: ClassVar[frozenset[str]] = TinyBackbone.provides | {"dence"}
 
@@ -472,6 +504,9 @@ class LoadsAnother(TinyBackbone):
         (NotDense, "does not provide 'dense'"),
         (Frozen, "no gradient reaches any parameter"),
         (SavesNothing, "save() writes nothing"),
+        (OneTarget, "answers for several target times s_B [K, B] are not those for each"),
+        (PolicyFromScratch, "provides 'policy', but a new student is not as the teacher"),
+        (ForgetsPolicy, "provides 'policy', but save() and load() lose it"),
         (Forgets, "save(half=False) and load() give another network"),
         (LoadsAnother, "load() gives a TinyBackbone"),
     ],

@@ -63,6 +63,11 @@ def test_adapters_cost_their_own_size() -> None:
     assert found.parts["teacher"] == 4 * parameters()
 
 
+def test_a_policy_has_a_wider_last_layer() -> None:
+    found = toy(method="pi-flow")
+    assert found.parts["network 'student'"] - found.parts["teacher"] == 4 * 9 * (2 * WIDTH + 2)
+
+
 def test_activations_grow_with_the_batch() -> None:
     one, two = (toy(f"train.batch_size={size}").passes["activations"] for size in (512, 1024))
     assert 1.9 < two / one < 2.1

@@ -19,15 +19,12 @@ from torch import Tensor
 
 import fewstep
 from fewstep.cli import main
-from fewstep.config.recorded import Words
-from fewstep.config.resolve import resolve_run
 from fewstep.core.backbone import Backbone
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout, Packed
 from fewstep.core.objective import Step
 from fewstep.core.policy import average, weights_of
-from fewstep.errors import FewstepError
 from fewstep.testing import check_backbone, check_objective
 
 NEEDS = frozenset({"policy", "two_time"})
@@ -200,9 +197,20 @@ def test_conformance(keys: dict[str, Any]) -> None:
     check_objective(PiFlow, PiFlowConfig(**keys))
 
 
-def test_other_backbones_are_refused_by_name() -> None:
-    with pytest.raises(FewstepError, match="method 'pi-flow' needs 'policy', which backbone 'trellis' does not"):
-        resolve_run(Words("pi-flow", "trellis", stage="ss"))
+@pytest.mark.parametrize("stage", ["ss", "slat"])
+def test_on_both_stages_of_trellis(stage: str, tmp_path: Path) -> None:
+    run, keys = tmp_path / "run", ["train.steps=2", "train.batch_size=2", "train.lr=0.01", "train.threads=1"]
+    assert main(["distill", "-m", "pi-flow", "-b", "trellis", "--stage", stage, "--out", str(run), *keys]) == 0
+    student = fewstep.load(run, device="cpu")
+    model, batch = student.network.model, student.prompts(2)
+    assert (model.points, model.args["points"]) == (10, 10)
+    x = Step(0, student.network.interpolant, seed=0).randn_like(batch.x0, "noise")
+    where = (batch.layout,) if isinstance(batch.layout, Packed) else ()
+    with torch.no_grad():
+        velocities = model(x, torch.full((2,), 1000.0), batch.cond, *where)
+    assert (velocities[0] - velocities[-1]).abs().max() > 1e-3
+    # One step ends at the data that the first of the velocities predicts.
+    torch.testing.assert_close(student.sample(batch), x - velocities[0], rtol=1e-5, atol=1e-5)
 
 
 def test_from_the_command_line(tmp_path: Path) -> None:

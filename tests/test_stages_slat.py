@@ -10,9 +10,14 @@ import pytest
 import torch
 from fewstep_consistency.cm import Consistency, PhasedConsistency
 from fewstep_consistency.config import ConsistencyConfig, PhasedConfig
+from fewstep_distribution.config import FDistillConfig, LADDConfig
+from fewstep_distribution.f_distill import FDistill
+from fewstep_distribution.ladd import LADD
 from fewstep_mdt.config import MDTConfig, VMConfig
 from fewstep_mdt.vd import MDT
 from fewstep_mdt.vm import VelocityMatching
+from fewstep_trajectory.config import PiFlowConfig
+from fewstep_trajectory.pi_flow import PiFlow
 from fewstep_trellis.checkpoint import save_model
 from fewstep_trellis.normalisation import Normalisation
 from fewstep_trellis.pipeline import source
@@ -44,6 +49,11 @@ METHODS: dict[str, tuple[type[Objective[Any]], Strict]] = {
     "cm, continuous": (Consistency, ConsistencyConfig(kind="continuous", loss="l2")),
     "pcm": (PhasedConsistency, PhasedConfig()),
 }
+OTHERS: dict[str, tuple[type[Objective[Any]], Strict]] = {  # with heads on inner layers, or a policy
+    "f-distill": (FDistill, FDistillConfig()),
+    "ladd": (LADD, LADDConfig()),
+    "pi-flow": (PiFlow, PiFlowConfig()),
+}
 
 
 def test_the_backbone_is_what_the_core_relies_on() -> None:
@@ -51,10 +61,10 @@ def test_the_backbone_is_what_the_core_relies_on() -> None:
     check_backbone(slat_flow(), slat_batch())  # a sample without voxels in the middle
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *OTHERS])
 def test_every_objective_passes_the_kit_on_packed_latents(name: str) -> None:
     """One pass, two passes and finite differences agree; draws, gradients and terms are as the engine relies on."""
-    cls, config = METHODS[name]
+    cls, config = (METHODS | OTHERS)[name]
     check_objective(cls, config, backbone=slat_flow(), batch=slat_batch())
 
 

@@ -12,7 +12,7 @@ import torch
 from fewstep_trellis.checkpoint import load_model, save_model
 from fewstep_trellis2.latents import TextureCondition
 from fewstep_trellis2.models import MODELS
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_trellis2_data import STAGES, TINY, WIDTH, roots  # noqa: F401
 
 from fewstep.api.loading import load
@@ -75,4 +75,22 @@ def test_a_second_time_is_what_the_official_class_lacks(name: str, roots: Path, 
     student = load(tmp_path / "run", device="cpu")
     batch = student.prompts(2)
     made = plainly(pair, student, batch, two_time=True)
+    torch.testing.assert_close(student.sample(batch), made, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["structure", "texture"])
+def test_a_policy_widens_the_output_layer(name: str, roots: Path, tmp_path: Path) -> None:  # noqa: F811
+    teacher, pair = distilled("pi-flow", name, roots, tmp_path)
+    weights, facts = load_file(pair), json.loads(pair.with_suffix(".json").read_text())
+    assert facts["args"].pop("points") == 10
+    assert facts == json.loads(teacher.with_suffix(".json").read_text())
+    channels = len(weights["out_layer.bias"]) // 10
+    assert not torch.equal(weights["out_layer.bias"][:channels], weights["out_layer.bias"][-channels:])
+    # One step ends at the data that the first velocity predicts: an Euler step of the official class with it alone.
+    first = {key: value[:channels] if key.startswith("out_layer") else value for key, value in weights.items()}
+    save_file(first, tmp_path / "first.safetensors")
+    (tmp_path / "first.json").write_text(json.dumps(facts))
+    student = load(tmp_path / "run", device="cpu")
+    batch = student.prompts(2)
+    made = plainly(tmp_path / "first.safetensors", student, batch)
     torch.testing.assert_close(student.sample(batch), made, rtol=1e-5, atol=1e-6)

@@ -48,8 +48,9 @@ def weights_of(share_B: Tensor, points: int) -> Tensor:
 
 def repeated(layer: nn.Linear, points: int = POINTS) -> nn.Linear:
     """A layer that repeats the outputs of ``layer`` ``points`` times: a policy that keeps the velocity at t."""
-    wide = nn.Linear(layer.in_features, points * layer.out_features, dtype=layer.weight.dtype)
+    weight = layer.weight
+    wide = nn.Linear(layer.in_features, points * layer.out_features, device=weight.device, dtype=weight.dtype)
     with torch.no_grad():
-        wide.weight.copy_(layer.weight.repeat(points, 1))
+        wide.weight.copy_(weight.repeat(points, 1))
         wide.bias.copy_(layer.bias.repeat(points))
-    return wide.to(layer.weight.device)
+    return wide

@@ -32,7 +32,8 @@ def check_backbone(backbone: Backbone, batch: Batch) -> None:
     Checked: the velocity is finite, also at t = 0 and t = 1, and has the shape and type of ``x``; a sample gives the
     same alone as in the batch; tangents, if "jvp" is provided, agree with finite differences; a target time has an
     effect if "two_time" is provided, and is refused if not; negative times, if provided, are told from positive ones;
-    features and policies, if provided, have the right shapes and values; an input for the guidance strength, if
+    features, if provided, have the right shapes; a policy, if provided, starts as the teacher, gives the same for
+    several target times as for each, and survives ``save`` and ``load``; an input for the guidance strength, if
     provided, changes nothing at first, then tells strengths apart, and survives ``save`` and ``load``; gradients reach
     the parameters; ``save`` and ``load`` give the same network, in full and in half precision.
 
@@ -52,12 +53,12 @@ def check_backbone(backbone: Backbone, batch: Batch) -> None:
         network.tells_negative_times()
     if "features" in backbone.provides:
         network.gives_features()
-    if "policy" in backbone.provides:
-        network.gives_a_policy()
     if "jvp" in backbone.provides:
         network.differentiates()
     network.learns()
     network.survives_a_file()
+    if "policy" in backbone.provides:
+        network.grows_a_policy()
     if "guidance_input" in backbone.provides:
         network.grows_a_guidance_input()
 
@@ -143,10 +144,7 @@ class Probe:
         stir(parameter for name, parameter in student.named_parameters() if name not in names)
         told = ask(student, 3.0)
         self.claim(not torch.equal(told, ask(student, 8.0)), f"{text} its student does not tell strengths apart")
-        with tempfile.TemporaryDirectory() as folder:
-            copy.deepcopy(student).float().save(Path(folder))
-            again = type(student).load(Path(folder)).double().eval()
-        self.claim(near(ask(again, 3.0), told, FLOAT), f"{text} save() and load() lose it")
+        self.claim(near(ask(saved(student), 3.0), told, FLOAT), f"{text} save() and load() lose it")
 
     def gives_features(self) -> None:
         batch, layers = self.batch, self.backbone.taps()
@@ -160,13 +158,20 @@ class Probe:
             self.claim(fine, f"gives features {list(h.shape)} from a layer of {channels} channels, which come last")
 
     @torch.no_grad()
-    def gives_a_policy(self) -> None:
-        network = self.backbone.student(frozenset({"two_time", "policy"})).double().eval()
+    def grows_a_policy(self) -> None:
+        network, text = (
+            self.backbone.student(frozenset({"two_time", "policy"})).double().eval(),
+            "provides 'policy', but",
+        )
+        self.claim(near(self.velocity(network), self.velocity(), ALONE), f"{text} a new student is not as the teacher")
+        stir(network.parameters())
         given, targets = (self.batch.x0, self.t_B, self.batch.cond, self.batch.layout), torch.tensor([[0.5], [0.0]])
         several = network(*given, s_B=targets * self.t_B)
         one_by_one = torch.stack([network(*given, s_B=s_B) for s_B in targets * self.t_B])
-        text = "provides 'policy', but its answers for several target times s_B [K, B] are not those for each"
-        self.claim(near(several, one_by_one, ALONE), text)
+        differs = f"{text} its answers for several target times s_B [K, B] are not those for each"
+        self.claim(near(several, one_by_one, ALONE), differs)
+        again = saved(network)
+        self.claim(near(again(*given, s_B=targets * self.t_B), several, FLOAT), f"{text} save() and load() lose it")
 
     def differentiates(self) -> None:
         x, generator = self.batch.x0, torch.Generator().manual_seed(0)
@@ -203,6 +208,13 @@ class Probe:
             text = f"save(half={half}) and load() give another network"
             expected = self.velocity(source.double())
             self.claim(near(self.velocity(again.double().eval()), expected, tolerance), text)
+
+
+def saved(network: Backbone) -> Backbone:
+    """The network from its file, in float64."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy.deepcopy(network).float().save(Path(folder))
+        return type(network).load(Path(folder)).double().eval()
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ class StructureFlow(Flow):
     network: ClassVar[type[nn.Module]] = SparseStructureFlowModel
     name = "trellis"
     provides: ClassVar[frozenset[str]] = frozenset(
-        {"dense", "jvp", "two_time", "negative_time", "features", "guidance_input"}
+        {"dense", "jvp", "two_time", "negative_time", "features", "guidance_input", "policy"}
     )
     dataset = "sweethome3d"
     stage = "ss"

@@ -18,6 +18,7 @@ from fewstep.core.batch import Condition
 from fewstep.core.guidance import Guidance
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Layout
+from fewstep.core.policy import average
 from fewstep.errors import FewstepError
 from fewstep_trellis.checkpoint import build_model, load_model, read_config, save_model
 from fewstep_trellis.configs import FOLDER, official_config
@@ -71,15 +72,17 @@ class Flow(Backbone):
         self.recompute = "none"  # of a student, see FlowConfig
 
     def velocity(self, x: Tensor, t_B: Tensor, s_B: Tensor | None, cond: Condition, layout: Layout) -> Tensor:
-        """The network's answer at the scaled times ``t_B`` and ``s_B`` [B]."""
+        """The network's answer at the scaled times ``t_B`` and ``s_B`` [B], of a policy [N, ...]."""
         raise TypeError(f"{type(self).__name__} does not implement velocity")
 
     def forward(self, x: Tensor, t_B: Tensor, cond: Condition, layout: Layout, *, s_B: Tensor | None = None) -> Tensor:
         if cond.tokens is None:
             raise FewstepError(f"backbone {self.name!r} needs condition tokens [B, L, C], got none")
+        policy = self.model.points > 1  # asked once, whatever the target times are
         # Scaled in float64, then rounded, as in the reference: rounding first would lose digits of a sampler's times.
-        t_B, s_B = (1000 * t_B.double()).to(x.dtype), None if s_B is None else (1000 * s_B.double()).to(x.dtype)
-        return self.velocity(x, t_B, s_B, cond, layout)
+        scaled_s = None if s_B is None or policy else (1000 * s_B.double()).to(x.dtype)
+        answer = self.velocity(x, (1000 * t_B.double()).to(x.dtype), scaled_s, cond, layout)
+        return average(answer, t_B, s_B, layout) if policy else answer
 
     @classmethod
     def check_config(cls, config: Any) -> None:
@@ -110,9 +113,12 @@ class Flow(Backbone):
         return Teacher(self, config.teacher_guidance(), config.rescale_t)
 
     def student(self: F, needs: frozenset[str] = frozenset()) -> F:
-        """A copy, with the inputs that the method needs."""
+        """A copy, with the inputs and outputs that the method needs."""
         copied = copy.deepcopy(self)
-        if "two_time" in needs and copied.model.jump_embedder is None:
+        if "policy" in needs:
+            if copied.model.points == 1:
+                copied.model.become_policy()
+        elif "two_time" in needs and copied.model.jump_embedder is None:
             copied.model.take_second_time(copied.model.args["model_channels"])
         if "guidance_input" in needs and copied.model.strength_embedder is None:
             copied.model.take_strength(copied.model.args["model_channels"])

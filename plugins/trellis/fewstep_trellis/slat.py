@@ -52,7 +52,9 @@ class StructuredLatentFlow(Flow):
     Config: ClassVar[Any] = SLatConfig
     network: ClassVar[type[nn.Module]] = SLatFlowModel
     name = "trellis-slat"
-    provides: ClassVar[frozenset[str]] = frozenset({"packed", "jvp", "two_time", "negative_time", "guidance_input"})
+    provides: ClassVar[frozenset[str]] = frozenset(
+        {"packed", "jvp", "two_time", "negative_time", "features", "guidance_input", "policy"}
+    )
     dataset = "sweethome3d-slat"
     stage = "slat"
     normalisation_key = KEY
@@ -67,6 +69,13 @@ class StructuredLatentFlow(Flow):
             got = "no coords" if isinstance(layout, Packed) else type(layout).__name__
             raise FewstepError(f"backbone {self.name!r} needs a Packed layout with voxel coordinates, got {got}")
         return cast(Tensor, self.model(x, t_B, cond, layout, s=s_B))
+
+    def taps(self) -> list[tuple[nn.Module, int]]:
+        """The blocks after the last doubling of the resolution, or the transformer's where nothing is merged: the rows
+        of their outputs are those of x."""
+        merges, count = self.model.depth > 0, self.model.args["num_io_res_blocks"]
+        blocks = self.model.out_blocks[-count:] if merges else self.model.blocks
+        return [(block, self.model.out_layer.in_features) for block in blocks]
 
     def example(self, samples: int) -> Batch:
         """Objects of ``voxels`` voxels, or as many as its grid has, on a sphere-like surface."""

@@ -67,7 +67,6 @@ class ShapeStage(MeasuredStage, StructuredLatentFlow):
 
     Config: ClassVar[Any] = ShapeConfig
     name, network, models, stored = "trellis2-shape", SLatFlowModel, MODELS, torch.bfloat16
-    provides = StructuredLatentFlow.provides | {"features"}
     dataset, stage, stages, published = "trellis2-shape", "shape", STAGES, FOLDER
     normalisation_key = "shape_slat_normalization"
     tokens = COARSE

@@ -12,6 +12,6 @@ def patchify(x: Tensor, patch: int) -> Tensor:
 
 
 def unpatchify(h: Tensor, patch: int, grid: int) -> Tensor:
-    """Tokens ``[B, G^3, C p^3]`` to ``[B, C, R, R, R]`` with R = G p; the inverse of :func:`patchify`."""
+    """Tokens ``[..., G^3, C p^3]`` to ``[..., C, R, R, R]`` with R = G p; the inverse of :func:`patchify`."""
     sizes = {"x": grid, "y": grid, "z": grid, "px": patch, "py": patch, "pz": patch}
-    return rearrange(h, "b (x y z) (c px py pz) -> b c (x px) (y py) (z pz)", **sizes)
+    return rearrange(h, "... (x y z) (c px py pz) -> ... c (x px) (y py) (z pz)", **sizes)

@@ -18,10 +18,10 @@ from fewstep_trellis.models.slat_io import down, input_blocks, io_levels, output
 from fewstep_trellis.models.sparse_blocks import SparseModulatedCrossBlock
 from fewstep_trellis.models.sparse_layers import check_packed, position_embedding_of
 from fewstep_trellis.models.structure_flow import check_pe_mode
-from fewstep_trellis.models.student_inputs import ADDED, StudentInputs
+from fewstep_trellis.models.student_parts import ADDED, StudentParts
 
 
-class SLatFlowModel(StudentInputs):
+class SLatFlowModel(StudentParts):
     """Velocity of structured latents, with the constructor and the state dict of the official class.
 
     Args:
@@ -47,6 +47,7 @@ class SLatFlowModel(StudentInputs):
         qk_rms_norm_cross: the same in cross attention.
         two_time, guidance_input: a second time and the guidance strength, for students of methods that need them; not
             among the official arguments.
+        points: velocities per pass, more than one for a policy (``fewstep.core.policy``); likewise.
 
     Raises:
         FewstepError: arguments that do not fit together, or ``pe_mode="rope"``.
@@ -75,6 +76,7 @@ class SLatFlowModel(StudentInputs):
         qk_rms_norm_cross: bool = False,
         two_time: bool = False,
         guidance_input: bool = False,
+        points: int = 1,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ADDED}
         super().__init__()
@@ -107,6 +109,8 @@ class SLatFlowModel(StudentInputs):
             self.take_second_time(model_channels)
         if guidance_input:
             self.take_strength(model_channels)
+        if points > 1:
+            self.become_policy(points)
         if use_fp16:
             self.convert_to_fp16()
 
@@ -140,7 +144,7 @@ class SLatFlowModel(StudentInputs):
             s: ``[B]`` end times of the jumps, 0 to t, for a model with ``two_time``.
 
         Returns:
-            ``[T, out_channels]`` in the type of ``x``, in the same order.
+            ``[T, out_channels]`` in the type of ``x``, in the same order; of a policy ``[points, T, out_channels]``.
 
         Raises:
             FewstepError: a shape that does not fit.
@@ -159,4 +163,4 @@ class SLatFlowModel(StudentInputs):
         h = up(self.out_blocks, h, emb, layout, levels, skips if self.use_skip else None)
         # In the torso's own type, and with torch's default eps 1e-5.
         out: Tensor = self.out_layer(F.layer_norm(h, h.shape[-1:]).to(x.dtype))
-        return out
+        return self.velocities(out)

@@ -15,7 +15,7 @@ from fewstep_trellis.models.embeddings import TimestepEmbedder, grid_coords, pos
 from fewstep_trellis.models.initialise import initialise
 from fewstep_trellis.models.patches import patchify, unpatchify
 from fewstep_trellis.models.recompute import run_block
-from fewstep_trellis.models.student_inputs import ADDED, StudentInputs
+from fewstep_trellis.models.student_parts import ADDED, StudentParts
 
 
 def check_pe_mode(pe_mode: str) -> None:
@@ -29,7 +29,7 @@ def check_pe_mode(pe_mode: str) -> None:
         raise unknown("pe_mode", pe_mode, ["ape"])
 
 
-class SparseStructureFlowModel(StudentInputs):
+class SparseStructureFlowModel(StudentParts):
     """Velocity of structure latents, with the constructor and the state dict of the official class.
 
     Args:
@@ -52,6 +52,7 @@ class SparseStructureFlowModel(StudentInputs):
         qk_rms_norm_cross: the same in cross attention.
         two_time, guidance_input: a second time and the guidance strength, for students of methods that need them; not
             among the official arguments.
+        points: velocities per pass, more than one for a policy (``fewstep.core.policy``); likewise.
 
     Raises:
         FewstepError: arguments that do not fit together, or ``pe_mode="rope"``.
@@ -79,6 +80,7 @@ class SparseStructureFlowModel(StudentInputs):
         qk_rms_norm_cross: bool = False,
         two_time: bool = False,
         guidance_input: bool = False,
+        points: int = 1,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ADDED}
         super().__init__()
@@ -108,6 +110,8 @@ class SparseStructureFlowModel(StudentInputs):
             self.take_second_time(model_channels)
         if guidance_input:
             self.take_strength(model_channels)
+        if points > 1:
+            self.become_policy(points)
         if use_fp16:
             self.convert_to_fp16()
 
@@ -130,7 +134,7 @@ class SparseStructureFlowModel(StudentInputs):
             s: ``[B]`` end times of the jumps, 0 to t, for a model with ``two_time``.
 
         Returns:
-            ``[B, out_channels, R, R, R]`` in the type of ``x``.
+            ``[B, out_channels, R, R, R]`` in the type of ``x``; of a policy ``[points, B, out_channels, R, R, R]``.
 
         Raises:
             FewstepError: a shape that does not fit.
@@ -144,4 +148,4 @@ class SparseStructureFlowModel(StudentInputs):
             h = run_block(block, h, mod, tokens, recompute=self.use_checkpoint)
         # This last norm has torch's default eps 1e-5, unlike those of the blocks.
         out: Tensor = self.out_layer(F.layer_norm(h.to(x.dtype), h.shape[-1:]))
-        return unpatchify(out, self.patch_size, self.grid)
+        return unpatchify(self.velocities(out), self.patch_size, self.grid)

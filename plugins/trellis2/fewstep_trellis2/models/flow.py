@@ -18,7 +18,7 @@ from fewstep_trellis.models.blocks import (
 from fewstep_trellis.models.embeddings import TimestepEmbedder
 from fewstep_trellis.models.initialise import initialise
 from fewstep_trellis.models.recompute import run_block
-from fewstep_trellis.models.student_inputs import ADDED, StudentInputs
+from fewstep_trellis.models.student_parts import ADDED, StudentParts
 from torch import Tensor, nn
 
 from fewstep.core.batch import Condition
@@ -32,7 +32,7 @@ PE_MODES = ("ape", "rope")
 INITIALIZATIONS = ("vanilla", "scaled")
 
 
-class FlowTransformer(StudentInputs):
+class FlowTransformer(StudentParts):
     """The constructor and the state dict of TRELLIS.2's flow classes; a subclass sets ``block`` and ``forward``.
 
     Args:
@@ -55,6 +55,7 @@ class FlowTransformer(StudentInputs):
         qk_rms_norm_cross: the same in cross attention.
         two_time: a second time, for students of methods that need one; not among the official arguments.
         guidance_input: the guidance strength as an input, likewise.
+        points: velocities per pass, more than one for a policy (``fewstep.core.policy``), likewise.
 
     Raises:
         FewstepError: arguments that do not fit together, or an unknown one.
@@ -83,6 +84,7 @@ class FlowTransformer(StudentInputs):
         qk_rms_norm_cross: bool = False,
         two_time: bool = False,
         guidance_input: bool = False,
+        points: int = 1,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ADDED}
         super().__init__()
@@ -117,6 +119,8 @@ class FlowTransformer(StudentInputs):
             self.take_second_time(model_channels)
         if guidance_input:
             self.take_strength(model_channels)
+        if points > 1:
+            self.become_policy(points)
         if torso := TORSOS[dtype]:
             self.convert_torso(torso)
 
@@ -135,7 +139,8 @@ class FlowTransformer(StudentInputs):
         rotary: Rotary | None,
         layout: Packed | None = None,
     ) -> Tensor:
-        """From the input layer's tokens, ``[B, L, C]`` or ``[T, C]``, to the output layer's, in the type of ``h``."""
+        """From the input layer's tokens, ``[B, L, C]`` or ``[T, C]``, to the output layer's, in the type of ``h``;
+        of a policy with a leading axis of its velocities."""
         kept, torso = h.dtype, self.torso_type(h)
         mod = modulation_for_blocks(self.embedded(t, s, cond), self.adaLN_modulation, torso)
         h, tokens = h.to(torso), tokens_for_blocks(cond, torso)
@@ -143,4 +148,4 @@ class FlowTransformer(StudentInputs):
             h = run_block(block, h, mod, tokens, layout, rotary, recompute=self.use_checkpoint)
         # This last norm has torch's default eps 1e-5, unlike those of the blocks.
         out: Tensor = self.out_layer(F.layer_norm(h.to(kept), h.shape[-1:]))
-        return out
+        return self.velocities(out)

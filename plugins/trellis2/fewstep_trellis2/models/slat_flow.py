@@ -49,7 +49,7 @@ class SLatFlowModel(FlowTransformer):
                 texture flow; C + C' is ``in_channels``.
 
         Returns:
-            ``[T, out_channels]`` in the type of ``x``, in the same order.
+            ``[T, out_channels]`` in the type of ``x``, in the same order; of a policy ``[points, T, out_channels]``.
 
         Raises:
             FewstepError: a shape that does not fit.

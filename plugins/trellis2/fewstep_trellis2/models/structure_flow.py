@@ -39,7 +39,7 @@ class SparseStructureFlowModel(FlowTransformer):
             s: ``[B]`` end times of the jumps, 0 to t, for a model with ``two_time``.
 
         Returns:
-            ``[B, out_channels, R, R, R]`` in the type of ``x``.
+            ``[B, out_channels, R, R, R]`` in the type of ``x``; of a policy ``[points, B, out_channels, R, R, R]``.
 
         Raises:
             FewstepError: a shape that does not fit.
@@ -54,4 +54,5 @@ class SparseStructureFlowModel(FlowTransformer):
             out = self.through_blocks(h, t, s, cond, grid_tables(size, self.head_width, x.device))
         else:
             out = self.through_blocks(h + self.pos_emb, t, s, cond, None)
-        return out.mT.reshape(batch, self.out_channels, size, size, size)
+        cells: Tensor = out.mT.unflatten(-1, (size, size, size))
+        return cells

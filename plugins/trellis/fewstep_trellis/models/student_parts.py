@@ -1,30 +1,34 @@
-"""Inputs of students that the official flow models do not have: a second time, and the guidance strength."""
+"""What students have that the official flow models do not: a second time, the guidance strength, and policies."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from fewstep.core.batch import Condition
+from fewstep.core.policy import POINTS, repeated
 from fewstep.core.strength import StrengthEmbedder
 from fewstep.errors import FewstepError
 from fewstep_trellis.models.blocks import Tokens
 from fewstep_trellis.models.embeddings import JumpEmbedder
 from fewstep_trellis.models.precision import HalfTorso
 
-ADDED = ("two_time", "guidance_input")  # among the arguments of a checkpoint only where they are true
+ADDED = ("two_time", "guidance_input", "points")  # among the arguments of a checkpoint only where they are used
 
 
-class StudentInputs(HalfTorso):
-    """A flow model with optional inputs: the end time s of a jump, after ``take_second_time``, and the guidance
-    strength, after ``take_strength``. Neither changes the output until it is trained. A checkpoint says which it has.
+class StudentParts(HalfTorso):
+    """A flow model with optional inputs, the end time s of a jump, after ``take_second_time``, and the guidance
+    strength, after ``take_strength``; after ``become_policy`` it gives several velocities. Until they are trained the
+    velocity is as before. A checkpoint says which of them it has.
     """
 
     t_embedder: nn.Module
+    out_layer: nn.Linear
 
     def __init__(self) -> None:
         super().__init__()
         self.jump_embedder: JumpEmbedder | None = None
         self.strength_embedder: StrengthEmbedder | None = None
+        self.points = 1
 
     def take_second_time(self, channels: int) -> None:
         """Add an embedder of t - s."""
@@ -35,6 +39,15 @@ class StudentInputs(HalfTorso):
         """Add an embedder of the guidance strength."""
         self.args["guidance_input"] = True
         self.strength_embedder = StrengthEmbedder(channels).to(next(self.t_embedder.parameters()))
+
+    def become_policy(self, points: int = POINTS) -> None:
+        """Widen the output layer to ``points`` velocities, each of which starts as the one it had."""
+        self.args["points"] = points
+        self.points, self.out_layer = points, repeated(self.out_layer, points)
+
+    def velocities(self, outputs: Tensor) -> Tensor:
+        """The outputs ``[..., C]`` of the output layer; of a policy ``[points, ..., C]``."""
+        return outputs if self.points == 1 else outputs.unflatten(-1, (self.points, -1)).movedim(-2, 0)
 
     def embedded(self, t: Tensor, s: Tensor | None, cond: Tokens | Condition) -> Tensor:
         """``[B, C]`` of times ``[B]`` from 0 to 1000, and of the condition's guidance strengths.
