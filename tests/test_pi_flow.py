@@ -19,12 +19,15 @@ from torch import Tensor
 
 import fewstep
 from fewstep.cli import main
+from fewstep.config.resolve import resolve_stages
 from fewstep.core.backbone import Backbone
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.interpolant import Interpolant
 from fewstep.core.layout import Dense, Layout, Packed
-from fewstep.core.objective import Step
+from fewstep.core.objective import NetSpec, Step
 from fewstep.core.policy import average, weights_of
+from fewstep.engine.networks import Networks
+from fewstep.plugins.registry import registry
 from fewstep.testing import check_backbone, check_objective
 
 NEEDS = frozenset({"policy", "two_time"})
@@ -211,6 +214,19 @@ def test_on_both_stages_of_trellis(stage: str, tmp_path: Path) -> None:
     assert (velocities[0] - velocities[-1]).abs().max() > 1e-3
     # One step ends at the data that the first of the velocities predicts.
     torch.testing.assert_close(student.sample(batch), x - velocities[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", ["toy", "images", "trellis", "trellis-slat"])
+def test_every_layer_is_trained(backbone: str) -> None:
+    """The wider last layer is new and trainable, unlike the frozen copies beside it, which must become so."""
+    keys = {"teacher": "learned", "pretrain": 2} if backbone in ("toy", "images") else {}
+    (resolved,) = resolve_stages("pi-flow", backbone, layers=[{"backbone": keys}]).values()
+    teacher = registry().get("backbone", backbone).load().teacher(resolved.config.backbone)
+    networks = Networks({"student": NetSpec()}, teacher, torch.device("cpu"), needs=NEEDS)
+    student = dict(networks.trained["student"].named_parameters())
+    assert networks.parameters["student"].keys() == student.keys()
+    wider = {name for name, p in teacher.backbone.named_parameters() if p.shape != student[name].shape}
+    assert {name.rpartition(".")[2] for name in wider} == {"weight", "bias"}
 
 
 def test_from_the_command_line(tmp_path: Path) -> None:

@@ -160,10 +160,11 @@ class Networks:
 
     def _student(self) -> Backbone:
         """The backbone's student. In a copy of the frozen teacher, the parameters that were trainable before it was
-        frozen become trainable again; parameters that the student has in addition keep their ``requires_grad``."""
+        frozen become trainable again; parameters that the student has in addition, or with another shape, keep their
+        ``requires_grad``."""
         module = self.teacher.backbone.student(self.needs)
-        names = {key for key, _ in self.teacher.backbone.named_parameters()}
-        copied = {key: p for key, p in module.named_parameters() if key in names}
+        shapes = {key: p.shape for key, p in self.teacher.backbone.named_parameters()}
+        copied = {key: p for key, p in module.named_parameters() if p.shape == shapes.get(key)}
         if not any(p.requires_grad for p in copied.values()):
             for key, parameter in copied.items():
                 parameter.requires_grad_(key in self.teacher.trainable)
