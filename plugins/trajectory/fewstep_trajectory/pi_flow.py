@@ -44,9 +44,8 @@ class PiFlow(Objective[PiFlowConfig]):
         window_B = (t_B - end_B).clamp(max=config.window)
         drawn = torch.stack([step.times(layout, UNIFORM, f"state/{i}").double() for i in range(count)])
         a_B = end_B + window_B + drawn * (t_B - end_B - window_B)
-        averages: Tensor = nets.student(x_t, t_B, batch.cond, layout, s_B=torch.cat([a_B, a_B - window_B])).to(
-            x_t.dtype
-        )
+        targets_B = torch.cat([a_B, a_B - window_B])
+        averages: Tensor = nets.student(x_t, t_B, batch.cond, layout, s_B=targets_B).to(x_t.dtype)
 
         def state(i: int, at_B: Tensor) -> Tensor:
             return x_t - layout.expand(t_B - at_B, x_t) * averages[i]
@@ -55,9 +54,8 @@ class PiFlow(Objective[PiFlowConfig]):
         for i in range(count):
             x_a, x_b, b_B = state(i, a_B[i]), state(count + i, a_B[i] - window_B), a_B[i] - window_B
             here = x_a.detach()
-            x_b = x_b + layout.expand(b_B / a_B[i], x_t) * (
-                here - x_a
-            )  # the policy's path from ``here``: it is linear in x
+            # The policy's path from ``here``: its end is linear in its start.
+            x_b = x_b + layout.expand(b_B / a_B[i], x_t) * (here - x_a)
             with torch.no_grad():
                 target = nets.teacher(here, a_B[i], batch.cond, layout)
             error = (here - x_b) / layout.expand(window_B, x_t) - target
