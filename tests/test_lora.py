@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,7 @@ def interrupted(run: Path, out: Path) -> Path:
 def test_a_run_its_student_and_its_resumption(layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys = ("backbone.teacher=learned", "backbone.pretrain=20", f"data.layout={layout}", "train.ema=[0.9]")
     assert toy(tmp_path / "a", *keys) == 0
+    assert re.search(r"trained weights: student [\d,]+ of [\d,]+\n", capsys.readouterr().out)
     assert main(["distill", "--resume", "-o", str(interrupted(tmp_path / "a", tmp_path / "b"))]) == 0
     weights = "student/model.safetensors"
     assert sha256(tmp_path / "a" / weights) == sha256(tmp_path / "b" / weights)

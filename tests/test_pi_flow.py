@@ -229,10 +229,13 @@ def test_every_layer_is_trained(backbone: str) -> None:
     assert {name.rpartition(".")[2] for name in wider} == {"weight", "bias"}
 
 
-def test_from_the_command_line(tmp_path: Path) -> None:
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     tiny = ["train.steps=2", "train.batch_size=8", "backbone.pretrain=2", "backbone.width=8", "data.held_out=8"]
     assert main(["distill", "--method", "pi-flow", "--backbone", "toy", "--out", str(run), *tiny]) == 0
+    width, inputs, outputs = 8, 16, 20  # 11 of x and t, 5 of t - s; ten velocities
+    weights = (inputs * width + width) + 2 * (width * width + width) + (width * outputs + outputs)
+    assert f"trained weights: student {weights:,}\n" in capsys.readouterr().out
     contract = json.loads((run / "student" / "config.json").read_text())["contract"]
     assert (contract["sampler"], contract["two_time"], contract["steps"]) == ("jump", True, [1])
     assert fewstep.load(run).sample(4).shape == (4, 2)

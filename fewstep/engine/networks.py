@@ -170,6 +170,15 @@ class Networks:
                 parameter.requires_grad_(key in self.teacher.trainable)
         return module
 
+    def sizes(self) -> str:
+        """In words, how many weights of each network are trained, and of how many."""
+        texts = []
+        for name, parameters in self.parameters.items():
+            trained = sum(p.numel() for p in parameters.values())
+            whole = sum(p.numel() for p in self.trained[name].parameters())
+            texts.append(f"{name} {trained:,}" + (f" of {whole:,}" if trained < whole else ""))
+        return f"trained weights: {', '.join(texts)}"
+
     def select(self, trains: tuple[str, ...]) -> None:
         """Let gradients reach these networks alone."""
         for name in trains:

@@ -79,6 +79,7 @@ def start(
         if checkpoint is not None:
             for note in restore(trainer, checkpoint):
                 progress.say(note)
+        progress.say(trainer.nets.sizes())
         if resume:
             progress.say(f"resuming {out} after step {trainer.step}")
         outputs: list[Tracker] = []
