@@ -106,7 +106,10 @@ def test_a_flow_scales_its_time_before_it_is_rounded() -> None:
             self.seen = t_B
             return x
 
-    flow, t_B = Records(torch.nn.Identity()), torch.linspace(0, 1, 64, dtype=torch.float64)
+    class Model(torch.nn.Module):
+        points = 1
+
+    flow, t_B = Records(Model()), torch.linspace(0, 1, 64, dtype=torch.float64)
     flow(torch.zeros(64, 1), t_B, Condition(torch.zeros(64, 1, 1)), Dense(64))
     assert torch.equal(flow.seen, (1000 * t_B).float())
     assert not torch.equal(flow.seen, 1000 * t_B.float())  # which is what rounding first would give
