@@ -111,9 +111,7 @@ class LADDConfig(Strict):
         description="indices of the teacher's inner layers with a head; negative: counted from the last one; none: all",
     )
     head_lr: float = Field(1.0, gt=0, description="the heads' learning rate as a multiple of train.lr")
-    betas: tuple[Rate, Rate] | None = Field(
-        (0.0, 0.99), description="AdamW moment decays of the student and the heads; none: train.betas"
-    )
+    head_betas: tuple[Rate, Rate] | None = Field(None, description="the heads' AdamW moment decays; none: train.betas")
     head_ratio: int = Field(5, ge=1, description="updates of the heads per update of the student")
     real: Literal["data", "pairs"] = Field(
         "data", description="the discriminator's real samples: the data, or the teacher's samples (published)"

@@ -34,8 +34,7 @@ class LADD(Objective[LADDConfig]):
     (hinge loss), each averaged over k. The teacher is frozen; the student's gradient runs through it. The time t
     decides what is discriminated: details at small t, global structure at large t; the paper favours large t. Real
     samples and fakes share t and noise. The heads are updated in every iteration, the student in every
-    ``head_ratio``-th, both without momentum, as is usual for GANs (StyleGAN, arXiv 1812.04948): with it, training
-    diverges on images. Here a head is a small MLP on each row's features, its logits averaged over the sample; the
+    ``head_ratio``-th. Here a head is a small MLP on each row's features, its logits averaged over the sample; the
     paper's heads are convolutional and conditioned on t and the text.
     """
 
@@ -50,9 +49,8 @@ class LADD(Objective[LADDConfig]):
 
     def networks(self) -> dict[str, NetSpec]:
         """The student and the discriminator heads."""
-        betas = self.config.betas
-        heads = NetSpec(build=self._heads, lr_scale=self.config.head_lr, betas=betas)
-        return {"student": NetSpec(betas=betas), "discriminator": heads}
+        heads = NetSpec(build=self._heads, lr_scale=self.config.head_lr, betas=self.config.head_betas)
+        return {"student": NetSpec(), "discriminator": heads}
 
     def phase(self, step: int) -> Phase:
         return Phase(("discriminator",) if step % self.config.head_ratio else ("student", "discriminator"))
