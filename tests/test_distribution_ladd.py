@@ -31,6 +31,7 @@ from fewstep_toy.network import ToyFlow
 from torch import Tensor, nn
 
 import fewstep
+from fewstep.config.resolve import resolve_stages
 from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batch import Batch, Condition
 from fewstep.core.interpolant import Interpolant
@@ -201,3 +202,9 @@ def test_a_run(real: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     counts = {k: (v["forward"] // 8, v["backward"] // 8) for k, v in rows[-1]["evaluations"].items()}
     assert counts == {"student": (4, 2), "teacher": (8 + (3 if real == "pairs" else 0), 2), "discriminator": (0, 0)}
     assert [list(row["grad_norm"]) for row in rows] == [["student", "discriminator"], ["discriminator"]] * 2
+
+
+@pytest.mark.parametrize("backbone", ["toy", "images", "trellis"])
+def test_it_has_no_momentum_on_any_backbone(backbone: str) -> None:
+    for resolved in resolve_stages("ladd", backbone).values():
+        assert resolved.config.train.betas == (0.0, 0.999)
