@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from fewstep.config.base import validate
 from fewstep.config.train import TrainConfig
 from fewstep.core.objective import NetSpec, means
-from fewstep.engine.networks import ema_decay
+from fewstep.engine.averages import ema_decay
 from fewstep.engine.optim import Clipper, LRSchedule, NetOptimizer
 from fewstep.engine.step import TrainStep
 from fewstep.errors import FewstepError

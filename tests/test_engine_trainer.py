@@ -55,7 +55,7 @@ def test_a_phase_moves_its_networks_and_no_other() -> None:
             weights[name] = [p.detach().clone() for p in net.parameters()]
 
     run.train(log, lambda: None)
-    assert run.nets.updates == {"student": 2, "critic": 4}
+    assert run.nets.averages.updates == {"student": 2, "critic": 4}
 
 
 def test_the_teacher_waits_in_the_hosts_memory_until_a_loss_asks_for_it() -> None:

@@ -71,7 +71,7 @@ def test_averages_move_with_their_own_network_alone() -> None:
     run = trainer("tiny-critic", steps=3, ema=(0.5,), ema_warmup=True)
     before = [p.detach().clone() for p in run.nets.view.student.parameters()]
     run.train(lambda _: None, lambda: None)
-    assert run.nets.updates == {"student": 1, "critic": 2}
+    assert run.nets.averages.updates == {"student": 1, "critic": 2}
     decay = 2 / 11  # of the first update under warm-up, below both rates
     for rate in (0.9, 0.5):
         average = run.nets.view.ema("student", rate).parameters()

@@ -52,7 +52,7 @@ def train(nets: Networks, name: str = "student", steps: int = 3) -> None:
         answer(nets.trained[name]).square().mean().backward()
         adam.step()
         adam.zero_grad()
-        nets.update_ema((name,))
+        nets.averages.update((name,))
 
 
 def answer(network: Any, cond: Condition | None = None) -> Tensor:

@@ -59,7 +59,7 @@ def test_an_update_against_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None
 
     def update() -> None:
         run.optimizers["student"].update(1, run.scaler)
-        run.nets.update_ema(("student",))
+        run.nets.averages.update(("student",))
 
     gradient()
     update()

@@ -5,32 +5,22 @@ from __future__ import annotations
 import copy
 import zlib
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fewstep.config.train import LoRAConfig
 from fewstep.core.backbone import Backbone, Teacher
 from fewstep.core.batching import SPREAD
 from fewstep.core.objective import NetSpec
 from fewstep.engine.adapters import adapt, is_adapter, put
+from fewstep.engine.averages import Averages
 from fewstep.engine.parallel import Parallel, placed, unsharded
 from fewstep.engine.view import View
 from fewstep.errors import FewstepError, unknown
 
 HALF = (torch.float16, torch.bfloat16)
-
-
-def ema_decay(rate: float, updates: int, warmup: bool) -> float:
-    """The decay of an EMA at its update number ``updates`` (from 1).
-
-    It is ``rate``, or with warm-up the smaller of ``rate`` and (1 + updates) / (10 + updates), as in TensorFlow's
-    ``ExponentialMovingAverage``, so that a young EMA forgets its start sooner.
-    """
-    return min(rate, (1 + updates) / (10 + updates)) if warmup else rate
 
 
 class Networks:
@@ -48,7 +38,7 @@ class Networks:
         teacher: already on ``device``.
         rates: of the student's EMAs, in addition to those of its spec.
         seed: of the weights that ``build`` draws.
-        warmup: see ``ema_decay``.
+        warmup: of the EMAs, see ``ema_decay``.
         needs: of the objective, for ``Backbone.student``.
         lora: the adapters; by default none.
         parallel: how the trained networks are spread over processes; the teacher is sharded elsewhere.
@@ -72,7 +62,7 @@ class Networks:
         if "student" not in specs:
             raise unknown("network to export", "student", specs)
         sharded = parallel is not None and parallel.mesh is not None
-        self.specs, self.teacher, self.warmup, self.needs = dict(specs), teacher, warmup, needs
+        self.specs, self.teacher, self.needs = dict(specs), teacher, needs
         self.lora = lora or LoRAConfig()
         self.shared = dict(teacher.backbone.named_parameters()) if self.lora.rank else {}
         place = "cpu" if sharded else device  # networks may not fit before they are sharded
@@ -99,7 +89,7 @@ class Networks:
             for name, module in self.trained.items()
             if not specs[name].frozen
         }
-        self.updates = dict.fromkeys(specs, 0)
+        self.averages = Averages(self.trained, self.emas, warmup)
         self.view = View({"teacher": teacher, **self.trained}, self.emas, device)
 
     def _make(self, name: str, spec: NetSpec, seed: int) -> nn.Module:
@@ -199,30 +189,6 @@ class Networks:
                 raise unknown("network in phase.copies", name, self.trained)
         for to, source in copies:
             self.trained[to].load_state_dict(self.trained[source].state_dict())
-
-    @torch.no_grad()
-    def update_ema(self, trains: tuple[str, ...]) -> None:
-        """Move the EMAs of the networks that were just updated; buffers are copied."""
-        for name in trains:
-            self.updates[name] += 1
-        for (name, rate), (own, new, buffers) in self._followed.items():
-            if name in trains:
-                move = get_ema_multi_avg_fn(ema_decay(rate, self.updates[name], self.warmup))  # fused over parameters
-                move(own, new, 0)
-                for buffer, value in buffers:
-                    buffer.copy_(value)
-
-    @cached_property
-    def _followed(self) -> dict[tuple[str, float], tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]]:
-        """For each EMA: its parameters, those of its network (both without shared ones), and pairs of buffers. Cached,
-        because collecting them takes longer than updating them; they stay the same objects from the first update on."""
-        followed = {}
-        for (name, rate), module in self.emas.items():
-            network = self.trained[name]
-            pairs = zip(module.parameters(), network.parameters(), strict=True)
-            own, new = map(list, zip(*((own, new) for own, new in pairs if own is not new), strict=True))
-            followed[name, rate] = own, new, list(zip(module.buffers(), network.buffers(), strict=True))
-        return followed
 
     def exported(self, which: float | str) -> Backbone:
         """The network of ``train.export`` as it is written to files. Where networks are sharded, all processes must

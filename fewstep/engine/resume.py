@@ -31,7 +31,7 @@ def scalars_of(trainer: Trainer) -> dict[str, Any]:
     derivatives = trainer.derivatives
     return {
         "seconds": trainer.seconds,
-        "updates": trainer.nets.updates,
+        "updates": trainer.nets.averages.updates,
         "scaler": trainer.scaler.state_dict(),
         "skipped": trainer.skipped,
         "evaluations": trainer.evaluations,
@@ -58,7 +58,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> list[str]:
         raise FewstepError(f"checkpoint {str(file)!r} cannot be resumed from: {error}") from None
     saved = checkpoint.scalars
     trainer.step, trainer.seconds = checkpoint.step, float(saved["seconds"])
-    trainer.nets.updates.update({name: int(count) for name, count in saved["updates"].items()})
+    trainer.nets.averages.updates.update({name: int(count) for name, count in saved["updates"].items()})
     trainer.scaler.load_state_dict(saved["scaler"])
     trainer.skipped.update(saved["skipped"])
     trainer.budget.reset(saved["evaluations"] if trainer.processes.rank == 0 else None)  # summed over processes later

@@ -93,7 +93,7 @@ def start(
             trainer.prepare(count)
         del checkpoint  # frees its tensors
         train(trainer, store, resolved, outputs, progress, window, callbacks if writes else (), sheets)
-        if not trainer.nets.updates["student"]:  # a run shorter than the first phase of a critic
+        if not trainer.nets.averages.updates["student"]:  # a run shorter than the first phase of a critic
             progress.say(f"warning: none of the {trainer.step} iterations trained the student: it is as it started")
         try:
             export(trainer, resolved, out / "student")

@@ -68,7 +68,7 @@ class Trainer(Setup):
         reached = [name for name in phase.trains if self.optimizers[name].has_gradient]
         norms = {name: self.optimizers[name].update(step, self.scaler) for name in reached}
         self.scaler.update()
-        self.nets.update_ema(tuple(norms))
+        self.nets.averages.update(tuple(norms))
         losses = self.processes.gathered(torch.stack(list(loss.values())))
         numbers = Readback(torch.stack([*losses.flatten(), *(norm.double() for norm in norms.values())]))
         self.seconds += time.perf_counter() - started
