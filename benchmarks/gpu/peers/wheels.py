@@ -32,7 +32,7 @@ from fewstep.core.layout import Packed
 def _flex() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    torch._dynamo.config.recompile_limit = 64  # one graph per length; torch gives up beyond 8 by default
+    torch.compiler.config.recompile_limit = 64  # one graph per length; torch gives up beyond 8 by default
     return torch.compile(flex_attention, dynamic=False)
 
 
