@@ -152,6 +152,16 @@ def test_long_titles_of_measures_do_not_run_into_each_other(tmp_path: Path, figu
     assert lower.y1 < upper.y0
 
 
+@pytest.mark.parametrize(("worst", "scale"), [(7.9, "linear"), (8.1, "log")])
+def test_values_far_apart_have_a_logarithmic_axis(tmp_path: Path, figures: list[Any], worst: float, scale: str) -> None:
+    found = [line("teacher", 25, 1.0, 2.0), line("undistilled", 1, worst), line("a", 1, 2.0, 3.0)]
+    chart(found, ["w2"], Watched(), tmp_path / "c.png", "title")
+    assert [axes.get_yscale() for axes in figures] == [scale, scale]
+    assert ("log scale" in figures[0].get_ylabel()) == (scale == "log")
+    low, high = figures[0].get_ylim()  # values are in view, and an interval down to 0 does not stretch the axis
+    assert low < 1.0 < worst < high < 20 * max(low, 0.5)
+
+
 @pytest.mark.parametrize(("signed", "least"), [(False, 0.0), (True, -3.0)])
 def test_no_interval_reaches_below_zero_where_the_measure_cannot(
     tmp_path: Path, figures: list[Any], signed: bool, least: float

@@ -226,6 +226,8 @@ def test_a_browser_shows_turns_and_sorts(hostile: tuple[Page, Bench], tmp_path: 
         legend: [...document.querySelectorAll("#legend li")].map((one) => one.textContent),
         numbers: ["47,952", "810", "<0.001", "+1.5e-05 \u00b12", "1*", "62 %", "1 step"]
           .map((textContent) => sortable({textContent})),
+        logarithmic: [[1, 7.9], [1, 8.1], [0, 9], [-1, 9]].map((values) => valueAxis(values, values, true).log),
+        places: [0, 1 / 1.3, 10, 130].map(valueAxis([1, 100], [-5, 300], true).place),
         trouble: document.getElementById("trouble").hidden};
     """
     with Browser(page.path.as_uri(), tmp_path / "profile", (1400, 3000)) as browser:
@@ -236,4 +238,7 @@ def test_a_browser_shows_turns_and_sorts(hostile: tuple[Page, Bench], tmp_path: 
     assert said["up"] == sorted(said["up"])
     assert said["down"] == sorted(said["up"], reverse=True)
     assert said["numbers"] == [47952, 810, 0.001, 1.5e-05, 1, 62, 1]
+    assert said["logarithmic"] == [False, True, False, False]
+    at_zero, bottom, middle, top = said["places"]  # an interval down to 0 ends at the axis
+    assert (at_zero, middle) == pytest.approx((bottom, (bottom + top) / 2))
     assert said["legend"][1:-1][: len(HOSTILE)] == list(HOSTILE)

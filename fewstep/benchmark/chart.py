@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf, isfinite
 from pathlib import Path
@@ -27,6 +27,7 @@ LEVELS = {TEACHER: "-", OTHER_NOISE: "-.", TRUTH: ":"}  # horizontal lines and t
 WIDTH, HEIGHT, DPI = 9.2, 2.9, 110  # inches, width of the chart and height of a row: 1012 pixels fit a page's width
 NAME, LINE, AXIS = 32, 140, 34  # characters of a name, of a line of the legend, and of one beside an axis
 PLAIN = "entry "  # before a name: matplotlib leaves names that begin with an underscore out of a legend
+FAR = 8  # an axis is logarithmic if the largest value is more than this times the smallest
 DODGE, SPREAD = 0.07, 0.6  # distance of methods at one step count, and their largest total extent
 
 
@@ -76,8 +77,12 @@ def chart(lines: Sequence[Line], names: Sequence[str], suite: Suite, path: Path,
             by_steps.set_xlim(-0.5, max(len(steps), 1) - 0.5)
             _panel(by_time, values, styles, {key: time for key, time in times.items() if time > 0}, times, floor)
             _time_axis(by_time)
-            better = "lower" if name in suite.lower_is_better else "higher"
-            words = [*textwrap.wrap(suite.in_words(name), AXIS), f"({better} is better)"]
+            better = f"{'lower' if name in suite.lower_is_better else 'higher'} is better"
+            drawn = [line.value for key, line in values.items() if key[0] in {TEACHER, *styles}]
+            if far_apart(drawn):
+                log_axis(by_steps, "y", min(drawn) / 1.3, max(drawn) * 1.3)
+                better += ", log scale"
+            words = [*textwrap.wrap(suite.in_words(name), AXIS), f"({better})"]
             by_steps.set_ylabel(chart_escaped("\n".join(words)))
         panels[-1, 0].set_xlabel("sampling steps")
         panels[-1, 1].set_xlabel("sampling time, ms per sample (log scale)")
@@ -160,13 +165,23 @@ def _levels(axes: Any, values: dict[Key, Line], times: dict[Key, float], floor: 
 
 
 def _time_axis(axes: Any) -> None:
-    """A logarithmic axis with a few plain numbers, also if all times are similar."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
+    """A logarithmic axis, also if all times are similar."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    if high < 4 * low:
-        axes.set_xlim(low / 2, high * 2)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1)))
-    axes.xaxis.set_minor_locator(NullLocator())
+    log_axis(axes, "x", *((low / 2, high * 2) if high < 4 * low else (low, high)))
+
+
+def far_apart(values: Collection[float]) -> bool:
+    """Whether values need a logarithmic axis, and can have one."""
+    return min(values, default=0.0) > 0 and max(values) > FAR * min(values)
+
+
+def log_axis(axes: Any, which: str, low: float, high: float) -> None:
+    """Make the axis ``which``, "x" or "y", logarithmic, from ``low`` to ``high``, with a few plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1)))
+    axis.set_minor_locator(NullLocator())

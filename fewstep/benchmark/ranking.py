@@ -8,16 +8,26 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-from fewstep.benchmark.chart import COLOURS, GREY, LINE, NAME, WIDTH, bounds, drawing, floor_of
+from fewstep.benchmark.chart import (
+    COLOURS,
+    GREY,
+    LINE,
+    NAME,
+    WIDTH,
+    bounds,
+    drawing,
+    far_apart,
+    floor_of,
+    log_axis,
+)
 from fewstep.benchmark.entrants import OTHER_NOISE, TEACHER, TRUTH, UNDISTILLED
 from fewstep.benchmark.rows import Line
 from fewstep.console import number_of
 from fewstep.core.suite import Suite
-from fewstep.words import chart_escaped, number, shortened
+from fewstep.words import chart_escaped, shortened
 
 MANY = 10  # methods beyond which lines in one panel cannot be told apart
 ROW, HEAD = 0.19, 1.15  # inches of a row, and of title, axis and legend together
-RATIO = 8  # the axis is logarithmic if the largest value is more than this times the smallest
 
 
 def ranking(lines: Sequence[Line], suite: Suite, path: Path, title: str) -> None:
@@ -78,17 +88,10 @@ def _panel(axes: Any, shown: dict[int, Line], first: str, floor: float) -> None:
 
 def _scale(panels: Sequence[Any], values: Sequence[float]) -> None:
     """The same axis for all panels, chosen by the values: a much wider interval runs out of the panel."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
     low, high = min(values, default=0.0), max(values, default=1.0)
-    logarithmic = low > 0 and high > RATIO * low
     for axes in panels:
-        if logarithmic:
-            axes.set_xscale("log")
-            axes.set_xlim(low / 1.3, high * 1.3)
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1)))
-            axes.xaxis.set_minor_locator(NullLocator())
+        if far_apart(values):
+            log_axis(axes, "x", low / 1.3, high * 1.3)
         else:
             margin = 0.06 * (high - low or 1.0)
             axes.set_xlim(low - margin, high + margin)

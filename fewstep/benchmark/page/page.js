@@ -28,9 +28,16 @@ const number = (value) => (value === 0 ? "0" : Number(value.toPrecision(3)).toSt
 // ---- charts
 
 const WIDTH = 560, HEIGHT = 340, LEFT = 62, RIGHT = 14, TOP = 12, BOTTOM = 44;
+const FAR = 8; // an axis is logarithmic if the largest value is more than this times the smallest
 
 function linear(low, high, from, to) {
   return (value) => from + ((value - low) / (high - low)) * (to - from);
+}
+
+// The same for a logarithmic axis; what is not above 0 lies at its lower end.
+function logarithmic(low, high, from, to) {
+  const place = linear(Math.log(low), Math.log(high), from, to);
+  return (value) => place(Math.log(Math.max(value, low)));
 }
 
 function ticks(low, high, count = 5) {
@@ -60,8 +67,20 @@ function axisOf(kind, values) {
   }
   let [low, high] = [Math.min(...values) / 1.3, Math.max(...values) * 1.3];
   if (high < 4 * low) [low, high] = [low / 1.5, high * 1.5];
-  const place = linear(Math.log(low), Math.log(high), from, to);
-  return { place: (value) => place(Math.log(value)), ticks: logTicks(low, high).map((value) => [value, number(value)]) };
+  return { place: logarithmic(low, high, from, to), ticks: logTicks(low, high).map((value) => [value, number(value)]) };
+}
+
+// The upright axis: where a value lies, the values of its ticks, and whether it is logarithmic. `ends` are those of intervals.
+function valueAxis(values, ends, signed) {
+  const [from, to] = [HEIGHT - BOTTOM, TOP], [least, most] = [Math.min(...values), Math.max(...values)];
+  if (least > 0 && most > FAR * least) {
+    const [low, high] = [least / 1.3, most * 1.3];
+    return { place: logarithmic(low, high, from, to), ticks: logTicks(low, high), log: true };
+  }
+  let [low, high] = [Math.min(...ends, least), Math.max(...ends, most)];
+  const room = (high - low || Math.abs(high) || 1) * 0.06;
+  [low, high] = [Math.max(low - room, !signed && least >= 0 ? 0 : -Infinity), high + room];
+  return { place: linear(low, high, from, to), ticks: ticks(low, high), log: false };
 }
 
 // Lines of the chart against `kind` for one measure: label, colour, dashes, points {x, value, low, high, text}.
@@ -87,17 +106,14 @@ function levelsOf(measure) {
 function chart(kind, words, measure) {
   const lines = linesOf(kind, measure.name), points = lines.flatMap((line) => line.points);
   if (!points.length) return null;
-  const seen = points.flatMap((point) => [point.low, point.high]), shown = levelsOf(measure.name);
-  const all = [...seen, ...shown.map((level) => level.values[measure.name][0])];
-  let [low, high] = [Math.min(...all), Math.max(...all)];
-  const room = (high - low || Math.abs(high) || 1) * 0.06;
-  const floor = !measure.signed && points.every((point) => point.value >= 0) ? 0 : -Infinity;
-  [low, high] = [Math.max(low - room, floor), high + room];
-  const y = linear(low, high, HEIGHT - BOTTOM, TOP), x = axisOf(kind, points.map((point) => point.x));
+  const shown = levelsOf(measure.name), levels = shown.map((level) => level.values[measure.name][0]);
+  const ends = points.flatMap((point) => [point.low, point.high]);
+  const upright = valueAxis([...points.map((point) => point.value), ...levels], ends, measure.signed), y = upright.place;
+  const x = axisOf(kind, points.map((point) => point.x));
   const clamp = (value) => Math.min(Math.max(y(value), TOP), HEIGHT - BOTTOM);
 
   const svg = element("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${measure.words} against ${words}` });
-  for (const value of ticks(low, high)) {
+  for (const value of upright.ticks) {
     svg.append(element("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value), stroke: "#e7eaee" }));
     svg.append(element("text", { x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, number(value)));
   }
@@ -106,6 +122,7 @@ function chart(kind, words, measure) {
   }
   svg.append(element("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM, stroke: "#9aa4af" }));
   svg.append(element("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, words));
+  if (upright.log) svg.append(element("text", { x: LEFT + 2, y: TOP }, "log scale"));
   for (const level of shown) {
     const [value, from, to] = level.values[measure.name];
     const band = { x: LEFT, width: WIDTH - LEFT - RIGHT, y: clamp(to), height: clamp(from) - clamp(to) };
