@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,18 @@ def test_a_student_of_another_teacher_is_named_with_the_keys_that_give_it(
         printed = capsys.readouterr().err
         return printed if "other files than the bench has" in printed else ""
 
-    assert "student 'mine' was distilled with other files" in (text := warned("a", *network))
+    assert "distilled with other files than the bench has: 'mine'; " in (text := warned("a", *network))
     assert text.endswith(f"give the bench backbone.teacher={own}\n")
     assert warned("b", f"backbone.teacher={own}") == ""
+    copy = shutil.copytree(own, tmp_path / "copy")
+    assert warned("copied", f"backbone.teacher={copy}") == ""
+    weights = next(copy.rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    assert "'mine'" in warned("changed", f"backbone.teacher={copy}")
+    several = [f"--student=m{number}={out}" for number in range(6)]
+    words += several
+    assert "the bench has: 'mine', 'm0', 'm1', 'm2', 'm3' and 2 more; " in warned("several", *network)
+    del words[-len(several) :]
     file = Path(out) / "student" / "config.json"
     file.write_text(file.read_text().replace(str(own), "/another/machine/teacher"))
     assert warned("c", *network) == ""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from glob import glob, has_magic
+from glob import escape, glob, has_magic
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,6 +17,8 @@ from fewstep.engine.export import StudentInfo, load_student
 from fewstep.engine.hub import REPOSITORY, fetched
 from fewstep.errors import FewstepError, invalid
 from fewstep.plugins.registry import Entry, registry
+
+NAMED = 5  # labels in a warning
 
 
 def load_students(
@@ -41,8 +44,8 @@ def load_students(
 
 
 def warn_of_other_teachers(students: Iterable[Entrant], configs: Mapping[str, BenchConfig]) -> None:
-    """Warn of each label whose run had another teacher or decoder than the bench: it would be compared with a teacher
-    that it was not distilled from. What is not on this machine is not compared.
+    """Warn of labels whose runs had another teacher or decoder than the bench: they would be compared with a teacher
+    that they were not distilled from. What is not on this machine is not compared.
 
     Args:
         configs: of the bench, for each stage.
@@ -55,19 +58,38 @@ def warn_of_other_teachers(students: Iterable[Entrant], configs: Mapping[str, Be
                 is_path = Path in (field.annotation, *get_args(field.annotation))
                 if is_path and _other(run.get(key), getattr(config.backbone, key)):
                     others.setdefault(entrant.label, []).append(f"{prefix}backbone.{key}={run[key]}")
+    together: dict[str, list[str]] = {}
     for label, keys in others.items():
+        together.setdefault(" ".join(dict.fromkeys(keys)), []).append(label)
+    for said, labels in together.items():
+        more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
         warnings.warn(
-            f"student {label!r} was distilled with other files than the bench has; to compare it with its own teacher, "
-            f"give the bench {' '.join(dict.fromkeys(keys))}",
+            f"distilled with other files than the bench has: {', '.join(map(repr, labels[:NAMED]))}{more}; to compare "
+            f"with their own teacher, give the bench {said}",
             stacklevel=3,
         )
 
 
 def _other(recorded: Any, own: Path | str | None) -> bool:
-    """Whether a run's recorded path (or name) is another one than the bench's, in a folder of this machine."""
+    """Whether a run's recorded path (or name) is another one than the bench's, in a folder of this machine, and what is
+    there differs: the files of another checkout are the same."""
     if not isinstance(recorded, str) or not os.path.isdir(os.path.dirname(recorded) or "."):
         return False
-    return own is None or os.path.realpath(recorded) != os.path.realpath(own)
+    if own is None or os.path.realpath(recorded) == os.path.realpath(own):
+        return own is None
+    first, second = _files(recorded), _files(own)
+    alike = first.keys() == second.keys() and all(filecmp.cmp(first[end], second[end], False) for end in first)
+    return not (first and alike)
+
+
+def _files(path: Path | str) -> dict[str, Path]:
+    """The files that a config names with ``path``, by the rest of their names: all in a folder, or those beside each
+    other with other extensions (``ss_flow.json``, ``ss_flow.safetensors``)."""
+    path = Path(path)
+    if path.is_dir():
+        return {str(file.relative_to(path)): file for file in path.rglob("*") if file.is_file()}
+    names = {file.name.removeprefix(path.name): file for file in path.parent.glob(f"{escape(path.name)}*")}
+    return {end: file for end, file in names.items() if end[:1] in ("", ".") and file.is_file()}
 
 
 def _shipped(networks: Mapping[str, Entry], methods: Sequence[str]) -> list[dict[str, Path]]:
