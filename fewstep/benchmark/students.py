@@ -75,11 +75,13 @@ def _other(recorded: Any, own: Path | str | None) -> bool:
     there differs: the files of another checkout are the same."""
     if not isinstance(recorded, str) or not os.path.isdir(os.path.dirname(recorded) or "."):
         return False
-    if own is None or os.path.realpath(recorded) == os.path.realpath(own):
-        return own is None
+    if own is None:
+        return True
+    if os.path.realpath(recorded) == os.path.realpath(own):
+        return False
     first, second = _files(recorded), _files(own)
-    alike = first.keys() == second.keys() and all(filecmp.cmp(first[end], second[end], False) for end in first)
-    return not (first and alike)
+    same = first.keys() == second.keys() and all(filecmp.cmp(first[end], second[end], shallow=False) for end in first)
+    return not (first and same)
 
 
 def _files(path: Path | str) -> dict[str, Path]:
